@@ -1,0 +1,104 @@
+"""reference: plain torch on any device. Computes everything, keeps what changed. It is the meaning of a delta graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deltaconvert.ops.base import Operator, Shape
+from deltaconvert.reach import Reach
+
+NAME = "reference"
+
+
+class Edge:
+    """One delta: the map as it stands (values, N C H W) and the pixels that changed in this frame (mask, N 1 H W).
+
+    threshold: None where every candidate counts as a change; else the largest change that is dropped.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float | None):
+        self.threshold = threshold
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.mask = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool, device=device)
+        self.candidates = self.mask
+        self.reset(slice(None))
+
+    def reset(self, streams: slice) -> None:
+        # Every comparison with NaN says "changed": the next frame is a mask of ones, and a pixel that some frame
+        # forgot to compute shows.
+        self.values[streams] = float("nan")
+
+    def commit(self, new: Tensor, candidates: Tensor) -> None:
+        """Store the candidates that changed, and mark them."""
+        changed = candidates
+        if self.threshold is not None:
+            changed = candidates & differs(new, self.values, self.threshold)
+        self.values = torch.where(changed, new, self.values)
+        self.mask, self.candidates = changed, candidates
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything changed; always true where to know it would wait for the device."""
+        return True
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """(computed, changed) pixels of this frame, on the device."""
+        return self.candidates.sum(), self.mask.sum()
+
+    def dense(self) -> Tensor:
+        return self.values.clone(memory_format=torch.contiguous_format)
+
+    def state_bytes(self) -> int:
+        return self.values.nbytes + self.mask.nbytes
+
+
+def differs(new: Tensor, stored: Tensor, threshold: float) -> Tensor:
+    """bool (N, 1, H, W): pixels in which some channel moved by more than `threshold`; NaN differs from everything.
+
+    At threshold 0 bits are compared, so that -0.0 after 0.0 is a change and a NaN that stays is none.
+    """
+    if threshold == 0:
+        integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[new.element_size()]
+        return (new.contiguous().view(integer) != stored.contiguous().view(integer)).any(1, keepdim=True)
+    return ~((new - stored).abs() <= threshold).all(1, keepdim=True)
+
+
+def sparsify(shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> Sparsify:
+    return Sparsify(shape, dtype, device, threshold)
+
+
+class Sparsify:
+    """A frame against the stored one."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float):
+        self.edge = Edge(shape, dtype, device, threshold)
+        self._everywhere = torch.ones_like(self.edge.mask)
+
+    def run(self, frame: Tensor) -> None:
+        self.edge.commit(frame, self._everywhere)
+
+
+class Step:
+    """One operator: spread the masks, compute, commit."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        reaches: Sequence[Reach],
+        inputs: Sequence[Edge],
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        threshold: float | None,
+    ):
+        self.operator, self.reaches, self.inputs = operator, reaches, inputs
+        self.edge = Edge(shape, dtype, device, threshold)
+
+    def run(self) -> None:
+        candidates = self.reaches[0].spread(self.inputs[0].mask)
+        for reach, source in zip(self.reaches[1:], self.inputs[1:], strict=True):
+            candidates = candidates | reach.spread(source.mask)
+        self.edge.commit(self.operator(*(source.values for source in self.inputs)), candidates)

@@ -1,0 +1,119 @@
+"""convert: the line through the program, trace -> normalise -> plan -> lower -> DeltaModel."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.model import DeltaModel
+from deltaconvert.normalise import normalise
+from deltaconvert.thresholds import Rule, Thresholds
+from deltaconvert.trace import Traced, trace
+
+BACKENDS = ("reference", "cpu")
+
+
+def convert(
+    model: nn.Module,
+    example: Any,
+    *,
+    threshold: Rule | Mapping[str, Rule] = 0.0,
+    backend: str = "auto",
+    leaves: Sequence[type[nn.Module] | str] = (),
+    keep_dense: Sequence[str] = (),
+) -> DeltaModel:
+    """Convert a dense network into one that recomputes only what changed since the last frame.
+
+    model: a network in eval mode; it is copied, never modified.
+    example: one input as the network takes it: a tensor (N C H W for maps; the images of a batch are streams), a tuple
+        of positional inputs, or a dict of keyword inputs. A real frame is best: relative thresholds are measured on it.
+    threshold: the largest change that is dropped, at the input and at every activation; 0 is exact. A mapping sets
+        kinds and single nodes apart: {"input": 0.04, "activation": "10%", "gate": "1%", "layer1.*": 0.2}, where a
+        percentage is one of the node's mean magnitude on `example`.
+    backend: "reference", "cpu", or "auto": the fastest one for the device of `example`.
+    leaves: module classes or paths that run whole, as they are.
+    keep_dense: paths of nodes, or patterns of them, that stay dense.
+
+    Raises UnsupportedModel if the network as a whole cannot be traced, InputError for options and inputs that do not
+    fit. An operator that deltaconvert does not know is no error: it stays dense, and explain() says why.
+    """
+    rules = Thresholds.of(threshold)
+    args, kwargs = _call_of(example)
+    frames = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    _check(model, frames)
+    where = load_backend(backend, frames[0].device)
+    with torch.inference_mode(False), torch.no_grad():
+        traced = trace(model, args, kwargs, leaves)
+        _verify(model, traced, args, kwargs, frames)
+        graph = normalise(traced.graph)
+        return DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
+
+
+def load_backend(name: str, device: torch.device) -> ModuleType:
+    """The module of a backend; "auto" takes the fastest for `device`."""
+    if name == "auto":
+        name = "cpu" if device.type == "cpu" else "reference"
+    if name not in BACKENDS:
+        raise InputError(f"there is no backend {name!r}: choose from auto, {', '.join(BACKENDS)}")
+    if name == "cpu" and device.type != "cpu":
+        raise InputError(f"backend='cpu' runs on the CPU, the example is on {device}: move both model and example there")
+    return importlib.import_module(f"deltaconvert.backends.{name}")
+
+
+def _call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, tuple):
+        return example, {}
+    if isinstance(example, dict) and all(isinstance(key, str) for key in example):
+        return (), example
+    return (example,), {}
+
+
+def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}: give an nn.Module")
+    if isinstance(model, DeltaModel):
+        raise InputError("model is converted already")
+    for path, module in model.named_modules():
+        if module.training:
+            where = f" (its part {path} is)" if path and not model.training else ""
+            raise InputError(f"model is in training mode{where}: call model.eval() first")
+    if not frames:
+        raise InputError("example holds no tensor")
+    for place, frame in enumerate(frames):
+        if frame.numel() == 0:
+            raise InputError(f"example input {place} is empty: its shape is {tuple(frame.shape)}")
+    devices = {frame.device for frame in frames} | {p.device for p in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        raise InputError(f"model and example are spread over {', '.join(sorted(map(str, devices)))}: move both to one device")
+    batches = {frame.shape[0] for frame in frames if frame.dim() == 4}
+    if len(batches) > 1:
+        raise InputError(f"the example's inputs have batches of {sorted(batches)}: every stream needs one image in each")
+
+
+def _verify(model: nn.Module, traced: Traced, args: Any, kwargs: Any, frames: Sequence[Tensor]) -> None:
+    """The traced graph is the network: equal outputs on the example, or no conversion."""
+    try:
+        expected = copy.deepcopy(model)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    except Exception as error:
+        raise InputError(f"the network does not run on the example: {error}") from error
+    got = traced.signature.unflatten(traced.graph(*(frame.clone() for frame in frames)))
+    leaves, spec = pytree.tree_flatten(expected)
+    ours, our_spec = pytree.tree_flatten(got)
+    if spec == our_spec:
+        for a, b in zip(leaves, ours, strict=True):
+            if isinstance(a, Tensor) and not torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True):
+                break
+        else:
+            return
+    raise UnsupportedModel(
+        f"{type(model).__name__} computes something else than its traced graph, so it depends on more than its inputs "
+        "(random numbers, counters, Python state): convert the deterministic part of it"
+    )

@@ -1,0 +1,175 @@
+"""lower: bind every node of a plan to a backend. What comes out runs frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from deltaconvert.check import densify, is_delta, operator_of, sparsify
+from deltaconvert.plan import Plan
+
+# Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
+_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential", "empty")
+_PURE_HOMES = ("torch", "_operator", "operator", "math", "torch.nn.functional", "torch._C._nn", "torch._C._special")
+
+
+class Program:
+    """A planned network with its state: run(frames) -> outputs, reset(streams).
+
+    Dense values live in a list for the time of a frame; deltas live in their edges between frames.
+    """
+
+    def __init__(self, plan: Plan, backend: ModuleType):
+        self.plan, self.backend = plan, backend
+        self.edges: dict[str, Any] = {}  # node name -> edge
+        self._slots: dict[fx.Node, int] = {}
+        self._inputs: list[int] = []
+        self._outputs: list[int] = []
+        self._returned: list[bool] = []  # outputs that a later frame may return again
+        self._steps: list[Callable[[_Frame], None]] = []
+        self.islands: dict[str, _Island] = {}  # dense node name -> its step
+        for node in plan.graph.graph.nodes:
+            self._bind(node)
+
+    def run(self, frames: Sequence[Tensor]) -> list[Tensor]:
+        frame = _Frame([None] * len(self._slots), [True] * len(self._slots))
+        for slot, tensor in zip(self._inputs, frames, strict=True):
+            frame.values[slot] = tensor
+        for step in self._steps:
+            step(frame)
+        # What an island keeps for the next frame stays its own: the caller gets a copy.
+        return [
+            frame.values[slot].clone() if kept else frame.values[slot]
+            for slot, kept in zip(self._outputs, self._returned, strict=True)
+        ]
+
+    def reset(self, streams: slice = slice(None)) -> None:
+        """Forget what `streams` have seen: their next frame is computed in full."""
+        for edge in self.edges.values():
+            edge.reset(streams)
+        for island in self.islands.values():
+            island.forget()
+
+    def state_bytes(self) -> int:
+        return sum(edge.state_bytes() for edge in self.edges.values())
+
+    def _bind(self, node: fx.Node) -> None:
+        if node.op == "output":
+            self._bind_outputs(node.args[0])
+        elif node.op == "placeholder":
+            self._inputs.append(self._slot(node))
+        elif node.op == "get_attr":
+            value = _attribute(self.plan.graph, str(node.target))
+            slot = self._slot(node)
+            self._steps.append(lambda frame: frame.put(slot, value, False))
+        elif node.target is sparsify:
+            self._bind_sparsify(node)
+        elif node.target is densify:
+            edge, slot = self.edges[node.args[0].name], self._slot(node)
+            self._add_island(node, _Island(slot, lambda values: edge.dense(), (), pure=True, edge=edge))
+        elif is_delta(node):
+            self._bind_operator(node)
+        else:
+            self._bind_island(node)
+
+    def _bind_sparsify(self, node: fx.Node) -> None:
+        meta = node.meta
+        step = self.backend.sparsify(meta["shape"], meta["dtype"], meta["device"], meta["threshold"])
+        self.edges[node.name] = step.edge
+        source = self._slots[node.args[0]]
+        self._steps.append(lambda frame: step.run(frame.values[source]))
+
+    def _bind_operator(self, node: fx.Node) -> None:
+        operator, meta = operator_of(node), node.meta
+        assert operator is not None
+        reaches = operator.reaches([source.meta["shape"] for source in node.args], meta["shape"])
+        step = self.backend.Step(
+            operator,
+            reaches,
+            [self.edges[source.name] for source in node.args],
+            meta["shape"],
+            meta["dtype"],
+            meta["device"],
+            meta.get("threshold"),
+        )
+        self.edges[node.name] = step.edge
+        self._steps.append(lambda frame: step.run())
+
+    def _bind_island(self, node: fx.Node) -> None:
+        def load(values: list[Any]) -> tuple[Any, Any]:
+            return fx.map_arg((node.args, node.kwargs), lambda n: values[self._slots[n]])
+
+        def call(values: list[Any]) -> Any:
+            args, kwargs = load(values)
+            if node.op == "call_module":
+                return self.plan.graph.get_submodule(str(node.target))(*args, **kwargs)
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+        sources = tuple(self._slots[source] for source in node.all_input_nodes)
+        self._add_island(node, _Island(self._slot(node), call, sources, pure=is_pure(node)))
+
+    def _add_island(self, node: fx.Node, island: _Island) -> None:
+        self.islands[node.name] = island
+        self._steps.append(island.run)
+
+    def _bind_outputs(self, outputs: Sequence[fx.Node]) -> None:
+        for node in outputs:
+            self._outputs.append(self._slots[node])
+            self._returned.append(node.op != "placeholder")
+
+    def _slot(self, node: fx.Node) -> int:
+        return self._slots.setdefault(node, len(self._slots))
+
+
+@dataclass
+class _Frame:
+    """The dense values of one frame, and whether each can differ from the last frame's."""
+
+    values: list[Any]
+    changed: list[bool]
+
+    def put(self, slot: int, value: Any, changed: bool) -> None:
+        self.values[slot], self.changed[slot] = value, changed
+
+
+class _Island:
+    """A dense step. A pure one whose inputs did not change hands out its last result."""
+
+    def __init__(self, slot: int, call: Callable[[list[Any]], Any], sources: tuple[int, ...], pure: bool, edge: Any = None):
+        self.slot, self.call, self.sources, self.pure, self.edge = slot, call, sources, pure, edge
+        self.forget()
+
+    def run(self, frame: _Frame) -> None:
+        changed = self.edge.changed if self.edge is not None else any(frame.changed[s] for s in self.sources)
+        self.ran = changed or not (self.kept and self.pure)
+        if self.ran:
+            self.last, self.kept = self.call(frame.values), True
+        frame.put(self.slot, self.last, self.ran)
+
+    def forget(self) -> None:
+        self.kept, self.ran, self.last = False, False, None
+
+
+def is_pure(node: fx.Node) -> bool:
+    """The same inputs give the same result, and nothing else happens: functions, methods and operators of torch."""
+    if operator_of(node) is not None:
+        return True
+    if node.op == "call_module" or not node.all_input_nodes:
+        return False
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    if name.endswith("_") or any(part in name for part in _RANDOM):
+        return False
+    return node.op == "call_method" or getattr(node.target, "__module__", None) in (*_PURE_HOMES, None, "torch.functional")
+
+
+def _attribute(root: Any, path: str) -> Tensor:
+    for part in path.split("."):
+        root = getattr(root, part)
+    return root.detach() if isinstance(root, torch.Tensor) else root

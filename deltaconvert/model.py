@@ -1,0 +1,171 @@
+"""run: a DeltaModel is called like the dense network it came from, frame after frame."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from deltaconvert.errors import DeltaConvertError, InputError
+from deltaconvert.lower import Program
+from deltaconvert.plan import Plan, plan
+from deltaconvert.report import Explanation, Stats, Tally, explain
+from deltaconvert.thresholds import Thresholds
+from deltaconvert.trace import Signature
+
+Sizes = tuple[tuple[int, ...], ...]
+
+
+class DeltaModel(nn.Module):
+    """A converted network: same inputs, same outputs, but each frame recomputes only what changed.
+
+    The images of a batch are streams, each with its own state. The first frame of a stream, and the first after
+    reset(), is computed in full. Outputs are new tensors that no later frame writes to.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        signature: Signature,
+        frames: Sequence[Tensor],
+        thresholds: Thresholds,
+        backend: ModuleType,
+        keep_dense: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.graph = graph
+        self._signature, self._thresholds = signature, thresholds
+        self._backend, self._keep_dense = backend, tuple(keep_dense)
+        self._like = [(frame.dim(), frame.dtype, frame.device) for frame in frames]
+        self._plans: dict[Sizes, Plan] = {}
+        self._program = self._program_for(frames)
+        self._size = _sizes(frames)
+        self._interrupted = False
+        super().train(False)
+
+    @property
+    def backend(self) -> str:
+        return self._backend.NAME
+
+    @property
+    def streams(self) -> int:
+        """The number of streams: the batch size of the frames."""
+        return self._program.plan.streams
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The threshold of every node that compares, by path, in the units of its feature map."""
+        nodes = self._program.plan.graph.graph.nodes
+        return {_path(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The dense network's call. InputError, with the state untouched, for inputs that do not fit."""
+        frames = self._signature.flatten(args, kwargs)
+        self._check(frames)
+        # Outputs are ordinary tensors, and state made under inference_mode could not be written outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            if _sizes(frames) != self._size:
+                self._resize(frames)
+            if self._interrupted:
+                self._program.reset()
+            self._interrupted = True  # stays so if the frame raises half-way
+            outputs = self._program.run(frames)
+            self._interrupted = False
+            self._tally.add(self._program)
+        return self._signature.unflatten(outputs)
+
+    def reset(self, stream: int | None = None) -> None:
+        """Forget the last frames, of one stream (its index in the batch) or of all: the next one is full."""
+        if stream is None:
+            self._program.reset()
+            return
+        if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < self.streams:
+            raise InputError(f"there is no stream {stream!r}: the frames have {self.streams} (0 to {self.streams - 1})")
+        self._program.reset(slice(stream, stream + 1))
+
+    def stats(self) -> Stats:
+        """What the frames so far changed and cost, node by node; see report.Stats."""
+        return self._tally.stats(self._program)
+
+    def explain(self) -> Explanation:
+        """One row for each node: delta or dense, why not, share of the work, threshold, state; print it."""
+        return explain(self._program)
+
+    def masks(self) -> Mapping[str, Tensor]:
+        """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""
+        nodes = self._program.plan.graph.graph.nodes
+        return {_path(node): self._program.edges[node.name].mask for node in nodes if node.name in self._program.edges}
+
+    def save(self, path: Any) -> None:
+        """Write the converted network into one file that deltaconvert.load reads without the network's own code."""
+        from deltaconvert.container import save
+
+        save(self, path)
+
+    def train(self, mode: bool = True) -> DeltaModel:
+        if mode:
+            raise DeltaConvertError("a converted network cannot be trained: train the dense one and convert it again")
+        return super().train(False)
+
+    def _check(self, frames: Sequence[Tensor]) -> None:
+        for place, (frame, (dim, dtype, device)) in enumerate(zip(frames, self._like, strict=True)):
+            if frame.dim() != dim:
+                raise InputError(f"input {place} has shape {tuple(frame.shape)}; the network was converted for {dim} dimensions")
+            if frame.dtype != dtype:
+                raise InputError(
+                    f"input {place} is {frame.dtype}; the network was converted for {dtype}: convert the frame "
+                    f"(frame.to({dtype})) or convert the network again for {frame.dtype}"
+                )
+            if frame.device != device:
+                raise InputError(f"input {place} is on {frame.device}; the network was converted on {device}")
+            if frame.numel() == 0:
+                raise InputError(f"input {place} is empty: its shape is {tuple(frame.shape)}")
+        batches = {frame.shape[0] for frame in frames if frame.dim() == 4}
+        if len(batches) > 1:
+            raise InputError(f"the inputs have batches of {sorted(batches)}: every stream needs one image in each")
+
+    def _resize(self, frames: Sequence[Tensor]) -> None:
+        sizes = _sizes(frames)
+        known = sizes in self._plans
+        try:
+            program = self._program_for(frames)
+        except DeltaConvertError:
+            raise
+        except Exception as error:
+            raise InputError(f"the network cannot run on inputs of shape {_text(sizes)}: {error}") from error
+        if not known:
+            warnings.warn(
+                f"the input size changed from {_text(self._size)} to {_text(sizes)}: planned anew, the state starts over",
+                stacklevel=4,
+            )
+        self._program, self._size = program, sizes
+
+    def _program_for(self, frames: Sequence[Tensor]) -> Program:
+        """A program with fresh state; the plan of a size is made once."""
+        sizes = _sizes(frames)
+        if sizes not in self._plans:
+            self._plans[sizes] = plan(self.graph, frames, self._thresholds, self._keep_dense)
+            if len(self._plans) == 1:
+                # Relative thresholds refer to the example frame, whatever size comes later.
+                nodes = self._plans[sizes].graph.graph.nodes
+                placed = {_path(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
+                self._thresholds = Thresholds({**self._thresholds.rules, **placed})
+        program = Program(self._plans[sizes], self._backend)
+        self._tally = Tally()
+        return program
+
+
+def _path(node: fx.Node) -> str:
+    return node.meta.get("path", node.name)
+
+
+def _sizes(frames: Sequence[Tensor]) -> Sizes:
+    return tuple(tuple(frame.shape) for frame in frames)
+
+
+def _text(sizes: Sizes) -> str:
+    return ", ".join("x".join(map(str, size)) for size in sizes)

@@ -1,0 +1,19 @@
+"""normalise: one spelling per operator, batch norm folded, dropout gone, one instance per call site."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from deltaconvert.passes import run_passes
+from deltaconvert.passes.adopt_operators import adopt_operators
+from deltaconvert.passes.drop_identities import drop_identities
+from deltaconvert.passes.fold_batch_norm import fold_batch_norm
+from deltaconvert.passes.name_paths import name_paths
+from deltaconvert.passes.open_tuples import open_tuples
+
+PASSES = (name_paths, open_tuples, drop_identities, adopt_operators, fold_batch_norm)
+
+
+def normalise(gm: fx.GraphModule) -> fx.GraphModule:
+    """The traced graph in its normal form. It holds for every input size: what depends on the size comes in plan."""
+    return run_passes(gm, PASSES)

@@ -1,0 +1,1 @@
+"""One file per operator; see base.py for what belongs in it."""

@@ -1,0 +1,147 @@
+"""What an operator is, and how the spellings of one find it.
+
+An operator is an nn.Module with three rules, on maps of shape N C H W:
+
+    forward(*values)              the dense operator; it is the meaning, every backend must equal it
+    reaches(shapes, out_shape)    for each input, which of its pixels an output pixel reads (deltaconvert.reach)
+    why_dense(shapes, out_shape)  None, or the reason why this call cannot run as a delta node
+
+and `spelled` functions that turn the ways a network may write it (a module, a function, a method name) into it.
+Adding an operator is adding one file to this folder; `find` discovers it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltaconvert.errors import GraphError
+from deltaconvert.reach import Pixel, Reach
+
+Shape = tuple[int, ...]
+Spelling = Callable[..., tuple["Operator", list[Any]]]
+_spellings: dict[Any, Spelling] = {}
+
+
+class StaysDense(Exception):
+    """Raised by a spelling that cannot become a delta operator; the text is the reason that explain() shows."""
+
+
+class Operator(nn.Module):
+    """One call site of one operator. Every parameter of __init__ is kept as an attribute of the same name:
+    tensors as buffers, the rest as plain JSON values, so that saving a graph needs nothing else.
+
+    elementwise: reads and writes each value by itself, so it may join the tail of the operator before it.
+    activation:  the paper places a threshold here (DeltaCNN, section 3.2).
+    fill:        what lies outside the map for an operator with a window.
+    position_free: the same function at every pixel, so that a backend may compute any pixels apart from the rest.
+    """
+
+    elementwise: ClassVar[bool] = False
+    activation: ClassVar[bool] = False
+    fill: ClassVar[float] = 0.0
+    position_free: ClassVar[bool] = True
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        return [Pixel() for _ in shapes]
+
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return None
+
+    def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
+        """Multiply-accumulates of the whole map; comparisons and single additions count as none."""
+        return 0
+
+    def on_windows(self, windows: Tensor) -> Tensor:
+        """The operator on gathered windows (n, C, h, w), their borders already filled: no padding of its own.
+
+        Only operators whose first input has a Window reach have one; (n, C', T, T) comes back.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no window")
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that __init__ took, by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+
+    def keep(self, name: str, tensor: Tensor | None) -> None:
+        """Keep a weight as a buffer, cut off from the user's parameter and from autograd."""
+        self.register_buffer(name, None if tensor is None else tensor.detach())
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in self.settings().items() if not isinstance(v, Tensor))
+
+
+def spelled(*targets: Any) -> Callable[[Spelling], Spelling]:
+    """Register how a network may write an operator.
+
+    targets: nn.Module classes, functions, or names of Tensor methods. The decorated function gets the call as the
+    network wrote it (for a module: the module, then its inputs; constant tensors are tensors, everything computed per
+    frame is an fx.Node) and returns (operator, inputs), or raises StaysDense with the reason.
+    """
+
+    def register(spelling: Spelling) -> Spelling:
+        for target in dict.fromkeys(targets):  # torch.conv2d is F.conv2d
+            if target in _spellings:
+                raise GraphError(f"{target} is spelled twice: in {_spellings[target].__module__} and {spelling.__module__}")
+            _spellings[target] = spelling
+        return spelling
+
+    return register
+
+
+@lru_cache(maxsize=1)
+def _discover() -> None:
+    import deltaconvert.ops as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def find(target: Any) -> Spelling | None:
+    """The spelling of a module instance, a function or a method name; None if no operator knows it."""
+    _discover()
+    key = type(target) if isinstance(target, nn.Module) else target
+    try:
+        return _spellings.get(key)
+    except TypeError:  # an unhashable callable
+        return None
+
+
+def operator_types() -> dict[str, type[Operator]]:
+    """All operators by class name: what a converted file may contain."""
+    _discover()
+    found: dict[str, type[Operator]] = {}
+    todo = list(Operator.__subclasses__())
+    while todo:
+        cls = todo.pop()
+        found[cls.__name__] = cls
+        todo += cls.__subclasses__()
+    return found
+
+
+def known_modules() -> tuple[type, ...]:
+    """Module classes that have a spelling, which the tracer keeps whole."""
+    _discover()
+    return tuple(t for t in _spellings if isinstance(t, type) and issubclass(t, nn.Module))
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """(height, width) from a number or a sequence of one or two, as torch reads kernel sizes and strides."""
+    if isinstance(value, int):
+        return value, value
+    values = [int(v) for v in value]
+    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def constant(value: Any, what: str) -> Any:
+    """A value that must be known at conversion, not computed in every frame."""
+    if isinstance(value, torch.fx.Node):
+        raise StaysDense(f"{what} is computed in every frame")
+    return value

@@ -1,0 +1,113 @@
+"""Max and average pooling (ONNX MaxPool, AveragePool)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltaconvert.ops.base import Operator, Shape, StaysDense, pair, spelled
+from deltaconvert.reach import Reach, Window
+
+Pair = tuple[int, int]
+
+
+class MaxPool2d(Operator):
+    """N C H W -> N C H' W'; outside the map lies minus infinity."""
+
+    fill = float("-inf")
+
+    def __init__(self, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool):
+        super().__init__()
+        self.kernel, self.stride, self.padding, self.dilation = pair(kernel), pair(stride), pair(padding), pair(dilation)
+        self.ceil_mode = ceil_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def on_windows(self, windows: Tensor) -> Tensor:
+        return F.max_pool2d(windows, self.kernel, self.stride, 0, self.dilation)
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        (shape,) = shapes
+        return [Window(self.kernel, self.stride, self.padding, self.dilation, pair(shape[2:]), pair(out_shape[2:]))]
+
+
+class AvgPool2d(Operator):
+    """N C H W -> N C H' W'."""
+
+    def __init__(
+        self,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ):
+        super().__init__()
+        self.kernel, self.stride, self.padding = pair(kernel), pair(stride), pair(padding)
+        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
+        self.divisor_override = divisor_override
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(
+            x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor_override
+        )
+
+    def on_windows(self, windows: Tensor) -> Tensor:
+        return F.avg_pool2d(windows, self.kernel, self.stride, 0, divisor_override=self.divisor_override)
+
+    @property
+    def position_free(self) -> bool:
+        """Every window divides by the same number."""
+        whole = self.count_include_pad or self.padding == (0, 0)
+        return self.divisor_override is not None or (whole and not self.ceil_mode)
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        (shape,) = shapes
+        return [Window(self.kernel, self.stride, self.padding, (1, 1), pair(shape[2:]), pair(out_shape[2:]))]
+
+
+@spelled(F.max_pool2d, torch.max_pool2d)
+def _max(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Operator, list[Any]]:
+    if return_indices:
+        raise StaysDense("it returns indices")
+    kernel = pair(kernel_size)
+    return MaxPool2d(kernel, pair(stride) if stride else kernel, pair(padding), pair(dilation), ceil_mode), [input]
+
+
+@spelled(nn.MaxPool2d)
+def _max_module(m: nn.MaxPool2d, input: Any) -> tuple[Operator, list[Any]]:
+    return _max(input, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
+
+
+@spelled(F.avg_pool2d)
+def _avg(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> tuple[Operator, list[Any]]:
+    kernel = pair(kernel_size)
+    stride = pair(stride) if stride else kernel
+    return AvgPool2d(kernel, stride, pair(padding), ceil_mode, count_include_pad, divisor_override), [input]
+
+
+@spelled(nn.AvgPool2d)
+def _avg_module(m: nn.AvgPool2d, input: Any) -> tuple[Operator, list[Any]]:
+    return _avg(input, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override)

@@ -1,0 +1,170 @@
+"""Operators whose output pixels read a box of input pixels that depends on their place: interpolation and adaptive
+pooling (ONNX Resize, GlobalAveragePool)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
+from deltaconvert.reach import Everything, Reach, Sources
+
+
+class Interpolate(Operator):
+    """N C H W -> N C H' W' by F.interpolate: nearest, nearest-exact, bilinear, bicubic, area.
+
+    Either `size` (H', W') or `scale` (height, width) is set, and means what torch means by it.
+    """
+
+    position_free = False
+
+    def __init__(
+        self,
+        size: tuple[int, int] | None,
+        scale: tuple[float, float] | None,
+        mode: str,
+        align_corners: bool | None,
+        recompute_scale_factor: bool | None,
+        antialias: bool,
+    ):
+        super().__init__()
+        self.size, self.scale = size, scale
+        self.mode, self.align_corners = mode, align_corners
+        self.recompute_scale_factor, self.antialias = recompute_scale_factor, antialias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._resize(x, self.size, self.scale)
+
+    def _resize(self, x: Tensor, size: tuple[int, int] | None, scale: tuple[float, float] | None) -> Tensor:
+        return F.interpolate(
+            x, size, scale, self.mode, self.align_corners, self.recompute_scale_factor, self.antialias
+        )
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        (shape,) = shapes
+        tables = []
+        for axis in (0, 1):
+            size = None if self.size is None else (self.size[axis], 1)
+            scale = None if self.scale is None else (self.scale[axis], 1.0)
+            tables.append(sources_of(lambda x, size=size, scale=scale: self._resize(x, size, scale), shape[2 + axis]))
+        return [Sources(*tables)]
+
+
+class AdaptivePool2d(Operator):
+    """N C H W -> N C H' W' by the average or the maximum of boxes that cover the map; size None keeps that axis."""
+
+    position_free = False
+
+    def __init__(self, kind: str, size: tuple[int | None, int | None]):
+        super().__init__()
+        self.kind, self.size = kind, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._pool(x, self.size)
+
+    def _pool(self, x: Tensor, size: tuple[int | None, int | None]) -> Tensor:
+        return F.adaptive_avg_pool2d(x, size) if self.kind == "avg" else F.adaptive_max_pool2d(x, size)
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        (shape,) = shapes
+        if out_shape[2:] == (1, 1):
+            return [Everything((1, 1))]
+        return [
+            Sources(
+                *(
+                    sources_of(lambda x, size=out_shape[2 + axis]: self._pool(x, (size, 1)), shape[2 + axis])
+                    for axis in (0, 1)
+                )
+            )
+        ]
+
+
+def sources_of(resample: Callable[[Tensor], Tensor], size: int) -> Tensor:
+    """int64 (H', taps): the input rows that each output row of `resample` reads, asked of the operator itself.
+
+    A column with a single one in row i lights up the output rows that read row i. Asking in both precisions keeps
+    the table right where rounding moves a source coordinate over a pixel's edge.
+    """
+    reads: Tensor | None = None
+    for dtype in (torch.float32, torch.float64):
+        probe = torch.eye(size, dtype=dtype).view(size, 1, size, 1)
+        lit = resample(probe)[:, 0, :, 0].ne(0).t()
+        reads = lit if reads is None else reads | lit
+    assert reads is not None
+    taps = int(reads.sum(1).max())
+    table = reads.to(torch.int8).topk(taps, dim=1)
+    # Rows with fewer sources repeat their first one.
+    return torch.where(table.values.bool(), table.indices, table.indices[:, :1]).contiguous()
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    for part in value if isinstance(value, list | tuple) else [value]:
+        constant(part, "its size")
+    return pair(value)
+
+
+@spelled(F.interpolate)
+def _interpolate(
+    input: Any,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> tuple[Operator, list[Any]]:
+    if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic", "area"):
+        raise StaysDense(f"mode={mode!r}")
+    scale = None
+    if scale_factor is not None:
+        parts = scale_factor if isinstance(scale_factor, list | tuple) else (scale_factor, scale_factor)
+        scale = tuple(float(constant(part, "its scale")) for part in parts)
+    return Interpolate(_size(size), scale, mode, align_corners, recompute_scale_factor, antialias), [input]
+
+
+@spelled(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+def _upsample(m: nn.Upsample, input: Any) -> tuple[Operator, list[Any]]:
+    return _interpolate(input, m.size, m.scale_factor, m.mode, m.align_corners, m.recompute_scale_factor)
+
+
+def _adaptive_size(value: Any) -> tuple[int | None, int | None]:
+    if isinstance(value, list | tuple):
+        parts = [None if v is None else int(constant(v, "its size")) for v in value]
+        return (parts[0], parts[0]) if len(parts) == 1 else (parts[0], parts[1])
+    return (None, None) if value is None else pair(constant(value, "its size"))
+
+
+@spelled(F.adaptive_avg_pool2d)
+def _adaptive_avg(input: Any, output_size: Any) -> tuple[Operator, list[Any]]:
+    return AdaptivePool2d("avg", _adaptive_size(output_size)), [input]
+
+
+@spelled(F.adaptive_max_pool2d)
+def _adaptive_max(input: Any, output_size: Any, return_indices: bool = False) -> tuple[Operator, list[Any]]:
+    if return_indices:
+        raise StaysDense("it returns indices")
+    return AdaptivePool2d("max", _adaptive_size(output_size)), [input]
+
+
+@spelled(nn.AdaptiveAvgPool2d)
+def _adaptive_avg_module(m: nn.AdaptiveAvgPool2d, input: Any) -> tuple[Operator, list[Any]]:
+    return _adaptive_avg(input, m.output_size)
+
+
+@spelled(nn.AdaptiveMaxPool2d)
+def _adaptive_max_module(m: nn.AdaptiveMaxPool2d, input: Any) -> tuple[Operator, list[Any]]:
+    return _adaptive_max(input, m.output_size, m.return_indices)
+
+
+@spelled(torch.mean, "mean")
+def _mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> tuple[Operator, list[Any]]:
+    dims = sorted(d % 4 for d in dim) if isinstance(dim, list | tuple) and all(isinstance(d, int) for d in dim) else dim
+    if dims != [2, 3] or keepdim is not True or dtype is not None:
+        raise StaysDense("it is not a mean over height and width that keeps both")
+    return AdaptivePool2d("avg", (1, 1)), [input]

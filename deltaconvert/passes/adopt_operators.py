@@ -1,0 +1,72 @@
+"""Calls of modules, functions and methods become operators, one instance per call site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from deltaconvert.check import operator_of
+from deltaconvert.ops.base import Operator, StaysDense, find
+
+
+def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
+    """Give every call that deltaconvert knows its one spelling; the others learn why they stay dense.
+
+    before:  relu(x) [a module used twice]   F.relu(x, inplace=True)   x.relu()
+    after:   Pointwise("relu")(x), a fresh instance for each
+    """
+    for node in list(gm.graph.nodes):
+        if node.op not in ("call_module", "call_function", "call_method") or operator_of(node) is not None:
+            continue
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        spelling = find(node.target if module is None else module)
+        if spelling is None:
+            node.meta.setdefault("why_dense", _unknown(node, module))
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _weight(gm, n))
+        try:
+            operator, inputs = spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
+        except StaysDense as reason:
+            node.meta["why_dense"] = str(reason)
+            continue
+        except TypeError as error:  # a call that the spelling's signature does not take
+            node.meta["why_dense"] = f"its call is unusual: {error}"
+            continue
+        if not inputs or not all(isinstance(i, fx.Node) for i in inputs):
+            node.meta["why_dense"] = "it reads no map"
+            continue
+        adopt(gm, node, operator, inputs)
+    gm.graph.eliminate_dead_code()
+    return gm
+
+
+def adopt(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[Any]) -> fx.Node:
+    """Replace `node` by a call of `operator`; it keeps its name, its place and what is known of it."""
+    target = f"operators.{node.name}"
+    gm.add_submodule(target, operator)
+    with gm.graph.inserting_before(node):
+        call = gm.graph.call_module(target, tuple(inputs))
+    call.meta = {key: value for key, value in node.meta.items() if key != "why_dense"}
+    name = node.name
+    node.replace_all_uses_with(call)
+    gm.graph.erase_node(node)
+    call._rename(name)
+    return call
+
+
+def _weight(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """The tensor behind a get_attr node; every other node stays one."""
+    if node.op != "get_attr":
+        return node
+    value: Any = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value.detach()
+
+
+def _unknown(node: fx.Node, module: nn.Module | None) -> str:
+    if module is not None:
+        return f"deltaconvert has no operator for {type(module).__name__}"
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    return f"deltaconvert has no operator for {name}"

@@ -1,0 +1,37 @@
+"""Calls that change nothing go."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+_DROPOUTS = (F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
+_METHODS = ("contiguous", "clone", "detach")
+
+
+def drop_identities(gm: fx.GraphModule) -> fx.GraphModule:
+    """Remove dropout (inference), contiguous, clone, detach and padding by nothing.
+
+    before:  y = dropout(x, 0.5, training=False);  z = conv(y)
+    after:   z = conv(x)
+    """
+    for node in list(gm.graph.nodes):
+        if _is_identity(node):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+    return gm
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_method":
+        return node.target in _METHODS
+    if node.target in _DROPOUTS:
+        training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+        return training is False
+    if node.target is F.pad:
+        pad = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
+        return isinstance(pad, list | tuple) and all(p == 0 for p in pad)
+    return False

@@ -1,0 +1,30 @@
+"""What follows from the input's size and from weights becomes a constant of this plan."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+
+def fold_constants(gm: fx.GraphModule) -> fx.GraphModule:
+    """Replace values that are the same in every frame by themselves.
+
+    before:  h = x.shape[2];  d = h - 56;  y = pad(x, (0, 0, 0, d))
+    after:   y = pad(x, (0, 0, 0, 1))
+    """
+    for node in list(gm.graph.nodes):
+        if "constant" not in node.meta:
+            continue
+        value = node.meta["constant"]
+        if isinstance(value, Tensor):
+            name = f"constant_{node.name}"
+            gm.register_buffer(name, value)
+            with gm.graph.inserting_before(node):
+                folded = gm.graph.get_attr(name)
+            folded.meta = {key: item for key, item in node.meta.items() if key != "constant"}
+            node.replace_all_uses_with(folded)
+        else:
+            for user in list(node.users):
+                user.args = fx.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
+                user.kwargs = fx.map_arg(user.kwargs, lambda n, node=node, value=value: value if n is node else n)
+        gm.graph.erase_node(node)
+    return gm

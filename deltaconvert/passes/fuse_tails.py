@@ -1,0 +1,64 @@
+"""An operator and the elementwise operators behind it become one node."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from deltaconvert.check import operator_of
+from deltaconvert.ops.base import Operator
+from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.resample import AdaptivePool2d
+from deltaconvert.passes.adopt_operators import adopt
+
+
+def fuse_tails(gm: fx.GraphModule) -> fx.GraphModule:
+    """Fuse chains of delta nodes in which each is read by the next one only.
+
+    A chain ends at an activation, because a threshold may stand there, and at anything that is not elementwise.
+
+    before:  y = conv(x);  z = add(y, skip);  r = relu(z)
+    after:   r = fused[conv, add, relu](x, skip)
+    """
+    done: set[fx.Node] = set()
+    for node in list(gm.graph.nodes):
+        operator = operator_of(node)
+        if node in done or not node.meta.get("delta") or operator is None or isinstance(operator, AdaptivePool2d):
+            continue
+        chain = _chain(node)
+        done.update(chain)
+        if len(chain) > 1:
+            _fuse(gm, chain)
+    return gm
+
+
+def _chain(head: fx.Node) -> list[fx.Node]:
+    chain = [head]
+    while True:
+        last = chain[-1]
+        operator = operator_of(last)
+        assert operator is not None
+        if operator.activation or len(last.users) != 1:
+            return chain
+        (user,) = last.users
+        follower = operator_of(user)
+        if not user.meta.get("delta") or follower is None or not follower.elementwise:
+            return chain
+        if user.args.count(last) != 1 or user.meta["shape"][2:] != last.meta["shape"][2:]:
+            return chain
+        chain.append(user)
+
+
+def _fuse(gm: fx.GraphModule, chain: list[fx.Node]) -> None:
+    inputs = list(chain[0].args)
+    stages: list[Operator] = [operator_of(node) for node in chain]  # type: ignore[misc]
+    counts, slots = [], []
+    for before, node in zip(chain, chain[1:], strict=False):
+        others = [arg for arg in node.args if arg is not before]
+        inputs += others
+        counts.append(len(others))
+        slots.append(node.args.index(before))
+    parts = [node.meta["path"] for node in chain]
+    fused = adopt(gm, chain[-1], Fused(stages, counts, slots, len(chain[0].args)), inputs)
+    fused.meta.update(path=parts[0], parts=parts, macs=chain[0].meta["macs"])
+    for node in reversed(chain[:-1]):
+        gm.graph.erase_node(node)

@@ -1,0 +1,26 @@
+"""Nodes remember the name that their author gave them."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from deltaconvert.passes.functionalise import module_path
+
+
+def name_paths(gm: fx.GraphModule) -> fx.GraphModule:
+    """Write the module path of every call to meta["path"]: what explain, stats and thresholds go by.
+
+    before:  layer1_0_relu_1 = relu(x)
+    after:   the same, with path "layer1.0.relu" (its second call: "layer1.0.relu#2")
+    """
+    seen: dict[str, int] = {}
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target)
+        elif node.op in ("call_function", "call_method"):
+            path = ".".join(filter(None, (module_path(node), node.name)))
+        else:
+            path = node.name
+        seen[path] = seen.get(path, 0) + 1
+        node.meta["path"] = path if seen[path] == 1 else f"{path}#{seen[path]}"
+    return gm

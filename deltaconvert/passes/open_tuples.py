@@ -1,0 +1,69 @@
+"""chunk and split become slices."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import fx
+
+_CHUNK = (torch.chunk, "chunk")
+_SPLIT = (torch.split, torch.functional.split, "split", "split_with_sizes", torch.split_with_sizes)
+
+
+def open_tuples(gm: fx.GraphModule) -> fx.GraphModule:
+    """Replace the parts of a chunk or a split by slices of its input, where all of them are taken one by one.
+
+    before:  t = chunk(x, 2, 1);  a = t[0];  b = t[1]
+    after:   a = x[:, 0:32];  b = x[:, 32:64]
+    """
+    for node in list(gm.graph.nodes):
+        if node.target not in _CHUNK and node.target not in _SPLIT:
+            continue
+        source, sizes, dim = _arguments(node)
+        shape = source.meta.get("shape") if isinstance(source, fx.Node) else None
+        bounds = _bounds(node, sizes, dim, shape)
+        if bounds is None or not all(_takes_one(user, len(bounds)) for user in node.users):
+            continue
+        for user in list(node.users):
+            start, stop = bounds[user.args[1]]
+            with gm.graph.inserting_before(user):
+                index = (*[slice(None)] * (dim % len(shape)), slice(start, stop))
+                part = gm.graph.call_function(operator.getitem, (source, index))
+            part.meta = dict(user.meta)
+            user.replace_all_uses_with(part)
+            gm.graph.erase_node(user)
+        gm.graph.erase_node(node)
+    return gm
+
+
+def _arguments(node: fx.Node) -> tuple[Any, Any, Any]:
+    def read(input: Any = None, sizes: Any = None, dim: Any = 0, **named: Any) -> tuple[Any, Any, Any]:
+        for name in ("tensor", "self"):
+            input = named.get(name, input)
+        for name in ("chunks", "split_size_or_sections", "split_size", "split_sizes"):
+            sizes = named.get(name, sizes)
+        return input, sizes, dim
+
+    return read(*node.args, **node.kwargs)
+
+
+def _bounds(node: fx.Node, sizes: Any, dim: Any, shape: Sequence[int] | None) -> list[tuple[int, int]] | None:
+    """(start, stop) of every part; None if they are not known at conversion."""
+    if shape is None or not isinstance(dim, int):
+        return None
+    total = shape[dim]
+    if isinstance(sizes, int):
+        step = -(-total // sizes) if node.target in _CHUNK else sizes
+        return [(start, min(start + step, total)) for start in range(0, total, step)]
+    if isinstance(sizes, list | tuple) and all(isinstance(s, int) for s in sizes):
+        stops = list(accumulate(sizes))
+        return [(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+    return None
+
+
+def _takes_one(user: fx.Node, count: int) -> bool:
+    return user.target is operator.getitem and isinstance(user.args[1], int) and -count <= user.args[1] < count

@@ -1,0 +1,71 @@
+"""One frame through the dense graph: shapes, work and scale of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from deltaconvert.check import operator_of
+
+_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
+
+
+def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphModule]:
+    """A pass that runs the graph on `frames` and writes what it sees to each node's meta:
+
+    shape, dtype, device of tensors; macs, the multiply-accumulates of the call; scale, the mean magnitude of a
+    floating-point value; constant, the value itself where it follows from sizes and weights alone.
+
+    before:  y = conv(x)
+    after:   the same, with shape=(1, 64, 56, 56), macs=...
+    """
+
+    def propagate(gm: fx.GraphModule) -> fx.GraphModule:
+        with torch.no_grad():
+            _Observer(gm).run(*frames)
+        return gm
+
+    return propagate
+
+
+class _Observer(fx.Interpreter):
+    def run_node(self, node: fx.Node) -> Any:
+        node.meta["macs"] = 0
+        if operator_of(node) is None and node.op in ("call_function", "call_method", "call_module"):
+            with FlopCounterMode(display=False) as counter:
+                value = super().run_node(node)
+            node.meta["macs"] = counter.get_total_flops() // 2
+        else:
+            value = super().run_node(node)
+        node.meta["is_constant"] = _is_constant(node)
+        if isinstance(value, Tensor):
+            node.meta.update(shape=tuple(value.shape), dtype=value.dtype, device=value.device)
+            if value.is_floating_point() and value.numel():
+                node.meta["scale"] = float(value.abs().mean(dtype=torch.float32))
+            operator = operator_of(node)
+            if operator is not None and value.dim() == 4:
+                inputs = [source.meta.get("shape", ()) for source in node.all_input_nodes]
+                node.meta["macs"] = operator.macs(inputs, tuple(value.shape))
+        if node.meta["is_constant"] and node.op != "get_attr":
+            node.meta["constant"] = value
+        return value
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """The value follows from sizes and weights: the same in every frame of this size."""
+    if node.op == "get_attr":
+        return True
+    if node.op not in ("call_function", "call_method", "call_module"):
+        return False
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
+    if node.op == "call_method" and name in ("size", "dim", "numel", "ndimension"):
+        return True
+    if node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim"):
+        return True
+    if node.op == "call_module" and operator_of(node) is None:
+        return False
+    return all(source.meta.get("is_constant") for source in node.all_input_nodes) and not any(r in name for r in _RANDOM)

@@ -1,0 +1,155 @@
+"""Which input pixels an output pixel reads: the only thing a mask needs to know about an operator.
+
+Every input of an operator has one reach. `spread` takes the mask of that input, bool (N, 1, H, W), to the output
+pixels that can have changed, bool (N, 1, H', W'). One invariant holds for all of them: *a mask of ones stays a mask
+of ones*. That is why a first frame, a reset or a joined stream needs no branch in any operator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]
+
+
+class Reach(Protocol):
+    def spread(self, mask: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pixel:
+    """Output pixel (y, x) reads input pixel (y, x): pointwise operators, all channels together."""
+
+    def spread(self, mask: Tensor) -> Tensor:
+        return mask
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Every output pixel reads the whole map of its stream: a gate, a global pool."""
+
+    size: Size
+
+    def spread(self, mask: Tensor) -> Tensor:
+        changed = mask.flatten(1).any(1).view(-1, 1, 1, 1)
+        return changed.expand(-1, 1, *self.size).contiguous()
+
+
+class Window:
+    """Output pixel y reads input pixels y * stride - padding + k * dilation: convolutions and pools.
+
+    `transposed` turns the arrows round: input pixel y writes output pixels y * stride - padding + k * dilation.
+    All sizes are (height, width); `padding` is the top and left one, the size of the output settles the rest.
+    """
+
+    def __init__(
+        self,
+        kernel: Size,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+        in_size: Size,
+        out_size: Size,
+        *,
+        transposed: bool = False,
+    ):
+        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
+        self.in_size, self.out_size, self.transposed = in_size, out_size, transposed
+        reached = self._reached(torch.ones(1, 1, *in_size, dtype=torch.bool))
+        # Output pixels that only see padding hold a constant; they follow a mask of ones, and nothing else.
+        self.orphans = None if bool(reached.all()) else ~reached
+
+    def spread(self, mask: Tensor) -> Tensor:
+        out = self._reached(mask)
+        if self.orphans is not None:
+            out |= self.orphans.to(mask.device) & mask.flatten(1).all(1).view(-1, 1, 1, 1)
+        return out
+
+    def _reached(self, mask: Tensor) -> Tensor:
+        # A square window is a column of taps after a row of taps: kh + kw passes instead of kh * kw.
+        for axis in (0, 1):
+            through = _scatter_taps if self.transposed else _gather_taps
+            mask = through(
+                mask,
+                2 + axis,
+                self.kernel[axis],
+                self.stride[axis],
+                self.padding[axis],
+                self.dilation[axis],
+                self.out_size[axis],
+            )
+        return mask
+
+
+class Sources:
+    """Output row i reads the input rows rows[i, :], output column j the columns cols[j, :]: resampling.
+
+    rows: int64 (H', taps), cols: int64 (W', taps); a tap may repeat where a pixel has fewer sources.
+    """
+
+    def __init__(self, rows: Tensor, cols: Tensor):
+        self.rows, self.cols = rows, cols
+
+    @property
+    def single(self) -> bool:
+        """Each output pixel is a copy of one input pixel."""
+        return self.rows.shape[1] == 1 and self.cols.shape[1] == 1
+
+    def spread(self, mask: Tensor) -> Tensor:
+        for dim, table in ((2, self.rows), (3, self.cols)):
+            table = table.to(mask.device)
+            parts = [mask.index_select(dim, table[:, tap]) for tap in range(table.shape[1])]
+            mask = parts[0]
+            for part in parts[1:]:
+                mask = mask | part
+        return mask
+
+
+def _gather_taps(
+    mask: Tensor, dim: int, kernel: int, stride: int, padding: int, dilation: int, out: int
+) -> Tensor:
+    """out[y] = any over k of mask[y * stride - padding + k * dilation] along `dim`."""
+    if kernel == 1 and stride == 1 and padding == 0 and out == mask.shape[dim]:
+        return mask
+    shape = list(mask.shape)
+    shape[dim] = out
+    spread = mask.new_zeros(shape)
+    size = mask.shape[dim]
+    for k in range(kernel):
+        offset = k * dilation - padding
+        first = max(0, -(offset // stride))  # the first y whose tap lies inside the map
+        last = min(out, (size - 1 - offset) // stride + 1)
+        if last > first:
+            start = first * stride + offset
+            taps = mask.narrow(dim, start, (last - first - 1) * stride + 1)
+            view = spread.narrow(dim, first, last - first)
+            view |= taps if stride == 1 else _every(taps, dim, stride)
+    return spread
+
+
+def _scatter_taps(
+    mask: Tensor, dim: int, kernel: int, stride: int, padding: int, dilation: int, out: int
+) -> Tensor:
+    """out[y * stride - padding + k * dilation] |= mask[y] along `dim`."""
+    shape = list(mask.shape)
+    shape[dim] = out
+    spread = mask.new_zeros(shape)
+    size = mask.shape[dim]
+    for k in range(kernel):
+        offset = k * dilation - padding
+        first = max(0, -(offset // stride))
+        last = min(size, (out - 1 - offset) // stride + 1)
+        if last > first:
+            start = first * stride + offset
+            view = spread.narrow(dim, start, (last - first - 1) * stride + 1)
+            view = view if stride == 1 else _every(view, dim, stride)
+            view |= mask.narrow(dim, first, last - first)
+    return spread
+
+
+def _every(x: Tensor, dim: int, stride: int) -> Tensor:
+    return x[:, :, ::stride] if dim == 2 else x[..., ::stride]

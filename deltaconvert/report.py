@@ -1,0 +1,280 @@
+"""What a converted network is (explain) and what it did (stats), as rows that print as tables and dump as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import fx
+
+from deltaconvert.check import densify, is_delta, operator_of, sparsify
+from deltaconvert.lower import Program
+from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.pointwise import Pointwise
+
+
+@dataclass(frozen=True)
+class ExplainRow:
+    """One node of the delta graph.
+
+    kind: "delta", "dense", "sparsify" or "densify". share: of all multiply-accumulates of a frame.
+    threshold: the largest change that is dropped here; None where nothing is compared.
+    """
+
+    path: str
+    operator: str
+    kind: str
+    reason: str | None
+    macs: int
+    share: float
+    threshold: float | None
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    rows: list[ExplainRow]
+
+    @property
+    def delta_share(self) -> float:
+        """The share of all multiply-accumulates that delta nodes do."""
+        return sum(row.share for row in self.rows if row.kind == "delta")
+
+    @property
+    def islands(self) -> list[ExplainRow]:
+        return [row for row in self.rows if row.kind == "dense"]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        head = ("node", "operator", "runs as", "work", "threshold", "state")
+        body = [
+            (
+                row.path,
+                row.operator,
+                row.kind if row.reason is None else f"{row.kind}: {row.reason}",
+                f"{row.share:.1%}" if row.macs else "",
+                "" if row.threshold is None else f"{row.threshold:.4g}",
+                size_text(row.state_bytes) if row.state_bytes else "",
+            )
+            for row in self.rows
+        ]
+        delta = sum(row.kind == "delta" for row in self.rows)
+        total = sum(row.macs for row in self.rows)
+        tail = (
+            f"{delta} delta nodes do {self.delta_share:.1%} of {total / 1e9:.3g} GMAC, {len(self.islands)} nodes stay dense, "
+            f"state {size_text(sum(row.state_bytes for row in self.rows))}"
+        )
+        return table(head, body) + "\n" + tail
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """One node over the frames so far. Pixels are those of all streams together.
+
+    density: share of the node's pixels that changed; computed: share that was computed (candidates, and what a
+    backend computes along with them); both of the last frame and, as mean_..., over all frames.
+    macs_done and macs_skipped: multiply-accumulates of the last frame; total_... over all frames.
+    """
+
+    path: str
+    operator: str
+    density: float
+    mean_density: float
+    computed: float
+    macs_done: int
+    macs_skipped: int
+    total_macs_done: int
+    total_macs_skipped: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    frames: int
+    layers: list[LayerStats]
+
+    @property
+    def macs_done(self) -> int:
+        """Multiply-accumulates of the last frame."""
+        return sum(layer.macs_done for layer in self.layers)
+
+    @property
+    def macs_dense(self) -> int:
+        """Multiply-accumulates of a dense frame."""
+        return sum(layer.macs_done + layer.macs_skipped for layer in self.layers)
+
+    @property
+    def work(self) -> float:
+        """Share of a dense frame's multiply-accumulates that the last frame did."""
+        return self.macs_done / self.macs_dense if self.macs_dense else 0.0
+
+    @property
+    def mean_work(self) -> float:
+        """The same over all frames."""
+        done = sum(layer.total_macs_done for layer in self.layers)
+        dense = done + sum(layer.total_macs_skipped for layer in self.layers)
+        return done / dense if dense else 0.0
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(layer.state_bytes for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "frames": self.frames,
+            "work": self.work,
+            "mean_work": self.mean_work,
+            "state_bytes": self.state_bytes,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def __str__(self) -> str:
+        head = ("node", "operator", "changed", "mean", "computed", "MMAC done", "skipped", "state")
+        body = [
+            (
+                layer.path,
+                layer.operator,
+                f"{layer.density:.1%}",
+                f"{layer.mean_density:.1%}",
+                f"{layer.computed:.1%}",
+                f"{layer.macs_done / 1e6:.4g}",
+                f"{layer.macs_skipped / 1e6:.4g}",
+                size_text(layer.state_bytes) if layer.state_bytes else "",
+            )
+            for layer in self.layers
+        ]
+        tail = (
+            f"{self.frames} frames; the last did {self.work:.1%} of a dense frame's work, the mean is {self.mean_work:.1%}; "
+            f"state {size_text(self.state_bytes)}"
+        )
+        return table(head, body) + "\n" + tail
+
+
+@dataclass
+class Tally:
+    """Counts of the frames so far. They stay on the device until somebody asks."""
+
+    frames: int = 0
+    last: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # node name -> (computed, changed) pixels
+    total: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    ran: dict[str, int] = field(default_factory=dict)  # dense node name -> frames in which it ran
+
+    def add(self, program: Program) -> None:
+        self.frames += 1
+        for name, edge in program.edges.items():
+            computed, changed = self.last[name] = edge.counts()
+            before = self.total.get(name, (0, 0))
+            self.total[name] = (before[0] + computed, before[1] + changed)
+        for name, island in program.islands.items():
+            self.ran[name] = self.ran.get(name, 0) + island.ran
+
+    def stats(self, program: Program) -> Stats:
+        layers = []
+        for node in program.plan.graph.graph.nodes:
+            if node.name in program.edges:
+                layers.append(self._delta(node, program.edges[node.name]))
+            elif node.meta.get("macs") and node.op in ("call_function", "call_method", "call_module"):
+                layers.append(self._dense(node, program.islands[node.name].ran))
+        return Stats(self.frames, layers)
+
+    def _delta(self, node: fx.Node, edge: Any) -> LayerStats:
+        shape, macs = node.meta["shape"], node.meta.get("macs", 0) if node.target is not sparsify else 0
+        pixels = shape[0] * shape[2] * shape[3]
+        computed, changed = (int(count) for count in self.last.get(node.name, (0, 0)))
+        all_computed, all_changed = (int(count) for count in self.total.get(node.name, (0, 0)))
+        frames = max(self.frames, 1)
+        done, total_done = macs * computed // pixels, macs * all_computed // pixels
+        ran = min(self.frames, 1)
+        return LayerStats(
+            path=node.meta.get("path", node.name),
+            operator=label(node),
+            density=changed / pixels,
+            mean_density=all_changed / pixels / frames,
+            computed=computed / pixels,
+            macs_done=done,
+            macs_skipped=macs * ran - done,
+            total_macs_done=total_done,
+            total_macs_skipped=macs * self.frames - total_done,
+            state_bytes=edge.state_bytes(),
+        )
+
+    def _dense(self, node: fx.Node, ran: bool) -> LayerStats:
+        macs, frames = node.meta["macs"], self.frames
+        runs = self.ran.get(node.name, 0)
+        done = macs * int(ran)
+        return LayerStats(
+            path=node.meta.get("path", node.name),
+            operator=label(node),
+            density=float(ran),
+            mean_density=runs / max(frames, 1),
+            computed=float(ran),
+            macs_done=done,
+            macs_skipped=macs * min(frames, 1) - done,
+            total_macs_done=macs * runs,
+            total_macs_skipped=macs * (frames - runs),
+            state_bytes=0,
+        )
+
+
+def explain(program: Program) -> Explanation:
+    nodes = [n for n in program.plan.graph.graph.nodes if n.op in ("call_function", "call_method", "call_module")]
+    total = sum(node.meta.get("macs", 0) for node in nodes if node.target not in (sparsify, densify)) or 1
+    rows = []
+    for node in nodes:
+        kind = "dense"
+        if node.target in (sparsify, densify):
+            kind = "sparsify" if node.target is sparsify else "densify"
+        elif is_delta(node):
+            kind = "delta"
+        macs = 0 if kind in ("sparsify", "densify") else node.meta.get("macs", 0)
+        edge = program.edges.get(node.name)
+        rows.append(
+            ExplainRow(
+                path=node.meta.get("path", node.name),
+                operator=label(node),
+                kind=kind,
+                reason=node.meta.get("why_dense", "unknown") if kind == "dense" else None,
+                macs=macs,
+                share=macs / total,
+                threshold=node.meta.get("threshold"),
+                state_bytes=0 if edge is None else edge.state_bytes(),
+            )
+        )
+    return Explanation(rows)
+
+
+def label(node: fx.Node) -> str:
+    """What a node calls, for people: Conv2d + relu, linear, view."""
+    operator = operator_of(node)
+    if isinstance(operator, Fused):
+        return " + ".join(_name(stage) for stage in operator.stages)
+    if operator is not None:
+        return _name(operator)
+    if node.op == "call_module":
+        return type(node.graph.owning_module.get_submodule(str(node.target))).__name__
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
+
+
+def _name(operator: Any) -> str:
+    return str(getattr(operator, "function", type(operator).__name__))
+
+
+def size_text(size: int) -> str:
+    """1.5 MB and the like, in powers of ten."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Columns padded to their widest cell."""
+    rows = [tuple(head), *(tuple(row) for row in body)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -1,0 +1,197 @@
+"""trace: nn.Module -> fx.GraphModule over flat tensors, whatever the nesting of its inputs and outputs."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.ops.base import known_modules
+from deltaconvert.passes import run_passes
+from deltaconvert.passes.functionalise import WriteToView, functionalise
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a call of the network maps to flat tensors and back.
+
+    Inputs: `spec` unflattens the leaves of (args, kwargs); `constants` holds the leaves that are no tensors, by their
+    place. Outputs: `out_spec` likewise, `out_constants` for outputs that are no tensors.
+    """
+
+    spec: pytree.TreeSpec
+    constants: dict[int, Any]
+    out_spec: pytree.TreeSpec
+    out_constants: dict[int, Any]
+
+    def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+        leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
+        if spec != self.spec:
+            raise InputError(f"the call has inputs {_shape_of(spec)}; the network was converted for {_shape_of(self.spec)}")
+        tensors = []
+        for place, leaf in enumerate(leaves):
+            if place in self.constants:
+                if isinstance(leaf, Tensor) or leaf != self.constants[place]:
+                    raise InputError(
+                        f"input {place} is {leaf!r}; the network was converted for the constant "
+                        f"{self.constants[place]!r}: convert it once for each value"
+                    )
+            elif not isinstance(leaf, Tensor):
+                raise InputError(f"input {place} is a {type(leaf).__name__}; the network was converted for a tensor there")
+            else:
+                tensors.append(leaf)
+        return tensors
+
+    def unflatten(self, tensors: Sequence[Any]) -> Any:
+        values = iter(tensors)
+        leaves = [
+            self.out_constants[place] if place in self.out_constants else next(values)
+            for place in range(self.out_spec.num_leaves)
+        ]
+        return pytree.tree_unflatten(leaves, self.out_spec)
+
+
+def _shape_of(spec: pytree.TreeSpec) -> str:
+    """A readable skeleton of a call: its nesting with * for each leaf."""
+    args, kwargs = pytree.tree_unflatten(["*"] * spec.num_leaves, spec)
+    return str(args if not kwargs else (args, kwargs)).replace("'*'", "*")
+
+
+@dataclass
+class Traced:
+    """A traced network: its graph over flat tensors, its signature, and the modules that had to stay whole."""
+
+    graph: fx.GraphModule
+    signature: Signature
+    opaque: dict[str, str] = field(default_factory=dict)  # module path -> why it was not traced
+
+
+class _Tracer(fx.Tracer):
+    """Traces into everything but operators that deltaconvert knows and modules asked to stay whole."""
+
+    def __init__(self, args: Any, kwargs: Any, keep: Sequence[Any], opaque: dict[str, str]):
+        super().__init__()
+        self._call = args, kwargs
+        self._keep, self._opaque = tuple(keep), opaque
+        self._known = known_modules()
+        self.path: list[str] = []
+        self.failed_at: str | None = None
+        self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
+        self.constants: dict[int, Any] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in self._known or module_qualified_name in self._opaque or _kept(m, module_qualified_name, self._keep)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        self.path.append(path)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_at = self.failed_at or path  # the innermost module unwinds first
+            raise
+        finally:
+            self.path.pop()
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """Flat placeholders for the tensors, the user's nesting around them, and the outputs flat again."""
+        leaves, spec = pytree.tree_flatten(self._call)
+        proxies: list[Any] = []
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                proxies.append(self.create_proxy("placeholder", f"input_{place}", (), {}))
+            else:
+                self.constants[place] = leaf
+                proxies.append(leaf)
+        args, kwargs = pytree.tree_unflatten(proxies, spec)
+
+        def run(root: nn.Module) -> tuple[Any, ...]:
+            outputs, out_spec = pytree.tree_flatten(root_fn(root, *args, **kwargs))
+            self.outputs = outputs, out_spec
+            return tuple(o for o in outputs if isinstance(o, fx.Proxy | Tensor))
+
+        return run, [self.root]
+
+
+def _kept(m: nn.Module, path: str, keep: Sequence[Any]) -> bool:
+    return any(path == k if isinstance(k, str) else isinstance(m, k) for k in keep)
+
+
+def trace(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], leaves: Sequence[Any] = ()) -> Traced:
+    """Trace `model` for the call model(*args, **kwargs).
+
+    leaves: module classes or paths to keep whole; they run as they are, as dense islands. A module whose forward
+    cannot be traced becomes one by itself, with the reason. UnsupportedModel if the network's own forward cannot be.
+    """
+    opaque: dict[str, str] = {}
+    while True:
+        root = copy.deepcopy(model)  # forward may write to its module; a failed attempt must leave no trace
+        tracer = _Tracer(tuple(args), kwargs, leaves, opaque)
+        try:
+            module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
+            module = run_passes(module, [functionalise])
+            break
+        except WriteToView as error:
+            if not error.path or error.path in opaque:
+                raise UnsupportedModel(f"{type(model).__name__}.forward {error}") from error
+            opaque[error.path] = str(error)
+        except Exception as error:
+            if tracer.failed_at is None or tracer.failed_at in opaque or not tracer.failed_at:
+                raise UnsupportedModel(_why_untraceable(model, error)) from error
+            opaque[tracer.failed_at] = f"cannot be traced: {_first_line(error)}"
+    assert tracer.outputs is not None
+    outputs, out_spec = tracer.outputs
+    constants = {i: o for i, o in enumerate(outputs) if not isinstance(o, fx.Proxy | Tensor)}
+    for place, value in constants.items():
+        if not isinstance(value, int | float | bool | str | type(None)):
+            raise UnsupportedModel(
+                f"{type(model).__name__} returns a {type(value).__name__} at place {place}: return tensors in tuples, "
+                "lists and dicts, or register the class with torch.utils._pytree.register_pytree_node"
+            )
+    module.graph.eliminate_dead_code(is_impure_node=_is_impure)
+    module.recompile()
+    for node in module.graph.nodes:
+        if node.op == "call_module" and node.target in opaque:
+            node.meta["why_dense"] = opaque[str(node.target)]
+    _, spec = pytree.tree_flatten((tuple(args), kwargs))
+    return Traced(module, Signature(spec, tracer.constants, out_spec, constants), opaque)
+
+
+def _is_impure(node: fx.Node) -> bool:
+    """Dead code may go, unless it writes to a tensor that something else reads."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        return node.target in (operator.setitem, torch._assert) or (name.endswith("_") and not name.endswith("__"))
+    if node.op == "call_module":
+        module = node.graph.owning_module.get_submodule(str(node.target))
+        return type(module) not in known_modules()
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:160]
+
+
+def _why_untraceable(model: nn.Module, error: BaseException) -> str:
+    """The user's line that defeated the tracer, and the ways out."""
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "deltaconvert/trace" not in f.filename
+    ]
+    where = f"\n  {frames[-1].filename}:{frames[-1].lineno}   {frames[-1].line}" if frames else ""
+    return (
+        f"cannot trace {type(model).__name__}.forward: {_first_line(error)}{where}\n"
+        "  Convert the part below it (deltaconvert.convert(model.backbone, ...)), or move the line into a submodule "
+        "and keep that whole: leaves=[TheModule]."
+    )

@@ -1,0 +1,383 @@
+"""Every network of the zoo: public key names, any size, traceable, alive on random weights, its recipe."""
+
+import hashlib
+import importlib.util
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import model_zoo
+from model_zoo import registry
+from model_zoo.fastestdet import decode, suppress
+from model_zoo.unet import Up
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(
+    not (DATA / "zoo.py").is_file(), reason=f"no trained weights: {DATA} is not on this machine"
+)
+
+# Parameters, state dict entries, and `signature` of the state dict. The first three were taken from
+# torchvision 0.28, fastestdet's from its checkpoint. The U-Nets' were taken from this code after its names
+# were checked against milesial/Pytorch-UNet's; they guard against change.
+PUBLIC = {
+    "resnet18": (11_689_512, 122, "f0e35161599236f3"),
+    "resnet50": (25_557_032, 320, "fe1d335c3c7786ff"),
+    "mobilenetv2": (3_504_872, 314, "2a196dc04125b8ce"),
+    "fastestdet": (244_490, 420, "7bd0ec49aa8dcb3d"),
+    "unet": (31_037_698, 118, "e46f288e28ddb56c"),
+    "unet_bilinear": (17_263_042, 110, "c5db7719c29bc20e"),
+}
+
+# A few of the same entries to read, so that a wrong name shows as a name.
+SOME_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "resnet18": {
+        "conv1.weight": (64, 3, 7, 7),
+        "layer1.0.bn2.running_var": (64,),
+        "layer2.0.downsample.0.weight": (128, 64, 1, 1),
+        "layer4.1.conv2.weight": (512, 512, 3, 3),
+        "fc.weight": (1000, 512),
+    },
+    "resnet50": {
+        "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+        "layer1.0.downsample.1.bias": (256,),
+        "layer3.5.conv3.weight": (1024, 256, 1, 1),
+        "layer4.2.conv2.weight": (512, 512, 3, 3),
+        "fc.bias": (1000,),
+    },
+    "mobilenetv2": {
+        "features.0.0.weight": (32, 3, 3, 3),
+        "features.1.conv.0.0.weight": (32, 1, 3, 3),
+        "features.1.conv.1.weight": (16, 32, 1, 1),
+        "features.2.conv.1.0.weight": (96, 1, 3, 3),
+        "features.18.1.running_mean": (1280,),
+        "classifier.1.weight": (1000, 1280),
+    },
+    "fastestdet": {
+        "backbone.first_conv.0.weight": (24, 3, 3, 3),
+        "backbone.stage3.0.branch_proj.2.weight": (48, 48, 1, 1),
+        "SPP.Conv1x1.conv1x1.0.weight": (96, 336, 1, 1),
+        "SPP.S3.6.weight": (96, 1, 5, 5),
+        "detect_head.cls_layers.conv5x5.3.weight": (80, 96, 1, 1),
+    },
+    "unet": {
+        "inc.double_conv.0.weight": (64, 3, 3, 3),
+        "inc.double_conv.4.running_mean": (64,),
+        "down4.maxpool_conv.1.double_conv.3.weight": (1024, 1024, 3, 3),
+        "up1.up.weight": (1024, 512, 2, 2),
+        "up1.up.bias": (512,),
+        "up1.conv.double_conv.0.weight": (512, 1024, 3, 3),
+        "outc.conv.weight": (2, 64, 1, 1),
+        "outc.conv.bias": (2,),
+    },
+    "unet_bilinear": {
+        "down4.maxpool_conv.1.double_conv.0.weight": (512, 512, 3, 3),
+        "up1.conv.double_conv.0.weight": (512, 1024, 3, 3),
+        "up1.conv.double_conv.3.weight": (256, 512, 3, 3),
+        "up4.conv.double_conv.0.weight": (64, 128, 3, 3),
+        "up4.conv.double_conv.3.weight": (64, 64, 3, 3),
+    },
+}
+
+every_network = pytest.mark.parametrize("name", model_zoo.names())
+
+
+@cache
+def built(name: str) -> nn.Module:
+    return model_zoo.create(name, seed=0)
+
+
+def noise(height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def signature(state: dict[str, Tensor]) -> str:
+    lines = [f"{key} {'x'.join(map(str, value.shape))}" for key, value in sorted(state.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def sizes(name: str) -> list[tuple[int, int]]:
+    return [(32, 64), (96, 32)] if model_zoo.recipe(name).multiple == 32 else [(48, 32), (37, 51)]
+
+
+def output_shape(name: str, batch: int, height: int, width: int) -> tuple[int, ...]:
+    match model_zoo.recipe(name).task:
+        case "classify":
+            return batch, 1000
+        case "segment":
+            return batch, 2, height, width
+        case "detect":
+            return batch, 85, height // 16, width // 16
+
+
+def test_every_network_is_described_here() -> None:
+    assert model_zoo.names() == sorted(PUBLIC) == sorted(SOME_SHAPES)
+
+
+@every_network
+def test_public_names_and_shapes(name: str) -> None:
+    model = built(name)
+    state = model.state_dict()
+    for key, shape in SOME_SHAPES[name].items():
+        assert key in state
+        assert tuple(state[key].shape) == shape
+    parameters = sum(p.numel() for p in model.parameters())
+    assert (parameters, len(state), signature(state)) == PUBLIC[name]
+
+
+def test_the_unet_count_is_its_arithmetic() -> None:
+    def double(inputs: int, outputs: int, middle: int) -> int:
+        return 9 * inputs * middle + 2 * middle + 9 * middle * outputs + 2 * outputs
+
+    widths = [64, 128, 256, 512, 1024]
+    levels = list(pairwise(widths))
+    ends = double(3, 64, 64) + 64 * 2 + 2
+    down = sum(double(narrow, wide, wide) for narrow, wide in levels)
+    up = sum(4 * wide * narrow + narrow + double(wide, narrow, narrow) for narrow, wide in levels)
+    assert PUBLIC["unet"][0] == ends + down + up == 31_037_698
+
+
+@every_network
+def test_forward_of_any_size(name: str) -> None:
+    model = built(name)
+    assert not model.training
+    for batch, (height, width) in enumerate(sizes(name), start=1):
+        with torch.inference_mode():
+            y = model(noise(height, width, batch))
+        assert y.dtype == torch.float32
+        assert tuple(y.shape) == output_shape(name, batch, height, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("resnet18", "resnet18"), ("resnet50", "resnet50"), ("mobilenetv2", "mobilenet_v2")]
+)
+def test_equals_torchvision(name: str, theirs: str) -> None:
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision cannot be imported: {error}")
+    reference = getattr(models, theirs)().eval()
+    reference.load_state_dict(built(name).state_dict(), strict=True)
+    x = noise(75, 98)
+    with torch.inference_mode():
+        torch.testing.assert_close(built(name)(x), reference(x))
+
+
+def test_bottlenecks_stride_on_the_3x3() -> None:
+    """The same checkpoint loads either way, so only this tells v1.5 from v1 where torchvision is absent."""
+    resnet = built("resnet50")
+    for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
+        assert (stage[0].conv1.stride, stage[0].conv2.stride) == ((1, 1), (2, 2))
+
+
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_unet_pads_the_missing_row_and_column_at_the_end(bilinear: bool) -> None:
+    up = Up(8, 4, bilinear)
+    up.conv = nn.Identity()
+    deep, skip = torch.ones(1, 8, 3, 4), torch.ones(1, 4, 7, 9)
+    with torch.inference_mode():
+        joined, doubled = up(deep, skip), up.up(deep)
+    assert torch.equal(joined[:, :4], skip)
+    assert torch.equal(joined[:, 4:, :6, :8], doubled)
+    assert not joined[:, 4:, 6:].any()
+    assert not joined[:, 4:, :, 8:].any()
+
+
+@every_network
+def test_one_trace_serves_all_sizes(name: str) -> None:
+    model = built(name)
+    traced = torch.fx.symbolic_trace(model)
+    for height, width in sizes(name):
+        x = noise(height, width)
+        with torch.inference_mode():
+            torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
+
+
+@every_network
+def test_random_weights_keep_activations_alive(name: str) -> None:
+    """A signal that vanished, exploded or ignored the input would make any comparison of outputs pass."""
+    model = built(name)
+    deviations: list[float] = []
+    hooks = [
+        norm.register_forward_hook(lambda _module, _inputs, y: deviations.append(y.std().item()))
+        for norm in model.modules()
+        if isinstance(norm, nn.BatchNorm2d)
+    ]
+    with torch.inference_mode():
+        first, second = model(noise(64, 64, seed=1)), model(noise(64, 64, seed=2))
+    for hook in hooks:
+        hook.remove()
+    assert min(deviations) > 0.01
+    assert max(deviations) < 200
+    assert (first - second).abs().max() > 0.01
+
+
+def test_seeded_weights_repeat_and_leave_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    one, same, other = (model_zoo.create("fastestdet", seed=seed).state_dict() for seed in (7, 7, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+    key = "SPP.output.0.weight"
+    assert torch.equal(one[key], same[key])
+    assert not torch.equal(one[key], other[key])
+
+
+def test_create_passes_arguments_to_the_factory() -> None:
+    model = model_zoo.create("resnet18", classes=7)
+    with torch.inference_mode():
+        assert model(noise(32, 32)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("ask", [model_zoo.create, model_zoo.recipe])
+def test_an_unknown_name_lists_close_ones(ask) -> None:
+    with pytest.raises(KeyError) as caught:
+        ask("resnet51")
+    assert isinstance(caught.value, model_zoo.UnknownNetwork)
+    assert str(caught.value).startswith("model_zoo has no network 'resnet51'; did you mean resnet50")
+    with pytest.raises(model_zoo.UnknownNetwork, match="known: fastestdet, mobilenetv2, "):
+        ask("qqqq")
+
+
+def test_a_new_module_is_found_and_a_taken_name_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+from torch import nn
+from model_zoo import Recipe, network
+
+@network(Recipe(name="tiny", summary="", task="segment", input_size=(3, 8, 8), checkpoint=""))
+def tiny() -> nn.Module:
+    return nn.Conv2d(3, 1, 1)
+"""
+    (tmp_path / "tiny_for_test.py").write_text(source)
+    monkeypatch.setattr(model_zoo, "__path__", [*model_zoo.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.setattr(registry, "_RECIPES", dict(registry._RECIPES))
+    registry._discover.cache_clear()
+    try:
+        assert "tiny" in model_zoo.names()
+    finally:
+        sys.modules.pop("model_zoo.tiny_for_test", None)
+        vars(model_zoo).pop("tiny_for_test", None)
+    with pytest.raises(ValueError, match=r"'tiny' is taken by model_zoo\.tiny_for_test"):
+        model_zoo.network(model_zoo.recipe("tiny"))(nn.Identity)
+
+
+@every_network
+def test_recipe_describes_the_network(name: str) -> None:
+    recipe = model_zoo.recipe(name)
+    assert recipe.name == name
+    assert recipe.summary
+    assert recipe.checkpoint
+    assert recipe.input_size[0] == len(recipe.mean) == len(recipe.std) == 3
+    assert all(side % recipe.multiple == 0 for side in recipe.input_size[1:])
+
+
+@every_network
+def test_prepare_crops_orders_and_normalises(name: str) -> None:
+    recipe = model_zoo.recipe(name)
+    frame = torch.randint(0, 256, (45, 70, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = recipe.prepare(frame)
+    height, width = (32, 64) if recipe.multiple == 32 else (45, 70)
+    assert x.dtype == torch.float32
+    assert x.is_contiguous()
+    assert tuple(x.shape) == (1, 3, height, width)
+    order = (0, 1, 2) if recipe.channels == "rgb" else (2, 1, 0)
+    for channel, source in enumerate(order):
+        value = frame[height - 1, width - 1, source].item() * recipe.scale
+        expected = (value - recipe.mean[channel]) / recipe.std[channel]
+        assert x[0, channel, -1, -1].item() == pytest.approx(expected, abs=1e-5)
+    with torch.inference_mode():
+        assert built(name)(x).isfinite().all()
+
+
+def test_prepare_of_known_pixels() -> None:
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8).expand(32, 32, 3)
+    assert model_zoo.recipe("fastestdet").prepare(red)[0, :, 0, 0].tolist() == [0, 0, 1]
+    assert model_zoo.recipe("unet").prepare(red)[0, :, 0, 0].tolist() == [1, 0, 0]
+    imagenet = model_zoo.recipe("resnet50").prepare(red)[0, :, 0, 0].tolist()
+    assert imagenet == pytest.approx([2.2489, -2.0357, -1.8044], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (
+            torch.zeros(32, 32, 3),
+            r"fastestdet: prepare takes one uint8 RGB frame \(H, W, 3\), not float32 \(32, 32, 3\)",
+        ),
+        (torch.zeros(3, 32, 32, dtype=torch.uint8), r"not uint8 \(3, 32, 32\)"),
+        (torch.zeros(31, 64, 3, dtype=torch.uint8), "a 31x64 frame is smaller than 32 pixels on a side"),
+    ],
+)
+def test_prepare_refuses_what_is_no_frame(frame: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_zoo.recipe("fastestdet").prepare(frame)
+
+
+def test_suppression_is_greedy_and_within_a_class() -> None:
+    box = torch.tensor([10.0, 10.0, 30.0, 30.0])
+    rows = [
+        torch.tensor([*box + 2, 0.8, 0]),
+        torch.tensor([*box, 0.9, 0]),
+        torch.tensor([*box, 0.7, 1]),
+        torch.tensor([*box + 6, 0.6, 0]),
+        torch.tensor([*box + 100, 0.5, 0]),
+    ]
+    # The row of .6 overlaps only the row of .8, which is gone by then.
+    kept = suppress(torch.stack(rows), overlap=0.45)
+    torch.testing.assert_close(kept, torch.stack([rows[1], rows[2], rows[3], rows[4]]))
+    assert suppress(torch.zeros(0, 6), overlap=0.45).shape == (0, 6)
+
+
+def test_decode_places_one_box() -> None:
+    output = torch.zeros(2, 85, 4, 6)
+    output[0, 0, 2, 3] = output[0, 5 + 16, 2, 3] = 1.0
+    found, nothing = decode(output)
+    assert found.tolist() == [[48 - 88, 32 - 88, 48 + 88, 32 + 88, 1, 16]]
+    assert nothing.shape == (0, 6)
+
+
+@cache
+def reference_zoo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("shared_zoo", DATA / "zoo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def trained_fastestdet() -> nn.Module:
+    model = model_zoo.create("fastestdet")
+    file = DATA / "weights" / "fastestdet_coco_ap05_0.2532.pth"
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
+    return model
+
+
+@needs_data
+def test_trained_fastestdet_equals_the_reference() -> None:
+    reference = reference_zoo().load("fastestdet")
+    x = noise(96, 160, batch=2).sigmoid()
+    with torch.inference_mode():
+        torch.testing.assert_close(trained_fastestdet()(x), reference(x), rtol=1e-5, atol=1e-6)
+
+
+@needs_data
+def test_trained_fastestdet_finds_people_on_video() -> None:
+    av = pytest.importorskip("av", reason="PyAV is needed to read the video")
+    with av.open(str(DATA / "videos" / "pets_vtest_480x360.mp4")) as video:
+        frame = torch.from_numpy(next(video.decode(video=0)).to_ndarray(format="rgb24"))
+    with torch.inference_mode():
+        output = trained_fastestdet()(model_zoo.recipe("fastestdet").prepare(frame))
+    (found,) = decode(output)
+    assert (found[:, 5] == 0).sum() >= 4
+    (expected,) = reference_zoo().fastestdet_decode(output)
+    expected[:, :4] *= torch.tensor([480.0, 352.0, 480.0, 352.0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
