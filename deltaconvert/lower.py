@@ -25,7 +25,8 @@ class Program:
     """
 
     def __init__(self, plan: Plan, backend: ModuleType):
-        self.plan, self.backend = plan, backend
+        self.plan, self._backend = plan, backend.Backend()
+        self._notes = backend.NAME
         self.edges: dict[str, Any] = {}  # node name -> edge
         self._slots: dict[fx.Node, int] = {}
         self._inputs: list[int] = []
@@ -79,16 +80,16 @@ class Program:
 
     def _bind_sparsify(self, node: fx.Node) -> None:
         meta = node.meta
-        step = self.backend.sparsify(meta["shape"], meta["dtype"], meta["device"], meta["threshold"])
-        self.edges[node.name] = step.edge
+        edge = self._backend.sparsify(meta["shape"], meta["dtype"], meta["device"], meta["threshold"])
+        self.edges[node.name] = edge
         source = self._slots[node.args[0]]
-        self._steps.append(lambda frame: step.run(frame.values[source]))
+        self._steps.append(lambda frame: edge.run(frame.values[source]))
 
     def _bind_operator(self, node: fx.Node) -> None:
         operator, meta = operator_of(node), node.meta
         assert operator is not None
         reaches = operator.reaches([source.meta["shape"] for source in node.args], meta["shape"])
-        step = self.backend.Step(
+        step = self._backend.step(
             operator,
             reaches,
             [self.edges[source.name] for source in node.args],
@@ -96,6 +97,7 @@ class Program:
             meta["dtype"],
             meta["device"],
             meta.get("threshold"),
+            meta.setdefault(self._notes, {}),
         )
         self.edges[node.name] = step.edge
         self._steps.append(lambda frame: step.run())

@@ -98,7 +98,7 @@ class DeltaModel(nn.Module):
     def masks(self) -> Mapping[str, Tensor]:
         """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""
         nodes = self._program.plan.graph.graph.nodes
-        return {_path(node): self._program.edges[node.name].mask for node in nodes if node.name in self._program.edges}
+        return {_path(node): self._program.edges[node.name].mask.clone() for node in nodes if node.name in self._program.edges}
 
     def save(self, path: Any) -> None:
         """Write the converted network into one file that deltaconvert.load reads without the network's own code."""

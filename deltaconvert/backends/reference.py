@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,25 +67,13 @@ def differs(new: Tensor, stored: Tensor, threshold: float) -> Tensor:
     return ~((new - stored).abs() <= threshold).all(1, keepdim=True)
 
 
-def sparsify(shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> Sparsify:
-    return Sparsify(shape, dtype, device, threshold)
+class Backend:
+    """Makes the steps of one program."""
 
+    def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
+        return FrameEdge(shape, dtype, device, threshold)
 
-class Sparsify:
-    """A frame against the stored one."""
-
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float):
-        self.edge = Edge(shape, dtype, device, threshold)
-        self._everywhere = torch.ones_like(self.edge.mask)
-
-    def run(self, frame: Tensor) -> None:
-        self.edge.commit(frame, self._everywhere)
-
-
-class Step:
-    """One operator: spread the masks, compute, commit."""
-
-    def __init__(
+    def step(
         self,
         operator: Operator,
         reaches: Sequence[Reach],
@@ -93,9 +82,23 @@ class Step:
         dtype: torch.dtype,
         device: torch.device,
         threshold: float | None,
-    ):
-        self.operator, self.reaches, self.inputs = operator, reaches, inputs
-        self.edge = Edge(shape, dtype, device, threshold)
+        notes: dict[str, Any],
+    ) -> Step:
+        return Step(operator, reaches, inputs, Edge(shape, dtype, device, threshold))
+
+
+class FrameEdge(Edge):
+    """A delta that dense values come in by."""
+
+    def run(self, frame: Tensor) -> None:
+        self.commit(frame, torch.ones_like(self.mask))
+
+
+class Step:
+    """One operator: spread the masks, compute, commit."""
+
+    def __init__(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge):
+        self.operator, self.reaches, self.inputs, self.edge = operator, reaches, inputs, edge
 
     def run(self) -> None:
         candidates = self.reaches[0].spread(self.inputs[0].mask)
