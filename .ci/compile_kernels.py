@@ -1,0 +1,144 @@
+"""Compile every kernels/*.cu as it stands, for every architecture we support. Needs no GPU.
+
+    python .ci/compile_kernels.py [FILE.cu ...]
+
+Uses nvcc if there is one, else NVRTC (cuda-bindings or CuPy). Fails on an error and on a compile that takes too long,
+because a user's first frame waits for it. Without a compiler it says so; that is a failure only in CI (CI=true).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+KERNELS = Path(__file__).resolve().parent.parent / "kernels"
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")  # those that the compiler does not know are left out
+GATE = 5.0  # CPU seconds for one file and one architecture; full unrolling of a convolution takes 30 to 60
+
+
+class Result(NamedTuple):
+    log: str | None  # what the compiler complained about; None if it compiled
+    seconds: float  # of CPU, so that a busy machine fails nothing
+
+
+class Compiler(NamedTuple):
+    name: str
+    architectures: tuple[str, ...]
+    compile: Callable[[Path, str], Result]
+
+
+def find_compiler() -> Compiler | None:
+    return _nvcc() or _nvrtc_of_cuda_bindings() or _nvrtc_of_cupy()
+
+
+def _known(names: Iterable[Any]) -> tuple[str, ...]:
+    known = {str(name).removeprefix("sm_") for name in names}
+    return tuple(arch for arch in ARCHITECTURES if arch in known)
+
+
+def _nvcc() -> Compiler | None:
+    path = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if path is None:
+        return None
+
+    def run(source: Path, arch: str) -> Result:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [path, "-cubin", f"-arch=sm_{arch}", "-std=c++17", "-o", f"{folder}/cubin", str(source)]
+            before = os.times()
+            done = subprocess.run(command, capture_output=True, text=True)
+            after = os.times()
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
+        return Result(done.stdout + done.stderr if done.returncode else None, seconds)
+
+    listed = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    return Compiler(path, _known(listed.split()), run)
+
+
+def _nvrtc_of_cuda_bindings() -> Compiler | None:
+    try:
+        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
+        version = _answer(nvrtc.nvrtcVersion())
+        architectures = _answer(nvrtc.nvrtcGetSupportedArchs())
+    except (ImportError, RuntimeError):
+        return None
+
+    def run(source: Path, arch: str) -> Result:
+        before = os.times()
+        program = _answer(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], []))
+        options = [option.encode() for option in _options(arch)]
+        error, *_ = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        log = bytearray(_answer(nvrtc.nvrtcGetProgramLogSize(program)))
+        nvrtc.nvrtcGetProgramLog(program, log)
+        nvrtc.nvrtcDestroyProgram(program)
+        return Result(log.decode().rstrip("\0") if int(error) else None, _since(before))
+
+    return Compiler(f"NVRTC {version} (cuda.bindings)", _known(architectures), run)
+
+
+def _nvrtc_of_cupy() -> Compiler | None:
+    try:
+        nvrtc = importlib.import_module("cupy.cuda.nvrtc")
+        version = nvrtc.getVersion()
+        architectures = nvrtc.getSupportedArchs()
+    except (ImportError, RuntimeError):
+        return None
+
+    def run(source: Path, arch: str) -> Result:
+        before = os.times()
+        program = nvrtc.createProgram(source.read_text(), source.name, (), ())
+        try:
+            nvrtc.compileProgram(program, _options(arch))
+        except nvrtc.NVRTCError:
+            return Result(nvrtc.getProgramLog(program), _since(before))
+        finally:
+            nvrtc.destroyProgram(program)
+        return Result(None, _since(before))
+
+    return Compiler(f"NVRTC {version} (CuPy)", _known(architectures), run)
+
+
+def _options(arch: str) -> tuple[str, ...]:
+    return (f"--gpu-architecture=sm_{arch}", "-std=c++17", "--device-as-default-execution-space")
+
+
+def _answer(reply: tuple[Any, ...]) -> Any:
+    error, *values = reply
+    if int(error):
+        raise RuntimeError(f"NVRTC: {error}")
+    return tuple(values) if len(values) > 1 else values[0]
+
+
+def _since(before: os.times_result) -> float:
+    now = os.times()
+    return now.user + now.system - before.user - before.system
+
+
+def main(arguments: list[str]) -> int:
+    sources = [Path(a) for a in arguments] or sorted(KERNELS.glob("*.cu"))
+    compiler = find_compiler()
+    if compiler is None:
+        print("kernels: not compiled, there is neither nvcc nor NVRTC (pip install cuda-bindings nvidia-cuda-nvrtc)")
+        return 1 if os.environ.get("CI") else 0
+    bad = 0
+    print(f"kernels: {compiler.name}, sm_{', '.join(compiler.architectures)}")
+    for source in sources:
+        for arch in compiler.architectures:
+            log, seconds = compiler.compile(source, arch)
+            slow = seconds > GATE
+            bad += log is not None or slow
+            word = "ERROR" if log is not None else f"slower than {GATE:.0f} s" if slow else "ok"
+            print(f"  {source.name} sm_{arch}: {seconds:.2f} s {word}")
+            if log is not None:
+                print(log)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+# Everything runs in a virtual environment that `make setup` makes. What you may set:
+#   PY=python3.12                 the Python to make it with
+#   VENV=.venv                    where it goes
+#   TORCH='torch==2.8.0'          another torch; TORCH_FROM='--index-url ...' where from
+#   EXTRAS=cuda13,dev             the package's extras (pyproject.toml)
+#   WORKERS=2                     test processes
+
+PY      ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+SHELL   := /bin/bash
+
+# Package metadata cannot ask for a GPU, so torch is chosen here, before the package. Without a GPU it is the CPU build:
+# 200 MB and not 3 GB. `--retries 0`: a machine that cannot reach the index falls back to PyPI at once.
+CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -1)
+ifeq ($(CUDA),)
+TORCH      ?= torch==2.13.0
+TORCH_FROM ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 10
+EXTRAS     ?= dev
+else
+TORCH      ?= torch>=2.6
+TORCH_FROM ?=
+EXTRAS     ?= $(if $(filter 12,$(CUDA)),cuda12,cuda13),dev
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
+	  printf '  make %-7s %s\n' "$$name" "$$text"; done
+
+setup: $(VENV)/.ready ## make the virtual environment, with the CPU build of torch where there is no GPU
+
+demo: setup ## convert a network, run it on a video, show what was saved (writes demo/)
+	$(BIN)/deltaconvert demo demo/
+
+# One thread each: two processes of two threads on two cores get in each other's way.
+test: setup ## run the tests, but for the slow ones and those that need a GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu"
+
+check: setup ## ruff, mypy, the wheel's content, and every CUDA source compiled
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python .ci/check_wheel.py
+	$(BIN)/python .ci/compile_kernels.py
+
+bench: setup ## time the converted networks against the dense ones on this CPU
+	@test -f benchmarks/cpu.py || { echo "benchmarks/cpu.py is not there yet"; exit 1; }
+	$(BIN)/python benchmarks/cpu.py
+
+wheel: setup ## build the wheel into dist/
+	@rm -rf dist
+	$(BIN)/python .ci/check_wheel.py dist
+
+clean: ## remove everything that make and the tests made
+	rm -rf $(VENV) dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v '$(PY)' >/dev/null || { echo "There is no $(PY). Install Python 3.10 or newer, or: make $(MAKECMDGOALS) PY=/path/to/python"; exit 1; }
+	@'$(PY)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PY) is $$('$(PY)' -V 2>&1), deltaconvert needs 3.10 or newer: make $(MAKECMDGOALS) PY=python3.12"; exit 1; }
+	'$(PY)' -m venv '$(VENV)' || { echo "No virtual environment: on Debian and Ubuntu, apt install python3-venv"; rm -rf '$(VENV)'; exit 1; }
+
+# Frozen after torch is in, so that nothing the package asks for can replace it.
+$(VENV)/.ready: pyproject.toml | $(BIN)/python
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH_FROM) '$(TORCH)'
+	$(BIN)/python -c 'import torch; print("torch==" + torch.__version__)' 2>/dev/null > $(VENV)/constraints.txt
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -c 'import torch; gpu = torch.cuda.is_available(); print("torch", torch.__version__, "with a GPU" if gpu else "on the CPU")'
+	@touch $@
