@@ -37,9 +37,8 @@ setup: $(VENV)/.ready ## make the virtual environment, with the CPU build of tor
 demo: setup ## convert a network, run it on a video, show what was saved (writes demo/)
 	$(BIN)/deltaconvert demo demo/
 
-# One thread each: two processes of two threads on two cores get in each other's way.
 test: setup ## run the tests, but for the slow ones and those that need a GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu"
 
 check: setup ## ruff, mypy, the wheel's content, and every CUDA source compiled
 	$(BIN)/ruff check .
