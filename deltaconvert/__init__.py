@@ -1,8 +1,38 @@
 """deltaconvert: pretrained CNNs on video, recomputing only what changed."""
 
-from deltaconvert.convert import convert
-from deltaconvert.errors import DeltaConvertError
-from deltaconvert.model import DeltaModel
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["DeltaConvertError", "DeltaModel", "convert"]
+if TYPE_CHECKING:
+    from deltaconvert.container import load
+    from deltaconvert.convert import convert
+    from deltaconvert.errors import DeltaConvertError
+    from deltaconvert.model import DeltaModel
+
+__all__ = ["DeltaConvertError", "DeltaModel", "convert", "load"]
 __version__ = "0.1.0"
+
+_HOMES = {"DeltaConvertError": "errors", "DeltaModel": "model", "convert": "convert", "load": "container"}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: `deltaconvert --help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """`convert` stays the function when Python stores the imported submodule of that name here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "convert" and isinstance(value, ModuleType):
+            value = value.convert
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -8,7 +8,10 @@ table and the cat on the postcard are CC0, the coins have no known copyright res
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import model_zoo
+from deltaconvert import container, feed, video
+from deltaconvert.convert import convert
 from deltaconvert.errors import VideoError
+from deltaconvert.measure import environment
 from deltaconvert.video import VideoWriter
+from deltaconvert.watch import watch_video
 
 CYCLE = 5.0  # seconds that one run of all movements takes, about; longer clips repeat it
 READ_NOISE = 0.9  # of 255, the same everywhere
@@ -28,6 +36,11 @@ SHADOW = 0.45  # how much light a shadow takes away
 WIDTH = 640  # of the frame that sizes in pixels are meant for
 MARGIN = 14  # pixels around a sprite for its shadow's soft edge
 COINS = ((348, 187, 31), (333, 44, 28))  # centre x, y and radius of two coins in the photograph
+
+# Untrained: what the network says about a picture means nothing, what it costs is the same.
+NETWORK = "resnet18"
+# Sensor noise reaches 5 of 255 (3 sigma); after the network's normalisation that is 5 / 255 / 0.225 = 0.09.
+THRESHOLD: dict[str, float | str] = {"input": 0.09, "activation": "10%"}
 
 
 @dataclass(frozen=True)
@@ -198,3 +211,51 @@ def _cover(photo: Tensor, width: int, height: int) -> Tensor:
     photo = F.interpolate(photo[None], scaled, mode="bicubic", antialias=True)[0].clamp(0, 255)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
     return photo[:, top : top + height, left : left + width].contiguous()
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    network: str = NETWORK,
+    backend: str = "auto",
+    size: tuple[int, int] = (640, 360),
+    seconds: float = 4,
+    say: Callable[[str], None] = print,
+    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda frames: frames,
+) -> tuple[dict[str, Any], str]:
+    """Render the clip, convert a network, run both on it, and write overlay.mp4 and summary.json to `folder`.
+
+    size, seconds: of the clip, where it is not there yet.    say: is told what happens.
+    Returns what summary.json holds, and the same as text.
+    """
+    begin = time.perf_counter()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    clip, file, shown = folder / "clip.mp4", folder / f"{network}.delta", folder / "overlay.mp4"
+    if not clip.exists():
+        say(f"rendering {clip}: {seconds:g} s of {size[0]}x{size[1]} video")
+        render_clip(clip, size=size, seconds=seconds)
+    recipe = model_zoo.recipe(network)
+    with video.read(clip) as reader:
+        example = recipe.prepare(reader.peek())
+        say(f"converting {network} (untrained weights: its answers mean nothing, its cost is real)")
+        model = convert(model_zoo.create(network, seed=0), example, threshold=THRESHOLD, backend=backend)
+        model.info = {"arch": network, "weights": None, "recipe": feed.to_json(recipe)}
+        container.save(model, file)
+        model = container.load(file, backend=backend)
+        say(f"running {file} on {clip}, beside the dense network")
+        summary = watch_video(model, reader, recipe.prepare, compare=True, out=shown, progress=progress)
+    facts = {
+        "network": network,
+        "weights": "untrained",
+        "threshold": THRESHOLD,
+        "backend": model.backend,
+        **summary.to_json(),
+        "files": {"clip": str(clip), "converted": str(file), "overlay": str(shown)},
+        "seconds": round(time.perf_counter() - begin, 1),
+        **environment(),
+    }
+    (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
+    title = f"{network}, untrained weights, backend {model.backend}"
+    text = f"{title}: {summary}\n  watch {shown}: what changed is orange"
+    return facts, text

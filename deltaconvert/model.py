@@ -14,7 +14,7 @@ from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.lower import Program
 from deltaconvert.plan import Plan, plan
 from deltaconvert.report import Explanation, Stats, Tally, explain
-from deltaconvert.thresholds import Thresholds
+from deltaconvert.thresholds import Rule, Thresholds
 from deltaconvert.trace import Signature
 
 Sizes = tuple[tuple[int, ...], ...]
@@ -37,9 +37,11 @@ class DeltaModel(nn.Module):
         keep_dense: Sequence[str] = (),
     ):
         super().__init__()
-        self.graph = graph
-        self._signature, self._thresholds = signature, thresholds
-        self._backend, self._keep_dense = backend, tuple(keep_dense)
+        self.graph = graph  # the dense network in its normal form, for every input size
+        self.signature, self.keep_dense = signature, tuple(keep_dense)
+        self.example = [(tuple(frame.shape), frame.dtype) for frame in frames]
+        self.info: dict[str, Any] = {}  # plain JSON that a saved file carries along: where the network came from
+        self._thresholds, self._backend = thresholds, backend
         self._like = [(frame.dim(), frame.dtype, frame.device) for frame in frames]
         self._plans: dict[Sizes, Plan] = {}
         self._program = self._program_for(frames)
@@ -62,9 +64,27 @@ class DeltaModel(nn.Module):
         nodes = self._program.plan.graph.graph.nodes
         return {_path(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
 
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """The threshold rules, those of the example frame resolved: what another size or a saved file goes by."""
+        return self._thresholds.rules
+
+    def with_thresholds(self, threshold: Rule | Mapping[str, Rule], *args: Any, **kwargs: Any) -> DeltaModel:
+        """The same network under other thresholds, as convert(threshold=...) takes them.
+
+        args, kwargs: one call of the network, on a frame that relative thresholds are measured on.
+        """
+        frames = self.signature.flatten(args, kwargs)
+        self._check(frames)
+        with torch.inference_mode(False), torch.no_grad():
+            rules = Thresholds.of(threshold)
+            model = DeltaModel(self.graph, self.signature, frames, rules, self._backend, self.keep_dense)
+        model.info = self.info
+        return model
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The dense network's call. InputError, with the state untouched, for inputs that do not fit."""
-        frames = self._signature.flatten(args, kwargs)
+        frames = self.signature.flatten(args, kwargs)
         self._check(frames)
         # Outputs are ordinary tensors, and state made under inference_mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad():
@@ -76,7 +96,7 @@ class DeltaModel(nn.Module):
             outputs = self._program.run(frames)
             self._interrupted = False
             self._tally.add(self._program)
-        return self._signature.unflatten(outputs)
+        return self.signature.unflatten(outputs)
 
     def reset(self, stream: int | None = None) -> None:
         """Forget the last frames, of one stream (its index in the batch) or of all: the next one is full."""
@@ -148,11 +168,11 @@ class DeltaModel(nn.Module):
         """A program with fresh state; the plan of a size is made once."""
         sizes = _sizes(frames)
         if sizes not in self._plans:
-            self._plans[sizes] = plan(self.graph, frames, self._thresholds, self._keep_dense)
+            self._plans[sizes] = plan(self.graph, frames, self._thresholds, self.keep_dense)
             if len(self._plans) == 1:
                 # Relative thresholds refer to the example frame, whatever size comes later.
                 nodes = self._plans[sizes].graph.graph.nodes
-                placed = {_path(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
+                placed = {_path(node): node.meta.get("threshold", 0.0) for node in nodes if "kind" in node.meta}
                 self._thresholds = Thresholds({**self._thresholds.rules, **placed})
         program = Program(self._plans[sizes], self._backend)
         self._tally = Tally()

@@ -50,13 +50,19 @@ class Signature:
                 tensors.append(leaf)
         return tensors
 
+    def call(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) of the call that flattens to `tensors`."""
+        return _nested(tensors, self.spec, self.constants)
+
     def unflatten(self, tensors: Sequence[Any]) -> Any:
-        values = iter(tensors)
-        leaves = [
-            self.out_constants[place] if place in self.out_constants else next(values)
-            for place in range(self.out_spec.num_leaves)
-        ]
-        return pytree.tree_unflatten(leaves, self.out_spec)
+        """The network's output, nested as it returns it."""
+        return _nested(tensors, self.out_spec, self.out_constants)
+
+
+def _nested(tensors: Sequence[Any], spec: pytree.TreeSpec, constants: dict[int, Any]) -> Any:
+    values = iter(tensors)
+    leaves = [constants[place] if place in constants else next(values) for place in range(spec.num_leaves)]
+    return pytree.tree_unflatten(leaves, spec)
 
 
 def _shape_of(spec: pytree.TreeSpec) -> str:

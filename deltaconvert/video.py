@@ -107,6 +107,12 @@ class VideoReader(Iterator[Tensor]):
         self._count += 1
         return frame
 
+    def peek(self) -> Tensor:
+        """The first frame, before it is taken: to measure on it what the frames are to be run with."""
+        if self._count or self._next is None:
+            raise VideoError(f"{self.source}: its first frame is taken already")
+        return self._next
+
     def close(self) -> None:
         """Let go of the file or the camera; iterating on gives no more frames."""
         self._next = None

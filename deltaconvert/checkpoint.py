@@ -1,0 +1,208 @@
+"""Reading pretrained weights, and building the dense network that they belong to.
+
+Nothing is unpickled that can run code: a file is data. Only an architecture of the user's own
+(`package.module:factory`) is imported, because the user named it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaconvert.errors import CheckpointError, InputError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "params_ema", "params", "ema", "net", "network")
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+LISTED = 10  # keys named in a message
+_ARCH = re.compile(r"(?P<module>[\w.]+):(?P<factory>\w+)(?P<call>\(.*\))?", re.DOTALL)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a .pt, .pth, .bin or .safetensors file, by name, on the CPU.
+
+    What training programs put around them goes: dictionaries with an entry "state_dict", "model" and the
+    like, and the prefixes "module." and "_orig_mod.". Entries that are no tensors (epochs, class names) are
+    left out. CheckpointError for a file that holds no weights or needs code to be read; OSError if there is
+    none.
+    """
+    path = Path(path)
+    with open(path, "rb"):  # a missing file, a folder and one that may not be read are OSErrors
+        pass
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return _strip(_unwrap(content, path))
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Copy `state` into `model`, all of it or nothing; CheckpointError lists what does not fit."""
+    own = model.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
+    shapes = [
+        f"{key} (file {_size(state[key])}, network {_size(own[key])})"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    faults = [
+        f"{len(keys)} {what}: {', '.join(keys[:LISTED])}{', ...' if len(keys) > LISTED else ''}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if keys
+    ]
+    if faults:
+        raise CheckpointError(
+            f"the checkpoint does not fit {type(model).__name__}; of its {len(state)} entries\n  "
+            + "\n  ".join(faults)
+            + "\nIs it the right architecture, with the right number of classes?"
+        )
+    model.load_state_dict(
+        dict(state), strict=False
+    )  # strict but for num_batches_tracked, which only training reads
+    return model
+
+
+def build(arch: str) -> nn.Module:
+    """An untrained network in eval mode.
+
+    arch: a name of model_zoo, or "package.module:factory", called without arguments or as
+    "package.module:factory(classes=10, width=0.5)" with literal values. InputError for what is neither.
+    """
+    match = _ARCH.fullmatch(arch.strip())
+    if match is None:
+        return _from_zoo(arch.strip())
+    options = _literals(match["call"], arch) if match["call"] else {}
+    factory = _factory(match["module"], match["factory"])
+    try:
+        model = factory(**options)
+    except Exception as error:
+        raise InputError(f"{arch} raised {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{arch} returned a {type(model).__name__}, not an nn.Module")
+    return model.eval()
+
+
+def _from_zoo(name: str) -> nn.Module:
+    import model_zoo
+
+    try:
+        return model_zoo.create(name, seed=0)
+    except model_zoo.UnknownNetwork as error:
+        raise InputError(f"{error}. A network of your own is package.module:factory") from error
+
+
+def _factory(module: str, name: str) -> Any:
+    # The console script starts without the folder it is called in; a network of one's own usually lies there.
+    sys.path.insert(0, "")
+    try:
+        home = importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{module} cannot be imported: {error}. Is it installed, or in this folder?"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{module} raised {type(error).__name__} when imported: {error}") from error
+    finally:
+        sys.path.remove("")
+    factory = getattr(home, name, None)
+    if not callable(factory):
+        known = [key for key, value in vars(home).items() if callable(value) and not key.startswith("_")]
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise InputError(f"{module} has no callable {name!r}{hint}")
+    return factory
+
+
+def _literals(call: str, arch: str) -> dict[str, Any]:
+    """The keyword arguments of "(a=1, b='x')"; literals only, nothing is evaluated."""
+    try:
+        tree = ast.parse(f"f{call}", mode="eval").body
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
+            raise ValueError("only keyword arguments can be given")
+        options = {}
+        for keyword in tree.keywords:
+            if keyword.arg is None:
+                raise ValueError("** cannot be given")
+            options[keyword.arg] = ast.literal_eval(keyword.value)
+        return options
+    except (SyntaxError, ValueError) as error:
+        raise InputError(
+            f"cannot read {arch!r}: {error}. "
+            "Give literal keyword arguments, as in package.module:factory(classes=10)"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: no safetensors file, or damaged ({error}): copy it again") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: is no plain file of weights: reading it would run code that it names, or it is damaged "
+            f"({_refused(error)}). Where you trust it, load it in the program that made it and save the "
+            "weights alone: torch.save(model.state_dict(), file)"
+        ) from error
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError and others for damaged files
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint ({_first_line(error)}). Give a state_dict saved by "
+            "torch.save or as .safetensors; of a TorchScript file, save torch.jit.load(file).state_dict()"
+        ) from error
+
+
+def _refused(error: BaseException) -> str:
+    """What torch refused to unpickle; its own message is a page about its options."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it names {named[1]}" if named else "torch refuses it"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    depth = 0
+    while isinstance(content, Mapping):
+        state = {
+            key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)
+        }
+        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if inner and depth < len(WRAPPERS):
+            depth += 1
+            content = content[inner[0]]
+        elif state:
+            return state
+        else:
+            break
+    found = type(content).__name__
+    if isinstance(content, Mapping):
+        found = f"entries {', '.join(map(str, list(content)[:LISTED]))}" if content else "nothing"
+    raise CheckpointError(
+        f"{path}: holds no weights but {found}. Give a state_dict: torch.save(model.state_dict(), file)"
+    )
+
+
+def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in PREFIXES * 2:
+        if all(key.startswith(prefix) for key in state):
+            state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -1,0 +1,522 @@
+"""The deltaconvert command. It parses, calls and prints; what it does is in the modules it imports.
+
+torch is imported inside the commands: --help and usage errors should not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from deltaconvert.errors import DeltaConvertError, InputError
+
+if TYPE_CHECKING:
+    from deltaconvert.model import DeltaModel
+    from model_zoo import Recipe
+
+T = TypeVar("T")
+MAX_SIDE = 2**16  # pixels; an --input beyond it is a slip of the keyboard
+
+
+class Commands(TyperGroup):
+    """Runs a command; a user's mistake is one message on stderr and exit code 1, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warning
+            try:
+                return super().invoke(ctx)
+            except (DeltaConvertError, OSError) as error:
+                if ctx.params.get("debug"):
+                    traceback.print_exc()
+                _note(f"error: {_message(error)}")
+                raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run pretrained CNNs on video, recomputing only the pixels that changed.",
+)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="deltaconvert")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import deltaconvert
+
+        typer.echo(deltaconvert.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+File = Annotated[Path, typer.Argument(help="A converted file.")]
+MaybeFile = Annotated[Path | None, typer.Argument(help="A converted file; else give --arch.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        help="A network: a name listed by `zoo`, or package.module:factory, or ...:factory(classes=10)."
+    ),
+]
+Input = Annotated[
+    str | None, typer.Option(metavar="NxCxHxW", help="The size of the input, such as 1x3x720x1280.")
+]
+Threshold = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The largest change that is dropped: 0.05, or 10% of a node's mean magnitude; or by kind or "
+        "path: input=0.04 (repeat the option for several). 0 is exact."
+    ),
+]
+Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Weights: a state_dict in .pt, .pth, .bin or .safetensors.")
+    ] = None,
+    arch: Arch = None,
+    input: Input = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    threshold: Threshold = None,
+    backend: Backend = "auto",
+    random: Annotated[
+        bool, typer.Option("--random", help="Convert untrained weights, without a checkpoint.")
+    ] = False,
+    example: Annotated[
+        Path | None, typer.Option(help="A video whose first frame thresholds in percent are measured on.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Subtracted from the scaled image: 0.485,0.456,0.406.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Divides it: 0.229,0.224,0.225.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Multiplies pixels 0..255 first [1/255].")] = None,
+    channels: Annotated[str | None, typer.Option(help="rgb or bgr.")] = None,
+    multiple: Annotated[
+        int | None, typer.Option(help="Images are cut to a multiple of this many pixels.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Convert a checkpoint into one file that needs no code of the network."""
+    arch = _needed(arch, "--arch")
+    if (checkpoint is None) != random:
+        raise _usage("give either a CHECKPOINT or --random", "CHECKPOINT")
+    output = _needed(output, "--output")
+    shape = _shape(_needed(input, "--input"))
+    rules = _rules(threshold)
+    import deltaconvert
+    from deltaconvert import checkpoint as weights
+    from deltaconvert import feed
+    from deltaconvert.container import save
+
+    with _as_usage("--arch"):
+        network = weights.build(arch)
+    with _as_usage("--mean, --std, --scale, --channels, --multiple"):
+        fields = {"mean": _numbers(mean), "std": _numbers(std)}
+        recipe = feed.recipe_for(arch, shape, **fields, scale=scale, channels=channels, multiple=multiple)
+    if checkpoint is not None:
+        weights.load_into(network, weights.read_state_dict(checkpoint))
+    frame = _example_frame(recipe, shape, example)
+    with _working(f"converting {arch}"):
+        model = deltaconvert.convert(network, frame, threshold=rules, backend=backend)
+        model.info = {
+            "arch": arch,
+            "weights": checkpoint.name if checkpoint else None,
+            "recipe": feed.to_json(recipe),
+        }
+        save(model, output)
+    rows = model.explain()
+    facts = {
+        "file": str(output),
+        "bytes": output.stat().st_size,
+        "arch": arch,
+        "weights": model.info["weights"],
+        "input": list(frame.shape),
+        "delta_nodes": sum(row.kind == "delta" for row in rows.rows),
+        "dense_nodes": len(rows.islands),
+        "delta_share": rows.delta_share,
+    }
+    if json_output:
+        return _print_json(facts)
+    kind = "untrained weights" if random else str(checkpoint)
+    typer.echo(
+        f"{output}: {arch} ({kind}), {facts['delta_nodes']} delta nodes with {rows.delta_share:.1%} of "
+        f"the work, {facts['dense_nodes']} dense"
+    )
+
+
+@app.command()
+def explain(
+    file: MaybeFile = None,
+    arch: Arch = None,
+    input: Input = None,
+    threshold: Threshold = None,
+    backend: Backend = "auto",
+    json_output: Json = False,
+) -> None:
+    """Show every node of a converted network: delta or dense, why not, its share of the work, its state."""
+    model, _ = _open(file, arch, input, threshold, backend)
+    rows = model.explain()
+    if json_output:
+        return _print_json({"nodes": rows.to_json(), "delta_share": rows.delta_share})
+    typer.echo(str(rows))
+
+
+@app.command()
+def run(
+    file: File,
+    video: Annotated[
+        str, typer.Option(help="A video file, an address (rtsp://, http://) or a camera's number.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write a video with the changed pixels marked.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
+    ] = None,
+    threshold: Threshold = None,
+    compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
+    backend: Backend = "auto",
+    json_output: Json = False,
+) -> None:
+    """Run a converted network on a video, and say what it saved."""
+    rules = _rules(threshold) if threshold else None
+    pixels = _size(size)
+    from deltaconvert import container, feed
+    from deltaconvert import video as videos
+    from deltaconvert.measure import environment
+    from deltaconvert.watch import resize, watch_video
+
+    model = container.load(file, backend=backend)
+    recipe = feed.from_json(model.info.get("recipe"))
+    with videos.read(video, limit=limit) as reader, _progress(f"{video}", reader.frames) as progress:
+        if rules is not None:
+            first = recipe.prepare(resize(reader.peek(), pixels))
+            with _as_usage("--threshold"):
+                model = model.with_thresholds(rules, *model.signature.call([first])[0])
+        summary = watch_video(
+            model, reader, recipe.prepare, compare=compare, size=pixels, out=out, progress=progress
+        )
+    if json_output:
+        facts = {"file": str(file), "video": video, "backend": model.backend, "thresholds": dict(model.rules)}
+        return _print_json({**facts, **summary.to_json(), **environment()})
+    typer.echo(str(summary))
+    if out is not None:
+        typer.echo(f"  {out}: changed pixels marked")
+
+
+@app.command()
+def bench(
+    file: MaybeFile = None,
+    arch: Arch = None,
+    input: Input = None,
+    threshold: Threshold = None,
+    density: Annotated[str, typer.Option(help="Shares of moving pixels, in percent.")] = "0,1,5,25,100",
+    frames: Annotated[int, typer.Option(min=1, help="Timed frames at each density.")] = 10,
+    backend: Backend = "auto",
+    json_output: Json = False,
+) -> None:
+    """Time a network against the dense one on a textured box that moves over a still background."""
+    densities = _numbers(density)
+    if not densities or not all(0 <= share <= 100 for share in densities):
+        raise _usage(f"{density!r} is no list of percentages such as 0,1,5", "--density")
+    model, recipe = _open(file, arch, input, threshold, backend)
+    from deltaconvert import measure
+    from deltaconvert.feed import image_of
+
+    shares = [share / 100 for share in densities]
+    normalise = (lambda image: image) if recipe is None else (lambda image: image_of(recipe, image))
+    with _progress("benchmark", len(shares)) as progress:
+        rows = list(progress(measure.bench(model, shares, frames=frames, normalise=normalise)))
+    inputs = ", ".join("x".join(map(str, shape)) for shape, _ in model.example)
+    if json_output:
+        facts = {"network": arch or str(file), "input": inputs, "backend": model.backend, "frames": frames}
+        baseline = {"baseline": measure.BASELINE}
+        return _print_json(
+            {**facts, "rows": [row.to_json() for row in rows], **baseline, **measure.environment()}
+        )
+    head = ("moving", "changed", "work", "dense ms", "delta ms", "times as fast")
+    body = [
+        (
+            f"{row.asked:.1%}",
+            f"{row.density:.1%}",
+            f"{row.work:.1%}",
+            f"{row.dense_ms:.1f}",
+            f"{row.delta_ms:.1f}",
+            f"{row.ratio:.2f}",
+        )
+        for row in rows
+    ]
+    _print_table(head, body)
+    typer.echo(f"input {inputs}, medians of {frames} frames; dense is {measure.BASELINE}")
+
+
+@app.command()
+def zoo(
+    names: Annotated[list[str] | None, typer.Argument(help="Networks; else all of them.")] = None,
+    input: Input = None,
+    json_output: Json = False,
+) -> None:
+    """List the networks of model_zoo, and what converting each comes to at its own input size."""
+    shape = None if input is None else _shape(input)
+    import deltaconvert
+    import model_zoo
+    from deltaconvert.checkpoint import build
+    from deltaconvert.report import size_text
+
+    rows: list[dict[str, Any]] = []
+    with _as_usage("NAMES"):
+        networks = [(name, build(name)) for name in names or model_zoo.names()]
+    with _progress("converting", len(networks)) as progress:
+        for name, network in progress(networks):
+            recipe = model_zoo.recipe(name)
+            frame = _example_frame(recipe, shape or (1, *recipe.input_size), None)
+            found = deltaconvert.convert(network, frame, backend="reference").explain()
+            rows.append(
+                {
+                    "name": name,
+                    "task": recipe.task,
+                    "parameters": sum(p.numel() for p in network.parameters()),
+                    "input": list(frame.shape),
+                    "macs": sum(row.macs for row in found.rows),
+                    "delta_share": found.delta_share,
+                    "dense": [{"path": row.path, "why": row.reason} for row in found.islands],
+                    "state_bytes": sum(row.state_bytes for row in found.rows),
+                    "summary": recipe.summary,
+                }
+            )
+    if json_output:
+        return _print_json(rows)
+    head = ("network", "task", "parameters", "input", "GMAC", "delta", "state", "dense nodes")
+    body = [
+        (
+            row["name"],
+            row["task"],
+            f"{row['parameters'] / 1e6:.1f} M",
+            "x".join(map(str, row["input"])),
+            f"{row['macs'] / 1e9:.2f}",
+            f"{row['delta_share']:.1%}",
+            size_text(row["state_bytes"]),
+            "; ".join(f"{node['path']}: {node['why']}" for node in row["dense"]) or "none",
+        )
+        for row in rows
+    ]
+    _print_table(head, body)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the clip and the results go.")] = Path("demo"),
+    backend: Backend = "auto",
+    json_output: Json = False,
+) -> None:
+    """Render a clip, convert a network, run it, and write a video of what changed. Needs no download."""
+    from deltaconvert.demo import run_demo
+
+    with _progress("running", None) as progress:
+        facts, text = run_demo(folder, backend=backend, say=_note, progress=progress)
+    if json_output:
+        return _print_json(facts)
+    typer.echo(text)
+
+
+# ---- what options mean
+
+
+def _usage(message: str, option: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint=option)
+
+
+@contextmanager
+def _as_usage(option: str) -> Iterator[None]:
+    """An option that does not fit is a usage error: exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        raise _usage(str(error), option) from error
+
+
+def _needed(value: T | None, option: str) -> T:
+    if value is None:
+        raise _usage("is needed", option)
+    return value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_SIDE for part in parts):
+        raise _usage(f"{text!r} is no size such as 1x3x720x1280", "--input")
+    return tuple(int(part) for part in parts)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= MAX_SIDE for part in parts):
+        raise _usage(f"{text!r} is no size such as 640x360", "--size")
+    return int(parts[0]), int(parts[1])
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{text!r} are no numbers such as 0.5,0.5,0.5") from None
+
+
+def _rules(given: Sequence[str] | None) -> Any:
+    """0.05 or 10% for all; input=0.04 activation=10% by kind or path."""
+    if not given:
+        return 0.0
+    rules = {}
+    for rule in given:
+        where, equals, amount = rule.rpartition("=")
+        if not equals and len(given) > 1:
+            raise _usage(f"{rule!r} names no node: a single threshold stands alone", "--threshold")
+        rules[where.strip()] = amount.strip()
+    from deltaconvert.thresholds import Thresholds
+
+    with _as_usage("--threshold"):
+        return Thresholds.of(rules.get("", rules))
+
+
+def _open(
+    file: Path | None, arch: str | None, input: str | None, threshold: list[str] | None, backend: str
+) -> tuple[DeltaModel, Recipe | None]:
+    """The network of a file, or an untrained one by name; and how images become its input, if known."""
+    if (file is None) == (arch is None):
+        raise _usage("give either a converted FILE or --arch", "FILE")
+    shape = None if input is None else _shape(input)
+    rules = _rules(threshold)
+    import deltaconvert
+    from deltaconvert import checkpoint, feed
+
+    if file is not None:
+        model = deltaconvert.load(file, backend=backend)
+        recipe = feed.from_json(model.info["recipe"]) if "recipe" in model.info else None
+        if shape is not None or threshold:
+            frame = _example_frame(recipe, shape or model.example[0][0], None)
+            chosen = rules if threshold else dict(model.rules)
+            args, _ = model.signature.call([frame])
+            model = model.with_thresholds(chosen, *args)
+        return model, recipe
+    with _as_usage("--arch"):
+        network = checkpoint.build(arch or "")
+    recipe = feed.recipe_for(arch or "", shape or (1, 0, 0, 0))
+    if shape is None and 0 in recipe.input_size:
+        raise _usage("is needed for a network that is not of model_zoo", "--input")
+    frame = _example_frame(recipe, shape or (1, *recipe.input_size), None)
+    return deltaconvert.convert(network, frame, threshold=rules, backend=backend), recipe
+
+
+def _example_frame(recipe: Recipe | None, shape: tuple[int, ...], video: Path | None) -> Any:
+    """A frame of that size: of a video, or of noise; its batch is that many copies."""
+    import torch
+
+    from deltaconvert.feed import image_of
+    from deltaconvert.video import read
+    from deltaconvert.watch import resize
+
+    if video is not None and recipe is not None and len(shape) == 4:
+        with read(video, limit=1) as reader:
+            frame = resize(next(reader), (shape[3], shape[2]))
+        prepared = recipe.prepare(frame)
+        return prepared.expand(shape[0], -1, -1, -1).contiguous()
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return noise if recipe is None or len(shape) != 4 else image_of(recipe, noise)
+
+
+# ---- printing
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _note(f"warning: {message}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """Lines that wrap inside their columns on a terminal; plain padded text in files and pipes."""
+    if not sys.stdout.isatty():
+        from deltaconvert.report import table
+
+        typer.echo(table(head, body))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*head)
+    for row in body:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+@contextmanager
+def _progress(title: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
+    """Gives a function that wraps an iterable; on a terminal a bar on stderr follows it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def follow(items: Iterable[T]) -> Iterator[T]:
+            task = bar.add_task(title, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield follow
+
+
+@contextmanager
+def _working(title: str) -> Iterator[None]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(title):
+        yield

@@ -1,0 +1,181 @@
+"""A converted network watches a video, beside the dense one and into an overlay if asked."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.errors import InputError
+from deltaconvert.measure import BASELINE, Dense, Difference, quantile, timed
+from deltaconvert.model import DeltaModel
+from deltaconvert.overlay import overlay
+from deltaconvert.video import VideoReader, VideoWriter
+
+Prepare = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One frame. frame: uint8 (H, W, 3); mask: bool (H, W), the pixels that changed; density: their share.
+
+    work: share of the dense multiply-accumulates; outputs: the network's, and times in milliseconds;
+    dense and dense_ms: the same of the dense network, None without a comparison.
+    """
+
+    frame: Tensor
+    mask: Tensor
+    density: float
+    work: float
+    outputs: Any
+    delta_ms: float
+    dense: list[Tensor] | None
+    dense_ms: float | None
+
+
+@dataclass
+class Summary:
+    """What a video came to. The first frame is always computed in full: densities and times leave it out."""
+
+    width: int
+    height: int
+    difference: Difference = field(default_factory=Difference)
+    frames: int = 0
+    densities: list[float] = field(default_factory=list)
+    works: list[float] = field(default_factory=list)
+    delta_ms: list[float] = field(default_factory=list)
+    dense_ms: list[float] = field(default_factory=list)
+
+    def add(self, seen: Seen) -> None:
+        self.frames += 1
+        if seen.dense is not None:
+            self.difference.add(seen.outputs, seen.dense)
+        if self.frames == 1:
+            return
+        self.densities.append(seen.density)
+        self.works.append(seen.work)
+        self.delta_ms.append(seen.delta_ms)
+        if seen.dense_ms is not None:
+            self.dense_ms.append(seen.dense_ms)
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "frames": self.frames,
+            "size": [self.width, self.height],
+            "density": _mean(self.densities),
+            "work": _mean(self.works),
+            "delta_ms": _times(self.delta_ms),
+        }
+        if self.difference.frames:
+            out["dense_ms"] = _times(self.dense_ms)
+            median = quantile(self.delta_ms, 0.5)
+            out["speedup"] = quantile(self.dense_ms, 0.5) / median if self.dense_ms else None
+            out["difference"] = self.difference.to_json()
+            out["baseline"] = BASELINE
+        return out
+
+    def __str__(self) -> str:
+        lines = [f"{self.frames} frames of {self.width}x{self.height}"]
+        if self.delta_ms:
+            pixels, work = _mean(self.densities), _mean(self.works)
+            lines.append(f"  changed pixels {pixels:.1%}, multiply-accumulates {work:.1%} of dense")
+            lines.append(f"  delta {_time_text(self.delta_ms)}")
+        if self.dense_ms:
+            ratio = quantile(self.dense_ms, 0.5) / quantile(self.delta_ms, 0.5)
+            lines.append(f"  dense {_time_text(self.dense_ms)}: delta is {ratio:.2f} times as fast")
+            lines.append(f"  (dense is {BASELINE})")
+        if self.difference.frames:
+            maximum, relative = self.difference.maximum, self.difference.relative
+            lines.append(f"  difference to dense: at most {maximum:.3g}, relative L2 {relative:.3g}")
+        return "\n".join(lines)
+
+
+def watch(
+    model: DeltaModel, frames: Iterable[Tensor], prepare: Prepare, *, dense: Dense | None = None
+) -> Iterator[Seen]:
+    """Run the network on uint8 (H, W, 3) frames, RGB; with `dense` that too, taking turns at going first."""
+    for number, frame in enumerate(frames):
+        x = prepare(frame)
+        args, kwargs = model.signature.call([x])
+        theirs, dense_ms = None, None
+        if dense is not None and number % 2 == 0:
+            theirs, dense_ms = timed(dense, x)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the input size changed")  # the video has its own size
+            outputs, delta_ms = timed(model, *args, **kwargs)
+        if dense is not None and number % 2 == 1:
+            theirs, dense_ms = timed(dense, x)
+        mask, density = changed_pixels(model, frame, x)
+        yield Seen(frame, mask, density, model.stats().work, outputs, delta_ms, theirs, dense_ms)
+
+
+def changed_pixels(model: DeltaModel, frame: Tensor, x: Tensor) -> tuple[Tensor, float]:
+    """(bool (H, W), share): what changed at the first node that compares, as pixels of the frame."""
+    full = torch.zeros(frame.shape[:2], dtype=torch.bool)
+    for mask in model.masks().values():
+        size = (min(x.shape[2], full.shape[0]), min(x.shape[3], full.shape[1]))
+        own = mask[:1].float().cpu()
+        shown = own if tuple(own.shape[2:]) == size else F.interpolate(own, size)
+        full[: size[0], : size[1]] = shown[0, 0] > 0  # what was cut off at the right and below never changes
+        return full, float(mask.float().mean())
+    return ~full, 1.0
+
+
+def watch_video(
+    model: DeltaModel,
+    reader: VideoReader,
+    prepare: Prepare,
+    *,
+    compare: bool = False,
+    size: tuple[int, int] | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda frames: frames,
+) -> Summary:
+    """Run the network on a video.
+
+    compare: run the dense network beside it.    size: (width, height) that frames are resized to first.
+    out: a video with the changed pixels marked.    progress: wraps the frames, to show how far it is.
+    """
+    if len(model.example) != 1 or len(model.example[0][0]) != 4:
+        raise InputError(f"the network takes {len(model.example)} inputs, a video feeds one image at a time")
+    width, height = size or (reader.width, reader.height)
+    summary = Summary(width, height)
+    frames = (resize(frame, size) for frame in progress(reader))
+    with VideoWriter(out, reader.fps, (width, height)) if out is not None else nullcontext() as writer:
+        for seen in watch(model, frames, prepare, dense=Dense(model) if compare else None):
+            summary.add(seen)
+            if writer is not None:
+                label = f"{seen.density:.1%} of pixels, {seen.work:.1%} of the work"
+                writer.write(overlay(seen.frame, seen.mask, label=label))
+    return summary
+
+
+def resize(frame: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """uint8 (H, W, 3) to (height, width, 3) by bilinear interpolation; size is (width, height)."""
+    if size is None or (frame.shape[1], frame.shape[0]) == size:
+        return frame
+    image = frame.permute(2, 0, 1).unsqueeze(0).float()
+    image = F.interpolate(image, (size[1], size[0]), mode="bilinear", align_corners=False, antialias=True)
+    return image[0].round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _times(values: Sequence[float]) -> dict[str, float] | None:
+    return {"median": quantile(values, 0.5), "p95": quantile(values, 0.95)} if values else None
+
+
+def _time_text(values: Sequence[float]) -> str:
+    return (
+        f"{quantile(values, 0.5):.1f} ms a frame (median), {quantile(values, 0.95):.1f} ms (95th percentile)"
+    )
