@@ -43,7 +43,6 @@ def plan(gm: fx.GraphModule, frames: Sequence[Tensor], thresholds: Thresholds, k
             open_tuples,
             drop_identities,
             adopt_operators,
-            propagate(frames),  # the operators adopted just now have work of their own
             decide(streams, keep_dense),
             insert_conversions,
             cancel_conversions,

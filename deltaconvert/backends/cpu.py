@@ -168,6 +168,7 @@ class Backend:
     def __init__(self) -> None:
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._grid = lru_cache(maxsize=None)(Grid)
+        self._settled: dict[Any, dict[str, Any]] = {}  # what equal steps of this program settled
 
     def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
         return FrameEdge(shape, dtype, threshold)
@@ -186,7 +187,9 @@ class Backend:
         """notes: what a step settled for this node of the plan, kept for the next program of the same plan."""
         kind = self._kind(operator, reaches, inputs)
         step = kind(self, operator, reaches, inputs, Edge(shape, dtype, threshold))
-        step.settle(notes)
+        key = (kind, _outline(operator), *(tuple(source.values.shape) for source in inputs), shape, dtype)
+        step.settle(notes if notes else self._settled.setdefault(key, notes))
+        notes.update(self._settled.get(key, notes))
         return step
 
     def _kind(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> type[Step]:
@@ -198,7 +201,8 @@ class Backend:
             head = operator.head if isinstance(operator, Fused) else operator
             if operator.position_free and isinstance(first, Window) and type(head).on_windows is not Operator.on_windows:
                 return Tiles
-            if isinstance(first, Sources) and first.single and all(stage.position_free for stage in _tail(operator)):
+            copies = head.copies and isinstance(first, Sources) and first.single
+            if copies and all(stage.position_free for stage in _tail(operator)):
                 return Copies
         return Step
 
@@ -292,28 +296,41 @@ class Step:
         few = torch.zeros_like(every)
         few.view(-1)[:: max(1, edge.pixel_count // 50)] = True
 
-        def bits(of: tuple[int, ...], mask: Tensor) -> tuple[float, Tensor]:
+        def bits(of: tuple[int, ...], mask: Tensor) -> Tensor:
             self.dense_from, self.sizes = 2.0, of
             edge.rows.fill_(float("nan"))
             self._sparse(mask, None)
-            seconds = _timed(lambda: self._sparse(mask, None))
-            return seconds, edge.rows.clone()
+            return edge.rows.clone()
 
-        sparse_time, sparse = bits(sizes, every)
+        sparse = bits(sizes, every)
         for size in sizes:
-            _, rows = bits((size,), few)
+            rows = bits((size,), few)
             if not _same(rows, torch.where(rows.isnan(), rows, sparse)):
                 sizes = sizes[-1:]
-                sparse_time, sparse = bits(sizes, every)
+                sparse = bits(sizes, every)
                 break
-        self._dense()
-        dense_time = _timed(lambda: edge.adopt(self._dense(), every, self.inputs))
-        agree = _same(sparse, edge.rows)
+        self.sizes = sizes
+        edge.adopt(self._dense(), every, self.inputs)
+        share = self._crossover() if _same(sparse, edge.rows) else 2.0
         edge.threshold = threshold
         edge.stand_still()
         for touched in (edge, *self.inputs):
             touched.reset(slice(None))
-        return {"dense_from": dense_time / sparse_time if agree else 2.0, "sizes": sizes}
+        return {"dense_from": share, "sizes": sizes}
+
+    def _crossover(self) -> float:
+        """The share of computed pixels from which the dense operator is faster.
+
+        The sparse way is timed on the upper quarter of the map; its cost grows with what it computes. The best of
+        two runs counts: what disturbs a run only ever makes it slower.
+        """
+        edge = self.edge
+        quarter = torch.zeros_like(edge.mask)
+        quarter[:, :, : -(-quarter.shape[2] // 4)] = True
+        sparse = min(_timed(lambda: self._sparse(quarter, None)) for _ in range(2)) / max(edge.computed, 1)
+        every = torch.ones_like(edge.mask)
+        dense = min(_timed(lambda: edge.adopt(self._dense(), every, self.inputs)) for _ in range(2)) / edge.pixel_count
+        return dense / sparse
 
 
 class Rows(Step):
@@ -662,6 +679,14 @@ def chunks(indices: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 def _points(rows: Tensor) -> Tensor:
     """(n, C) as n images of one pixel."""
     return rows.view(rows.shape[0], -1, 1, 1)
+
+
+def _outline(operator: Operator) -> Any:
+    """The operator without the values of its weights: what its speed and its order of summation depend on."""
+    if isinstance(operator, Fused):
+        return tuple(map(_outline, operator.stages)), tuple(operator.counts), tuple(operator.slots)
+    settings = operator.settings().items()
+    return type(operator), tuple((k, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for k, v in settings)
 
 
 def _tail(operator: Operator) -> list[Operator]:

@@ -30,6 +30,8 @@ def decide(streams: int, keep_dense: Sequence[str] = ()) -> Callable[[fx.GraphMo
                 reason = "keep_dense names it"
             if reason is None:
                 node.meta["delta"] = True
+                shapes = [source.meta["shape"] for source in node.args]
+                node.meta["macs"] = operator.macs(shapes, node.meta["shape"])
             else:
                 node.meta["why_dense"] = reason
         return gm

@@ -35,7 +35,7 @@ def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphMo
 class _Observer(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         node.meta["macs"] = 0
-        if operator_of(node) is None and node.op in ("call_function", "call_method", "call_module"):
+        if node.op in ("call_function", "call_method", "call_module"):
             with FlopCounterMode(display=False) as counter:
                 value = super().run_node(node)
             node.meta["macs"] = counter.get_total_flops() // 2
@@ -46,10 +46,6 @@ class _Observer(fx.Interpreter):
             node.meta.update(shape=tuple(value.shape), dtype=value.dtype, device=value.device)
             if value.is_floating_point() and value.numel():
                 node.meta["scale"] = float(value.abs().mean(dtype=torch.float32))
-            operator = operator_of(node)
-            if operator is not None and value.dim() == 4:
-                inputs = [source.meta.get("shape", ()) for source in node.all_input_nodes]
-                node.meta["macs"] = operator.macs(inputs, tuple(value.shape))
         if node.meta["is_constant"] and node.op != "get_attr":
             node.meta["constant"] = value
         return value
