@@ -40,12 +40,14 @@ class Operator(nn.Module):
 
     elementwise: reads and writes each value by itself, so it may join the tail of the operator before it.
     activation:  the paper places a threshold here (DeltaCNN, section 3.2).
+    copies:      an output pixel with a single source is that source, all its channels: nearest interpolation.
     fill:        what lies outside the map for an operator with a window.
     position_free: the same function at every pixel, so that a backend may compute any pixels apart from the rest.
     """
 
     elementwise: ClassVar[bool] = False
     activation: ClassVar[bool] = False
+    copies: ClassVar[bool] = False
     fill: ClassVar[float] = 0.0
     position_free: ClassVar[bool] = True
 

@@ -21,6 +21,7 @@ class Interpolate(Operator):
     """
 
     position_free = False
+    copies = True
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class AdaptivePool2d(Operator):
     """N C H W -> N C H' W' by the average or the maximum of boxes that cover the map; size None keeps that axis."""
 
     position_free = False
+    copies = True
 
     def __init__(self, kind: str, size: tuple[int | None, int | None]):
         super().__init__()
