@@ -1,0 +1,53 @@
+"""The documents tell the truth: the operator that CONTRIBUTING.md adds works, and the README's Python runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _blocks(document: Path) -> list[str]:
+    """The fenced Python blocks of a document, in order."""
+    return re.findall(r"^```python\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def _run(arguments: list[str], folder: Path, *paths: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def test_the_operator_that_contributing_adds_works(tmp_path):
+    files = {}
+    for block in _blocks(ROOT / "CONTRIBUTING.md"):
+        title = re.match(r"# (\S+\.py)\n", block)
+        assert title, f"a block without its path in the first line:\n{block}"
+        files[title[1]] = block
+    assert [Path(path).parent.as_posix() for path in files] == ["deltaconvert/ops", "tests/ops"]
+    for path, text in files.items():
+        assert not (ROOT / path).exists(), f"{path} exists now: let CONTRIBUTING.md add another operator"
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+    operator, test = files
+    folder = str((tmp_path / operator).parent)
+    (tmp_path / "more_operators.py").write_text(f"import deltaconvert.ops\ndeltaconvert.ops.__path__.append({folder!r})\n")
+    plugins = ["-p", "conftest", "-p", "more_operators", "-p", "no:cacheprovider"]
+    _run(["-m", "pytest", "-q", *plugins, test], tmp_path, ROOT, ROOT / "tests", tmp_path)
+
+
+def test_the_readme_runs(tmp_path):
+    readme = ROOT / "README.md"
+    blocks = _blocks(readme) if readme.exists() else []
+    if not blocks:
+        pytest.skip("README.md has no Python blocks yet")
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(blocks))
+    _run([str(script)], tmp_path, ROOT)
