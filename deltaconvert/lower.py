@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.plan import Plan
@@ -30,24 +31,19 @@ class Program:
         self.edges: dict[str, Any] = {}  # node name -> edge
         self._slots: dict[fx.Node, int] = {}
         self._inputs: list[int] = []
-        self._outputs: list[int] = []
-        self._returned: list[bool] = []  # outputs that a later frame may return again
+        self._outputs: list[Callable[[list[Any]], Any]] = []
         self._steps: list[Callable[[_Frame], None]] = []
         self.islands: dict[str, _Island] = {}  # dense node name -> its step
         for node in plan.graph.graph.nodes:
             self._bind(node)
 
-    def run(self, frames: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, frames: Sequence[Tensor]) -> list[Any]:
         frame = _Frame([None] * len(self._slots), [True] * len(self._slots))
         for slot, tensor in zip(self._inputs, frames, strict=True):
             frame.values[slot] = tensor
         for step in self._steps:
             step(frame)
-        # What an island keeps for the next frame stays its own: the caller gets a copy.
-        return [
-            frame.values[slot].clone() if kept else frame.values[slot]
-            for slot, kept in zip(self._outputs, self._returned, strict=True)
-        ]
+        return [output(frame.values) for output in self._outputs]
 
     def reset(self, streams: slice = slice(None)) -> None:
         """Forget what `streams` have seen: their next frame is computed in full."""
@@ -104,7 +100,9 @@ class Program:
 
     def _bind_island(self, node: fx.Node) -> None:
         def load(values: list[Any]) -> tuple[Any, Any]:
-            return fx.map_arg((node.args, node.kwargs), lambda n: values[self._slots[n]])
+            loaded = fx.map_arg((node.args, node.kwargs), lambda n: values[self._slots[n]])
+            # A module that writes to its inputs must not reach what others keep.
+            return pytree.tree_map_only(Tensor, torch.clone, loaded) if node.meta.get("writes_inputs") else loaded
 
         def call(values: list[Any]) -> Any:
             args, kwargs = load(values)
@@ -121,10 +119,18 @@ class Program:
         self.islands[node.name] = island
         self._steps.append(island.run)
 
-    def _bind_outputs(self, outputs: Sequence[fx.Node]) -> None:
-        for node in outputs:
-            self._outputs.append(self._slots[node])
-            self._returned.append(node.op != "placeholder")
+    def _bind_outputs(self, outputs: Sequence[Any]) -> None:
+        for output in outputs:
+            self._outputs.append(self._output(output))
+
+    def _output(self, output: Any) -> Callable[[list[Any]], Any]:
+        if not isinstance(output, fx.Node):  # it follows from the input's size: x.shape[2]
+            return lambda values: output
+        slot = self._slots[output]
+        if output.op == "placeholder":
+            return lambda values: values[slot]
+        # What an island keeps for the next frame stays its own: the caller gets a copy.
+        return lambda values: pytree.tree_map_only(Tensor, torch.clone, values[slot])
 
     def _slot(self, node: fx.Node) -> int:
         return self._slots.setdefault(node, len(self._slots))

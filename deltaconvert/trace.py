@@ -144,11 +144,15 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], leaves:
         try:
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
             module = run_passes(module, [functionalise])
+            _WriteWatch(module).watch(args, kwargs)
             break
         except WriteToView as error:
             if not error.path or error.path in opaque:
-                raise UnsupportedModel(f"{type(model).__name__}.forward {error}") from error
-            opaque[error.path] = str(error)
+                raise UnsupportedModel(
+                    f"{type(model).__name__}.forward {_first_line(error)}\n"
+                    "  Write the line out of place, or move it into a submodule: that then runs whole, as it is."
+                ) from error
+            opaque[error.path] = _first_line(error)
         except Exception as error:
             if tracer.failed_at is None or tracer.failed_at in opaque or not tracer.failed_at:
                 raise UnsupportedModel(_why_untraceable(model, error)) from error
@@ -169,6 +173,48 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], leaves:
             node.meta["why_dense"] = opaque[str(node.target)]
     _, spec = pytree.tree_flatten((tuple(args), kwargs))
     return Traced(module, Signature(spec, tracer.constants, out_spec, constants), opaque)
+
+
+class _WriteWatch(fx.Interpreter):
+    """Runs the graph once, to see which modules that stay whole write to their inputs.
+
+    WriteToView, naming the module around it, where something reads such an input later: only that module as a whole
+    sees the write. Where nothing does, meta["writes_inputs"] tells that the module needs inputs of its own.
+    """
+
+    def watch(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        if any(n.op == "call_module" and not self._is_known(n) for n in self.module.graph.nodes):
+            frames = [leaf.clone() for leaf in pytree.tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor)]
+            with torch.no_grad():
+                self.run(*frames)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_module" or self._is_known(n):
+            return super().run_node(n)
+        inputs = [leaf for leaf in pytree.tree_leaves(self.fetch_args_kwargs_from_env(n)) if isinstance(leaf, Tensor)]
+        versions = [x._version for x in inputs]
+        result = super().run_node(n)
+        written = {_memory(x) for x, version in zip(inputs, versions, strict=True) if x._version != version}
+        if written:
+            n.meta["writes_inputs"] = True
+            for other in self.env.keys() - set(self.user_to_last_uses.get(n, ())):
+                values = pytree.tree_leaves(self.env[other])
+                if any(isinstance(v, Tensor) and _memory(v) in written for v in values):
+                    raise WriteToView(_around(n), n, f"to {other.name}, which is read afterwards")
+        return result
+
+    def _is_known(self, node: fx.Node) -> bool:
+        return type(self.module.get_submodule(str(node.target))) in known_modules()
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def _around(node: fx.Node) -> str:
+    """The path of the module in whose forward `node` calls another; "" for the root."""
+    paths = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    return paths[-2] if len(paths) > 1 else ""
 
 
 def _is_impure(node: fx.Node) -> bool:

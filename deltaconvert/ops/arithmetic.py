@@ -53,9 +53,8 @@ class Arithmetic(Operator):
         for shape in shapes:
             if shape[2:] != out_shape[2:] and shape[2:] != (1, 1):
                 return f"it stretches a map of {shape[2]}x{shape[3]} to {out_shape[2]}x{out_shape[3]}"
-        if isinstance(self.other, Tensor) and self.other.dim() > 1 and self.other.shape[-2:] != (1, 1):
-            if self.other.dim() == 4 and self.other.shape[0] != 1:
-                return "its constant differs from stream to stream"
+        if isinstance(self.other, Tensor) and self.other.dim() == 4 and self.other.shape[0] != 1:
+            return "its constant differs from stream to stream"
         return None
 
     @property

@@ -14,10 +14,14 @@ from deltaconvert.ops.base import Operator, StaysDense, constant, spelled
 
 
 class Concat(Operator):
-    """N C1 H W, N C2 H W, ... -> N (C1 + C2 + ...) H W."""
+    """N C1 H W, N C2 H W, ... -> N (C1 + C2 + ...) H W; `dim` is 1 or -3, which differ where it runs dense."""
+
+    def __init__(self, dim: int = 1):
+        super().__init__()
+        self.dim = dim
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return torch.cat(xs, 1)
+        return torch.cat(xs, self.dim)
 
 
 class Channels(Operator):
@@ -38,7 +42,7 @@ def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> tuple[Operator, lis
         raise StaysDense(f"it joins along dimension {dim}, not along the channels")
     if not isinstance(tensors, list | tuple) or not all(isinstance(t, Node) for t in tensors):
         raise StaysDense("it joins constants")
-    return Concat(), list(tensors)
+    return Concat(dim), list(tensors)
 
 
 @spelled(operator.getitem)

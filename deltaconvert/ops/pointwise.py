@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +136,16 @@ def _spell_modules() -> None:
 
 
 _spell_modules()
+
+
+@spelled(operator.neg)
+def _neg(input: Any) -> tuple[Operator, list[Any]]:
+    return Pointwise("neg", {}), [input]
+
+
+@spelled(operator.abs)
+def _abs(input: Any) -> tuple[Operator, list[Any]]:
+    return Pointwise("abs", {}), [input]
 
 
 @spelled("clip", torch.clip)

@@ -17,7 +17,7 @@ from deltaconvert.reach import Everything, Reach, Sources
 class Interpolate(Operator):
     """N C H W -> N C H' W' by F.interpolate: nearest, nearest-exact, bilinear, bicubic, area.
 
-    Either `size` (H', W') or `scale` (height, width) is set, and means what torch means by it.
+    Either `size` (H', W') or `scale` (height, width) is set, one number for all axes or one each, as torch reads them.
     """
 
     position_free = False
@@ -25,8 +25,8 @@ class Interpolate(Operator):
 
     def __init__(
         self,
-        size: tuple[int, int] | None,
-        scale: tuple[float, float] | None,
+        size: int | tuple[int, ...] | None,
+        scale: float | tuple[float, ...] | None,
         mode: str,
         align_corners: bool | None,
         recompute_scale_factor: bool | None,
@@ -40,7 +40,7 @@ class Interpolate(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return self._resize(x, self.size, self.scale)
 
-    def _resize(self, x: Tensor, size: tuple[int, int] | None, scale: tuple[float, float] | None) -> Tensor:
+    def _resize(self, x: Tensor, size: Any, scale: Any) -> Tensor:
         return F.interpolate(
             x, size, scale, self.mode, self.align_corners, self.recompute_scale_factor, self.antialias
         )
@@ -49,9 +49,14 @@ class Interpolate(Operator):
         (shape,) = shapes
         tables = []
         for axis in (0, 1):
-            size = None if self.size is None else (self.size[axis], 1)
-            scale = None if self.scale is None else (self.scale[axis], 1.0)
-            tables.append(sources_of(lambda x, size=size, scale=scale: self._resize(x, size, scale), shape[2 + axis]))
+            size, scale = _along(self.size, axis), _along(self.scale, axis)
+
+            def resize(x: Tensor, size: Any = size, scale: Any = scale) -> Tensor:
+                return self._resize(
+                    x, None if size is None else (size, x.shape[3]), None if scale is None else (scale, 1.0)
+                )
+
+            tables.append(sources_of(resize, shape[2 + axis]))
         return [Sources(*tables)]
 
 
@@ -78,24 +83,37 @@ class AdaptivePool2d(Operator):
         return [
             Sources(
                 *(
-                    sources_of(lambda x, size=out_shape[2 + axis]: self._pool(x, (size, 1)), shape[2 + axis])
+                    sources_of(lambda x, size=out_shape[2 + axis]: self._pool(x, (size, None)), shape[2 + axis])
                     for axis in (0, 1)
                 )
             )
         ]
 
 
+class SpatialMean(AdaptivePool2d):
+    """N C H W -> N C 1 1: torch.mean over `dims`, which are height and width; as an island it means what torch means."""
+
+    def __init__(self, dims: tuple[int, int]):
+        super().__init__("avg", (1, 1))
+        self.dims = tuple(dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mean(x, self.dims, keepdim=True)
+
+
 def sources_of(resample: Callable[[Tensor], Tensor], size: int) -> Tensor:
     """int64 (H', taps): the input rows that each output row of `resample` reads, asked of the operator itself.
 
-    A column with a single one in row i lights up the output rows that read row i. Asking in both precisions keeps
-    the table right where rounding moves a source coordinate over a pixel's edge.
+    A map with ones in row i alone lights up the output rows that read row i. Asking in both precisions keeps the
+    table right where rounding moves a source coordinate over a pixel's edge; asking maps one and two pixels wide,
+    because torch (2.13, bicubic, antialias, one channel) reads other rows where the map is one pixel wide.
     """
     reads: Tensor | None = None
     for dtype in (torch.float32, torch.float64):
-        probe = torch.eye(size, dtype=dtype).view(size, 1, size, 1)
-        lit = resample(probe)[:, 0, :, 0].ne(0).t()
-        reads = lit if reads is None else reads | lit
+        for width in (1, 2):
+            probe = torch.eye(size, dtype=dtype).view(size, 1, size, 1).repeat(1, 1, 1, width)
+            lit = resample(probe)[:, 0, :, 0].ne(0).t()
+            reads = lit if reads is None else reads | lit
     assert reads is not None
     taps = int(reads.sum(1).max())
     table = reads.to(torch.int8).topk(taps, dim=1)
@@ -103,12 +121,17 @@ def sources_of(resample: Callable[[Tensor], Tensor], size: int) -> Tensor:
     return torch.where(table.values.bool(), table.indices, table.indices[:, :1]).contiguous()
 
 
-def _size(value: Any) -> tuple[int, int] | None:
+def _along(value: Any, axis: int) -> Any:
+    return value[axis] if isinstance(value, tuple) else value
+
+
+def _numbers(value: Any, kind: type, what: str) -> Any:
+    """A number for all axes, or a tuple with one for each: how many axes there are is known at the call only."""
     if value is None:
         return None
-    for part in value if isinstance(value, list | tuple) else [value]:
-        constant(part, "its size")
-    return pair(value)
+    if isinstance(value, list | tuple):
+        return tuple(kind(constant(part, what)) for part in value)
+    return kind(constant(value, what))
 
 
 @spelled(F.interpolate)
@@ -123,11 +146,8 @@ def _interpolate(
 ) -> tuple[Operator, list[Any]]:
     if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic", "area"):
         raise StaysDense(f"mode={mode!r}")
-    scale = None
-    if scale_factor is not None:
-        parts = scale_factor if isinstance(scale_factor, list | tuple) else (scale_factor, scale_factor)
-        scale = tuple(float(constant(part, "its scale")) for part in parts)
-    return Interpolate(_size(size), scale, mode, align_corners, recompute_scale_factor, antialias), [input]
+    size, scale = _numbers(size, int, "its size"), _numbers(scale_factor, float, "its scale")
+    return Interpolate(size, scale, mode, align_corners, recompute_scale_factor, antialias), [input]
 
 
 @spelled(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
@@ -169,4 +189,4 @@ def _mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = Non
     dims = sorted(d % 4 for d in dim) if isinstance(dim, list | tuple) and all(isinstance(d, int) for d in dim) else dim
     if dims != [2, 3] or keepdim is not True or dtype is not None:
         raise StaysDense("it is not a mean over height and width that keeps both")
-    return AdaptivePool2d("avg", (1, 1)), [input]
+    return SpatialMean(tuple(dim)), [input]

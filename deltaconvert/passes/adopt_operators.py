@@ -44,6 +44,8 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
 def adopt(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[Any]) -> fx.Node:
     """Replace `node` by a call of `operator`; it keeps its name, its place and what is known of it."""
     target = f"operators.{node.name}"
+    while _is_users(gm, target):
+        target += "_"
     gm.add_submodule(target, operator)
     with gm.graph.inserting_before(node):
         call = gm.graph.call_module(target, tuple(inputs))
@@ -53,6 +55,14 @@ def adopt(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[An
     gm.graph.erase_node(node)
     call._rename(name)
     return call
+
+
+def _is_users(gm: fx.GraphModule, target: str) -> bool:
+    """The network itself has a module of that name."""
+    try:
+        return not isinstance(gm.get_submodule(target), Operator)
+    except AttributeError:
+        return False
 
 
 def _weight(gm: fx.GraphModule, node: fx.Node) -> Any:

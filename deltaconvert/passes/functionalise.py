@@ -33,10 +33,10 @@ _VIEWS = frozenset(
 
 
 class WriteToView(Exception):
-    """A write that other views of the same memory see; `path` is the module that makes it, "" for the root."""
+    """A write that cannot become a value of its own; `path` is the module that makes it, "" for the root."""
 
-    def __init__(self, path: str, node: fx.Node):
-        super().__init__(f"writes in place ({node.name}) to memory that {path or 'the network'} reads through another view")
+    def __init__(self, path: str, node: fx.Node, how: str = "to memory that is read through another view"):
+        super().__init__(f"writes in place ({node.name}) {how}")
         self.path = path
 
 
@@ -78,13 +78,17 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
     if node.op == "call_method":
         name = str(node.target)
         plain = name[:-1]
-        if name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, plain):
+        if name.endswith("_") and not name.endswith("__"):
+            if not callable(getattr(torch.Tensor, plain, None)):
+                raise WriteToView(module_path(node), node, f"by {name}, which has no out-of-place spelling")
             return lambda: setattr(node, "target", plain)
     elif node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
         if getattr(module, "inplace", False) and type(module) in known_modules():
             return lambda: None  # operators never write in place
     elif node.op == "call_function":
+        if node.kwargs.get("out") is not None or node.target is operator.setitem:
+            raise WriteToView(module_path(node), node, "to a tensor that exists already")
         if node.target in _OUT_OF_PLACE:
             return lambda: setattr(node, "target", _OUT_OF_PLACE[node.target])
         name = getattr(node.target, "__name__", "")
