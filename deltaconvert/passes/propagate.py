@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from deltaconvert.check import operator_of
 
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
+_PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm")
+_WORKERS = ("einsum", "scaled_dot_product_attention", "multi_head_attention_forward", "conv1d", "conv3d", "bilinear")
+_WORKERS += ("conv_transpose1d", "conv_transpose3d", "conv2d", "conv_transpose2d", "tensordot", "chain_matmul")
 
 
 def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphModule]:
@@ -35,12 +37,15 @@ def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphMo
 class _Observer(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         node.meta["macs"] = 0
-        if node.op in ("call_function", "call_method", "call_module"):
+        if _hides_work(node):
+            from torch.utils.flop_counter import FlopCounterMode  # brings in the compiler: seconds, so only when needed
+
             with FlopCounterMode(display=False) as counter:
                 value = super().run_node(node)
             node.meta["macs"] = counter.get_total_flops() // 2
         else:
             value = super().run_node(node)
+            node.meta["macs"] = _product_macs(node, value)
         node.meta["is_constant"] = _is_constant(node)
         if isinstance(value, Tensor):
             node.meta.update(shape=tuple(value.shape), dtype=value.dtype, device=value.device)
@@ -51,13 +56,32 @@ class _Observer(fx.Interpreter):
         return value
 
 
+def _hides_work(node: fx.Node) -> bool:
+    """Its multiply-accumulates do not follow from the shapes of its input and its output."""
+    if node.op == "call_module":
+        return operator_of(node) is None
+    return node.op in ("call_function", "call_method") and _name(node) in _WORKERS
+
+
+def _product_macs(node: fx.Node, value: Any) -> int:
+    """Multiply-accumulates of a matrix product: each value of the result sums over the input's last dimension."""
+    if _name(node) not in _PRODUCTS or not isinstance(value, Tensor):
+        return 0
+    source = node.args[1] if _name(node) in ("addmm", "baddbmm") and len(node.args) > 1 else node.all_input_nodes[0]
+    return value.numel() * source.meta["shape"][-1] if isinstance(source, fx.Node) else 0
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
+
+
 def _is_constant(node: fx.Node) -> bool:
     """The value follows from sizes and weights: the same in every frame of this size."""
     if node.op == "get_attr":
         return True
     if node.op not in ("call_function", "call_method", "call_module"):
         return False
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
+    name = _name(node)
     if node.op == "call_method" and name in ("size", "dim", "numel", "ndimension"):
         return True
     if node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim"):
