@@ -1,0 +1,89 @@
+"""What ships: the wheel's content, what an import pulls in, and the Python versions."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPTIONAL = ("av", "cupy", "cuda", "onnx", "onnxruntime", "onnxscript", "skimage", "torchvision")
+
+
+def _check_wheel():
+    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / ".ci" / "check_wheel.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("needs hatchling to build the wheel: make setup installs it")
+    return _check_wheel().build(tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_holds_every_source_and_kernel_and_nothing_else(wheel):
+    tool = _check_wheel()
+    assert tool.differences(wheel) == []
+    expected = tool.expected()
+    assert {"deltaconvert/py.typed", "deltaconvert/kernels/masks.cu", "model_zoo/resnet.py"} <= expected
+    assert not any("test" in Path(name).parts for name in expected)
+
+
+def test_the_wheels_metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
+        scripts = archive.read(next(name for name in names if name.endswith("/entry_points.txt"))).decode()
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    assert "License-Expression: Apache-2.0" in metadata
+    required = {line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
+    assert {line.split()[1].split(">")[0] for line in required} == {"torch", "numpy", "safetensors", "typer", "rich"}
+    assert "deltaconvert = deltaconvert.cli:main" in scripts
+
+
+def test_the_installed_wheel_imports_from_any_folder(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = "import deltaconvert, model_zoo; print(deltaconvert.__file__, len(model_zoo.names()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    file, zoo = done.stdout.split()
+    assert Path(file).is_relative_to(tmp_path) and int(zoo) > 0
+
+
+def test_import_pulls_in_no_optional_package():
+    code = f"import sys, deltaconvert; print(*[name for name in {OPTIONAL} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def _python(version: str) -> str | None:
+    """An interpreter of that version. pyenv's shims are on the PATH even where they lead nowhere."""
+    shims = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates = [shutil.which(f"python{version}"), *shims.glob(f"{version}.*/bin/python{version}")]
+    for path in filter(None, candidates):
+        if subprocess.run([path, "-V"], capture_output=True).returncode == 0:
+            return str(path)
+    return None
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_sources_compile_on(version, tmp_path):
+    python = _python(version)
+    if python is None:
+        pytest.skip(f"there is no python{version} here")
+    for package in ("deltaconvert", "model_zoo"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run([python, "-W", "error", "-m", "compileall", "-q", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
