@@ -88,7 +88,6 @@ class _Tracer(fx.Tracer):
         self._call = args, kwargs
         self._keep, self._opaque = tuple(keep), opaque
         self._known = known_modules()
-        self.path: list[str] = []
         self.failed_at: str | None = None
         self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
         self.constants: dict[int, Any] = {}
@@ -96,16 +95,21 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in self._known or module_qualified_name in self._opaque or _kept(m, module_qualified_name, self._keep)
 
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return super().path_of_module(mod)
+        except NameError:  # made inside forward: a slice of a Sequential, a nn.ReLU()
+            path = f"made_in_forward_{len(self.root._modules)}"
+            self.root.add_module(path, mod)
+            self.submodule_paths[mod] = path  # type: ignore[index]
+            return path
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        path = self.path_of_module(m)
-        self.path.append(path)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed_at = self.failed_at or path  # the innermost module unwinds first
+            self.failed_at = self.failed_at or self.path_of_module(m)  # the innermost module unwinds first
             raise
-        finally:
-            self.path.pop()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """Flat placeholders for the tensors, the user's nesting around them, and the outputs flat again."""
