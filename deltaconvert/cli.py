@@ -138,7 +138,7 @@ def convert(
     with _as_usage("--arch"):
         network = weights.build(arch)
     with _as_usage("--mean, --std, --scale, --channels, --multiple"):
-        fields = {"mean": _numbers(mean), "std": _numbers(std)}
+        fields = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
         recipe = feed.recipe_for(arch, shape, **fields, scale=scale, channels=channels, multiple=multiple)
     if checkpoint is not None:
         weights.load_into(network, weights.read_state_dict(checkpoint))
@@ -242,7 +242,7 @@ def bench(
     json_output: Json = False,
 ) -> None:
     """Time a network against the dense one on a textured box that moves over a still background."""
-    densities = _numbers(density)
+    densities = _numbers(density, "--density")
     if not densities or not all(0 <= share <= 100 for share in densities):
         raise _usage(f"{density!r} is no list of percentages such as 0,1,5", "--density")
     model, recipe = _open(file, arch, input, threshold, backend)
@@ -383,29 +383,37 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
-def _numbers(text: str | None) -> tuple[float, ...] | None:
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{text!r} are no numbers such as 0.5,0.5,0.5") from None
+        raise _usage(f"{text!r} is no list of numbers such as 0.5,1,2.5", option) from None
 
 
 def _rules(given: Sequence[str] | None) -> Any:
     """0.05 or 10% for all; input=0.04 activation=10% by kind or path."""
     if not given:
         return 0.0
-    rules = {}
+    rules: dict[str, float | str] = {}
     for rule in given:
         where, equals, amount = rule.rpartition("=")
         if not equals and len(given) > 1:
             raise _usage(f"{rule!r} names no node: a single threshold stands alone", "--threshold")
-        rules[where.strip()] = amount.strip()
+        rules[where.strip()] = _number_or_text(amount.strip())
     from deltaconvert.thresholds import Thresholds
 
     with _as_usage("--threshold"):
         return Thresholds.of(rules.get("", rules))
+
+
+def _number_or_text(text: str) -> float | str:
+    """10% stays text; Thresholds says what is wrong with other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _open(

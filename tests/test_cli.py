@@ -1,0 +1,327 @@
+"""The command line: what it prints, its exit codes, and that a user's mistake is one message."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from deltaconvert.cli import app
+
+pytest.importorskip("av")
+
+ROOT = Path(__file__).resolve().parents[1]
+NET = "mobilenetv2"
+BACKEND = ["--backend", "reference"]
+
+
+def call(*args, code=0):
+    """The finished command; it fails where it raises anything but an exit."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def said(result):
+    """What stands on stderr, its boxes and line breaks taken out."""
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", result.stderr)
+
+
+def shell(*args, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "deltaconvert", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Twelve frames of 96x64 in which a square moves."""
+    from deltaconvert.video import VideoWriter
+
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    with VideoWriter(path, 10, (96, 64), crf=10) as out:
+        for number in range(12):
+            frame = torch.full((64, 96, 3), 90, dtype=torch.uint8)
+            frame[20:36, 4 * number : 4 * number + 16] = 220
+            out.write(frame)
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "net.delta"
+    call("convert", "--random", "--arch", NET, "--input", "1x3x64x96", "-o", path, *BACKEND)
+    return path
+
+
+# ---- convert
+
+
+def test_a_checkpoint_becomes_a_file(tmp_path):
+    import deltaconvert
+    import model_zoo
+
+    model = model_zoo.create(NET, seed=3)
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "net.pth"
+    )
+    out = tmp_path / "net.delta"
+    args = ("--arch", NET, "--input", "1x3x64x96", "-o", out, "--threshold", "input=0.04", "--json", *BACKEND)
+    facts = json.loads(call("convert", tmp_path / "net.pth", *args, "--threshold", "activation=10%").stdout)
+    assert facts["input"] == [1, 3, 64, 96] and facts["weights"] == "net.pth" and facts["delta_share"] > 0.9
+    back = deltaconvert.load(out, backend="reference")
+    assert back.rules["input"] == 0.04 and back.rules["activation"] == "10%" and back.rules["gate"] == 0
+    frame = torch.rand(1, 3, 64, 96)
+    torch.testing.assert_close(back(frame), model(frame), rtol=1e-3, atol=1e-4)
+    assert back.info["recipe"]["std"] == [0.229, 0.224, 0.225]
+
+
+def test_a_network_of_ones_own(tmp_path, monkeypatch, clip):
+    (tmp_path / "cli_nets.py").write_text(
+        "from torch import nn\ndef tiny(width=4):\n    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arch = "cli_nets:tiny(width=6)"
+    options = ("--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--channels", "bgr", "--multiple", "32")
+    call("convert", "--random", "--arch", arch, "--input", "1x3x32x32", "-o", "a.delta", *options, *BACKEND)
+    found = json.loads(call("run", "a.delta", "--video", clip, "--json", "--limit", 3, *BACKEND).stdout)
+    assert found["frames"] == 3 and found["size"] == [96, 64]
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    torch.save({"a.weight": torch.ones(1)}, tmp_path / "net.pt")
+    args = ("--arch", NET, "--input", "1x3x32x32", "-o", tmp_path / "x.delta")
+    text = said(call("convert", tmp_path / "net.pt", *args, code=1))
+    assert "does not fit MobileNetV2" in text and "1 unexpected: a.weight" in text
+    assert "No such file" in said(call("convert", tmp_path / "none.pt", *args, code=1))
+    assert not (tmp_path / "x.delta").exists()
+
+
+# ---- explain, zoo
+
+
+def test_explain_a_file_and_a_name(converted):
+    from_file = call("explain", converted, *BACKEND).stdout
+    assert "features.0.0" in from_file and "delta nodes do" in from_file
+    by_name = json.loads(call("explain", "--arch", NET, "--input", "1x3x64x96", "--json", *BACKEND).stdout)
+    ours = json.loads(call("explain", converted, "--json", *BACKEND).stdout)
+    assert by_name == ours and 0.9 < ours["delta_share"] <= 1
+    other = json.loads(call("explain", converted, "--input", "1x3x128x96", "--json", *BACKEND).stdout)
+    assert sum(row["macs"] for row in other["nodes"]) > 1.9 * sum(row["macs"] for row in ours["nodes"])
+
+
+def test_zoo_lists_what_converting_comes_to():
+    args = ("zoo", NET, "fastestdet", "--input", "1x3x64x64")
+    rows = json.loads(call(*args, "--json").stdout)
+    assert [row["name"] for row in rows] == [NET, "fastestdet"]
+    assert all(
+        row["state_bytes"] > 0 and row["parameters"] > 1e5 and row["delta_share"] > 0.9 for row in rows
+    )
+    table = call(*args).stdout.splitlines()
+    assert table[0].startswith("network") and "linear" in table[2]
+
+
+# ---- run
+
+
+def test_run_compares_and_marks(converted, clip, tmp_path):
+    from deltaconvert import video
+
+    out = tmp_path / "out.mp4"
+    found = json.loads(call("run", converted, "--video", clip, "--out", out, "--json", *BACKEND).stdout)
+    assert found["frames"] == 12 and found["size"] == [96, 64]
+    assert 0 < found["density"] < 0.4 and 0 < found["work"] <= 1
+    assert found["difference"]["max"] < 1e-3 and found["difference"]["relative_l2"] < 1e-4
+    for times in (found["delta_ms"], found["dense_ms"]):
+        assert 0 < times["median"] <= times["p95"]
+    assert "batch norm folded, channels_last" in found["baseline"]
+    with video.read(out) as reader:
+        assert (reader.width, reader.height, len(list(reader))) == (96, 64, 12)
+    text = call("run", converted, "--video", clip, "--limit", 3, *BACKEND).stdout
+    assert "changed pixels" in text and "times as fast" in text and "difference to dense" in text
+
+
+def test_run_with_thresholds_of_the_video(converted, clip):
+    args = ("run", converted, "--video", clip, "--json", *BACKEND)
+    exact, loose = (json.loads(call(*args, *extra).stdout) for extra in ((), ("--threshold", "50%")))
+    assert loose["work"] < exact["work"] and loose["difference"]["max"] > exact["difference"]["max"]
+    alone = json.loads(call(*args, "--no-compare").stdout)
+    assert "dense_ms" not in alone and "difference" not in alone
+
+
+def test_run_resizes_only_when_asked(converted, clip):
+    found = json.loads(call("run", converted, "--video", clip, "--size", "48x32", "--json", *BACKEND).stdout)
+    assert found["size"] == [48, 32]
+
+
+def test_run_on_what_is_no_video(converted, clip, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(clip.read_bytes()[:200])
+    assert "broken.mp4" in said(call("run", converted, "--video", broken, *BACKEND, code=1))
+    assert "no such file" in said(call("run", converted, "--video", "none.mp4", *BACKEND, code=1))
+    out = tmp_path / "old.mp4"
+    out.write_text("old")
+    call("run", converted, "--video", broken, "--out", out, *BACKEND, code=1)
+    assert out.read_text() == "old"
+
+
+def test_a_network_that_takes_no_single_image(tmp_path, clip):
+    import deltaconvert
+
+    class Two(torch.nn.Module):
+        def forward(self, a, b):
+            return torch.relu(a) + b
+
+    model = deltaconvert.convert(Two().eval(), (torch.rand(1, 3, 8, 8),) * 2, backend="reference")
+    model.save(tmp_path / "two.delta")
+    text = said(call("run", tmp_path / "two.delta", "--video", clip, *BACKEND, code=1))
+    assert "does not say how images become its input" in text
+    from deltaconvert import feed
+
+    model.info = {"recipe": feed.to_json(feed.recipe_for("two", (1, 3, 8, 8)))}
+    model.save(tmp_path / "two.delta")
+    assert "takes 2 inputs" in said(call("run", tmp_path / "two.delta", "--video", clip, *BACKEND, code=1))
+
+
+def test_recipes_in_files_are_checked(converted, clip, tmp_path):
+    import deltaconvert
+
+    model = deltaconvert.load(converted, backend="reference")
+    for field, value in (
+        ("std", [0, 0, 0]),
+        ("mean", "abc"),
+        ("multiple", 0),
+        ("scale", None),
+        ("mean", [1, 2]),
+    ):
+        model.info = {"recipe": {**model.info["recipe"], field: value}}
+        model.save(tmp_path / "x.delta")
+        call("run", tmp_path / "x.delta", "--video", clip, *BACKEND, code=1)
+        model = deltaconvert.load(converted, backend="reference")
+
+
+# ---- bench
+
+
+def test_bench_says_what_it_measured(converted):
+    args = ("bench", converted, "--density", "0,10,100", "--frames", 2, *BACKEND)
+    found = json.loads(call(*args, "--json").stdout)
+    still, some, everything = found["rows"]
+    assert still["density"] == 0 and still["work"] < 0.05
+    assert 0.05 < some["density"] < 0.15 and 0 < some["work"] < 1
+    assert everything["density"] == everything["work"] == 1
+    assert all(row["ratio"] == pytest.approx(row["dense_ms"] / row["delta_ms"]) for row in found["rows"])
+    for key in ("date", "command", "torch", "processor", "threads", "baseline"):
+        assert found[key]
+    assert len(call(*args).stdout.splitlines()) == 6
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["explain"], "either a converted FILE or --arch"),
+        (["explain", "--arch", "resnet81"], "did you mean resnet18"),
+        (["explain", "--arch", "torch.nn:Identity"], "--input"),
+        (["explain", "--arch", NET, "--input", "1x3"], "cannot|dimension|run"),
+        (["explain", "--arch", NET, "--input", "1x3x0x5"], "no size such as"),
+        (["explain", "--arch", NET, "--input", "big"], "no size such as"),
+        (["explain", "--arch", NET, "--threshold", "x"], "no threshold"),
+        (["explain", "--arch", NET, "--threshold", "-1"], "not negative"),
+        (["explain", "--arch", NET, "--threshold", "0.1", "--threshold", "0.2"], "stands alone"),
+        (["bench", "--arch", NET, "--density", "200"], "percentages"),
+        (["bench", "--arch", NET, "--density", "a"], "no list of numbers"),
+        (["convert", "--random", "--arch", NET, "--input", "1x3x8x8"], "--output"),
+        (["convert", "--arch", NET, "--input", "1x3x8x8", "-o", "x"], "either a CHECKPOINT or --random"),
+        (
+            ["convert", "--random", "--arch", NET, "--input", "1x3x8x8", "-o", "x", "--std", "0,0,0"],
+            "not zero",
+        ),
+        (
+            ["convert", "--random", "--arch", NET, "--input", "1x3x8x8", "-o", "x", "--mean", "a"],
+            "no list of numbers",
+        ),
+        (["run", "x", "--video", "y", "--size", "5"], "no size such as 640x360"),
+        (["run", "x"], "--video"),
+        (["fly"], "No such command"),
+        (["zoo", "nonet"], "model_zoo has no network"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = 1 if message.startswith("cannot|") else 2  # the size is a size, but not one for this network
+    assert re.search(message, said(call(*args, code=code)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_files_are_exit_code_1(converted, tmp_path):
+    (tmp_path / "short").write_bytes(converted.read_bytes()[:-5])
+    assert "Copy it again" in said(call("explain", tmp_path / "short", code=1))
+    assert "No such file or directory" in said(call("explain", tmp_path / "none", code=1))
+    assert "no backend" in said(call("explain", converted, "--backend", "fpga", code=1))
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = CliRunner().invoke(app, ["--debug", "explain", str(tmp_path / "none.delta")])
+    assert result.exit_code == 1 and "Traceback" in result.stderr and "No such file" in result.stderr
+
+
+# ---- as a program
+
+
+def test_as_a_program(tmp_path, converted, clip):
+    shown = shell("explain", converted, "--json", *BACKEND, cwd=tmp_path)
+    assert shown.returncode == 0 and shown.stderr == "" and json.loads(shown.stdout)["nodes"]
+    failed = shell("explain", "none.delta", cwd=tmp_path)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.strip() == "error: none.delta: No such file or directory"
+
+
+def test_help_does_not_wait_for_torch(tmp_path):
+    program = "import sys; from deltaconvert.cli import app; app(['--help'], standalone_mode=False)"
+    program += "; assert 'torch' not in sys.modules and 'model_zoo' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("convert", "explain", "run", "bench", "zoo", "demo"):
+        assert command in done.stdout
+    assert shell("--version", cwd=tmp_path).stdout.strip() == "0.1.0"
+
+
+# ---- the demo
+
+
+def test_the_demo_at_a_tiny_size(tmp_path):
+    pytest.importorskip("skimage")
+    from deltaconvert.demo import run_demo
+
+    notes = []
+    facts, text = run_demo(
+        tmp_path / "demo", network=NET, backend="reference", size=(96, 64), seconds=0.4, say=notes.append
+    )
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text()) == json.loads(json.dumps(facts))
+    assert {p.name for p in (tmp_path / "demo").iterdir()} == {
+        "clip.mp4",
+        "overlay.mp4",
+        "summary.json",
+        f"{NET}.delta",
+    }
+    assert (
+        facts["frames"] == 10 and facts["weights"] == "untrained" and facts["difference"]["max"] is not None
+    )
+    assert "untrained" in text and any("untrained" in note for note in notes)
