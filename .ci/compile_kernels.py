@@ -84,7 +84,7 @@ def _nvrtc_of_cuda_bindings() -> Compiler | None:
 
 def _nvrtc_of_cupy() -> Compiler | None:
     try:
-        nvrtc = importlib.import_module("cupy.cuda.nvrtc")
+        nvrtc = importlib.import_module("cupy.cuda").nvrtc  # no module of its own
         version = nvrtc.getVersion()
         architectures = nvrtc.getSupportedArchs()
     except (ImportError, RuntimeError):

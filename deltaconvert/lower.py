@@ -152,6 +152,7 @@ class _Island:
 
     def __init__(self, slot: int, call: Callable[[list[Any]], Any], sources: tuple[int, ...], pure: bool, edge: Any = None):
         self.slot, self.call, self.sources, self.pure, self.edge = slot, call, sources, pure, edge
+        self.kept = self.ran = False
         self.forget()
 
     def run(self, frame: _Frame) -> None:

@@ -58,7 +58,7 @@ class Arithmetic(Operator):
         return None
 
     @property
-    def position_free(self) -> bool:
+    def position_free(self) -> bool:  # type: ignore[override]
         """The constant is the same at every pixel."""
         return not isinstance(self.other, Tensor) or self.other.dim() == 0 or self.other.shape[-2:] == (1, 1)
 

@@ -17,7 +17,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,10 @@ class Operator(nn.Module):
     copies: ClassVar[bool] = False
     fill: ClassVar[float] = 0.0
     position_free: ClassVar[bool] = True
+
+    if TYPE_CHECKING:  # weights are buffers, made by `keep`; torch would say Tensor | Module
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
         return [Pixel() for _ in shapes]

@@ -45,7 +45,7 @@ class Fused(Operator):
 
     @property
     def activation(self) -> bool:  # type: ignore[override]
-        return self.stages[-1].activation
+        return bool(self.stages[-1].activation)
 
     @property
     def fill(self) -> float:  # type: ignore[override]

@@ -62,7 +62,7 @@ class AvgPool2d(Operator):
         return F.avg_pool2d(windows, self.kernel, self.stride, 0, divisor_override=self.divisor_override)
 
     @property
-    def position_free(self) -> bool:
+    def position_free(self) -> bool:  # type: ignore[override]
         """Every window divides by the same number."""
         whole = self.count_include_pad or self.padding == (0, 0)
         return self.divisor_override is not None or (whole and not self.ceil_mode)

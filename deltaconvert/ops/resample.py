@@ -73,7 +73,7 @@ class AdaptivePool2d(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return self._pool(x, self.size)
 
-    def _pool(self, x: Tensor, size: tuple[int | None, int | None]) -> Tensor:
+    def _pool(self, x: Tensor, size: Any) -> Tensor:
         return F.adaptive_avg_pool2d(x, size) if self.kind == "avg" else F.adaptive_max_pool2d(x, size)
 
     def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
@@ -83,7 +83,10 @@ class AdaptivePool2d(Operator):
         return [
             Sources(
                 *(
-                    sources_of(lambda x, size=out_shape[2 + axis]: self._pool(x, (size, None)), shape[2 + axis])
+                    sources_of(
+                        lambda x, size=out_shape[2 + axis]: self._pool(x, (size, None)),  # type: ignore[misc]
+                        shape[2 + axis],
+                    )
                     for axis in (0, 1)
                 )
             )

@@ -12,8 +12,10 @@ from deltaconvert.check import operator_of
 
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
 _PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm")
-_WORKERS = ("einsum", "scaled_dot_product_attention", "multi_head_attention_forward", "conv1d", "conv3d", "bilinear")
-_WORKERS += ("conv_transpose1d", "conv_transpose3d", "conv2d", "conv_transpose2d", "tensordot", "chain_matmul")
+_WORKERS = (
+    *("einsum", "scaled_dot_product_attention", "multi_head_attention_forward", "conv1d", "conv3d", "bilinear"),
+    *("conv_transpose1d", "conv_transpose3d", "conv2d", "conv_transpose2d", "tensordot", "chain_matmul"),
+)
 
 
 def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphModule]:
