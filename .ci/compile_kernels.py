@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")  # those that the compiler does not know are left out
+ARCHITECTURES = (
+    "75",
+    "80",
+    "86",
+    "89",
+    "90",
+    "100",
+    "120",
+)  # those that the compiler does not know are left out
 GATE = 5.0  # CPU seconds for one file and one architecture; full unrolling of a convolution takes 30 to 60
 
 
@@ -124,7 +132,9 @@ def main(arguments: list[str]) -> int:
     sources = [Path(a) for a in arguments] or sorted(KERNELS.glob("*.cu"))
     compiler = find_compiler()
     if compiler is None:
-        print("kernels: not compiled, there is neither nvcc nor NVRTC (pip install cuda-bindings nvidia-cuda-nvrtc)")
+        print(
+            "kernels: not compiled, there is neither nvcc nor NVRTC (pip install cuda-bindings nvidia-cuda-nvrtc)"
+        )
         return 1 if os.environ.get("CI") else 0
     bad = 0
     print(f"kernels: {compiler.name}, sm_{', '.join(compiler.architectures)}")

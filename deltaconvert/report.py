@@ -11,7 +11,6 @@ from torch import fx
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.lower import Program
 from deltaconvert.ops.fused import Fused
-from deltaconvert.ops.pointwise import Pointwise
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Explanation:
         delta = sum(row.kind == "delta" for row in self.rows)
         total = sum(row.macs for row in self.rows)
         tail = (
-            f"{delta} delta nodes do {self.delta_share:.1%} of {total / 1e9:.3g} GMAC, {len(self.islands)} nodes stay dense, "
-            f"state {size_text(sum(row.state_bytes for row in self.rows))}"
+            f"{delta} delta nodes do {self.delta_share:.1%} of {total / 1e9:.3g} GMAC, "
+            f"{len(self.islands)} nodes stay dense, state {size_text(sum(row.state_bytes for row in self.rows))}"
         )
         return table(head, body) + "\n" + tail
 
@@ -147,8 +146,8 @@ class Stats:
             for layer in self.layers
         ]
         tail = (
-            f"{self.frames} frames; the last did {self.work:.1%} of a dense frame's work, the mean is {self.mean_work:.1%}; "
-            f"state {size_text(self.state_bytes)}"
+            f"{self.frames} frames; the last did {self.work:.1%} of a dense frame's work, "
+            f"the mean is {self.mean_work:.1%}; state {size_text(self.state_bytes)}"
         )
         return table(head, body) + "\n" + tail
 

@@ -10,11 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Union
 
 from deltaconvert.errors import InputError
 
-Rule = Union[float, str]
+Rule = float | str
 KINDS = ("input", "activation", "gate")
 
 

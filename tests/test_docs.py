@@ -21,7 +21,9 @@ def _blocks(document: Path) -> list[str]:
 def _run(arguments: list[str], folder: Path, *paths: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
@@ -38,7 +40,9 @@ def test_the_operator_that_contributing_adds_works(tmp_path):
         (tmp_path / path).write_text(text)
     operator, test = files
     folder = str((tmp_path / operator).parent)
-    (tmp_path / "more_operators.py").write_text(f"import deltaconvert.ops\ndeltaconvert.ops.__path__.append({folder!r})\n")
+    (tmp_path / "more_operators.py").write_text(
+        f"import deltaconvert.ops\ndeltaconvert.ops.__path__.append({folder!r})\n"
+    )
     plugins = ["-p", "conftest", "-p", "more_operators", "-p", "no:cacheprovider"]
     _run(["-m", "pytest", "-q", *plugins, test], tmp_path, ROOT, ROOT / "tests", tmp_path)
 

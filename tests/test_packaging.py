@@ -45,8 +45,16 @@ def test_the_wheels_metadata(wheel):
         scripts = archive.read(next(name for name in names if name.endswith("/entry_points.txt"))).decode()
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata
-    required = {line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
-    assert {line.split()[1].split(">")[0] for line in required} == {"torch", "numpy", "safetensors", "typer", "rich"}
+    required = {
+        line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line
+    }
+    assert {line.split()[1].split(">")[0] for line in required} == {
+        "torch",
+        "numpy",
+        "safetensors",
+        "typer",
+        "rich",
+    }
     assert "deltaconvert = deltaconvert.cli:main" in scripts
 
 
@@ -55,7 +63,11 @@ def test_the_installed_wheel_imports_from_any_folder(wheel, tmp_path):
         archive.extractall(tmp_path / "site")
     code = "import deltaconvert, model_zoo; print(deltaconvert.__file__, len(model_zoo.names()))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     file, zoo = done.stdout.split()
@@ -85,5 +97,7 @@ def test_the_sources_compile_on(version, tmp_path):
         pytest.skip(f"there is no python{version} here")
     for package in ("deltaconvert", "model_zoo"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run([python, "-W", "error", "-m", "compileall", "-q", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-W", "error", "-m", "compileall", "-q", str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Sums, differences, products and quotients of maps, gates, per-channel constants and numbers (ONNX Add, Sub, Mul, Div)."""
+"""Sums, differences, products and quotients of maps, gates, constants per channel, numbers (ONNX Add, Sub, Mul, Div)."""
 
 from __future__ import annotations
 

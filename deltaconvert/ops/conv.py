@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-import torch
 
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
 from deltaconvert.reach import Reach, Window

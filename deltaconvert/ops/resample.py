@@ -94,7 +94,7 @@ class AdaptivePool2d(Operator):
 
 
 class SpatialMean(AdaptivePool2d):
-    """N C H W -> N C 1 1: torch.mean over `dims`, which are height and width; as an island it means what torch means."""
+    """N C H W -> N C 1 1: torch.mean over `dims`, height and width; as an island it means what torch means."""
 
     def __init__(self, dims: tuple[int, int]):
         super().__init__("avg", (1, 1))

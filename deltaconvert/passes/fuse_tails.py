@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import fx
 
 from deltaconvert.check import operator_of
@@ -52,7 +54,7 @@ def _fuse(gm: fx.GraphModule, chain: list[fx.Node]) -> None:
     inputs = list(chain[0].args)
     stages: list[Operator] = [operator_of(node) for node in chain]  # type: ignore[misc]
     counts, slots = [], []
-    for before, node in zip(chain, chain[1:], strict=False):
+    for before, node in itertools.pairwise(chain):
         others = [arg for arg in node.args if arg is not before]
         inputs += others
         counts.append(len(others))

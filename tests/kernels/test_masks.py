@@ -52,7 +52,9 @@ def _pack(mask: Tensor) -> Words:
     padded = np.zeros((n, _tiles(h) * 8, _tiles(w) * 8), bool)
     padded[:, :h, :w] = mask[:, 0].numpy()
     tiles = padded.reshape(n, _tiles(h), 8, _tiles(w), 8).transpose(0, 1, 3, 2, 4)
-    return np.packbits(tiles.reshape(n, _tiles(h), _tiles(w), 64), axis=-1, bitorder="little").view("<u8")[..., 0]
+    return np.packbits(tiles.reshape(n, _tiles(h), _tiles(w), 64), axis=-1, bitorder="little").view("<u8")[
+        ..., 0
+    ]
 
 
 def _masks(size: tuple[int, int]) -> Tensor:
@@ -60,7 +62,12 @@ def _masks(size: tuple[int, int]) -> Tensor:
     count = size[0] * size[1]
     random = torch.rand(6, count, generator=torch.Generator().manual_seed(count))
     shares = torch.tensor([0.02, 0.1, 0.3, 0.5, 0.7, 0.95])[:, None]
-    rows = [torch.eye(count, dtype=torch.bool), torch.zeros(1, count).bool(), torch.ones(1, count).bool(), random < shares]
+    rows = [
+        torch.eye(count, dtype=torch.bool),
+        torch.zeros(1, count).bool(),
+        torch.ones(1, count).bool(),
+        random < shares,
+    ]
     return torch.cat(rows).view(-1, 1, *size)
 
 
@@ -79,7 +86,9 @@ def test_dilate3x3_is_the_spread_of_a_window(size, grid):
     assert (out == _pack(_window(3, 1, 1, size).spread(mask))).all()
 
 
-@pytest.mark.parametrize("size, k, pad", [(s, k, p) for s in SIZES for k, p in WINDOWS if min(s) + 2 * p >= k])
+@pytest.mark.parametrize(
+    "size, k, pad", [(s, k, p) for s in SIZES for k, p in WINDOWS if min(s) + 2 * p >= k]
+)
 def test_shrink2_is_the_spread_of_a_window(size, k, pad):
     window = _window(k, 2, pad, size)
     mask = _masks(size)
