@@ -57,7 +57,8 @@ class Edge:
         self.values[streams] = float("nan")  # differs from everything: the next frame is a mask of ones
 
     def stand_still(self) -> None:
-        self.mask, self._pixels, self.count, self.computed = self._none, None, 0, 0
+        self.mask, self.count, self.computed = self._none, 0, 0
+        self._pixels: Tensor | None = None
 
     def mark(self, mask: Tensor, computed: int, count: int | None = None, pixels: Tensor | None = None) -> None:
         """This frame's mask; `computed` pixels were computed for it."""
@@ -150,6 +151,7 @@ class FrameEdge(Edge):
         self.rows.index_copy_(0, pixels, new.view(-1, channels))
 
     def _differs(self, frame: Tensor) -> Tensor:
+        assert self.threshold is not None
         if self.threshold == 0:
             per_channel = frame.view(self._integer) != self.stored.view(self._integer)
         else:
@@ -198,7 +200,7 @@ class Backend:
         if operator.position_free and all(pointlike):
             return Rows
         if all(pointlike[1:]):
-            head = operator.head if isinstance(operator, Fused) else operator
+            head = _head(operator)
             if operator.position_free and isinstance(first, Window) and type(head).on_windows is not Operator.on_windows:
                 return Tiles
             copies = head.copies and isinstance(first, Sources) and first.single
@@ -404,6 +406,8 @@ class Tiles(Step):
             window.padding,
             window.dilation,
             window.transposed,
+            # The box around dilated taps is mostly holes: there a tile is one pixel and its window just the taps.
+            1 if isinstance(_head(operator), Conv2d) and max(window.dilation) > 1 else TILE,
         )
         bytes_each = self._grid.window_pixels * channels * inputs[0].values.element_size()
         largest = 1 << max(3, min(9, (WINDOW_BYTES // bytes_each).bit_length() - 1))
@@ -456,7 +460,8 @@ class Commit:
             edge.mark(candidates, computed, None if pixels is None else len(pixels), pixels)
             return
         mask = torch.zeros_like(candidates)
-        mask.view(-1)[torch.cat(self._stored)] = True
+        if self._stored:  # no candidate at all where a stride steps over the changes
+            mask.view(-1)[torch.cat(self._stored)] = True
         edge.mark(mask, computed)
 
 
@@ -477,9 +482,11 @@ class Grid:
         padding: tuple[int, int],
         dilation: tuple[int, int],
         transposed: bool,
+        tile: int,
     ):
         self._streams, self._out_size = streams, out_size
-        self.edges = tuple(min(TILE, size) for size in out_size)
+        self.taps_only = tile == 1
+        self.edges = tuple(min(tile, size) for size in out_size)
         self._counts = tuple(-(-size // edge) for size, edge in zip(out_size, self.edges, strict=True))
         axes = []
         for axis in (0, 1):
@@ -497,9 +504,9 @@ class Grid:
                 result = (length - 1) * stride[axis] + reach + 1
             else:
                 first = starts * stride[axis] - padding[axis]
-                length = (edge - 1) * stride[axis] + reach + 1
+                length = kernel[axis] if self.taps_only else (edge - 1) * stride[axis] + reach + 1
                 skip, result = torch.zeros_like(starts), edge
-            reads = first.view(-1, 1) + torch.arange(length)
+            reads = first.view(-1, 1) + torch.arange(length) * (dilation[axis] if self.taps_only else 1)
             axes.append((starts, reads, skip, result))
         (ys, reads_y, skip_y, result_y), (xs, reads_x, skip_x, result_x) = axes
         self.window = (reads_y.shape[1], reads_x.shape[1])
@@ -559,37 +566,47 @@ class Compute:
 
     def __init__(self, operator: Operator, example: Tensor, grid: Grid | None = None):
         self._operator, self._grid = operator, grid
-        self._head = operator.head if isinstance(operator, Fused) else operator
+        self._head = _head(operator)
         self._stages = list(_tail(operator))
         self._heads = operator.head_inputs if isinstance(operator, Fused) else None
         self._whole: Callable[..., Tensor] = self._head
         self._local: Callable[..., Tensor] = self._head if grid is None else self._head.on_windows
-        if isinstance(self._head, Conv2d) and can_pack(example):
-            activation = self._fused_activation()
-            window = (1, 1) if grid is None else grid.window
-            self._whole = PackedConv(self._head, tuple(example.shape), self._head.padding, activation)
-            self._local = PackedConv(self._head, (8, example.shape[1], *window), (0, 0), activation)
-            self._skip = 1 if activation != "none" else 0
-        else:
-            self._skip = 0
+        self._skip = 0
+        # A 1x1 convolution of rows: the head itself, or the head on rows of taps.
+        self._on_rows = isinstance(self._head, Conv2d) and (grid is None or grid.taps_only and self._head.groups == 1)
+        if isinstance(self._head, Conv2d):
+            local = self._head
+            if grid is not None and grid.taps_only:
+                local = _on_taps(self._head)
+                self._local = local
+            if can_pack(example):
+                activation = self._fused_activation()
+                window = (1, 1) if self._on_rows or grid is None else grid.window
+                self._whole = PackedConv(self._head, tuple(example.shape), self._head.padding, activation)
+                self._local = PackedConv(local, (8, local.weight.shape[1] * local.groups, *window), (0, 0), activation)
+                self._skip = 1 if activation != "none" else 0
 
     def rows(self, inputs: Sequence[Tensor]) -> Tensor:
         """(n, C), ... -> (n, C')."""
-        if isinstance(self._local, PackedConv):
-            # The same memory as one image of n x 1 pixels, which oneDNN does in one piece.
-            (first, *others), length = inputs, len(inputs[0])
-            value = self._local(first.view(1, length, 1, -1).permute(0, 3, 1, 2))
-            return self.tail(value.permute(0, 2, 3, 1).reshape(length, -1), others)
+        if self._on_rows:
+            return self.tail(self._product(inputs[0]), inputs[1:])
         value = self._head(*(_points(x) for x in inputs[: self._heads]))
         return self.tail(value.reshape(value.shape[0], -1), inputs[self._heads :] if self._heads else [])
 
     def windows(self, windows: Tensor, tiles: Tensor, others: Sequence[Tensor]) -> Tensor:
         """(tiles * window_pixels, C) -> (tiles * tile_pixels, C')."""
         assert self._grid is not None
+        if self._on_rows:
+            return self.tail(self._product(windows.view(len(tiles), -1)), others)
         images = windows.view(len(tiles), *self._grid.window, -1).permute(0, 3, 1, 2)
         value = self._local(images).permute(0, 2, 3, 1)
         value = value.reshape(-1, value.shape[-1])
         return self.tail(self._grid.crop(value, tiles), others)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """The convolution as one image of n x 1 pixels over the same memory, which oneDNN does in one piece."""
+        value = self._local(rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2))
+        return value.permute(0, 2, 3, 1).reshape(len(rows), -1)
 
     def tail(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
         """The elementwise stages behind the head on rows (n, C') of fresh memory."""
@@ -655,7 +672,7 @@ class PackedConv:
 
 def can_pack(example: Tensor) -> bool:
     """oneDNN takes this map, and torch has the operators for packed weights."""
-    return (
+    return bool(
         example.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
@@ -681,12 +698,24 @@ def _points(rows: Tensor) -> Tensor:
     return rows.view(rows.shape[0], -1, 1, 1)
 
 
-def _outline(operator: Operator) -> Any:
+def _outline(operator: Any) -> Any:
     """The operator without the values of its weights: what its speed and its order of summation depend on."""
     if isinstance(operator, Fused):
         return tuple(map(_outline, operator.stages)), tuple(operator.counts), tuple(operator.slots)
     settings = operator.settings().items()
     return type(operator), tuple((k, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for k, v in settings)
+
+
+def _head(operator: Operator) -> Operator:
+    return operator.head if isinstance(operator, Fused) else operator
+
+
+def _on_taps(conv: Conv2d) -> Conv2d:
+    """The convolution on gathered taps: of rows (n, kh * kw * C) where it can be a product, else of kh x kw windows."""
+    weight = conv.weight
+    if conv.groups == 1:
+        weight = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
+    return Conv2d(weight, conv.bias, (1, 1), (0, 0), (1, 1), conv.groups)
 
 
 def _tail(operator: Operator) -> list[Operator]:
