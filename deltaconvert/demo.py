@@ -40,7 +40,7 @@ COINS = ((348, 187, 31), (333, 44, 28))  # centre x, y and radius of two coins i
 # Untrained: what the network says about a picture means nothing, what it costs is the same.
 NETWORK = "resnet18"
 # Sensor noise reaches 5 of 255 (3 sigma); after the network's normalisation that is 5 / 255 / 0.225 = 0.09.
-THRESHOLD: dict[str, float | str] = {"input": 0.09, "activation": "10%"}
+THRESHOLD: dict[str, float | str] = {"input": 0.09, "activation": "20%"}
 
 
 @dataclass(frozen=True)
