@@ -115,5 +115,6 @@ def _verify(model: nn.Module, traced: Traced, args: Any, kwargs: Any, frames: Se
             return
     raise UnsupportedModel(
         f"{type(model).__name__} computes something else than its traced graph, so it depends on more than its inputs "
-        "(random numbers, counters, Python state): convert the deterministic part of it"
+        "(random numbers, counters, Python state), or x += y writes to a map that it reads under another name: convert "
+        "the deterministic part of it, or write x = x + y"
     )

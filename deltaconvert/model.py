@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -130,6 +131,21 @@ class DeltaModel(nn.Module):
         if mode:
             raise DeltaConvertError("a converted network cannot be trained: train the dense one and convert it again")
         return super().train(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DeltaModel:
+        """A network of its own with the same plans, which has seen no frame yet."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        nn.Module.__init__(twin)
+        run = ("_modules", "_program", "_tally", "_plans", "_backend", "_interrupted")
+        for name, value in vars(self).items():
+            if name not in run and name not in vars(twin):
+                setattr(twin, name, copy.copy(value))
+        twin.graph = copy.deepcopy(self.graph, memo)
+        twin._backend, twin._interrupted = self._backend, False
+        twin._plans = {size: Plan(copy.deepcopy(p.graph, memo), p.streams) for size, p in self._plans.items()}
+        twin._program, twin._tally = Program(twin._plans[twin._size], twin._backend), Tally()
+        return nn.Module.train(twin, False)
 
     def _check(self, frames: Sequence[Tensor]) -> None:
         for place, (frame, (dim, dtype, device)) in enumerate(zip(frames, self._like, strict=True)):

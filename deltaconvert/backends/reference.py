@@ -12,6 +12,7 @@ from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.reach import Reach
 
 NAME = "reference"
+_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Edge:
@@ -29,8 +30,9 @@ class Edge:
 
     def reset(self, streams: slice) -> None:
         # Every comparison with NaN says "changed": the next frame is a mask of ones, and a pixel that some frame
-        # forgot to compute shows.
-        self.values[streams] = float("nan")
+        # forgot to compute shows. Not the NaN that arithmetic makes: a frame may hold that one.
+        bits = self.values.view(_INTEGER[self.values.element_size()])
+        bits[streams] = torch.full_like(self.values[:1, :1, :1, :1], float("nan")).view(bits.dtype) + 1
 
     def commit(self, new: Tensor, candidates: Tensor) -> None:
         """Store the candidates that changed, and mark them."""
@@ -62,7 +64,7 @@ def differs(new: Tensor, stored: Tensor, threshold: float) -> Tensor:
     At threshold 0 bits are compared, so that -0.0 after 0.0 is a change and a NaN that stays is none.
     """
     if threshold == 0:
-        integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[new.element_size()]
+        integer = _INTEGER[new.element_size()]
         return (new.contiguous().view(integer) != stored.contiguous().view(integer)).any(1, keepdim=True)
     return ~((new - stored).abs() <= threshold).all(1, keepdim=True)
 
