@@ -1,0 +1,80 @@
+"""ops/channels.py, with passes/open_tuples.py in front of it."""
+
+import pytest
+import torch
+from oracle import Call, check_operator
+
+A = (2, 6, 4, 5)
+JOINS = {
+    "cat": lambda m, a, b: torch.cat([a, b], 1),
+    "cat of a tuple": lambda m, a, b: torch.cat((a, b, a), dim=1),
+    "cat from behind": lambda m, a, b: torch.cat([b, a], dim=-3),
+    "concat": lambda m, a, b: torch.concat([a, b], axis=1),
+    "concatenate": lambda m, a, b: torch.concatenate((a, b), 1),
+    "cat of one": lambda m, a, b: torch.cat([a], 1) + b,
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_concat(backend, name):
+    check_operator(Call(JOINS[name]), [A, A], threshold=0.1, backend=backend)
+
+
+def test_concat_of_other_widths(backend):
+    check_operator(
+        Call(lambda m, a, b: torch.cat([a, b], 1)), [A, (2, 1, 4, 5)], dtype=torch.float32, backend=backend
+    )
+
+
+PARTS = {
+    "slice": lambda m, x: x[:, 1:4],
+    "from": lambda m, x: x[:, 2:],
+    "until": lambda m, x: x[:, :-1],
+    "steps": lambda m, x: x[:, ::2],
+    "all dimensions": lambda m, x: x[:, 1:3, :, :],
+    "dots": lambda m, x: x[:, 1:3, ...],
+    "chunk": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1) if False else sum(x.chunk(2, 1)),
+    "torch.chunk": lambda m, x: (lambda a, b: a * b)(*unpack(torch.chunk(x, 2, dim=1), 2)),
+    "chunks that do not divide": lambda m, x: unpack(x.chunk(4, dim=-3), 3)[2],
+    "split": lambda m, x: unpack(x.split(4, dim=1), 2)[1],
+    "split by sizes": lambda m, x: unpack(torch.split(x, [1, 2, 3], 1), 3)[1],
+    "split from behind": lambda m, x: x.split([1, 2, 3], 1)[-1],
+}
+PARTS["chunk"] = lambda m, x: x.chunk(2, 1)[0] - x.chunk(2, dim=1)[1]
+
+
+def unpack(parts, count):
+    return [parts[i] for i in range(count)]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts(backend, name):
+    check_operator(Call(PARTS[name]), A, threshold=0.1, backend=backend)
+
+
+def test_parts_joined_again(backend):
+    """ShuffleNet's unit: half goes through, half is worked on."""
+    module = Call(lambda m, x: torch.cat([x.chunk(2, 1)[0], x.chunk(2, 1)[1].relu()], 1))
+    check_operator(module, A, dtype=torch.float32, threshold=0.1, backend=backend)
+
+
+DENSE = {
+    "cat along the width": (lambda m, x: torch.cat([x, x], 3), "along dimension 3"),
+    "cat along the batch": (lambda m, x: torch.cat([x, x]), "along dimension 0"),
+    "cat with a constant": (lambda m, x: torch.cat([x, m.map], 1), "it joins constants"),
+    "cat of matrices": (lambda m, x: torch.cat([x.flatten(2), x.flatten(2)], 1), "not N C H W"),
+    "cat of three dimensions": (lambda m, x: torch.cat([x.flatten(2), x.flatten(2)], -3), "not N C H W"),
+    "one channel": (lambda m, x: x[:, 1], "something else than a slice"),
+    "chosen channels": (lambda m, x: x[:, [2, 0]], "something else than a slice"),
+    "a crop": (lambda m, x: x[:, :, 1:3], "more than a slice of the channels"),
+    "a stream": (lambda m, x: x[:1], "more than a slice of the channels"),
+    "split of rows": (lambda m, x: x.split(2, 2)[0], "more than a slice of the channels"),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_stays_dense(backend, name):
+    function, reason = DENSE[name]
+    check_operator(
+        Call(function, map=torch.randn(2, 1, 4, 5)), A, backend=backend, expect="dense", reason=reason
+    )

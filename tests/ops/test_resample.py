@@ -1,0 +1,110 @@
+"""ops/resample.py"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Call, check_operator, examples
+from torch import nn
+
+pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+
+
+@settings(max_examples=examples(20))
+@given(
+    mode=st.sampled_from(["nearest", "nearest-exact", "bilinear", "bicubic", "area"]),
+    align=st.sampled_from([None, True, False]),
+    target=st.one_of(
+        st.fixed_dictionaries({"size": pairs(1, 13)}),
+        st.fixed_dictionaries({"size": st.integers(1, 9)}),
+        st.fixed_dictionaries({"scale_factor": st.sampled_from([2, 0.5, 1.5, 3.0, (2.0, 0.7), (1.3, 1.0)])}),
+    ),
+    antialias=st.booleans(),
+    size=pairs(2, 8),
+    batch=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_any_interpolation(backend, mode, align, target, antialias, size, batch, seed):
+    smooth = mode in ("bilinear", "bicubic")
+    options = {"mode": mode, **target}
+    if smooth:
+        options.update(align_corners=align, antialias=antialias)
+    module = Call(lambda m, x: F.interpolate(x, **options))
+    check_operator(module, (batch, 2, *size), threshold=0.1, backend=backend, seed=seed)
+
+
+@settings(max_examples=examples(15))
+@given(
+    kind=st.sampled_from([nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d]),
+    target=st.one_of(
+        pairs(1, 9),
+        st.integers(1, 5),
+        st.tuples(st.none(), st.integers(1, 4)),
+        st.tuples(st.integers(1, 4), st.none()),
+    ),
+    size=pairs(1, 9),
+    batch=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_any_adaptive_pool(backend, kind, target, size, batch, seed):
+    check_operator(kind(target), (batch, 2, *size), threshold=0.1, backend=backend, seed=seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Upsample(scale_factor=2),
+        nn.Upsample(size=(9, 20), mode="bilinear", align_corners=True),
+        nn.Upsample(scale_factor=(2, 3), mode="bilinear"),
+        nn.UpsamplingNearest2d(scale_factor=2),
+        nn.UpsamplingBilinear2d(size=15),
+        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((3, 2)),
+        nn.AdaptiveMaxPool2d(1),
+    ],
+    ids=str,
+)
+def test_modules(backend, module, dtype):
+    check_operator(module, (2, 3, 8, 7), dtype=dtype, backend=backend)
+
+
+SPELLINGS = {
+    "upsample": lambda m, x: F.interpolate(x, None, 2),
+    "recompute": lambda m, x: F.interpolate(
+        x, scale_factor=1.3, mode="bilinear", recompute_scale_factor=True
+    ),
+    "adaptive": lambda m, x: F.adaptive_avg_pool2d(x, (1, 1)),
+    "adaptive max": lambda m, x: F.adaptive_max_pool2d(x, output_size=2),
+    "torch.mean": lambda m, x: torch.mean(x, dim=(2, 3), keepdim=True),
+    "mean": lambda m, x: x.mean((-1, -2), True),
+    "mean list": lambda m, x: x.mean([2, 3], keepdim=True),
+    "size of another": lambda m, x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
+    "size of another by hand": lambda m, x: F.interpolate(
+        F.max_pool2d(x, 2), size=(x.size(2), x.shape[-1]), mode="bilinear"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_spellings(backend, name):
+    check_operator(Call(SPELLINGS[name]), (2, 2, 7, 8), backend=backend)
+
+
+DENSE = {
+    "sum over the width": (lambda m, x: x.mean(3, keepdim=True), "not a mean over height and width"),
+    "no keepdim": (lambda m, x: x.mean((2, 3)), "not a mean over height and width"),
+    "another rank": (lambda m, x: x[:, :, None].mean((2, 3), keepdim=True), "not N C H W"),
+    "a mean of a matrix": (lambda m, x: x.flatten(1).mean((-2, -1), keepdim=True), "not N C H W"),
+    "a signal": (lambda m, x: F.interpolate(x.flatten(2), scale_factor=2), "not N C H W"),
+    "a volume": (lambda m, x: F.interpolate(x[None], size=3), "not N C H W"),
+    "trilinear": (lambda m, x: F.interpolate(x[None], size=3, mode="trilinear"), "mode='trilinear'"),
+    "indices": (lambda m, x: F.adaptive_max_pool2d(x, 2, return_indices=True), "adaptive_max_pool2d"),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_stays_dense(backend, name):
+    function, reason = DENSE[name]
+    check_operator(Call(function), (2, 2, 6, 6), backend=backend, expect="dense", reason=reason)

@@ -1,0 +1,239 @@
+"""Random small networks and random changes: everything that holds for one operator holds for their compositions."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+from difference_form import DifferenceForm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import (
+    anatomy,
+    assert_close,
+    assert_same_bits,
+    assert_states_apart,
+    assert_still,
+    assert_untouched,
+    dense,
+    examples,
+    leaves,
+    scripted_video,
+)
+from torch import Tensor, nn
+
+import deltaconvert
+
+STEP = st.tuples(
+    st.sampled_from(
+        "conv conv conv conv depthwise transposed norm max avg relu relu_ hardswish sigmoid add iadd sub mul cat gate "
+        "resize chunk constant adaptive".split()
+    ),
+    st.integers(0, 99),  # which of the maps so far
+    st.integers(0, 99),  # which other map, where it takes two
+    st.integers(0, 9999),  # its settings
+)
+RECIPE = st.fixed_dictionaries(
+    {
+        "steps": st.lists(STEP, min_size=2, max_size=9),
+        "size": st.tuples(st.integers(1, 14), st.integers(1, 14)),
+        "batch": st.integers(1, 3),
+        "outputs": st.integers(1, 3),
+        "seed": st.integers(0, 999),
+    }
+)
+
+
+class Drawn(nn.Module):
+    """The network of a recipe. A step that is illegal for the sizes at hand is left out."""
+
+    def __init__(self, recipe):
+        super().__init__()
+        torch.manual_seed(recipe["seed"])
+        self.parts, self.program = nn.ModuleList(), []
+        self.shape = (recipe["batch"], 3, *recipe["size"])
+        maps = [torch.randn(self.shape)]
+        for step in recipe["steps"]:
+            place = len(self.parts)
+            self.parts.append(nn.Identity())
+            try:
+                entry = self.draw(place, *step, maps)
+                if entry is None:
+                    continue
+                with torch.no_grad():
+                    new = self.run(entry, [x.clone() for x in maps])
+            except RuntimeError:  # a window larger than the map
+                self.parts[place] = nn.Identity()
+                continue
+            if new.numel() and max(new.shape[2:]) <= 30 and new.shape[1] <= 16:
+                self.program.append(entry)
+                maps.append(new)
+        self.last = range(max(0, len(maps) - recipe["outputs"]), len(maps))
+        self.eval()
+
+    def draw(self, place, kind, which, other, number, maps):
+        """(kind, sources, place of the module, number) of a step, its module made."""
+        source = which % len(maps)
+        x = maps[source]
+        channels = x.shape[1]
+        sources = [source]
+        kernel, stride = (1 + number % 4, 1 + number // 4 % 4), (1 + number // 16 % 3, 1 + number // 48 % 3)
+        padding, dilation, bias = number // 7 % 3, 1 + number // 21 % 2, number % 3 > 0
+        part = None
+        if kind == "conv":
+            groups = channels if number % 5 == 0 else 1
+            outer = groups * (1 + number % 2) if groups > 1 else 1 + number % 6
+            part = nn.Conv2d(
+                channels, outer, kernel, stride if number % 2 else 1, padding, dilation, groups, bias
+            )
+        elif kind == "depthwise":
+            part = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=bias)
+        elif kind == "transposed":
+            part = nn.ConvTranspose2d(channels, 1 + number % 4, kernel, stride, number // 5 % 2, 0, bias=bias)
+        elif kind == "norm":
+            part = nn.BatchNorm2d(channels)
+            part.running_mean.uniform_(-1, 1)
+            part.running_var.uniform_(0.5, 2)
+        elif kind == "max":
+            part = nn.MaxPool2d(2 + number % 2, stride, number // 2 % 2, ceil_mode=bias)
+        elif kind == "avg":
+            part = nn.AvgPool2d(
+                2 + number % 2, stride, number // 2 % 2, ceil_mode=bias, count_include_pad=number % 5 > 1
+            )
+        elif kind == "adaptive":
+            part = nn.AdaptiveAvgPool2d((1 + number % 4, 1 + number // 4 % 4))
+        elif kind in ("relu", "relu_", "hardswish", "sigmoid"):
+            part = {
+                "relu": nn.ReLU(),
+                "relu_": nn.ReLU(),
+                "hardswish": nn.Hardswish(),
+                "sigmoid": nn.Sigmoid(),
+            }[kind]
+        elif kind in ("add", "iadd", "sub", "mul", "cat"):
+            same = [
+                i
+                for i, y in enumerate(maps)
+                if y.shape[2:] == x.shape[2:] and (kind == "cat" or y.shape == x.shape)
+            ]
+            sources.append(same[other % len(same)])
+        elif kind == "gate":
+            part = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), nn.Sigmoid())
+        elif kind == "chunk" and channels < 2:
+            return None
+        return kind, tuple(sources), place if part is not None else None, number
+
+    def run(self, entry, maps):
+        kind, sources, place, number = entry
+        x, y = maps[sources[0]], maps[sources[-1]]
+        if kind == "gate":
+            return x * self.parts[place](x)
+        if kind == "relu_":
+            return F.relu_(x * 1)
+        if place is not None:
+            return self.parts[place](x)
+        if kind == "iadd":
+            z = x * 1
+            z += y
+            return z
+        if kind == "cat":
+            return torch.cat([x, y], 1)
+        if kind == "chunk":
+            a = x.chunk(2, 1)
+            return a[number % 2]
+        if kind == "resize":
+            mode = ("nearest", "bilinear")[number % 2]
+            return F.interpolate(x, size=(1 + number // 2 % 11, 1 + number // 22 % 11), mode=mode)
+        if kind == "constant":
+            return 1.5 - x * 0.5
+        return {"add": x + y, "sub": x - y, "mul": x * y}[kind]
+
+    def forward(self, x):
+        maps = [x]
+        for entry in self.program:
+            maps.append(self.run(entry, maps))
+        return {f"map {i}": maps[i] for i in self.last}
+
+
+def video_of(network, seed, dtype=torch.float64, noise=0.0):
+    draw = torch.Generator().manual_seed(seed)
+    frames = scripted_video(network.shape, dtype, seed)
+    return [frame + torch.randn(frame.shape, dtype=dtype, generator=draw) * noise for frame in frames]
+
+
+@settings(max_examples=examples(40))
+@given(recipe=RECIPE, dtype=st.sampled_from([torch.float64, torch.float64, torch.float32]))
+def test_exact_at_threshold_zero(backend, recipe, dtype):
+    network = Drawn(recipe).to(dtype)
+    before = anatomy(network)
+    video = video_of(network, recipe["seed"], dtype)
+    model = deltaconvert.convert(network, video[0], backend=backend)
+    fresh = copy.deepcopy(model)
+    assert all(row.kind != "dense" for row in model.explain().rows), model.explain()
+    for t, frame in enumerate(video):
+        mine = frame.clone()
+        outputs = model(mine)
+        assert_close(outputs, dense(network, [frame]), f"frame {t}")
+        fresh.reset()
+        assert_same_bits(outputs, fresh(frame.clone()), f"frame {t} against a reset model")
+        if t in (1, len(video) - 1):
+            assert_still(model, f"frame {t}")
+        assert_states_apart(model, [x for x in leaves(outputs) if x is not mine])
+        for tensor in (*leaves(outputs), mine):
+            tensor.fill_(float("nan"))
+    assert_untouched(network, before)
+
+
+@settings(max_examples=examples(40))
+@given(recipe=RECIPE, threshold=st.sampled_from([0.05, 0.2, 0.6]))
+def test_difference_form_at_thresholds(backend, recipe, threshold):
+    network = Drawn(recipe).double()
+    video = video_of(network, recipe["seed"], noise=threshold / 2)
+    model = deltaconvert.convert(network, video[0], threshold=threshold, backend=backend)
+    oracle = DifferenceForm(model)
+    for t, frame in enumerate(video):
+        got, expected = leaves(model(frame.clone())), oracle(frame)
+        for node, mask in oracle.masks.items():
+            assert torch.equal(model._program.edges[node].mask, mask), f"frame {t}: masks of {node} differ"
+        for a, b in zip(got, expected, strict=True):
+            assert_close(a, b, f"frame {t}")
+    assert oracle.margin() > 1e-9, "a comparison was a matter of rounding"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("deltaconvert.backends.cpu") is None, reason="there is no cpu backend"
+)
+@settings(max_examples=examples(40))
+@given(recipe=RECIPE, threshold=st.sampled_from([0.0, 0.1, 0.5]), stream=st.integers(0, 2))
+def test_cpu_equals_reference(recipe, threshold, stream):
+    """Values up to rounding and the same masks, through a reset of one stream on the way."""
+    network = Drawn(recipe).double()
+    video = video_of(network, recipe["seed"], noise=threshold / 2)
+    models = [
+        deltaconvert.convert(network, video[0], threshold=threshold, backend=b) for b in ("reference", "cpu")
+    ]
+    for t, frame in enumerate(video):
+        if t == 7:
+            for model in models:
+                model.reset(stream % recipe["batch"])
+        ours, theirs = (model(frame.clone()) for model in models)
+        assert_close(theirs, ours, f"frame {t}")
+        masks = models[1].masks()
+        for path, mask in models[0].masks().items():
+            assert torch.equal(masks[path], mask), f"frame {t}: masks of {path} differ"
+
+
+def test_recipes_reach_every_kind_of_step():
+    """The generator is worth something: no step is always illegal, and networks branch."""
+    reached = set()
+    for number, kind in enumerate(
+        "conv depthwise transposed norm max avg relu relu_ add iadd mul cat gate resize chunk".split()
+    ):
+        steps = [("conv", 0, 0, 5), (kind, 1, 0, number), (kind, 0, 1, number + 3)]
+        network = Drawn({"steps": steps, "size": (9, 8), "batch": 1, "outputs": 1, "seed": number})
+        reached |= {entry[0] for entry in network.program}
+        assert isinstance(network(torch.zeros(network.shape)), dict) and isinstance(network.shape, tuple)
+        assert all(isinstance(t, Tensor) for t in network(torch.zeros(network.shape)).values())
+    assert len(reached) == 15

@@ -1,0 +1,250 @@
+"""Each pass does what the picture in its docstring says; check_graph refuses what no pass may leave behind."""
+
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from deltaconvert.check import check_graph, densify, operator_of, sparsify
+from deltaconvert.errors import GraphError
+from deltaconvert.ops.arithmetic import Arithmetic
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.pointwise import Pointwise
+from deltaconvert.passes import run_passes
+from deltaconvert.passes.adopt_operators import adopt_operators
+from deltaconvert.passes.convert_edges import cancel_conversions, insert_conversions
+from deltaconvert.passes.decide import decide
+from deltaconvert.passes.drop_identities import drop_identities
+from deltaconvert.passes.fold_batch_norm import fold_batch_norm
+from deltaconvert.passes.fold_constants import fold_constants
+from deltaconvert.passes.functionalise import WriteToView, functionalise
+from deltaconvert.passes.fuse_tails import fuse_tails
+from deltaconvert.passes.name_paths import name_paths
+from deltaconvert.passes.open_tuples import open_tuples
+from deltaconvert.passes.place_thresholds import place_thresholds
+from deltaconvert.passes.propagate import propagate
+from deltaconvert.thresholds import Thresholds
+
+X = torch.randn(2, 4, 6, 6)
+
+
+class Net(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.conv, self.relu, self.drop = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Dropout()
+        self.bn, self.linear = nn.BatchNorm2d(4), nn.Linear(6, 5)
+        self.bn.running_mean.uniform_(-1, 1)
+
+    def forward(self, x):
+        return (self.function(self, x),)
+
+
+def graph(function, *passes):
+    module = Net(function).eval()
+    traced = fx.symbolic_trace(module)
+    expected = module(X)[0]
+    out = run_passes(traced, [name_paths, *passes])
+    assert torch.allclose(out(X)[0], expected, atol=1e-5), (
+        "as a function of one frame, the graph is still the network"
+    )
+    return out
+
+
+def calls(gm):
+    """What the graph calls, in order, by plain names."""
+    names = []
+    for node in gm.graph.nodes:
+        if node.op.startswith("call_"):
+            found = operator_of(node)
+            plain = node.target if node.op != "call_function" else node.target.__name__
+            names.append(str(plain) if found is None else getattr(found, "function", type(found).__name__))
+    return names
+
+
+def node_of(gm, name):
+    return next(n for n in gm.graph.nodes if n.meta["path"] == name and n.target not in (sparsify, densify))
+
+
+def test_functionalise():
+    def run(m, x):
+        y = m.conv(x)
+        r = F.relu_(y)
+        r.add_(x)
+        return r * y
+
+    assert calls(graph(run, functionalise)) == ["conv", "relu", "add", "mul"]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: (lambda y: (y[:, :1].mul_(2), y)[1])(m.conv(x)),
+        lambda m, x: (lambda y: (y.view(2, -1).relu_(), y)[1])(m.conv(x)),
+        lambda m, x: (lambda y, v: (y.add_(1), v)[1])(*(lambda y: (y, y.flatten(1)))(m.conv(x))),
+        lambda m, x: (lambda a, b: (a.zero_(), b)[1])(m.conv(x), x),
+        lambda m, x: (lambda a: (torch.neg(a, out=a), a)[1])(m.conv(x)),
+    ],
+)
+def test_functionalise_refuses_writes_that_views_see(run):
+    with pytest.raises(WriteToView, match="writes in place"):
+        functionalise(fx.symbolic_trace(Net(run).eval()))
+
+
+def test_functionalise_takes_writes_to_dead_views():
+    assert calls(graph(lambda m, x: m.conv(x).flatten(1).relu_(), functionalise)) == [
+        "conv",
+        "flatten",
+        "relu",
+    ]
+
+
+def test_name_paths():
+    gm = graph(lambda m, x: m.relu(m.relu(m.conv(x)) + 1))
+    assert [n.meta["path"] for n in gm.graph.nodes if n.op.startswith("call_")] == [
+        "conv",
+        "relu",
+        "add",
+        "relu#2",
+    ]
+
+
+def test_open_tuples():
+    gm = graph(lambda m, x: (lambda t: t[0] * t[1])(x.chunk(2, 1)), propagate([X]), open_tuples)
+    assert calls(gm) == ["getitem", "getitem", "mul"]
+    assert [n.args[1][1] for n in gm.graph.nodes if n.target is operator.getitem] == [
+        slice(0, 2),
+        slice(2, 4),
+    ]
+
+
+def test_drop_identities():
+    gm = graph(
+        lambda m, x: F.pad(F.dropout(m.conv(x).contiguous(), 0.5, False), (0, 0, 0, 0)).detach(),
+        drop_identities,
+    )
+    assert calls(gm) == ["conv"]
+    kept = graph(lambda m, x: F.pad(m.conv(x), (0, 1, 0, 0)), drop_identities)
+    assert calls(kept) == ["conv", "pad"]
+
+
+def test_adopt_operators():
+    gm = graph(lambda m, x: F.relu(m.relu(m.relu(x)), inplace=False).softmax(1), adopt_operators)
+    assert calls(gm) == ["relu", "relu", "relu", "softmax"]
+    found = [operator_of(n) for n in gm.graph.nodes if operator_of(n)]
+    assert all(type(o) is Pointwise for o in found) and len({id(o) for o in found}) == 3
+    assert node_of(gm, "softmax").meta["why_dense"] == "deltaconvert has no operator for softmax"
+
+
+def test_fold_batch_norm():
+    assert calls(graph(lambda m, x: m.bn(m.conv(x)), adopt_operators, fold_batch_norm)) == ["Conv2d"]
+    forked = graph(lambda m, x: m.bn(y := m.conv(x)) + y, adopt_operators, fold_batch_norm)
+    assert calls(forked) == ["Conv2d", "BatchNorm", "add"]
+
+
+def test_fold_constants():
+    gm = graph(
+        lambda m, x: F.pad(x, (0, 0, 0, x.shape[2] - 5)) + torch.ones(1) * 2, propagate([X]), fold_constants
+    )
+    assert calls(gm) == ["pad", "add"]
+    assert node_of(gm, "pad").args[1] == (0, 0, 0, 1)
+
+
+def test_propagate():
+    gm = graph(lambda m, x: m.conv(x).mean((2, 3)), adopt_operators, propagate([X]), decide(2))
+    conv = node_of(gm, "conv")
+    assert conv.meta["shape"] == (2, 4, 6, 6) and conv.meta["macs"] == 2 * 36 * 4 * 4 * 9
+    assert conv.meta["scale"] == pytest.approx(
+        float(gm.get_submodule("operators.conv")(X).abs().mean()), rel=1e-5
+    )
+
+
+def test_decide():
+    gm = graph(
+        lambda m, x: m.linear(m.relu(m.conv(x))).flatten(2).relu(),
+        adopt_operators,
+        propagate([X]),
+        decide(2, ["re*"]),
+    )
+    assert node_of(gm, "conv").meta.get("delta") and not node_of(gm, "relu").meta.get("delta")
+    assert node_of(gm, "relu").meta["why_dense"] == "keep_dense names it"
+    streams = graph(lambda m, x: m.conv(x), adopt_operators, propagate([X]), decide(3))
+    assert "batch 2, the frame has 3" in node_of(streams, "conv").meta["why_dense"]
+
+
+PLANNED = (adopt_operators, propagate([X]), decide(2))
+
+
+def test_insert_and_cancel_conversions():
+    run = lambda m, x: m.relu(m.conv(x)) + m.conv(x).softmax(1) + m.conv(x)  # noqa: E731
+    wrapped = calls(graph(run, *PLANNED, insert_conversions))
+    assert wrapped[:6] == ["sparsify", "Conv2d", "densify", "sparsify", "relu", "densify"]
+    cancelled = calls(graph(run, *PLANNED, insert_conversions, cancel_conversions))
+    assert cancelled.count("sparsify") == 2, "one for the frame, one for what comes back from softmax"
+    assert cancelled.count("densify") == 2, "one in front of softmax, one in front of the output"
+
+
+ENTERED = (*PLANNED, insert_conversions, cancel_conversions)
+
+
+def test_fuse_tails():
+    gm = graph(lambda m, x: m.relu(m.conv(x) * 2 + x).sigmoid(), *ENTERED, fuse_tails)
+    fused = [operator_of(n) for n in gm.graph.nodes if operator_of(n)]
+    assert [type(o) for o in fused] == [Fused, Pointwise], "a chain ends at an activation"
+    assert [type(s) for s in fused[0].stages] == [Conv2d, Arithmetic, Arithmetic, Pointwise]
+    read_twice = graph(lambda m, x: m.relu(y := m.conv(x)) + y, *ENTERED, fuse_tails)
+    assert next(type(operator_of(n)) for n in read_twice.graph.nodes if operator_of(n)) is Conv2d
+
+
+def test_place_thresholds():
+    rules = Thresholds.of({"input": 0.1, "activation": 0.2, "gate": 0.3})
+    run = lambda m, x: m.relu(m.conv(x)) * m.conv(x).mean((2, 3), keepdim=True)  # noqa: E731
+    gm = graph(run, *ENTERED, place_thresholds(rules))
+    placed = {n.meta["path"]: n.meta["threshold"] for n in gm.graph.nodes if "threshold" in n.meta}
+    assert placed == {"x": 0.1, "relu": 0.2, "mean": 0.3}
+
+
+def broken_graphs():
+    def undefined(gm):
+        conv = node_of(gm, "conv")
+        conv.prepend(node_of(gm, "relu"))
+
+    def missing_target(gm):
+        node_of(gm, "conv").target = "nowhere"
+
+    def shared(gm):
+        node_of(gm, "relu").target = node_of(gm, "conv").target
+
+    def constant_input(gm):
+        node_of(gm, "relu").args = (3.0,)
+
+    def keyword_input(gm):
+        node = node_of(gm, "relu")
+        node.args, node.kwargs = (), {"x": node_of(gm, "conv")}
+
+    def delta_reads_dense(gm):
+        conv = node_of(gm, "conv")
+        conv.args = (node_of(gm, "x"),)
+
+    def dense_reads_delta(gm):
+        gm.graph.output_node().args = ((node_of(gm, "relu"),),)
+
+    def dense_threshold(gm):
+        next(n for n in gm.graph.nodes if n.target is densify).meta["threshold"] = 0.1
+
+    return [f for name, f in locals().items() if callable(f)]
+
+
+@pytest.mark.parametrize("break_it", broken_graphs(), ids=lambda f: f.__name__)
+def test_check_graph(break_it):
+    gm = graph(lambda m, x: m.relu(m.conv(x)), *ENTERED)
+    check_graph(gm, after="nothing")
+    assert any(n.target is sparsify for n in gm.graph.nodes)
+    break_it(gm)
+    with pytest.raises((GraphError, RuntimeError)) as raised:
+        check_graph(gm, after="a_pass")
+    if break_it.__name__ not in ("undefined", "missing_target"):  # torch's own lint names these
+        assert isinstance(raised.value, GraphError) and "after a_pass" in str(raised.value)

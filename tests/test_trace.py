@@ -1,0 +1,89 @@
+"""trace: what stays whole and why, and how calls map to flat tensors."""
+
+import pytest
+import torch
+from oracle import Call
+from torch import nn
+
+from deltaconvert.errors import UnsupportedModel
+from deltaconvert.trace import trace
+
+X = torch.randn(1, 3, 6, 6)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Holder(nn.Module):
+    """A module around one: it could be traced by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.conv = Branching(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.inner(self.conv(x))
+
+
+def targets(traced, kind="call_module"):
+    return [n.target for n in traced.graph.graph.nodes if n.op == kind]
+
+
+def test_the_innermost_untraceable_module_stays_whole():
+    traced = trace(nn.Sequential(Holder(), nn.ReLU()).eval(), (X,), {})
+    assert targets(traced) == ["0.conv", "0.inner", "1"]
+    assert set(traced.opaque) == {"0.inner"} and "cannot be traced" in traced.opaque["0.inner"]
+    node = next(n for n in traced.graph.graph.nodes if n.target == "0.inner")
+    assert node.meta["why_dense"] == traced.opaque["0.inner"]
+
+
+def test_a_module_that_writes_to_a_view_stays_whole():
+    inner = Call(lambda m, x: (lambda y: (y[:, :1].mul_(2), y)[1])(x * 2))
+    traced = trace(nn.Sequential(nn.Conv2d(3, 3, 1), inner).eval(), (X,), {})
+    assert targets(traced) == ["0", "1"] and "writes in place" in traced.opaque["1"]
+    with pytest.raises(UnsupportedModel, match="writes in place"):
+        trace(inner, (X,), {})
+
+
+def test_leaves_by_class_and_path():
+    network = nn.Sequential(Holder(), Holder()).eval()
+    assert targets(trace(network, (X,), {}, [Holder])) == ["0", "1"]
+    assert targets(trace(network, (X,), {}, ["1"])) == ["0.conv", "0.inner", "1"]
+
+
+def test_signature():
+    network = Call(lambda m, a, b: {"sum": a + b["x"], "n": 3, "none": None})
+    traced = trace(network, (X, {"x": X, "k": "word"}), {})
+    assert traced.signature.flatten((X, {"x": X + 1, "k": "word"}), {})[1].equal(X + 1)
+    out = traced.signature.unflatten(traced.graph(X, X))
+    assert out["sum"].equal(X + X) and out["n"] == 3 and out["none"] is None
+
+
+def test_the_model_is_not_written_to():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x.relu()
+
+    network = Counter()
+    trace(network, (X,), {})
+    assert network.calls == 0
+
+
+def test_outputs_of_unknown_classes_are_refused():
+    with pytest.raises(UnsupportedModel, match="returns a set"):
+        trace(Call(lambda m, x: (x, {1, 2})), (X,), {})
+
+
+def test_dead_code_goes():
+    def run(m, x):
+        m.unused(x)
+        return x.relu()
+
+    assert targets(trace(Call(run, unused=nn.Conv2d(3, 3, 1)).eval(), (X,), {})) == []
