@@ -35,7 +35,7 @@ help: ## list the targets
 setup: $(VENV)/.ready ## make the virtual environment, with the CPU build of torch where there is no GPU
 
 demo: setup ## convert a network, run it on a video, show what was saved (writes demo/)
-	$(BIN)/deltaconvert demo demo/
+	$(BIN)/deltaconvert demo --folder demo
 
 test: setup ## run the tests, but for the slow ones and those that need a GPU
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu"
