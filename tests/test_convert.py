@@ -375,7 +375,7 @@ def test_an_exception_in_mid_frame(backend):
             Fuse.blow = True
             try:
                 with pytest.raises(RuntimeError, match="blown"):
-                    model(frame + 3)
+                    model(frame)  # the same frame again below: the input will not have changed
             finally:
                 Fuse.blow = False
         assert_close(model(frame), dense(network, [frame]), f"frame {t}")
@@ -455,6 +455,14 @@ def test_stats_by_hand():
         e.state_bytes for e in stats.layers
     )
     assert "2 frames" in str(stats) and "25.0%" in str(stats)
+    model = model.with_thresholds({"activation": 1e9}, frame)  # computed, and then dropped
+    model(frame)
+    frame = frame.clone()
+    frame[0, 0, 2, 3] += 1
+    model(frame)
+    first, last = (layer for layer in model.stats().layers if layer.path in ("0", "2"))
+    assert (first.computed, first.density, first.macs_done) == (9 / 36, 0, 9 * 18)
+    assert (last.computed, last.density, last.macs_done) == (0, 0, 0)
 
 
 def test_stats_of_an_island():
@@ -585,6 +593,9 @@ def test_copies_and_two_models_share_no_state(backend):
         assert_close(model(frame), dense(network, [frame]), f"model, frame {t}")
         assert_close(twin(frame * 2), dense(network, [frame * 2]), f"copy, frame {t}")
         assert_close(other(frame - 1), dense(network, [frame - 1]), f"other, frame {t}")
+        for each in (model, twin, other):
+            changed = any(mask.any() for mask in each.masks().values())
+            assert changed == (t not in (1, len(frames) - 1) and not (each is model and t == 0)), f"frame {t}"
 
 
 def test_the_model_is_a_snapshot(backend):
@@ -602,6 +613,14 @@ def test_train_is_refused(backend):
     assert not model.training and model.eval() is model
     with pytest.raises(DeltaConvertError, match="cannot be trained"):
         model.train()
+
+
+def test_the_sign_of_zero(backend):
+    network = call(lambda m, x: 1 / x)
+    frames = [torch.zeros(1, 1, 2, 3, dtype=torch.float64), -torch.zeros(1, 1, 2, 3, dtype=torch.float64)]
+    model = deltaconvert.convert(network, torch.ones_like(frames[0]), backend=backend)
+    for frame in frames * 2:
+        assert torch.equal(model(frame), 1 / frame)
 
 
 def test_special_values(backend):

@@ -158,3 +158,13 @@ def test_residuals_are_kept_until_they_count(backend):
     model = deltaconvert.convert(network, start, threshold={"input": 1.0}, backend=backend)
     seen = [float(model(start + 0.3 * t).max()) for t in range(6)]
     assert seen == pytest.approx([0, 0, 0, 0, 1.2, 1.2])
+
+
+def test_a_change_of_exactly_the_threshold_is_dropped(backend):
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU()).eval().double()
+    nn.init.ones_(network[0].weight)
+    start = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    for rules in ({"input": 0.5}, {"activation": 0.5}):
+        model = deltaconvert.convert(network, start, threshold=rules, backend=backend)
+        seen = [float(model(start + step).max()) for step in (0, 0.5, -0.5, 0.75, 0.25)]
+        assert seen == [1, 1, 1, 1.75, 1.75]

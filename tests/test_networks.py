@@ -163,7 +163,7 @@ def video_of(network, seed, dtype=torch.float64, noise=0.0):
     return [frame + torch.randn(frame.shape, dtype=dtype, generator=draw) * noise for frame in frames]
 
 
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(25))
 @given(recipe=RECIPE, dtype=st.sampled_from([torch.float64, torch.float64, torch.float32]))
 def test_exact_at_threshold_zero(backend, recipe, dtype):
     network = Drawn(recipe).to(dtype)
@@ -186,7 +186,7 @@ def test_exact_at_threshold_zero(backend, recipe, dtype):
     assert_untouched(network, before)
 
 
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(25))
 @given(recipe=RECIPE, threshold=st.sampled_from([0.05, 0.2, 0.6]))
 def test_difference_form_at_thresholds(backend, recipe, threshold):
     network = Drawn(recipe).double()
@@ -205,7 +205,7 @@ def test_difference_form_at_thresholds(backend, recipe, threshold):
 @pytest.mark.skipif(
     importlib.util.find_spec("deltaconvert.backends.cpu") is None, reason="there is no cpu backend"
 )
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(25))
 @given(recipe=RECIPE, threshold=st.sampled_from([0.0, 0.1, 0.5]), stream=st.integers(0, 2))
 def test_cpu_equals_reference(recipe, threshold, stream):
     """Values up to rounding and the same masks, through a reset of one stream on the way."""

@@ -11,7 +11,7 @@ from torch import nn
 pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
 
 
-@settings(max_examples=examples(25))
+@settings(max_examples=examples(15))
 @given(
     kernel=pairs(1, 5),
     stride=pairs(1, 4),

@@ -27,7 +27,7 @@ def legal(size, kernel, stride, padding, dilation, ceil):
     return True
 
 
-@settings(max_examples=examples(20))
+@settings(max_examples=examples(12))
 @given(dilation=pairs(1, 2), **WINDOWS)
 def test_any_max_pool(backend, kernel, stride, padding, dilation, ceil, size, batch, seed):
     assume(legal(size, kernel, stride, padding, dilation, ceil))
@@ -35,7 +35,7 @@ def test_any_max_pool(backend, kernel, stride, padding, dilation, ceil, size, ba
     check_operator(module, (batch, 2, *size), threshold=0.1, backend=backend, seed=seed)
 
 
-@settings(max_examples=examples(20))
+@settings(max_examples=examples(12))
 @given(count=st.booleans(), divisor=st.sampled_from([None, None, 3]), **WINDOWS)
 def test_any_average_pool(backend, kernel, stride, padding, ceil, count, divisor, size, batch, seed):
     assume(legal(size, kernel, stride, padding, (1, 1), ceil))

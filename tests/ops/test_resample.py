@@ -11,7 +11,7 @@ from torch import nn
 pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
 
 
-@settings(max_examples=examples(20))
+@settings(max_examples=examples(12))
 @given(
     mode=st.sampled_from(["nearest", "nearest-exact", "bilinear", "bicubic", "area"]),
     align=st.sampled_from([None, True, False]),
