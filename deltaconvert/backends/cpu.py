@@ -22,7 +22,9 @@ from torch import Tensor
 
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator, Shape
+from deltaconvert.ops.batch_norm import BatchNorm
 from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
@@ -34,7 +36,13 @@ ROW_CHUNKS = (2048, 256, 32)
 # A tile's edge, largest first that fits the map. Measured on 2 Zen 4 cores (ResNet-50, 720p, box of 5 %): edge 4
 # computes 1.2 times the candidates at 1.1 to 1.4 times oneDNN's dense cost a pixel; 8 computes 1.5 times, 2 costs 1.7.
 TILE = 4
-WINDOW_BYTES = 1 << 20  # gathered windows of one chunk
+WINDOW_BYTES, CHUNK_PIXELS = 1 << 20, 8192  # of one chunk of tiles: gathered windows, computed pixels
+# Functions of torch that round once, or not at all, and so to the same bits by vectors and one by one.
+EXACT = ("relu", "relu6", "leaky_relu", "hardtanh", "clamp", "abs", "neg", "square", "sqrt", "reciprocal")
+GRAIN = 32768  # values that torch gives to one thread
+VECTOR = 64  # values of two of the widest vectors, at the smallest dtype
+# Two orders of summation agree on a random value more often than not: fewer values than this prove nothing.
+ENOUGH_VALUES = 4096
 
 
 class Edge:
@@ -196,6 +204,8 @@ class Backend:
 
     def _kind(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> type[Step]:
         first = reaches[0]
+        if isinstance(_head(operator), Conv2d | ConvTranspose2d) and not can_pack(inputs[0].values):
+            return Step  # outside oneDNN the order of a sum depends on where its pixels lie in memory
         pointlike = [_is_pointlike(reach, source) for reach, source in zip(reaches, inputs, strict=True)]
         if operator.position_free and all(pointlike):
             return Rows
@@ -229,6 +239,7 @@ class Step:
     ):
         self.backend, self.operator, self.reaches, self.inputs, self.edge = backend, operator, reaches, inputs, edge
         self.sizes: tuple[int, ...] = ()  # of chunks; none where there is no sparse way
+        self.backwards = False  # take the list from its end
         self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
 
     def run(self) -> None:
@@ -296,7 +307,8 @@ class Step:
         threshold, edge.threshold = edge.threshold, None
         every = torch.ones_like(edge.mask)
         few = torch.zeros_like(every)
-        few.view(-1)[:: max(1, edge.pixel_count // 50)] = True
+        wanted = max(50, ENOUGH_VALUES // edge.rows.shape[1])
+        few.view(-1)[:: max(1, edge.pixel_count // wanted)] = True
 
         def bits(of: tuple[int, ...], mask: Tensor) -> Tensor:
             self.dense_from, self.sizes = 2.0, of
@@ -305,6 +317,9 @@ class Step:
             return edge.rows.clone()
 
         sparse = bits(sizes, every)
+        self.backwards = True  # of two tiles that share a pixel, the other one writes last
+        steady = _same(sparse, bits(sizes, every))
+        self.backwards = False
         for size in sizes:
             rows = bits((size,), few)
             if not _same(rows, torch.where(rows.isnan(), rows, sparse)):
@@ -313,12 +328,13 @@ class Step:
                 break
         self.sizes = sizes
         edge.adopt(self._dense(), every, self.inputs)
-        share = self._crossover() if _same(sparse, edge.rows) else 2.0
+        enough = edge.rows.numel() >= ENOUGH_VALUES
+        share = self._crossover() if enough and _same(sparse, edge.rows) else 2.0
         edge.threshold = threshold
         edge.stand_still()
         for touched in (edge, *self.inputs):
             touched.reset(slice(None))
-        return {"dense_from": share, "sizes": sizes}
+        return {"dense_from": share, "sizes": sizes, "steady": steady}
 
     def _crossover(self) -> float:
         """The share of computed pixels from which the dense operator is faster.
@@ -394,11 +410,16 @@ class Tiles(Step):
         self, backend: Backend, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge
     ):
         super().__init__(backend, operator, reaches, inputs, edge)
-        window = reaches[0]
+        assert isinstance(reaches[0], Window)
+        # The box around dilated taps is mostly holes: there a tile is one pixel, and its window just the taps.
+        dilated = isinstance(_head(operator), Conv2d) and max(reaches[0].dilation) > 1
+        self._tile_by(1 if dilated else TILE)
+
+    def _tile_by(self, edge: int) -> None:
+        source, window = self.inputs[0].values, self.reaches[0]
         assert isinstance(window, Window)
-        n, channels, *_ = inputs[0].values.shape
-        self._grid = backend.grid(
-            n,
+        self._grid = self.backend.grid(
+            source.shape[0],
             window.in_size,
             window.out_size,
             window.kernel,
@@ -406,16 +427,32 @@ class Tiles(Step):
             window.padding,
             window.dilation,
             window.transposed,
-            # The box around dilated taps is mostly holes: there a tile is one pixel and its window just the taps.
-            1 if isinstance(_head(operator), Conv2d) and max(window.dilation) > 1 else TILE,
+            edge,
+            edge == 1 and isinstance(_head(self.operator), Conv2d),
         )
-        bytes_each = self._grid.window_pixels * channels * inputs[0].values.element_size()
-        largest = 1 << max(3, min(9, (WINDOW_BYTES // bytes_each).bit_length() - 1))
-        self.sizes = tuple(dict.fromkeys((largest, max(1, largest // 8), max(1, largest // 64))))
-        self._compute = Compute(operator, inputs[0].values, self._grid)
+        bytes_each = self._grid.window_pixels * source.shape[1] * source.element_size()
+        most = CHUNK_PIXELS // self._grid.tile_pixels
+        largest = 1 << max(3, min(most, WINDOW_BYTES // bytes_each).bit_length() - 1)
+        # Never one alone: a batch of one takes another way through torch, to other bits.
+        self.sizes = tuple(dict.fromkeys((largest, max(2, largest // 8), max(2, largest // 64))))
+        self._compute = Compute(self.operator, source, self._grid)
+
+    def settle(self, notes: dict[str, Any]) -> None:
+        if notes.get("tile"):
+            self._tile_by(notes["tile"])
+        super().settle(notes)
+
+    def _compare(self) -> dict[str, Any]:
+        found = super()._compare()
+        if found["steady"] or self._grid.tile_pixels == 1:
+            return found
+        self._tile_by(1)
+        return super()._compare() | {"tile": 1}
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         tiles = self._grid.touched(candidates)
+        if self.backwards:
+            tiles = tiles.flip(0)
         if len(tiles) * self._grid.tile_pixels >= self.dense_from * self.edge.pixel_count:
             return False
         source = self.inputs[0]
@@ -483,9 +520,9 @@ class Grid:
         dilation: tuple[int, int],
         transposed: bool,
         tile: int,
+        taps_only: bool,
     ):
-        self._streams, self._out_size = streams, out_size
-        self.taps_only = tile == 1
+        self._streams, self._out_size, self.taps_only = streams, out_size, taps_only
         self.edges = tuple(min(tile, size) for size in out_size)
         self._counts = tuple(-(-size // edge) for size, edge in zip(out_size, self.edges, strict=True))
         axes = []
@@ -575,22 +612,18 @@ class Compute:
         # A 1x1 convolution of rows: the head itself, or the head on rows of taps.
         self._on_rows = isinstance(self._head, Conv2d) and (grid is None or grid.taps_only and self._head.groups == 1)
         if isinstance(self._head, Conv2d):
-            local = self._head
-            if grid is not None and grid.taps_only:
-                local = _on_taps(self._head)
-                self._local = local
-            if can_pack(example):
-                activation = self._fused_activation()
-                window = (1, 1) if self._on_rows or grid is None else grid.window
-                self._whole = PackedConv(self._head, tuple(example.shape), self._head.padding, activation)
-                self._local = PackedConv(local, (8, local.weight.shape[1] * local.groups, *window), (0, 0), activation)
-                self._skip = 1 if activation != "none" else 0
+            local = _on_taps(self._head) if grid is not None and grid.taps_only else self._head
+            activation = self._fused_activation()
+            window = (1, 1) if self._on_rows or grid is None else grid.window
+            self._whole = PackedConv(self._head, tuple(example.shape), self._head.padding, activation)
+            self._local = PackedConv(local, (8, local.weight.shape[1] * local.groups, *window), (0, 0), activation)
+            self._skip = 1 if activation != "none" else 0
 
     def rows(self, inputs: Sequence[Tensor]) -> Tensor:
         """(n, C), ... -> (n, C')."""
         if self._on_rows:
             return self.tail(self._product(inputs[0]), inputs[1:])
-        value = self._head(*(_points(x) for x in inputs[: self._heads]))
+        value = self._apply_head([_points(x) for x in inputs[: self._heads]])
         return self.tail(value.reshape(value.shape[0], -1), inputs[self._heads :] if self._heads else [])
 
     def windows(self, windows: Tensor, tiles: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -604,7 +637,7 @@ class Compute:
         return self.tail(self._grid.crop(value, tiles), others)
 
     def _product(self, rows: Tensor) -> Tensor:
-        """The convolution as one image of n x 1 pixels over the same memory, which oneDNN does in one piece."""
+        """A 1x1 convolution of rows: one image of n x 1 pixels over the same memory."""
         value = self._local(rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2))
         return value.permute(0, 2, 3, 1).reshape(len(rows), -1)
 
@@ -616,8 +649,13 @@ class Compute:
 
     def whole(self, values: Sequence[Tensor]) -> Tensor:
         """N C H W, ... -> N C' H' W'."""
-        value = self._whole(*values[: self._heads])
+        value = self._apply_head(values[: self._heads])
         return self._apply(value, values[self._heads :] if self._heads else [])
+
+    def _apply_head(self, inputs: Sequence[Tensor]) -> Tensor:
+        if isinstance(self._whole, PackedConv):
+            return self._whole(*inputs)
+        return apply(self._head, inputs)
 
     def _apply(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
         """The tail; where a stage has an in-place spelling it writes to the value, which is nobody else's."""
@@ -629,7 +667,7 @@ class Compute:
             inputs = list(others[place : place + count])
             place += count
             if index >= self._skip:
-                value = _in_place(stage, value, inputs, slot)
+                value = apply(stage, [*inputs[:slot], value, *inputs[slot:]], slot)
         return value
 
     def _fused_activation(self) -> str:
@@ -729,12 +767,41 @@ def _is_pointlike(reach: Reach, source: Edge) -> bool:
     )
 
 
-def _in_place(stage: Operator, value: Tensor, others: Sequence[Tensor], slot: int) -> Tensor:
-    if isinstance(stage, Pointwise) and not stage.options and hasattr(torch, stage.function + "_"):
-        return getattr(torch, stage.function + "_")(value)
-    if isinstance(stage, Arithmetic) and stage.function == "add" and len(others) == 1:
-        return value.add_(others[0])
-    return stage(*others[:slot], value, *others[slot:])
+def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> Tensor:
+    """A pointwise operator, to the same bits wherever a value lies. Input `own` may be overwritten."""
+    if isinstance(stage, Pointwise):
+        if stage.function not in EXACT:
+            return steadily(stage, inputs[0])
+        in_place = getattr(torch, stage.function + "_", None)
+        if own is not None and in_place is not None and not stage.options:
+            return in_place(inputs[own])
+    if isinstance(stage, BatchNorm):
+        scale, shift = (part.view(1, -1, 1, 1) for part in stage.scale_shift())
+        return inputs[0].mul_(scale).add_(shift) if own is not None else (inputs[0] * scale).add_(shift)
+    if isinstance(stage, Arithmetic) and stage.function == "add" and own is not None and len(inputs) == 2:
+        return inputs[own].add_(inputs[1 - own])
+    return stage(*inputs)
+
+
+def steadily(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of each value of `x` (channels last or rows), to the same bits wherever the value lies.
+
+    torch computes exp and its kin by vectors, and what is left over at the end of a thread's share one by one, to other
+    bits. Pieces that fill vectors and threads evenly leave nothing over.
+    """
+    flat = x.permute(0, 2, 3, 1).reshape(-1)
+    result = torch.empty_like(flat)
+    length, start = len(flat), 0
+    for piece in (GRAIN * torch.get_num_threads(), GRAIN):
+        while length - start >= piece:
+            result[start : start + piece] = function(flat[start : start + piece])
+            start += piece
+    rest = flat[start:]
+    if len(rest):
+        padded = torch.nn.functional.pad(rest, (0, -len(rest) % VECTOR))
+        result[start:] = function(padded)[: len(rest)]
+    n, channels, height, width = x.shape
+    return result.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

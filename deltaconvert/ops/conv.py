@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
-from deltaconvert.reach import Reach, Window
+from deltaconvert.reach import Pixel, Reach, Window
 
 
 class Conv2d(Operator):
@@ -39,6 +39,8 @@ class Conv2d(Operator):
     def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
         (shape,) = shapes
         kernel = pair(self.weight.shape[2:])
+        if kernel == self.stride == (1, 1) and self.padding == (0, 0):
+            return [Pixel()]
         return [Window(kernel, self.stride, self.padding, self.dilation, pair(shape[2:]), pair(out_shape[2:]))]
 
     def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
