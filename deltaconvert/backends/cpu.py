@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.reference import INTEGER, fill_unseen
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.batch_norm import BatchNorm
@@ -31,12 +32,11 @@ from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
 NAME = "cpu"
 
-# Pixels of a chunk. 2048 rows of 64 channels are 0.5 MB: two such chunks fit the second-level cache of current cores.
-ROW_CHUNKS = (2048, 256, 32)
+# A chunk of rows: about half a millisecond of a core's multiply-accumulates, and what fits its second-level cache.
+CHUNK_MACS, CHUNK_BYTES, CHUNK_ROWS = 50_000_000, 1 << 20, 8192
 # A tile's edge, largest first that fits the map. Measured on 2 Zen 4 cores (ResNet-50, 720p, box of 5 %): edge 4
 # computes 1.2 times the candidates at 1.1 to 1.4 times oneDNN's dense cost a pixel; 8 computes 1.5 times, 2 costs 1.7.
 TILE = 4
-WINDOW_BYTES, CHUNK_PIXELS = 1 << 20, 8192  # of one chunk of tiles: gathered windows, computed pixels
 # Functions of torch that round once, or not at all, and so to the same bits by vectors and one by one.
 EXACT = ("relu", "relu6", "leaky_relu", "hardtanh", "clamp", "abs", "neg", "square", "sqrt", "reciprocal")
 GRAIN = 32768  # values that torch gives to one thread
@@ -62,7 +62,7 @@ class Edge:
         self.reset(slice(None))
 
     def reset(self, streams: slice) -> None:
-        self.values[streams] = float("nan")  # differs from everything: the next frame is a mask of ones
+        fill_unseen(self.values[streams])
 
     def stand_still(self) -> None:
         self.mask, self.count, self.computed = self._none, 0, 0
@@ -123,11 +123,11 @@ class FrameEdge(Edge):
     def __init__(self, shape: Shape, dtype: torch.dtype, threshold: float):
         self.stored = torch.empty(shape, dtype=dtype)
         super().__init__(shape, dtype, threshold)
-        self._integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        self._integer = INTEGER[dtype.itemsize]
 
     def reset(self, streams: slice) -> None:
         super().reset(streams)
-        self.stored[streams] = float("nan")
+        fill_unseen(self.stored[streams])
 
     def state_bytes(self) -> int:
         return super().state_bytes() + self.stored.nbytes
@@ -271,6 +271,14 @@ class Step:
         assert mask is not None
         return mask, pixels
 
+    def _row_chunks(self) -> tuple[int, ...]:
+        shape = tuple(self.edge.values.shape)
+        macs = self.operator.macs([tuple(source.values.shape) for source in self.inputs], shape) // self.edge.pixel_count
+        width = max(self.edge.rows.shape[1], *(source.rows.shape[1] for source in self.inputs))
+        rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * width), CHUNK_MACS // max(macs, 1))
+        largest = 1 << max(6, rows.bit_length() - 1)
+        return largest, largest // 8, max(8, largest // 64)
+
     def _taken_beside(self, places: Tensor) -> list[Tensor]:
         """The rows of all inputs but the first."""
         return self._taken(places, 1)
@@ -358,8 +366,8 @@ class Rows(Step):
         self, backend: Backend, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge
     ):
         super().__init__(backend, operator, reaches, inputs, edge)
-        self.sizes = ROW_CHUNKS
-        self._compute = Compute(operator, inputs[0].values)
+        self.sizes = self._row_chunks()
+        self._compute = Compute(operator)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         if pixels is None:
@@ -383,13 +391,13 @@ class Copies(Step):
         self, backend: Backend, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge
     ):
         super().__init__(backend, operator, reaches, inputs, edge)
-        self._compute = Compute(operator, inputs[0].values)
+        self._compute = Compute(operator)
         reach = reaches[0]
         assert isinstance(reach, Sources)
         _, _, height, width = inputs[0].values.shape
         streams = torch.arange(edge.mask.shape[0]).view(-1, 1, 1) * (height * width)
         self._source = (streams + reach.rows.view(-1, 1) * width + reach.cols.view(1, -1)).view(-1)
-        self.sizes = ROW_CHUNKS
+        self.sizes = self._row_chunks()
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         pixels = listed(candidates)
@@ -431,11 +439,11 @@ class Tiles(Step):
             edge == 1 and isinstance(_head(self.operator), Conv2d),
         )
         bytes_each = self._grid.window_pixels * source.shape[1] * source.element_size()
-        most = CHUNK_PIXELS // self._grid.tile_pixels
-        largest = 1 << max(3, min(most, WINDOW_BYTES // bytes_each).bit_length() - 1)
+        most = CHUNK_ROWS // self._grid.tile_pixels
+        largest = 1 << max(3, min(most, CHUNK_BYTES // bytes_each).bit_length() - 1)
         # Never one alone: a batch of one takes another way through torch, to other bits.
         self.sizes = tuple(dict.fromkeys((largest, max(2, largest // 8), max(2, largest // 64))))
-        self._compute = Compute(self.operator, source, self._grid)
+        self._compute = Compute(self.operator, self._grid)
 
     def settle(self, notes: dict[str, Any]) -> None:
         if notes.get("tile"):
@@ -601,7 +609,7 @@ class Grid:
 class Compute:
     """An operator on rows, on windows and on whole maps, its convolution packed once for oneDNN."""
 
-    def __init__(self, operator: Operator, example: Tensor, grid: Grid | None = None):
+    def __init__(self, operator: Operator, grid: Grid | None = None):
         self._operator, self._grid = operator, grid
         self._head = _head(operator)
         self._stages = list(_tail(operator))
@@ -614,9 +622,8 @@ class Compute:
         if isinstance(self._head, Conv2d):
             local = _on_taps(self._head) if grid is not None and grid.taps_only else self._head
             activation = self._fused_activation()
-            window = (1, 1) if self._on_rows or grid is None else grid.window
-            self._whole = PackedConv(self._head, tuple(example.shape), self._head.padding, activation)
-            self._local = PackedConv(local, (8, local.weight.shape[1] * local.groups, *window), (0, 0), activation)
+            self._whole = PackedConv(self._head, self._head.padding, activation)
+            self._local = PackedConv(local, (0, 0), activation)
             self._skip = 1 if activation != "none" else 0
 
     def rows(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -678,30 +685,34 @@ class Compute:
 class PackedConv:
     """A convolution whose weights lie in oneDNN's own order: torch would bring them there in every call.
 
-    The two operators are Inductor's; where a build of torch lacks them `can_pack` says no, and F.conv2d runs.
+    The order can depend on the size of the input, and a call with weights in another one is ten times slower: each
+    size has weights of its own. The two operators are Inductor's; where a build of torch lacks them, can_pack says no.
     """
 
-    def __init__(self, conv: Conv2d, shape: Shape, padding: tuple[int, int], activation: str):
-        self._bias, self._groups, self._activation = conv.bias, conv.groups, activation
-        self._padding, self._stride, self._dilation = list(padding), list(conv.stride), list(conv.dilation)
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            conv.weight.contiguous(memory_format=torch.channels_last),
+    def __init__(self, conv: Conv2d, padding: tuple[int, int], activation: str):
+        self._conv, self._activation, self._padding = conv, activation, list(padding)
+        self._stride, self._dilation = list(conv.stride), list(conv.dilation)
+        self._packed: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        conv, shape = self._conv, tuple(x.shape)
+        if shape not in self._packed:
+            self._packed[shape] = torch.ops.mkldnn._reorder_convolution_weight(
+                conv.weight.contiguous(memory_format=torch.channels_last),
+                self._padding,
+                self._stride,
+                self._dilation,
+                conv.groups,
+                list(shape),
+            )
+        return torch.ops.mkldnn._convolution_pointwise(
+            x,
+            self._packed[shape],
+            conv.bias,
             self._padding,
             self._stride,
             self._dilation,
             conv.groups,
-            list(shape),
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(
-            x,
-            self._weight,
-            self._bias,
-            self._padding,
-            self._stride,
-            self._dilation,
-            self._groups,
             self._activation,
             [],
             "",
@@ -723,11 +734,13 @@ def chunks(indices: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Cut `indices` into pieces of the given sizes, largest first; the last piece repeats its last index."""
     pieces, start, left = [], 0, len(indices)
     for size in sizes:
-        while left >= size:
-            pieces.append(indices[start : start + size])
-            start, left = start + size, left - size
-    if left:
-        pieces.append(torch.cat([indices[start:], indices[-1:].expand(sizes[-1] - left)]))
+        # More than half a chunk costs less as a whole one than as several small ones.
+        while left > size // 2 or (left and size == sizes[-1]):
+            piece = indices[start : start + size]
+            if left < size:
+                piece = torch.cat([piece, piece[-1:].expand(size - left)])
+            pieces.append(piece)
+            start, left = start + size, max(0, left - size)
     return pieces
 
 

@@ -12,7 +12,7 @@ from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.reach import Reach
 
 NAME = "reference"
-_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Edge:
@@ -29,10 +29,7 @@ class Edge:
         self.reset(slice(None))
 
     def reset(self, streams: slice) -> None:
-        # Every comparison with NaN says "changed": the next frame is a mask of ones, and a pixel that some frame
-        # forgot to compute shows. Not the NaN that arithmetic makes: a frame may hold that one.
-        bits = self.values.view(_INTEGER[self.values.element_size()])
-        bits[streams] = torch.full_like(self.values[:1, :1, :1, :1], float("nan")).view(bits.dtype) + 1
+        fill_unseen(self.values[streams])
 
     def commit(self, new: Tensor, candidates: Tensor) -> None:
         """Store the candidates that changed, and mark them."""
@@ -58,13 +55,24 @@ class Edge:
         return self.values.nbytes + self.mask.nbytes
 
 
+def fill_unseen(stored: Tensor) -> None:
+    """Fill a part of the state with a NaN that differs from every value of a frame.
+
+    The next frame is a mask of ones by that, and a pixel that it forgot to compute shows. The NaN is another one than
+    arithmetic makes: a frame may hold that.
+    """
+    nan = torch.full((1,), float("nan"), dtype=stored.dtype, device=stored.device)
+    integer = INTEGER[stored.element_size()]
+    stored.view(integer).copy_(nan.view(integer) + 1)
+
+
 def differs(new: Tensor, stored: Tensor, threshold: float) -> Tensor:
     """bool (N, 1, H, W): pixels in which some channel moved by more than `threshold`; NaN differs from everything.
 
     At threshold 0 bits are compared, so that -0.0 after 0.0 is a change and a NaN that stays is none.
     """
     if threshold == 0:
-        integer = _INTEGER[new.element_size()]
+        integer = INTEGER[new.element_size()]
         return (new.contiguous().view(integer) != stored.contiguous().view(integer)).any(1, keepdim=True)
     return ~((new - stored).abs() <= threshold).all(1, keepdim=True)
 
