@@ -61,6 +61,8 @@ def check_graph(gm: fx.GraphModule, after: str) -> None:
         wants_delta = node.target is densify or node.meta.get("delta", False)
         for source in node.all_input_nodes:
             if is_delta(source) != wants_delta:
-                raise broken(node, f"reads {source.name}, which is {'a delta' if is_delta(source) else 'dense'}")
+                raise broken(
+                    node, f"reads {source.name}, which is {'a delta' if is_delta(source) else 'dense'}"
+                )
         if "threshold" in node.meta and not is_delta(node):
             raise broken(node, "is dense and has a threshold")

@@ -64,7 +64,9 @@ def load_backend(name: str, device: torch.device) -> ModuleType:
     if name not in BACKENDS:
         raise InputError(f"there is no backend {name!r}: choose from auto, {', '.join(BACKENDS)}")
     if name == "cpu" and device.type != "cpu":
-        raise InputError(f"backend='cpu' runs on the CPU, the example is on {device}: move both model and example there")
+        raise InputError(
+            f"backend='cpu' runs on the CPU, the example is on {device}: move both model and example there"
+        )
     return importlib.import_module(f"deltaconvert.backends.{name}")
 
 
@@ -92,10 +94,14 @@ def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
             raise InputError(f"example input {place} is empty: its shape is {tuple(frame.shape)}")
     devices = {frame.device for frame in frames} | {p.device for p in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
-        raise InputError(f"model and example are spread over {', '.join(sorted(map(str, devices)))}: move both to one device")
+        raise InputError(
+            f"model and example are spread over {', '.join(sorted(map(str, devices)))}: move both to one device"
+        )
     batches = {frame.shape[0] for frame in frames if frame.dim() == 4}
     if len(batches) > 1:
-        raise InputError(f"the example's inputs have batches of {sorted(batches)}: every stream needs one image in each")
+        raise InputError(
+            f"the example's inputs have batches of {sorted(batches)}: every stream needs one image in each"
+        )
 
 
 def _verify(model: nn.Module, traced: Traced, args: Any, kwargs: Any, frames: Sequence[Tensor]) -> None:

@@ -16,7 +16,15 @@ from deltaconvert.plan import Plan
 
 # Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential", "empty")
-_PURE_HOMES = ("torch", "_operator", "operator", "math", "torch.nn.functional", "torch._C._nn", "torch._C._special")
+_PURE_HOMES = (
+    "torch",
+    "_operator",
+    "operator",
+    "math",
+    "torch.nn.functional",
+    "torch._C._nn",
+    "torch._C._special",
+)
 
 
 class Program:
@@ -102,7 +110,11 @@ class Program:
         def load(values: list[Any]) -> tuple[Any, Any]:
             loaded = fx.map_arg((node.args, node.kwargs), lambda n: values[self._slots[n]])
             # A module that writes to its inputs must not reach what others keep.
-            return pytree.tree_map_only(Tensor, torch.clone, loaded) if node.meta.get("writes_inputs") else loaded
+            return (
+                pytree.tree_map_only(Tensor, torch.clone, loaded)
+                if node.meta.get("writes_inputs")
+                else loaded
+            )
 
         def call(values: list[Any]) -> Any:
             args, kwargs = load(values)
@@ -150,7 +162,14 @@ class _Frame:
 class _Island:
     """A dense step. A pure one whose inputs did not change hands out its last result."""
 
-    def __init__(self, slot: int, call: Callable[[list[Any]], Any], sources: tuple[int, ...], pure: bool, edge: Any = None):
+    def __init__(
+        self,
+        slot: int,
+        call: Callable[[list[Any]], Any],
+        sources: tuple[int, ...],
+        pure: bool,
+        edge: Any = None,
+    ):
         self.slot, self.call, self.sources, self.pure, self.edge = slot, call, sources, pure, edge
         self.kept = self.ran = False
         self.forget()
@@ -175,7 +194,11 @@ def is_pure(node: fx.Node) -> bool:
     name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
     if name.endswith("_") or any(part in name for part in _RANDOM):
         return False
-    return node.op == "call_method" or getattr(node.target, "__module__", None) in (*_PURE_HOMES, None, "torch.functional")
+    return node.op == "call_method" or getattr(node.target, "__module__", None) in (
+        *_PURE_HOMES,
+        None,
+        "torch.functional",
+    )
 
 
 def _attribute(root: Any, path: str) -> Tensor:

@@ -41,7 +41,9 @@ class DeltaModel(nn.Module):
         self.graph = graph  # the dense network in its normal form, for every input size
         self.signature, self.keep_dense = signature, tuple(keep_dense)
         self.example = [(tuple(frame.shape), frame.dtype) for frame in frames]
-        self.info: dict[str, Any] = {}  # plain JSON that a saved file carries along: where the network came from
+        self.info: dict[
+            str, Any
+        ] = {}  # plain JSON that a saved file carries along: where the network came from
         self._thresholds, self._backend = thresholds, backend
         self._like = [(frame.dim(), frame.dtype, frame.device) for frame in frames]
         self._plans: dict[Sizes, Plan] = {}
@@ -105,7 +107,9 @@ class DeltaModel(nn.Module):
             self._program.reset()
             return
         if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < self.streams:
-            raise InputError(f"there is no stream {stream!r}: the frames have {self.streams} (0 to {self.streams - 1})")
+            raise InputError(
+                f"there is no stream {stream!r}: the frames have {self.streams} (0 to {self.streams - 1})"
+            )
         self._program.reset(slice(stream, stream + 1))
 
     def stats(self) -> Stats:
@@ -119,7 +123,11 @@ class DeltaModel(nn.Module):
     def masks(self) -> Mapping[str, Tensor]:
         """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""
         nodes = self._program.plan.graph.graph.nodes
-        return {_path(node): self._program.edges[node.name].mask.clone() for node in nodes if node.name in self._program.edges}
+        return {
+            _path(node): self._program.edges[node.name].mask.clone()
+            for node in nodes
+            if node.name in self._program.edges
+        }
 
     def save(self, path: Any) -> None:
         """Write the converted network into one file that deltaconvert.load reads without the network's own code."""
@@ -129,7 +137,9 @@ class DeltaModel(nn.Module):
 
     def train(self, mode: bool = True) -> DeltaModel:
         if mode:
-            raise DeltaConvertError("a converted network cannot be trained: train the dense one and convert it again")
+            raise DeltaConvertError(
+                "a converted network cannot be trained: train the dense one and convert it again"
+            )
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DeltaModel:
@@ -150,7 +160,9 @@ class DeltaModel(nn.Module):
     def _check(self, frames: Sequence[Tensor]) -> None:
         for place, (frame, (dim, dtype, device)) in enumerate(zip(frames, self._like, strict=True)):
             if frame.dim() != dim:
-                raise InputError(f"input {place} has shape {tuple(frame.shape)}; the network was converted for {dim} dimensions")
+                raise InputError(
+                    f"input {place} has shape {tuple(frame.shape)}; the network was converted for {dim} dimensions"
+                )
             if frame.dtype != dtype:
                 raise InputError(
                     f"input {place} is {frame.dtype}; the network was converted for {dtype}: convert the frame "
@@ -162,7 +174,9 @@ class DeltaModel(nn.Module):
                 raise InputError(f"input {place} is empty: its shape is {tuple(frame.shape)}")
         batches = {frame.shape[0] for frame in frames if frame.dim() == 4}
         if len(batches) > 1:
-            raise InputError(f"the inputs have batches of {sorted(batches)}: every stream needs one image in each")
+            raise InputError(
+                f"the inputs have batches of {sorted(batches)}: every stream needs one image in each"
+            )
 
     def _resize(self, frames: Sequence[Tensor]) -> None:
         sizes = _sizes(frames)
@@ -175,7 +189,8 @@ class DeltaModel(nn.Module):
             raise InputError(f"the network cannot run on inputs of shape {_text(sizes)}: {error}") from error
         if not known:
             warnings.warn(
-                f"the input size changed from {_text(self._size)} to {_text(sizes)}: planned anew, the state starts over",
+                f"the input size changed from {_text(self._size)} to {_text(sizes)}: "
+                "planned anew, the state starts over",
                 stacklevel=4,
             )
         self._program, self._size = program, sizes
@@ -188,7 +203,9 @@ class DeltaModel(nn.Module):
             if len(self._plans) == 1:
                 # Relative thresholds refer to the example frame, whatever size comes later.
                 nodes = self._plans[sizes].graph.graph.nodes
-                placed = {_path(node): node.meta.get("threshold", 0.0) for node in nodes if "kind" in node.meta}
+                placed = {
+                    _path(node): node.meta.get("threshold", 0.0) for node in nodes if "kind" in node.meta
+                }
                 self._thresholds = Thresholds({**self._thresholds.rules, **placed})
         program = Program(self._plans[sizes], self._backend)
         self._tally = Tally()

@@ -29,7 +29,9 @@ class Plan:
     streams: int
 
 
-def plan(gm: fx.GraphModule, frames: Sequence[Tensor], thresholds: Thresholds, keep_dense: Sequence[str] = ()) -> Plan:
+def plan(
+    gm: fx.GraphModule, frames: Sequence[Tensor], thresholds: Thresholds, keep_dense: Sequence[str] = ()
+) -> Plan:
     """Plan the normalised graph `gm` for inputs of the size of `frames`; `gm` stays as it is.
 
     The frames run through the dense graph once: shapes, work, and the magnitudes that relative thresholds refer to.

@@ -219,7 +219,9 @@ class Tally:
 
 
 def explain(program: Program) -> Explanation:
-    nodes = [n for n in program.plan.graph.graph.nodes if n.op in ("call_function", "call_method", "call_module")]
+    nodes = [
+        n for n in program.plan.graph.graph.nodes if n.op in ("call_function", "call_method", "call_module")
+    ]
     total = sum(node.meta.get("macs", 0) for node in nodes if node.target not in (sparsify, densify)) or 1
     rows = []
     for node in nodes:
@@ -275,5 +277,7 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Columns padded to their widest cell."""
     rows = [tuple(head), *(tuple(row) for row in body)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -63,7 +63,9 @@ def _amount(rule: Rule, scale: float, name: str = "threshold") -> float:
         else:
             amount = float(rule)
     except (TypeError, ValueError):
-        raise InputError(f'{name}={rule!r} is no threshold: give a number such as 0.05, or a share such as "10%"') from None
+        raise InputError(
+            f'{name}={rule!r} is no threshold: give a number such as 0.05, or a share such as "10%"'
+        ) from None
     if not math.isfinite(amount) or amount < 0:
         raise InputError(f"{name}={rule!r} is no threshold: it must be finite and not negative")
     return amount

@@ -35,7 +35,9 @@ class Signature:
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
         leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
         if spec != self.spec:
-            raise InputError(f"the call has inputs {_shape_of(spec)}; the network was converted for {_shape_of(self.spec)}")
+            raise InputError(
+                f"the call has inputs {_shape_of(spec)}; the network was converted for {_shape_of(self.spec)}"
+            )
         tensors = []
         for place, leaf in enumerate(leaves):
             if place in self.constants:
@@ -45,7 +47,9 @@ class Signature:
                         f"{self.constants[place]!r}: convert it once for each value"
                     )
             elif not isinstance(leaf, Tensor):
-                raise InputError(f"input {place} is a {type(leaf).__name__}; the network was converted for a tensor there")
+                raise InputError(
+                    f"input {place} is a {type(leaf).__name__}; the network was converted for a tensor there"
+                )
             else:
                 tensors.append(leaf)
         return tensors
@@ -93,7 +97,11 @@ class _Tracer(fx.Tracer):
         self.constants: dict[int, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in self._known or module_qualified_name in self._opaque or _kept(m, module_qualified_name, self._keep)
+        return (
+            type(m) in self._known
+            or module_qualified_name in self._opaque
+            or _kept(m, module_qualified_name, self._keep)
+        )
 
     def path_of_module(self, mod: nn.Module) -> str:
         try:
@@ -135,7 +143,9 @@ def _kept(m: nn.Module, path: str, keep: Sequence[Any]) -> bool:
     return any(path == k if isinstance(k, str) else isinstance(m, k) for k in keep)
 
 
-def trace(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], leaves: Sequence[Any] = ()) -> Traced:
+def trace(
+    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], leaves: Sequence[Any] = ()
+) -> Traced:
     """Trace `model` for the call model(*args, **kwargs).
 
     leaves: module classes or paths to keep whole; they run as they are, as dense islands. A module whose forward
@@ -188,14 +198,20 @@ class _WriteWatch(fx.Interpreter):
 
     def watch(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         if any(n.op == "call_module" and not self._is_known(n) for n in self.module.graph.nodes):
-            frames = [leaf.clone() for leaf in pytree.tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor)]
+            frames = [
+                leaf.clone() for leaf in pytree.tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor)
+            ]
             with torch.no_grad():
                 self.run(*frames)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op != "call_module" or self._is_known(n):
             return super().run_node(n)
-        inputs = [leaf for leaf in pytree.tree_leaves(self.fetch_args_kwargs_from_env(n)) if isinstance(leaf, Tensor)]
+        inputs = [
+            leaf
+            for leaf in pytree.tree_leaves(self.fetch_args_kwargs_from_env(n))
+            if isinstance(leaf, Tensor)
+        ]
         versions = [x._version for x in inputs]
         result = super().run_node(n)
         written = {_memory(x) for x, version in zip(inputs, versions, strict=True) if x._version != version}
@@ -229,7 +245,9 @@ def _is_impure(node: fx.Node) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
-        return node.target in (operator.setitem, torch._assert) or (name.endswith("_") and not name.endswith("__"))
+        return node.target in (operator.setitem, torch._assert) or (
+            name.endswith("_") and not name.endswith("__")
+        )
     if node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
         return type(module) not in known_modules()
@@ -243,7 +261,9 @@ def _first_line(error: BaseException) -> str:
 def _why_untraceable(model: nn.Module, error: BaseException) -> str:
     """The user's line that defeated the tracer, and the ways out."""
     frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "deltaconvert/trace" not in f.filename
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in f.filename and "deltaconvert/trace" not in f.filename
     ]
     where = f"\n  {frames[-1].filename}:{frames[-1].lineno}   {frames[-1].line}" if frames else ""
     return (

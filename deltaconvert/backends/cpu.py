@@ -68,7 +68,9 @@ class Edge:
         self.mask, self.count, self.computed = self._none, 0, 0
         self._pixels: Tensor | None = None
 
-    def mark(self, mask: Tensor, computed: int, count: int | None = None, pixels: Tensor | None = None) -> None:
+    def mark(
+        self, mask: Tensor, computed: int, count: int | None = None, pixels: Tensor | None = None
+    ) -> None:
         """This frame's mask; `computed` pixels were computed for it."""
         self.mask, self._pixels, self.computed = mask, pixels, computed
         self.count = int(mask.count_nonzero()) if count is None else count
@@ -83,7 +85,9 @@ class Edge:
     def adopt(self, new: Tensor, candidates: Tensor, inputs: Sequence[Edge]) -> None:
         """Commit a map that the dense operator computed as a whole."""
         new = new.permute(0, 2, 3, 1).contiguous()
-        if any(new.untyped_storage().data_ptr() == edge.values.untyped_storage().data_ptr() for edge in inputs):
+        if any(
+            new.untyped_storage().data_ptr() == edge.values.untyped_storage().data_ptr() for edge in inputs
+        ):
             new = new.clone()
         rows, mask = new.view(self.rows.shape), candidates
         if self.threshold is not None:
@@ -211,7 +215,11 @@ class Backend:
             return Rows
         if all(pointlike[1:]):
             head = _head(operator)
-            if operator.position_free and isinstance(first, Window) and type(head).on_windows is not Operator.on_windows:
+            if (
+                operator.position_free
+                and isinstance(first, Window)
+                and type(head).on_windows is not Operator.on_windows
+            ):
                 return Tiles
             copies = head.copies and isinstance(first, Sources) and first.single
             if copies and all(stage.position_free for stage in _tail(operator)):
@@ -235,9 +243,20 @@ class Step:
     """One operator. As it stands here it computes the whole map as soon as any pixel is a candidate."""
 
     def __init__(
-        self, backend: Backend, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge
+        self,
+        backend: Backend,
+        operator: Operator,
+        reaches: Sequence[Reach],
+        inputs: Sequence[Edge],
+        edge: Edge,
     ):
-        self.backend, self.operator, self.reaches, self.inputs, self.edge = backend, operator, reaches, inputs, edge
+        self.backend, self.operator, self.reaches, self.inputs, self.edge = (
+            backend,
+            operator,
+            reaches,
+            inputs,
+            edge,
+        )
         self.sizes: tuple[int, ...] = ()  # of chunks; none where there is no sparse way
         self.backwards = False  # take the list from its end
         self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
@@ -273,7 +292,10 @@ class Step:
 
     def _row_chunks(self) -> tuple[int, ...]:
         shape = tuple(self.edge.values.shape)
-        macs = self.operator.macs([tuple(source.values.shape) for source in self.inputs], shape) // self.edge.pixel_count
+        macs = (
+            self.operator.macs([tuple(source.values.shape) for source in self.inputs], shape)
+            // self.edge.pixel_count
+        )
         width = max(self.edge.rows.shape[1], *(source.rows.shape[1] for source in self.inputs))
         rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * width), CHUNK_MACS // max(macs, 1))
         largest = 1 << max(6, rows.bit_length() - 1)
@@ -355,7 +377,10 @@ class Step:
         quarter[:, :, : -(-quarter.shape[2] // 4)] = True
         sparse = min(_timed(lambda: self._sparse(quarter, None)) for _ in range(2)) / max(edge.computed, 1)
         every = torch.ones_like(edge.mask)
-        dense = min(_timed(lambda: edge.adopt(self._dense(), every, self.inputs)) for _ in range(2)) / edge.pixel_count
+        dense = (
+            min(_timed(lambda: edge.adopt(self._dense(), every, self.inputs)) for _ in range(2))
+            / edge.pixel_count
+        )
         return dense / sparse
 
 
@@ -363,7 +388,12 @@ class Rows(Step):
     """Pointwise operators, 1x1 convolutions among them: a list of pixels is a batch of 1x1 images."""
 
     def __init__(
-        self, backend: Backend, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge
+        self,
+        backend: Backend,
+        operator: Operator,
+        reaches: Sequence[Reach],
+        inputs: Sequence[Edge],
+        edge: Edge,
     ):
         super().__init__(backend, operator, reaches, inputs, edge)
         self.sizes = self._row_chunks()
@@ -388,7 +418,12 @@ class Copies(Step):
     """Nearest interpolation and its kind: every output pixel is a copy of one input pixel."""
 
     def __init__(
-        self, backend: Backend, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge
+        self,
+        backend: Backend,
+        operator: Operator,
+        reaches: Sequence[Reach],
+        inputs: Sequence[Edge],
+        edge: Edge,
     ):
         super().__init__(backend, operator, reaches, inputs, edge)
         self._compute = Compute(operator)
@@ -415,7 +450,12 @@ class Tiles(Step):
     """Operators with a window: a list of tiles with their halo is a batch of small images without padding."""
 
     def __init__(
-        self, backend: Backend, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge
+        self,
+        backend: Backend,
+        operator: Operator,
+        reaches: Sequence[Reach],
+        inputs: Sequence[Edge],
+        edge: Edge,
     ):
         super().__init__(backend, operator, reaches, inputs, edge)
         assert isinstance(reaches[0], Window)
@@ -569,14 +609,18 @@ class Grid:
         outside_x = (reads_x < 0) | (reads_x >= width)
         rows = (streams_first * height + reads_y.clamp(0, height - 1).view(-1, 1, self.window[0], 1)) * width
         self._reads = (
-            (rows + reads_x.clamp(0, width - 1).view(1, -1, 1, self.window[1])).to(torch.int32).reshape(-1, self.window_pixels)
+            (rows + reads_x.clamp(0, width - 1).view(1, -1, 1, self.window[1]))
+            .to(torch.int32)
+            .reshape(-1, self.window_pixels)
         )
         outside = outside_y.view(-1, 1, self.window[0], 1) | outside_x.view(1, -1, 1, self.window[1])
         self._outside = outside.expand(streams, *outside.shape).reshape(-1, self.window_pixels)
         self._at_border = self._outside.any(1)
         tile_y = ys.view(-1, 1, 1, 1) + torch.arange(self.edges[0]).view(1, 1, -1, 1)
         tile_x = xs.view(1, -1, 1, 1) + torch.arange(self.edges[1]).view(1, 1, 1, -1)
-        self._writes = ((streams_first * out_size[0] + tile_y) * out_size[1] + tile_x).reshape(-1, self.tile_pixels)
+        self._writes = ((streams_first * out_size[0] + tile_y) * out_size[1] + tile_x).reshape(
+            -1, self.tile_pixels
+        )
         self._padded = torch.zeros(
             streams, self._counts[0] * self.edges[0], self._counts[1] * self.edges[1], dtype=torch.bool
         )
@@ -585,7 +629,9 @@ class Grid:
         """int64, the tiles in which `mask` (N, 1, H, W) has a pixel."""
         height, width = self._out_size
         self._padded[:, :height, :width] = mask[:, 0]
-        tiles = self._padded.view(self._streams, self._counts[0], self.edges[0], self._counts[1], self.edges[1])
+        tiles = self._padded.view(
+            self._streams, self._counts[0], self.edges[0], self._counts[1], self.edges[1]
+        )
         return tiles.any(4).any(2).view(-1).nonzero().view(-1)
 
     def gather(self, rows: Tensor, tiles: Tensor, fill: float, windows: Tensor) -> None:
@@ -618,7 +664,9 @@ class Compute:
         self._local: Callable[..., Tensor] = self._head if grid is None else self._head.on_windows
         self._skip = 0
         # A 1x1 convolution of rows: the head itself, or the head on rows of taps.
-        self._on_rows = isinstance(self._head, Conv2d) and (grid is None or grid.taps_only and self._head.groups == 1)
+        self._on_rows = isinstance(self._head, Conv2d) and (
+            grid is None or (grid.taps_only and self._head.groups == 1)
+        )
         if isinstance(self._head, Conv2d):
             local = _on_taps(self._head) if grid is not None and grid.taps_only else self._head
             activation = self._fused_activation()
@@ -754,7 +802,9 @@ def _outline(operator: Any) -> Any:
     if isinstance(operator, Fused):
         return tuple(map(_outline, operator.stages)), tuple(operator.counts), tuple(operator.slots)
     settings = operator.settings().items()
-    return type(operator), tuple((k, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for k, v in settings)
+    return type(operator), tuple(
+        (k, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for k, v in settings
+    )
 
 
 def _head(operator: Operator) -> Operator:

@@ -1,4 +1,4 @@
-"""Sums, differences, products and quotients of maps, gates, constants per channel, numbers (ONNX Add, Sub, Mul, Div)."""
+"""Sums, differences, products, quotients of maps, gates, constants, numbers (ONNX Add, Sub, Mul, Div)."""
 
 from __future__ import annotations
 
@@ -101,8 +101,19 @@ _spell("minimum", torch.minimum, "minimum")
 _spell("sub", torch.rsub, reverse=True)
 
 
-@spelled(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide")
-def _div(a: Any, b: Any = None, *, other: Any = None, rounding_mode: Any = None) -> tuple[Operator, list[Any]]:
+@spelled(
+    operator.truediv,
+    operator.itruediv,
+    torch.div,
+    torch.divide,
+    torch.true_divide,
+    "div",
+    "divide",
+    "true_divide",
+)
+def _div(
+    a: Any, b: Any = None, *, other: Any = None, rounding_mode: Any = None
+) -> tuple[Operator, list[Any]]:
     if rounding_mode is not None:
         raise StaysDense(f"rounding_mode={rounding_mode!r}")
     return _binary("div", a, other if b is None else b)

@@ -74,7 +74,11 @@ class Operator(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Everything that __init__ took, by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        return {
+            name: getattr(self, name)
+            for name in inspect.signature(type(self).__init__).parameters
+            if name != "self"
+        }
 
     def keep(self, name: str, tensor: Tensor | None) -> None:
         """Keep a weight as a buffer, cut off from the user's parameter and from autograd."""
@@ -95,7 +99,9 @@ def spelled(*targets: Any) -> Callable[[Spelling], Spelling]:
     def register(spelling: Spelling) -> Spelling:
         for target in dict.fromkeys(targets):  # torch.conv2d is F.conv2d
             if target in _spellings:
-                raise GraphError(f"{target} is spelled twice: in {_spellings[target].__module__} and {spelling.__module__}")
+                raise GraphError(
+                    f"{target} is spelled twice: in {_spellings[target].__module__} and {spelling.__module__}"
+                )
             _spellings[target] = spelling
         return spelling
 

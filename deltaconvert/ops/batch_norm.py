@@ -59,5 +59,11 @@ def _function(
 @spelled(nn.BatchNorm2d)
 def _module(module: nn.BatchNorm2d, input: Any) -> tuple[Operator, list[Any]]:
     return _function(
-        input, module.running_mean, module.running_var, module.weight, module.bias, module.training, eps=module.eps
+        input,
+        module.running_mean,
+        module.running_var,
+        module.weight,
+        module.bias,
+        module.training,
+        eps=module.eps,
     )

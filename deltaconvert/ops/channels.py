@@ -48,7 +48,11 @@ def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> tuple[Operator, lis
 def _getitem(x: Any, index: Any) -> tuple[Operator, list[Any]]:
     parts = index if isinstance(index, tuple) else (index,)
     whole = slice(None)
-    if len(parts) < 2 or any(part not in (whole, Ellipsis) for part in (parts[0], *parts[2:])) or parts[0] is Ellipsis:
+    if (
+        len(parts) < 2
+        or any(part not in (whole, Ellipsis) for part in (parts[0], *parts[2:]))
+        or parts[0] is Ellipsis
+    ):
         raise StaysDense("it takes more than a slice of the channels")
     if not isinstance(parts[1], slice):
         raise StaysDense("it takes channels by something else than a slice")

@@ -28,7 +28,12 @@ class Conv2d(Operator):
         super().__init__()
         self.keep("weight", weight)
         self.keep("bias", bias)
-        self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
+        self.stride, self.padding, self.dilation, self.groups = (
+            pair(stride),
+            pair(padding),
+            pair(dilation),
+            groups,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -41,7 +46,9 @@ class Conv2d(Operator):
         kernel = pair(self.weight.shape[2:])
         if kernel == self.stride == (1, 1) and self.padding == (0, 0):
             return [Pixel()]
-        return [Window(kernel, self.stride, self.padding, self.dilation, pair(shape[2:]), pair(out_shape[2:]))]
+        return [
+            Window(kernel, self.stride, self.padding, self.dilation, pair(shape[2:]), pair(out_shape[2:]))
+        ]
 
     def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.numel() * out_shape[0] * out_shape[2] * out_shape[3]

@@ -29,12 +29,24 @@ class ConvTranspose2d(Operator):
         super().__init__()
         self.keep("weight", weight)
         self.keep("bias", bias)
-        self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
+        self.stride, self.padding, self.dilation, self.groups = (
+            pair(stride),
+            pair(padding),
+            pair(dilation),
+            groups,
+        )
         self.output_padding = pair(output_padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv_transpose2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.dilation,
         )
 
     def on_windows(self, windows: Tensor) -> Tensor:
@@ -75,7 +87,13 @@ def _function(
     weight, bias = constant(weight, "its weight"), constant(bias, "its bias")
     return (
         ConvTranspose2d(
-            weight, bias, pair(stride), pair(padding), pair(constant(output_padding, "its output padding")), groups, pair(dilation)
+            weight,
+            bias,
+            pair(stride),
+            pair(padding),
+            pair(constant(output_padding, "its output padding")),
+            groups,
+            pair(dilation),
         ),
         [input],
     )

@@ -19,7 +19,9 @@ class Fused(Operator):
     counts[i]: how many further inputs tail operator i takes; slots[i]: the place of the running value among them.
     """
 
-    def __init__(self, stages: Sequence[Operator], counts: Sequence[int], slots: Sequence[int], head_inputs: int):
+    def __init__(
+        self, stages: Sequence[Operator], counts: Sequence[int], slots: Sequence[int], head_inputs: int
+    ):
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.counts, self.slots, self.head_inputs = list(counts), list(slots), head_inputs

@@ -22,7 +22,12 @@ class MaxPool2d(Operator):
 
     def __init__(self, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool):
         super().__init__()
-        self.kernel, self.stride, self.padding, self.dilation = pair(kernel), pair(stride), pair(padding), pair(dilation)
+        self.kernel, self.stride, self.padding, self.dilation = (
+            pair(kernel),
+            pair(stride),
+            pair(padding),
+            pair(dilation),
+        )
         self.ceil_mode = ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +38,11 @@ class MaxPool2d(Operator):
 
     def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
         (shape,) = shapes
-        return [Window(self.kernel, self.stride, self.padding, self.dilation, pair(shape[2:]), pair(out_shape[2:]))]
+        return [
+            Window(
+                self.kernel, self.stride, self.padding, self.dilation, pair(shape[2:]), pair(out_shape[2:])
+            )
+        ]
 
 
 class AvgPool2d(Operator):
@@ -55,7 +64,13 @@ class AvgPool2d(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(
-            x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor_override
+            x,
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
         )
 
     def on_windows(self, windows: Tensor) -> Tensor:
@@ -85,7 +100,9 @@ def _max(
     if return_indices:
         raise StaysDense("it returns indices")
     kernel = pair(kernel_size)
-    return MaxPool2d(kernel, pair(stride) if stride else kernel, pair(padding), pair(dilation), ceil_mode), [input]
+    return MaxPool2d(kernel, pair(stride) if stride else kernel, pair(padding), pair(dilation), ceil_mode), [
+        input
+    ]
 
 
 @spelled(nn.MaxPool2d)
@@ -110,4 +127,6 @@ def _avg(
 
 @spelled(nn.AvgPool2d)
 def _avg_module(m: nn.AvgPool2d, input: Any) -> tuple[Operator, list[Any]]:
-    return _avg(input, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override)
+    return _avg(
+        input, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
+    )

@@ -43,7 +43,9 @@ class Interpolate(Operator):
 
     def _resize(self, x: Tensor, size: Any, scale: Any) -> Tensor:
         if self.antialias:
-            x = x.contiguous()  # torch 2.13 reads a channels-last map wrongly where the result is one pixel wide
+            x = (
+                x.contiguous()
+            )  # torch 2.13 reads a channels-last map wrongly where the result is one pixel wide
         return F.interpolate(
             x, size, scale, self.mode, self.align_corners, self.recompute_scale_factor, self.antialias
         )
@@ -191,8 +193,14 @@ def _adaptive_max_module(m: nn.AdaptiveMaxPool2d, input: Any) -> tuple[Operator,
 
 
 @spelled(torch.mean, "mean")
-def _mean(input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None) -> tuple[Operator, list[Any]]:
-    dims = sorted(d % 4 for d in dim) if isinstance(dim, list | tuple) and all(isinstance(d, int) for d in dim) else dim
+def _mean(
+    input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
+) -> tuple[Operator, list[Any]]:
+    dims = (
+        sorted(d % 4 for d in dim)
+        if isinstance(dim, list | tuple) and all(isinstance(d, int) for d in dim)
+        else dim
+    )
     if dims != [2, 3] or keepdim is not True or dtype is not None:
         raise StaysDense("it is not a mean over height and width that keeps both")
     return SpatialMean(tuple(dim)), [input]

@@ -26,7 +26,9 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _weight(gm, n))
         try:
-            operator, inputs = spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
+            operator, inputs = (
+                spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
+            )
         except StaysDense as reason:
             node.meta["why_dense"] = str(reason)
             continue

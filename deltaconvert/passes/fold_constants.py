@@ -25,6 +25,8 @@ def fold_constants(gm: fx.GraphModule) -> fx.GraphModule:
         else:
             for user in list(node.users):
                 user.args = fx.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
-                user.kwargs = fx.map_arg(user.kwargs, lambda n, node=node, value=value: value if n is node else n)
+                user.kwargs = fx.map_arg(
+                    user.kwargs, lambda n, node=node, value=value: value if n is node else n
+                )
         gm.graph.erase_node(node)
     return gm

@@ -93,12 +93,17 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
             return lambda: setattr(node, "target", _OUT_OF_PLACE[node.target])
         name = getattr(node.target, "__name__", "")
         for home in (F, torch):
-            plain_function = getattr(home, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
+            plain_function = (
+                getattr(home, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
+            )
             if plain_function is not None:
                 return lambda: setattr(node, "target", plain_function)
         if node.kwargs.get("inplace"):
             return lambda: setattr(node, "kwargs", {**node.kwargs, "inplace": False})
-        if name in ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "mish", "elu", "selu") and node.args[-1] is True:
+        if (
+            name in ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "mish", "elu", "selu")
+            and node.args[-1] is True
+        ):
             return lambda: setattr(node, "args", (*node.args[:-1], False))
     return None
 

@@ -24,7 +24,12 @@ def fuse_tails(gm: fx.GraphModule) -> fx.GraphModule:
     done: set[fx.Node] = set()
     for node in list(gm.graph.nodes):
         operator = operator_of(node)
-        if node in done or not node.meta.get("delta") or operator is None or isinstance(operator, AdaptivePool2d):
+        if (
+            node in done
+            or not node.meta.get("delta")
+            or operator is None
+            or isinstance(operator, AdaptivePool2d)
+        ):
             continue
         chain = _chain(node)
         done.update(chain)

@@ -66,4 +66,6 @@ def _bounds(node: fx.Node, sizes: Any, dim: Any, shape: Sequence[int] | None) ->
 
 
 def _takes_one(user: fx.Node, count: int) -> bool:
-    return user.target is operator.getitem and isinstance(user.args[1], int) and -count <= user.args[1] < count
+    return (
+        user.target is operator.getitem and isinstance(user.args[1], int) and -count <= user.args[1] < count
+    )

@@ -13,7 +13,14 @@ from deltaconvert.check import operator_of
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
 _PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm")
 _WORKERS = (
-    *("einsum", "scaled_dot_product_attention", "multi_head_attention_forward", "conv1d", "conv3d", "bilinear"),
+    *(
+        "einsum",
+        "scaled_dot_product_attention",
+        "multi_head_attention_forward",
+        "conv1d",
+        "conv3d",
+        "bilinear",
+    ),
     *("conv_transpose1d", "conv_transpose3d", "conv2d", "conv_transpose2d", "tensordot", "chain_matmul"),
 )
 
@@ -40,7 +47,9 @@ class _Observer(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         node.meta["macs"] = 0
         if _hides_work(node):
-            from torch.utils.flop_counter import FlopCounterMode  # brings in the compiler: seconds, so only when needed
+            from torch.utils.flop_counter import (
+                FlopCounterMode,
+            )  # brings in the compiler: seconds, so only when needed
 
             with FlopCounterMode(display=False) as counter:
                 value = super().run_node(node)
@@ -69,7 +78,11 @@ def _product_macs(node: fx.Node, value: Any) -> int:
     """Multiply-accumulates of a matrix product: each value of the result sums over the input's last dimension."""
     if _name(node) not in _PRODUCTS or not isinstance(value, Tensor):
         return 0
-    source = node.args[1] if _name(node) in ("addmm", "baddbmm") and len(node.args) > 1 else node.all_input_nodes[0]
+    source = (
+        node.args[1]
+        if _name(node) in ("addmm", "baddbmm") and len(node.args) > 1
+        else node.all_input_nodes[0]
+    )
     return value.numel() * source.meta["shape"][-1] if isinstance(source, fx.Node) else 0
 
 
@@ -90,4 +103,6 @@ def _is_constant(node: fx.Node) -> bool:
         return True
     if node.op == "call_module" and operator_of(node) is None:
         return False
-    return all(source.meta.get("is_constant") for source in node.all_input_nodes) and not any(r in name for r in _RANDOM)
+    return all(source.meta.get("is_constant") for source in node.all_input_nodes) and not any(
+        r in name for r in _RANDOM
+    )
