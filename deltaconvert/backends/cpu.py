@@ -89,13 +89,19 @@ class Edge:
             new.untyped_storage().data_ptr() == edge.values.untyped_storage().data_ptr() for edge in inputs
         ):
             new = new.clone()
-        rows, mask = new.view(self.rows.shape), candidates
-        if self.threshold is not None:
-            changed = candidates.view(-1) & moved(rows, self.rows, self.threshold)
-            rows, mask = torch.where(changed[:, None], rows, self.rows), changed.view_as(candidates)
-        self.rows = rows
-        self.values = rows.view(new.shape).permute(0, 3, 1, 2)
-        self.mark(mask, self.pixel_count)
+        rows = new.view(self.rows.shape)
+        if self.threshold is None:
+            self.rows, self.values = rows, new.permute(0, 3, 1, 2)
+            self.mark(candidates, self.pixel_count)
+            return
+        pixels = listed(candidates)
+        rows = rows.index_select(0, pixels)
+        kept = moved(rows, self.rows.index_select(0, pixels), self.threshold).nonzero().view(-1)
+        pixels = pixels.index_select(0, kept)
+        self.rows.index_copy_(0, pixels, rows.index_select(0, kept))
+        mask = torch.zeros_like(candidates)
+        mask.view(-1)[pixels] = True
+        self.mark(mask, self.pixel_count, len(pixels), pixels)
 
     @property
     def changed(self) -> bool:
