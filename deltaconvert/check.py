@@ -32,6 +32,11 @@ def is_delta(node: fx.Node) -> bool:
     return node.target is sparsify or node.meta.get("delta", False)
 
 
+def names_of(node: fx.Node) -> tuple[str, ...]:
+    """The paths that a node goes by in rules: its own, and those of the calls that became part of it."""
+    return tuple(dict.fromkeys((node.meta.get("path", node.name), *node.meta.get("parts", ()))))
+
+
 def check_graph(gm: fx.GraphModule, after: str) -> None:
     """Raise GraphError, naming the pass `after`, if `gm` breaks an invariant.
 

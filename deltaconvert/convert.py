@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.model import DeltaModel
 from deltaconvert.normalise import normalise
-from deltaconvert.thresholds import Rule, Thresholds
+from deltaconvert.thresholds import Rule, Thresholds, refuse_unknown
 from deltaconvert.trace import Traced, trace
 
 BACKENDS = ("reference", "cpu")
@@ -37,15 +37,19 @@ def convert(
         of positional inputs, or a dict of keyword inputs. A real frame is best: relative thresholds are measured on it.
     threshold: the largest change that is dropped, at the input and at every activation; 0 is exact. A mapping sets
         kinds and single nodes apart: {"input": 0.04, "activation": "10%", "gate": "1%", "layer1.*": 0.2}, where a
-        percentage is one of the node's mean magnitude on `example`.
+        percentage is one of the node's mean magnitude on `example`. The three kinds go before parts of the network
+        that have their names: a part `input` is reached by the pattern "[i]nput".
     backend: "reference", "cpu", or "auto": the fastest one for the device of `example`.
     leaves: module classes or paths that run whole, as they are.
     keep_dense: paths of nodes, or patterns of them, that stay dense.
 
     Raises UnsupportedModel if the network as a whole cannot be traced, InputError for options and inputs that do not
-    fit. An operator that deltaconvert does not know is no error: it stays dense, and explain() says why.
+    fit, such as a path or pattern that means no node. An operator that deltaconvert does not know is no error: it stays
+    dense, and explain() says why.
     """
     rules = Thresholds.of(threshold)
+    if isinstance(keep_dense, str):
+        raise InputError(f"keep_dense is a text: give a list, [{keep_dense!r}]")
     args, kwargs = _call_of(example)
     frames = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     _check(model, frames)
@@ -54,7 +58,10 @@ def convert(
         traced = trace(model, args, kwargs, leaves)
         _verify(model, traced, args, kwargs, frames)
         graph = normalise(traced.graph)
-        return DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
+        model = DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
+    refuse_unknown(rules.rules, model.names, "threshold")
+    refuse_unknown(keep_dense, model.names, "keep_dense")
+    return model
 
 
 def load_backend(name: str, device: torch.device) -> ModuleType:

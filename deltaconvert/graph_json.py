@@ -140,6 +140,8 @@ def graph_to_json(gm: fx.GraphModule) -> tuple[list[dict[str, Any]], dict[str, T
 def _node_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
     path = node.meta.get("path", node.name)
     out: dict[str, Any] = {"name": node.name, "path": path}
+    if "parts" in node.meta:
+        out["parts"] = list(node.meta["parts"])
     if "why_dense" in node.meta:
         out["why_dense"] = node.meta["why_dense"]
     target, where = str(node.target), f"{path} ({node.target})"
@@ -303,6 +305,8 @@ def graph_from_json(nodes: Any, tensors: dict[str, Tensor]) -> fx.GraphModule:
             raise ContainerError("its graph must end with its one output")
         node = _node_from_json(entry, str(op), unpacker, root, graph)
         node.meta["path"] = _text(entry.get("path", name))
+        if "parts" in entry:
+            node.meta["parts"] = tuple(map(_text, _list(entry["parts"])))
         if "why_dense" in entry:
             node.meta["why_dense"] = _text(entry["why_dense"])
         unpacker.nodes[name] = node

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from deltaconvert.check import names_of
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.lower import Program
 from deltaconvert.plan import Plan, plan
 from deltaconvert.report import Explanation, Stats, Tally, explain
-from deltaconvert.thresholds import Rule, Thresholds
+from deltaconvert.thresholds import Rule, Thresholds, refuse_unknown
 from deltaconvert.trace import Signature
 
 Sizes = tuple[tuple[int, ...], ...]
@@ -68,6 +69,12 @@ class DeltaModel(nn.Module):
         return {_path(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
 
     @property
+    def names(self) -> list[str]:
+        """The paths that rules may name: of every call in the network, and of conversions at this size."""
+        nodes = [*self.graph.graph.nodes, *self._program.plan.graph.graph.nodes]
+        return list(dict.fromkeys(name for node in nodes if node.op != "output" for name in names_of(node)))
+
+    @property
     def rules(self) -> Mapping[str, Rule]:
         """The threshold rules, those of the example frame resolved: what another size or a saved file goes by."""
         return self._thresholds.rules
@@ -82,6 +89,8 @@ class DeltaModel(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             rules = Thresholds.of(threshold)
             model = DeltaModel(self.graph, self.signature, frames, rules, self._backend, self.keep_dense)
+        # Rules of this model may name nodes that only another size has.
+        refuse_unknown((name for name in rules.rules if name not in self.rules), model.names, "threshold")
         model.info = self.info
         return model
 
@@ -203,10 +212,8 @@ class DeltaModel(nn.Module):
             if len(self._plans) == 1:
                 # Relative thresholds refer to the example frame, whatever size comes later.
                 nodes = self._plans[sizes].graph.graph.nodes
-                placed = {
-                    _path(node): node.meta.get("threshold", 0.0) for node in nodes if "kind" in node.meta
-                }
-                self._thresholds = Thresholds({**self._thresholds.rules, **placed})
+                placed = [(names_of(n), n.meta.get("threshold", 0.0)) for n in nodes if "kind" in n.meta]
+                self._thresholds = self._thresholds.resolved(placed)
         program = Program(self._plans[sizes], self._backend)
         self._tally = Tally()
         return program

@@ -7,9 +7,10 @@ the units of the feature map, or percentages of its mean magnitude on the exampl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 from deltaconvert.errors import InputError
 
@@ -23,7 +24,10 @@ class Thresholds:
 
     input: the frames themselves. activation: activations, and maps that come back from a dense island.
     gate: a 1x1 map that scales a larger one; when it moves, its whole map is recomputed.
-    A path goes before a pattern, a later pattern before an earlier one, and both before the kind.
+    A path goes before a pattern, a later one before an earlier one, and both before the kind. A node that several calls
+    were fused into goes by the path of each of them.
+
+    The names of the kinds always mean the kinds. A node whose path is "input" is reached by a pattern: "[i]nput".
     """
 
     rules: Mapping[str, Rule]
@@ -42,16 +46,50 @@ class Thresholds:
         else:
             rules = {"input": value, "activation": value, "gate": "1%" if _amount(value, 1.0) > 0 else 0.0}
         for name, rule in rules.items():
+            if not isinstance(name, str):
+                raise InputError(f"{name!r} names no node: rules go by kind, path or pattern")
             _amount(rule, 1.0, name)
         return cls(rules)
 
-    def at(self, kind: str, path: str, scale: float) -> float:
-        """The threshold of the node `path` of that kind, whose values have the mean magnitude `scale`."""
-        rule = self.rules[kind]
+    def at(self, kind: str, names: Sequence[str], scale: float) -> float:
+        """The threshold of a node of that kind; `names` are its paths, its values have the mean magnitude `scale`."""
+        rule, by_path = self.rules[kind], None
         for pattern, candidate in self.rules.items():
-            if pattern not in KINDS and fnmatch(path, pattern):
+            if pattern in KINDS:
+                continue
+            if pattern in names:
+                by_path = candidate
+            elif matches(pattern, names):
                 rule = candidate
-        return _amount(self.rules.get(path, rule) if path not in KINDS else rule, scale, path)
+        return _amount(rule if by_path is None else by_path, scale, names[0])
+
+    def resolved(self, placed: Iterable[tuple[Sequence[str], float]]) -> Thresholds:
+        """These rules with the thresholds that they came to at nodes, given by their names, before all others."""
+        exact = {_as_rule(name): amount for names, amount in placed for name in names}
+        return Thresholds({name: rule for name, rule in self.rules.items() if name not in exact} | exact)
+
+
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether `pattern`, a path or a pattern of paths, means a node that goes by `names`."""
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
+
+
+def refuse_unknown(patterns: Iterable[str], names: Collection[str], option: str) -> None:
+    """InputError for the first of `patterns` that is no kind and means none of the nodes `names`."""
+    for pattern in patterns:
+        if (pattern in KINDS and option == "threshold") or matches(pattern, names):
+            continue
+        if any(name.startswith(f"{pattern}.") for name in names):
+            hint = f"its parts are {pattern}.*"
+        else:
+            close = get_close_matches(pattern, names, n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "explain() lists the paths"
+        raise InputError(f"{option}: {pattern!r} names no node of the network: {hint}")
+
+
+def _as_rule(path: str) -> str:
+    """The rule that means the node `path` and nothing else; the names of kinds are taken."""
+    return f"[{path[0]}]{path[1:]}" if path in KINDS else path
 
 
 def _amount(rule: Rule, scale: float, name: str = "threshold") -> float:

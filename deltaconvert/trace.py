@@ -6,6 +6,7 @@ import copy
 import operator
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.ops.base import known_modules
 from deltaconvert.passes import run_passes
-from deltaconvert.passes.functionalise import WriteToView, functionalise
+from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView, functionalise
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,22 @@ class Traced:
     opaque: dict[str, str] = field(default_factory=dict)  # module path -> why it was not traced
 
 
+class _Proxy(fx.Proxy):
+    """Records x += y as what it is for tensors, a write to x; torch's own proxies record x + y."""
+
+
+def _augmented(function: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., fx.Proxy]:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        # The node's name, and so its path, is that of x = x + y.
+        return self.tracer.create_proxy("call_function", function, (self, other), {}, name=plain.__name__)
+
+    return method
+
+
+for _function, _plain in OUT_OF_PLACE.items():
+    setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function, _plain))
+
+
 class _Tracer(fx.Tracer):
     """Traces into everything but operators that deltaconvert knows and modules asked to stay whole."""
 
@@ -95,6 +112,9 @@ class _Tracer(fx.Tracer):
         self.failed_at: str | None = None
         self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
         self.constants: dict[int, Any] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -157,6 +177,7 @@ def trace(
         tracer = _Tracer(tuple(args), kwargs, leaves, opaque)
         try:
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
+            _AugmentedWatch(module).watch(args, kwargs)
             module = run_passes(module, [functionalise])
             _WriteWatch(module).watch(args, kwargs)
             break
@@ -187,6 +208,58 @@ def trace(
             node.meta["why_dense"] = opaque[str(node.target)]
     _, spec = pytree.tree_flatten((tuple(args), kwargs))
     return Traced(module, Signature(spec, tracer.constants, out_spec, constants), opaque)
+
+
+class _AugmentedWatch(fx.Interpreter):
+    """Runs the graph once, to see what each x += y is: only values tell maps from sizes, and who shares memory.
+
+    meta["rebinds"]: x is no tensor (n = x.shape[2]; n += 1). meta["unseen"]: no tensor that is read later shares
+    memory with x, such as another part of the same chunk.
+    """
+
+    def watch(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        augmented = [n for n in self.module.graph.nodes if _is_augmented(n)]
+        if not augmented:
+            return
+        for n in augmented:
+            n.meta["rebinds"] = True  # stays so where the network does not run: convert says so better
+        frames = [
+            leaf.clone() for leaf in pytree.tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor)
+        ]
+        self._ran: set[fx.Node] = set()
+        with torch.no_grad(), suppress(Exception):
+            self.run(*frames)
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._ran.add(n)
+        if _is_augmented(n):
+            written = self.env[n.args[0]]
+            n.meta["rebinds"] = not isinstance(written, Tensor)
+            if isinstance(written, Tensor):
+                others = self.env.keys() - set(self.user_to_last_uses.get(n, ())) - {n.args[0]}
+                values = pytree.tree_leaves([self._read_later(other) for other in others])
+                n.meta["unseen"] = not any(isinstance(v, Tensor) and _overlap(written, v) for v in values)
+        return super().run_node(n)
+
+    def _read_later(self, node: fx.Node) -> Any:
+        """The value, or the parts of it that are: parts[1] does not read parts[0]."""
+        value, users = self.env[node], [user for user in node.users if user not in self._ran]
+        if isinstance(value, tuple) and all(u.target is operator.getitem for u in users):
+            return [value[u.args[1]] if isinstance(u.args[1], int | slice) else value for u in users]
+        return value
+
+
+def _is_augmented(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in OUT_OF_PLACE and isinstance(node.args[0], fx.Node)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """The two share values, not just a storage."""
+    if _memory(a) != _memory(b) or a.dtype != b.dtype:
+        return _memory(a) == _memory(b)
+    mask = torch.zeros(a.untyped_storage().nbytes() // a.element_size(), dtype=torch.bool)
+    mask.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
+    return bool(mask.as_strided(b.shape, b.stride(), b.storage_offset()).any())
 
 
 class _WriteWatch(fx.Interpreter):

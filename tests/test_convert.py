@@ -171,12 +171,77 @@ IN_PLACE = {
     "inplace twice": lambda m, x: m.r(m.r(m.a(x)).neg()),
     "skip around an in-place module": lambda m, x: (lambda y: m.b2(m.r(y)) + y)(m.a(x)),
     "on the frame itself": lambda m, x: m.a(m.r(x)),
+    "x += y under another name": lambda m, x: augmented(m.a(x), m.b(x)),
+    "a size that grows": lambda m, x: grown(m.a(x)),
+    "parts of a chunk": lambda m, x: chunked(m.a(x).chunk(2, 1)),
+    "parts of a chunk, taken late": lambda m, x: late(m.a(x).chunk(2, 1)),
+    "slices apart": lambda m, x: chunked((lambda y: (y[:, :2], y[:, 2:]))(m.a(x))),
 }
 
 
 def iadd(a, b):
     a += b
     return a.relu() + a
+
+
+def augmented(y, x):
+    r = F.relu_(y)
+    r += x
+    s = r
+    s *= 2
+    s -= x
+    s /= 3
+    return r + y
+
+
+def grown(x):
+    height, width = x.shape[2:]
+    start = height
+    height += 1
+    width *= 2
+    x += height
+    return F.interpolate(x, size=(height, width)) + start
+
+
+def chunked(parts):
+    a, b = parts
+    a += b
+    return torch.cat((a, b, a), 1)
+
+
+def late(parts):
+    a = parts[0]
+    a += 1
+    return torch.cat((a, parts[1]), 1)
+
+
+AUGMENTED_VIEWS = {
+    "a part, then the whole": lambda m, x: (lambda y: (written(y[:, :1]), y.relu())[1])(m.a(x)),
+    "the whole, then a part": lambda m, x: (lambda y, v: (written(y), v.relu())[1])(
+        *(lambda y: (y, y[:, :1]))(m.a(x))
+    ),
+    "the same part of a chunk": lambda m, x: (lambda t: (written(t[0]), t[-2].relu())[1])(m.a(x).chunk(2, 1)),
+}
+
+
+def written(x):
+    x += 1
+    return x
+
+
+@pytest.mark.parametrize("name", AUGMENTED_VIEWS)
+def test_augmented_writes_to_views_that_are_read(backend, name):
+    """The module around the write runs whole; the network's own forward cannot."""
+    inner = call(AUGMENTED_VIEWS[name], a=conv())
+    model = check(call(lambda m, x: m.inner(x).sigmoid(), inner=inner), backend)
+    assert [row.path for row in model.explain().islands] == ["inner"]
+    with pytest.raises(UnsupportedModel, match="writes in place"):
+        deltaconvert.convert(inner, video()[0], backend=backend)
+
+
+def test_sizes_that_grow_do_not_hide_why_a_frame_does_not_fit(backend):
+    with pytest.raises(InputError, match="does not run on the example"):
+        deltaconvert.convert(call(IN_PLACE["a size that grows"], a=conv(4)), video()[0], backend=backend)
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
@@ -284,6 +349,8 @@ def test_leaves_and_keep_dense(backend):
     assert "Sequential" in [row.operator for row in model.explain().islands]
     model = check(network, backend, leaves=["0"])
     assert [row.path for row in model.explain().islands] == ["0"]
+    with pytest.raises(InputError, match="is a text"):
+        deltaconvert.convert(network, video()[0], backend=backend, keep_dense="0.*")
     model = check(network, backend, keep_dense=["0.*"])
     reasons = {row.path: row.reason for row in model.explain().islands}
     assert set(reasons) == {"0.0", "0.1", "0.2"} and set(reasons.values()) == {"keep_dense names it"}
@@ -537,6 +604,121 @@ def test_rules_by_kind_and_path():
     assert found == {"input_0": 0.1, "gate_conv": 0.5, "last": 0.3, "stem": 0.7}
     later = placed({"activation": 0.1, "*": 0.2, "l*": 0.3, "stem": 0.4})
     assert later == {"input_0": 0.2, "stem": 0.4, "gate_conv": 0.2, "last": 0.3}
+
+
+class Opaque(nn.Module):
+    """Cannot be traced, and works."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(4, 4)
+
+    def forward(self, x):
+        return self.conv(x) if x.mean() < 1e9 else x
+
+
+class Named(nn.Module):
+    """conv1 + bn1 + relu1 make one node; then parts whose names are those of kinds."""
+
+    def __init__(self, norm=None):
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = conv(), nn.BatchNorm2d(4), nn.ReLU()
+        self.input, self.gate, self.block = (
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 1),
+            nn.Sequential(conv(4, 4), nn.ReLU()),
+        )
+        self.norm = norm or nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.input(self.relu1(self.bn1(self.conv1(x))))
+        return self.block(self.norm(self.gate(x).relu()))
+
+
+def test_rules_by_the_name_of_any_part():
+    for name in ("conv1", "bn1", "relu1", "re*1", "*bn*"):
+        assert placed({name: 0.5}, Named()) == {**placed({}, Named()), "conv1": 0.5}, name
+    exact = {"relu1": 0.1, "conv1": 0.2, "*1": 0.3}
+    assert placed(exact, Named())["conv1"] == 0.2, (
+        "a path before a pattern, a later path before an earlier one"
+    )
+    for name in ("norm", "sparsify(norm)"):
+        assert placed({name: 0.4}, Named(Opaque()))["sparsify(norm)"] == 0.4
+
+
+def test_keep_dense_by_the_name_of_any_part():
+    model = deltaconvert.convert(Named().eval().double(), video()[0], keep_dense=["bn1"])
+    assert {row.path: row.reason for row in model.explain().islands}["conv1"] == "keep_dense names it"
+
+
+def test_kinds_go_before_nodes_of_their_names(tmp_path):
+    """For good: also in the rules that other sizes and files go by."""
+    rules = {"input": 0.1, "activation": 0.2, "[i]nput": 0.3, "[g]ate": 0.4, "g[a]te": "50%", "gate": 7.0}
+    network = Named().eval().double()
+    model = deltaconvert.convert(network, video()[0], threshold=rules)
+    first = dict(model.thresholds)
+    assert (first["input_0"], first["conv1"], first["input"]) == (0.1, 0.2, 0.3) and 0 < first["gate"] < 7
+    with pytest.warns(UserWarning, match="input size changed"):
+        model(torch.rand(1, 3, 9, 9).double() * 9)
+    assert model.thresholds == first
+    model.save(tmp_path / "named.delta")
+    assert deltaconvert.load(tmp_path / "named.delta").thresholds == first
+    assert "input" not in placed({"input": 0.1}, Named()), "the frame, not the part called input"
+
+
+UNKNOWN = {
+    "conv_1": r"threshold: 'conv_1' names no node of the network: did you mean 'conv1'",
+    "layer9.*": r"threshold: 'layer9\.\*' names no node",
+    "Input": r"did you mean .*'input",
+    "block": r"its parts are block\.\*",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_rules_that_mean_no_node(backend, name, tmp_path):
+    network, frame = Named().eval().double(), video()[0]
+    with pytest.raises(InputError, match=UNKNOWN[name]):
+        deltaconvert.convert(network, frame, threshold={"conv1": 0.1, name: 0.2}, backend=backend)
+    with pytest.raises(InputError, match=UNKNOWN[name].replace("threshold", "keep_dense")):
+        deltaconvert.convert(network, frame, keep_dense=["conv1", name], backend=backend)
+    model = deltaconvert.convert(network, frame, threshold={"bn1": 0.1}, backend=backend)
+    model.save(tmp_path / "named.delta")
+    for each in (model, deltaconvert.load(tmp_path / "named.delta", backend=backend)):
+        with pytest.raises(InputError, match=UNKNOWN[name]):
+            each.with_thresholds({name: 0.2}, frame)
+        assert each.with_thresholds({"relu1": 0.2, "bn1": 0.3}, frame).thresholds["conv1"] == 0.3
+    with pytest.raises(InputError, match="3 names no node"):
+        deltaconvert.convert(network, frame, threshold={3: 0.2}, backend=backend)
+
+
+def test_rules_may_name_what_another_size_has(backend):
+    """A map comes back from an island at one size only: the rules of one size still go for the other."""
+
+    def run(m, x):
+        return m.c(m.flat(m.a(x)).view(x.shape[0], 4, x.shape[2], x.shape[3]) * m.b(x))
+
+    network = call(run, a=conv(), b=conv(), c=conv(4, 2), flat=nn.Flatten(2))
+    model = deltaconvert.convert(network, video()[0], threshold="10%", backend=backend)
+    assert "sparsify(view)" in model.thresholds
+    rules = {**model.rules, "a_name_of_another_size": 0.5}
+    model._thresholds = type(model._thresholds)(rules)
+    small = torch.rand(2, 3, 5, 5).double()
+    assert model.with_thresholds(dict(model.rules), small).thresholds == model.thresholds
+    with pytest.warns(UserWarning, match="input size changed"):
+        model(small)
+
+
+def test_paths_are_unambiguous(backend):
+    """A row for each path: of an island and the sparsify behind it, of a node and the densify behind it."""
+    network, frame = Named(Opaque()).eval().double(), video()[0]
+    model = deltaconvert.convert(network, frame, threshold=0.1, backend=backend)
+    model(frame)
+    paths = [row.path for row in model.explain().rows]
+    assert len(set(paths)) == len(paths) and {"norm", "sparsify(norm)", "gate", "densify(gate)"} <= set(paths)
+    layers = [layer.path for layer in model.stats().layers]
+    assert len(set(layers)) == len(layers) and "norm" in layers
+    assert len(model.masks()) == len(model._program.edges) and set(model.masks()) <= set(layers)
+    assert set(model.thresholds) <= set(model.masks())
 
 
 def test_percentages_are_of_the_mean_magnitude():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from deltaconvert.check import check_graph, densify, operator_of, sparsify
+from deltaconvert.check import check_graph, densify, names_of, operator_of, sparsify
 from deltaconvert.errors import GraphError
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
@@ -112,6 +112,14 @@ def test_name_paths():
     ]
 
 
+def test_name_paths_are_unique():
+    """A part whose name is that of another's second call."""
+    module = Net(lambda m, x: m.get_submodule("relu#2")(m.relu(m.relu(x)))).eval()
+    module.add_module("relu#2", nn.ReLU())
+    gm = name_paths(fx.symbolic_trace(module))
+    assert [n.meta["path"] for n in gm.graph.nodes if n.op == "call_module"] == ["relu", "relu#2", "relu#2#2"]
+
+
 def test_open_tuples():
     gm = graph(lambda m, x: (lambda t: t[0] * t[1])(x.chunk(2, 1)), propagate([X]), open_tuples)
     assert calls(gm) == ["getitem", "getitem", "mul"]
@@ -139,8 +147,16 @@ def test_adopt_operators():
     assert node_of(gm, "softmax").meta["why_dense"] == "deltaconvert has no operator for softmax"
 
 
+def test_a_size_among_the_inputs_waits_for_the_plan():
+    run = lambda m, x: m.conv(x) * (x.shape[1] + x.size(2)) ** -0.5  # noqa: E731
+    assert calls(graph(run, adopt_operators))[-2:] == ["pow", "mul"]
+    gm = graph(run, adopt_operators, propagate([X]), fold_constants, adopt_operators)
+    assert calls(gm) == ["Conv2d", "mul"] and type(operator_of(node_of(gm, "mul"))) is Arithmetic
+
+
 def test_fold_batch_norm():
-    assert calls(graph(lambda m, x: m.bn(m.conv(x)), adopt_operators, fold_batch_norm)) == ["Conv2d"]
+    folded = graph(lambda m, x: m.bn(m.conv(x)), adopt_operators, fold_batch_norm)
+    assert calls(folded) == ["Conv2d"] and names_of(node_of(folded, "conv")) == ("conv", "bn")
     forked = graph(lambda m, x: m.bn(y := m.conv(x)) + y, adopt_operators, fold_batch_norm)
     assert calls(forked) == ["Conv2d", "BatchNorm", "add"]
 
@@ -185,6 +201,9 @@ def test_insert_and_cancel_conversions():
     cancelled = calls(graph(run, *PLANNED, insert_conversions, cancel_conversions))
     assert cancelled.count("sparsify") == 2, "one for the frame, one for what comes back from softmax"
     assert cancelled.count("densify") == 2, "one in front of softmax, one in front of the output"
+    gm = graph(run, *PLANNED, insert_conversions, cancel_conversions)
+    paths = [n.meta["path"] for n in gm.graph.nodes if n.target in (sparsify, densify)]
+    assert paths == ["x", "densify(conv#2)", "sparsify(softmax)", "densify(add_1)"]
 
 
 ENTERED = (*PLANNED, insert_conversions, cancel_conversions)
@@ -195,6 +214,7 @@ def test_fuse_tails():
     fused = [operator_of(n) for n in gm.graph.nodes if operator_of(n)]
     assert [type(o) for o in fused] == [Fused, Pointwise], "a chain ends at an activation"
     assert [type(s) for s in fused[0].stages] == [Conv2d, Arithmetic, Arithmetic, Pointwise]
+    assert names_of(node_of(gm, "conv")) == ("conv", "mul", "add", "relu")
     read_twice = graph(lambda m, x: m.relu(y := m.conv(x)) + y, *ENTERED, fuse_tails)
     assert next(type(operator_of(n)) for n in read_twice.graph.nodes if operator_of(n)) is Conv2d
 
@@ -205,6 +225,8 @@ def test_place_thresholds():
     gm = graph(run, *ENTERED, place_thresholds(rules))
     placed = {n.meta["path"]: n.meta["threshold"] for n in gm.graph.nodes if "threshold" in n.meta}
     assert placed == {"x": 0.1, "relu": 0.2, "mean": 0.3}
+    fused = graph(run, *ENTERED, fuse_tails, place_thresholds(Thresholds.of({"relu": 0.7})))
+    assert node_of(fused, "conv").meta["threshold"] == 0.7
 
 
 def broken_graphs():

@@ -38,6 +38,9 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
         if not inputs or not all(isinstance(i, fx.Node) for i in inputs):
             node.meta["why_dense"] = "it reads no map"
             continue
+        if any(_is_size(i) for i in inputs):  # x * x.shape[1]: a number, once the plan has folded constants
+            node.meta["why_dense"] = "it reads a size"
+            continue
         adopt(gm, node, operator, inputs)
     gm.graph.eliminate_dead_code()
     return gm
@@ -65,6 +68,18 @@ def _is_users(gm: fx.GraphModule, target: str) -> bool:
         return not isinstance(gm.get_submodule(target), Operator)
     except AttributeError:
         return False
+
+
+def _is_size(node: fx.Node) -> bool:
+    """The value is a number that follows from the size of a tensor."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel", "ndimension")
+    if node.op != "call_function" or not node.all_input_nodes:
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    plain = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
+    return plain and all(map(_is_size, node.all_input_nodes))
 
 
 def _weight(gm: fx.GraphModule, node: fx.Node) -> Any:

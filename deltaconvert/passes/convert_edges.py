@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from deltaconvert.check import densify, sparsify
+from deltaconvert.check import densify, names_of, sparsify
 
-_KEPT = ("shape", "dtype", "device", "scale", "path")
+_KEPT = ("shape", "dtype", "device", "scale")
 
 
 def insert_conversions(gm: fx.GraphModule) -> fx.GraphModule:
@@ -14,6 +14,8 @@ def insert_conversions(gm: fx.GraphModule) -> fx.GraphModule:
 
     before:  y = conv(x);  z = relu(y)
     after:   y = densify(conv(sparsify(x)));  z = densify(relu(sparsify(y)))
+
+    A conversion is called after what it converts: "densify(conv)". The sparsify of a frame has the frame's own path.
     """
     for node in list(gm.graph.nodes):
         if not node.meta.get("delta"):
@@ -21,11 +23,11 @@ def insert_conversions(gm: fx.GraphModule) -> fx.GraphModule:
         for source in dict.fromkeys(node.args):
             with gm.graph.inserting_before(node):
                 wrapped = gm.graph.call_function(sparsify, (source,))
-            _describe(wrapped, source)
+            describe(wrapped, source)
             node.replace_input_with(source, wrapped)
         with gm.graph.inserting_after(node):
             wrapped = gm.graph.call_function(densify, (node,))
-        _describe(wrapped, node)
+        describe(wrapped, node)
         node.replace_all_uses_with(wrapped, delete_user_cb=lambda user, wrapped=wrapped: user is not wrapped)
     return gm
 
@@ -51,5 +53,9 @@ def cancel_conversions(gm: fx.GraphModule) -> fx.GraphModule:
     return gm
 
 
-def _describe(node: fx.Node, source: fx.Node) -> None:
+def describe(node: fx.Node, source: fx.Node) -> None:
+    """What is known of `source` is known of its conversion `node`."""
     node.meta = {key: source.meta[key] for key in _KEPT if key in source.meta}
+    names = names_of(source)
+    own = names[0] if source.op in ("placeholder", "get_attr") else f"{node.target.__name__}({names[0]})"
+    node.meta.update(path=own, parts=names)

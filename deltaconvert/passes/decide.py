@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
 
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.check import names_of, operator_of
+from deltaconvert.thresholds import matches
 
 
 def decide(streams: int, keep_dense: Sequence[str] = ()) -> Callable[[fx.GraphModule], fx.GraphModule]:
@@ -26,7 +26,7 @@ def decide(streams: int, keep_dense: Sequence[str] = ()) -> Callable[[fx.GraphMo
             if operator is None:
                 continue
             reason = _why_dense(node, streams)
-            if any(fnmatch(node.meta["path"], pattern) for pattern in keep_dense):
+            if any(matches(pattern, names_of(node)) for pattern in keep_dense):
                 reason = "keep_dense names it"
             if reason is None:
                 node.meta["delta"] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.check import names_of, operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
 from deltaconvert.ops.conv import Conv2d
@@ -27,7 +27,8 @@ def fold_batch_norm(gm: fx.GraphModule) -> fx.GraphModule:
         conv = operator_of(source)
         if isinstance(conv, Conv2d | ConvTranspose2d) and len(source.users) == 1:
             folded = adopt(gm, node, _folded(conv, norm), list(source.args))
-            folded.meta["path"] = source.meta.get("path", source.name)
+            names = (*names_of(source), *names_of(node))
+            folded.meta.update(path=names[0], parts=names)
             gm.graph.erase_node(source)
             gm.delete_submodule(str(source.target))
     return gm

@@ -13,7 +13,7 @@ from torch import fx
 
 from deltaconvert.ops.base import known_modules
 
-_OUT_OF_PLACE: dict[Any, Any] = {
+OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
@@ -23,6 +23,7 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     operator.ipow: operator.pow,
     operator.iand: operator.and_,
     operator.ior: operator.or_,
+    operator.ixor: operator.xor,
 }
 # Calls whose result may share memory with their input.
 _VIEWS = frozenset(
@@ -43,6 +44,9 @@ class WriteToView(Exception):
 def functionalise(gm: fx.GraphModule) -> fx.GraphModule:
     """Give every in-place write its out-of-place spelling; later readers read its result.
 
+    What was seen of x += y on the example (trace._AugmentedWatch) goes before what the spelling tells: meta["rebinds"]
+    where x is no tensor, so that nothing is written; meta["unseen"] where no map that is read later shows the write.
+
     before:  y = conv(x);  r = relu_(y);  z = add(y, s)
     after:   y = conv(x);  r = relu(y);   z = add(r, s)
     """
@@ -51,6 +55,9 @@ def functionalise(gm: fx.GraphModule) -> fx.GraphModule:
     members: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in list(gm.graph.nodes):
         rewrite = _in_place(node)
+        if rewrite is not None and node.meta.get("rebinds"):
+            rewrite()
+            rewrite = None
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         if rewrite is None:
             home = root[source] if source is not None and _may_share(node) else node
@@ -60,7 +67,9 @@ def functionalise(gm: fx.GraphModule) -> fx.GraphModule:
         written = node.args[0]
         assert isinstance(written, fx.Node)
         for other in members[root[written]]:
-            if other is not written and any(order[user] > order[node] for user in other.users):
+            if node.meta.get("unseen") or other is written:
+                continue
+            if any(order[user] > order[node] for user in other.users):
                 raise WriteToView(module_path(node), node)
         rewrite()
         for user in list(written.users):
@@ -89,8 +98,8 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
     elif node.op == "call_function":
         if node.kwargs.get("out") is not None or node.target is operator.setitem:
             raise WriteToView(module_path(node), node, "to a tensor that exists already")
-        if node.target in _OUT_OF_PLACE:
-            return lambda: setattr(node, "target", _OUT_OF_PLACE[node.target])
+        if node.target in OUT_OF_PLACE:
+            return lambda: setattr(node, "target", OUT_OF_PLACE[node.target])
         name = getattr(node.target, "__name__", "")
         for home in (F, torch):
             plain_function = (

@@ -6,11 +6,12 @@ import itertools
 
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.check import densify, names_of, operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.resample import AdaptivePool2d
 from deltaconvert.passes.adopt_operators import adopt
+from deltaconvert.passes.convert_edges import describe
 
 
 def fuse_tails(gm: fx.GraphModule) -> fx.GraphModule:
@@ -64,8 +65,11 @@ def _fuse(gm: fx.GraphModule, chain: list[fx.Node]) -> None:
         inputs += others
         counts.append(len(others))
         slots.append(node.args.index(before))
-    parts = [node.meta["path"] for node in chain]
+    parts = [name for node in chain for name in names_of(node)]
     fused = adopt(gm, chain[-1], Fused(stages, counts, slots, len(chain[0].args)), inputs)
     fused.meta.update(path=parts[0], parts=parts, macs=chain[0].meta["macs"])
+    for user in fused.users:
+        if user.target is densify:
+            describe(user, fused)
     for node in reversed(chain[:-1]):
         gm.graph.erase_node(node)

@@ -13,7 +13,7 @@ def name_paths(gm: fx.GraphModule) -> fx.GraphModule:
     before:  layer1_0_relu_1 = relu(x)
     after:   the same, with path "layer1.0.relu" (its second call: "layer1.0.relu#2")
     """
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     for node in gm.graph.nodes:
         if node.op == "call_module":
             path = str(node.target)
@@ -21,6 +21,10 @@ def name_paths(gm: fx.GraphModule) -> fx.GraphModule:
             path = ".".join(filter(None, (module_path(node), node.name)))
         else:
             path = node.name
-        seen[path] = seen.get(path, 0) + 1
-        node.meta["path"] = path if seen[path] == 1 else f"{path}#{seen[path]}"
+        call, first = 1, path
+        while path in taken:
+            call += 1
+            path = f"{first}#{call}"
+        taken.add(path)
+        node.meta["path"] = path
     return gm

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from deltaconvert.check import operator_of, sparsify
+from deltaconvert.check import names_of, operator_of, sparsify
 from deltaconvert.reach import Everything
 from deltaconvert.thresholds import Thresholds
 
@@ -31,7 +31,7 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
             else:
                 continue
             kind = "gate" if _is_gate(node) else kind
-            amount = thresholds.at(kind, node.meta.get("path", node.name), node.meta.get("scale", 0.0))
+            amount = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))
             if amount > 0 or node.target is sparsify:
                 node.meta["threshold"] = amount
             node.meta["kind"] = kind
