@@ -1,9 +1,9 @@
-"""Trained networks on real clips of ../shared/data: cost and agreement with the dense network, dense and delta in one run.
+"""Trained networks on real clips of ../shared/data: cost, and agreement with the dense network in the same run.
 
     python benchmarks/real_video.py [--networks fastestdet,mobilenetv2] [--frames 150] [--out FILE]
 
-For each rule of thresholds: share of multiply-accumulates, milliseconds a frame (medians, interleaved, dense is the same
-graph in channels_last with batch norm folded), relative L2 difference over all frames, and what a user of that network
+For each rule of thresholds: share of multiply-accumulates, milliseconds a frame (medians, interleaved; dense is the
+same graph in channels_last with batch norm folded), relative L2 over all frames, and what a user of that network
 looks at (agreement): F1 of its boxes against the dense network's (IoU 0.5), the share of frames with the same top-1
 class, of pixels with the same label, of pixels within half a grey level.
 """

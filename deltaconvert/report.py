@@ -38,7 +38,8 @@ class Explanation:
     @property
     def delta_share(self) -> float:
         """The share of all multiply-accumulates that delta nodes do."""
-        return sum(row.share for row in self.rows if row.kind == "delta")
+        total = sum(row.macs for row in self.rows)
+        return sum(row.macs for row in self.rows if row.kind == "delta") / total if total else 0.0
 
     @property
     def islands(self) -> list[ExplainRow]:

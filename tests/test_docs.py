@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+import model_zoo
+from deltaconvert.cli import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,3 +59,13 @@ def test_the_readme_runs(tmp_path):
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))
     _run([str(script)], tmp_path, ROOT)
+
+
+def test_the_table_of_networks_is_current():
+    """To write it anew: deltaconvert zoo --input 1x3x128x128, below the introduction of docs/zoo.md."""
+    done = CliRunner().invoke(app, ["zoo", "--input", "1x3x128x128"])
+    assert done.exit_code == 0, done.output
+    table = done.stdout.strip()
+    assert len(table.splitlines()) == 2 + len(model_zoo.names())
+    written = (ROOT / "docs" / "zoo.md").read_text().split("```")[1].strip()
+    assert written == table
