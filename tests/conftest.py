@@ -1,6 +1,5 @@
 """Shared by all tests: where the packages are, the backends that exist, fixed seeds."""
 
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -47,7 +46,4 @@ def _seeded() -> Iterator[None]:
 
 @pytest.fixture(params=["reference", "cpu"])
 def backend(request: pytest.FixtureRequest) -> str:
-    name = str(request.param)
-    if importlib.util.find_spec(f"deltaconvert.backends.{name}") is None:
-        pytest.skip(f"deltaconvert/backends/{name}.py does not exist")
-    return name
+    return str(request.param)

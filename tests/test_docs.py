@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 import model_zoo
@@ -52,10 +51,8 @@ def test_the_operator_that_contributing_adds_works(tmp_path):
 
 
 def test_the_readme_runs(tmp_path):
-    readme = ROOT / "README.md"
-    blocks = _blocks(readme) if readme.exists() else []
-    if not blocks:
-        pytest.skip("README.md has no Python blocks yet")
+    blocks = _blocks(ROOT / "README.md")
+    assert blocks
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))
     _run([str(script)], tmp_path, ROOT)

@@ -266,6 +266,10 @@ class Step:
         self.sizes: tuple[int, ...] = ()  # of chunks; none where there is no sparse way
         self.backwards = False  # take the list from its end
         self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What a kind of step needs beside the operator and its edges."""
 
     def run(self) -> None:
         if not any(source.count for source in self.inputs):
@@ -393,17 +397,9 @@ class Step:
 class Rows(Step):
     """Pointwise operators, 1x1 convolutions among them: a list of pixels is a batch of 1x1 images."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        operator: Operator,
-        reaches: Sequence[Reach],
-        inputs: Sequence[Edge],
-        edge: Edge,
-    ):
-        super().__init__(backend, operator, reaches, inputs, edge)
+    def prepare(self) -> None:
         self.sizes = self._row_chunks()
-        self._compute = Compute(operator)
+        self._compute = Compute(self.operator)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         if pixels is None:
@@ -423,15 +419,8 @@ class Rows(Step):
 class Copies(Step):
     """Nearest interpolation and its kind: every output pixel is a copy of one input pixel."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        operator: Operator,
-        reaches: Sequence[Reach],
-        inputs: Sequence[Edge],
-        edge: Edge,
-    ):
-        super().__init__(backend, operator, reaches, inputs, edge)
+    def prepare(self) -> None:
+        operator, reaches, inputs, edge = self.operator, self.reaches, self.inputs, self.edge
         self._compute = Compute(operator)
         reach = reaches[0]
         assert isinstance(reach, Sources)
@@ -455,15 +444,8 @@ class Copies(Step):
 class Tiles(Step):
     """Operators with a window: a list of tiles with their halo is a batch of small images without padding."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        operator: Operator,
-        reaches: Sequence[Reach],
-        inputs: Sequence[Edge],
-        edge: Edge,
-    ):
-        super().__init__(backend, operator, reaches, inputs, edge)
+    def prepare(self) -> None:
+        operator, reaches = self.operator, self.reaches
         assert isinstance(reaches[0], Window)
         # The box around dilated taps is mostly holes: there a tile is one pixel, and its window just the taps.
         dilated = isinstance(_head(operator), Conv2d) and max(reaches[0].dilation) > 1
