@@ -1,0 +1,94 @@
+"""cpu: the same deltas on any machine, at a cost that follows the changed pixels.
+
+State is N H W C in memory, so that a map is also a matrix of rows, one a pixel: a list of pixels is a batch of 1x1
+images, a list of tiles with their halo a batch of small ones, and the operator itself computes either. Lists are cut
+into chunks of a few fixed sizes: oneDNN prepares itself once for each, scratch memory stays in the cache, and the bits
+of a pixel cannot depend on how many others changed.
+
+Each step chooses at plan time how it computes, and runs both ways once on random maps (see Step.settle): the sparse
+way and the dense operator may only replace each other where they agree to the last bit, and the one run tells from
+which share of candidates on the dense operator is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.cpu.compute import can_pack, head_of
+from deltaconvert.backends.cpu.copies import Copies
+from deltaconvert.backends.cpu.edges import Edge, FrameEdge
+from deltaconvert.backends.cpu.grid import Grid
+from deltaconvert.backends.cpu.rows import Rows
+from deltaconvert.backends.cpu.steps import Step
+from deltaconvert.backends.cpu.tiles import Tiles
+from deltaconvert.ops.base import Operator, Shape
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.conv_transpose import ConvTranspose2d
+from deltaconvert.ops.fused import Fused
+from deltaconvert.reach import Reach
+
+NAME = "cpu"
+KINDS: tuple[type[Step], ...] = (Rows, Tiles, Copies, Step)  # the first that fits an operator runs it
+
+
+class Backend:
+    """Makes the steps of one program; they share scratch memory and the tables of tiles of one geometry."""
+
+    def __init__(self) -> None:
+        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._grid = lru_cache(maxsize=None)(Grid)
+        self._settled: dict[Any, dict[str, Any]] = {}  # what equal steps of this program settled
+
+    def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
+        return FrameEdge(shape, dtype, threshold)
+
+    def step(
+        self,
+        operator: Operator,
+        reaches: Sequence[Reach],
+        inputs: Sequence[Edge],
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        threshold: float | None,
+        notes: dict[str, Any],
+    ) -> Step:
+        """notes: what a step settled for this node of the plan, kept for the next program of the same plan."""
+        kind = self._kind(operator, reaches, inputs)
+        step = kind(self, operator, reaches, inputs, Edge(shape, dtype, threshold))
+        key = (kind, _outline(operator), *(tuple(source.values.shape) for source in inputs), shape, dtype)
+        step.settle(notes if notes else self._settled.setdefault(key, notes))
+        notes.update(self._settled.get(key, notes))
+        return step
+
+    def _kind(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> type[Step]:
+        if isinstance(head_of(operator), Conv2d | ConvTranspose2d) and not can_pack(inputs[0].values):
+            return Step  # outside oneDNN the order of a sum depends on where its pixels lie in memory
+        return next(kind for kind in KINDS if kind.fits(operator, reaches, inputs))
+
+    def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Uninitialised memory, the same for every step: valid until the next call."""
+        size = 1
+        for length in shape:
+            size *= length
+        if dtype not in self._scratch or self._scratch[dtype].numel() < size:
+            self._scratch[dtype] = torch.empty(size, dtype=dtype)
+        return self._scratch[dtype][:size].view(tuple(shape))
+
+    def grid(self, *geometry: Any) -> Grid:
+        return self._grid(*geometry)
+
+
+def _outline(operator: Any) -> Any:
+    """The operator without the values of its weights: what its speed and its order of summation depend on."""
+    if isinstance(operator, Fused):
+        return tuple(map(_outline, operator.stages)), tuple(operator.counts), tuple(operator.slots)
+    settings = operator.settings().items()
+    return type(operator), tuple(
+        (k, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for k, v in settings
+    )

@@ -1,0 +1,46 @@
+"""Operators whose output pixels are copies of input pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.cpu.compute import Compute, head_of, tail_of
+from deltaconvert.backends.cpu.edges import Commit, Edge, listed
+from deltaconvert.backends.cpu.steps import Step, chunks, is_pointlike
+from deltaconvert.ops.base import Operator
+from deltaconvert.reach import Reach, Sources
+
+
+class Copies(Step):
+    """Nearest interpolation and its kind: every output pixel is a copy of one input pixel."""
+
+    @classmethod
+    def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
+        first = reaches[0]
+        copies = head_of(operator).copies and isinstance(first, Sources) and first.single
+        free = all(stage.position_free for stage in tail_of(operator))
+        return copies and free and all(map(is_pointlike, reaches[1:], inputs[1:]))
+
+    def prepare(self) -> None:
+        operator, reaches, inputs, edge = self.operator, self.reaches, self.inputs, self.edge
+        self._compute = Compute(operator)
+        reach = reaches[0]
+        assert isinstance(reach, Sources)
+        _, _, height, width = inputs[0].values.shape
+        streams = torch.arange(edge.mask.shape[0]).view(-1, 1, 1) * (height * width)
+        self._source = (streams + reach.rows.view(-1, 1) * width + reach.cols.view(1, -1)).view(-1)
+        self.sizes = self._row_chunks()
+
+    def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
+        pixels = listed(candidates)
+        if len(pixels) >= self.dense_from * self.edge.pixel_count:
+            return False
+        commit = Commit(self.edge, None)
+        for chunk in chunks(pixels, self.sizes):
+            value = self.inputs[0].rows.index_select(0, self._source.index_select(0, chunk))
+            commit.rows(chunk, self._compute.tail(value, self._taken_beside(chunk)))
+        commit.finish(candidates, pixels, len(pixels))
+        return True

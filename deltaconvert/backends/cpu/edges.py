@@ -1,0 +1,179 @@
+"""Deltas: the stored map, the mask of what changed, and how computed rows are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.reference import INTEGER, fill_unseen
+from deltaconvert.ops.base import Shape
+
+
+class Edge:
+    """One delta: values (N, C, H, W; channels last in memory), mask (N, 1, H, W), and the list of changed pixels.
+
+    Masks are never written after they were made: edges share them.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, threshold: float | None):
+        n, channels, height, width = shape
+        self.threshold = threshold
+        self.values = torch.empty(n, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
+        self.rows = self.values.permute(0, 2, 3, 1).view(-1, channels)
+        self.pixel_count = n * height * width
+        self._none = torch.zeros(n, 1, height, width, dtype=torch.bool)
+        self.stand_still()
+        self.reset(slice(None))
+
+    def reset(self, streams: slice) -> None:
+        fill_unseen(self.values[streams])
+
+    def stand_still(self) -> None:
+        self.mask, self.count, self.computed = self._none, 0, 0
+        self._pixels: Tensor | None = None
+
+    def mark(
+        self, mask: Tensor, computed: int, count: int | None = None, pixels: Tensor | None = None
+    ) -> None:
+        """This frame's mask; `computed` pixels were computed for it."""
+        self.mask, self._pixels, self.computed = mask, pixels, computed
+        self.count = int(mask.count_nonzero()) if count is None else count
+
+    @property
+    def pixels(self) -> Tensor:
+        """int64, the rows of the changed pixels."""
+        if self._pixels is None:
+            self._pixels = listed(self.mask)
+        return self._pixels
+
+    def adopt(self, new: Tensor, candidates: Tensor, inputs: Sequence[Edge]) -> None:
+        """Commit a map that the dense operator computed as a whole."""
+        new = new.permute(0, 2, 3, 1).contiguous()
+        if any(
+            new.untyped_storage().data_ptr() == edge.values.untyped_storage().data_ptr() for edge in inputs
+        ):
+            new = new.clone()
+        rows = new.view(self.rows.shape)
+        if self.threshold is None:
+            self.rows, self.values = rows, new.permute(0, 3, 1, 2)
+            self.mark(candidates, self.pixel_count)
+            return
+        pixels = listed(candidates)
+        rows = rows.index_select(0, pixels)
+        kept = moved(rows, self.rows.index_select(0, pixels), self.threshold).nonzero().view(-1)
+        pixels = pixels.index_select(0, kept)
+        self.rows.index_copy_(0, pixels, rows.index_select(0, kept))
+        mask = torch.zeros_like(candidates)
+        mask.view(-1)[pixels] = True
+        self.mark(mask, self.pixel_count, len(pixels), pixels)
+
+    @property
+    def changed(self) -> bool:
+        return self.count > 0
+
+    def counts(self) -> tuple[int, int]:
+        return self.computed, self.count
+
+    def dense(self) -> Tensor:
+        return self.values.clone(memory_format=torch.contiguous_format)
+
+    def state_bytes(self) -> int:
+        return self.values.nbytes + self._none.nbytes
+
+
+def listed(mask: Tensor) -> Tensor:
+    return mask.view(-1).nonzero().view(-1)
+
+
+def moved(new: Tensor, stored: Tensor, threshold: float) -> Tensor:
+    """bool (rows): some channel moved by more than `threshold`; NaN moves always."""
+    return ~((new - stored).abs_().amax(1) <= threshold)
+
+
+class FrameEdge(Edge):
+    """A delta that dense values come in by. It keeps the last values in their own memory layout as well: comparing
+    goes through both from end to end, and only changed pixels are turned into rows."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, threshold: float):
+        self.stored = torch.empty(shape, dtype=dtype)
+        super().__init__(shape, dtype, threshold)
+        self._integer = INTEGER[dtype.itemsize]
+
+    def reset(self, streams: slice) -> None:
+        super().reset(streams)
+        fill_unseen(self.stored[streams])
+
+    def state_bytes(self) -> int:
+        return super().state_bytes() + self.stored.nbytes
+
+    def run(self, frame: Tensor) -> None:
+        frame = frame.contiguous()
+        changed = self._differs(frame)
+        count = int(changed.count_nonzero())
+        if count == 0:
+            self.stand_still()
+        elif count > self.pixel_count // 4:
+            everything = count == self.pixel_count
+            self.stored = frame.clone() if everything else torch.where(changed, frame, self.stored)
+            self.values.copy_(self.stored)
+            self.mark(changed, self.pixel_count, count)
+        else:
+            pixels = listed(changed)
+            self._store(frame, pixels)
+            self.mark(changed, self.pixel_count, count, pixels)
+
+    def _store(self, frame: Tensor, pixels: Tensor) -> None:
+        _, channels, height, width = frame.shape
+        plane = height * width
+        # Pixel p of stream s is element p of each of the stream's channel planes.
+        first = pixels % plane + pixels // plane * (channels * plane)
+        places = (first.view(-1, 1) + torch.arange(channels) * plane).view(-1)
+        new = frame.view(-1).index_select(0, places)
+        self.stored.view(-1).index_copy_(0, places, new)
+        self.rows.index_copy_(0, pixels, new.view(-1, channels))
+
+    def _differs(self, frame: Tensor) -> Tensor:
+        assert self.threshold is not None
+        if self.threshold == 0:
+            per_channel = frame.view(self._integer) != self.stored.view(self._integer)
+        else:
+            per_channel = ((frame - self.stored).abs_() <= self.threshold).logical_not_()
+        if frame.shape[1] > 4:
+            return per_channel.any(1, keepdim=True)
+        changed = per_channel[:, :1]
+        for channel in range(1, frame.shape[1]):  # faster than a reduction over three values
+            changed = changed | per_channel[:, channel : channel + 1]
+        return changed.contiguous()
+
+
+class Commit:
+    """Stores computed rows; with a threshold only those candidates that moved."""
+
+    def __init__(self, edge: Edge, candidates: Tensor | None):
+        self.edge = edge
+        self._candidates = None if candidates is None else candidates.view(-1)
+        self._stored: list[Tensor] = []
+
+    def rows(self, places: Tensor, new: Tensor) -> None:
+        edge = self.edge
+        if edge.threshold is not None:
+            changed = moved(new, edge.rows.index_select(0, places), edge.threshold)
+            if self._candidates is not None:
+                changed &= self._candidates.index_select(0, places)
+            kept = changed.nonzero().view(-1)
+            if len(kept) < len(places):
+                places, new = places.index_select(0, kept), new.index_select(0, kept)
+            self._stored.append(places)
+        edge.rows.index_copy_(0, places, new)
+
+    def finish(self, candidates: Tensor, pixels: Tensor | None, computed: int) -> None:
+        edge = self.edge
+        if edge.threshold is None:
+            edge.mark(candidates, computed, None if pixels is None else len(pixels), pixels)
+            return
+        mask = torch.zeros_like(candidates)
+        if self._stored:  # no candidate at all where a stride steps over the changes
+            mask.view(-1)[torch.cat(self._stored)] = True
+        edge.mark(mask, computed)

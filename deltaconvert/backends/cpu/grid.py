@@ -1,0 +1,108 @@
+"""The tiles of a map and the windows that they read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Grid:
+    """The tiles of one output map, and the windows of input pixels that they read.
+
+    Tiles never reach over the map's edge: the last one of a row or column starts further in instead, and computes some
+    pixels a second time, to the same bits.
+    """
+
+    def __init__(
+        self,
+        streams: int,
+        in_size: tuple[int, int],
+        out_size: tuple[int, int],
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        transposed: bool,
+        tile: int,
+        taps_only: bool,
+    ):
+        self._streams, self._out_size, self.taps_only = streams, out_size, taps_only
+        self.edges = tuple(min(tile, size) for size in out_size)
+        self._counts = tuple(-(-size // edge) for size, edge in zip(out_size, self.edges, strict=True))
+        axes = []
+        for axis in (0, 1):
+            count, edge = self._counts[axis], self.edges[axis]
+            starts = (torch.arange(count) * edge).clamp(max=out_size[axis] - edge)
+            reach = dilation[axis] * (kernel[axis] - 1)
+            if transposed:
+                # Input i writes outputs i * stride - padding + k * dilation, k dilated up to `reach`: `first` is the
+                # first input that can reach the tile, or the last one before it where stride leaves holes.
+                before = starts + padding[axis]
+                first = torch.minimum(-((reach - before) // stride[axis]), before // stride[axis])
+                skip = before - first * stride[axis]
+                length = -(-(int(skip.max()) + edge - 1 - reach) // stride[axis]) + 1
+                length = max(length, int(((before + edge - 1) // stride[axis] - first).max()) + 1)
+                result = (length - 1) * stride[axis] + reach + 1
+            else:
+                first = starts * stride[axis] - padding[axis]
+                length = kernel[axis] if self.taps_only else (edge - 1) * stride[axis] + reach + 1
+                skip, result = torch.zeros_like(starts), edge
+            reads = first.view(-1, 1) + torch.arange(length) * (dilation[axis] if self.taps_only else 1)
+            axes.append((starts, reads, skip, result))
+        (ys, reads_y, skip_y, result_y), (xs, reads_x, skip_x, result_x) = axes
+        self.window = (reads_y.shape[1], reads_x.shape[1])
+        self.window_pixels = self.window[0] * self.window[1]
+        self.tile_pixels = self.edges[0] * self.edges[1]
+        self._crop = None
+        if (result_y, result_x) != self.edges:
+            self._result_pixels = result_y * result_x
+            y = skip_y.view(-1, 1, 1, 1) + torch.arange(self.edges[0]).view(1, 1, -1, 1)
+            x = skip_x.view(1, -1, 1, 1) + torch.arange(self.edges[1]).view(1, 1, 1, -1)
+            self._crop = (y * result_x + x).view(-1, self.tile_pixels).repeat(streams, 1)
+        height, width = in_size
+        streams_first = torch.arange(streams).view(-1, 1, 1, 1, 1)
+        outside_y = (reads_y < 0) | (reads_y >= height)
+        outside_x = (reads_x < 0) | (reads_x >= width)
+        rows = (streams_first * height + reads_y.clamp(0, height - 1).view(-1, 1, self.window[0], 1)) * width
+        self._reads = (
+            (rows + reads_x.clamp(0, width - 1).view(1, -1, 1, self.window[1]))
+            .to(torch.int32)
+            .reshape(-1, self.window_pixels)
+        )
+        outside = outside_y.view(-1, 1, self.window[0], 1) | outside_x.view(1, -1, 1, self.window[1])
+        self._outside = outside.expand(streams, *outside.shape).reshape(-1, self.window_pixels)
+        self._at_border = self._outside.any(1)
+        tile_y = ys.view(-1, 1, 1, 1) + torch.arange(self.edges[0]).view(1, 1, -1, 1)
+        tile_x = xs.view(1, -1, 1, 1) + torch.arange(self.edges[1]).view(1, 1, 1, -1)
+        self._writes = ((streams_first * out_size[0] + tile_y) * out_size[1] + tile_x).reshape(
+            -1, self.tile_pixels
+        )
+        self._padded = torch.zeros(
+            streams, self._counts[0] * self.edges[0], self._counts[1] * self.edges[1], dtype=torch.bool
+        )
+
+    def touched(self, mask: Tensor) -> Tensor:
+        """int64, the tiles in which `mask` (N, 1, H, W) has a pixel."""
+        height, width = self._out_size
+        self._padded[:, :height, :width] = mask[:, 0]
+        tiles = self._padded.view(
+            self._streams, self._counts[0], self.edges[0], self._counts[1], self.edges[1]
+        )
+        return tiles.any(4).any(2).view(-1).nonzero().view(-1)
+
+    def gather(self, rows: Tensor, tiles: Tensor, fill: float, windows: Tensor) -> None:
+        """Copy the windows of `tiles` into `windows` (tiles * window_pixels, C); outside the map lies `fill`."""
+        torch.index_select(rows, 0, self._reads.index_select(0, tiles).view(-1), out=windows)
+        if bool(self._at_border.index_select(0, tiles).any()):
+            windows.masked_fill_(self._outside.index_select(0, tiles).view(-1, 1), fill)
+
+    def crop(self, rows: Tensor, tiles: Tensor) -> Tensor:
+        """What the operator made of the windows -> the pixels of `tiles`; a transposed window makes more than those."""
+        if self._crop is None:
+            return rows
+        first = torch.arange(len(tiles)).view(-1, 1) * self._result_pixels
+        return rows.index_select(0, (first + self._crop.index_select(0, tiles)).view(-1))
+
+    def places(self, tiles: Tensor) -> Tensor:
+        """int64, the output pixels of `tiles`, one tile after the other."""
+        return self._writes.index_select(0, tiles).view(-1)

@@ -1,0 +1,208 @@
+"""A step: one delta operator, bound to its edges; how it chooses between its sparse way and the dense operator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.cpu.edges import Edge
+from deltaconvert.ops.base import Operator
+from deltaconvert.reach import Everything, Pixel, Reach
+
+if TYPE_CHECKING:
+    from deltaconvert.backends.cpu import Backend
+
+# A chunk of rows: about half a millisecond of a core's multiply-accumulates, and what fits its second-level cache.
+CHUNK_MACS, CHUNK_BYTES, CHUNK_ROWS = 50_000_000, 1 << 20, 8192
+# Two orders of summation agree on a random value more often than not: fewer values than this prove nothing.
+ENOUGH_VALUES = 4096
+
+
+class Step:
+    """One operator. As it stands here it computes the whole map as soon as any pixel is a candidate."""
+
+    @classmethod
+    def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
+        """Whether this kind of step can run the operator."""
+        return True
+
+    def __init__(
+        self,
+        backend: Backend,
+        operator: Operator,
+        reaches: Sequence[Reach],
+        inputs: Sequence[Edge],
+        edge: Edge,
+    ):
+        self.backend, self.operator, self.reaches, self.inputs, self.edge = (
+            backend,
+            operator,
+            reaches,
+            inputs,
+            edge,
+        )
+        self.sizes: tuple[int, ...] = ()  # of chunks; none where there is no sparse way
+        self.backwards = False  # take the list from its end
+        self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What a kind of step needs beside the operator and its edges."""
+
+    def run(self) -> None:
+        if not any(source.count for source in self.inputs):
+            self.edge.stand_still()
+            return
+        candidates, pixels = self._candidates()
+        if not self._sparse(candidates, pixels):
+            self.edge.adopt(self._dense(), candidates, self.inputs)
+
+    def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
+        """Compute the candidates and commit them; False if the dense operator should."""
+        return False
+
+    def _dense(self) -> Tensor:
+        return self.operator(*(source.values for source in self.inputs))
+
+    def _candidates(self) -> tuple[Tensor, Tensor | None]:
+        """(mask, list of its pixels if it is known already)."""
+        mask, pixels = None, None
+        for reach, source in zip(self.reaches, self.inputs, strict=True):
+            if source.count == 0 or (mask is not None and mask is source.mask):
+                continue
+            if mask is None:
+                mask = reach.spread(source.mask)
+                pixels = source._pixels if mask is source.mask else None
+            else:
+                mask, pixels = mask | reach.spread(source.mask), None
+        assert mask is not None
+        return mask, pixels
+
+    def _row_chunks(self) -> tuple[int, ...]:
+        shape = tuple(self.edge.values.shape)
+        macs = (
+            self.operator.macs([tuple(source.values.shape) for source in self.inputs], shape)
+            // self.edge.pixel_count
+        )
+        width = max(self.edge.rows.shape[1], *(source.rows.shape[1] for source in self.inputs))
+        rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * width), CHUNK_MACS // max(macs, 1))
+        largest = 1 << max(6, rows.bit_length() - 1)
+        return largest, largest // 8, max(8, largest // 64)
+
+    def _taken_beside(self, places: Tensor) -> list[Tensor]:
+        """The rows of all inputs but the first."""
+        return self._taken(places, 1)
+
+    def _taken(self, places: Tensor, start: int = 0) -> list[Tensor]:
+        """The rows of the inputs from `start` on at `places`; of a gate the row of each place's stream."""
+        taken = []
+        for reach, source in zip(self.reaches[start:], self.inputs[start:], strict=True):
+            if not isinstance(reach, Everything):
+                taken.append(source.rows.index_select(0, places))
+            elif len(source.rows) == 1:
+                taken.append(source.rows)
+            else:
+                plane = self.edge.pixel_count // len(source.rows)
+                taken.append(source.rows.index_select(0, places // plane))
+        return taken
+
+    def settle(self, notes: dict[str, Any]) -> None:
+        """Decide at plan time between the sparse way and the dense operator; the state starts over after it.
+
+        Where their bits differ the sparse way computes every frame: switching would make a pixel's value depend on
+        how much changed elsewhere. So would chunk sizes whose bits differ, and then only the smallest is used.
+        """
+        if not self.sizes:
+            return
+        if not notes:
+            notes.update(self._compare())
+        self.dense_from, self.sizes = notes["dense_from"], notes["sizes"]
+
+    def _compare(self) -> dict[str, Any]:
+        edge, sizes = self.edge, self.sizes
+        for source in self.inputs:
+            source.values.uniform_(-1, 1)
+        threshold, edge.threshold = edge.threshold, None
+        every = torch.ones_like(edge.mask)
+        few = torch.zeros_like(every)
+        wanted = max(50, ENOUGH_VALUES // edge.rows.shape[1])
+        few.view(-1)[:: max(1, edge.pixel_count // wanted)] = True
+
+        def bits(of: tuple[int, ...], mask: Tensor) -> Tensor:
+            self.dense_from, self.sizes = 2.0, of
+            edge.rows.fill_(float("nan"))
+            self._sparse(mask, None)
+            return edge.rows.clone()
+
+        sparse = bits(sizes, every)
+        self.backwards = True  # of two tiles that share a pixel, the other one writes last
+        steady = _same(sparse, bits(sizes, every))
+        self.backwards = False
+        for size in sizes:
+            rows = bits((size,), few)
+            if not _same(rows, torch.where(rows.isnan(), rows, sparse)):
+                sizes = sizes[-1:]
+                sparse = bits(sizes, every)
+                break
+        self.sizes = sizes
+        edge.adopt(self._dense(), every, self.inputs)
+        enough = edge.rows.numel() >= ENOUGH_VALUES
+        share = self._crossover() if enough and _same(sparse, edge.rows) else 2.0
+        edge.threshold = threshold
+        edge.stand_still()
+        for touched in (edge, *self.inputs):
+            touched.reset(slice(None))
+        return {"dense_from": share, "sizes": sizes, "steady": steady}
+
+    def _crossover(self) -> float:
+        """The share of computed pixels from which the dense operator is faster.
+
+        The sparse way is timed on the upper quarter of the map; its cost grows with what it computes. The best of
+        two runs counts: what disturbs a run only ever makes it slower.
+        """
+        edge = self.edge
+        quarter = torch.zeros_like(edge.mask)
+        quarter[:, :, : -(-quarter.shape[2] // 4)] = True
+        sparse = min(_timed(lambda: self._sparse(quarter, None)) for _ in range(2)) / max(edge.computed, 1)
+        every = torch.ones_like(edge.mask)
+        dense = (
+            min(_timed(lambda: edge.adopt(self._dense(), every, self.inputs)) for _ in range(2))
+            / edge.pixel_count
+        )
+        return dense / sparse
+
+
+def chunks(indices: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Cut `indices` into pieces of the given sizes, largest first; the last piece repeats its last index."""
+    pieces, start, left = [], 0, len(indices)
+    for size in sizes:
+        # More than half a chunk costs less as a whole one than as several small ones.
+        while left > size // 2 or (left and size == sizes[-1]):
+            piece = indices[start : start + size]
+            if left < size:
+                piece = torch.cat([piece, piece[-1:].expand(size - left)])
+            pieces.append(piece)
+            start, left = start + size, max(0, left - size)
+    return pieces
+
+
+def is_pointlike(reach: Reach, source: Edge) -> bool:
+    """The input can be taken pixel by pixel: it is read there, or it is a gate."""
+    return isinstance(reach, Pixel) or (
+        isinstance(reach, Everything) and tuple(source.values.shape[2:]) == (1, 1) and reach.size != (1, 1)
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal to the last bit, but for the payload of NaN."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
