@@ -15,7 +15,7 @@ from deltaconvert.ops.base import Operator, StaysDense, constant, spelled
 
 
 class BatchNorm(Operator):
-    """mean, var, weight and bias (C); N C H W -> N C H W."""
+    """mean, var, weight and bias (C); N C H W -> N C H W. It is x * scale + shift, each (C)."""
 
     elementwise = True
 
@@ -26,17 +26,14 @@ class BatchNorm(Operator):
         self.keep("weight", weight)
         self.keep("bias", bias)
         self.eps = eps
+        scale = torch.rsqrt(self.var + eps)
+        scale = scale if weight is None else scale * self.weight
+        shift = -self.mean * scale
+        self.keep("scale", scale)
+        self.keep("shift", shift if bias is None else shift + self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
-
-    def scale_shift(self) -> tuple[Tensor, Tensor]:
-        """(scale, shift), each (C): the operator is x * scale + shift."""
-        scale = torch.rsqrt(self.var + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -self.mean * scale
-        return scale, shift if self.bias is None else shift + self.bias
 
 
 @spelled(F.batch_norm)

@@ -35,9 +35,8 @@ def fold_batch_norm(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _folded(conv: Conv2d | ConvTranspose2d, norm: BatchNorm) -> Operator:
-    scale, shift = norm.scale_shift()
     # Folding in double and rounding once costs no accuracy against the unfolded pair.
-    scale, shift = scale.double(), shift.double()
+    scale, shift = norm.scale.double(), norm.shift.double()
     weight = conv.weight.double()
     if isinstance(conv, Conv2d):
         weight = weight * scale.view(-1, 1, 1, 1)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Call, check_operator, examples
+from torch import nn
 
 A = (2, 3, 5, 6)
 TWO = {
@@ -72,6 +73,13 @@ def test_gates(backend, name, size, wide, batch):
 
 def test_one_channel_beside_many(backend):
     check_operator(Call(lambda m, a, b: a * b), [A, (2, 1, 5, 6)], threshold=0.1, backend=backend)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (40, 40)])
+def test_one_channel_that_grows(backend, size):
+    """What lies behind the convolution has more channels than it makes."""
+    network = Call(lambda m, a: m.conv(a) + a, conv=nn.Conv2d(3, 1, 3, padding=1))
+    check_operator(network, (2, 3, *size), dtype=torch.float32, threshold=0.1, backend=backend)
 
 
 def test_gate_of_the_map_itself(backend):

@@ -58,6 +58,12 @@ def test_parts_joined_again(backend):
     check_operator(module, A, dtype=torch.float32, threshold=0.1, backend=backend)
 
 
+def test_an_activation_behind_a_slice_leaves_the_map_alone(backend):
+    """Both are one node; what it cuts out is memory of the map, which others read too."""
+    module = Call(lambda m, x: (x[:, :2].relu(), x * 1))
+    check_operator(module, (1, 3, 48, 48), dtype=torch.float32, backend=backend)
+
+
 DENSE = {
     "cat along the width": (lambda m, x: torch.cat([x, x], 3), "along dimension 3"),
     "cat along the batch": (lambda m, x: torch.cat([x, x]), "along dimension 0"),

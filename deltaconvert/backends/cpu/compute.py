@@ -79,7 +79,10 @@ class Compute:
     def _apply_head(self, inputs: Sequence[Tensor]) -> Tensor:
         if isinstance(self._whole, PackedConv):
             return self._whole(*inputs)
-        return apply(self._head, inputs)
+        value = apply(self._head, inputs)
+        # The tail writes to the value: it must not be a view of what an edge stores.
+        shared = self._stages and any(_memory(value) == _memory(x) for x in inputs)
+        return value.clone() if shared else value
 
     def _apply(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
         """The tail; where a stage has an in-place spelling it writes to the value, which is nobody else's."""
@@ -177,11 +180,17 @@ def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> 
         if own is not None and in_place is not None and not stage.options:
             return in_place(inputs[own])
     if isinstance(stage, BatchNorm):
-        scale, shift = (part.view(1, -1, 1, 1) for part in stage.scale_shift())
+        scale, shift = stage.scale.view(-1, 1, 1), stage.shift.view(-1, 1, 1)
         return inputs[0].mul_(scale).add_(shift) if own is not None else (inputs[0] * scale).add_(shift)
     if isinstance(stage, Arithmetic) and stage.function == "add" and own is not None and len(inputs) == 2:
-        return inputs[own].add_(inputs[1 - own])
+        mine, other = inputs[own], inputs[1 - own]
+        if mine.shape[1] >= other.shape[1] and mine.dtype == torch.result_type(mine, other):
+            return mine.add_(other)
     return stage(*inputs)
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 def steadily(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
