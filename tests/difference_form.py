@@ -23,10 +23,11 @@ from deltaconvert.model import DeltaModel
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
-from deltaconvert.ops.channels import Channels, Concat
+from deltaconvert.ops.channels import ChannelIndex, Channels, ChannelShuffle, Concat
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
 from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
 
@@ -90,8 +91,8 @@ def linear_part(operator: Operator, xs: Sequence[Tensor], first: bool) -> Tensor
         return y + shift.view(1, -1, 1, 1) if first else y
     if isinstance(operator, Concat):
         return torch.cat(list(xs), 1)
-    if isinstance(operator, Channels):
-        return xs[0][:, operator.start : operator.stop : operator.step]
+    if isinstance(operator, Channels | ChannelIndex | ChannelShuffle | PixelShuffle | PixelUnshuffle):
+        return operator(xs[0])
     if isinstance(operator, AvgPool2d | Interpolate) or (
         isinstance(operator, AdaptivePool2d) and operator.kind == "avg"
     ):
@@ -120,6 +121,10 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
     elif isinstance(operator, AvgPool2d):
         o = operator
         reached = F.avg_pool2d(ones, o.kernel, o.stride, o.padding, o.ceil_mode, divisor_override=1)
+    elif isinstance(operator, PixelShuffle):
+        reached = F.interpolate(ones, scale_factor=operator.factor)
+    elif isinstance(operator, PixelUnshuffle):
+        reached = F.max_pool2d(ones, operator.factor)
     elif isinstance(operator, MaxPool2d | Interpolate | AdaptivePool2d):
         reached = operator(ones)
     else:

@@ -30,7 +30,7 @@ import deltaconvert
 STEP = st.tuples(
     st.sampled_from(
         "conv conv conv conv depthwise transposed norm max avg relu relu_ hardswish sigmoid add iadd sub mul cat gate "
-        "resize chunk constant adaptive".split()
+        "resize chunk constant adaptive shuffle unshuffle channels".split()
     ),
     st.integers(0, 99),  # which of the maps so far
     st.integers(0, 99),  # which other map, where it takes two
@@ -143,6 +143,12 @@ class Drawn(nn.Module):
         if kind == "chunk":
             a = x.chunk(2, 1)
             return a[number % 2]
+        if kind == "shuffle":
+            return F.pixel_shuffle(torch.cat([x] * 4, 1), 2)
+        if kind == "unshuffle":
+            return F.pixel_unshuffle(F.interpolate(x, scale_factor=2), 1 + number % 2)
+        if kind == "channels":
+            return F.channel_shuffle(torch.cat([x, x], 1), 2)[:, :: 1 + number % 2].flip(1)
         if kind == "resize":
             mode = ("nearest", "bilinear")[number % 2]
             return F.interpolate(x, size=(1 + number // 2 % 11, 1 + number // 22 % 11), mode=mode)
@@ -229,11 +235,12 @@ def test_recipes_reach_every_kind_of_step():
     """The generator is worth something: no step is always illegal, and networks branch."""
     reached = set()
     for number, kind in enumerate(
-        "conv depthwise transposed norm max avg relu relu_ add iadd mul cat gate resize chunk".split()
+        "conv depthwise transposed norm max avg relu relu_ add iadd mul cat gate resize chunk "
+        "shuffle unshuffle channels".split()
     ):
         steps = [("conv", 0, 0, 5), (kind, 1, 0, number), (kind, 0, 1, number + 3)]
         network = Drawn({"steps": steps, "size": (9, 8), "batch": 1, "outputs": 1, "seed": number})
         reached |= {entry[0] for entry in network.program}
         assert isinstance(network(torch.zeros(network.shape)), dict) and isinstance(network.shape, tuple)
         assert all(isinstance(t, Tensor) for t in network(torch.zeros(network.shape)).values())
-    assert len(reached) == 15
+    assert len(reached) == 18

@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
@@ -24,14 +25,38 @@ class Concat(Operator):
 
 
 class Channels(Operator):
-    """N C H W -> N C' H W: the channels start, start + step, ... before stop."""
+    """N C H W -> N C' H W: the channels start, start + step, ... before stop, as Python slices a list."""
 
     def __init__(self, start: int | None, stop: int | None, step: int | None):
         super().__init__()
         self.start, self.stop, self.step = start, stop, step
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.start : self.stop : self.step]
+        taken = slice(self.start, self.stop, self.step)
+        # torch has no slices that run backwards.
+        return x[:, taken] if self.step is None or self.step > 0 else x[:, list(range(x.shape[1])[taken])]
+
+
+class ChannelIndex(Operator):
+    """N C H W -> N C' H W: the channels that `index`, int64 (C'), lists."""
+
+    def __init__(self, index: Tensor):
+        super().__init__()
+        self.keep("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.index]
+
+
+class ChannelShuffle(Operator):
+    """N (groups * C) H W -> N (C * groups) H W: the first channel of each group, then the second of each, ..."""
+
+    def __init__(self, groups: int):
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.channel_shuffle(x, self.groups)
 
 
 @spelled(torch.cat, torch.concat, torch.concatenate)
@@ -55,7 +80,37 @@ def _getitem(x: Any, index: Any) -> tuple[Operator, list[Any]]:
     ):
         raise StaysDense("it takes more than a slice of the channels")
     if not isinstance(parts[1], slice):
-        raise StaysDense("it takes channels by something else than a slice")
+        return ChannelIndex(_indices(parts[1])), [x]
     for bound in (parts[1].start, parts[1].stop, parts[1].step):
         constant(bound, "its slice")
     return Channels(parts[1].start, parts[1].stop, parts[1].step), [x]
+
+
+@spelled(torch.index_select, "index_select")
+def _index_select(input: Any, dim: Any, index: Any) -> tuple[Operator, list[Any]]:
+    if constant(dim, "dim") != 1:
+        raise StaysDense(f"it takes parts of dimension {dim}, not channels")
+    return ChannelIndex(_indices(index)), [input]
+
+
+@spelled(torch.flip, "flip")
+def _flip(input: Any, *places: Any, dims: Any = None) -> tuple[Operator, list[Any]]:
+    dims = places if dims is None else dims
+    dims = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], list | tuple) else tuple(dims)
+    if dims != (1,):
+        raise StaysDense(f"it turns round the dimensions {dims}, not the channels alone")
+    return Channels(None, None, -1), [input]
+
+
+@spelled(F.channel_shuffle, torch.channel_shuffle)
+def _channel_shuffle(input: Any, groups: Any) -> tuple[Operator, list[Any]]:
+    return ChannelShuffle(constant(groups, "its number of groups")), [input]
+
+
+def _indices(index: Any) -> Tensor:
+    constant(index, "its index")
+    if isinstance(index, list | tuple) and index and all(type(place) is int for place in index):
+        return torch.tensor(index)
+    if isinstance(index, Tensor) and index.dim() == 1 and index.dtype in (torch.int64, torch.int32):
+        return index
+    raise StaysDense("it takes channels by something else than a slice or a list")

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import Call, check_operator
+from torch import nn
 
 A = (2, 6, 4, 5)
 JOINS = {
@@ -39,6 +41,15 @@ PARTS = {
     "split": lambda m, x: unpack(x.split(4, dim=1), 2)[1],
     "split by sizes": lambda m, x: unpack(torch.split(x, [1, 2, 3], 1), 3)[1],
     "split from behind": lambda m, x: x.split([1, 2, 3], 1)[-1],
+    "a list": lambda m, x: x[:, [2, 0, 2, -1]],
+    "a list and dots": lambda m, x: x[:, [5, 1], ...],
+    "a tensor": lambda m, x: x[:, m.index],
+    "index_select": lambda m, x: torch.index_select(x, 1, m.index),
+    "its method": lambda m, x: x.index_select(dim=1, index=m.index),
+    "flip": lambda m, x: torch.flip(x, [1]),
+    "its method, of a slice": lambda m, x: x[:, 1:].flip(dims=(1,)),
+    "channel_shuffle": lambda m, x: F.channel_shuffle(x, 3),
+    "nn.ChannelShuffle": lambda m, x: m.shuffle(x),
 }
 PARTS["chunk"] = lambda m, x: x.chunk(2, 1)[0] - x.chunk(2, dim=1)[1]
 
@@ -49,7 +60,8 @@ def unpack(parts, count):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_parts(backend, name):
-    check_operator(Call(PARTS[name]), A, threshold=0.1, backend=backend)
+    module = Call(PARTS[name], index=torch.tensor([4, 0, 5]), shuffle=nn.ChannelShuffle(2))
+    check_operator(module, A, threshold=0.1, backend=backend)
 
 
 def test_parts_joined_again(backend):
@@ -71,7 +83,10 @@ DENSE = {
     "cat of matrices": (lambda m, x: torch.cat([x.flatten(2), x.flatten(2)], 1), "not N C H W"),
     "cat of three dimensions": (lambda m, x: torch.cat([x.flatten(2), x.flatten(2)], -3), "not N C H W"),
     "one channel": (lambda m, x: x[:, 1], "something else than a slice"),
-    "chosen channels": (lambda m, x: x[:, [2, 0]], "something else than a slice"),
+    "chosen values": (lambda m, x: x[:, m.six], "something else than a slice or a list"),
+    "chosen rows": (lambda m, x: x.index_select(2, m.index), "takes parts of dimension 2"),
+    "a mirror image": (lambda m, x: x.flip(3), "turns round the dimensions (3,)"),
+    "channels that are computed": (lambda m, x: x[:, x[0, :3, 0, 0].argsort()], "its index is computed"),
     "a crop": (lambda m, x: x[:, :, 1:3], "more than a slice of the channels"),
     "a stream": (lambda m, x: x[:1], "more than a slice of the channels"),
     "split of rows": (lambda m, x: x.split(2, 2)[0], "more than a slice of the channels"),
@@ -82,5 +97,9 @@ DENSE = {
 def test_stays_dense(backend, name):
     function, reason = DENSE[name]
     check_operator(
-        Call(function, map=torch.randn(2, 1, 4, 5)), A, backend=backend, expect="dense", reason=reason
+        Call(function, map=torch.randn(2, 1, 4, 5), index=torch.tensor([2, 0]), six=torch.arange(6) % 2 > 0),
+        A,
+        backend=backend,
+        expect="dense",
+        reason=reason,
     )

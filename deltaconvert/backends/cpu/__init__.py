@@ -24,6 +24,7 @@ from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge, FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.cpu.rows import Rows
+from deltaconvert.backends.cpu.shuffles import Shuffles
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.backends.cpu.tiles import Tiles
 from deltaconvert.ops.base import Operator, Shape
@@ -33,7 +34,13 @@ from deltaconvert.ops.fused import Fused
 from deltaconvert.reach import Reach
 
 NAME = "cpu"
-KINDS: tuple[type[Step], ...] = (Rows, Tiles, Copies, Step)  # the first that fits an operator runs it
+KINDS: tuple[type[Step], ...] = (
+    Rows,
+    Tiles,
+    Copies,
+    Shuffles,
+    Step,
+)  # the first that fits an operator runs it
 
 
 class Backend:

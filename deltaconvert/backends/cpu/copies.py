@@ -40,7 +40,9 @@ class Copies(Step):
             return False
         commit = Commit(self.edge, None)
         for chunk in chunks(pixels, self.sizes):
-            value = self.inputs[0].rows.index_select(0, self._source.index_select(0, chunk))
-            commit.rows(chunk, self._compute.tail(value, self._taken_beside(chunk)))
+            commit.rows(chunk, self._compute.tail(self._copied(chunk), self._taken_beside(chunk)))
         commit.finish(candidates, pixels, len(pixels))
         return True
+
+    def _copied(self, places: Tensor) -> Tensor:
+        return self.inputs[0].rows.index_select(0, self._source.index_select(0, places))
