@@ -10,8 +10,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from oracle import check_exact, scripted_video
 from torch import Tensor, nn
 
+import deltaconvert
 import model_zoo
 from model_zoo import registry
 from model_zoo.fastestdet import decode, suppress
@@ -23,7 +25,7 @@ needs_data = pytest.mark.skipif(
     not (DATA / "zoo.py").is_file(), reason=f"no trained weights: {DATA} is not on this machine"
 )
 
-# Parameters, state dict entries, and `signature` of the state dict. The first three were taken from
+# Parameters, state dict entries, and `signature` of the state dict. Those of THEIRS were taken from
 # torchvision 0.28, fastestdet's from its checkpoint. The U-Nets' were taken from this code after its names
 # were checked against milesial/Pytorch-UNet's; they guard against change.
 PUBLIC = {
@@ -33,6 +35,19 @@ PUBLIC = {
     "fastestdet": (244_490, 420, "7bd0ec49aa8dcb3d"),
     "unet": (31_037_698, 118, "e46f288e28ddb56c"),
     "unet_bilinear": (17_263_042, 110, "c5db7719c29bc20e"),
+    "mobilenetv3_large": (5_483_032, 312, "00e3a56a0bdeba96"),
+    "mobilenetv3_small": (2_542_856, 244, "6353e9f51ee2108d"),
+    "efficientnet_b0": (5_288_548, 360, "20940b31d23df4a1"),
+}
+
+# torchvision's names of the networks that it has.
+THEIRS = {
+    "resnet18": "resnet18",
+    "resnet50": "resnet50",
+    "mobilenetv2": "mobilenet_v2",
+    "mobilenetv3_large": "mobilenet_v3_large",
+    "mobilenetv3_small": "mobilenet_v3_small",
+    "efficientnet_b0": "efficientnet_b0",
 }
 
 # A few of the same entries to read, so that a wrong name shows as a name.
@@ -83,7 +98,31 @@ SOME_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
         "up4.conv.double_conv.0.weight": (64, 128, 3, 3),
         "up4.conv.double_conv.3.weight": (64, 64, 3, 3),
     },
+    "mobilenetv3_large": {
+        "features.1.block.0.0.weight": (16, 1, 3, 3),
+        "features.4.block.2.fc1.weight": (24, 72, 1, 1),
+        "features.15.block.3.1.running_var": (160,),
+        "features.16.0.weight": (960, 160, 1, 1),
+        "classifier.0.weight": (1280, 960),
+        "classifier.3.bias": (1000,),
+    },
+    "mobilenetv3_small": {
+        "features.1.block.1.fc2.bias": (16,),
+        "features.9.block.1.0.weight": (288, 1, 5, 5),
+        "features.12.1.weight": (576,),
+        "classifier.3.weight": (1000, 1024),
+    },
+    "efficientnet_b0": {
+        "features.1.0.block.1.fc1.weight": (8, 32, 1, 1),
+        "features.5.2.block.1.0.weight": (672, 1, 5, 5),
+        "features.7.0.block.3.1.bias": (320,),
+        "features.8.0.weight": (1280, 320, 1, 1),
+        "classifier.1.weight": (1000, 1280),
+    },
 }
+
+# Small enough to convert and play a video to in every run.
+CONVERTED = ["mobilenetv3_large", "mobilenetv3_small", "efficientnet_b0"]
 
 every_network = pytest.mark.parametrize("name", model_zoo.names())
 
@@ -154,9 +193,7 @@ def test_forward_of_any_size(name: str) -> None:
         assert tuple(y.shape) == output_shape(name, batch, height, width)
 
 
-@pytest.mark.parametrize(
-    ("name", "theirs"), [("resnet18", "resnet18"), ("resnet50", "resnet50"), ("mobilenetv2", "mobilenet_v2")]
-)
+@pytest.mark.parametrize(("name", "theirs"), THEIRS.items())
 def test_equals_torchvision(name: str, theirs: str) -> None:
     try:
         from torchvision import models
@@ -218,6 +255,26 @@ def test_random_weights_keep_activations_alive(name: str) -> None:
     assert (first - second).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("name", CONVERTED)
+def test_converted_it_equals_dense(name: str, backend: str) -> None:
+    video = scripted_video((1, 3, *sizes(name)[1]), torch.float32)
+    calls = [(video[t],) for t in (0, 1, 3, 9)]  # the first frame, a still one, a patch moves, in a corner
+
+    def convert() -> deltaconvert.DeltaModel:
+        return deltaconvert.convert(built(name), calls[0], backend=backend)
+
+    check_exact(built(name), convert(), convert, calls, known_still=[1])
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_nearly_all_work_is_done_by_delta_nodes(name: str) -> None:
+    """A classifier's last layers weigh little at the size that it was made for; the others have none."""
+    recipe = model_zoo.recipe(name)
+    side = recipe.input_size[1] if recipe.task == "classify" else 96
+    found = deltaconvert.convert(built(name), noise(side, side), backend="reference").explain()
+    assert found.delta_share > 0.95, found
+
+
 def test_seeded_weights_repeat_and_leave_the_global_generator() -> None:
     before = torch.get_rng_state()
     one, same, other = (model_zoo.create("fastestdet", seed=seed).state_dict() for seed in (7, 7, 8))
@@ -239,7 +296,7 @@ def test_an_unknown_name_lists_close_ones(ask) -> None:
         ask("resnet51")
     assert isinstance(caught.value, model_zoo.UnknownNetwork)
     assert str(caught.value).startswith("model_zoo has no network 'resnet51'; did you mean resnet50")
-    with pytest.raises(model_zoo.UnknownNetwork, match="known: fastestdet, mobilenetv2, "):
+    with pytest.raises(model_zoo.UnknownNetwork, match=f"known: {', '.join(model_zoo.names())}"):
         ask("qqqq")
 
 
