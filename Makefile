@@ -46,8 +46,8 @@ check: setup ## ruff, mypy, the wheel's content, and every CUDA source compiled
 	$(BIN)/python .ci/check_wheel.py
 	$(BIN)/python .ci/compile_kernels.py
 
-bench: setup ## time the converted networks against the dense ones on this CPU
-	@test -f benchmarks/cpu.py || { echo "benchmarks/cpu.py is not there yet"; exit 1; }
+bench: setup ## time the converted networks against the dense ones on this CPU (installs onnxruntime and OpenVINO)
+	$(PIP) install -q -c $(VENV)/constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/cpu.py
 
 wheel: setup ## build the wheel into dist/

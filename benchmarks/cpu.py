@@ -1,116 +1,213 @@
-"""CPU speed, dense against delta, interleaved in one run: a textured box moves over a still textured background.
+"""CPU speed: a converted network against every dense engine that a user has, interleaved in one run.
 
-    python benchmarks/cpu.py [--networks resnet50,mobilenetv2] [--densities 0,1,5,25,100] [--repeats 5] [--out FILE]
+    python benchmarks/cpu.py [--networks resnet50,mobilenetv2] [--densities 0,1,5,25,100] [--repeats 7] [--out FILE]
+    python benchmarks/cpu.py table benchmarks/results/cpu.json                       the tables of the README
+    python benchmarks/cpu.py plot benchmarks/results/cpu.json --out docs/speed.svg   the same as a picture
 
-Dense is the best of torch channels_last with batch norm folded and, with --compile, torch.compile; every frame has
-fresh texture in the box. Prints a table and writes JSON with date, command, versions and processor.
+A textured box moves over a still textured background; it has fresh texture in every frame. All engines of engines.py
+get the same frame one after the other, each frame in another order. Two cases:
+
+    exact      threshold 0, at every density: masks grow with depth
+    truncated  a threshold at the activations at which they do not: the smallest share of the magnitude of each at
+               which a box of --truncate-at percent changes what it covers of the last map, or up to 20 % more
+
+Peak memory is that of fresh processes (memory.py). Writes JSON with date, command, versions and processor.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import platform
+import shlex
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-import deltaconvert
-import model_zoo
-from deltaconvert.report import label, table
+import deltaconvert  # noqa: E402
+import model_zoo  # noqa: E402
+from benchmarks.engines import ENGINES, Engine, Engines, Network, difference, prepare  # noqa: E402
+from deltaconvert import measure  # noqa: E402
+from deltaconvert.report import label, table  # noqa: E402
 
 SIZES = {"resnet50": (1, 3, 720, 1280), "mobilenetv2": (1, 3, 720, 1280), "dncnn": (1, 1, 360, 480)}
+WARM = 2  # the first frame is computed in full, the second is the first of its kind
+PERCENTS = (0.1, 1000.0)  # where the truncating threshold is looked for
+GROWTH = 1.2  # a mask may still grow so much: behind the last convolution often stands no activation
 
 
 def main() -> None:
+    options = arguments()
+    if options.action != "measure":
+        facts = json.loads(options.file.read_text())
+        print(tables(facts)) if options.action == "table" else plot(facts, options.out)
+        return
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    facts: dict[str, Any] = {**environment(), "networks": {}, "results": []}
+    for name in options.networks.split(","):
+        facts["networks"][name], rows = measure_network(name, options)
+        facts["results"] += rows
+        if options.out:  # after every network: an hour's work should not hang on the last one
+            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    print(tables(facts))
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", default="resnet50,mobilenetv2,dncnn")
-    parser.add_argument(
-        "--densities", default="0,1,5,10,25,50,100", help="percent of the frame that the box covers"
-    )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("action", nargs="?", choices=("measure", "table", "plot"), default="measure")
+    parser.add_argument("file", nargs="?", type=Path, help="of an earlier run, for table and plot")
+    parser.add_argument("--networks", default=",".join(SIZES))
+    parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
+    parser.add_argument("--truncate-at", type=float, default=5, help="percent; 0 leaves the case out")
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--size", help="HxW instead of the network's own")
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave memory.py out")
     parser.add_argument("--profile", action="store_true", help="print where a frame of the last density goes")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON to write; of plot the picture")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    results = []
-    for name in options.networks.split(","):
-        results += measure(name, [float(d) / 100 for d in options.densities.split(",")], options)
-    columns = ("network", "density", "dense_ms", "delta_ms", "ratio", "work", "bound", "error")
-    body = [
-        [f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in results
-    ]
-    print(table(columns, body))
-    if options.out:
-        options.out.write_text(json.dumps({**environment(), "results": results}, indent=1) + "\n")
+    if options.action != "measure" and options.file is None:
+        parser.error(f"{options.action} needs the JSON file of an earlier run")
+    if options.action == "plot" and options.out is None:
+        parser.error("plot needs --out PICTURE")
+    return options
 
 
-def measure(name: str, densities: list[float], options: argparse.Namespace) -> list[dict[str, object]]:
-    """Rows of one network: medians over `repeats` frames, each timed dense and delta one after the other."""
-    shape = SIZES[name]
-    torch.manual_seed(0)
-    model = network(name)
-    base = torch.rand(shape)
-    start = time.perf_counter()
-    delta = deltaconvert.convert(model, base)
-    convert_seconds = time.perf_counter() - start
-    dense = {"channels_last": folded(delta)}
-    if options.compile:
-        dense["compile"] = torch.compile(copy.deepcopy(dense["channels_last"]))
-    rows = []
-    with torch.inference_mode():
-        for density in densities:
-            times: dict[str, list[float]] = {key: [] for key in (*dense, "delta")}
-            work, error = [], 0.0
-            delta.reset()
-            for index, frame in enumerate(video(base, density, options.repeats + 2)):
-                nhwc = frame.contiguous(memory_format=torch.channels_last)
-                expected = None
-                for key, run in dense.items():
-                    seconds, expected = timed(lambda run=run, nhwc=nhwc: run(nhwc))
-                    times[key].append(seconds)
-                seconds, got = timed(lambda frame=frame: delta(frame))
-                times["delta"].append(seconds)
-                if index >= 2:
-                    work.append(delta.stats().work)
-                error = max(error, float((got - expected).abs().max() / expected.abs().max()))
-            medians = {key: statistics.median(values[2:]) * 1e3 for key, values in times.items()}
-            best = min(medians[key] for key in dense)
-            share = statistics.median(work)
-            row: dict[str, object] = {
-                "network": name,
-                "density": density,
-                "dense_ms": best,
-                "delta_ms": medians["delta"],
-                "ratio": best / medians["delta"],
-                "work": share,
-                "bound": 1 / share if share else float("inf"),
-                "error": error,
-                "medians_ms": medians,
-                "convert_seconds": convert_seconds,
-                "shape": list(shape),
-            }
-            rows.append(row)
-            print(
-                f"{name} {density:.0%}: dense {best:.1f} ms, delta {medians['delta']:.1f} ms, {row['ratio']:.2f}x",
-                flush=True,
-            )
+def measure_network(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(facts about the network and its engines, a row for each case and density)."""
+    shape = shape_of(name, options.size)
+    model, base = network(name), torch.rand(shape)
+    delta, milliseconds = measure.timed(deltaconvert.convert, model, base)
+    engines = prepare(Network(model, delta.graph, base, options.threads), options.engines.split(","))
+    for engine, reason in engines.skipped.items():
+        print(f"{name}: {engine} is skipped: {reason}", flush=True)
+    facts = {"shape": list(shape), "convert_seconds": milliseconds / 1e3, **engines.facts()}
+    densities = [float(percent) / 100 for percent in options.densities.split(",")]
+    rows = [row(name, "exact", delta, engines, base, share, options.repeats) for share in densities]
     if options.profile:
         before, *_, after = video(base, densities[-1], 4)
         profile(delta, before, after)
-    return rows
+    if options.truncate_at:
+        share = options.truncate_at / 100
+        threshold = {"input": 0.0, "activation": f"{truncating(model, base, share):.3g}%", "gate": 0.0}
+        facts["truncated"] = {"threshold": threshold, "chosen_at": share}
+        delta = delta.with_thresholds(threshold, base)
+        some = [share for share in densities if 0 < share < 1]
+        rows += [row(name, "truncated", delta, engines, base, share, options.repeats) for share in some]
+    if options.memory:
+        facts["memory"] = memory(name, options)
+    return facts, rows
+
+
+def row(
+    name: str,
+    case: str,
+    delta: deltaconvert.DeltaModel,
+    engines: Engines,
+    base: Tensor,
+    density: float,
+    repeats: int,
+) -> dict[str, Any]:
+    """Medians of `repeats` frames at one density."""
+    runs: dict[str, Engine] = {**engines.ready, "delta": lambda frame: lambda: delta(frame)}
+    times: dict[str, list[float]] = {key: [] for key in runs}
+    works, changed, last, errors = [], [], [], []
+    delta.reset()
+    for number, frame in enumerate(video(base, density, WARM + repeats)):
+        outputs = {}
+        for key in rotated(list(runs), number):
+            with torch.inference_mode():
+                outputs[key], spent = measure.timed(runs[key](frame))
+            times[key].append(spent)
+        if number < WARM:
+            continue
+        works.append(delta.stats().work)
+        changed.append(measure.input_density(delta))
+        last.append(float(last_mask(delta).float().mean()))
+        errors += [difference(outputs["delta"], outputs[key]) for key in engines.ready]
+    medians = {key: statistics.median(values[WARM:]) for key, values in times.items()}
+    best = min(engines.ready, key=lambda key: medians[key])
+    work = statistics.median(works)
+    print(
+        f"{name} {case} {density:.0%}: {best} {medians[best]:.1f} ms, delta {medians['delta']:.1f} ms, "
+        f"{medians[best] / medians['delta']:.2f}x",
+        flush=True,
+    )
+    return {
+        "network": name,
+        "case": case,
+        "density": density,
+        "changed": statistics.median(changed),
+        "changed_last": statistics.median(last),
+        "dense_ms": medians[best],
+        "best": best,
+        "delta_ms": medians["delta"],
+        "ratio": medians[best] / medians["delta"],
+        "ratios": {key: medians[key] / medians["delta"] for key in engines.ready},
+        "work": work,
+        "bound": 1 / work if work else None,
+        "error": max(errors),
+        "medians_ms": medians,
+    }
+
+
+def rotated(keys: list[str], by: int) -> list[str]:
+    by %= len(keys)
+    return keys[by:] + keys[:by]
+
+
+def last_mask(delta: deltaconvert.DeltaModel) -> Tensor:
+    """bool (N, 1, H, W), of the last map: the last one with more than a pixel, not what was pooled from it."""
+    return [mask for mask in delta.masks().values() if mask[0].numel() > 1][-1]
+
+
+def grows(delta: deltaconvert.DeltaModel) -> bool:
+    """Whether the last map changed beyond the pixels that the changed pixels of the frame lie in."""
+    frame, last = next(iter(delta.masks().values())), last_mask(delta)
+    covered = F.adaptive_max_pool2d(frame.float(), last.shape[2:])
+    return float(last.sum()) > GROWTH * float(covered.sum())
+
+
+def truncating(model: nn.Module, base: Tensor, density: float) -> float:
+    """The smallest activation threshold, in percent, at which the masks of a box do not grow."""
+    delta = deltaconvert.convert(model, base, backend="reference")
+    frames = list(video(base, density, WARM + 1))
+    low, high = PERCENTS
+    while high / low > 1.1:
+        middle = (low * high) ** 0.5
+        trial = delta.with_thresholds({"activation": f"{middle}%"}, base)
+        for frame in frames:
+            trial(frame)
+        low, high = (middle, high) if grows(trial) else (low, middle)
+    return high
+
+
+def memory(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What fresh processes came to, see memory.py."""
+    script = str(Path(__file__).with_name("memory.py"))
+    command = [sys.executable, script, name, "--json", "--threads", str(options.threads)]
+    command += ["--size", options.size] if options.size else []
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def shape_of(name: str, size: str | None = None) -> tuple[int, ...]:
+    """N C H W of a network's frames; size: HxW instead of its own."""
+    batch, channels, *own = SIZES[name]
+    return batch, channels, *(map(int, size.split("x")) if size else own)
 
 
 def network(name: str) -> nn.Module:
@@ -122,28 +219,17 @@ def network(name: str) -> nn.Module:
     return nn.Sequential(*layers, nn.Conv2d(64, 1, 3, 1, 1)).eval()
 
 
-def folded(delta: deltaconvert.DeltaModel) -> Callable[[Tensor], Tensor]:
-    """The dense network of the same normalised graph: batch norm folded, channels_last, inference only."""
-    graph = copy.deepcopy(delta.graph).to(memory_format=torch.channels_last)
-    return lambda frame: graph(frame)[0]
-
-
 def video(base: Tensor, density: float, frames: int) -> Iterator[Tensor]:
     """A box of `density` of the frame with new texture in every frame; it moves by two pixels a frame."""
+    draw = torch.Generator().manual_seed(0)
     height, width = base.shape[2:]
     h, w = round(height * density**0.5), round(width * density**0.5)
     yield base.clone()
     for index in range(1, frames):
         frame = base.clone()
         y, x = min((height - h) // 3, height - h), min((width - w) // 3 + 2 * index, width - w)
-        frame[:, :, y : y + h, x : x + w] = torch.rand(*base.shape[:2], h, w)
+        frame[:, :, y : y + h, x : x + w] = torch.rand(*base.shape[:2], h, w, generator=draw)
         yield frame
-
-
-def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
 
 
 def profile(delta: deltaconvert.DeltaModel, frame: Tensor, after: Tensor) -> None:
@@ -186,23 +272,82 @@ def profile(delta: deltaconvert.DeltaModel, frame: Tensor, after: Tensor) -> Non
     print(f"sum {sum(spent.values()) * 1e3:.1f} ms")
 
 
-def environment() -> dict[str, str]:
-    model = next(
+def environment() -> dict[str, Any]:
+    """measure.environment() of this script."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {**measure.environment(), "command": shlex.join(["python", *sys.argv]), "capability": capability}
+
+
+# ---- what a JSON file says, as tables and as a picture
+
+
+def tables(facts: dict[str, Any]) -> str:
+    """Markdown: how many times faster than the best dense engine, the engines themselves, peak memory."""
+    cases = _cases(facts)
+    densities = sorted({row["density"] for row in facts["results"]})
+    head = ("network", "case", "best dense", *(f"{d:.0%}" if d else "still" for d in densities))
+    body = []
+    for (name, case), rows in cases.items():
+        found = {row["density"]: f"{row['ratio']:.3g}x" for row in rows}
+        best = min(rows, key=lambda row: row["dense_ms"])
+        fastest = f"{best['best']}, {statistics.median(row['dense_ms'] for row in rows):.0f} ms"
+        body.append((_title(facts, name), case, fastest, *(found.get(d, "") for d in densities)))
+    parts = [_markdown(head, body)]
+    names = list(dict.fromkeys(key for row in facts["results"] for key in row["ratios"]))
+    body = []
+    for (name, case), rows in cases.items():
+        for row in rows:
+            each = (f"{row['medians_ms'][key]:.0f} ms, {row['ratios'][key]:.3g}x" for key in names)
+            shares = (f"{row[key]:.1%}" for key in ("density", "changed_last", "work"))
+            body.append((name, case, *shares, f"{row['delta_ms']:.1f} ms", *each))
+    head = ("network", "case", "box", "last map", "work", "delta", *names)
+    parts.append(_markdown(head, body))
+    body = [
         (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", *sys.argv]),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "deltaconvert": deltaconvert.__version__,
-        "cpu": f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
-    }
+            name,
+            *(
+                f"{kind['above_torch_mb']:.0f} MB"
+                for kind in (own["memory"]["dense"], own["memory"]["delta"])
+            ),
+        )
+        for name, own in facts["networks"].items()
+        if "memory" in own
+    ]
+    if body:
+        parts.append(_markdown(("peak memory above torch", "dense", "delta"), body))
+    return "\n\n".join(parts)
+
+
+def plot(facts: dict[str, Any], out: Path) -> None:
+    from deltaconvert.plot import Panel, draw
+
+    panels = []
+    for (name, case), rows in _cases(facts).items():
+        if case == "exact":
+            dense = {key: [row["medians_ms"][key] for row in rows] for key in rows[0]["ratios"]}
+            best = statistics.median(row["dense_ms"] for row in rows)
+            bound = [row["work"] * best for row in rows]
+            densities, delta = [row["density"] for row in rows], [row["delta_ms"] for row in rows]
+            panels.append(Panel(_title(facts, name), densities, delta, dense, bound))
+    draw(panels, out)
+
+
+def _cases(facts: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(network, case) -> its rows."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in facts["results"]:
+        found.setdefault((row["network"], row["case"]), []).append(row)
+    return found
+
+
+def _title(facts: dict[str, Any], name: str) -> str:
+    height, width = facts["networks"][name]["shape"][2:]
+    return f"{name} {width}x{height}"
+
+
+def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,10 @@ DATA = ROOT.parent / "shared" / "data"
 sys.path[:0] = [str(ROOT), str(DATA)]
 
 import deltaconvert  # noqa: E402
-from benchmarks.cpu import environment, folded, timed  # noqa: E402
+from benchmarks.cpu import environment  # noqa: E402
+from benchmarks.engines import folded  # noqa: E402
 from deltaconvert import video  # noqa: E402
+from deltaconvert.measure import timed  # noqa: E402
 from deltaconvert.report import table  # noqa: E402
 
 
@@ -94,14 +96,14 @@ def measure(model: torch.nn.Module, clip: Clip, rule: dict[str, float | str], co
         frame = clip.prepare(picture.permute(2, 0, 1)[None].float())
         if delta is None:
             delta = deltaconvert.convert(model, frame, threshold=rule)
-            dense = folded(delta)
+            dense = folded(delta.graph)
         assert dense is not None
         with torch.inference_mode():
             nhwc = frame.contiguous(memory_format=torch.channels_last)
-            seconds, expected = timed(lambda nhwc=nhwc, dense=dense: dense(nhwc))
-            times["dense"].append(seconds)
-            seconds, got = timed(lambda frame=frame, delta=delta: delta(frame))
-            times["delta"].append(seconds)
+            (expected,), spent = timed(dense, nhwc)
+            times["dense"].append(spent)
+            got, spent = timed(delta, frame)
+            times["delta"].append(spent)
         stats = delta.stats()
         work.append(stats.work)
         density.append(stats.layers[0].density)
@@ -109,7 +111,7 @@ def measure(model: torch.nn.Module, clip: Clip, rule: dict[str, float | str], co
         squares[1] += float(expected.square().sum())
         found = clip.agreement(got, expected)
         hits, ours, theirs = hits + found[0], ours + found[1], theirs + found[2]
-    medians = {key: statistics.median(values[2:]) * 1e3 for key, values in times.items()}
+    medians = {key: statistics.median(values[2:]) for key, values in times.items()}
     return {
         "frames": len(work),
         "size": "x".join(map(str, frame.shape)),

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = ("av", "cupy", "cuda", "onnx", "onnxruntime", "onnxscript", "skimage", "torchvision")
+OPTIONAL = (
+    "av",
+    "cupy",
+    "cuda",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "skimage",
+    "torchvision",
+)
 
 
 def _check_wheel():

@@ -1,0 +1,67 @@
+"""Pictures of measured times; the only file that imports matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltaconvert.errors import DeltaConvertError
+
+COLOURS = ("#555555", "#999999", "#7b6ca8", "#4f8f6b")  # of dense engines
+DELTA, BOUND = "#d95f02", "#f2b58a"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One network. densities: shares 0..1 of the frame that move; for each of them the milliseconds a frame of the
+    converted network, of each dense engine, and `bound`: the dense time times the share of the work that is left."""
+
+    title: str
+    densities: Sequence[float]
+    delta: Sequence[float]
+    dense: Mapping[str, Sequence[float]]
+    bound: Sequence[float]
+
+
+def draw(panels: Sequence[Panel], out: str | Path) -> None:
+    """Time against density, one panel beside the other; the ending of `out` says how: .svg, .png, .pdf."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise DeltaConvertError(
+            "pictures of times need matplotlib: pip install 'deltaconvert[plot]'"
+        ) from error
+    from matplotlib.figure import Figure
+
+    endings = Figure().canvas.get_supported_filetypes()
+    ending = Path(out).suffix.removeprefix(".")
+    if ending not in endings:
+        raise DeltaConvertError(f"{out} ends in no picture format: take one of {', '.join(sorted(endings))}")
+    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "deltaconvert", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.3), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _panel(axes, panel)
+        figure.axes[0].set_ylabel("milliseconds a frame")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        # No date inside, so that the same numbers make the same file.
+        figure.savefig(out, dpi=150, metadata={"Date": None} if ending == "svg" else None)
+
+
+def _panel(axes: Any, panel: Panel) -> None:
+    # By the square root, the side of the moving box: small densities are what matters, and stay apart.
+    axes.set_xscale("function", functions=(lambda x: x**0.5, lambda x: x**2))
+    for colour, (name, times) in zip(COLOURS * len(panel.dense), panel.dense.items(), strict=False):
+        axes.plot(panel.densities, times, color=colour, linewidth=1.2, label=name)
+    axes.plot(panel.densities, panel.bound, color=BOUND, linestyle="--", label="best dense x work left")
+    axes.plot(panel.densities, panel.delta, color=DELTA, marker="o", markersize=4, label="delta")
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("moving part of the frame")
+    axes.set_xticks(panel.densities, [f"{density:.3g}" for density in (100 * d for d in panel.densities)])
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}%")
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#eeeeee")
+    axes.set_axisbelow(True)

@@ -1,0 +1,151 @@
+"""benchmarks/: what the scripts write down, on a network that takes no time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import cpu, engines  # noqa: E402
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network "tiny", whose masks grow by two pixels a side."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(*layers).eval()
+    monkeypatch.setattr(cpu, "SIZES", {"tiny": (1, 3, 24, 32)})
+    monkeypatch.setattr(cpu, "network", lambda name: model)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    return model
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/cpu.py", *map(str, arguments)])
+    cpu.main()
+
+
+def test_what_a_run_writes_down(tiny, monkeypatch, tmp_path, capsys):
+    def bfloat16(network):
+        rounded = engines.folded(network.graph).bfloat16()
+        return lambda frame: lambda: rounded(frame.bfloat16())[0].float(), "1"
+
+    def absent(network):
+        raise ModuleNotFoundError("No module named 'fastrun'")
+
+    def broken(network):
+        raise RuntimeError("no such layer\nand more")
+
+    more = {
+        "bfloat16": bfloat16,
+        "absent": absent,
+        "broken": broken,
+        "twin": engines.ENGINES["torch channels_last"],
+    }
+    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES | more)
+    names = "torch channels_last,twin,bfloat16,absent,broken"
+    out = tmp_path / "out.json"
+    run(
+        monkeypatch,
+        "--densities",
+        "0,10,100",
+        "--repeats",
+        2,
+        "--no-memory",
+        "--engines",
+        names,
+        "--out",
+        out,
+    )
+    facts = json.loads(out.read_text())
+    for key in ("date", "command", "torch", "processor", "capability", "threads"):
+        assert facts[key]
+    own = facts["networks"]["tiny"]
+    assert set(own["versions"]) == {"torch channels_last", "twin"}
+    assert "deltaconvert[bench]" in own["skipped"]["absent"]
+    assert own["skipped"]["broken"] == "RuntimeError: no such layer"
+    assert "differs from torch's" in own["skipped"]["bfloat16"]
+    printed = capsys.readouterr().out
+    assert all(f"{name} is skipped: {reason}" in printed for name, reason in own["skipped"].items())
+
+    exact = [row for row in facts["results"] if row["case"] == "exact"]
+    assert [row["density"] for row in exact] == [0, 0.1, 1]
+    still, some, everything = exact
+    assert still["work"] == still["changed"] == 0 and still["bound"] is None
+    assert some["changed_last"] > some["changed"] > 0.1 and 0 < some["work"] <= 1
+    assert everything["work"] == everything["changed_last"] == 1
+    for row in exact:
+        assert row["error"] < 1e-5
+        assert (
+            row["dense_ms"]
+            == row["medians_ms"][row["best"]]
+            == min(row["medians_ms"][k] for k in row["ratios"])
+        )
+        assert row["ratio"] == row["ratios"][row["best"]] == row["dense_ms"] / row["delta_ms"]
+    (truncated,) = (row for row in facts["results"] if row["case"] == "truncated")
+    assert own["truncated"]["threshold"]["activation"].endswith("%")
+    assert truncated["density"] == 0.1 and truncated["changed_last"] < some["changed_last"]
+
+    run(monkeypatch, "table", out)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "| network | case | best dense | still | 10% | 100% |"
+    assert [line.split(" | ")[:2] for line in table[2:4]] == [
+        ["| tiny 32x24", "exact"],
+        ["| tiny 32x24", "truncated"],
+    ]
+
+
+def test_the_picture_of_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
+    out = tmp_path / "speed.svg"
+    run(monkeypatch, "plot", ROOT / "benchmarks" / "results" / "cpu.json", "--out", out)
+    text = out.read_text()
+    assert text.count("moving part of the frame") == 3 and "torch channels_last" in text
+    run(monkeypatch, "plot", ROOT / "benchmarks" / "results" / "cpu.json", "--out", tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == text
+
+
+def test_the_threshold_that_truncates(tiny):
+    """A larger one than needed would drop changes inside of the box: at a smaller one masks grow."""
+    import deltaconvert
+
+    base = torch.rand(1, 3, 24, 32)
+    percent = cpu.truncating(tiny, base, 0.1)
+    grown = []
+    for threshold in (percent, percent / 1.2):
+        rules = {"activation": f"{threshold}%"}
+        delta = deltaconvert.convert(tiny, base, threshold=rules, backend="reference")
+        for frame in cpu.video(base, 0.1, 3):
+            delta(frame)
+        grown.append(cpu.grows(delta))
+    assert grown == [False, True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
+def test_memory_is_that_of_fresh_processes():
+    script = str(ROOT / "benchmarks" / "memory.py")
+    command = [
+        sys.executable,
+        script,
+        "dncnn",
+        "--size",
+        "64x64",
+        "--frames",
+        "1",
+        "--threads",
+        "1",
+        "--json",
+    ]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert list(found) == ["torch", "dense", "delta"]
+    assert found["torch"]["above_torch_mb"] == 0 < found["dense"]["above_torch_mb"]
+    assert found["delta"]["state_mb"] > 16 * 64 * 64 * 64 * 4 / 1e6  # 16 maps of 64 channels
+    for kind in ("dense", "delta"):
+        assert found[kind]["peak_mb"] >= found[kind]["running_mb"] > 0
