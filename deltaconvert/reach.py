@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -60,14 +61,11 @@ class Window:
         self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
         self.in_size, self.out_size, self.transposed = in_size, out_size, transposed
         reached = self._reached(torch.ones(1, 1, *in_size, dtype=torch.bool))
-        # Output pixels that only see padding hold a constant; they follow a mask of ones, and nothing else.
         self.orphans = None if bool(reached.all()) else ~reached
 
     def spread(self, mask: Tensor) -> Tensor:
         out = self._reached(mask)
-        if self.orphans is not None:
-            out |= self.orphans.to(mask.device) & mask.flatten(1).all(1).view(-1, 1, 1, 1)
-        return out
+        return out if self.orphans is None else _with_orphans(out, self.orphans, mask)
 
     def _reached(self, mask: Tensor) -> Tensor:
         # A square window is a column of taps after a row of taps: kh + kw passes instead of kh * kw.
@@ -86,27 +84,47 @@ class Window:
 
 
 class Sources:
-    """Output row i reads the input rows rows[i, :], output column j the columns cols[j, :]: resampling.
+    """Output row i reads the input rows rows[i, :], output column j the columns cols[j, :]: resampling, padding, crops.
 
-    rows: int64 (H', taps), cols: int64 (W', taps); a tap may repeat where a pixel has fewer sources.
+    rows: int64 (H', taps), cols: int64 (W', taps); a tap may repeat where a pixel has fewer sources, and -1 lies
+    outside the map.
     """
 
     def __init__(self, rows: Tensor, cols: Tensor):
         self.rows, self.cols = rows, cols
+        inside = (rows >= 0).any(1).view(-1, 1) & (cols >= 0).any(1)
+        self.orphans = None if bool(inside.all()) else ~inside
 
     @property
     def single(self) -> bool:
-        """Each output pixel is a copy of one input pixel."""
+        """Each output pixel is a copy of one input pixel, or a constant."""
         return self.rows.shape[1] == 1 and self.cols.shape[1] == 1
 
     def spread(self, mask: Tensor) -> Tensor:
+        out = mask
         for dim, table in ((2, self.rows), (3, self.cols)):
+            if self.orphans is not None:
+                # A line of nothing behind the last one, which is where -1 leads.
+                out = F.pad(out, (0, 0, 0, 1) if dim == 2 else (0, 1))
+                table = table.remainder(out.shape[dim])
             table = table.to(mask.device)
-            parts = [mask.index_select(dim, table[:, tap]) for tap in range(table.shape[1])]
-            mask = parts[0]
+            parts = [_lines(out, dim, table[:, tap]) for tap in range(table.shape[1])]
+            out = parts[0]
             for part in parts[1:]:
-                mask = mask | part
-        return mask
+                out = out | part
+        return out if self.orphans is None else _with_orphans(out, self.orphans, mask)
+
+
+def _with_orphans(out: Tensor, orphans: Tensor, mask: Tensor) -> Tensor:
+    """Output pixels that only see padding hold a constant; they follow a mask of ones, and nothing else."""
+    return out | orphans.to(mask.device) & mask.flatten(1).all(1).view(-1, 1, 1, 1)
+
+
+def _lines(mask: Tensor, dim: int, indices: Tensor) -> Tensor:
+    """The rows or columns `indices` of a mask. For columns gather takes half of index_select's time."""
+    if dim == 2:
+        return mask.index_select(2, indices)
+    return mask.gather(3, indices.expand(*mask.shape[:3], -1))
 
 
 def _gather_taps(

@@ -27,7 +27,9 @@ from deltaconvert.ops.channels import ChannelIndex, Channels, ChannelShuffle, Co
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.pad import Pad
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
+from deltaconvert.ops.places import Crop, Flip, Places, Roll
 from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
 from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
 
@@ -93,7 +95,9 @@ def linear_part(operator: Operator, xs: Sequence[Tensor], first: bool) -> Tensor
         return torch.cat(list(xs), 1)
     if isinstance(operator, Channels | ChannelIndex | ChannelShuffle | PixelShuffle | PixelUnshuffle):
         return operator(xs[0])
-    if isinstance(operator, AvgPool2d | Interpolate) or (
+    if isinstance(operator, Pad):
+        return operator(xs[0]) if first else F.pad(xs[0], operator.pads, operator.mode)
+    if isinstance(operator, AvgPool2d | Interpolate | Places) or (
         isinstance(operator, AdaptivePool2d) and operator.kind == "avg"
     ):
         return operator(xs[0])
@@ -125,7 +129,11 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
         reached = F.interpolate(ones, scale_factor=operator.factor)
     elif isinstance(operator, PixelUnshuffle):
         reached = F.max_pool2d(ones, operator.factor)
-    elif isinstance(operator, MaxPool2d | Interpolate | AdaptivePool2d):
+    elif isinstance(operator, Pad):
+        reached = F.pad(ones, operator.pads[:4], operator.mode)
+    elif isinstance(operator, Crop):
+        reached = ones[:, :, slice(*operator.rows), slice(*operator.cols)]
+    elif isinstance(operator, MaxPool2d | Interpolate | AdaptivePool2d | Roll | Flip):
         reached = operator(ones)
     else:
         reached = ones if ones.shape[2:] == tuple(size) else ones.expand(-1, -1, *size)

@@ -30,7 +30,7 @@ import deltaconvert
 STEP = st.tuples(
     st.sampled_from(
         "conv conv conv conv depthwise transposed norm max avg relu relu_ hardswish sigmoid add iadd sub mul cat gate "
-        "resize chunk constant adaptive shuffle unshuffle channels".split()
+        "resize chunk constant adaptive shuffle unshuffle channels pad crop turn".split()
     ),
     st.integers(0, 99),  # which of the maps so far
     st.integers(0, 99),  # which other map, where it takes two
@@ -152,6 +152,19 @@ class Drawn(nn.Module):
         if kind == "resize":
             mode = ("nearest", "bilinear")[number % 2]
             return F.interpolate(x, size=(1 + number // 2 % 11, 1 + number // 22 % 11), mode=mode)
+        if kind == "pad":
+            mode = ("constant", "reflect", "replicate", "circular")[number // 144 % 4]
+            least = -1 if mode != "circular" else 0
+            pads = [number % 3, least + number // 3 % 3, number // 9 % 3, least + number // 27 % 3]
+            return F.pad(x, pads, mode, number % 5 - 1.0 if mode == "constant" else None)
+        if kind == "crop":
+            rows, cols = (
+                slice(n % 3, None if n % 2 else -(n % 3), 1 + n // 3 % 3) for n in divmod(number, 12)
+            )
+            return x[:, number % 2 :, rows, cols]
+        if kind == "turn":
+            dim = 2 + number % 2
+            return x.flip(dim) if number % 3 == 0 else x.roll(number % 5 - 2, dim)
         if kind == "constant":
             return 1.5 - x * 0.5
         return {"add": x + y, "sub": x - y, "mul": x * y}[kind]
@@ -236,11 +249,11 @@ def test_recipes_reach_every_kind_of_step():
     reached = set()
     for number, kind in enumerate(
         "conv depthwise transposed norm max avg relu relu_ add iadd mul cat gate resize chunk "
-        "shuffle unshuffle channels".split()
+        "shuffle unshuffle channels pad crop turn".split()
     ):
         steps = [("conv", 0, 0, 5), (kind, 1, 0, number), (kind, 0, 1, number + 3)]
         network = Drawn({"steps": steps, "size": (9, 8), "batch": 1, "outputs": 1, "seed": number})
         reached |= {entry[0] for entry in network.program}
         assert isinstance(network(torch.zeros(network.shape)), dict) and isinstance(network.shape, tuple)
         assert all(isinstance(t, Tensor) for t in network(torch.zeros(network.shape)).values())
-    assert len(reached) == 18
+    assert len(reached) == 21

@@ -8,6 +8,8 @@ from oracle import examples
 
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
+from deltaconvert.ops.pad import Pad
+from deltaconvert.ops.places import Crop, Flip, Roll
 from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
 from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
 
@@ -97,6 +99,26 @@ def test_interpolation(mode, size, target, scale, align):
     assert not (moved & ~spread).any()
     # Rows and columns are asked apart: where rounding hides a tiny weight in one, the product may still be named.
     assert torch.equal(moved, spread) or mode == "bicubic"
+
+
+sides = st.tuples(*[st.integers(-2, 3)] * 4)
+
+
+@settings(max_examples=examples(40))
+@given(size=pairs(1, 7), pads=sides, mode=st.sampled_from(["constant", "reflect", "replicate", "circular"]))
+def test_padding(size, pads, mode):
+    operator = Pad(pads, mode, 2.0 if mode == "constant" else None)
+    if legal(operator, size, 1) and (mode != "circular" or min(pads) >= 0):
+        check_equal(operator, size)
+
+
+@settings(max_examples=examples(20))
+@given(size=pairs(1, 7), start=pairs(-3, 3), step=pairs(1, 3), shifts=pairs(-9, 9))
+def test_places(size, start, step, shifts):
+    crop = Crop(*((a, None, s) for a, s in zip(start, step, strict=True)), (None, None, None))
+    for operator in (crop, Roll(shifts, (2, -1)), Flip((2, 3)), Flip((-1,))):
+        if legal(operator, size, 1):
+            check_equal(operator, size)
 
 
 @settings(max_examples=examples(20))

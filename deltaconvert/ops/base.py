@@ -40,8 +40,8 @@ class Operator(nn.Module):
 
     elementwise: reads and writes each value by itself, so it may join the tail of the operator before it.
     activation:  the paper places a threshold here (DeltaCNN, section 3.2).
-    copies:      an output pixel with a single source is that source, all its channels: nearest interpolation.
-    fill:        what lies outside the map for an operator with a window.
+    copies:      an output pixel with a single source is `copied` from it: nearest interpolation, padding, crops.
+    fill:        what lies outside the map for an operator with a window, and in pixels without a source.
     position_free: the same function at every pixel, so that a backend may compute any pixels apart from the rest.
     """
 
@@ -71,6 +71,10 @@ class Operator(nn.Module):
         Only operators whose first input has a Window reach have one; (n, C', T, T) comes back.
         """
         raise NotImplementedError(f"{type(self).__name__} has no window")
+
+    def copied(self, rows: Tensor) -> Tensor:
+        """What an operator that copies makes of its sources (n, C): they themselves, or some channels, (n, C')."""
+        return rows
 
     def settings(self) -> dict[str, Any]:
         """Everything that __init__ took, by name."""

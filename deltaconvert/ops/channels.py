@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from deltaconvert.ops.base import Operator, StaysDense, constant, spelled
+from deltaconvert.ops.places import crop, flip
 
 
 class Concat(Operator):
@@ -73,12 +74,9 @@ def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> tuple[Operator, lis
 def _getitem(x: Any, index: Any) -> tuple[Operator, list[Any]]:
     parts = index if isinstance(index, tuple) else (index,)
     whole = slice(None)
-    if (
-        len(parts) < 2
-        or any(part not in (whole, Ellipsis) for part in (parts[0], *parts[2:]))
-        or parts[0] is Ellipsis
-    ):
-        raise StaysDense("it takes more than a slice of the channels")
+    only_channels = len(parts) > 1 and all(part in (whole, Ellipsis) for part in (parts[0], *parts[2:]))
+    if not only_channels or parts[0] is Ellipsis:
+        return crop(x, index)
     if not isinstance(parts[1], slice):
         return ChannelIndex(_indices(parts[1])), [x]
     for bound in (parts[1].start, parts[1].stop, parts[1].step):
@@ -97,9 +95,7 @@ def _index_select(input: Any, dim: Any, index: Any) -> tuple[Operator, list[Any]
 def _flip(input: Any, *places: Any, dims: Any = None) -> tuple[Operator, list[Any]]:
     dims = places if dims is None else dims
     dims = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], list | tuple) else tuple(dims)
-    if dims != (1,):
-        raise StaysDense(f"it turns round the dimensions {dims}, not the channels alone")
-    return Channels(None, None, -1), [input]
+    return (Channels(None, None, -1), [input]) if dims == (1,) else flip(input, dims)
 
 
 @spelled(F.channel_shuffle, torch.channel_shuffle)

@@ -85,11 +85,7 @@ DENSE = {
     "one channel": (lambda m, x: x[:, 1], "something else than a slice"),
     "chosen values": (lambda m, x: x[:, m.six], "something else than a slice or a list"),
     "chosen rows": (lambda m, x: x.index_select(2, m.index), "takes parts of dimension 2"),
-    "a mirror image": (lambda m, x: x.flip(3), "turns round the dimensions (3,)"),
     "channels that are computed": (lambda m, x: x[:, x[0, :3, 0, 0].argsort()], "its index is computed"),
-    "a crop": (lambda m, x: x[:, :, 1:3], "more than a slice of the channels"),
-    "a stream": (lambda m, x: x[:1], "more than a slice of the channels"),
-    "split of rows": (lambda m, x: x.split(2, 2)[0], "more than a slice of the channels"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Operators whose output pixels are copies of input pixels."""
+"""Operators whose output pixels are copies of input pixels, or constants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deltaconvert.reach import Reach, Sources
 
 
 class Copies(Step):
-    """Nearest interpolation and its kind: every output pixel is a copy of one input pixel."""
+    """Nearest interpolation, padding, crops: every output pixel is a copy of one input pixel, or a constant."""
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
@@ -31,7 +31,9 @@ class Copies(Step):
         assert isinstance(reach, Sources)
         _, _, height, width = inputs[0].values.shape
         streams = torch.arange(edge.mask.shape[0]).view(-1, 1, 1) * (height * width)
-        self._source = (streams + reach.rows.view(-1, 1) * width + reach.cols.view(1, -1)).view(-1)
+        rows, cols = reach.rows.clamp(min=0).view(-1, 1), reach.cols.clamp(min=0).view(1, -1)
+        self._source = (streams + rows * width + cols).view(-1)
+        self._outside = None if reach.orphans is None else reach.orphans.repeat(len(streams), 1).view(-1, 1)
         self.sizes = self._row_chunks()
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
@@ -45,4 +47,8 @@ class Copies(Step):
         return True
 
     def _copied(self, places: Tensor) -> Tensor:
-        return self.inputs[0].rows.index_select(0, self._source.index_select(0, places))
+        head = head_of(self.operator)
+        value = head.copied(self.inputs[0].rows.index_select(0, self._source.index_select(0, places)))
+        if self._outside is not None:
+            value = value.masked_fill(self._outside.index_select(0, places), head.fill)
+        return value
