@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from model_zoo.boxes import suppress
 from model_zoo.layers import conv_norm, named
 from model_zoo.registry import Recipe, network
 
@@ -111,8 +112,7 @@ class FastestDet(nn.Module):
 def decode(output: Tensor, confidence: float = 0.35, overlap: float = 0.45) -> list[Tensor]:
     """FastestDet's output (N, 5 + classes, h, w) to one tensor (boxes, 6) a frame, best first.
 
-    A row is x1, y1, x2, y2, score, class, in pixels of the network's input. Of two boxes of one class
-    whose intersection over union exceeds `overlap`, the lower score goes.
+    A row is x1, y1, x2, y2, score, class, in pixels of the network's input; `overlap` is that of `suppress`.
     """
     height, width = output.shape[2:]
     rows = torch.arange(height, device=output.device).view(height, 1)
@@ -126,21 +126,6 @@ def decode(output: Tensor, confidence: float = 0.35, overlap: float = 0.45) -> l
         found = torch.cat((centre - half_size, centre + half_size, score[..., None], label[..., None]), -1)
         frames.append(suppress(found[score > confidence], overlap))
     return frames
-
-
-def suppress(found: Tensor, overlap: float) -> Tensor:
-    """Greedy non-maximum suppression by class: rows (boxes, 6) as of `decode` -> those kept, best first."""
-    found = found[found[:, 4].argsort(descending=True, stable=True)]
-    corner, opposite, label = found[:, :2], found[:, 2:4], found[:, 5]
-    area = (opposite - corner).prod(1)
-    sides = torch.minimum(opposite[:, None], opposite) - torch.maximum(corner[:, None], corner)
-    shared = sides.clamp(min=0).prod(2)
-    clash = (shared > overlap * (area[:, None] + area - shared)) & (label[:, None] == label)
-    keep = torch.ones(len(found), dtype=torch.bool, device=found.device)
-    for best in range(len(found)):
-        if keep[best]:
-            keep[best + 1 :] &= ~clash[best, best + 1 :]
-    return found[keep]
 
 
 @network(

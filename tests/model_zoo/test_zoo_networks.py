@@ -1,7 +1,9 @@
 """Every network of the zoo: public key names, any size, traceable, alive on random weights, its recipe."""
 
+import copy
 import hashlib
 import importlib.util
+import math
 import sys
 from functools import cache
 from itertools import pairwise
@@ -10,14 +12,16 @@ from types import ModuleType
 
 import pytest
 import torch
-from oracle import check_exact, scripted_video
+from oracle import check_exact, leaves, scripted_video
 from torch import Tensor, nn
 
 import deltaconvert
 import model_zoo
 from model_zoo import registry
-from model_zoo.fastestdet import decode, suppress
+from model_zoo.boxes import suppress
+from model_zoo.fastestdet import decode
 from model_zoo.unet import Up
+from model_zoo.yolox import decode as decode_yolox
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -26,8 +30,8 @@ needs_data = pytest.mark.skipif(
 )
 
 # Parameters, state dict entries, and `signature` of the state dict. Those of THEIRS were taken from
-# torchvision 0.28, fastestdet's from its checkpoint. The U-Nets' were taken from this code after its names
-# were checked against milesial/Pytorch-UNet's; they guard against change.
+# torchvision 0.28, yolox_s's from pixeltable-yolox 0.4.3, fastestdet's from its checkpoint. The U-Nets' were
+# taken from this code after its names were checked against milesial/Pytorch-UNet's; they guard against change.
 PUBLIC = {
     "resnet18": (11_689_512, 122, "f0e35161599236f3"),
     "resnet50": (25_557_032, 320, "fe1d335c3c7786ff"),
@@ -38,6 +42,7 @@ PUBLIC = {
     "mobilenetv3_large": (5_483_032, 312, "00e3a56a0bdeba96"),
     "mobilenetv3_small": (2_542_856, 244, "6353e9f51ee2108d"),
     "efficientnet_b0": (5_288_548, 360, "20940b31d23df4a1"),
+    "yolox_s": (8_968_255, 462, "abcb71c53478b14d"),
 }
 
 # torchvision's names of the networks that it has.
@@ -119,10 +124,21 @@ SOME_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
         "features.8.0.weight": (1280, 320, 1, 1),
         "classifier.1.weight": (1000, 1280),
     },
+    "yolox_s": {
+        "backbone.backbone.stem.conv.conv.weight": (32, 12, 3, 3),
+        "backbone.backbone.dark3.1.m.2.conv2.bn.running_mean": (64,),
+        "backbone.backbone.dark5.1.conv2.conv.weight": (512, 1024, 1, 1),
+        "backbone.C3_p4.conv3.conv.weight": (256, 256, 1, 1),
+        "backbone.bu_conv1.conv.weight": (256, 256, 3, 3),
+        "head.stems.2.conv.weight": (128, 512, 1, 1),
+        "head.reg_convs.1.0.bn.weight": (128,),
+        "head.cls_preds.0.weight": (80, 128, 1, 1),
+        "head.obj_preds.2.bias": (1,),
+    },
 }
 
 # Small enough to convert and play a video to in every run.
-CONVERTED = ["mobilenetv3_large", "mobilenetv3_small", "efficientnet_b0"]
+CONVERTED = ["mobilenetv3_large", "mobilenetv3_small", "efficientnet_b0", "yolox_s"]
 
 every_network = pytest.mark.parametrize("name", model_zoo.names())
 
@@ -145,14 +161,16 @@ def sizes(name: str) -> list[tuple[int, int]]:
     return [(32, 64), (96, 32)] if model_zoo.recipe(name).multiple == 32 else [(48, 32), (37, 51)]
 
 
-def output_shape(name: str, batch: int, height: int, width: int) -> tuple[int, ...]:
+def output_shapes(name: str, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
     match model_zoo.recipe(name).task:
         case "classify":
-            return batch, 1000
+            return [(batch, 1000)]
         case "segment":
-            return batch, 2, height, width
+            return [(batch, 2, height, width)]
+        case "detect" if name == "yolox_s":
+            return [(batch, 85, height // stride, width // stride) for stride in (8, 16, 32)]
         case "detect":
-            return batch, 85, height // 16, width // 16
+            return [(batch, 85, height // 16, width // 16)]
 
 
 def test_every_network_is_described_here() -> None:
@@ -189,8 +207,8 @@ def test_forward_of_any_size(name: str) -> None:
     for batch, (height, width) in enumerate(sizes(name), start=1):
         with torch.inference_mode():
             y = model(noise(height, width, batch))
-        assert y.dtype == torch.float32
-        assert tuple(y.shape) == output_shape(name, batch, height, width)
+        assert all(leaf.dtype == torch.float32 for leaf in leaves(y))
+        assert [tuple(leaf.shape) for leaf in leaves(y)] == output_shapes(name, batch, height, width)
 
 
 @pytest.mark.parametrize(("name", "theirs"), THEIRS.items())
@@ -247,23 +265,21 @@ def test_random_weights_keep_activations_alive(name: str) -> None:
         if isinstance(norm, nn.BatchNorm2d)
     ]
     with torch.inference_mode():
-        first, second = model(noise(64, 64, seed=1)), model(noise(64, 64, seed=2))
+        first, second = (leaves(model(noise(64, 64, seed=seed))) for seed in (1, 2))
     for hook in hooks:
         hook.remove()
     assert min(deviations) > 0.01
     assert max(deviations) < 200
-    assert (first - second).abs().max() > 0.01
+    assert all((a - b).abs().max() > 0.01 for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("name", CONVERTED)
 def test_converted_it_equals_dense(name: str, backend: str) -> None:
     video = scripted_video((1, 3, *sizes(name)[1]), torch.float32)
     calls = [(video[t],) for t in (0, 1, 3, 9)]  # the first frame, a still one, a patch moves, in a corner
-
-    def convert() -> deltaconvert.DeltaModel:
-        return deltaconvert.convert(built(name), calls[0], backend=backend)
-
-    check_exact(built(name), convert(), convert, calls, known_still=[1])
+    model = deltaconvert.convert(built(name), *calls[0], backend=backend)
+    other = copy.deepcopy(model)
+    check_exact(built(name), model, lambda: other, calls, known_still=[1])
 
 
 @pytest.mark.parametrize("name", CONVERTED)
@@ -350,7 +366,7 @@ def test_prepare_crops_orders_and_normalises(name: str) -> None:
         expected = (value - recipe.mean[channel]) / recipe.std[channel]
         assert x[0, channel, -1, -1].item() == pytest.approx(expected, abs=1e-5)
     with torch.inference_mode():
-        assert built(name)(x).isfinite().all()
+        assert all(leaf.isfinite().all() for leaf in leaves(built(name)(x)))
 
 
 def test_prepare_of_known_pixels() -> None:
@@ -397,6 +413,18 @@ def test_decode_places_one_box() -> None:
     output[0, 0, 2, 3] = output[0, 5 + 16, 2, 3] = 1.0
     found, nothing = decode(output)
     assert found.tolist() == [[48 - 88, 32 - 88, 48 + 88, 32 + 88, 1, 16]]
+    assert nothing.shape == (0, 6)
+
+
+def test_yoloxs_decode_places_one_box() -> None:
+    outputs = tuple(torch.full((2, 85, 96 // stride, 64 // stride), -9.0) for stride in (8, 16, 32))
+    maps = outputs[1][0]
+    maps[4, 2, 3] = maps[5 + 16, 2, 3] = 9.0
+    maps[:4, 2, 3] = torch.tensor([0.5, -0.25, 0.0, math.log(3)])
+    found, nothing = decode_yolox(outputs)
+    centre, half = torch.tensor([3.5, 1.75]) * 16, torch.tensor([8.0, 24.0])
+    score = torch.tensor(9.0).sigmoid().square()
+    torch.testing.assert_close(found, torch.tensor([[*centre - half, *centre + half, score, 16]]))
     assert nothing.shape == (0, 6)
 
 
