@@ -97,7 +97,8 @@ def spelled(*targets: Any) -> Callable[[Spelling], Spelling]:
 
     targets: nn.Module classes, functions, or names of Tensor methods. The decorated function gets the call as the
     network wrote it (for a module: the module, then its inputs; constant tensors are tensors, everything computed per
-    frame is an fx.Node) and returns (operator, inputs), or raises StaysDense with the reason.
+    frame is an fx.Node) and returns (operator, inputs), or raises StaysDense with the reason. Where one call is two
+    operators, an input is itself such a pair: (conv, [(pad, [x])]).
     """
 
     def register(spelling: Spelling) -> Spelling:

@@ -1,4 +1,4 @@
-"""Conv2d with any kernel, stride, zero padding, dilation and groups (ONNX Conv)."""
+"""Conv2d with any kernel, stride, padding, dilation and groups (ONNX Conv)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
+from deltaconvert.ops.base import Operator, Shape, constant, pair, spelled
+from deltaconvert.ops.pad import Pad
 from deltaconvert.reach import Pixel, Reach, Window
 
 
@@ -65,24 +66,44 @@ def _function(
     groups: int = 1,
 ) -> tuple[Operator, list[Any]]:
     weight, bias = constant(weight, "its weight"), constant(bias, "its bias")
+    stride, dilation = pair(stride), pair(dilation)
     if isinstance(padding, str):
-        padding = _named_padding(padding, weight, pair(dilation))
-    return Conv2d(weight, bias, pair(stride), pair(padding), pair(dilation), groups), [input]
+        pads = _named_padding(padding, weight, dilation)
+        if pads[0] != pads[1] or pads[2] != pads[3]:
+            return _padded(input, pads, "constant", weight, bias, stride, dilation, groups)
+        padding = pads[2], pads[0]
+    return Conv2d(weight, bias, stride, pair(padding), dilation, groups), [input]
 
 
 @spelled(nn.Conv2d)
-def _module(module: nn.Conv2d, input: Any) -> tuple[Operator, list[Any]]:
-    if module.padding_mode != "zeros":
-        raise StaysDense(f"padding_mode={module.padding_mode!r}")
-    return _function(
-        input, module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
-    )
+def _module(m: nn.Conv2d, input: Any) -> tuple[Operator, list[Any]]:
+    if m.padding_mode == "zeros":
+        return _function(input, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+    if isinstance(m.padding, str):
+        pads = _named_padding(m.padding, m.weight, pair(m.dilation))
+    else:
+        (height, width) = pair(m.padding)
+        pads = width, width, height, height
+    return _padded(input, pads, m.padding_mode, m.weight, m.bias, pair(m.stride), pair(m.dilation), m.groups)
 
 
-def _named_padding(name: str, weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int]:
+def _padded(
+    input: Any,
+    pads: tuple[int, ...],
+    mode: str,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    dilation: Any,
+    groups: int,
+) -> tuple[Operator, list[Any]]:
+    """A convolution without padding, and the padding as an operator before it."""
+    return Conv2d(weight, bias, stride, (0, 0), dilation, groups), [(Pad(pads, mode, None), [input])]
+
+
+def _named_padding(name: str, weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom. What "same" cannot halve it puts at the end."""
     if name == "valid":
-        return 0, 0
-    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if any(t % 2 for t in totals):
-        raise StaysDense("padding='same' pads one side more than the other")
-    return totals[0] // 2, totals[1] // 2
+        return 0, 0, 0, 0
+    height, width = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    return width // 2, width - width // 2, height // 2, height - height // 2

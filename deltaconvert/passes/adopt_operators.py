@@ -15,6 +15,9 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
 
     before:  relu(x) [a module used twice]   F.relu(x, inplace=True)   x.relu()
     after:   Pointwise("relu")(x), a fresh instance for each
+
+    before:  y = conv(x) [padding_mode="reflect"]
+    after:   p = Pad("reflect")(x);  y = Conv2d(p)
     """
     for node in list(gm.graph.nodes):
         if node.op not in ("call_module", "call_function", "call_method") or operator_of(node) is not None:
@@ -35,31 +38,50 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
         except TypeError as error:  # a call that the spelling's signature does not take
             node.meta["why_dense"] = f"its call is unusual: {error}"
             continue
-        if not inputs or not all(isinstance(i, fx.Node) for i in inputs):
+        reads = [read for part in inputs for read in (part[1] if isinstance(part, tuple) else [part])]
+        if not reads or not all(isinstance(read, fx.Node) for read in reads):
             node.meta["why_dense"] = "it reads no map"
             continue
-        if any(_is_size(i) for i in inputs):  # x * x.shape[1]: a number, once the plan has folded constants
+        if any(map(_is_size, reads)):  # x * x.shape[1]: a number, once the plan has folded constants
             node.meta["why_dense"] = "it reads a size"
             continue
-        adopt(gm, node, operator, inputs)
+        adopt(
+            gm,
+            node,
+            operator,
+            [_before(gm, node, *part) if isinstance(part, tuple) else part for part in inputs],
+        )
     gm.graph.eliminate_dead_code()
     return gm
 
 
 def adopt(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[Any]) -> fx.Node:
     """Replace `node` by a call of `operator`; it keeps its name, its place and what is known of it."""
-    target = f"operators.{node.name}"
-    while _is_users(gm, target):
-        target += "_"
-    gm.add_submodule(target, operator)
-    with gm.graph.inserting_before(node):
-        call = gm.graph.call_module(target, tuple(inputs))
+    call = _call(gm, node, node.name, operator, inputs)
     call.meta = {key: value for key, value in node.meta.items() if key != "why_dense"}
     name = node.name
     node.replace_all_uses_with(call)
     gm.graph.erase_node(node)
     call._rename(name)
     return call
+
+
+def _before(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[Any]) -> fx.Node:
+    """A call of `operator` before `node`, which it is a part of; rules that mean the one mean the other."""
+    kind = type(operator).__name__.lower()
+    call = _call(gm, node, f"{node.name}_{kind}", operator, inputs)
+    path = node.meta.get("path", node.name)
+    call.meta = {"path": f"{path}.{kind}", "parts": (path,)}
+    return call
+
+
+def _call(gm: fx.GraphModule, node: fx.Node, name: str, operator: Operator, inputs: list[Any]) -> fx.Node:
+    target = f"operators.{name}"
+    while _is_users(gm, target):
+        target += "_"
+    gm.add_submodule(target, operator)
+    with gm.graph.inserting_before(node):
+        return gm.graph.call_module(target, tuple(inputs))
 
 
 def _is_users(gm: fx.GraphModule, target: str) -> bool:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from oracle import Call, check_operator, examples
 from torch import nn
 
+import deltaconvert
+
 pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
 
 
@@ -61,6 +63,7 @@ def test_larger_maps_in_float32(backend, groups):
 WEIGHT, BIAS = torch.randn(4, 2, 3, 3), torch.randn(4)
 SPELLINGS = {
     "module": nn.Conv2d(2, 4, 3, padding="same"),
+    "same, even": Call(lambda m, x: F.conv2d(x, m.w[:, :, 1:], padding="same"), w=WEIGHT),
     "valid": nn.Conv2d(2, 4, 3, padding="valid"),
     "function": Call(lambda m, x: F.conv2d(x, m.w, m.b, stride=2, padding=(1, 0)), w=WEIGHT, b=BIAS),
     "torch.conv2d": Call(lambda m, x: torch.conv2d(input=x, weight=m.w, padding="same"), w=WEIGHT),
@@ -75,11 +78,29 @@ def test_spellings(backend, name):
     check_operator(SPELLINGS[name], (1, 2, 7, 6), backend=backend)
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_padding_modes(backend, mode, dtype):
+    """An even kernel with padding "same" pads one side more than the other."""
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, (3, 5), (1, 2), (1, 2), padding_mode=mode),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, (2, 4), padding="same", dilation=(1, 2), padding_mode=mode),
+    )
+    check_operator(network, (2, 2, 9, 14), dtype=dtype, threshold=0.1, backend=backend)
+
+
+def test_a_rule_means_the_padding_of_a_convolution_too(backend):
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU())
+    model = deltaconvert.convert(network.eval(), torch.zeros(1, 2, 6, 5), keep_dense=["0"], backend=backend)
+    kinds = {row.path: row.kind for row in model.explain().rows}
+    assert kinds["0.pad"] == kinds["0"] == "dense"
+
+
 def test_stays_dense(backend):
     def check(module, reason, shapes=(1, 2, 7, 6)):
         check_operator(module, shapes, backend=backend, expect="dense", reason=reason)
 
-    check(nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect'")
-    check(nn.Conv2d(2, 4, 2, padding="same"), "padding='same' pads one side more")
     check(Call(lambda m, x: F.conv2d(x, x.mean() * m.w), w=WEIGHT), "its weight is computed in every frame")
     check(Call(lambda m, x: m.conv(x[0])[None], conv=nn.Conv2d(2, 4, 3)), "not N C H W")
