@@ -1,4 +1,4 @@
-"""Max and average pooling (ONNX MaxPool, AveragePool)."""
+"""Max, average and norm pooling (ONNX MaxPool, AveragePool, LpPool)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltaconvert.ops.base import Operator, Shape, StaysDense, pair, spelled
+from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
 from deltaconvert.reach import Reach, Window
 
 Pair = tuple[int, int]
@@ -74,7 +74,15 @@ class AvgPool2d(Operator):
         )
 
     def on_windows(self, windows: Tensor) -> Tensor:
-        return F.avg_pool2d(windows, self.kernel, self.stride, 0, divisor_override=self.divisor_override)
+        """Their averages; their sums where each pixel has a divisor of its own."""
+        divisor = self.divisor_override if self.position_free else 1
+        return F.avg_pool2d(windows, self.kernel, self.stride, 0, divisor_override=divisor)
+
+    def divisors(self, size: Pair) -> Tensor:
+        """float64 (1, 1, H', W'), what the sum of each window of a map of `size` is divided by."""
+        ones = torch.ones(1, 1, *size, dtype=torch.float64)
+        sums = F.avg_pool2d(ones, self.kernel, self.stride, self.padding, self.ceil_mode, divisor_override=1)
+        return (sums / self(ones)).round()
 
     @property
     def position_free(self) -> bool:  # type: ignore[override]
@@ -85,6 +93,29 @@ class AvgPool2d(Operator):
     def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
         (shape,) = shapes
         return [Window(self.kernel, self.stride, self.padding, (1, 1), pair(shape[2:]), pair(out_shape[2:]))]
+
+
+class LpPool2d(Operator):
+    """N C H W -> N C H' W' by the p-norm of each window."""
+
+    def __init__(self, norm: float, kernel: Pair, stride: Pair, ceil_mode: bool):
+        super().__init__()
+        self.norm, self.kernel, self.stride, self.ceil_mode = norm, pair(kernel), pair(stride), ceil_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.lp_pool2d(x, self.norm, self.kernel, self.stride, self.ceil_mode)
+
+    def on_windows(self, windows: Tensor) -> Tensor:
+        return F.lp_pool2d(windows, self.norm, self.kernel, self.stride)
+
+    @property
+    def position_free(self) -> bool:  # type: ignore[override]
+        """torch scales windows that reach over the edge, and its powers round by where a value lies in memory."""
+        return not self.ceil_mode and self.norm in (1, 2)
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        (shape,) = shapes
+        return [Window(self.kernel, self.stride, (0, 0), (1, 1), pair(shape[2:]), pair(out_shape[2:]))]
 
 
 @spelled(F.max_pool2d, torch.max_pool2d)
@@ -130,3 +161,17 @@ def _avg_module(m: nn.AvgPool2d, input: Any) -> tuple[Operator, list[Any]]:
     return _avg(
         input, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
     )
+
+
+@spelled(F.lp_pool2d)
+def _lp(
+    input: Any, norm_type: Any, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+) -> tuple[Operator, list[Any]]:
+    kernel = pair(kernel_size)
+    norm = float(constant(norm_type, "its norm"))
+    return LpPool2d(norm, kernel, pair(stride) if stride else kernel, ceil_mode), [input]
+
+
+@spelled(nn.LPPool2d)
+def _lp_module(m: nn.LPPool2d, input: Any) -> tuple[Operator, list[Any]]:
+    return _lp(input, m.norm_type, m.kernel_size, m.stride, m.ceil_mode)

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from oracle import Call, check_operator, examples
 from torch import nn
 
+import deltaconvert
+
 pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
 WINDOWS = dict(
     kernel=pairs(1, 4),
@@ -43,6 +45,28 @@ def test_any_average_pool(backend, kernel, stride, padding, ceil, count, divisor
     check_operator(module, (batch, 2, *size), threshold=0.1, backend=backend, seed=seed)
 
 
+@settings(max_examples=examples(8))
+@given(norm=st.sampled_from([1, 2, 3, 2.5]), **WINDOWS)
+def test_any_norm_pool(backend, norm, kernel, stride, padding, ceil, size, batch, seed):
+    assume(legal(size, kernel, stride, (0, 0), (1, 1), False))
+    # Odd powers of what is below zero have no root.
+    module = nn.Sequential(nn.ReLU(), nn.LPPool2d(norm, kernel, stride, ceil))
+    check_operator(module, (batch, 2, *size), threshold=0.1, backend=backend, seed=seed)
+
+
+def test_averages_of_fewer_pixels_are_incremental():
+    """On cpu, a change in the middle of the map computes no more than the tiles around it."""
+    pool = nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False)
+    network = nn.Sequential(pool).eval()
+    frame = torch.randn(2, 8, 64, 64)
+    model = deltaconvert.convert(network, frame, backend="cpu")
+    model(frame)
+    frame[0, :, 30:33, 30:33] += 1
+    model(frame)
+    (computed,) = [layer.computed for layer in model.stats().layers if layer.path == "0"]
+    assert 0 < computed <= 64
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "module",
@@ -53,6 +77,9 @@ def test_any_average_pool(backend, kernel, stride, padding, ceil, count, divisor
         nn.AvgPool2d(2),
         nn.AvgPool2d(3, 2, 1, count_include_pad=False),
         nn.AvgPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d((3, 2), 1, 1, count_include_pad=False, divisor_override=5),
+        nn.Sequential(nn.AvgPool2d(3, 2, 1, True, False), nn.ReLU()),
+        nn.LPPool2d(2, 3, 2),
     ],
     ids=str,
 )
@@ -67,6 +94,7 @@ SPELLINGS = {
         input=x, kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=True
     ),
     "avg": lambda m, x: F.avg_pool2d(x, 3, 1, 1),
+    "norm": lambda m, x: F.lp_pool2d(x, 2, kernel_size=(3, 2), stride=1),
     "avg keywords": lambda m, x: F.avg_pool2d(x, kernel_size=(3, 1), padding=(1, 0), count_include_pad=False),
 }
 

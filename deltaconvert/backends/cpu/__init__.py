@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu.averages import Averages
 from deltaconvert.backends.cpu.compute import can_pack, head_of
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge, FrameEdge
@@ -37,6 +38,7 @@ NAME = "cpu"
 KINDS: tuple[type[Step], ...] = (
     Rows,
     Tiles,
+    Averages,
     Copies,
     Shuffles,
     Step,

@@ -50,15 +50,15 @@ class Compute:
         value = self._apply_head([_points(x) for x in inputs[: self._heads]])
         return self.tail(value.reshape(value.shape[0], -1), inputs[self._heads :] if self._heads else [])
 
-    def windows(self, windows: Tensor, tiles: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """(tiles * window_pixels, C) -> (tiles * tile_pixels, C')."""
+    def windows(self, windows: Tensor, tiles: Tensor) -> Tensor:
+        """The head alone: (tiles * window_pixels, C) -> (tiles * tile_pixels, C')."""
         assert self._grid is not None
         if self._on_rows:
-            return self.tail(self._product(windows.view(len(tiles), -1)), others)
+            return self._product(windows.view(len(tiles), -1))
         images = windows.view(len(tiles), *self._grid.window, -1).permute(0, 3, 1, 2)
         value = self._local(images).permute(0, 2, 3, 1)
         value = value.reshape(-1, value.shape[-1])
-        return self.tail(self._grid.crop(value, tiles), others)
+        return self._grid.crop(value, tiles)
 
     def _product(self, rows: Tensor) -> Tensor:
         """A 1x1 convolution of rows: one image of n x 1 pixels over the same memory."""

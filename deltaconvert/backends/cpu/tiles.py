@@ -83,9 +83,14 @@ class Tiles(Step):
             )
             self._grid.gather(source.rows, chunk, self.operator.fill, windows)
             places = self._grid.places(chunk)
-            commit.rows(places, self._compute.windows(windows, chunk, self._taken_beside(places)))
+            value = self._placed(self._compute.windows(windows, chunk), places)
+            commit.rows(places, self._compute.tail(value, self._taken_beside(places)))
         commit.finish(candidates, None, min(len(tiles) * self._grid.tile_pixels, self.edge.pixel_count))
         return True
+
+    def _placed(self, value: Tensor, places: Tensor) -> Tensor:
+        """What the head still has to do that depends on where a pixel lies."""
+        return value
 
     def _dense(self) -> Tensor:
         return self._compute.whole([source.values for source in self.inputs])
