@@ -325,10 +325,8 @@ def plot(facts: dict[str, Any], out: Path) -> None:
     for (name, case), rows in _cases(facts).items():
         if case == "exact":
             dense = {key: [row["medians_ms"][key] for row in rows] for key in rows[0]["ratios"]}
-            best = statistics.median(row["dense_ms"] for row in rows)
-            bound = [row["work"] * best for row in rows]
-            densities, delta = [row["density"] for row in rows], [row["delta_ms"] for row in rows]
-            panels.append(Panel(_title(facts, name), densities, delta, dense, bound))
+            densities, delta, works = ([row[key] for row in rows] for key in ("density", "delta_ms", "work"))
+            panels.append(Panel(_title(facts, name), densities, delta, dense, works))
     draw(panels, out)
 
 

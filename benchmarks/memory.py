@@ -28,21 +28,11 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("network")
-    parser.add_argument("--frames", type=int, default=5)
-    parser.add_argument("--density", type=float, default=5, help="percent of the frame in the box")
-    parser.add_argument("--size", help="HxW instead of the network's own")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)  # what this process measures
-    options = parser.parse_args()
+    options = arguments()
     if options.kind:
         print(json.dumps(measure(options)))
         return
-    found = {kind: _child(kind) for kind in KINDS}
+    found = {kind: child(kind) for kind in KINDS}
     for facts in found.values():
         facts["above_torch_mb"] = facts["peak_mb"] - found["torch"]["peak_mb"]
     if options.json:
@@ -53,7 +43,21 @@ def main() -> None:
     print(table((options.network, *columns), body))
 
 
-def _child(kind: str) -> dict[str, float]:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network")
+    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--density", type=float, default=5, help="percent of the frame in the box")
+    parser.add_argument("--size", help="HxW instead of the network's own")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)  # what this process measures
+    return parser.parse_args(given)
+
+
+def child(kind: str) -> dict[str, float]:
     command = [sys.executable, *sys.argv, "--kind", kind]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

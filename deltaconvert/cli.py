@@ -177,12 +177,19 @@ def explain(
     arch: Arch = None,
     input: Input = None,
     threshold: Threshold = None,
+    graph: Annotated[
+        Path | None, typer.Option(help="Draw the graph: .dot, or .svg, .png, .pdf with Graphviz.")
+    ] = None,
     backend: Backend = "auto",
     json_output: Json = False,
 ) -> None:
     """Show every node of a converted network: delta or dense, why not, its share of the work, its state."""
     model, _ = _open(file, arch, input, threshold, backend)
     rows = model.explain()
+    if graph is not None:
+        from deltaconvert import dot
+
+        dot.write(rows, graph)
     if json_output:
         return _print_json({"nodes": rows.to_json(), "delta_share": rows.delta_share})
     typer.echo(str(rows))
@@ -238,6 +245,7 @@ def bench(
     threshold: Threshold = None,
     density: Annotated[str, typer.Option(help="Shares of moving pixels, in percent.")] = "0,1,5,25,100",
     frames: Annotated[int, typer.Option(min=1, help="Timed frames at each density.")] = 10,
+    plot: Annotated[Path | None, typer.Option(help="Draw time against density: .svg, .png or .pdf.")] = None,
     backend: Backend = "auto",
     json_output: Json = False,
 ) -> None:
@@ -245,8 +253,12 @@ def bench(
     densities = _numbers(density, "--density")
     if not densities or not all(0 <= share <= 100 for share in densities):
         raise _usage(f"{density!r} is no list of percentages such as 0,1,5", "--density")
-    model, recipe = _open(file, arch, input, threshold, backend)
     from deltaconvert import measure
+    from deltaconvert import plot as pictures
+
+    if plot is not None:
+        pictures.check(plot)
+    model, recipe = _open(file, arch, input, threshold, backend)
     from deltaconvert.feed import image_of
 
     shares = [share / 100 for share in densities]
@@ -254,6 +266,11 @@ def bench(
     with _progress("benchmark", len(shares)) as progress:
         rows = list(progress(measure.bench(model, shares, frames=frames, normalise=normalise)))
     inputs = ", ".join("x".join(map(str, shape)) for shape, _ in model.example)
+    if plot is not None:
+        found = ((row.asked, row.delta_ms, row.dense_ms, row.work) for row in rows)
+        asked, delta_ms, dense_ms, works = zip(*found, strict=True)
+        title = f"{arch or file} {inputs}"
+        pictures.draw([pictures.Panel(title, asked, delta_ms, {"dense": dense_ms}, works)], plot)
     if json_output:
         facts = {"network": arch or str(file), "input": inputs, "backend": model.backend, "frames": frames}
         baseline = {"baseline": measure.BASELINE}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from deltaconvert.errors import DeltaConvertError
@@ -15,30 +16,36 @@ DELTA, BOUND = "#d95f02", "#f2b58a"
 
 @dataclass(frozen=True)
 class Panel:
-    """One network. densities: shares 0..1 of the frame that move; for each of them the milliseconds a frame of the
-    converted network, of each dense engine, and `bound`: the dense time times the share of the work that is left."""
+    """One network. densities: shares 0..1 of the frame that move. For each of them the milliseconds a frame of the
+    converted network and of each dense engine, and the share of the dense multiply-accumulates that was done."""
 
     title: str
     densities: Sequence[float]
     delta: Sequence[float]
     dense: Mapping[str, Sequence[float]]
-    bound: Sequence[float]
+    works: Sequence[float]
 
 
-def draw(panels: Sequence[Panel], out: str | Path) -> None:
-    """Time against density, one panel beside the other; the ending of `out` says how: .svg, .png, .pdf."""
+def check(out: str | Path) -> None:
+    """DeltaConvertError if no picture can be written to `out`: better said before a measurement than after it."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise DeltaConvertError(
             "pictures of times need matplotlib: pip install 'deltaconvert[plot]'"
         ) from error
+    endings = Figure().canvas.get_supported_filetypes()
+    if Path(out).suffix[1:] not in endings:
+        raise DeltaConvertError(f"{out} ends in no picture format: take one of {', '.join(sorted(endings))}")
+
+
+def draw(panels: Sequence[Panel], out: str | Path) -> None:
+    """Time against density, one panel beside the other; the ending of `out` says how: .svg, .png, .pdf."""
+    check(out)
+    import matplotlib
     from matplotlib.figure import Figure
 
-    endings = Figure().canvas.get_supported_filetypes()
-    ending = Path(out).suffix.removeprefix(".")
-    if ending not in endings:
-        raise DeltaConvertError(f"{out} ends in no picture format: take one of {', '.join(sorted(endings))}")
+    # The same numbers make the same file: names by this salt, no date.
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "deltaconvert", "svg.fonttype": "none"}):
         figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.3), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -46,8 +53,7 @@ def draw(panels: Sequence[Panel], out: str | Path) -> None:
         figure.axes[0].set_ylabel("milliseconds a frame")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        # No date inside, so that the same numbers make the same file.
-        figure.savefig(out, dpi=150, metadata={"Date": None} if ending == "svg" else None)
+        figure.savefig(out, dpi=150, metadata={"Date": None} if Path(out).suffix == ".svg" else None)
 
 
 def _panel(axes: Any, panel: Panel) -> None:
@@ -55,7 +61,9 @@ def _panel(axes: Any, panel: Panel) -> None:
     axes.set_xscale("function", functions=(lambda x: x**0.5, lambda x: x**2))
     for colour, (name, times) in zip(COLOURS * len(panel.dense), panel.dense.items(), strict=False):
         axes.plot(panel.densities, times, color=colour, linewidth=1.2, label=name)
-    axes.plot(panel.densities, panel.bound, color=BOUND, linestyle="--", label="best dense x work left")
+    best = min(median(times) for times in panel.dense.values())
+    bound = [best * work for work in panel.works]
+    axes.plot(panel.densities, bound, color=BOUND, linestyle="--", label="best dense x work left")
     axes.plot(panel.densities, panel.delta, color=DELTA, marker="o", markersize=4, label="delta")
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel("moving part of the frame")

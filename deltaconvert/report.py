@@ -19,6 +19,8 @@ class ExplainRow:
 
     kind: "delta", "dense", "sparsify" or "densify". share: of all multiply-accumulates of a frame.
     threshold: the largest change that is dropped here; None where nothing is compared.
+    inputs: the paths of the nodes that it reads, and the names of frames.
+    shape: of its result; None if that is no tensor.
     """
 
     path: str
@@ -29,11 +31,16 @@ class ExplainRow:
     share: float
     threshold: float | None
     state_bytes: int
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class Explanation:
+    """outputs: the paths of the nodes whose results the network returns."""
+
     rows: list[ExplainRow]
+    outputs: tuple[str, ...]
 
     @property
     def delta_share(self) -> float:
@@ -243,9 +250,22 @@ def explain(program: Program) -> Explanation:
                 share=macs / total,
                 threshold=node.meta.get("threshold"),
                 state_bytes=0 if edge is None else edge.state_bytes(),
+                inputs=_read_by(node),
+                shape=node.meta.get("shape"),
             )
         )
-    return Explanation(rows)
+    (output,) = (node for node in program.plan.graph.graph.nodes if node.op == "output")
+    return Explanation(rows, _read_by(output))
+
+
+def _read_by(node: fx.Node) -> tuple[str, ...]:
+    """The paths of what a node reads but for weights. A frame's sparsify has the frame's own path, so that says it."""
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    paths = [source.meta.get("path", source.name) for source in sources]
+    return tuple(
+        f"frame {path}" if source.op == "placeholder" else path
+        for source, path in zip(sources, paths, strict=True)
+    )
 
 
 def label(node: fx.Node) -> str:

@@ -1,7 +1,6 @@
 """benchmarks/: what the scripts write down, on a network that takes no time."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cpu, engines  # noqa: E402
+from benchmarks import cpu, engines, memory  # noqa: E402
 
 
 @pytest.fixture
@@ -129,23 +128,14 @@ def test_the_threshold_that_truncates(tiny):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
-def test_memory_is_that_of_fresh_processes():
-    script = str(ROOT / "benchmarks" / "memory.py")
-    command = [
-        sys.executable,
-        script,
-        "dncnn",
-        "--size",
-        "64x64",
-        "--frames",
-        "1",
-        "--threads",
-        "1",
-        "--json",
-    ]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert list(found) == ["torch", "dense", "delta"]
-    assert found["torch"]["above_torch_mb"] == 0 < found["dense"]["above_torch_mb"]
-    assert found["delta"]["state_mb"] > 16 * 64 * 64 * 64 * 4 / 1e6  # 16 maps of 64 channels
+def test_memory_with_state(tiny, monkeypatch):
+    arguments = ["benchmarks/memory.py", "tiny", "--size", "256x256", "--frames", "1"]
+    found = {}
     for kind in ("dense", "delta"):
+        options = memory.arguments([*arguments[1:], "--kind", kind])
+        found[kind] = memory.measure(options)
         assert found[kind]["peak_mb"] >= found[kind]["running_mb"] > 0
+    assert found["delta"]["state_mb"] > (3 + 8 + 8) * 4 * 256 * 256 / 1e6
+    monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
+    child = memory.child("torch")
+    assert set(child) == {"peak_mb"} and 50 < child["peak_mb"] < found["delta"]["peak_mb"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,50 @@ def test_explain_a_file_and_a_name(converted):
     assert sum(row["macs"] for row in other["nodes"]) > 1.9 * sum(row["macs"] for row in ours["nodes"])
 
 
+def test_explain_draws_the_graph(tmp_path, monkeypatch):
+    """A network whose middle is dense, between two conversions."""
+    (tmp_path / "cli_island.py").write_text(
+        "from torch import cumsum, nn\n"
+        "class Sums(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return cumsum(x, 3)\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), Sums(), nn.Conv2d(4, 4, 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = ("explain", "--arch", "cli_island:net", "--input", "1x3x8x8", *BACKEND)
+    call(*command, "--graph", "net.dot")
+    text = (tmp_path / "net.dot").read_text()
+    (island,) = (line for line in text.splitlines() if "dense: " in line)
+    assert "<b>1.cumsum</b>" in island and "<i>cumsum</i>" in island and "1x4x6x6" in island
+    delta, dense = ("[" + text.split(f"-> {end} [")[1].split("]")[0] + "]" for end in ('"0"', '"1.cumsum"'))
+    assert delta != dense
+    drawn = re.findall(r'^  "(.+)" -> "(.+)" (\[.*\])$', text, flags=re.MULTILINE)
+    assert drawn == [
+        ("frame input_0", "input_0", dense),
+        ("input_0", "0", delta),
+        ("0", "densify(0)", delta),
+        ("densify(0)", "1.cumsum", dense),
+        ("1.cumsum", "sparsify(1.cumsum)", dense),
+        ("sparsify(1.cumsum)", "2", delta),
+        ("2", "densify(2)", delta),
+        ("densify(2)", "output", dense),
+    ]
+    monkeypatch.setenv("PATH", "")
+    text = said(call(*command, "--graph", "net.svg", code=1))
+    assert "needs Graphviz" in text and "write net.dot" in text and not (tmp_path / "net.svg").exists()
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz: apt install graphviz")
+def test_graphviz_takes_the_graph(converted, tmp_path):
+    call("explain", converted, "--graph", tmp_path / "net.svg", *BACKEND)
+    text = (tmp_path / "net.svg").read_text()
+    assert "features.0.0" in text and "blue: 2 dense nodes" in text
+    assert "cannot write" in said(
+        call("explain", converted, "--graph", tmp_path / "a.fpga", *BACKEND, code=1)
+    )
+
+
 def test_zoo_lists_what_converting_comes_to():
     args = ("zoo", NET, "fastestdet", "--input", "1x3x64x64")
     rows = json.loads(call(*args, "--json").stdout)
@@ -226,6 +271,21 @@ def test_bench_says_what_it_measured(converted):
     for key in ("date", "command", "torch", "processor", "threads", "baseline"):
         assert found[key]
     assert len(call(*args).stdout.splitlines()) == 6
+
+
+def test_bench_draws_what_it_measured(converted, tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
+    args = ("bench", converted, "--density", "0,100", "--frames", 1, *BACKEND)
+    call(*args, "--plot", tmp_path / "speed.svg")
+    text = (tmp_path / "speed.svg").read_text()
+    assert "1x3x64x96" in text and "milliseconds a frame" in text
+    assert "ends in no picture format" in said(call(*args, "--plot", tmp_path / "speed.txt", code=1))
+
+
+def test_bench_names_the_extra_that_draws(converted, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    text = said(call("bench", converted, "--plot", tmp_path / "speed.svg", code=1))
+    assert "pip install 'deltaconvert[plot]'" in text
 
 
 # ---- mistakes
