@@ -117,7 +117,7 @@ def convert(
     ] = None,
     std: Annotated[str | None, typer.Option(help="Divides it: 0.229,0.224,0.225.")] = None,
     scale: Annotated[float | None, typer.Option(help="Multiplies pixels 0..255 first [1/255].")] = None,
-    channels: Annotated[str | None, typer.Option(help="rgb or bgr.")] = None,
+    channels: Annotated[str | None, typer.Option(help="rgb, bgr or grey.")] = None,
     multiple: Annotated[
         int | None, typer.Option(help="Images are cut to a multiple of this many pixels.")
     ] = None,
@@ -299,7 +299,10 @@ def zoo(
     input: Input = None,
     json_output: Json = False,
 ) -> None:
-    """List the networks of model_zoo, and what converting each comes to at its own input size."""
+    """List the networks of model_zoo, and what converting each comes to at its own input size.
+
+    With --input, at that size; the channels stay its own.
+    """
     shape = None if input is None else _shape(input)
     import deltaconvert
     import model_zoo
@@ -312,7 +315,8 @@ def zoo(
     with _progress("converting", len(networks)) as progress:
         for name, network in progress(networks):
             recipe = model_zoo.recipe(name)
-            frame = _example_frame(recipe, shape or (1, *recipe.input_size), None)
+            size = (1, *recipe.input_size) if shape is None else (shape[0], recipe.input_size[0], *shape[2:])
+            frame = _example_frame(recipe, size, None)
             found = deltaconvert.convert(network, frame, backend="reference").explain()
             rows.append(
                 {

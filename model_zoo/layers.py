@@ -1,9 +1,12 @@
 """What the families share: one spelling of convolution, norm and activation, and the initial weights."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+Activation = Callable[[], nn.Module]
 
 
 def conv_norm(
@@ -12,9 +15,10 @@ def conv_norm(
     kernel: int = 1,
     stride: int = 1,
     groups: int = 1,
-    act: type[nn.Module] | None = nn.ReLU,
+    act: Activation | None = nn.ReLU,
     gain: float = 1.0,
     eps: float = 1e-5,
+    dilation: int = 1,
 ) -> list[nn.Module]:
     """A convolution without bias that keeps H and W at stride 1, its batch norm, and the activation if any.
 
@@ -23,9 +27,28 @@ def conv_norm(
     torch counts a depthwise convolution's fan_out as if it were dense, so its output vanishes. A gain after
     ResNet-50's residual branches would let activations grow to a deviation of 1268; without it, 49.
     """
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    padding = kernel // 2 * dilation
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
     kaiming(convolution, gain * (activation_gain(act) if act else 1.0))
     return [convolution, nn.BatchNorm2d(outputs, eps), *([act()] if act else [])]
+
+
+def conv(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, gain: float = 1.0, bias: bool = True
+) -> nn.Conv2d:
+    """A convolution alone that keeps H and W at stride 1; its bias starts at zero."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+    kaiming(convolution, gain)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    return convolution
+
+
+def conv_act(
+    inputs: int, outputs: int, kernel: int, act: Activation = nn.ReLU, bias: bool = True
+) -> list[nn.Module]:
+    """A convolution that keeps H and W, and the activation, without a norm."""
+    return [conv(inputs, outputs, kernel, gain=activation_gain(act), bias=bias), act()]
 
 
 def kaiming(convolution: nn.Conv2d, gain: float = 1.0) -> None:
@@ -33,7 +56,7 @@ def kaiming(convolution: nn.Conv2d, gain: float = 1.0) -> None:
     nn.init.normal_(convolution.weight, std=gain * convolution.weight[0].numel() ** -0.5)
 
 
-def activation_gain(act: type[nn.Module]) -> float:
+def activation_gain(act: Activation) -> float:
     """The root mean square of a standard normal value over that of act(value): the square root of 2 for ReLU."""
     x = torch.special.ndtri(torch.linspace(0, 1, 1001, dtype=torch.float64)[1:-1])
     return (x.square().sum() / act()(x).square().sum()).sqrt().item()
@@ -49,8 +72,8 @@ class SqueezeExcitation(nn.Sequential):
         self,
         width: int,
         squeezed: int,
-        act: type[nn.Module],
-        gate: type[nn.Module],
+        act: Activation,
+        gate: Activation,
         names: tuple[str, str] = ("fc1", "fc2"),
     ) -> None:
         reduce, expand = names
@@ -85,7 +108,7 @@ class MBConv(nn.Module):
         outputs: int,
         kernel: int,
         stride: int,
-        act: type[nn.Module],
+        act: Activation,
         excitation: SqueezeExcitation | None,
         eps: float = 1e-5,
     ) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+LUMA = (0.299, 0.587, 0.114)
+
 Factory = Callable[..., nn.Module]
 
 _FACTORIES: dict[str, Factory] = {}
@@ -34,22 +36,23 @@ class UnknownNetwork(KeyError):
 class Recipe:
     """How video frames become the input of a network, and where its public weights come from.
 
-    mean and std are in the network's own channel order and apply after `scale`.
+    mean and std are in the network's own channel order, one number a channel, and apply after `scale`.
+    A grey network takes the luma of a frame (ITU-R BT.601) as its only channel.
     """
 
     name: str
     summary: str
-    task: Literal["classify", "segment", "detect"]
+    task: Literal["classify", "segment", "detect", "pose", "denoise", "superres"]
     input_size: tuple[int, int, int]
     checkpoint: str
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    channels: Literal["rgb", "bgr"] = "rgb"
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
     scale: float = 1 / 255
     multiple: int = 1
 
     def prepare(self, frame: Tensor) -> Tensor:
-        """A decoded frame, uint8 (H, W, 3) in RGB, to the network's input, float32 (1, 3, H', W').
+        """A decoded frame, uint8 (H, W, 3) in RGB, to the network's input, float32 (1, 3, H', W') or (1, 1, H', W').
 
         H' and W' are H and W cut at the bottom and right to the network's multiple, so that positions in the
         output need no shift. Nothing is resized; the device stays.
@@ -64,7 +67,9 @@ class Recipe:
         image = frame[:height, :width].permute(2, 0, 1).float()
         if self.channels == "bgr":
             image = image.flip(0)
-        mean, std = (torch.tensor(v, device=frame.device).view(3, 1, 1) for v in (self.mean, self.std))
+        elif self.channels == "grey":
+            image = (image * torch.tensor(LUMA, device=frame.device).view(3, 1, 1)).sum(0, keepdim=True)
+        mean, std = (torch.tensor(v, device=frame.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return ((image * self.scale - mean) / std).unsqueeze(0).contiguous()
 
 

@@ -10,14 +10,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside the identity: (N, C, H, W) -> (N, width, H/stride, W/stride)."""
+    """Two 3x3 convolutions beside the identity: (N, C, H, W) -> (N, width, H/stride, W/stride).
+
+    `gain` scales what the branch adds at first.
+    """
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        dilation: int = 1,
+        gain: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu1 = conv_norm(inputs, width, 3, stride)
-        self.conv2, self.bn2 = conv_norm(width, width, 3, act=None)
+        self.conv1, self.bn1, self.relu1 = conv_norm(inputs, width, 3, stride, dilation=dilation)
+        self.conv2, self.bn2 = conv_norm(width, width, 3, act=None, gain=gain)
         self.downsample = downsample
         self.relu2 = nn.ReLU()
 
@@ -32,10 +43,17 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        dilation: int = 1,
+    ) -> None:
         super().__init__()
         self.conv1, self.bn1, self.relu1 = conv_norm(inputs, width)
-        self.conv2, self.bn2, self.relu2 = conv_norm(width, width, 3, stride)
+        self.conv2, self.bn2, self.relu2 = conv_norm(width, width, 3, stride, dilation=dilation)
         self.conv3, self.bn3 = conv_norm(width, width * self.expansion, act=None)
         self.downsample = downsample
         self.relu3 = nn.ReLU()
@@ -50,35 +68,57 @@ class Bottleneck(nn.Module):
 Block = type[BasicBlock] | type[Bottleneck]
 
 
-class ResNet(nn.Module):
-    """(N, 3, H, W) of any size -> (N, classes) logits."""
+class Body(nn.Module):
+    """All of a ResNet but its head; `maps` runs it.
 
-    def __init__(self, block: Block, depths: tuple[int, ...], classes: int) -> None:
+    dilated: stages 3 and 4 keep H/8 and dilate their 3x3 convolutions instead (torchvision's segmentation).
+    """
+
+    def __init__(self, block: Block, depths: tuple[int, int, int, int], dilated: bool = False) -> None:
         super().__init__()
         self.conv1, self.bn1, self.relu = conv_norm(3, 64, 7, 2)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        outputs = [width * block.expansion for width in (64, 128, 256, 512)]
-        self.layer1 = _stage(block, 64, 64, depths[0], stride=1)
-        self.layer2 = _stage(block, outputs[0], 128, depths[1], stride=2)
-        self.layer3 = _stage(block, outputs[1], 256, depths[2], stride=2)
-        self.layer4 = _stage(block, outputs[2], 512, depths[3], stride=2)
+        self.widths = [width * block.expansion for width in (64, 128, 256, 512)]
+        self.layer1 = stage(block, 64, 64, depths[0], 1)
+        self.layer2 = stage(block, self.widths[0], 128, depths[1], 2)
+        if dilated:
+            self.layer3 = stage(block, self.widths[1], 256, depths[2], 1, (1, 2))
+            self.layer4 = stage(block, self.widths[2], 512, depths[3], 1, (2, 4))
+        else:
+            self.layer3 = stage(block, self.widths[1], 256, depths[2], 2)
+            self.layer4 = stage(block, self.widths[2], 512, depths[3], 2)
+
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, 3, H, W) of any size -> maps of `widths` channels at H/4, H/8, H/16 and H/32, rounded up."""
+        c2 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c2, c3, c4, self.layer4(c4)
+
+
+class ResNet(Body):
+    """(N, 3, H, W) of any size -> (N, classes) logits."""
+
+    def __init__(self, block: Block, depths: tuple[int, int, int, int], classes: int) -> None:
+        super().__init__(block, depths)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(outputs[3], classes)
+        self.fc = nn.Linear(self.widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.flatten(self.avgpool(x)))
+        return self.fc(self.flatten(self.avgpool(self.maps(x)[-1])))
 
 
-def _stage(block: Block, inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:
+def stage(
+    block: Block, inputs: int, width: int, depth: int, stride: int, dilations: tuple[int, int] = (1, 1)
+) -> nn.Sequential:
+    """Blocks in a row; `dilations` are those of the first and of the others."""
     outputs = width * block.expansion
     downsample = None
     if stride != 1 or inputs != outputs:
         downsample = nn.Sequential(*conv_norm(inputs, outputs, stride=stride, act=None))
-    first = block(inputs, width, stride, downsample)
-    return nn.Sequential(first, *(block(outputs, width, 1, None) for _ in range(depth - 1)))
+    first = block(inputs, width, stride, downsample, dilations[0])
+    return nn.Sequential(first, *(block(outputs, width, dilation=dilations[1]) for _ in range(depth - 1)))
 
 
 @network(

@@ -101,6 +101,17 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch, clip):
     assert found["frames"] == 3 and found["size"] == [96, 64]
 
 
+def test_a_grey_network(tmp_path, clip):
+    arch = "torch.nn:Conv2d(in_channels=1, out_channels=2, kernel_size=3)"
+    file = tmp_path / "grey.delta"
+    call("convert", "--random", "--arch", arch, "--input", "1x1x32x32", "-o", file, *BACKEND)
+    found = json.loads(call("run", file, "--video", clip, "--json", "--limit", 3, *BACKEND).stdout)
+    assert found["frames"] == 3 and found["difference"]["max"] < 1e-5
+    call("bench", "--arch", "dncnn", "--input", "1x1x16x16", "--density", "0", "--frames", 1, *BACKEND)
+    rows = json.loads(call("zoo", "dncnn", "--input", "2x3x16x24", "--json").stdout)
+    assert rows[0]["input"] == [2, 1, 16, 24]
+
+
 def test_checkpoints_that_do_not_fit(tmp_path):
     torch.save({"a.weight": torch.ones(1)}, tmp_path / "net.pt")
     args = ("--arch", NET, "--input", "1x3x32x32", "-o", tmp_path / "x.delta")
@@ -250,6 +261,9 @@ def test_recipes_in_files_are_checked(converted, clip, tmp_path):
         ("multiple", 0),
         ("scale", None),
         ("mean", [1, 2]),
+        ("mean", [1]),
+        ("channels", "grey"),
+        ("channels", ["rgb"]),
     ):
         model.info = {"recipe": {**model.info["recipe"], field: value}}
         model.save(tmp_path / "x.delta")

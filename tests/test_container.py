@@ -18,7 +18,7 @@ from deltaconvert import container
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json import MAX_DEPTH
 
-SIZES = {"unet": 48, "unet_bilinear": 48}
+SIZES = {"unet": 48, "unet_bilinear": 48, "msrresnet_x4": 24, "deeplabv3_resnet50": 40}
 
 
 class Islands(nn.Module):
@@ -79,14 +79,14 @@ def video(*shape, frames=3):
 
 @pytest.mark.parametrize("name", model_zoo.names())
 def test_the_zoo_comes_back(name, tmp_path):
-    side = SIZES.get(name, 64)
-    example = next(video(1, 3, side, side))
+    side, channels = SIZES.get(name, 64), model_zoo.recipe(name).input_size[0]
+    example = next(video(1, channels, side, side))
     ours = deltaconvert.convert(model_zoo.create(name, seed=1), example, threshold="10%", backend="reference")
     ours.save(tmp_path / "net.delta")
     back = load(tmp_path / "net.delta")
     assert back.explain() == ours.explain()
     assert back.thresholds == ours.thresholds and max(back.thresholds.values()) > 0
-    for frame in video(1, 3, side, side):
+    for frame in video(1, channels, side, side):
         torch.testing.assert_close(back(frame), ours(frame), rtol=0, atol=0)
 
 
