@@ -150,8 +150,10 @@ class Drawn(nn.Module):
         if kind == "channels":
             return F.channel_shuffle(torch.cat([x, x], 1), 2)[:, :: 1 + number % 2].flip(1)
         if kind == "resize":
-            mode = ("nearest", "bilinear")[number % 2]
-            return F.interpolate(x, size=(1 + number // 2 % 11, 1 + number // 22 % 11), mode=mode)
+            mode = ("nearest", "bilinear", "bicubic", "area")[number % 4]
+            align = number % 3 == 0 if mode in ("bilinear", "bicubic") else None
+            size = 1 + number // 4 % 11, 1 + number // 44 % 11
+            return F.interpolate(x, size=size, mode=mode, align_corners=align)
         if kind == "pad":
             mode = ("constant", "reflect", "replicate", "circular")[number // 144 % 4]
             least = -1 if mode != "circular" else 0

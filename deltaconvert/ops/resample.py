@@ -52,17 +52,24 @@ class Interpolate(Operator):
 
     def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
         (shape,) = shapes
-        tables = []
-        for axis in (0, 1):
-            size, scale = _along(self.size, axis), _along(self.scale, axis)
+        return [Sources(*(sources_of(self._along(axis), shape[2 + axis]) for axis in (0, 1)))]
 
-            def resize(x: Tensor, size: Any = size, scale: Any = scale) -> Tensor:
-                return self._resize(
-                    x, None if size is None else (size, x.shape[3]), None if scale is None else (scale, 1.0)
-                )
+    def weights(self, reach: Sources, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What each source in the tables of `reach` counts for: of rows (H', taps), of columns (W', taps)."""
+        found = []
+        for axis, table in enumerate((reach.rows, reach.cols)):
+            probe = _lines(shape[2 + axis], min(2, shape[3 - axis]), dtype)
+            weights = self._along(axis)(probe)[:, 0, :, 0].t().gather(1, table)
+            weights[:, 1:][table[:, 1:] == table[:, :1]] = 0  # it was counted already
+            found.append(weights)
+        return found[0], found[1]
 
-            tables.append(sources_of(resize, shape[2 + axis]))
-        return [Sources(*tables)]
+    def _along(self, axis: int) -> Callable[[Tensor], Tensor]:
+        """The height (axis 0) or width (1) alone, for maps that have it in place of their height."""
+        size, scale = _along(self.size, axis), _along(self.scale, axis)
+        return lambda x: self._resize(
+            x, None if size is None else (size, x.shape[3]), None if scale is None else (scale, 1.0)
+        )
 
 
 class AdaptivePool2d(Operator):
@@ -119,14 +126,18 @@ def sources_of(resample: Callable[[Tensor], Tensor], size: int) -> Tensor:
     reads: Tensor | None = None
     for dtype in (torch.float32, torch.float64):
         for width in (1, 2):
-            probe = torch.eye(size, dtype=dtype).view(size, 1, size, 1).repeat(1, 1, 1, width)
-            lit = resample(probe)[:, 0, :, 0].ne(0).t()
+            lit = resample(_lines(size, width, dtype))[:, 0, :, 0].ne(0).t()
             reads = lit if reads is None else reads | lit
     assert reads is not None
     taps = int(reads.sum(1).max())
     table = reads.to(torch.int8).topk(taps, dim=1)
     # Rows with fewer sources repeat their first one.
     return torch.where(table.values.bool(), table.indices, table.indices[:, :1]).contiguous()
+
+
+def _lines(size: int, width: int, dtype: torch.dtype) -> Tensor:
+    """(size, 1, size, width): of map i row i holds ones."""
+    return torch.eye(size, dtype=dtype).view(size, 1, size, 1).repeat(1, 1, 1, width)
 
 
 def _along(value: Any, axis: int) -> Any:

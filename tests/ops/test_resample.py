@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Call, check_operator, examples
+from oracle import Call, assert_close, assert_same_bits, check_operator, examples
 from torch import nn
+
+import deltaconvert
 
 pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
 
@@ -68,6 +70,26 @@ def test_any_adaptive_pool(backend, kind, target, size, batch, seed):
 )
 def test_modules(backend, module, dtype):
     check_operator(module, (2, 3, 8, 7), dtype=dtype, backend=backend)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "area"])
+@pytest.mark.parametrize("size", [(26, 90), (79, 33)])
+def test_interpolation_is_incremental(mode, size):
+    """On cpu, a few changed pixels cost their readers; from many on the whole map is computed, to the same bits."""
+    network = nn.Sequential(nn.Upsample(size, mode=mode), nn.ReLU()).eval()
+    frame = torch.randn(2, 8, 39, 45)
+    model = deltaconvert.convert(network, frame, backend="cpu")
+    model(frame)
+    frame[1, :, 20:22, 17:19] += 1
+    model(frame)
+    (computed,) = [layer.computed for layer in model.stats().layers if layer.path == "0"]
+    assert 0 < computed <= 64
+    for share in (0, 10, 30):
+        frame[:, :, share:] = torch.randn_like(frame[:, :, share:])
+        outputs = model(frame)
+        assert_close(outputs, network(frame))
+        model.reset()
+        assert_same_bits(outputs, model(frame), f"from row {share}")
 
 
 SPELLINGS = {

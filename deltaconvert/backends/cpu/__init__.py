@@ -28,6 +28,7 @@ from deltaconvert.backends.cpu.rows import Rows
 from deltaconvert.backends.cpu.shuffles import Shuffles
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.backends.cpu.tiles import Tiles
+from deltaconvert.backends.cpu.weighted import Weighted
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
@@ -41,6 +42,7 @@ KINDS: tuple[type[Step], ...] = (
     Averages,
     Copies,
     Shuffles,
+    Weighted,
     Step,
 )  # the first that fits an operator runs it
 

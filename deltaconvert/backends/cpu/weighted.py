@@ -1,0 +1,92 @@
+"""Smooth interpolation: every output pixel is a weighted sum of a few input pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.backends.cpu.compute import Compute, head_of, tail_of
+from deltaconvert.backends.cpu.edges import Commit, Edge, listed
+from deltaconvert.backends.cpu.steps import Step, chunks, is_pointlike
+from deltaconvert.ops.base import Operator
+from deltaconvert.ops.resample import Interpolate
+from deltaconvert.reach import Reach, Sources
+
+
+class Weighted(Step):
+    """Bilinear, bicubic and area interpolation: each pixel sums its sources, row by row, as one bag of weighted rows.
+
+    torch's own sum has another order, so this one computes full frames too.
+    """
+
+    @classmethod
+    def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
+        resizes = isinstance(head_of(operator), Interpolate) and isinstance(reaches[0], Sources)
+        free = all(stage.position_free for stage in tail_of(operator))
+        precise = inputs[0].values.dtype in (torch.float32, torch.float64)
+        return resizes and free and precise and all(map(is_pointlike, reaches[1:], inputs[1:]))
+
+    def prepare(self) -> None:
+        head, reach, values = head_of(self.operator), self.reaches[0], self.inputs[0].values
+        assert isinstance(head, Interpolate) and isinstance(reach, Sources)
+        self._compute = Compute(self.operator)
+        weights = down, across = head.weights(reach, tuple(values.shape), values.dtype)
+        if not self._agrees(head, reach, weights):
+            return
+        _, _, height, width = values.shape
+        # Of each output pixel of a stream: its sources, and what they count for.
+        rows, cols = (reach.rows * width).int()[:, None, :, None], reach.cols.int()[None, :, None, :]
+        self._source_plane, self._plane = height * width, len(reach.rows) * len(reach.cols)
+        self._bags = (rows + cols).reshape(self._plane, -1)
+        self._weights = (down[:, None, :, None] * across[None, :, None, :]).reshape(self._plane, -1)
+        self.sizes = self._row_chunks()
+
+    def _agrees(self, head: Interpolate, reach: Sources, weights: tuple[Tensor, Tensor]) -> bool:
+        """The weights make a map what the operator makes it: what torch does beside them, it does whole."""
+        sizes = height, width = self.inputs[0].values.shape[2:]
+        waves = torch.arange(height * width, dtype=weights[0].dtype).sin().view(1, 1, height, width)
+        rows, cols = (
+            torch.zeros(len(table), size, dtype=waves.dtype).scatter_add_(1, table, part)
+            for table, size, part in zip((reach.rows, reach.cols), sizes, weights, strict=True)
+        )
+        # Weights and their sum in single precision.
+        return torch.allclose(rows @ waves[0, 0] @ cols.t(), head(waves)[0, 0], rtol=0, atol=1e-5)
+
+    def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
+        pixels = listed(candidates)
+        if not self.sizes or len(pixels) >= self.dense_from * self.edge.pixel_count:
+            return False
+        commit = Commit(self.edge, None)
+        for chunk in chunks(pixels, self.sizes):
+            commit.rows(chunk, self._compute.tail(self._summed(chunk), self._taken_beside(chunk)))
+        commit.finish(candidates, pixels, len(pixels))
+        return True
+
+    def _summed(self, pixels: Tensor) -> Tensor:
+        """(n, C), the values of `pixels`."""
+        source, inside, streams = self.inputs[0], pixels, None
+        if len(source.values) > 1:
+            streams = pixels // self._plane
+            inside = pixels - streams * self._plane
+        bags, weights = (table.index_select(0, inside) for table in (self._bags, self._weights))
+        if streams is not None:
+            bags += (streams * self._source_plane).int().view(-1, 1)
+        return _sums(source.rows, bags, weights)
+
+    def _dense(self) -> Tensor:
+        if not self.sizes:
+            return self._compute.whole([source.values for source in self.inputs])
+        planes = self.inputs[0].rows.view(-1, self._source_plane, self.edge.rows.shape[1])
+        streams = [_sums(plane, self._bags, self._weights) for plane in planes]
+        value = streams[0] if len(streams) == 1 else torch.cat(streams)
+        value = self._compute.tail(value, self._taken_beside(torch.arange(len(value))))
+        n, channels, height, width = self.edge.values.shape
+        return value.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _sums(rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
+    """(n, C): of bag i, the sum of rows[bags[i, k]] * weights[i, k] over k, in that order."""
+    return F.embedding_bag(bags, rows, per_sample_weights=weights, mode="sum")
