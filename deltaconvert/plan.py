@@ -15,6 +15,7 @@ from deltaconvert.passes.decide import decide
 from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_constants import fold_constants
 from deltaconvert.passes.fuse_tails import fuse_tails
+from deltaconvert.passes.keep_channels import keep_channels
 from deltaconvert.passes.open_tuples import open_tuples
 from deltaconvert.passes.place_thresholds import place_thresholds
 from deltaconvert.passes.propagate import propagate
@@ -43,6 +44,7 @@ def plan(
             propagate(frames),
             fold_constants,
             open_tuples,
+            keep_channels,
             drop_identities,
             adopt_operators,
             decide(streams, keep_dense),

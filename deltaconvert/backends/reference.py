@@ -59,8 +59,11 @@ def fill_unseen(stored: Tensor) -> None:
     """Fill a part of the state with a NaN that differs from every value of a frame.
 
     The next frame is a mask of ones by that, and a pixel that it forgot to compute shows. The NaN is another one than
-    arithmetic makes: a frame may hold that.
+    arithmetic makes: a frame may hold that. Maps of integers are never compared; they become the least one.
     """
+    if not stored.is_floating_point():
+        stored.fill_(False if stored.dtype == torch.bool else torch.iinfo(stored.dtype).min)
+        return
     nan = torch.full((1,), float("nan"), dtype=stored.dtype, device=stored.device)
     integer = INTEGER[stored.element_size()]
     stored.view(integer).copy_(nan.view(integer) + 1)

@@ -31,6 +31,7 @@ class Arithmetic(Operator):
     """
 
     elementwise = True
+    integers = True
 
     def __init__(self, function: str, other: Tensor | float | None, reverse: bool):
         super().__init__()
@@ -99,6 +100,23 @@ _spell("pow", operator.pow, torch.pow, "pow")
 _spell("maximum", torch.maximum, "maximum")
 _spell("minimum", torch.minimum, "minimum")
 _spell("sub", torch.rsub, reverse=True)
+
+
+@spelled(torch.max, "max")
+def _max(input: Any, dim: Any = None, keepdim: Any = False, *, other: Any = None) -> Any:
+    return _extreme("maximum", input, dim if other is None else other)
+
+
+@spelled(torch.min, "min")
+def _min(input: Any, dim: Any = None, keepdim: Any = False, *, other: Any = None) -> Any:
+    return _extreme("minimum", input, dim if other is None else other)
+
+
+def _extreme(function: str, a: Any, b: Any) -> tuple[Operator, list[Any]]:
+    """torch.max of two maps; of one it is a reduction, which open_tuples opens where it can."""
+    if not isinstance(b, Node | Tensor):
+        raise StaysDense("it is no maximum or minimum of two maps")
+    return _binary(function, a, b)
 
 
 @spelled(

@@ -17,6 +17,8 @@ from deltaconvert.ops.places import crop, flip
 class Concat(Operator):
     """N C1 H W, N C2 H W, ... -> N (C1 + C2 + ...) H W; `dim` is 1 or -3, which differ where it runs dense."""
 
+    integers = True
+
     def __init__(self, dim: int = 1):
         super().__init__()
         self.dim = dim
@@ -27,6 +29,8 @@ class Concat(Operator):
 
 class Channels(Operator):
     """N C H W -> N C' H W: the channels start, start + step, ... before stop, as Python slices a list."""
+
+    integers = True
 
     def __init__(self, start: int | None, stop: int | None, step: int | None):
         super().__init__()

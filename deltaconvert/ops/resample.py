@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
+from deltaconvert.ops.over_channels import reduce_channels
 from deltaconvert.reach import Everything, Reach, Sources
 
 
@@ -212,6 +213,8 @@ def _mean(
         if isinstance(dim, list | tuple) and all(isinstance(d, int) for d in dim)
         else dim
     )
+    if isinstance(dim, int) or (isinstance(dim, list | tuple) and len(dim) == 1):
+        return reduce_channels("mean", input, dim, keepdim, dtype=dtype)
     if dims != [2, 3] or keepdim is not True or dtype is not None:
         raise StaysDense("it is not a mean over height and width that keeps both")
     return SpatialMean(tuple(dim)), [input]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import fx
 
 from deltaconvert.check import names_of, operator_of
@@ -50,8 +51,10 @@ def _why_dense(node: fx.Node, streams: int) -> str | None:
             return f"{what} is no tensor"
         if len(shape) != 4:
             return f"{what} has shape {tuple(shape)}, not N C H W"
-        if not dtype.is_floating_point:
-            return f"{what} is {str(dtype).removeprefix('torch.')}, not floating point"
+        if not dtype.is_floating_point and not operator.integers:
+            return f"{what} is {_short(dtype)}, not floating point"
+        if not dtype.is_floating_point and value is not node and not value.meta.get("delta"):
+            return f"{what} is {_short(dtype)} and dense: changes of integers are not compared"
         if shape[0] != streams:
             return f"{what} has batch {shape[0]}, the frame has {streams}"
         if 0 in shape:
@@ -61,3 +64,7 @@ def _why_dense(node: fx.Node, streams: int) -> str | None:
     by_node = dict(zip(node.all_input_nodes, shapes, strict=False))
     inputs = [by_node[source] for source in node.args]
     return operator.why_dense(inputs, shapes[-1])
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -10,17 +10,28 @@ from typing import Any
 import torch
 from torch import fx
 
+# max(x, 1) is a tuple of the values and their channels.
+_EXTREMES: dict[Any, tuple[Any, Any]] = {
+    key: pair
+    for keys, pair in (
+        ((torch.max, "max"), (torch.amax, torch.argmax)),
+        ((torch.min, "min"), (torch.amin, torch.argmin)),
+    )
+    for key in keys
+}
 _CHUNK = (torch.chunk, "chunk")
 _SPLIT = (torch.split, torch.functional.split, "split", "split_with_sizes", torch.split_with_sizes)
 
 
 def open_tuples(gm: fx.GraphModule) -> fx.GraphModule:
-    """Replace the parts of a chunk or a split by slices of its input, where all of them are taken one by one.
+    """Replace the parts of a chunk, a split or a maximum by calls of their own, where all are taken one by one.
 
-    before:  t = chunk(x, 2, 1);  a = t[0];  b = t[1]
-    after:   a = x[:, 0:32];  b = x[:, 32:64]
+    before:  t = chunk(x, 2, 1);  a = t[0];  b = t[1];  values, labels = max(x, 1)
+    after:   a = x[:, 0:32];  b = x[:, 32:64];  values = amax(x, 1);  labels = argmax(x, 1)
     """
     for node in list(gm.graph.nodes):
+        if node.target in _EXTREMES:
+            _open_extremes(gm, node)
         if node.target not in _CHUNK and node.target not in _SPLIT:
             continue
         source, sizes, dim = _arguments(node)
@@ -38,6 +49,29 @@ def open_tuples(gm: fx.GraphModule) -> fx.GraphModule:
             gm.graph.erase_node(user)
         gm.graph.erase_node(node)
     return gm
+
+
+def _open_extremes(gm: fx.GraphModule, node: fx.Node) -> None:
+    def read(input: Any, dim: Any = None, keepdim: Any = False, **others: Any) -> tuple[Any, Any, Any]:
+        return input, None if others else dim, keepdim
+
+    source, dim, keepdim = read(*node.args, **node.kwargs)
+    parts = {user: _part(user) for user in node.users}
+    if not isinstance(dim, int) or None in parts.values():
+        return
+    for user, part in parts.items():
+        with gm.graph.inserting_before(user):
+            call = gm.graph.call_function(_EXTREMES[node.target][part], (source, dim, keepdim))
+        call.meta = dict(user.meta)
+        user.replace_all_uses_with(call)
+        gm.graph.erase_node(user)
+    gm.graph.erase_node(node)
+
+
+def _part(user: fx.Node) -> Any:
+    """0 for the values of a maximum, 1 for their places, None for what is neither."""
+    names = {0: 0, 1: 1, -2: 0, -1: 1, "values": 0, "indices": 1}
+    return names.get(user.args[1]) if user.target in (operator.getitem, getattr) else None
 
 
 def _arguments(node: fx.Node) -> tuple[Any, Any, Any]:

@@ -31,6 +31,8 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
             else:
                 continue
             kind = "gate" if _is_gate(node) else kind
+            if not node.meta["dtype"].is_floating_point:  # two labels are equal or not
+                continue
             amount = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))
             if amount > 0 or node.target is sparsify:
                 node.meta["threshold"] = amount

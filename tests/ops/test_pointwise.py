@@ -92,8 +92,8 @@ def test_one_pixel(backend):
 DENSE = {
     "bounds that are maps": (lambda m, x: torch.clamp(x, min=m.low), "min is a tensor"),
     "bounds of the frame": (lambda m, x: x.clamp(max=x.mean()), "max is computed in every frame"),
-    "no floating point": (lambda m, x: (x * 10).long().abs(), "not floating point"),
-    "softmax": (lambda m, x: x.softmax(1), "no operator for softmax"),
+    "no floating point": (lambda m, x: F.relu((x * 10).long()), "not floating point"),
+    "an unknown one": (lambda m, x: x.cumsum(1), "no operator for cumsum"),
     "slope of the frame": (lambda m, x: F.prelu(x, x.mean((0, 2, 3))), "its weight is computed"),
 }
 

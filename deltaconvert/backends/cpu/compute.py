@@ -13,6 +13,7 @@ from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.over_channels import OverChannels
 from deltaconvert.ops.pointwise import Pointwise
 
 # Functions of torch that round once, or not at all, and so to the same bits by vectors and one by one.
@@ -172,7 +173,12 @@ def tail_of(operator: Operator) -> list[Operator]:
 
 
 def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> Tensor:
-    """A pointwise operator, to the same bits wherever a value lies. Input `own` may be overwritten."""
+    """An operator of single pixels, to the same bits wherever a value lies. Input `own` may be overwritten."""
+    if isinstance(stage, OverChannels):
+        # Rows are summed one by one; where a dimension lies behind the channels the order depends on the map.
+        (x,) = inputs
+        rows = stage.rows(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]))
+        return rows.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
     if isinstance(stage, Pointwise):
         if stage.function not in EXACT:
             return steadily(stage, inputs[0])

@@ -30,6 +30,13 @@ class Edge:
     def reset(self, streams: slice) -> None:
         fill_unseen(self.values[streams])
 
+    def draw(self) -> None:
+        """Random values, to try a step on."""
+        if self.values.is_floating_point():
+            self.values.uniform_(-1, 1)
+        else:
+            self.values.random_(0, 2)
+
     def stand_still(self) -> None:
         self.mask, self.count, self.computed = self._none, 0, 0
         self._pixels: Tensor | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cpu.edges import Edge
+from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Everything, Pixel, Reach
 
@@ -125,7 +126,7 @@ class Step:
     def _compare(self) -> dict[str, Any]:
         edge, sizes = self.edge, self.sizes
         for source in self.inputs:
-            source.values.uniform_(-1, 1)
+            source.draw()
         threshold, edge.threshold = edge.threshold, None
         every = torch.ones_like(edge.mask)
         few = torch.zeros_like(every)
@@ -134,7 +135,7 @@ class Step:
 
         def bits(of: tuple[int, ...], mask: Tensor) -> Tensor:
             self.dense_from, self.sizes = 2.0, of
-            edge.rows.fill_(float("nan"))
+            fill_unseen(edge.rows)
             self._sparse(mask, None)
             return edge.rows.clone()
 
@@ -144,7 +145,7 @@ class Step:
         self.backwards = False
         for size in sizes:
             rows = bits((size,), few)
-            if not _same(rows, torch.where(rows.isnan(), rows, sparse)):
+            if not _same(rows[few.view(-1)], sparse[few.view(-1)]):
                 sizes = sizes[-1:]
                 sparse = bits(sizes, every)
                 break
