@@ -7,6 +7,7 @@ of ones*. That is why a first frame, a reset or a joined stream needs no branch 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -125,6 +126,17 @@ def _lines(mask: Tensor, dim: int, indices: Tensor) -> Tensor:
     if dim == 2:
         return mask.index_select(2, indices)
     return mask.gather(3, indices.expand(*mask.shape[:3], -1))
+
+
+def stretched(shape: Sequence[int], out_shape: Sequence[int]) -> Reach:
+    """The reach of a map that is stretched to a larger one: along the height, along the width, or both."""
+    (height, width), (out_height, out_width) = shape[2:], out_shape[2:]
+    if (height, width) == (out_height, out_width):
+        return Pixel()
+    if height == width == 1:
+        return Everything((out_height, out_width))
+    rows, cols = torch.arange(out_height).view(-1, 1), torch.arange(out_width).view(-1, 1)
+    return Sources(rows * (height > 1), cols * (width > 1))
 
 
 def _gather_taps(

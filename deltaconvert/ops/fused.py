@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from deltaconvert.ops.base import Operator, Shape
-from deltaconvert.reach import Everything, Pixel, Reach
+from deltaconvert.reach import Reach, stretched
 
 
 class Fused(Operator):
@@ -61,11 +61,8 @@ class Fused(Operator):
         return self.head.on_windows(windows)
 
     def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
-        out = tuple(out_shape[2:])
-        size = (out[0], out[1])
         head = self.head.reaches(shapes[: self.head_inputs], out_shape)
-        tail = [Pixel() if tuple(s[2:]) == size else Everything(size) for s in shapes[self.head_inputs :]]
-        return [*head, *tail]
+        return [*head, *(stretched(shape, out_shape) for shape in shapes[self.head_inputs :])]
 
     def extra_repr(self) -> str:
         return ""

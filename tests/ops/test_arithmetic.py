@@ -35,6 +35,28 @@ TWO = {
     "mul": lambda m, a, b: a.mul(b),
     "div_": lambda m, a, b: (a * 1).div_(b + 9),
     "maximum": lambda m, a, b: a.maximum(b),
+    "torch.max": lambda m, a, b: torch.max(a, b) - torch.min(a, other=b),
+    "add alpha": lambda m, a, b: torch.add(a, b, alpha=2),
+    "sub alpha": lambda m, a, b: a.sub(b, alpha=0.5),
+    "rsub alpha": lambda m, a, b: torch.rsub(a, b, alpha=3),
+    "//": lambda m, a, b: a // (b.abs() + 0.5),
+    "div floor": lambda m, a, b: torch.div(a, b.abs() + 0.5, rounding_mode="floor"),
+    "div trunc": lambda m, a, b: a.div(b.abs() + 0.5, rounding_mode="trunc"),
+    "%": lambda m, a, b: a % (b.abs() + 0.5),
+    "fmod": lambda m, a, b: torch.fmod(a, b.abs() + 0.5),
+    "lerp": lambda m, a, b: torch.lerp(a, b, 0.25) + a.lerp(b, b),
+    "addcmul": lambda m, a, b: torch.addcmul(a, a, b) - b.addcdiv(a, b.abs() + 1),
+    "where": lambda m, a, b: torch.where(a > b, a, b * 2),
+    "where, a number": lambda m, a, b: torch.where(a.lt(b), 0.0, b),
+    "where, a method": lambda m, a, b: a.where(b >= 0.5, b),
+    "masked_fill": lambda m, a, b: a.masked_fill(b <= 0, -9.0),
+    "masked_fill_": lambda m, a, b: (a * 1).masked_fill_(b == a, 1.0),
+    "truth values": lambda m, a, b: ((a > 0) & (b < 1)) | (a != b),
+    "logic": lambda m, a, b: torch.logical_xor(torch.logical_or(a > 0, b > 0), a.gt(1).logical_and(b > 1)),
+    "a truth value as a number": lambda m, a, b: (a > b) * a + (b > 0),
+    "labels": lambda m, a, b: (
+        (a.argmax(1, keepdim=True) == b.argmax(1, keepdim=True)) * (a.argmax(1, True) // 2)
+    ),
 }
 
 
@@ -82,6 +104,30 @@ def test_one_channel_that_grows(backend, size):
     check_operator(network, (2, 3, *size), dtype=torch.float32, threshold=0.1, backend=backend)
 
 
+STRETCHED = {
+    "a row": lambda m, a, b: a * b,
+    "a column first": lambda m, a, b: b - a,
+    "behind a convolution": lambda m, a, b: m.conv(a).relu() * b.sigmoid() + a,
+    "in the tail": lambda m, a, b: (m.conv(a) + b).relu(),
+    "raised": lambda m, a, b: (a.abs() + 1) ** b,
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 1), (2, 1, 1, 6)])
+@pytest.mark.parametrize("name", STRETCHED)
+def test_rows_and_columns(backend, name, shape):
+    network = Call(STRETCHED[name], conv=nn.Conv2d(3, 3, 3, padding=1))
+    check_operator(network, [A, shape], threshold=0.1, backend=backend)
+
+
+def test_a_column_times_a_row(backend):
+    """Coordinate attention."""
+    network = Call(lambda m, a, b, x: x * (a.sigmoid() * b.sigmoid()) + a * b)
+    check_operator(
+        network, [(2, 3, 33, 1), (2, 3, 1, 40), (2, 3, 33, 40)], dtype=torch.float32, backend=backend
+    )
+
+
 def test_gate_of_the_map_itself(backend):
     check_operator(
         Call(lambda m, a: a * a.mean((2, 3), keepdim=True).sigmoid()), A, threshold=0.1, backend=backend
@@ -106,6 +152,24 @@ CONSTANTS = {
     "more channels": lambda m, a: a[:, :1] * m.channels,
     "1x1 to a map": lambda m, a: a.mean((2, 3), keepdim=True) * m.pixels,
     "maximum": lambda m, a: torch.maximum(a, m.channels),
+    "0-d as an exponent": lambda m, a: (a.abs() + 1) ** m.scalar,
+    "per channel as an exponent": lambda m, a: (a.abs() + 1) ** m.channels,
+    "a whole number": lambda m, a: a * torch.tensor(2) + m.whole,
+    "labels and 0-d": lambda m, a: a.argmax(1, keepdim=True) * m.scalar,
+    "labels and 0-d of theirs": lambda m, a: a.argmax(1, keepdim=True) * m.whole,
+    "a truth value": lambda m, a: a * True,
+    "one value": lambda m, a: a + m.scalar.view(1),
+    "a row": lambda m, a: a + m.pixels[0, 0, 0],
+    "height and width": lambda m, a: a * m.pixels[0, 0],
+    "all": lambda m, a: (m.channels * m.pixels)[0] - a,
+    "a column": lambda m, a: a + m.pixels[:, :, :, :1],
+    "alpha": lambda m, a: torch.add(a, m.channels, alpha=2) - torch.sub(a, 3, alpha=2),
+    "//": lambda m, a: a // 0.75 + 2 // (a.abs() + 0.5),
+    "%": lambda m, a: a % 0.75 + 2.5 % (a.abs() + 0.5),
+    "map ** part": lambda m, a: (a.abs() + 1) ** 1.7,
+    "where": lambda m, a: torch.where(a > m.channels, a, m.pixels),
+    "where, a constant choice": lambda m, a: torch.where(m.pixels > 0, a, -a),
+    "masked_fill": lambda m, a: a.masked_fill(m.pixels > 0, m.scalar),
 }
 
 
@@ -115,24 +179,22 @@ def test_constants(backend, name):
         "scalar": torch.tensor(1.5),
         "channels": torch.randn(1, 3, 1, 1),
         "pixels": torch.randn(1, 1, 5, 6),
+        "whole": torch.tensor(3),
     }
     check_operator(Call(CONSTANTS[name], **parts), A, threshold=0.1, backend=backend)
 
 
 DENSE = {
-    "alpha": (lambda m, a: torch.add(a, a, alpha=2), "alpha is not 1"),
-    "rounding": (lambda m, a: torch.div(a, 2, rounding_mode="floor"), "rounding_mode='floor'"),
-    "a row": (lambda m, a: a + m.row, "runs along the width"),
-    "a stretched map": (lambda m, a: a + a[:, :, :1], "it stretches a map of 1x6 to 5x6"),
     "a stretched batch": (lambda m, a: a + a[:1].tanh(), "batch 1, the frame has 2"),
     "streams apart": (lambda m, a: a + m.streams, "differs from stream to stream"),
-    "a truth value": (lambda m, a: a * True, "mul with bool"),
     "a number of the frame": (lambda m, a: a * a.mean(), "not N C H W"),
+    "a weighted product": (lambda m, a: torch.addcmul(a, a, a, value=2), "value=2"),
+    "a place": (lambda m, a: torch.where(a > 0)[0], "where with NoneType"),
 }
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_stays_dense(backend, name):
     function, reason = DENSE[name]
-    module = Call(function, row=torch.randn(6), streams=torch.randn(2, 3, 1, 1))
+    module = Call(function, streams=torch.randn(2, 3, 1, 1))
     check_operator(module, A, backend=backend, expect="dense", reason=reason)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deltaconvert.backends.cpu.grid import Grid
@@ -18,6 +20,8 @@ from deltaconvert.ops.pointwise import Pointwise
 
 # Functions of torch that round once, or not at all, and so to the same bits by vectors and one by one.
 EXACT = ("relu", "relu6", "leaky_relu", "hardtanh", "clamp", "abs", "neg", "square", "sqrt", "reciprocal")
+# Those of arithmetic that do not.
+ROUNDED = ("pow", "floor_divide", "remainder", "fmod")
 GRAIN = 32768  # values that torch gives to one thread
 VECTOR = 64  # values of two of the widest vectors, at the smallest dtype
 
@@ -188,6 +192,8 @@ def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> 
     if isinstance(stage, BatchNorm):
         scale, shift = stage.scale.view(-1, 1, 1), stage.shift.view(-1, 1, 1)
         return inputs[0].mul_(scale).add_(shift) if own is not None else (inputs[0] * scale).add_(shift)
+    if isinstance(stage, Arithmetic) and stage.function in ROUNDED:
+        return steadily(stage.call, *stage.operands(*inputs))
     if isinstance(stage, Arithmetic) and stage.function == "add" and own is not None and len(inputs) == 2:
         mine, other = inputs[own], inputs[1 - own]
         if mine.shape[1] >= other.shape[1] and mine.dtype == torch.result_type(mine, other):
@@ -199,22 +205,35 @@ def _memory(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
 
 
-def steadily(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function of each value of `x` (channels last or rows), to the same bits wherever the value lies.
+def steadily(function: Callable[..., Tensor], *operands: Any) -> Tensor:
+    """A function of each value of maps (channels last or rows) and numbers, to the same bits wherever a value lies.
 
     torch computes exp and its kin by vectors, and what is left over at the end of a thread's share one by one, to other
     bits. Pieces that fill vectors and threads evenly leave nothing over.
     """
-    flat = x.permute(0, 2, 3, 1).reshape(-1)
-    result = torch.empty_like(flat)
-    length, start = len(flat), 0
+    maps = [x for x in operands if isinstance(x, Tensor) and x.dim() > 0]
+    n, channels, height, width = shape = torch.broadcast_shapes(*(x.shape for x in maps))
+    flat = [
+        x.expand(shape).permute(0, 2, 3, 1).reshape(-1) if isinstance(x, Tensor) and x.dim() > 0 else x
+        for x in operands
+    ]
+
+    def of(start: int, stop: int, padding: int = 0) -> Tensor:
+        """The function of values start to stop, and as many ones."""
+        return function(
+            *(
+                F.pad(x[start:stop], (0, padding), value=1) if isinstance(x, Tensor) and x.dim() > 0 else x
+                for x in flat
+            )
+        )
+
+    length, pieces, start = shape.numel(), [], 0
     for piece in (GRAIN * torch.get_num_threads(), GRAIN):
         while length - start >= piece:
-            result[start : start + piece] = function(flat[start : start + piece])
+            pieces.append(of(start, start + piece))
             start += piece
-    rest = flat[start:]
-    if len(rest):
-        padded = torch.nn.functional.pad(rest, (0, -len(rest) % VECTOR))
-        result[start:] = function(padded)[: len(rest)]
-    n, channels, height, width = x.shape
+    rest = length - start
+    if rest:
+        pieces.append(of(start, length, -rest % VECTOR)[:rest])
+    result = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     return result.view(n, height, width, channels).permute(0, 3, 1, 2)

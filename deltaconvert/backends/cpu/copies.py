@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from deltaconvert.backends.cpu.compute import Compute, head_of, tail_of
@@ -25,15 +24,12 @@ class Copies(Step):
         return copies and free and all(map(is_pointlike, reaches[1:], inputs[1:]))
 
     def prepare(self) -> None:
-        operator, reaches, inputs, edge = self.operator, self.reaches, self.inputs, self.edge
-        self._compute = Compute(operator)
-        reach = reaches[0]
+        reach = self.reaches[0]
         assert isinstance(reach, Sources)
-        _, _, height, width = inputs[0].values.shape
-        streams = torch.arange(edge.mask.shape[0]).view(-1, 1, 1) * (height * width)
-        rows, cols = reach.rows.clamp(min=0).view(-1, 1), reach.cols.clamp(min=0).view(1, -1)
-        self._source = (streams + rows * width + cols).view(-1)
-        self._outside = None if reach.orphans is None else reach.orphans.repeat(len(streams), 1).view(-1, 1)
+        self._compute = Compute(self.operator)
+        self._source = self._copied_from(0)
+        streams = self.edge.mask.shape[0]
+        self._outside = None if reach.orphans is None else reach.orphans.repeat(streams, 1).view(-1, 1)
         self.sizes = self._row_chunks()
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deltaconvert.backends.cpu.compute import Compute
+from deltaconvert.backends.cpu.compute import Compute, head_of
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.cpu.steps import Step, chunks, is_pointlike
 from deltaconvert.ops.base import Operator
@@ -18,7 +18,8 @@ class Rows(Step):
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
-        return operator.position_free and all(map(is_pointlike, reaches, inputs))
+        free = operator.position_free and not head_of(operator).copies
+        return free and all(map(is_pointlike, reaches, inputs))
 
     def prepare(self) -> None:
         self.sizes = self._row_chunks()

@@ -12,7 +12,7 @@ from torch import Tensor
 from deltaconvert.backends.cpu.edges import Edge
 from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.ops.base import Operator
-from deltaconvert.reach import Everything, Pixel, Reach
+from deltaconvert.reach import Everything, Pixel, Reach, Sources
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cpu import Backend
@@ -49,6 +49,7 @@ class Step:
         self.sizes: tuple[int, ...] = ()  # of chunks; none where there is no sparse way
         self.backwards = False  # take the list from its end
         self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
+        self._origins: dict[int, Tensor] = {}
         self.prepare()
 
     def prepare(self) -> None:
@@ -101,15 +102,29 @@ class Step:
     def _taken(self, places: Tensor, start: int = 0) -> list[Tensor]:
         """The rows of the inputs from `start` on at `places`; of a gate the row of each place's stream."""
         taken = []
-        for reach, source in zip(self.reaches[start:], self.inputs[start:], strict=True):
-            if not isinstance(reach, Everything):
+        for place, (reach, source) in enumerate(zip(self.reaches, self.inputs, strict=True)):
+            if place < start:
+                continue
+            if isinstance(reach, Pixel):
                 taken.append(source.rows.index_select(0, places))
+            elif isinstance(reach, Sources):
+                taken.append(source.rows.index_select(0, self._copied_from(place).index_select(0, places)))
             elif len(source.rows) == 1:
                 taken.append(source.rows)
             else:
                 plane = self.edge.pixel_count // len(source.rows)
                 taken.append(source.rows.index_select(0, places // plane))
         return taken
+
+    def _copied_from(self, place: int) -> Tensor:
+        """int64 (pixels), the row of input `place` that each output pixel is a copy of."""
+        if place not in self._origins:
+            reach, (streams, _, height, width) = self.reaches[place], self.inputs[place].values.shape
+            assert isinstance(reach, Sources)
+            first = torch.arange(streams).view(-1, 1, 1) * (height * width)
+            rows, cols = reach.rows.clamp(min=0).view(-1, 1), reach.cols.clamp(min=0).view(1, -1)
+            self._origins[place] = (first + rows * width + cols).view(-1)
+        return self._origins[place]
 
     def settle(self, notes: dict[str, Any]) -> None:
         """Decide at plan time between the sparse way and the dense operator; the state starts over after it.
@@ -192,7 +207,9 @@ def chunks(indices: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def is_pointlike(reach: Reach, source: Edge) -> bool:
-    """The input can be taken pixel by pixel: it is read there, or it is a gate."""
+    """The input can be taken pixel by pixel: it is read there, or it is a gate, or stretched."""
+    if isinstance(reach, Sources):
+        return reach.single and reach.orphans is None
     return isinstance(reach, Pixel) or (
         isinstance(reach, Everything) and tuple(source.values.shape[2:]) == (1, 1) and reach.size != (1, 1)
     )
