@@ -37,8 +37,9 @@ def convert(
         of positional inputs, or a dict of keyword inputs. A real frame is best: relative thresholds are measured on it.
     threshold: the largest change that is dropped, at the input and at every activation; 0 is exact. A mapping sets
         kinds and single nodes apart: {"input": 0.04, "activation": "10%", "gate": "1%", "layer1.*": 0.2}, where a
-        percentage is one of the node's mean magnitude on `example`. The three kinds go before parts of the network
-        that have their names: a part `input` is reached by the pattern "[i]nput".
+        percentage is one of the node's mean magnitude on `example`. "statistics" are the means and deviations of
+        group and instance norms. Kinds go before parts of the network that have their names: a part `input` is
+        reached by the pattern "[i]nput".
     backend: "reference", "cpu", or "auto": the fastest one for the device of `example`.
     leaves: module classes or paths that run whole, as they are.
     keep_dense: paths of nodes, or patterns of them, that stay dense.

@@ -15,15 +15,17 @@ from fnmatch import fnmatchcase
 from deltaconvert.errors import InputError
 
 Rule = float | str
-KINDS = ("input", "activation", "gate")
+KINDS = ("input", "activation", "gate", "statistics")
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Rules by kind of node ("input", "activation", "gate") and by the path of a node or a pattern of paths.
+    """Rules by kind of node (KINDS) and by the path of a node or a pattern of paths.
 
     input: the frames themselves. activation: activations, and maps that come back from a dense island.
     gate: a 1x1 map that scales a larger one; when it moves, its whole map is recomputed.
+    statistics: the means and deviations of group and instance norms, in the units of the map that they normalise; a
+    percentage is one of their mean deviation. When one moves, the whole map is recomputed.
     A path goes before a pattern, a later one before an earlier one, and both before the kind. A node that several calls
     were fused into goes by the path of each of them.
 
@@ -36,15 +38,16 @@ class Thresholds:
     def of(cls, value: Rule | Mapping[str, Rule] | Thresholds) -> Thresholds:
         """From what convert(threshold=...) takes: one rule for inputs and activations, or a mapping of rules.
 
-        One rule above zero gives gates a threshold of their own, 1 % of their magnitude: without it a gate that moves
-        by a rounding error would recompute its map in every frame.
+        One rule above zero gives gates and statistics a threshold of their own, 1 %: without it one that moves by a
+        rounding error would recompute its map in every frame.
         """
         if isinstance(value, Thresholds):
             return value
         if isinstance(value, Mapping):
             rules = {kind: 0.0 for kind in KINDS} | dict(value)
         else:
-            rules = {"input": value, "activation": value, "gate": "1%" if _amount(value, 1.0) > 0 else 0.0}
+            small = "1%" if _amount(value, 1.0) > 0 else 0.0
+            rules = {"input": value, "activation": value, "gate": small, "statistics": small}
         for name, rule in rules.items():
             if not isinstance(name, str):
                 raise InputError(f"{name!r} names no node: rules go by kind, path or pattern")

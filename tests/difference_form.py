@@ -27,6 +27,7 @@ from deltaconvert.ops.channels import ChannelIndex, Channels, ChannelShuffle, Co
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.ops.pad import Pad
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.places import Crop, Flip, Places, Roll
@@ -135,6 +136,8 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
         reached = ones[:, :, slice(*operator.rows), slice(*operator.cols)]
     elif isinstance(operator, MaxPool2d | Interpolate | AdaptivePool2d | Roll | Flip):
         reached = operator(ones)
+    elif isinstance(operator, Statistics):
+        reached = F.adaptive_max_pool2d(ones, 1)
     else:
         reached = ones if ones.shape[2:] == tuple(size) else ones.expand(-1, -1, *size)
     # Where a whole stream changes, pixels that read nothing but padding count along: a mask of ones stays one.

@@ -272,7 +272,7 @@ class WritesInPlace(nn.Module):
 
 ISLANDS = {
     "an unknown function": (lambda m, x: m.b(m.a(x).cumsum(1)), "no operator for cumsum"),
-    "an unknown module": (lambda m, x: m.b(m.norm(m.a(x))), "no operator for group_norm"),
+    "an unknown module": (lambda m, x: m.b(m.norm(m.a(x))), "no operator for local_response_norm"),
     "an untraceable module": (lambda m, x: m.b(m.branch(m.a(x))), "cannot be traced"),
     "an untraceable module's dict": (lambda m, x: m.several(m.a(x)), "cannot be traced"),
     "between islands": (lambda m, x: m.branch(m.a(x.cumsum(3)).cumsum(2)), "no operator for cumsum"),
@@ -286,7 +286,7 @@ ISLANDS = {
 def test_what_is_unknown_stays_dense_and_right(backend, name):
     function, reason = ISLANDS[name]
     parts = {
-        "a": conv(), "b": conv(4, 2), "norm": nn.GroupNorm(2, 4), "branch": Branching(), "several": Several(),
+        "a": conv(), "b": conv(4, 2), "norm": nn.LocalResponseNorm(3), "branch": Branching(), "several": Several(),
         "linear": nn.Linear(4, 5), "lstm": nn.LSTM(56, 5, batch_first=True), "writes": WritesInPlace(),
     }  # fmt: skip
     model = check(call(function, **parts), backend)

@@ -30,7 +30,8 @@ import deltaconvert
 STEP = st.tuples(
     st.sampled_from(
         "conv conv conv conv depthwise transposed norm max avg relu relu_ hardswish sigmoid add iadd sub mul cat gate "
-        "resize chunk constant adaptive shuffle unshuffle channels pad crop turn".split()
+        "resize chunk constant adaptive shuffle unshuffle channels pad crop turn softmax reduce "
+        "group instance across".split()
     ),
     st.integers(0, 99),  # which of the maps so far
     st.integers(0, 99),  # which other map, where it takes two
@@ -121,6 +122,15 @@ class Drawn(nn.Module):
             sources.append(same[other % len(same)])
         elif kind == "gate":
             part = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), nn.Sigmoid())
+        elif kind == "group":
+            groups = channels if number % 2 else 1
+            if x[0].numel() == groups:  # no deviation
+                return None
+            part = nn.GroupNorm(groups, channels, eps=0.1)
+        elif kind == "instance":
+            if x.shape[2] * x.shape[3] == 1:
+                return None
+            part = nn.InstanceNorm2d(channels, eps=0.1, affine=number % 2 > 0)
         elif kind == "chunk" and channels < 2:
             return None
         return kind, tuple(sources), place if part is not None else None, number
@@ -140,6 +150,12 @@ class Drawn(nn.Module):
             return z
         if kind == "cat":
             return torch.cat([x, y], 1)
+        if kind == "softmax":
+            return x.softmax(1)
+        if kind == "reduce":
+            return (torch.amax, torch.mean, torch.sum)[number % 3](x, dim=1, keepdim=True)
+        if kind == "across":  # a column or a row beside the map
+            return x * F.adaptive_avg_pool2d(x, (None, 1) if number % 2 else (1, None))
         if kind == "chunk":
             a = x.chunk(2, 1)
             return a[number % 2]
@@ -251,11 +267,11 @@ def test_recipes_reach_every_kind_of_step():
     reached = set()
     for number, kind in enumerate(
         "conv depthwise transposed norm max avg relu relu_ add iadd mul cat gate resize chunk "
-        "shuffle unshuffle channels pad crop turn".split()
+        "shuffle unshuffle channels pad crop turn softmax reduce group instance across".split()
     ):
         steps = [("conv", 0, 0, 5), (kind, 1, 0, number), (kind, 0, 1, number + 3)]
         network = Drawn({"steps": steps, "size": (9, 8), "batch": 1, "outputs": 1, "seed": number})
         reached |= {entry[0] for entry in network.program}
         assert isinstance(network(torch.zeros(network.shape)), dict) and isinstance(network.shape, tuple)
         assert all(isinstance(t, Tensor) for t in network(torch.zeros(network.shape)).values())
-    assert len(reached) == 21
+    assert len(reached) == 26

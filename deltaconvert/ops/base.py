@@ -78,6 +78,22 @@ class Operator(nn.Module):
         """What an operator that copies makes of its sources (n, C): they themselves, or some channels, (n, C')."""
         return rows
 
+    def of_parts(self, pixels: Tensor, inside: Tensor) -> Tensor:
+        """What parts of the first input's map give to `combined`: (parts, a power of two, C) -> (parts, K).
+
+        inside: bool (parts, the same, 1); where it is not set, pixels repeat another one of the map. The same bits for
+        a part whatever lies beside it. Only operators whose result is one pixel may have one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no parts")
+
+    def combined(self, parts: Tensor, counts: Tensor) -> Tensor:
+        """The result (N, C') from what each part of each stream gave (N, parts, K) and the pixels (parts) of each."""
+        raise NotImplementedError(f"{type(self).__name__} has no parts")
+
+    def magnitude(self, value: Tensor) -> float:
+        """What relative thresholds refer to: the magnitude of the result."""
+        return mean_magnitude(value)
+
     def settings(self) -> dict[str, Any]:
         """Everything that __init__ took, by name."""
         return {
@@ -92,6 +108,10 @@ class Operator(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in self.settings().items() if not isinstance(v, Tensor))
+
+
+def mean_magnitude(value: Tensor) -> float:
+    return float(value.abs().mean(dtype=torch.float32))
 
 
 def spelled(*targets: Any) -> Callable[[Spelling], Spelling]:

@@ -213,7 +213,7 @@ def _mean(
         if isinstance(dim, list | tuple) and all(isinstance(d, int) for d in dim)
         else dim
     )
-    if isinstance(dim, int) or (isinstance(dim, list | tuple) and len(dim) == 1):
+    if dim in (1, -3, [1], [-3], (1,), (-3,)):
         return reduce_channels("mean", input, dim, keepdim, dtype=dtype)
     if dims != [2, 3] or keepdim is not True or dtype is not None:
         raise StaysDense("it is not a mean over height and width that keeps both")

@@ -9,6 +9,7 @@ from torch import fx
 from deltaconvert.check import densify, names_of, operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.ops.resample import AdaptivePool2d
 from deltaconvert.passes.adopt_operators import adopt
 from deltaconvert.passes.convert_edges import describe
@@ -29,7 +30,7 @@ def fuse_tails(gm: fx.GraphModule) -> fx.GraphModule:
             node in done
             or not node.meta.get("delta")
             or operator is None
-            or isinstance(operator, AdaptivePool2d)
+            or isinstance(operator, AdaptivePool2d | Statistics)
         ):
             continue
         chain = _chain(node)

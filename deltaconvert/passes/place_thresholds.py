@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import fx
 
 from deltaconvert.check import names_of, operator_of, sparsify
+from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.reach import Everything
 from deltaconvert.thresholds import Thresholds
 
@@ -14,8 +15,8 @@ from deltaconvert.thresholds import Thresholds
 def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.GraphModule]:
     """A pass that writes meta["threshold"] where changes are compared with what is stored.
 
-    Every sparsify compares, exactly at threshold 0. An activation or a gate compares where its threshold is above 0;
-    elsewhere a candidate is a change.
+    Every sparsify compares, exactly at threshold 0. An activation, a gate or statistics compare where their threshold
+    is above 0; elsewhere a candidate is a change.
 
     before:  y = conv_relu(sparsify(x))
     after:   the same; sparsify with threshold=0.04 (input), conv_relu with threshold=0.1 (activation)
@@ -26,11 +27,13 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
             operator = operator_of(node) if node.meta.get("delta") else None
             if node.target is sparsify:
                 kind = "input" if node.args[0].op == "placeholder" else "activation"
+            elif isinstance(operator, Statistics):
+                kind = "statistics"
             elif operator is not None and (operator.activation or _is_gate(node)):
                 kind = "activation"
             else:
                 continue
-            kind = "gate" if _is_gate(node) else kind
+            kind = "gate" if kind != "statistics" and _is_gate(node) else kind
             if not node.meta["dtype"].is_floating_point:  # two labels are equal or not
                 continue
             amount = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from deltaconvert.check import operator_of
+from deltaconvert.ops.base import mean_magnitude
 
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
 _PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm")
@@ -61,7 +62,8 @@ class _Observer(fx.Interpreter):
         if isinstance(value, Tensor):
             node.meta.update(shape=tuple(value.shape), dtype=value.dtype, device=value.device)
             if value.is_floating_point() and value.numel():
-                node.meta["scale"] = float(value.abs().mean(dtype=torch.float32))
+                operator = operator_of(node)
+                node.meta["scale"] = (operator.magnitude if operator else mean_magnitude)(value)
         if node.meta["is_constant"] and node.op != "get_attr":
             node.meta["constant"] = value
         return value

@@ -24,6 +24,7 @@ from deltaconvert.backends.cpu.compute import can_pack, head_of
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge, FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
+from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.rows import Rows
 from deltaconvert.backends.cpu.shuffles import Shuffles
 from deltaconvert.backends.cpu.steps import Step
@@ -37,6 +38,7 @@ from deltaconvert.reach import Reach
 
 NAME = "cpu"
 KINDS: tuple[type[Step], ...] = (
+    Parts,
     Rows,
     Tiles,
     Averages,

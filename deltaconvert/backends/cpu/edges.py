@@ -19,7 +19,7 @@ class Edge:
 
     def __init__(self, shape: Shape, dtype: torch.dtype, threshold: float | None):
         n, channels, height, width = shape
-        self.threshold = threshold
+        self.threshold, self.beside = threshold, 0  # bytes that its step keeps beside the map
         self.values = torch.empty(n, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
         self.rows = self.values.permute(0, 2, 3, 1).view(-1, channels)
         self.pixel_count = n * height * width
@@ -87,7 +87,7 @@ class Edge:
         return self.values.clone(memory_format=torch.contiguous_format)
 
     def state_bytes(self) -> int:
-        return self.values.nbytes + self._none.nbytes
+        return self.values.nbytes + self._none.nbytes + self.beside
 
 
 def listed(mask: Tensor) -> Tensor:
