@@ -77,19 +77,20 @@ def _before(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[
 
 def _call(gm: fx.GraphModule, node: fx.Node, name: str, operator: Operator, inputs: list[Any]) -> fx.Node:
     target = f"operators.{name}"
-    while _is_users(gm, target):
+    while not _is_free(gm, target, node):
         target += "_"
     gm.add_submodule(target, operator)
     with gm.graph.inserting_before(node):
         return gm.graph.call_module(target, tuple(inputs))
 
 
-def _is_users(gm: fx.GraphModule, target: str) -> bool:
-    """The network itself has a module of that name."""
+def _is_free(gm: fx.GraphModule, target: str, node: fx.Node) -> bool:
+    """No module has that name, of the network or of another node: a copied graph may hand out names anew."""
     try:
-        return not isinstance(gm.get_submodule(target), Operator)
+        module = gm.get_submodule(target)
     except AttributeError:
-        return False
+        return True
+    return target == node.target and isinstance(module, Operator)
 
 
 def _is_size(node: fx.Node) -> bool:
