@@ -8,7 +8,7 @@ from model_zoo.resnet import IMAGENET_MEAN, IMAGENET_STD, BasicBlock, Bottleneck
 
 STEM = 64
 BLOCKS = 4  # of each map, between two exchanges
-# How much a block or another map adds at first. With 1, activations would grow to a deviation of 10^4.
+# How much a block or another map adds at first. With 1, activations would grow to a deviation of 10^5.
 GAIN = 0.3
 
 
@@ -93,5 +93,5 @@ def _halved(inputs: int, outputs: int) -> nn.Sequential:
     )
 )
 def hrnet_w32(joints: int = 17) -> HRNet:
-    """32, 64, 128 and 256 channels."""
+    """32, 64, 128 and 256 channels. `poses.joints` reads its output."""
     return HRNet(32, joints)

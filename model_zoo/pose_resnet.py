@@ -41,5 +41,5 @@ class PoseResNet(Body):
     )
 )
 def pose_resnet50(joints: int = 17) -> PoseResNet:
-    """3, 4, 6 and 3 bottlenecks in four stages."""
+    """`poses.joints` reads its output."""
     return PoseResNet((3, 4, 6, 3), joints)

@@ -21,6 +21,7 @@ from deltaconvert.checkpoint import load_into, read_state_dict
 from model_zoo import registry
 from model_zoo.boxes import suppress
 from model_zoo.fastestdet import decode
+from model_zoo.poses import joints
 from model_zoo.retinanet import anchors
 from model_zoo.retinanet import decode as decode_retinanet
 from model_zoo.unet import Up
@@ -574,6 +575,17 @@ def test_retinanets_decode_places_one_box_and_cuts_it_to_the_frame() -> None:
     torch.testing.assert_close(boxes[:, [0, 1, 2, 3, 5]], torch.tensor(expected, dtype=torch.float32))
     assert found[:, 4].tolist() == pytest.approx([0.99987661] * 2)  # sigmoid(9)
     assert nothing.shape == (0, 6)
+
+
+def test_joints_lean_to_their_larger_neighbours() -> None:
+    heat = torch.zeros(2, 2, 5, 7)
+    heat[0, 0, 2, 3], heat[0, 0, 2, 4], heat[0, 0, 1, 3] = 3.0, 2.0, 1.0
+    heat[0, 1, 4, 0], heat[0, 1, 3, 0] = 2.0, 1.0
+    heat[1, 1, 3, 2] = 1.0
+    found = joints(heat)
+    assert found.shape == (2, 2, 3)
+    assert found[0].tolist() == [[4 * 3.25, 4 * 1.75, 3], [0, 16, 2]]
+    assert found[1].tolist() == [[0, 0, 0], [8, 12, 1]]
 
 
 @cache
