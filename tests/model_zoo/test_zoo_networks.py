@@ -20,6 +20,8 @@ import model_zoo
 from deltaconvert.checkpoint import load_into, read_state_dict
 from model_zoo import registry
 from model_zoo.boxes import suppress
+from model_zoo.efficientdet import decode as decode_efficientdet
+from model_zoo.efficientdet import same
 from model_zoo.fastestdet import decode
 from model_zoo.poses import joints
 from model_zoo.retinanet import anchors
@@ -34,12 +36,12 @@ needs_data = pytest.mark.skipif(
 )
 
 # Parameters, state dict entries, and `signature` of the state dict. Those of THEIRS and deeplabv3_resnet50 were taken
-# from torchvision 0.28, yolox_s's from pixeltable-yolox 0.4.3, fastestdet's from its checkpoint. The others were taken
-# from this code, to guard against change: dncnn's after its checkpoint, which has no num_batches_tracked, had been
-# loaded; retinanet_resnet50_fpn's after torchvision 0.28 had loaded its state dict, renaming it as it does the public
-# file; hrnet_w32's after all but final_layer had been found in timm 1.0.31's hrnet_w32; those of the U-Nets,
-# pose_resnet50 and msrresnet_x4 after their names were checked against milesial/Pytorch-UNet's, and what we know of
-# those in microsoft/human-pose-estimation.pytorch and XPixelGroup/BasicSR.
+# from torchvision 0.28, yolox_s's from pixeltable-yolox 0.4.3, EfficientDet's from effdet 0.4.1, fastestdet's from its
+# checkpoint. The others were taken from this code, to guard against change: dncnn's after its checkpoint, which has no
+# num_batches_tracked, had been loaded; retinanet_resnet50_fpn's after torchvision 0.28 had loaded its state dict,
+# renaming it as it does the public file; hrnet_w32's after all but final_layer had been found in timm 1.0.31's
+# hrnet_w32; those of the U-Nets, pose_resnet50 and msrresnet_x4 after their names were checked against
+# milesial/Pytorch-UNet's, and what we know of those in microsoft/human-pose-estimation.pytorch and XPixelGroup/BasicSR.
 PUBLIC = {
     "resnet18": (11_689_512, 122, "f0e35161599236f3"),
     "resnet50": (25_557_032, 320, "fe1d335c3c7786ff"),
@@ -57,6 +59,8 @@ PUBLIC = {
     "msrresnet_x4": (1_517_571, 74, "94f3a07a096959d7"),
     "deeplabv3_resnet50": (42_004_074, 370, "0784418d14d70969"),
     "retinanet_resnet50_fpn": (34_068_119, 354, "4d48e376bb229268"),
+    "efficientdet_d0": (3_880_067, 784, "fe63276bff1ebeab"),
+    "efficientdet_d1": (6_625_898, 1004, "4780d2d0d3eb6a79"),
 }
 
 # torchvision's names of the classifiers that it has.
@@ -200,6 +204,24 @@ SOME_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
         "head.classification_head.cls_logits.weight": (819, 256, 3, 3),
         "head.regression_head.bbox_reg.bias": (36,),
     },
+    "efficientdet_d0": {
+        "backbone.conv_stem.weight": (32, 3, 3, 3),
+        "backbone.blocks.0.0.se.conv_reduce.weight": (8, 32, 1, 1),
+        "backbone.blocks.6.0.conv_pwl.weight": (320, 1152, 1, 1),
+        "fpn.resample.3.conv.bn.running_var": (64,),
+        "fpn.cell.0.fnode.5.combine.resample.2.conv.conv.weight": (64, 320, 1, 1),
+        "fpn.cell.2.fnode.6.combine.edge_weights": (3,),
+        "fpn.cell.1.fnode.0.after_combine.conv.conv_dw.weight": (64, 1, 3, 3),
+        "class_net.bn_rep.2.4.bn.bias": (64,),
+        "class_net.predict.conv_pw.weight": (810, 64, 1, 1),
+        "box_net.predict.conv_pw.bias": (36,),
+    },
+    "efficientdet_d1": {
+        "backbone.blocks.0.1.conv_pw.weight": (16, 16, 1, 1),
+        "backbone.blocks.5.4.bn3.weight": (192,),
+        "fpn.cell.3.fnode.7.after_combine.conv.conv_pw.weight": (88, 88, 1, 1),
+        "box_net.conv_rep.2.conv_pw.bias": (88,),
+    },
 }
 
 # Small enough to convert and play a video to in every run.
@@ -208,6 +230,7 @@ CONVERTED = [
     "mobilenetv3_small",
     "efficientnet_b0",
     "yolox_s",
+    "efficientdet_d0",
     "hrnet_w32",
     "pose_resnet50",
     "dncnn",
@@ -253,9 +276,10 @@ def output_shapes(name: str, batch: int, height: int, width: int) -> list[tuple[
             return [(batch, channels(name), height, width)]
         case "superres":
             return [(batch, 3, 4 * height, 4 * width)]
-        case "detect" if name == "retinanet_resnet50_fpn":
+        case "detect" if name.startswith(("retinanet", "efficientdet")):
+            classes = 91 if name.startswith("retinanet") else 90
             levels = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
-            return [(batch, maps, *level) for level in levels for maps in (9 * 91, 9 * 4)]
+            return [(batch, maps, *level) for level in levels for maps in (9 * classes, 9 * 4)]
         case "detect" if name == "yolox_s":
             return [(batch, 85, height // stride, width // stride) for stride in (8, 16, 32)]
         case "detect":
@@ -551,6 +575,28 @@ def test_yoloxs_decode_places_one_box() -> None:
     centre, half = torch.tensor([3.5, 1.75]) * 16, torch.tensor([8.0, 24.0])
     score = torch.tensor(9.0).sigmoid().square()
     torch.testing.assert_close(found, torch.tensor([[*centre - half, *centre + half, score, 16]]))
+    assert nothing.shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "before", "after"),
+    [(6, 3, 0, 1), (7, 3, 1, 1), (1, 3, 1, 1), (6, 5, 1, 2), (7, 5, 2, 2)],
+)
+def test_same_padding_puts_what_is_odd_last(side: int, kernel: int, before: int, after: int) -> None:
+    padded = same(torch.ones(1, 1, side, 4), kernel, 2)
+    assert padded[0, 0, :, kernel // 2].tolist() == [0.0] * before + [1.0] * side + [0.0] * after
+
+
+def test_efficientdets_decode_places_one_box() -> None:
+    sides = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+    output = [(torch.full((2, 9 * 90, *side), -9.0), torch.zeros(2, 9 * 4, *side)) for side in sides]
+    logits, steps = output[1]
+    logits[0, 1 * 90 + 17, 1, 3] = 9.0  # the wide anchor of the smallest size: 44.8 high, 89.6 wide
+    steps[0, 1 * 4 : 2 * 4, 1, 3] = torch.tensor([0.25, 0.0, math.log(2), 0.0])
+    found, nothing = decode_efficientdet(output)
+    x, y = 3.5 * 16, 1.5 * 16 + 0.25 * 44.8
+    expected = [x - 44.8, y - 44.8, x + 44.8, y + 44.8, torch.tensor(9.0).sigmoid(), 17]
+    torch.testing.assert_close(found, torch.tensor([expected]))
     assert nothing.shape == (0, 6)
 
 
