@@ -154,6 +154,22 @@ def test_a_size_among_the_inputs_waits_for_the_plan():
     assert calls(gm) == ["Conv2d", "mul"] and type(operator_of(node_of(gm, "mul"))) is Arithmetic
 
 
+def test_what_follows_from_weights_waits_for_the_plan():
+    """EfficientDet's fusion: a map times its share of learnt weights."""
+
+    def run(m, x):
+        weights = m.relu(m.conv.bias * 2)
+        return m.conv(x) * weights[0] / (weights.sum() + 1e-4)
+
+    gm = graph(run, adopt_operators, propagate([X]), fold_constants, adopt_operators)
+    assert calls(gm) == ["Conv2d", "mul", "div"]
+    assert [type(operator_of(n)) for n in gm.graph.nodes if operator_of(n)] == [
+        Conv2d,
+        Arithmetic,
+        Arithmetic,
+    ]
+
+
 def test_fold_batch_norm():
     folded = graph(lambda m, x: m.bn(m.conv(x)), adopt_operators, fold_batch_norm)
     assert calls(folded) == ["Conv2d"] and names_of(node_of(folded, "conv")) == ("conv", "bn")

@@ -19,9 +19,15 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
     before:  y = conv(x) [padding_mode="reflect"]
     after:   p = Pad("reflect")(x);  y = Conv2d(p)
     """
+    weights: set[fx.Node] = set()  # and what follows from them alone
     for node in list(gm.graph.nodes):
+        if node.op == "get_attr":
+            weights.add(node)
         if node.op not in ("call_module", "call_function", "call_method") or operator_of(node) is not None:
             continue
+        follows = bool(node.all_input_nodes) and weights.issuperset(node.all_input_nodes)
+        if follows:
+            weights.add(node)
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         spelling = find(node.target if module is None else module)
         if spelling is None:
@@ -45,12 +51,17 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
         if any(map(_is_size, reads)):  # x * x.shape[1]: a number, once the plan has folded constants
             node.meta["why_dense"] = "it reads a size"
             continue
-        adopt(
+        if not follows and not weights.isdisjoint(reads):  # x * weight.relu(): likewise
+            node.meta["why_dense"] = "it reads what follows from weights"
+            continue
+        call = adopt(
             gm,
             node,
             operator,
             [_before(gm, node, *part) if isinstance(part, tuple) else part for part in inputs],
         )
+        if follows:
+            weights.add(call)
     gm.graph.eliminate_dead_code()
     return gm
 
