@@ -3,6 +3,20 @@
 import torch
 from torch import Tensor
 
+CANDIDATES = 1000  # of each level of a pyramid, before suppression
+
+
+def by_anchor(maps: Tensor, anchors: int) -> Tensor:
+    """(N, anchors * K, h, w) -> (N, h * w * anchors, K), row by row."""
+    return maps.unflatten(1, (anchors, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+
+
+def best(scores: Tensor, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (anchors, classes) -> score, anchor and class of those above `confidence`, CANDIDATES at most."""
+    score, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
+    score, place = score[score > confidence], place[score > confidence]
+    return score, place // scores.shape[1], place % scores.shape[1]
+
 
 def suppress(found: Tensor, overlap: float) -> Tensor:
     """Greedy non-maximum suppression by class: rows (boxes, 6) -> those kept, best first.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_zoo.boxes import suppress
+from model_zoo.boxes import best, by_anchor, suppress
 from model_zoo.efficientnet import STAGES
 from model_zoo.layers import EXCITED_GAIN, SqueezeExcitation, activation_gain, kaiming
 from model_zoo.registry import Recipe, network
@@ -19,7 +19,6 @@ ANCHOR = 4  # side of the smallest anchor, in cells of its level
 SCALES = (1, 2 ** (1 / 3), 2 ** (2 / 3))
 SHAPES = ((1.0, 1.0), (0.7, 1.4), (1.4, 0.7))  # height and width
 ANCHORS = len(SCALES) * len(SHAPES)
-CANDIDATES = 1000  # of each level, before suppression
 
 # The maps that each node of a BiFPN joins: 0 to 4 are the levels that come in, fine to coarse, 5 and on the nodes
 # before. The last of them is another level's: a coarser one in the first four nodes, then a finer one.
@@ -274,22 +273,16 @@ def _candidates(logits: Tensor, steps: Tensor, stride: int, confidence: float) -
     """The best boxes of one level, (boxes, 6) a frame."""
     height, width = logits.shape[2:]
     centres, sides = (places.to(logits.device) for places in anchors(stride, height, width))
+    logits, steps = (by_anchor(maps.float(), ANCHORS) for maps in (logits, steps))
     frames = []
-    for scores, moves in zip(_by_anchor(logits.float()).sigmoid(), _by_anchor(steps.float()), strict=True):
-        score, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
-        score, place = score[score > confidence], place[score > confidence]
-        anchor, label = place // scores.shape[1], place % scores.shape[1]
+    for scores, moves in zip(logits.sigmoid(), steps, strict=True):
+        score, anchor, label = best(scores, confidence)
         centre = centres[anchor] + moves[anchor, :2] * sides[anchor]
         half_size = moves[anchor, 2:].exp() * sides[anchor] / 2
         # Rows come before columns in anchors and steps.
         corners = torch.cat(((centre - half_size).flip(1), (centre + half_size).flip(1)), 1)
         frames.append(torch.cat((corners, score[:, None], label[:, None]), 1))
     return frames
-
-
-def _by_anchor(maps: Tensor) -> Tensor:
-    """(N, anchors * K, h, w) -> (N, h * w * anchors, K)."""
-    return maps.unflatten(1, (ANCHORS, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 def anchors(stride: int, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_zoo.boxes import suppress
+from model_zoo.boxes import best, by_anchor, suppress
 from model_zoo.layers import conv, conv_act
 from model_zoo.registry import Recipe, network
 from model_zoo.resnet import IMAGENET_MEAN, IMAGENET_STD, Body, Bottleneck
@@ -20,7 +20,6 @@ SIZES = (32, 64, 128, 256, 512)  # of the smallest anchor of each level, in pixe
 SCALES = (1, 2 ** (1 / 3), 2 ** (2 / 3))
 RATIOS = (0.5, 1.0, 2.0)  # height by width
 ANCHORS = len(SCALES) * len(RATIOS)
-CANDIDATES = 1000  # of each level, before suppression
 NOTHING = -math.log(99)  # the logit of 0.01, where the paper lets all scores start
 LARGEST_STEP = math.log(1000 / 16)  # of a box's side, as a logarithm
 
@@ -137,22 +136,15 @@ def _candidates(
     """The best boxes of one level, (boxes, 6) a frame."""
     height, width = logits.shape[2:]
     places = anchors(side, (height, width), size).to(logits.device)
+    logits, steps = (by_anchor(maps.float(), ANCHORS) for maps in (logits, steps))
     frames = []
-    for scores, moves in zip(_by_anchor(logits.float()).sigmoid(), _by_anchor(steps.float()), strict=True):
-        score, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
-        score, place = score[score > confidence], place[score > confidence]
-        anchor, label = place // scores.shape[1], place % scores.shape[1]
+    for scores, moves in zip(logits.sigmoid(), steps, strict=True):
+        score, anchor, label = best(scores, confidence)
         boxes = _moved(places[anchor], moves[anchor])
         limits = boxes.new_tensor([size[1], size[0]]).repeat(2)
         boxes = torch.minimum(boxes.clamp(min=0), limits)
         frames.append(torch.cat((boxes, score[:, None], label[:, None]), 1))
     return frames
-
-
-def _by_anchor(maps: Tensor) -> Tensor:
-    """(N, anchors * K, h, w) -> (N, h * w * anchors, K)."""
-    n, _, height, width = maps.shape
-    return maps.view(n, ANCHORS, -1, height, width).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 def _moved(anchors: Tensor, steps: Tensor) -> Tensor:
