@@ -26,11 +26,11 @@ EXTRAS     ?= $(if $(filter 12,$(CUDA)),cuda12,cuda13),dev
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench wheel clean
+.PHONY: help setup demo test test-cuda check bench wheel clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
-	  printf '  make %-7s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
+	  printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 setup: $(VENV)/.ready ## make the virtual environment, with the CPU build of torch where there is no GPU
 
@@ -39,6 +39,9 @@ demo: setup ## convert a network, run it on a video, show what was saved (writes
 
 test: setup ## run the tests, but for the slow ones and those that need a GPU
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu"
+
+test-cuda: setup ## run the tests that need a GPU; without one this fails
+	DELTACONVERT_NEEDS_GPU=1 $(BIN)/python -m pytest -q -m gpu
 
 check: setup ## ruff, mypy, the wheel's content, and every CUDA source compiled
 	$(BIN)/ruff check .

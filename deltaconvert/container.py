@@ -136,7 +136,7 @@ def _example(inputs: Any, device: torch.device) -> list[Tensor]:
     """Frames of the size that the network was converted for; thresholds do not depend on what they show."""
     if not isinstance(inputs, list) or not 1 <= len(inputs) <= MAX_INPUTS:
         raise ContainerError(f"it does not have 1 to {MAX_INPUTS} inputs")
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     frames = []
     for entry in inputs:
         shape = entry.get("shape") if isinstance(entry, dict) else None
@@ -152,7 +152,7 @@ def _example(inputs: Any, device: torch.device) -> list[Tensor]:
             if elements > MAX_ELEMENTS:
                 raise ContainerError(f"an input has over {MAX_ELEMENTS} elements")
         if dtype.is_floating_point:
-            frames.append(torch.rand(shape, generator=generator).to(device, dtype))
+            frames.append(torch.rand(shape, generator=generator, device="cpu").to(device, dtype))
         else:
             frames.append(torch.zeros(shape, dtype=dtype, device=device))
     return frames

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from deltaconvert.normalise import normalise
 from deltaconvert.thresholds import Rule, Thresholds, refuse_unknown
 from deltaconvert.trace import Traced, trace
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "cuda")
 
 
 def convert(
@@ -40,7 +41,7 @@ def convert(
         percentage is one of the node's mean magnitude on `example`. "statistics" are the means and deviations of
         group and instance norms. Kinds go before parts of the network that have their names: a part `input` is
         reached by the pattern "[i]nput".
-    backend: "reference", "cpu", or "auto": the fastest one for the device of `example`.
+    backend: "reference", "cpu", "cuda", or "auto": the fastest one for the device of `example`.
     leaves: module classes or paths that run whole, as they are.
     keep_dense: paths of nodes, or patterns of them, that stay dense.
 
@@ -68,14 +69,29 @@ def convert(
 def load_backend(name: str, device: torch.device) -> ModuleType:
     """The module of a backend; "auto" takes the fastest for `device`."""
     if name == "auto":
-        name = "cpu" if device.type == "cpu" else "reference"
+        name = _fastest(device)
     if name not in BACKENDS:
         raise InputError(f"there is no backend {name!r}: choose from auto, {', '.join(BACKENDS)}")
     if name == "cpu" and device.type != "cpu":
         raise InputError(
             f"backend='cpu' runs on the CPU, the example is on {device}: move both model and example there"
         )
-    return importlib.import_module(f"deltaconvert.backends.{name}")
+    backend = importlib.import_module(f"deltaconvert.backends.{name}")
+    if name == "cuda":
+        reason = backend.why_not(device)
+        if reason is not None:
+            raise InputError(reason)
+    return backend
+
+
+def _fastest(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "cpu" if device.type == "cpu" else "reference"
+    reason = importlib.import_module("deltaconvert.backends.cuda").why_not(device)
+    if reason is None:
+        return "cuda"
+    warnings.warn(f"the slow reference backend runs on {device}: {reason}", stacklevel=4)
+    return "reference"
 
 
 def _call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -40,7 +40,7 @@ class Program:
         self._slots: dict[fx.Node, int] = {}
         self._inputs: list[int] = []
         self._outputs: list[Callable[[list[Any]], Any]] = []
-        self._steps: list[Callable[[_Frame], None]] = []
+        self._steps: list[Step] = []
         self.islands: dict[str, _Island] = {}  # dense node name -> its step
         for node in plan.graph.graph.nodes:
             self._bind(node)
@@ -49,9 +49,12 @@ class Program:
         frame = _Frame([None] * len(self._slots), [True] * len(self._slots))
         for slot, tensor in zip(self._inputs, frames, strict=True):
             frame.values[slot] = tensor
-        for step in self._steps:
-            step(frame)
+        self._backend.play(self._steps, frame)
         return [output(frame.values) for output in self._outputs]
+
+    def counts(self) -> Tensor:
+        """int64 (edges, 2): the pixels of each edge that the last frame computed, and those that changed."""
+        return self._backend.counts(list(self.edges.values()))
 
     def reset(self, streams: slice = slice(None)) -> None:
         """Forget what `streams` have seen: their next frame is computed in full."""
@@ -71,7 +74,7 @@ class Program:
         elif node.op == "get_attr":
             value = _attribute(self.plan.graph, str(node.target))
             slot = self._slot(node)
-            self._steps.append(lambda frame: frame.put(slot, value, False))
+            self._steps.append(Step(node, lambda frame: frame.put(slot, value, False)))
         elif node.target is sparsify:
             self._bind_sparsify(node)
         elif node.target is densify:
@@ -87,7 +90,7 @@ class Program:
         edge = self._backend.sparsify(meta["shape"], meta["dtype"], meta["device"], meta["threshold"])
         self.edges[node.name] = edge
         source = self._slots[node.args[0]]
-        self._steps.append(lambda frame: edge.run(frame.values[source]))
+        self._steps.append(Step(node, lambda frame: edge.run(frame.values[source])))
 
     def _bind_operator(self, node: fx.Node) -> None:
         operator, meta = operator_of(node), node.meta
@@ -104,7 +107,7 @@ class Program:
             meta.setdefault(self._notes, {}),
         )
         self.edges[node.name] = step.edge
-        self._steps.append(lambda frame: step.run())
+        self._steps.append(Step(node, lambda frame: step.run()))
 
     def _bind_island(self, node: fx.Node) -> None:
         def load(values: list[Any]) -> tuple[Any, Any]:
@@ -129,7 +132,7 @@ class Program:
 
     def _add_island(self, node: fx.Node, island: _Island) -> None:
         self.islands[node.name] = island
-        self._steps.append(island.run)
+        self._steps.append(Step(node, island.run, island))
 
     def _bind_outputs(self, outputs: Sequence[Any]) -> None:
         for output in outputs:
@@ -146,6 +149,18 @@ class Program:
 
     def _slot(self, node: fx.Node) -> int:
         return self._slots.setdefault(node, len(self._slots))
+
+
+@dataclass
+class Step:
+    """What one node does in a frame."""
+
+    node: fx.Node
+    run: Callable[[_Frame], None]
+    island: _Island | None = None
+
+    def __call__(self, frame: _Frame) -> None:
+        self.run(frame)
 
 
 @dataclass

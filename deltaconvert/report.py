@@ -165,33 +165,36 @@ class Tally:
     """Counts of the frames so far. They stay on the device until somebody asks."""
 
     frames: int = 0
-    last: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # node name -> (computed, changed) pixels
-    total: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    last: Any = None  # int64 (edges, 2): computed and changed pixels of the last frame
+    total: Any = None  # the same over all frames
     ran: dict[str, int] = field(default_factory=dict)  # dense node name -> frames in which it ran
 
     def add(self, program: Program) -> None:
         self.frames += 1
-        for name, edge in program.edges.items():
-            computed, changed = self.last[name] = edge.counts()
-            before = self.total.get(name, (0, 0))
-            self.total[name] = (before[0] + computed, before[1] + changed)
+        if program.edges:
+            self.last = program.counts()
+            self.total = self.last.clone() if self.total is None else self.total + self.last
         for name, island in program.islands.items():
             self.ran[name] = self.ran.get(name, 0) + island.ran
 
     def stats(self, program: Program) -> Stats:
         layers = []
+        last, total = (
+            [(0, 0)] * len(program.edges) if counts is None else counts.tolist()
+            for counts in (self.last, self.total)
+        )
+        counts = dict(zip(program.edges, zip(last, total, strict=True), strict=True))
         for node in program.plan.graph.graph.nodes:
             if node.name in program.edges:
-                layers.append(self._delta(node, program.edges[node.name]))
+                layers.append(self._delta(node, program.edges[node.name], *counts[node.name]))
             elif node.meta.get("macs") and node.op in ("call_function", "call_method", "call_module"):
                 layers.append(self._dense(node, program.islands[node.name].ran))
         return Stats(self.frames, layers)
 
-    def _delta(self, node: fx.Node, edge: Any) -> LayerStats:
+    def _delta(self, node: fx.Node, edge: Any, last: Sequence[int], total: Sequence[int]) -> LayerStats:
         shape, macs = node.meta["shape"], node.meta.get("macs", 0) if node.target is not sparsify else 0
         pixels = shape[0] * shape[2] * shape[3]
-        computed, changed = (int(count) for count in self.last.get(node.name, (0, 0)))
-        all_computed, all_changed = (int(count) for count in self.total.get(node.name, (0, 0)))
+        (computed, changed), (all_computed, all_changed) = last, total
         frames = max(self.frames, 1)
         done, total_done = macs * computed // pixels, macs * all_computed // pixels
         ran = min(self.frames, 1)

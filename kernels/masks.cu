@@ -1,128 +1,190 @@
-// Masks of changed pixels, stored as one 64-bit word per tile of 8x8 pixels.
+// Masks of changed pixels: one byte a pixel, 0 or 1, N x H x W; and lists of them, which the computing kernels walk.
 //
-//   word[(n * TY + ty) * TX + tx], bit y * 8 + x   is pixel (ty * 8 + y, tx * 8 + x) of stream n
-//   TY = ceil(H / 8), TX = ceil(W / 8); bits outside the map are 0, going in and coming out
-//
-// What the kernels mean is deltaconvert.reach.Window.spread; tests/kernels/test_masks.py holds them against it. An
-// output pixel that sees nothing but padding is never set here: Window.orphans says which they are, if any.
-//
-// Every kernel takes any grid and any block: a frame is one CUDA graph, so grids are fixed when it is captured.
+// `changed` holds the number of changed pixels of each stream, 0 before a frame. A stream in which nothing changed
+// costs no look at its mask, and one in which everything did is a mask of ones, whatever the operator: that is all
+// that a first frame is (deltaconvert/reach.py).
+#include "common.cuh"
 
-#ifndef K        // shrink2: side of the window
-#define K 3
+enum { PIXEL, WINDOW, TRANSPOSED, SOURCES, EVERYTHING };
+
+// Which pixels of one input an output pixel reads; deltaconvert.reach, packed by backends/cuda.py.
+struct Reach {
+    const u8* mask;
+    const int* changed;
+    const int* rows;  // SOURCES: OH x row_taps, OW x col_taps
+    const int* cols;
+    int kind, H, W, kh, kw, sh, sw, ph, pw, dh, dw, row_taps, col_taps, unused;
+};
+
+// Dense values -> delta: compare with the stored map, store, mark.   stored: N H W C; frame: any strides.
+// A thread is PIXELS pixels of a row, blockIdx.y a stream.
+//
+// Nearly every pixel stands still, so what counts is to have many loads on their way: the pixels of a row lie side by
+// side in the frame, and a stored one is one load.
+#ifndef PIXELS
+#define PIXELS 1
 #endif
-#ifndef PAD      // shrink2: padding at the top and left, pixels
-#define PAD 1
+#ifndef CHANNELS
+#define CHANNELS 0  // known when the kernel is compiled where there are few; else 0
 #endif
+struct __align__(PIXELS * sizeof(value)) Run { value of[PIXELS]; };
+struct __align__(4 * sizeof(value)) Stored { value of[4]; };
 
-typedef unsigned long long u64;
-
-#define FOR_EACH(i, count) \
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (count); i += gridDim.x * blockDim.x)
-
-// How many tiles of 8 cover `pixels`.
-__device__ __forceinline__ int tiles(int pixels) { return (pixels + 7) >> 3; }
-
-// The bits of tile (ty, tx) that lie inside an H x W map.
-__device__ __forceinline__ u64 inside(int ty, int tx, int H, int W) {
-    const int rows = H - ty * 8, cols = W - tx * 8;
-    const u64 row = cols >= 8 ? 0xffull : (1ull << cols) - 1;
-    const u64 all = row * 0x0101010101010101ull;
-    return rows >= 8 ? all : all & ((1ull << rows * 8) - 1);
-}
-
-// The word of tile (ty, tx), 0 outside the map. `words` points at the first tile of the stream.
-__device__ __forceinline__ u64 word_at(const u64* words, int ty, int tx, int TY, int TX) {
-    return (unsigned)ty < (unsigned)TY && (unsigned)tx < (unsigned)TX ? words[(size_t)ty * TX + tx] : 0;
-}
-
-// A word with each row moved one pixel to the right or left; the pixel that enters comes from the word beside it.
-__device__ __forceinline__ u64 from_left(u64 word, u64 left) {
-    return (word & 0x7f7f7f7f7f7f7f7full) << 1 | (left >> 7 & 0x0101010101010101ull);
-}
-__device__ __forceinline__ u64 from_right(u64 word, u64 right) {
-    return (word >> 1 & 0x7f7f7f7f7f7f7f7full) | (right & 0x0101010101010101ull) << 7;
-}
-
-// Candidates of a 3x3 window, stride 1, padding 1.   mask, out: N x TY x TX words of an H x W map.
-//
-// Along the rows first, for the tile and the ones above and below it; then along the columns, where a row is a byte.
-extern "C" __global__ void dilate3x3(const u64* __restrict__ mask, u64* __restrict__ out, int N, int H, int W) {
-    const int TY = tiles(H), TX = tiles(W);
-    FOR_EACH(i, N * TY * TX) {
-        const int n = i / (TY * TX), ty = i / TX % TY, tx = i % TX;
-        const u64* stream = mask + (size_t)n * TY * TX;
-        u64 strip[3];  // tiles above, here, below
+extern "C" __global__ void sparsify(const value* __restrict__ frame, long long sn, long long sc, long long sh,
+                                    long long sw, value* __restrict__ stored, int pitch, u8* __restrict__ mask,
+                                    int* changed, int* computed, int C, int H, int W, number threshold) {
+    const int n = blockIdx.y, i = (blockIdx.x * blockDim.x + threadIdx.x) * PIXELS, marked = n * H * W + i;
+    bool moved[PIXELS] = {};
+    if (i < H * W) {
+        const value* fresh = frame + n * sn + i / W * sh + i % W * sw;
+        value* pixel = stored + (size_t)marked * pitch;
+#if CHANNELS
+        Run runs[CHANNELS];
+        Stored kept[PIXELS];
 #pragma unroll
-        for (int j = 0; j < 3; j++) {
-            const u64 word = word_at(stream, ty + j - 1, tx, TY, TX);
-            const u64 left = word_at(stream, ty + j - 1, tx - 1, TY, TX);
-            const u64 right = word_at(stream, ty + j - 1, tx + 1, TY, TX);
-            strip[j] = word | from_left(word, left) | from_right(word, right);
-        }
-        const u64 spread = strip[1] | strip[1] << 8 | strip[0] >> 56 | strip[1] >> 8 | strip[2] << 56;
-        out[i] = spread & inside(ty, tx, H, W);
-    }
-}
-
-// The even bits of 16, side by side: bit 2x goes to bit x.
-__device__ __forceinline__ u64 every_second(u64 bits) {
-    bits &= 0x5555;
-    bits = (bits | bits >> 1) & 0x3333;
-    bits = (bits | bits >> 2) & 0x0f0f;
-    return (bits | bits >> 4) & 0x00ff;
-}
-
-// Candidates of a K x K window, stride 2, padding PAD: output pixel y reads input rows 2y - PAD .. 2y - PAD + K - 1.
-// mask: N x tiles(H) x tiles(W) words; out: N x tiles(OH) x tiles(OW) words of the OH x OW output.
-//
-// An output tile reads SPAN input rows and columns. They start in the first tile of an AROUND x AROUND block, FIRST
-// pixels in; all of it is known when the kernel is compiled, so every shift below is a constant.
-#define SPAN (14 + K)
-#define FIRST (-(PAD) & 7)
-#define BEFORE ((PAD + 7) / 8)
-#define AROUND ((FIRST + SPAN + 7) / 8)
-static_assert(FIRST + SPAN <= 64, "shrink2: a row of its window must fit into 64 bits");
-
-extern "C" __global__ void shrink2(const u64* __restrict__ mask, u64* __restrict__ out, int N, int H, int W,
-                                   int OH, int OW) {
-    const int TY = tiles(H), TX = tiles(W), OTY = tiles(OH), OTX = tiles(OW);
-    FOR_EACH(i, N * OTY * OTX) {
-        const int n = i / (OTY * OTX), ty = i / OTX % OTY, tx = i % OTX;
-        const u64* stream = mask + (size_t)n * TY * TX;
-        u64 spread = 0;
+        for (int c = 0; c < CHANNELS; c++) runs[c] = *(const Run*)(fresh + c * sc);
 #pragma unroll
-        for (int j = 0; j < AROUND; j++) {
-            u64 words[AROUND];
+        for (int p = 0; p < PIXELS; p++) kept[p] = *(const Stored*)(pixel + p * 4);
 #pragma unroll
-            for (int k = 0; k < AROUND; k++)
-                words[k] = word_at(stream, 2 * ty - BEFORE + j, 2 * tx - BEFORE + k, TY, TX);
+        for (int p = 0; p < PIXELS; p++) {
 #pragma unroll
-            for (int r = 0; r < 8; r++) {
-                const int row = j * 8 + r - FIRST;  // of the SPAN rows
-                if (row < 0 || row >= SPAN) continue;
-                u64 line = 0, taps = 0;
-#pragma unroll
-                for (int k = 0; k < AROUND; k++) line |= (words[k] >> r * 8 & 0xff) << k * 8;
-                line >>= FIRST;
-#pragma unroll
-                for (int k = 0; k < K; k++) taps |= line >> k;
-                taps = every_second(taps);
-#pragma unroll
-                for (int y = 0; y < 8; y++)
-                    if (2 * y <= row && row < 2 * y + K) spread |= taps << y * 8;
+            for (int c = 0; c < CHANNELS; c++) {
+                moved[p] |= differs(runs[c].of[p], kept[p].of[c], threshold);
+                kept[p].of[c] = runs[c].of[p];
             }
+            if (moved[p]) *(Stored*)(pixel + p * 4) = kept[p];
         }
-        out[i] = spread & inside(ty, tx, OH, OW);
+#else
+        for (int c = 0; c < C; c++) moved[0] |= differs(fresh[c * sc], pixel[c], threshold);
+        if (moved[0])
+            for (int c = 0; c < C; c++) pixel[c] = fresh[c * sc];
+#endif
     }
+#pragma unroll
+    for (int p = 0; p < PIXELS; p++) {
+        if (i < H * W) mask[marked + p] = moved[p];
+        count_up(changed + n, moved[p]);
+    }
+    if (i == 0) atomicAdd(computed, H * W);
 }
 
-// Append the places of the words that are not empty to `list`, which has room for `total` more; `count` is its length.
-//
-// The order is the hardware's and differs from run to run: a kernel that reads the list must not let a pixel's value
-// depend on a tile's place in it.
-extern "C" __global__ void list_tiles(const u64* __restrict__ mask, int* __restrict__ list, int* count, int total) {
-    FOR_EACH(i, total) {
-        if (mask[i]) list[atomicAdd(count, 1)] = i;
+// Whether one of the bytes first .. first + count - 1 of a row of `width` bytes is set; count is at most 8, bytes beside
+// the row are not looked at, and the words around it lie in memory.
+__device__ __forceinline__ bool any_of(const u8* row, int first, int count, int width) {
+    const int from = first < 0 ? 0 : first, to = first + count < width ? first + count : width;
+    if (from >= to) return false;
+    const u64 at = (u64)(row + from);
+    const u64* words = (const u64*)(at & ~7ull);
+    const int skip = at & 7;
+    u64 bytes = words[0] >> skip * 8;
+    if (skip + to - from > 8) bytes |= words[1] << (8 - skip) * 8;
+    return bytes << (8 - (to - from)) * 8;
+}
+
+__device__ __forceinline__ bool reads_change(const Reach& r, int n, int y, int x) {
+    const int changed = r.changed[n];
+    if (changed == 0) return false;
+    if (r.kind == EVERYTHING || changed == r.H * r.W) return true;
+    const u8* mask = r.mask + (size_t)n * r.H * r.W;
+    if (r.kind == PIXEL) return mask[y * r.W + x];
+    if (r.kind == SOURCES) {
+        for (int i = 0; i < r.row_taps; i++)
+            for (int j = 0; j < r.col_taps; j++) {
+                const int row = r.rows[y * r.row_taps + i], col = r.cols[x * r.col_taps + j];  // -1 outside
+                if (row >= 0 && col >= 0 && mask[row * r.W + col]) return true;
+            }
+        return false;
     }
+    const bool by_words = r.kind == WINDOW && r.dw == 1 && r.kw <= 8;
+    for (int i = 0; i < r.kh; i++) {
+        int row = r.kind == WINDOW ? y * r.sh - r.ph + i * r.dh : y + r.ph - i * r.dh;
+        if (r.kind == TRANSPOSED) {
+            if (row < 0 || row % r.sh) continue;
+            row /= r.sh;
+        }
+        if ((u32)row >= (u32)r.H) continue;
+        if (by_words) {
+            if (any_of(mask + row * r.W, x * r.sw - r.pw, r.kw, r.W)) return true;
+            continue;
+        }
+        for (int j = 0; j < r.kw; j++) {
+            int col = r.kind == WINDOW ? x * r.sw - r.pw + j * r.dw : x + r.pw - j * r.dw;
+            if (r.kind == TRANSPOSED) {
+                if (col < 0 || col % r.sw) continue;
+                col /= r.sw;
+            }
+            if ((u32)col < (u32)r.W && mask[row * r.W + col]) return true;
+        }
+    }
+    return false;
+}
+
+// The candidates of a step: `list` of their places n * OH * OW + y * OW + x, `count` of them.   mask: N x OH x OW.
+//
+// all: no threshold follows, so that every candidate is a change: `mask` and `changed` are the output's. Else the mask
+// is cleared for `commit`. The list's order is the hardware's: no pixel's value may depend on its place in it.
+extern "C" __global__ void spread(const Reach* __restrict__ reaches, int inputs, u8* __restrict__ mask, int all,
+                                  int* changed, int* __restrict__ list, int* count, int OH, int OW) {
+    __shared__ int first[33];  // of each warp; the last is the block's
+    const int n = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    bool candidate = false;
+    if (i < OH * OW) {
+        for (int k = 0; k < inputs && !candidate; k++) candidate = reads_change(reaches[k], n, i / OW, i % OW);
+        mask[(size_t)n * OH * OW + i] = candidate && all;
+    }
+    const u32 ballot = __ballot_sync(~0u, candidate);
+    if (lane == 0) first[warp] = __popc(ballot);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int total = 0;
+        for (int w = 0; w < warps; w++) {
+            const int mine = first[w];
+            first[w] = total;
+            total += mine;
+        }
+        first[32] = total ? atomicAdd(count, total) : 0;
+        if (total && all) atomicAdd(changed + n, total);
+    }
+    __syncthreads();
+    if (candidate) list[first[32] + first[warp] + __popc(ballot & ((1u << lane) - 1))] = n * OH * OW + i;
+}
+
+// Store the listed pixels of `fresh` (any strides) that changed, and mark them. A warp is a pixel.
+// threshold < 0: all of them changed and are marked already.
+extern "C" __global__ void commit(const value* __restrict__ fresh, long long sn, long long sc, long long sh,
+                                  long long sw, value* __restrict__ stored, int pitch, u8* __restrict__ mask,
+                                  int* changed, const int* __restrict__ list, const int* __restrict__ count, int C,
+                                  int H, int W, number threshold) {
+    const int lane = threadIdx.x & 31, warps = gridDim.x * blockDim.x >> 5, total = *count;
+    int marked = 0, stream = 0;  // counted for one stream at a time: most of a list lies in few
+    for (int w = (blockIdx.x * blockDim.x + threadIdx.x) >> 5; w < total; w += warps) {
+        const int place = list[w], n = place / (H * W), i = place % (H * W);
+        const value* from = fresh + n * sn + i / W * sh + i % W * sw;
+        value* pixel = stored + (size_t)place * pitch;
+        if (threshold >= 0) {
+            bool moved = false;
+            for (int c = lane; c < C; c += 32) moved |= differs(from[c * sc], pixel[c], threshold);
+            if (!__any_sync(~0u, moved)) continue;
+            if (n != stream && lane == 0 && marked) atomicAdd(changed + stream, marked);
+            if (n != stream) marked = 0;
+            stream = n, marked++;
+            if (lane == 0) mask[place] = 1;
+        }
+        for (int c = lane; c < C; c += 32) pixel[c] = from[c * sc];
+    }
+    if (lane == 0 && marked) atomicAdd(changed + stream, marked);
+}
+
+// The counts of a frame, for every edge: counted[2 * edge] pixels were computed and counted[2 * edge + 1] changed.
+// computed: the counter of each edge; changed: the first of its `streams` counters.
+extern "C" __global__ void tally(const int* __restrict__ counters, const int* __restrict__ computed,
+                                 const int* __restrict__ changed, const int* __restrict__ streams,
+                                 long long* __restrict__ counted, int edges) {
+    const int edge = blockIdx.x * blockDim.x + threadIdx.x;
+    if (edge >= edges) return;
+    long long sum = 0;
+    for (int n = 0; n < streams[edge]; n++) sum += counters[changed[edge] + n];
+    counted[2 * edge] = counters[computed[edge]];
+    counted[2 * edge + 1] = sum;
 }

@@ -44,6 +44,31 @@ def _seeded() -> Iterator[None]:
     yield
 
 
-@pytest.fixture(params=["reference", "cpu"])
+def _why_no_gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    from deltaconvert.backends.cuda import why_not
+
+    return why_not(torch.device("cuda", 0))
+
+
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    """The first CUDA device, where the test's tensors are then made; float32 is float32 there."""
+    reason = _why_no_gpu()
+    if reason is not None:
+        # `make test-cuda` asks for a GPU: a run that tests nothing must not look like one that passes.
+        (pytest.fail if os.environ.get("DELTACONVERT_NEEDS_GPU") else pytest.skip)(reason)
+    device, before = torch.device("cuda", 0), torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with device:
+        yield device
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(params=["reference", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> str:
+    """The name of a backend; under "cuda" the test's tensors are made on the GPU."""
+    if request.param == "cuda":
+        request.getfixturevalue("gpu")
     return str(request.param)

@@ -23,6 +23,11 @@ def examples(count: int) -> int:
     return count * int(os.environ.get("DELTACONVERT_EXAMPLES", "1"))
 
 
+def generator(seed: int) -> torch.Generator:
+    """On the device that tensors are made on."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 def tolerance(dtype: torch.dtype, like: Tensor) -> float:
     """The largest error that rounding explains.
 
@@ -50,7 +55,7 @@ def scripted_video(shape: Shape, dtype: torch.dtype = torch.float64, seed: int =
     half of the events, so that some are still while others move. The frames at STILL are still in all streams.
     """
     n, _, height, width = shape
-    draw = torch.Generator().manual_seed(seed)
+    draw = generator(seed)
     h, w = max(1, height // 3), max(1, width // 3)
     top, left, bottom, right = slice(0, h), slice(0, w), slice(height - h, height), slice(width - w, width)
     everything = slice(None)
@@ -211,7 +216,7 @@ def check_operator(
     shapes = [shape] if isinstance(shape[0], int) else list(shape)
     if type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential):
         module = nn.Sequential(module)  # the tracer looks into the root, whatever it is
-    module = module.eval().to(dtype)
+    module = module.eval().to(torch.get_default_device(), dtype)
     calls = scripted_videos(shapes, dtype, seed)  # type: ignore[arg-type]
     before = anatomy(module)
 
@@ -302,7 +307,7 @@ def check_threshold(
     What was seen is what the definition says: a pixel is taken over when one of its channels moved by more than the
     threshold from what was seen last. 16 scripted frames with noise, then 24 of noise alone: nothing adds up.
     """
-    draw = torch.Generator().manual_seed(seed + 100)
+    draw = generator(seed + 100)
     calls = scripted_videos(shapes, dtype, seed)
     calls += [calls[-1]] * 24
     seen: list[Tensor] = []

@@ -17,6 +17,7 @@ from oracle import (
     assert_untouched,
     clones,
     dense,
+    generator,
     scripted_video,
     scripted_videos,
 )
@@ -683,7 +684,7 @@ def test_rules_that_mean_no_node(backend, name, tmp_path):
         deltaconvert.convert(network, frame, keep_dense=["conv1", name], backend=backend)
     model = deltaconvert.convert(network, frame, threshold={"bn1": 0.1}, backend=backend)
     model.save(tmp_path / "named.delta")
-    for each in (model, deltaconvert.load(tmp_path / "named.delta", backend=backend)):
+    for each in (model, deltaconvert.load(tmp_path / "named.delta", backend=backend, device=frame.device)):
         with pytest.raises(InputError, match=UNKNOWN[name]):
             each.with_thresholds({name: 0.2}, frame)
         assert each.with_thresholds({"relu1": 0.2, "bn1": 0.3}, frame).thresholds["conv1"] == 0.3
@@ -829,7 +830,7 @@ def test_a_thousand_frames(backend):
     network, threshold = small(), 0.1
     gains = [float(part.weight.abs().sum((1, 2, 3)).max()) for part in (network[0], network[2])]
     bound = (threshold * gains[0] + threshold) * gains[1]
-    draw = torch.Generator().manual_seed(4)
+    draw = generator(4)
     base = torch.randn(1, 3, 10, 10, dtype=torch.float64, generator=draw)
     model = deltaconvert.convert(network, base, threshold=threshold, backend=backend)
     errors, work = [], []

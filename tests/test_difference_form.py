@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from difference_form import DifferenceForm
-from oracle import Call, assert_close, clones, leaves, scripted_video
+from oracle import Call, assert_close, clones, generator, leaves, scripted_video
 from torch import nn
 
 import deltaconvert
@@ -115,7 +115,7 @@ THRESHOLDS = {
 
 def noisy_video(shape, seed=0):
     """The scripted video and 20 frames more, all with noise about as large as the thresholds."""
-    draw = torch.Generator().manual_seed(seed + 1)
+    draw = generator(seed + 1)
     frames = scripted_video(shape, torch.float64, seed)
     frames += scripted_video(shape, torch.float64, seed + 1)[2:]
     frames += [frames[-1]] * 6

@@ -20,6 +20,7 @@ from oracle import (
     assert_untouched,
     dense,
     examples,
+    generator,
     leaves,
     scripted_video,
 )
@@ -195,7 +196,7 @@ class Drawn(nn.Module):
 
 
 def video_of(network, seed, dtype=torch.float64, noise=0.0):
-    draw = torch.Generator().manual_seed(seed)
+    draw = generator(seed)
     frames = scripted_video(network.shape, dtype, seed)
     return [frame + torch.randn(frame.shape, dtype=dtype, generator=draw) * noise for frame in frames]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,11 @@ def differs(new: Tensor, stored: Tensor, threshold: float) -> Tensor:
     return ~((new - stored).abs() <= threshold).all(1, keepdim=True)
 
 
+def one_by_one(steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
+    for step in steps:
+        step(frame)
+
+
 class Backend:
     """Makes the steps of one program."""
 
@@ -98,6 +103,14 @@ class Backend:
         notes: dict[str, Any],
     ) -> Step:
         return Step(operator, reaches, inputs, Edge(shape, dtype, device, threshold))
+
+    def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
+        """Run one frame."""
+        one_by_one(steps, frame)
+
+    def counts(self, edges: Sequence[Edge]) -> Tensor:
+        """int64 (edges, 2): computed and changed pixels of the last frame."""
+        return torch.stack([torch.stack(edge.counts()) for edge in edges])
 
 
 class FrameEdge(Edge):

@@ -138,7 +138,7 @@ def sources_of(resample: Callable[[Tensor], Tensor], size: int) -> Tensor:
 
 def _lines(size: int, width: int, dtype: torch.dtype) -> Tensor:
     """(size, 1, size, width): of map i row i holds ones."""
-    return torch.eye(size, dtype=dtype).view(size, 1, size, 1).repeat(1, 1, 1, width)
+    return torch.eye(size, dtype=dtype, device="cpu").view(size, 1, size, 1).repeat(1, 1, 1, width)
 
 
 def _along(value: Any, axis: int) -> Any:

@@ -1,12 +1,9 @@
 #include "cuda_on_cpu.h"
 #include "../../kernels/masks.cu"
 
-extern "C" void run_dilate3x3(int grid, int block, const u64* mask, u64* out, int N, int H, int W) {
-    launch(grid, block, [&] { dilate3x3(mask, out, N, H, W); });
-}
-extern "C" void run_shrink2(int grid, int block, const u64* mask, u64* out, int N, int H, int W, int OH, int OW) {
-    launch(grid, block, [&] { shrink2(mask, out, N, H, W, OH, OW); });
-}
-extern "C" void run_list_tiles(int grid, int block, const u64* mask, int* list, int* count, int total) {
-    launch(grid, block, [&] { list_tiles(mask, list, count, total); });
+// The candidates of every pixel, N x OH x OW.
+extern "C" void run_reads_change(const Reach* reach, u8* out, int N, int OH, int OW) {
+    for (int n = 0; n < N; n++)
+        for (int y = 0; y < OH; y++)
+            for (int x = 0; x < OW; x++) *out++ = reads_change(*reach, n, y, x);
 }

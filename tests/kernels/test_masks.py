@@ -9,52 +9,40 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaconvert.reach import Window
+from deltaconvert.backends.cuda import Marks, pack
+from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
 HERE = Path(__file__).parent
 GXX = shutil.which("g++")
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run a CUDA source on the CPU")
 
-Words = NDArray[np.uint64]
-SIZES = [(1, 1), (3, 2), (8, 8), (7, 9), (9, 7), (16, 8), (13, 21), (17, 40), (24, 25)]
-WINDOWS = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (4, 1), (5, 2), (7, 3), (11, 5)]  # kernel, padding
-GRIDS = [(1, 1), (2, 32), (64, 64)]  # fewer and more threads than there are tiles
+SIZES = [(1, 1), (3, 2), (8, 8), (7, 9), (13, 21), (2, 33)]
+WINDOWS = [  # kernel, stride, padding, dilation
+    (1, 1, 0, 1), (1, 2, 0, 1), (2, 2, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (7, 2, 3, 1), (8, 3, 2, 1),
+    (9, 1, 4, 1), (3, 1, 2, 2), (2, 1, 3, 1), (11, 4, 5, 1),
+]  # fmt: skip
 
 
 @cache
-def _library(k: int = 3, pad: int = 1) -> ctypes.CDLL:
+def _library() -> ctypes.CDLL:
     with TemporaryDirectory() as folder:
         library = Path(folder) / "masks.so"
         flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        command = [str(GXX), *flags, f"-DK={k}", f"-DPAD={pad}", "-shared", "-fPIC"]
+        command = [str(GXX), *flags, "-Wno-unused-parameter", "-shared", "-fPIC"]
         subprocess.run([*command, str(HERE / "masks_on_cpu.cpp"), "-o", str(library)], check=True)
         return ctypes.CDLL(str(library))
 
 
-def _run(kernel: str, grid: tuple[int, int], *args: NDArray | int, k: int = 3, pad: int = 1) -> None:
-    passed = [a if isinstance(a, int) else ctypes.c_void_p(a.ctypes.data) for a in args]
-    getattr(_library(k, pad), f"run_{kernel}")(*grid, *passed)
-
-
-def _tiles(pixels: int) -> int:
-    return -(-pixels // 8)
-
-
-def _pack(mask: Tensor) -> Words:
-    """bool (N, 1, H, W) -> uint64 (N, TY, TX); word (ty, tx), bit y * 8 + x."""
-    n, _, h, w = mask.shape
-    padded = np.zeros((n, _tiles(h) * 8, _tiles(w) * 8), bool)
-    padded[:, :h, :w] = mask[:, 0].numpy()
-    tiles = padded.reshape(n, _tiles(h), 8, _tiles(w), 8).transpose(0, 1, 3, 2, 4)
-    return np.packbits(tiles.reshape(n, _tiles(h), _tiles(w), 64), axis=-1, bitorder="little").view("<u8")[
-        ..., 0
-    ]
+def _candidates(reach: Reach, mask: Tensor, out_size: tuple[int, int]) -> Tensor:
+    marks = Marks(mask, mask.flatten(1).sum(1).to(torch.int32))
+    packed, _tables = pack(reach, marks)
+    out = torch.full((len(mask), 1, *out_size), 7, dtype=torch.uint8)
+    _library().run_reads_change(packed, ctypes.c_void_p(out.data_ptr()), len(mask), *out_size)
+    return out
 
 
 def _masks(size: tuple[int, int]) -> Tensor:
@@ -62,52 +50,34 @@ def _masks(size: tuple[int, int]) -> Tensor:
     count = size[0] * size[1]
     random = torch.rand(6, count, generator=torch.Generator().manual_seed(count))
     shares = torch.tensor([0.02, 0.1, 0.3, 0.5, 0.7, 0.95])[:, None]
-    rows = [
-        torch.eye(count, dtype=torch.bool),
-        torch.zeros(1, count).bool(),
-        torch.ones(1, count).bool(),
-        random < shares,
-    ]
-    return torch.cat(rows).view(-1, 1, *size)
+    one_by_one, none, full = torch.eye(count), torch.zeros(1, count), torch.ones(1, count)
+    return torch.cat([one_by_one.bool(), none.bool(), full.bool(), random < shares]).view(-1, 1, *size)
 
 
-def _window(k: int, stride: int, pad: int, size: tuple[int, int]) -> Window:
-    out = tuple((side + 2 * pad - k) // stride + 1 for side in size)
-    return Window((k, k), (stride, stride), (pad, pad), (1, 1), size, (out[0], out[1]))
+def _check(reach: Reach, mask: Tensor) -> None:
+    expected = reach.spread(mask)
+    got = _candidates(reach, mask, tuple(expected.shape[2:]))
+    assert torch.equal(got, expected.to(torch.uint8))
 
 
-@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_dilate3x3_is_the_spread_of_a_window(size, grid):
-    mask = _masks(size)
-    words = _pack(mask)
-    out = np.full_like(words, 0xDEAD)
-    _run("dilate3x3", grid, words, out, len(mask), *size)
-    assert (out == _pack(_window(3, 1, 1, size).spread(mask))).all()
+@pytest.mark.parametrize("k, stride, pad, dilation", WINDOWS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_windows(size, k, stride, pad, dilation, transposed):
+    if transposed:
+        out = tuple((side - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for side in size)
+    else:
+        out = tuple((side + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for side in size)
+    if min(out) < 1:
+        pytest.skip("no output pixel")
+    square = ((side, side) for side in (k, stride, pad, dilation))
+    _check(Window(*square, size, out, transposed=transposed), _masks(size))
 
 
-@pytest.mark.parametrize(
-    "size, k, pad", [(s, k, p) for s in SIZES for k, p in WINDOWS if min(s) + 2 * p >= k]
-)
-def test_shrink2_is_the_spread_of_a_window(size, k, pad):
-    window = _window(k, 2, pad, size)
-    mask = _masks(size)
-    expected = window.spread(mask)
-    if window.orphans is not None:  # pixels that see nothing but padding are the engine's, not this kernel's
-        expected &= ~window.orphans
-    for grid in GRIDS:
-        out = np.full((len(mask), *map(_tiles, window.out_size)), 0xDEAD, np.uint64)
-        _run("shrink2", grid, _pack(mask), out, len(mask), *size, *window.out_size, k=k, pad=pad)
-        assert (out == _pack(expected)).all()
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_list_tiles_appends_each_tile_that_is_not_empty_once(grid):
-    words = _pack(_masks((13, 21)))
-    expected = np.flatnonzero(words)
-    listed, count = np.full(words.size + 2, -1, np.int32), np.array([2], np.int32)
-    _run("list_tiles", grid, words, listed, count, words.size)
-    assert count[0] == 2 + len(expected)
-    assert (listed[:2] == -1).all()
-    assert (listed[count[0] :] == -1).all()
-    assert sorted(listed[2 : count[0]]) == expected.tolist()
+@pytest.mark.parametrize("size", SIZES)
+def test_other_reaches(size):
+    draw = torch.Generator().manual_seed(1)
+    rows, cols = (torch.randint(side, (side + 3, 2), generator=draw) for side in size)
+    shifted = Sources(rows[:, :1] - 1, cols[:, :1] - 1)  # -1 lies outside
+    for reach in (Pixel(), Everything((2, 3)), Sources(rows, cols), Sources(rows[:, :1], cols), shifted):
+        _check(reach, _masks(size))

@@ -12,7 +12,7 @@ which share of candidates on the dense operator is faster.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +30,7 @@ from deltaconvert.backends.cpu.shuffles import Shuffles
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.backends.cpu.tiles import Tiles
 from deltaconvert.backends.cpu.weighted import Weighted
+from deltaconvert.backends.reference import one_by_one
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
@@ -83,6 +84,12 @@ class Backend:
         if isinstance(head_of(operator), Conv2d | ConvTranspose2d) and not can_pack(inputs[0].values):
             return Step  # outside oneDNN the order of a sum depends on where its pixels lie in memory
         return next(kind for kind in KINDS if kind.fits(operator, reaches, inputs))
+
+    def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
+        one_by_one(steps, frame)
+
+    def counts(self, edges: Sequence[Any]) -> Tensor:
+        return torch.tensor([edge.counts() for edge in edges], dtype=torch.int64)
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Uninitialised memory, the same for every step: valid until the next call."""

@@ -1,0 +1,127 @@
+"""A frame as one CUDA graph: run once, captured, then replayed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+
+from deltaconvert.backends.cuda.kernels import on_current_stream
+
+
+class Recording:
+    """The steps of one program. The first frame runs them one by one and captures them; later ones replay the graph.
+
+    What cannot be captured (a module with Python code of its own, an operator that waits for the device), and what
+    depends on it, runs after the graph, one launch at a time: `outside` names those nodes.
+    """
+
+    def __init__(self, device: torch.device, start: Callable[[], None], finish: Callable[[], None]):
+        self._device, self._start, self._finish = device, start, finish
+        self._known = False  # what the graph holds
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._late: list[Any] = []
+        self.outside: list[str] = []
+
+    def play(self, steps: Sequence[Any], frame: Any) -> None:
+        with torch.cuda.device(self._device):
+            if not self._known:
+                self._first(steps, frame)
+            else:
+                self._replay(frame)
+
+    def _first(self, steps: Sequence[Any], frame: Any) -> None:
+        self._inputs = {slot: value for slot, value in enumerate(frame.values) if value is not None}
+        waiting: set[fx.Node] = set()
+        early, self._late = [], []
+        side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side), on_current_stream(self._device):
+            self._start()
+            for step in steps:
+                if not _can_be_captured(step, frame) or not waiting.isdisjoint(step.node.all_input_nodes):
+                    waiting.add(step.node)
+                    self._late.append(step)
+                else:
+                    early.append(step)
+            self._finish()
+        here.wait_stream(side)
+        self.outside = [step.node.name for step in self._late]
+        self._inputs = {slot: value.clone() for slot, value in self._inputs.items()}
+        self._still = type(frame)(list(frame.values), list(frame.changed))
+        for slot, value in self._inputs.items():
+            self._still.values[slot] = value
+        self._capture([step for step in early if step.node.op != "get_attr"], side)
+        self._done = torch.cuda.Event()
+        self._done.record(here)
+        self._known = True
+
+    def _capture(self, steps: Sequence[Any], side: torch.cuda.Stream) -> None:
+        if not steps:
+            return
+        side.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        with (
+            _no_garbage(),
+            torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
+            on_current_stream(self._device),
+        ):
+            self._start()
+            for step in steps:
+                step(self._still)
+            if not self._late:
+                self._finish()
+        self._graph = graph
+
+    def _replay(self, frame: Any) -> None:
+        here = torch.cuda.current_stream()
+        here.wait_event(self._done)  # the last frame may have run on another stream
+        for slot, value in self._inputs.items():
+            value.copy_(frame.values[slot], non_blocking=True)
+        if self._graph is None:
+            self._start()
+        else:
+            self._graph.replay()
+        for slot, value in enumerate(self._still.values):
+            if slot not in self._inputs:
+                frame.values[slot] = value
+        if self._late:
+            with on_current_stream(self._device):
+                for step in self._late:
+                    step(frame)
+                self._finish()
+        self._done.record(here)
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Collecting an old model frees its graph, which ends any capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _can_be_captured(step: Any, frame: Any) -> bool:
+    """Run a step of a first frame; whether a graph may hold it: nothing but device work, none of it waited for."""
+    if step.island is None or not step.island.pure:
+        step(frame)
+        return step.island is None
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(frame)
+        return True
+    except RuntimeError:
+        torch.cuda.set_sync_debug_mode("default")
+        step(frame)  # an error of its own is raised again
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -1,0 +1,74 @@
+// What every kernel shares: the value type, vectors of 16 bytes, a step's list of pixels.
+//
+// Maps are N H W C in memory. `pitch` is the distance between two pixels in values, the channels rounded up so that a
+// vector can be read at every pixel; what lies between the last channel and the pitch is 0 and stays 0.
+//
+// No header of the toolkit is used: a user's machine may not have one.
+
+#ifndef TYPE
+#define TYPE 1  // 0 double, 1 float, 2 half, 3 bfloat16
+#endif
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#if TYPE == 0
+typedef double value;  // as it is stored
+typedef double number;  // as it is computed with
+typedef u64 bits;
+__device__ __forceinline__ number get(value v) { return v; }
+__device__ __forceinline__ value put(number v) { return v; }
+__device__ __forceinline__ bits bits_of(value v) { return __double_as_longlong(v); }
+#elif TYPE == 1
+typedef float value;
+typedef float number;
+typedef u32 bits;
+__device__ __forceinline__ number get(value v) { return v; }
+__device__ __forceinline__ value put(number v) { return v; }
+__device__ __forceinline__ bits bits_of(value v) { return __float_as_uint(v); }
+#else
+typedef u16 value;
+typedef float number;
+typedef u16 bits;
+__device__ __forceinline__ bits bits_of(value v) { return v; }
+#if TYPE == 2
+__device__ __forceinline__ number get(value v) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+    return f;
+}
+__device__ __forceinline__ value put(number v) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+    return h;
+}
+#else
+__device__ __forceinline__ number get(value v) { return __uint_as_float((u32)v << 16); }
+__device__ __forceinline__ value put(number v) {
+    const u32 b = __float_as_uint(v);
+    if ((b & 0x7fffffff) > 0x7f800000) return (u16)(b >> 16 | 0x40);  // NaN stays NaN
+    return (u16)((b + 0x7fff + (b >> 16 & 1)) >> 16);                  // to nearest, ties to even
+}
+#endif
+#endif
+
+// Values of one 16-byte vector.
+#define VECTOR (16 / (int)sizeof(value))
+struct __align__(16) Vector { value of[VECTOR]; };
+
+__device__ __forceinline__ Vector load(const value* from) { return *(const Vector*)from; }
+
+// Whether two values differ by more than the threshold; at 0 bits are compared, as in backends/reference.py.
+__device__ __forceinline__ bool differs(value fresh, value stored, number threshold) {
+    if (threshold == 0) return bits_of(fresh) != bits_of(stored);
+    const number change = get(put(get(fresh) - get(stored)));
+    return !((change < 0 ? -change : change) <= threshold);
+}
+
+// Add `amount` of every thread of a block to *total. All threads of the block must call it.
+__device__ __forceinline__ void count_up(int* total, bool one) {
+    const int ones = __syncthreads_count(one);
+    if (threadIdx.x == 0 && ones) atomicAdd(total, ones);
+}

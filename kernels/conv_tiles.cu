@@ -1,0 +1,303 @@
+// Convolution on tensor cores: BM listed pixels, wherever they lie, times BN output channels.
+//
+// The rows of the product are gathered: for each pixel and tap the input pixel's channels, 0 outside the map. A step of
+// the sum is 128 bytes of every row, in PIECE-byte pieces that a table takes to (tap, channel).
+//
+// Where few pixels change, a few blocks would stream all the weights, and a multiprocessor draws 30 GB/s from the cache
+// whatever it does. So the SPLIT blocks of a cluster share the steps; their sums meet in shared memory. Where many pixels
+// change, a block computes all SPLIT sums itself and adds them in the same order: a pixel's bits depend on nothing else
+// that changed.
+//
+// TYPE 1 computes in TF32. Below compute capability 8.0 kernels/conv.cu runs instead; clusters need 9.0.
+#include "tail.cuh"
+
+#ifndef BM
+#define BM 64
+#endif
+#ifndef BN
+#define BN 64
+#endif
+#ifndef WARPS_M
+#define WARPS_M 2
+#endif
+#ifndef WARPS_N
+#define WARPS_N 2
+#endif
+#ifndef WARPS_K
+#define WARPS_K 1
+#endif
+#ifndef STAGES
+#define STAGES 4
+#endif
+#ifndef SPLIT
+#define SPLIT 1
+#endif
+#ifndef PIECE
+#define PIECE 16
+#endif
+#ifndef TRANSPOSED
+#define TRANSPOSED 0
+#endif
+
+#define THREADS (WARPS_M * WARPS_N * WARPS_K * 32)
+#define STEP 128                     // bytes of a row in a step
+#define PIECES (STEP / PIECE)        // of a row
+#define ROWS (BM * PIECES / THREADS)  // that a thread gathers a piece of
+#define STAGE ((BM + BN) * STEP)
+#define TILES_M (BM / WARPS_M / 16)  // of a warp, 16 x 8 each
+#define TILES_N (BN / WARPS_N / 8)
+#define SLICES (STEP / 32 / WARPS_K)  // of a step, 32 bytes of a row each, that a warp multiplies
+#define SUMS_PITCH (BN + 4)
+// What a round costs beside its steps, in steps (0.5 us on an H100).
+#define START 8
+#define START_TOGETHER 14
+#if SPLIT > 1
+#define CLUSTER __cluster_dims__(SPLIT, 1, 1)
+#else
+#define CLUSTER
+#endif
+static_assert(BM * SUMS_PITCH * 4 <= STAGES * STAGE, "the sums lie where the stages were");
+static_assert(THREADS % PIECES == 0 && BM * PIECES % THREADS == 0 && BN * 8 % THREADS == 0, "whole rows");
+static_assert(BM % SPLIT == 0, "each block of a cluster finishes as many rows");
+static_assert(TILES_N % 2 == 0, "a load of weights is two tiles");
+
+struct Tap {
+    short dy, dx;
+    int channel;  // in bytes; -1 past the last tap
+};
+struct Head {
+    const char* at;      // N x H x W pixels, `pitch` bytes apart
+    const char* weight;  // output channels, a multiple of BN, x steps * STEP bytes
+    const float* bias;
+    const Tap* taps;  // of each piece
+    int pitch, H, W, sh, sw, ph, pw, steps;
+};
+
+#if TYPE != 0 && __CUDA_ARCH__ >= (SPLIT > 1 ? 900 : 800)
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Copy `bytes` behind the computation; 0 where not `inside`.
+template <int bytes> __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
+    const int taken = inside ? bytes : 0;
+    if (bytes == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(taken));
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(taken));
+}
+__device__ __forceinline__ void end_of_stage() { asm volatile("cp.async.commit_group;"); }
+template <int open> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(open)); }
+
+__device__ __forceinline__ void load_matrices(u32 (&m)[4], u32 from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(from));
+}
+
+#if TYPE == 1
+#define MMA "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+#elif TYPE == 2
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#else
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#endif
+__device__ __forceinline__ void multiply(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void add(float* to, float left, float right, bool to_others) {
+    const float2 others = to_others ? *(float2*)to : make_float2(0, 0);
+    *(float2*)to = make_float2(others.x + left, others.y + right);
+}
+
+__device__ __forceinline__ void add_four(float (&to)[WIDTH], int first, float4 four) {
+    to[first] += four.x, to[first + 1] += four.y, to[first + 2] += four.z, to[first + 3] += four.w;
+}
+
+#if SPLIT > 1
+// Everyone in the cluster is here, and sees what the others wrote to shared memory.
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Add four sums that lie at `from` in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank) {
+    u32 there;
+    float4 four;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(from)), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+                 : "r"(there));
+    add_four(to, first, four);
+}
+#else
+__device__ __forceinline__ void cluster_barrier() {}
+__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank) {}
+#endif
+
+// How often every block of the grid works until `blocks` are done.
+__device__ __forceinline__ int rounds(int blocks) { return (blocks + gridDim.x - 1) / gridDim.x; }
+
+// 16-byte chunk `chunk` of a row of STEP bytes; rows are swizzled so that eight of them touch all banks.
+__device__ __forceinline__ u32 place_of(u32 base, int row, int chunk) {
+    return base + row * STEP + ((chunk ^ (row & 7)) << 4);
+}
+
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
+    conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* __restrict__ out, int pitch,
+         int channels, const int* __restrict__ list, const int* __restrict__ count, int OH, int OW) {
+    extern __shared__ __align__(128) char memory[];
+    __shared__ int places[BM];
+    const u32 stages = shared_address(memory);
+    const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+    const int warp_m = warp % WARPS_M * (BM / WARPS_M), warp_n = warp / WARPS_M % WARPS_N * (BN / WARPS_N);
+    const int warp_k = warp / (WARPS_M * WARPS_N);
+    const int listed = *count, blocks_n = (channels + BN - 1) / BN;
+    const int total = (listed + BM - 1) / BM * blocks_n;
+    if (total == 0) return;
+    const Head h = *head;
+    const int share = (h.steps + SPLIT - 1) / SPLIT;
+    const bool together = SPLIT > 1 && rounds(total * SPLIT) * (share + START_TOGETHER) < rounds(total) * (h.steps + START);
+    const int members = together ? SPLIT : 1, rank = blockIdx.x % members;
+    const int first_step = rank * share, steps = min(together ? share : h.steps, h.steps - first_step);  // may be < 0
+
+    const int piece = thread % PIECES, first_row = thread / PIECES;
+
+    for (int block = blockIdx.x / members; block < total; block += gridDim.x / members) {
+        const int first = block / blocks_n * BM, first_n = block % blocks_n * BN;
+        int ys[ROWS], xs[ROWS], images[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            const int row = first_row + r * (THREADS / PIECES), at = first + row;
+            const int place = at < listed ? list[at] : -1;
+            const int n = place / (OH * OW), pixel = place - n * OH * OW, y = pixel / OW, x = pixel - y * OW;
+            images[r] = n * h.H;
+            ys[r] = place < 0 ? -20000 : TRANSPOSED ? y + h.ph : y * h.sh - h.ph;
+            xs[r] = TRANSPOSED ? x + h.pw : x * h.sw - h.pw;
+            if (piece == 0) places[row] = place;
+        }
+        const char* weights_at = h.weight + ((size_t)(first_n + thread / 8) * h.steps + first_step) * STEP + thread % 8 * 16;
+        const size_t weights_apart = (size_t)(THREADS / 8) * h.steps * STEP;
+        Tap tap = h.taps[min(first_step, h.steps - 1) * PIECES + piece];  // of the next step: known before it is needed
+        const auto load = [&](int step) {
+            const u32 a = stages + step % STAGES * STAGE, b = a + BM * STEP;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const int row = first_row + r * (THREADS / PIECES);
+                int y = ys[r] + tap.dy, x = xs[r] + tap.dx;
+                bool inside = tap.channel >= 0;
+                if (TRANSPOSED) {
+                    inside &= y >= 0 && x >= 0 && y % h.sh == 0 && x % h.sw == 0;
+                    y /= h.sh, x /= h.sw;
+                }
+                inside &= (u32)y < (u32)h.H && (u32)x < (u32)h.W;
+                const char* from = h.at + ((size_t)(images[r] + y) * h.W + x) * h.pitch + tap.channel;
+                const u32 to = place_of(a, row, piece * PIECE / 16) + piece * PIECE % 16;
+                copy<PIECE>(to, inside ? from : h.at, inside);
+            }
+#pragma unroll
+            for (int i = 0; i < BN * 8 / THREADS; i++) {
+                const int row = thread / 8 + i * (THREADS / 8), chunk = thread % 8;
+                copy<16>(place_of(b, row, chunk), weights_at + i * weights_apart + (size_t)step * STEP, true);
+            }
+            if (step + 1 < steps) tap = h.taps[(first_step + step + 1) * PIECES + piece];
+        };
+        float sums[TILES_M][TILES_N][4] = {}, totals[SPLIT > 1 ? TILES_M : 1][TILES_N][4] = {};
+#pragma unroll
+        for (int step = 0; step < STAGES - 1; step++) {
+            if (step < steps) load(step);
+            end_of_stage();
+        }
+        for (int step = 0; step < steps; step++) {
+            wait<STAGES - 2>();
+            __syncthreads();
+            if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+            end_of_stage();
+            const u32 a = stages + step % STAGES * STAGE, b = a + BM * STEP;
+#pragma unroll
+            for (int slice = 0; slice < SLICES; slice++) {
+                const int k = warp_k * SLICES + slice;
+                u32 rows[TILES_M][4], weights[TILES_N / 2][4];
+#pragma unroll
+                for (int i = 0; i < TILES_M; i++) {
+                    load_matrices(rows[i], place_of(a, warp_m + i * 16 + (lane & 15), k * 2 + (lane >> 4)));
+#if TYPE == 1
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+                        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rows[i][j]) : "f"(__uint_as_float(rows[i][j])));
+#endif
+                }
+#pragma unroll
+                for (int i = 0; i < TILES_N / 2; i++)
+                    load_matrices(weights[i], place_of(b, warp_n + i * 16 + (lane & 7) + (lane >> 4) * 8,
+                                                       k * 2 + (lane >> 3 & 1)));
+#pragma unroll
+                for (int i = 0; i < TILES_M; i++)
+#pragma unroll
+                    for (int j = 0; j < TILES_N; j++)
+                        multiply(sums[i][j], rows[i], weights[j / 2][j % 2 * 2], weights[j / 2][j % 2 * 2 + 1]);
+            }
+            if (SPLIT > 1 && !together && ((step + 1) % share == 0 || step + 1 == steps)) {
+#pragma unroll
+                for (int i = 0; i < TILES_M; i++)
+#pragma unroll
+                    for (int j = 0; j < TILES_N; j++)
+#pragma unroll
+                        for (int k = 0; k < 4; k++) totals[SPLIT > 1 ? i : 0][j][k] += sums[i][j][k], sums[i][j][k] = 0;
+            }
+        }
+        if (SPLIT > 1 && !together) {
+#pragma unroll
+            for (int i = 0; i < TILES_M; i++)
+#pragma unroll
+                for (int j = 0; j < TILES_N; j++)
+#pragma unroll
+                    for (int k = 0; k < 4; k++) sums[i][j][k] = totals[SPLIT > 1 ? i : 0][j][k];
+        }
+        wait<0>();
+        __syncthreads();
+        // Through shared memory, so that a thread finishes neighbouring channels of one pixel.
+        float* staged = (float*)memory;
+#pragma unroll
+        for (int k = 0; k < WARPS_K; k++) {
+            if (warp_k == k) {
+#pragma unroll
+                for (int i = 0; i < TILES_M; i++)
+#pragma unroll
+                    for (int j = 0; j < TILES_N; j++) {
+                        float* to = staged + (warp_m + i * 16 + lane / 4) * SUMS_PITCH + warp_n + j * 8 + lane % 4 * 2;
+                        add(to, sums[i][j][0], sums[i][j][1], k > 0);
+                        add(to + 8 * SUMS_PITCH, sums[i][j][2], sums[i][j][3], k > 0);
+                    }
+            }
+            __syncthreads();
+        }
+        if (together) cluster_barrier();
+        const int rows = BM / members;
+        for (int i = thread; i < rows * (BN / WIDTH); i += THREADS) {
+            const int row = rank * rows + i / (BN / WIDTH), n = i % (BN / WIDTH) * WIDTH, place = places[row];
+            if (place < 0 || first_n + n >= channels) continue;
+            const float* mine = staged + row * SUMS_PITCH + n;
+            float v[WIDTH] = {};
+#pragma unroll
+            for (int j = 0; j < WIDTH; j += 4) {
+                if (together)
+#pragma unroll
+                    for (int other = 0; other < SPLIT; other++) add_from(v, j, mine + j, other);
+                else
+                    add_four(v, j, *(const float4*)(mine + j));
+            }
+#pragma unroll
+            for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first_n + n + j];
+            finish(v, operands, out, pitch, channels, place, place / (OH * OW), first_n + n);
+        }
+        if (together)
+            cluster_barrier();  // before the sums are overwritten
+        else
+            __syncthreads();
+    }
+}
+#endif

@@ -1,0 +1,36 @@
+// Interpolation, padding, crops: a sum over the rows and columns that tables list, with their weights.
+#include "tail.cuh"
+
+struct Head {
+    const value* at;  // N x H x W
+    const int* rows;  // OH x row_taps, OW x col_taps; -1 outside the map, where `fill` lies
+    const int* cols;
+    const number* row_weights;
+    const number* col_weights;
+    double fill;
+    int pitch, H, W, row_taps, col_taps, unused;
+};
+#include "rows.cuh"
+
+__device__ __forceinline__ void head(number (&v)[WIDTH], const Head& h, int place, int n, int y, int x, int c) {
+#pragma unroll
+    for (int j = 0; j < WIDTH; j++) v[j] = 0;
+    for (int i = 0; i < h.row_taps; i++) {
+        const number of_row = h.row_weights[y * h.row_taps + i];
+        const int row = h.rows[y * h.row_taps + i];
+        for (int k = 0; k < h.col_taps; k++) {
+            const number weight = of_row * h.col_weights[x * h.col_taps + k];
+            const int col = h.cols[x * h.col_taps + k];
+            if (weight == 0) continue;
+            number tap[WIDTH];
+            if (row < 0 || col < 0) {
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) tap[j] = (number)h.fill;
+            } else {
+                fetch(tap, h.at + ((size_t)(n * h.H + row) * h.W + col) * h.pitch + c);
+            }
+#pragma unroll
+            for (int j = 0; j < WIDTH; j++) v[j] += weight * tap[j];
+        }
+    }
+}

@@ -1,0 +1,81 @@
+// The end of every computing kernel: the elementwise operators fused behind it, and the store.
+//
+// FINISH is text that backends/cuda/tail.py writes: it changes `v` and reads the operands a[j], b[j], ...
+#include "common.cuh"
+
+#ifndef WIDTH
+#define WIDTH VECTOR  // channels of a thread: a vector, or 4 where the output has no more
+#endif
+#ifndef OPERANDS
+#define OPERANDS 0
+#endif
+#ifndef FINISH
+#define FINISH
+#endif
+#ifndef KIND_A
+#define KIND_A MAP
+#endif
+#ifndef KIND_B
+#define KIND_B MAP
+#endif
+#ifndef KIND_C
+#define KIND_C MAP
+#endif
+#ifndef KIND_D
+#define KIND_D MAP
+#endif
+
+enum Kind { MAP, GATE, CHANNEL };  // a value of each pixel, of each stream, of each channel
+
+struct Operand {
+    const void* at;  // values; of a CHANNEL numbers
+    long long pitch;
+};
+
+struct __align__(WIDTH * sizeof(value)) Pack { value of[WIDTH]; };
+
+__device__ __forceinline__ void fetch(number (&into)[WIDTH], const value* from) {
+    const Pack pack = *(const Pack*)from;
+#pragma unroll
+    for (int j = 0; j < WIDTH; j++) into[j] = get(pack.of[j]);
+}
+
+template <Kind kind> __device__ __forceinline__ void fetch(number (&into)[WIDTH], const Operand& operand, int place,
+                                                           int stream, int first) {
+    if (kind == CHANNEL) {
+#pragma unroll
+        for (int j = 0; j < WIDTH; j++) into[j] = ((const number*)operand.at)[first + j];
+    } else {
+        fetch(into, (const value*)operand.at + (kind == MAP ? place : stream) * operand.pitch + first);
+    }
+}
+
+// Apply FINISH to the channels first .. first + WIDTH - 1 of a pixel and store them.
+__device__ __forceinline__ void finish(number (&values)[WIDTH], const Operand* __restrict__ operands,
+                                       value* __restrict__ out, int pitch, int channels, int place, int stream,
+                                       int first) {
+#if OPERANDS > 0
+    number a[WIDTH];
+    fetch<KIND_A>(a, operands[0], place, stream, first);
+#endif
+#if OPERANDS > 1
+    number b[WIDTH];
+    fetch<KIND_B>(b, operands[1], place, stream, first);
+#endif
+#if OPERANDS > 2
+    number c[WIDTH];
+    fetch<KIND_C>(c, operands[2], place, stream, first);
+#endif
+#if OPERANDS > 3
+    number d[WIDTH];
+    fetch<KIND_D>(d, operands[3], place, stream, first);
+#endif
+    Pack pack;
+#pragma unroll
+    for (int j = 0; j < WIDTH; j++) {
+        number v = values[j];
+        FINISH;
+        pack.of[j] = first + j < channels ? put(v) : put(0);
+    }
+    *(Pack*)(out + (size_t)place * pitch + first) = pack;
+}
