@@ -106,7 +106,8 @@ class Drawn(nn.Module):
                 2 + number % 2, stride, number // 2 % 2, ceil_mode=bias, count_include_pad=number % 5 > 1
             )
         elif kind == "adaptive":
-            part = nn.AdaptiveAvgPool2d((1 + number % 4, 1 + number // 4 % 4))
+            pool = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)[number // 16 % 2]
+            part = pool((1 + number % 4, 1 + number // 4 % 4))
         elif kind in ("relu", "relu_", "hardswish", "sigmoid"):
             part = {
                 "relu": nn.ReLU(),

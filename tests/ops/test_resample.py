@@ -92,6 +92,41 @@ def test_interpolation_is_incremental(mode, size):
         assert_same_bits(outputs, model(frame), f"from row {share}")
 
 
+POOLS = {
+    "global average": nn.AdaptiveAvgPool2d(1),
+    "global maximum": nn.AdaptiveMaxPool2d(1),
+    "averages of boxes": nn.AdaptiveAvgPool2d((3, 7)),
+    "maxima of boxes": nn.AdaptiveMaxPool2d((7, 2)),
+    "averages of rows": nn.AdaptiveAvgPool2d((None, 1)),
+    "averages of columns": nn.AdaptiveAvgPool2d((1, None)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("channels", [1, 5, 67])
+@pytest.mark.parametrize("size", [(40, 60), (23, 37)])
+def test_lines_of_pools_give_the_same_bits_alone(name, channels, size):
+    """On cpu, whatever lines were read again, alone or with all others, in float32."""
+    network = nn.Sequential(POOLS[name])
+    frame = torch.randn(2, channels, *size)
+    model = deltaconvert.convert(network.eval(), frame, backend="cpu")
+    model(frame)
+    for height in (1, 2, 9, 21, size[0]):
+        frame[0, :, :height, 3 : 4 + height] = torch.randn_like(frame[0, :, :height, 3 : 4 + height])
+        frame[1, :, -height:, 7] -= 3
+        outputs = model(frame)
+        assert_close(outputs, network(frame))
+        model.reset()
+        assert_same_bits(outputs, model(frame), f"{height} rows")
+
+
+def test_the_average_of_many_equal_values():
+    """What adds them up one after the other in float32 loses some of them."""
+    frame = torch.full((1, 1, 300, 1001), 0.1)
+    model = deltaconvert.convert(nn.Sequential(nn.AdaptiveAvgPool2d(1)).eval(), frame, backend="cpu")
+    assert abs(model(frame).item() - 0.1) < 1e-6
+
+
 SPELLINGS = {
     "upsample": lambda m, x: F.interpolate(x, None, 2),
     "recompute": lambda m, x: F.interpolate(

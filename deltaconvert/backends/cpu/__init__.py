@@ -24,6 +24,7 @@ from deltaconvert.backends.cpu.compute import can_pack, head_of
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge, FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
+from deltaconvert.backends.cpu.lines import Lines
 from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.rows import Rows
 from deltaconvert.backends.cpu.shuffles import Shuffles
@@ -46,6 +47,7 @@ KINDS: tuple[type[Step], ...] = (
     Copies,
     Shuffles,
     Weighted,
+    Lines,
     Step,
 )  # the first that fits an operator runs it
 
