@@ -8,11 +8,20 @@ from deltaconvert.passes import run_passes
 from deltaconvert.passes.adopt_operators import adopt_operators
 from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
+from deltaconvert.passes.fold_padding import fold_padding
 from deltaconvert.passes.name_paths import name_paths
 from deltaconvert.passes.open_tuples import open_tuples
 from deltaconvert.passes.split_norms import split_norms
 
-PASSES = (name_paths, open_tuples, drop_identities, adopt_operators, fold_batch_norm, split_norms)
+PASSES = (
+    name_paths,
+    open_tuples,
+    drop_identities,
+    adopt_operators,
+    fold_padding,
+    fold_batch_norm,
+    split_norms,
+)
 
 
 def normalise(gm: fx.GraphModule) -> fx.GraphModule:

@@ -14,6 +14,7 @@ from deltaconvert.passes.convert_edges import cancel_conversions, insert_convers
 from deltaconvert.passes.decide import decide
 from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_constants import fold_constants
+from deltaconvert.passes.fold_padding import fold_padding
 from deltaconvert.passes.fuse_tails import fuse_tails
 from deltaconvert.passes.keep_channels import keep_channels
 from deltaconvert.passes.open_tuples import open_tuples
@@ -47,6 +48,7 @@ def plan(
             keep_channels,
             drop_identities,
             adopt_operators,
+            fold_padding,
             decide(streams, keep_dense),
             insert_conversions,
             cancel_conversions,

@@ -20,6 +20,7 @@ from deltaconvert.passes.decide import decide
 from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_constants import fold_constants
+from deltaconvert.passes.fold_padding import fold_padding
 from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.passes.fuse_tails import fuse_tails
 from deltaconvert.passes.name_paths import name_paths
@@ -175,6 +176,23 @@ def test_fold_batch_norm():
     assert calls(folded) == ["Conv2d"] and names_of(node_of(folded, "conv")) == ("conv", "bn")
     forked = graph(lambda m, x: m.bn(y := m.conv(x)) + y, adopt_operators, fold_batch_norm)
     assert calls(forked) == ["Conv2d", "BatchNorm", "add"]
+
+
+def test_fold_padding():
+    folded = graph(lambda m, x: m.conv(F.pad(x, (2, 2, 1, 1))), adopt_operators, fold_padding)
+    assert calls(folded) == ["Conv2d"] and names_of(node_of(folded, "conv")) == ("conv", "pad")
+    assert operator_of(node_of(folded, "conv")).padding == (2, 3)
+    forked = graph(lambda m, x: m.conv(y := F.pad(x, (1, 1))) + y, adopt_operators, fold_padding)
+    assert calls(forked) == ["Pad", "Conv2d", "add"]
+    kept = {
+        "one side": lambda m, x: m.conv(F.pad(x, (0, 1, 0, 1))),
+        "a crop": lambda m, x: m.conv(F.pad(x, (-1, -1))),
+        "channels": lambda m, x: m.conv(F.pad(x, (1, 1, 1, 1, 1, -1))),
+        "ones": lambda m, x: m.conv(F.pad(x, (1, 1), value=1.0)),
+        "mirrored": lambda m, x: m.conv(F.pad(x, (1, 1, 1, 1), "reflect")),
+    }
+    for name, function in kept.items():
+        assert calls(graph(function, adopt_operators, fold_padding)) == ["Pad", "Conv2d"], name
 
 
 def test_fold_constants():

@@ -81,7 +81,7 @@ DENSE = {
     "the batch": (lambda m, x: F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1)), "more than height and width"),
     "round and cropped": (lambda m, x: F.pad(x, (0, -2, 1, 0), "circular"), "crops and pads round"),
     "a matrix": (lambda m, x: F.pad(x.flatten(2), (1, 1)), "not N C H W"),
-    "by what a frame says": (lambda m, x: F.pad(x, (0, x.argmax() * 0 + 1)), "no operator"),
+    "by what a frame says": (lambda m, x: F.pad(x, (0, x.argmax() * 0 + 1)), "computed in every frame"),
 }
 
 
