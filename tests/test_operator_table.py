@@ -1,0 +1,14 @@
+"""docs/operators.md is what the tests of the operators convert."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_table_of_operators_is_current():
+    """To write it anew: python docs/operators.py."""
+    command = [sys.executable, str(ROOT / "docs" / "operators.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
