@@ -84,8 +84,11 @@ def _title(explanation: Explanation) -> str:
     rows = explanation.rows
     count = sum(row.kind == "delta" for row in rows)
     keys = (
-        (DELTA, f"orange: {count} delta nodes, {explanation.delta_share:.1%} of the work, darker is more"),
-        (DENSE, f"blue: {len(explanation.islands)} dense nodes, with the reason; dashed: dense tensors"),
+        (
+            DELTA,
+            f"orange: delta nodes ({count}) with {explanation.delta_share:.1%} of the work, darker is more",
+        ),
+        (DENSE, f"blue: dense nodes ({len(explanation.islands)}), with the reason; dashed: dense tensors"),
         (CONVERSION, "grey: sparsify (dense to delta) and densify (delta to dense)"),
     )
     return (
