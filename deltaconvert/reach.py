@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]
-MANY_TAPS = 8  # of one output row: from here on, one pass over all of them is faster than one for each
 
 
 class Reach(Protocol):
@@ -110,7 +109,8 @@ class Sources:
                 out = F.pad(out, (0, 0, 0, 1) if dim == 2 else (0, 1))
                 table = table.remainder(out.shape[dim])
             table = table.to(mask.device)
-            if table.shape[1] > MANY_TAPS:
+            # Few lines of many taps: one pass over all of them takes less than one for each tap.
+            if table.shape[1] > table.shape[0]:
                 out = _lines(out, dim, table.view(-1)).unflatten(dim, table.shape).any(dim + 1)
                 continue
             parts = [_lines(out, dim, table[:, tap]) for tap in range(table.shape[1])]
