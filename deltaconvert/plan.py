@@ -15,6 +15,7 @@ from deltaconvert.passes.decide import decide
 from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_constants import fold_constants
 from deltaconvert.passes.fold_padding import fold_padding
+from deltaconvert.passes.follow_layouts import follow_layouts
 from deltaconvert.passes.fuse_tails import fuse_tails
 from deltaconvert.passes.keep_channels import keep_channels
 from deltaconvert.passes.open_tuples import open_tuples
@@ -49,6 +50,7 @@ def plan(
             drop_identities,
             adopt_operators,
             fold_padding,
+            follow_layouts(streams, keep_dense),
             decide(streams, keep_dense),
             insert_conversions,
             cancel_conversions,

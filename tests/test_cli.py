@@ -186,7 +186,7 @@ def test_zoo_lists_what_converting_comes_to():
         row["state_bytes"] > 0 and row["parameters"] > 1e5 and row["delta_share"] > 0.9 for row in rows
     )
     table = call(*args).stdout.splitlines()
-    assert table[0].startswith("network") and "linear" in table[2]
+    assert table[0].startswith("network") and "rearrange" in table[2]
 
 
 # ---- run

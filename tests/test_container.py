@@ -47,12 +47,19 @@ class Islands(nn.Module):
         }
 
 
+class Summed(nn.Module):
+    """A call of a function, and one of a method, that stay dense."""
+
+    def forward(self, x):
+        return torch.cumsum(x, 1).cumprod(1)
+
+
 @pytest.fixture
 def saved(tmp_path):
     """(network, converted, path) of a small network with dense parts."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5), Summed()
     )
     model.eval()
     converted = deltaconvert.convert(model, torch.rand(1, 3, 8, 8), threshold="5%", backend="reference")
@@ -104,6 +111,34 @@ def test_dense_parts_and_nested_outputs_come_back(tmp_path):
         assert type(b["b"]) is OrderedDict and b["b"]["none"] is None and b["b"]["number"] == 3
         torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(b["a"][0], model(x=frame, extra=call["extra"])["a"][0])
+
+
+class Laid(nn.Module):
+    """Maps in other layouts, and what becomes of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear, self.head = nn.LayerNorm(4), nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+        self.register_buffer("index", torch.tensor([3, 0, 1, 2]))
+
+    def forward(self, x):
+        y = F.pixel_unshuffle(x, 2).view(x.shape[0], 4, -1).transpose(1, 2)
+        y = self.linear(self.norm(y)).transpose(1, 2).reshape(x.shape[0], 4, x.shape[2] // 2, -1)
+        y = F.channel_shuffle(y, 2)[:, self.index].flip(1)[:, [0, 1, 3, 2]]
+        return F.pixel_shuffle(y, 2), self.head(F.layer_norm(y.mean((2, 3), keepdim=True).flatten(1), (4,)))
+
+
+def test_layouts_come_back(tmp_path):
+    model, (example, *frames) = Laid().eval(), video(2, 1, 8, 12, frames=4)
+    ours = deltaconvert.convert(model, example, backend="reference")
+    ours.save(tmp_path / "net.delta")
+    back = load(tmp_path / "net.delta")
+    assert back.explain() == ours.explain() and ours.explain().delta_share == 1
+    for frame in (example, *frames):
+        torch.testing.assert_close(back(frame), ours(frame), rtol=0, atol=0)
+        torch.testing.assert_close(back(frame), model(frame))
+    with pytest.warns(UserWarning, match="input size changed"):
+        torch.testing.assert_close(back(torch.ones(1, 1, 6, 2)), model(torch.ones(1, 1, 6, 2)))
 
 
 def test_a_new_size_after_loading(saved):

@@ -31,7 +31,7 @@ import deltaconvert
 STEP = st.tuples(
     st.sampled_from(
         "conv conv conv conv depthwise transposed norm max avg relu relu_ hardswish sigmoid add iadd sub mul cat gate "
-        "resize chunk constant adaptive shuffle unshuffle channels pad crop turn softmax reduce "
+        "resize chunk constant adaptive shuffle unshuffle channels tokens pad crop turn softmax reduce "
         "group instance across".split()
     ),
     st.integers(0, 99),  # which of the maps so far
@@ -47,6 +47,24 @@ RECIPE = st.fixed_dictionaries(
         "seed": st.integers(0, 999),
     }
 )
+
+
+class Tokens(nn.Module):
+    """What transformers and ConvNeXt do to maps: norm and linear on N H W C or N (H W) C, and back."""
+
+    def __init__(self, channels, outer, flat):
+        super().__init__()
+        # This eps keeps pixels of nearly equal channels from magnifying rounding errors.
+        self.norm, self.linear = nn.LayerNorm(channels, eps=0.1), nn.Linear(channels, outer)
+        self.scale, self.flat = nn.Parameter(torch.rand(outer)), flat
+
+    def forward(self, x):
+        if not self.flat:
+            y = self.norm(x.permute(0, 2, 3, 1))
+            return (F.gelu(self.linear(y)) * self.scale).permute(0, 3, 1, 2)
+        y = self.norm(x.flatten(2).transpose(1, 2))
+        y = self.linear(y + F.silu(y)).transpose(1, 2)
+        return y.reshape(x.shape[0], -1, x.shape[2], x.shape[3])
 
 
 class Drawn(nn.Module):
@@ -122,6 +140,8 @@ class Drawn(nn.Module):
                 if y.shape[2:] == x.shape[2:] and (kind == "cat" or y.shape == x.shape)
             ]
             sources.append(same[other % len(same)])
+        elif kind == "tokens":
+            part = Tokens(channels, 1 + number % 6, flat=number % 2 == 1)
         elif kind == "gate":
             part = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), nn.Sigmoid())
         elif kind == "group":
@@ -269,11 +289,11 @@ def test_recipes_reach_every_kind_of_step():
     reached = set()
     for number, kind in enumerate(
         "conv depthwise transposed norm max avg relu relu_ add iadd mul cat gate resize chunk "
-        "shuffle unshuffle channels pad crop turn softmax reduce group instance across".split()
+        "shuffle unshuffle channels tokens pad crop turn softmax reduce group instance across".split()
     ):
         steps = [("conv", 0, 0, 5), (kind, 1, 0, number), (kind, 0, 1, number + 3)]
         network = Drawn({"steps": steps, "size": (9, 8), "batch": 1, "outputs": 1, "seed": number})
         reached |= {entry[0] for entry in network.program}
         assert isinstance(network(torch.zeros(network.shape)), dict) and isinstance(network.shape, tuple)
         assert all(isinstance(t, Tensor) for t in network(torch.zeros(network.shape)).values())
-    assert len(reached) == 26
+    assert len(reached) == 27

@@ -21,6 +21,7 @@ from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_constants import fold_constants
 from deltaconvert.passes.fold_padding import fold_padding
+from deltaconvert.passes.follow_layouts import follow_layouts
 from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.passes.fuse_tails import fuse_tails
 from deltaconvert.passes.name_paths import name_paths
@@ -38,6 +39,8 @@ class Net(nn.Module):
         self.function = function
         self.conv, self.relu, self.drop = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Dropout()
         self.bn, self.linear = nn.BatchNorm2d(4), nn.Linear(6, 5)
+        self.norm, self.channels, self.head = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(144, 5)
+        self.gamma = nn.Parameter(torch.rand(4))
         self.bn.running_mean.uniform_(-1, 1)
 
     def forward(self, x):
@@ -140,6 +143,13 @@ def test_drop_identities():
     assert calls(kept) == ["conv", "pad"]
 
 
+def test_views_become_reshapes():
+    gm = graph(
+        lambda m, x: m.conv(x).transpose(1, 2).contiguous().view(2, -1).view(torch.int32), drop_identities
+    )
+    assert calls(gm) == ["conv", "transpose", "reshape", "view"]
+
+
 def test_adopt_operators():
     gm = graph(lambda m, x: F.relu(m.relu(m.relu(x)), inplace=False).cumsum(1), adopt_operators)
     assert calls(gm) == ["relu", "relu", "relu", "cumsum"]
@@ -210,6 +220,34 @@ def test_propagate():
     assert conv.meta["scale"] == pytest.approx(
         float(gm.get_submodule("operators.conv")(X).abs().mean()), rel=1e-5
     )
+
+
+LAID = (adopt_operators, propagate([X]), follow_layouts(2))
+
+
+def test_follow_layouts():
+    def block(m, x):
+        y = m.conv(x).permute(0, 2, 3, 1)
+        return m.conv(x) + (m.channels(m.norm(y)) * m.gamma).permute(0, 3, 1, 2)
+
+    gm = graph(block, *LAID)
+    assert calls(gm) == ["Conv2d", "Conv2d", "ChannelNorm", "Conv2d", "mul", "add"]
+    assert names_of(node_of(gm, "channels")) == ("channels",)
+    shuffled = graph(lambda m, x: m.conv(x).view(2, 2, 2, 6, 6).transpose(1, 2).flatten(1, 2), *LAID)
+    assert calls(shuffled) == ["Conv2d", "ChannelIndex"]
+    assert names_of(node_of(shuffled, "flatten")) == ("flatten", "view", "transpose")
+    head = graph(lambda m, x: m.relu(m.head(m.conv(x).flatten(1))), *LAID)
+    assert calls(head) == ["Conv2d", "MapLinear", "relu", "Rearrange"]
+
+
+def test_follow_layouts_leaves_what_nothing_is_won_by():
+    run = lambda m, x: m.relu(x.permute(0, 2, 3, 1)).softmax(3)  # noqa: E731
+    assert calls(graph(run, *LAID)) == ["permute", "relu", "softmax"]
+    kept = graph(
+        lambda m, x: m.channels(m.conv(x).permute(0, 2, 3, 1)), *LAID[:2], follow_layouts(2, ["ch*"])
+    )
+    assert calls(kept) == ["Conv2d", "permute", "Linear"]
+    assert node_of(kept, "permute").meta["why_dense"] == "it makes the layout that channels reads"
 
 
 def test_decide():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
 from deltaconvert.reach import Reach, stretched
 
@@ -76,6 +78,17 @@ class Elementwise(Operator):
         if any(part.dim() == 4 and part.shape[0] != 1 for part in self._constants()):
             return "its constant differs from stream to stream"
         return None
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        layout = max(layouts, key=lambda each: math.prod(each.size))
+        if not all(each.broadcasts_to(layout) for each in layouts):
+            return None
+        settings, constants = self.settings(), {}
+        for name, value in settings.items():
+            if isinstance(value, Tensor):
+                constants[name] = layout.spread_out(value)
+        lost = any(value is None for value in constants.values())
+        return None if lost else (type(self)(**{**settings, **constants}), layout)
 
     @property
     def position_free(self) -> bool:  # type: ignore[override]

@@ -5,6 +5,7 @@ An operator is an nn.Module with three rules, on maps of shape N C H W:
     forward(*values)              the dense operator; it is the meaning, every backend must equal it
     reaches(shapes, out_shape)    for each input, which of its pixels an output pixel reads (deltaconvert.reach)
     why_dense(shapes, out_shape)  None, or the reason why this call cannot run as a delta node
+    on_maps(layouts)              where the values are not N C H W: the operator that does the same to the maps
 
 and `spelled` functions that turn the ways a network may write it (a module, a function, a method name) into it.
 Adding an operator is adding one file to this folder; `find` discovers it.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.errors import GraphError
+from deltaconvert.layout import Layout
 from deltaconvert.reach import Pixel, Reach
 
 Shape = tuple[int, ...]
@@ -61,6 +63,11 @@ class Operator(nn.Module):
         return [Pixel() for _ in shapes]
 
     def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return None
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        """The operator on maps for values that hold them in `layouts`, and the layout of its result; None if there is
+        none. Asked where a network works on N H W C, on tokens or on N C (passes/follow_layouts.py)."""
         return None
 
     def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:

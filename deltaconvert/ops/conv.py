@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class Conv2d(Operator):
         ]
 
     def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
-        return self.weight.numel() * out_shape[0] * out_shape[2] * out_shape[3]
+        return self.weight.numel() * math.prod(out_shape) // out_shape[-3]
 
 
 @spelled(F.conv2d, torch.conv2d)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,8 +70,7 @@ class ConvTranspose2d(Operator):
         ]
 
     def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
-        n, _, height, width = shapes[0]
-        return self.weight.numel() * n * height * width
+        return self.weight.numel() * math.prod(shapes[0]) // shapes[0][-3]
 
 
 @spelled(F.conv_transpose2d, torch.conv_transpose2d)

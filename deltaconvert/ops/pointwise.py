@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, StaysDense, constant, spelled
 
 # name -> (function, names of its settings). The names are also what a saved graph holds.
@@ -62,6 +63,9 @@ class Pointwise(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return self._call(x, **self.options)
 
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        return self, layouts[0]
+
 
 class PReLU(Operator):
     """x where x > 0, else weight * x with weight (1) or (C); N C H W -> N C H W (ONNX PRelu)."""
@@ -75,6 +79,11 @@ class PReLU(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.prelu(x, self.weight)
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        (layout,) = layouts
+        own = self.weight.numel() == 1 or (len(layout.dims) > 1 and layout.in_order(layout.dims[1], 1))
+        return (self, layout) if own else None
 
 
 def _make(name: str, options: dict[str, Any], input: Any) -> tuple[Operator, list[Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
 from deltaconvert.check import names_of, operator_of
+from deltaconvert.ops.base import Operator
 from deltaconvert.thresholds import matches
 
 
@@ -26,44 +28,54 @@ def decide(streams: int, keep_dense: Sequence[str] = ()) -> Callable[[fx.GraphMo
             operator = operator_of(node)
             if operator is None:
                 continue
-            reason = _why_dense(node, streams)
+            inputs = [seen(source) for source in node.args]
+            reason = why_dense(operator, inputs, seen(node), streams)
             if any(matches(pattern, names_of(node)) for pattern in keep_dense):
                 reason = "keep_dense names it"
             if reason is None:
                 node.meta["delta"] = True
-                shapes = [source.meta["shape"] for source in node.args]
-                node.meta["macs"] = operator.macs(shapes, node.meta["shape"])
             else:
                 node.meta["why_dense"] = reason
+            shapes = [each.shape for each in (*inputs, seen(node))]
+            if all(shape is not None for shape in shapes):
+                node.meta["macs"] = operator.macs(shapes[:-1], shapes[-1])
         return gm
 
     return decide
 
 
-def _why_dense(node: fx.Node, streams: int) -> str | None:
-    operator = operator_of(node)
-    assert operator is not None
-    shapes = []
-    for value in (*node.all_input_nodes, node):
-        shape, dtype = value.meta.get("shape"), value.meta.get("dtype")
-        what = "its output" if value is node else f"its input {value.meta.get('path', value.name)}"
+class Seen(NamedTuple):
+    """What is known of a value; shape and dtype are None where it is no tensor."""
+
+    path: str
+    shape: Any
+    dtype: torch.dtype | None
+    delta: bool
+
+
+def seen(node: fx.Node) -> Seen:
+    meta = node.meta
+    return Seen(meta.get("path", node.name), meta.get("shape"), meta.get("dtype"), meta.get("delta", False))
+
+
+def why_dense(operator: Operator, inputs: Sequence[Seen], output: Seen, streams: int) -> str | None:
+    """None, or the reason why `operator` cannot run as a delta node on these values."""
+    for place, (path, shape, dtype, delta) in enumerate((*inputs, output)):
+        is_output = place == len(inputs)
+        what = "its output" if is_output else f"its input {path}"
         if shape is None or dtype is None:
             return f"{what} is no tensor"
         if len(shape) != 4:
             return f"{what} has shape {tuple(shape)}, not N C H W"
         if not dtype.is_floating_point and not operator.integers:
             return f"{what} is {_short(dtype)}, not floating point"
-        if not dtype.is_floating_point and value is not node and not value.meta.get("delta"):
+        if not dtype.is_floating_point and not is_output and not delta:
             return f"{what} is {_short(dtype)} and dense: changes of integers are not compared"
         if shape[0] != streams:
             return f"{what} has batch {shape[0]}, the frame has {streams}"
         if 0 in shape:
             return f"{what} is empty"
-        shapes.append(shape)
-    # The same map may come in twice: x * x.
-    by_node = dict(zip(node.all_input_nodes, shapes, strict=False))
-    inputs = [by_node[source] for source in node.args]
-    return operator.why_dense(inputs, shapes[-1])
+    return operator.why_dense([each.shape for each in inputs], output.shape)
 
 
 def _short(dtype: torch.dtype) -> str:

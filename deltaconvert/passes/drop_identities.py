@@ -11,16 +11,24 @@ _METHODS = ("contiguous", "clone", "detach")
 
 
 def drop_identities(gm: fx.GraphModule) -> fx.GraphModule:
-    """Remove dropout (inference), contiguous, clone, detach and padding by nothing.
+    """Remove dropout (inference), contiguous, clone, detach and padding by nothing; views become reshapes, because
+    they may read other memory then.
 
     before:  y = dropout(x, 0.5, training=False);  z = conv(y)
     after:   z = conv(x)
     """
     for node in list(gm.graph.nodes):
+        if node.op == "call_method" and node.target == "view" and not _is_cast(node):
+            node.target = "reshape"
         if _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
     return gm
+
+
+def _is_cast(view: fx.Node) -> bool:
+    """x.view(torch.int32): the same bits as another type."""
+    return bool(view.kwargs) or isinstance(view.args[1], torch.dtype)
 
 
 def _is_identity(node: fx.Node) -> bool:

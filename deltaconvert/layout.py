@@ -1,0 +1,149 @@
+"""Where the values of a map stand in a tensor of another shape: N H W C, tokens N (H W) C, heads N C.
+
+The axes of a map N C H W are factored into atoms, the atoms put in order, groups of them merged into dimensions. A
+reshape splits and merges atoms, a permute reorders dimensions; both are exact, and so is comparing two layouts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Atom(NamedTuple):
+    """`size` places of a map's axis (0 to 3 for N C H W) that lie `step` apart."""
+
+    axis: int
+    step: int
+    size: int
+
+
+Dim = tuple[Atom, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """size: of the map, N C H W. dims: the atoms of each dimension, the slowest first; none where it has length 1."""
+
+    size: Shape
+    dims: tuple[Dim, ...]
+
+    @classmethod
+    def of(cls, size: Sequence[int]) -> Layout:
+        """The map's own."""
+        return cls(tuple(size), tuple(_joined([Atom(axis, 1, length)]) for axis, length in enumerate(size)))
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(math.prod(atom.size for atom in dim) for dim in self.dims)
+
+    @property
+    def is_plain(self) -> bool:
+        return self == Layout.of(self.size)
+
+    def reshape(self, shape: Sequence[int]) -> Layout | None:
+        """None where a dimension would take parts of an atom that are no factor of it."""
+        atoms = [atom for dim in self.dims for atom in dim]
+        dims = []
+        for length in shape:
+            dim = []
+            while length > 1 and atoms:
+                axis, step, size = atoms.pop(0)
+                taken = math.gcd(length, size)
+                if taken not in (length, size):
+                    return None
+                dim.append(Atom(axis, step * (size // taken), taken))
+                if taken < size:
+                    atoms.insert(0, Atom(axis, step, size // taken))
+                length //= taken
+            dims.append(_joined(dim))
+        return Layout(self.size, tuple(dims))
+
+    def ending_in_channels(self, size: Sequence[int]) -> Layout:
+        """The last dimension replaced by the channels of a map of `size`."""
+        return Layout(tuple(size), (*self.dims[:-1], _joined([Atom(1, 1, size[1])])))
+
+    def permute(self, order: Sequence[int]) -> Layout:
+        return Layout(self.size, tuple(self.dims[place] for place in order))
+
+    def holds(self, dim: Dim, axes: Iterable[int]) -> bool:
+        """`dim` is made of these axes, whole, and of nothing else; in any order."""
+        wanted, axes = math.prod(self.size[axis] for axis in axes), tuple(axes)
+        return all(atom.axis in axes for atom in dim) and math.prod(atom.size for atom in dim) == wanted
+
+    def in_order(self, dim: Dim, axis: int) -> bool:
+        """`dim` is this axis, as it runs on the map."""
+        return dim == _joined([Atom(axis, 1, self.size[axis])])
+
+    def lay(self, x: Tensor) -> Tensor:
+        """A map -> the tensor that holds it in this layout."""
+        atoms = self._sorted()
+        order = [atoms.index(atom) for dim in self.dims for atom in dim]
+        return x.reshape([atom.size for atom in atoms]).permute(order).reshape(self.shape)
+
+    def map_of(self, x: Tensor) -> Tensor:
+        """A tensor in this layout -> its map."""
+        given = [atom for dim in self.dims for atom in dim]
+        order = [given.index(atom) for atom in self._sorted()]
+        return x.reshape([atom.size for atom in given]).permute(order).reshape(self.size)
+
+    def spread_out(self, constant: Tensor) -> Tensor | None:
+        """A constant that broadcasts to tensors in this layout -> one that broadcasts to their maps."""
+        if constant.dim() == 0:
+            return constant
+        try:
+            if torch.broadcast_shapes(constant.shape, self.shape) != self.shape:
+                return None
+        except RuntimeError:
+            return None
+        spread = self.map_of(constant.expand(self.shape))
+        for axis, stride in enumerate(spread.stride()):
+            spread = spread.narrow(axis, 0, 1) if stride == 0 else spread
+        return spread
+
+    def boxes(self, factor: int) -> tuple[Dim, Dim] | None:
+        """Rows and columns of boxes of factor x factor pixels; None where they do not fill the map."""
+        height, width = self.size[2:]
+        if factor < 1 or height % factor or width % factor:
+            return None
+        return _joined([Atom(2, factor, height // factor)]), _joined([Atom(3, factor, width // factor)])
+
+    def broadcasts_to(self, larger: Layout) -> bool:
+        """Broadcasting one tensor to the other broadcasts their maps."""
+        short = {axis for axis in range(4) if self.size[axis] == 1}
+        if any(self.size[axis] != larger.size[axis] for axis in set(range(4)) - short):
+            return False
+        return self.dims == tuple(tuple(a for a in dim if a.axis not in short) for dim in larger.dims)
+
+    def resized(self, size: Sequence[int]) -> Layout | None:
+        """The same layout of a map whose axes have other lengths; an axis that changes must be one atom."""
+        changed = {axis for axis in range(4) if size[axis] != self.size[axis]}
+        dims = []
+        for dim in self.dims:
+            if any(atom.axis in changed and atom.size != self.size[atom.axis] for atom in dim):
+                return None
+            atoms = [Atom(a.axis, 1, size[a.axis]) if a.axis in changed else a for a in dim]
+            dims.append(_joined(atoms))
+        return Layout(tuple(size), tuple(dims))
+
+    def _sorted(self) -> list[Atom]:
+        return sorted((atom for dim in self.dims for atom in dim), key=lambda atom: (atom.axis, -atom.step))
+
+
+def _joined(atoms: Iterable[Atom]) -> Dim:
+    """Neighbours that follow one another on the map become one atom, atoms of one place none: the one form of each."""
+    joined: list[Atom] = []
+    for atom in atoms:
+        if atom.size == 1:
+            continue
+        if joined and joined[-1].axis == atom.axis and joined[-1].step == atom.step * atom.size:
+            atom = Atom(atom.axis, atom.step, joined.pop().size * atom.size)
+        joined.append(atom)
+    return tuple(joined)

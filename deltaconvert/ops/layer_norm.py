@@ -1,0 +1,67 @@
+"""Layer normalisation (ONNX LayerNormalization): over the channels of each pixel it is a delta node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltaconvert.layout import Layout
+from deltaconvert.ops.base import Operator, Shape, constant, spelled
+
+
+class LayerNorm(Operator):
+    """Over the last dimensions, of lengths `shape`, as networks write it; weight and bias of that shape, or None."""
+
+    def __init__(self, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float):
+        super().__init__()
+        self.shape, self.eps = list(shape), eps
+        self.keep("weight", weight)
+        self.keep("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return "it normalises over rows or whole maps, not over the channels of a pixel"
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        (layout,) = layouts
+        if len(self.shape) != 1 or not layout.in_order(layout.dims[-1], 1):
+            return None
+        return ChannelNorm(self.weight, self.bias, self.eps), layout
+
+
+class ChannelNorm(Operator):
+    """N C H W -> N C H W, each pixel normalised over its channels; weight and bias (C) or None."""
+
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.keep("weight", weight)
+        self.keep("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)
+        return F.layer_norm(pixels, pixels.shape[3:], self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+@spelled(F.layer_norm, torch.layer_norm)
+def _function(
+    input: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> tuple[Operator, list[Any]]:
+    shape = [constant(length, "its shape") for length in normalized_shape]
+    return LayerNorm(shape, constant(weight, "its weight"), constant(bias, "its bias"), eps), [input]
+
+
+@spelled(nn.LayerNorm)
+def _module(module: nn.LayerNorm, input: Any) -> tuple[Operator, list[Any]]:
+    return LayerNorm(module.normalized_shape, module.weight, module.bias, module.eps), [input]

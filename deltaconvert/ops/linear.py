@@ -1,0 +1,78 @@
+"""Linear layers (ONNX Gemm, MatMul): on channels they are 1x1 convolutions, on a flattened map they read all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltaconvert.layout import Atom, Layout
+from deltaconvert.ops.base import Operator, Shape, constant, spelled
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.reach import Everything, Reach
+
+
+class Linear(Operator):
+    """... C -> ... C' with weight (C', C), bias (C') or None: as networks write it, over the last dimension."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.keep("weight", weight)
+        self.keep("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return "it runs along the width"
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        """N H W C, N (H W) C -> a 1x1 convolution; N (C H W), N C -> one of the whole map. Weights stay views."""
+        (layout,) = layouts
+        outer, (n, channels, height, width) = self.weight.shape[0], layout.size
+        rows = (Atom(0, 1, outer),) if outer > 1 else ()
+        if layout.holds(layout.dims[-1], (1, 2, 3)):
+            weight = Layout((outer, channels, height, width), (rows, layout.dims[-1])).map_of(self.weight)
+            whole = MapLinear(weight.reshape(outer, -1), self.bias)
+            return whole, layout.ending_in_channels((n, outer, 1, 1))
+        if layout.holds(layout.dims[-1], (1,)):
+            weight = Layout((outer, channels, 1, 1), (rows, layout.dims[-1])).map_of(self.weight)
+            conv = Conv2d(weight, self.bias, (1, 1), (0, 0), (1, 1), 1)
+            return conv, layout.ending_in_channels((n, outer, height, width))
+        return None
+
+    def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return math.prod(out_shape) * self.weight.shape[1]
+
+
+class MapLinear(Operator):
+    """N C H W -> N C' 1 1 with weight (C', C * H * W): a classifier behind flatten."""
+
+    position_free = False
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.keep("weight", weight)
+        self.keep("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.flatten(1), self.weight, self.bias)[:, :, None, None]
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        return [Everything((1, 1))]
+
+    def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return self.weight.numel() * out_shape[0]
+
+
+@spelled(F.linear)
+def _function(input: Any, weight: Any, bias: Any = None) -> tuple[Operator, list[Any]]:
+    return Linear(constant(weight, "its weight"), constant(bias, "its bias")), [input]
+
+
+@spelled(nn.Linear)
+def _module(module: nn.Linear, input: Any) -> tuple[Operator, list[Any]]:
+    return Linear(module.weight, module.bias), [input]

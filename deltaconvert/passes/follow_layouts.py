@@ -1,0 +1,233 @@
+"""Maps in other layouts: operators on N H W C, on tokens N (H W) C and on N C work on the map N C H W itself."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from deltaconvert.check import names_of, operator_of
+from deltaconvert.layout import Atom, Layout
+from deltaconvert.ops.base import Operator
+from deltaconvert.ops.channels import ChannelIndex
+from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
+from deltaconvert.ops.rearrange import Rearrange
+from deltaconvert.passes.adopt_operators import adopt
+from deltaconvert.passes.decide import Seen, seen, why_dense
+from deltaconvert.thresholds import matches
+
+_RESHAPES = "view reshape flatten ravel unflatten squeeze unsqueeze view_as reshape_as".split()
+_PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
+
+
+def follow_layouts(
+    streams: int, keep_dense: Sequence[str] = ()
+) -> Callable[[fx.GraphModule], fx.GraphModule]:
+    """A pass that follows each map through reshapes and permutes, and moves the operators behind them onto the map.
+
+    What comes back to N C H W is the map again, a channel index or a pixel shuffle. Where something reads another
+    layout, the map is rearranged right before it.
+
+    before:  t = permute(x, (0, 2, 3, 1));  l = linear(norm(t));  y = permute(l, (0, 3, 1, 2));  z = add(x, y)
+    after:   z = add(x, conv1x1(channel_norm(x)))
+    """
+
+    def follow_layouts(gm: fx.GraphModule) -> fx.GraphModule:
+        walk = _Walk(gm, streams, keep_dense)
+        for node in list(gm.graph.nodes):
+            walk.visit(node)
+        gm.graph.eliminate_dead_code()
+        return gm
+
+    return follow_layouts
+
+
+class _Walk:
+    """held: for each value that is a map in some layout: the map, and the layout. moved: the nodes that became maps."""
+
+    def __init__(self, gm: fx.GraphModule, streams: int, keep_dense: Sequence[str]):
+        self.gm, self.streams, self.keep_dense = gm, streams, keep_dense
+        self.held: dict[fx.Node, tuple[fx.Node, Layout]] = {}
+        self.moved: set[fx.Node] = set()
+        self.values: dict[fx.Node, fx.Node] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        if not (self._follow(node) or self._move(node)):
+            for source in node.all_input_nodes:
+                if source in self.held:
+                    node.replace_input_with(source, self._value(source, node))
+
+    def _follow(self, node: fx.Node) -> bool:
+        """A reshape or a permute of a map: the same map in another layout."""
+        kind, source = _kind(node), node.args[0] if node.args else None
+        if kind is None or not isinstance(source, fx.Node):
+            return False
+        held = self._held(source)
+        if held is None or node.meta.get("dtype") != source.meta.get("dtype"):
+            return False
+        layout = held[1]
+        permuted = kind == "permute"
+        found = layout.permute(_order(node)) if permuted else layout.reshape(node.meta["shape"])
+        if found is not None:
+            self.held[node] = held[0], found
+        return found is not None
+
+    def _move(self, node: fx.Node) -> bool:
+        """An operator that has a spelling on maps, where that is a delta node."""
+        operator = operator_of(node)
+        held = [self._held(source) for source in node.args] if operator is not None else []
+        sources = [each for each in held if each is not None]
+        if operator is None or len(sources) < len(node.args) or "dtype" not in node.meta:
+            return False
+        maps, layouts = [source for source, _ in sources], [layout for _, layout in sources]
+        if any(matches(pattern, names_of(node)) for pattern in self.keep_dense):
+            return False
+        given = [seen(source)._replace(shape=each.shape) for source, each in zip(maps, layouts, strict=True)]
+        if why_dense(operator, given, seen(node), self.streams) is None:
+            # It is a delta node where it stands: only what stands between a delta node and it is worth moving it.
+            stays = all(_as_operators(layout) is not None for layout in layouts)
+            if stays or not any(map(self._is_delta, maps)):
+                return False
+        found = operator.on_maps(layouts)
+        if found is None:
+            return False
+        moved, layout = found
+        inputs = [seen(source)._replace(shape=each.size) for source, each in zip(maps, layouts, strict=True)]
+        output = Seen("", layout.size, node.meta["dtype"], delta=True)
+        if why_dense(moved, inputs, output, self.streams) is not None:
+            return False
+        call = adopt(self.gm, node, moved, maps)
+        call.meta["shape"] = layout.size
+        self.held[call] = call, layout
+        self.moved.add(call)
+        return True
+
+    def _held(self, node: fx.Node) -> tuple[fx.Node, Layout] | None:
+        """The map behind a value. A frame and the result of a delta node hold themselves."""
+        if node in self.held:
+            return self.held[node]
+        shape, dtype = node.meta.get("shape"), node.meta.get("dtype")
+        if shape is None or len(shape) != 4 or shape[0] != self.streams or 0 in shape:
+            return None
+        if dtype.is_floating_point and (node.op == "placeholder" or self._is_delta(node)):
+            return node, Layout.of(shape)
+        return None
+
+    def _is_delta(self, node: fx.Node) -> bool:
+        operator = operator_of(node)
+        if operator is None:
+            return False
+        return why_dense(operator, list(map(seen, node.args)), seen(node), self.streams) is None
+
+    def _value(self, node: fx.Node, reader: fx.Node) -> fx.Node:
+        """The node whose result is what `node` was in the dense network."""
+        if node in self.values:
+            return self.values[node]
+        source, layout = self.held[node]
+        views = [node]
+        while views[-1] is not source:
+            views.append(views[-1].args[0])  # type: ignore[arg-type]
+        operators = _as_operators(layout)
+        if operators is None and source not in self.moved:
+            value = node  # the network's own calls stay
+            for view in views[:-1]:
+                if operator_of(view) is None:
+                    view.meta["why_dense"] = f"it makes the layout that {names_of(reader)[0]} reads"
+        else:
+            value = source
+            for operator in [Rearrange(layout.size, layout.dims)] if operators is None else operators:
+                value = self._insert(operator, value, node)
+            if node is not source and value is not source:
+                self._replace(node, value, views[:-1])
+        self.values[node] = value
+        return value
+
+    def _insert(self, operator: Operator, source: fx.Node, like: fx.Node) -> fx.Node:
+        """A call of `operator` on `source`, whose result holds the same values as `like`."""
+        with self.gm.graph.inserting_after(like if source is self.held[like][0] else source):
+            place = self.gm.graph.call_function(_laid_out, (source,))
+        shape = tuple(operator(torch.empty(source.meta["shape"], dtype=torch.bool)).shape)
+        path = f"{type(operator).__name__.lower()}({names_of(like)[0]})"
+        place.meta = {**like.meta, "shape": shape, "path": path, "parts": names_of(like)}
+        return adopt(self.gm, place, operator, [source])
+
+    def _replace(self, view: fx.Node, value: fx.Node, views: Sequence[fx.Node]) -> None:
+        """`value` takes the place and the path of `view`, the last of `views`."""
+        names = [name for each in reversed(views) for name in names_of(each)]
+        value.meta.update(path=names_of(view)[0], parts=names)
+        view.replace_all_uses_with(value)
+        self.held[value] = self.held[view]
+        self.values[value] = value
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Stands in the graph until an operator takes its place."""
+    return x
+
+
+def _kind(node: fx.Node) -> str | None:
+    """reshape: the values in the same order, in another shape. permute: the dimensions in another order."""
+    if node.op not in ("call_function", "call_method") or node.meta.get("shape") is None:
+        return None
+    if node.target is operator.getitem:
+        return "reshape" if _keeps_all(node) else None
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op == "call_function" and getattr(torch, name, None) is not node.target:
+        return None
+    if name in _PERMUTES and len(node.all_input_nodes) == 1:
+        return "permute"
+    return "reshape" if name in _RESHAPES else None
+
+
+def _keeps_all(node: fx.Node) -> bool:
+    """x[:, :, None], x[..., 0] where the last dimension has length 1."""
+    source, index = node.args
+    parts = index if isinstance(index, tuple) else (index,)
+    plain = all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
+    known = isinstance(source, fx.Node) and source.meta.get("shape") is not None
+    return plain and known and math.prod(node.meta["shape"]) == math.prod(source.meta["shape"])
+
+
+def _order(node: fx.Node) -> list[int]:
+    """Where each dimension of a permute's result comes from: the call itself says, on lengths that differ."""
+    probe = torch.empty([place + 2 for place in range(len(node.meta["shape"]))], device="meta")
+    if node.op == "call_method":
+        result = getattr(probe, str(node.target))(*node.args[1:], **node.kwargs)
+    else:
+        result = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    return [length - 2 for length in result.shape]
+
+
+def _as_operators(layout: Layout) -> list[Operator] | None:
+    """The delta operators that lay a map out like this; none of them where it is the map itself."""
+    if len(layout.dims) != 4 or not layout.in_order(layout.dims[0], 0):
+        return None
+    _, channels, height, width = layout.size
+    own = Layout.of(layout.size)
+    _, inner, rows, cols = layout.dims
+    if (rows, cols) == own.dims[2:]:
+        return _indexed(inner, channels)
+    factor = layout.shape[2] // height
+    down, right = rows[len(own.dims[2]) :], cols[len(own.dims[3]) :]
+    if (
+        layout.shape[2:] == (height * factor, width * factor)
+        and (rows, cols) == (own.dims[2] + down, own.dims[3] + right)
+        and all(atom.axis == 1 for atom in (*down, *right))
+    ):
+        return [*_indexed((*inner, *down, *right), channels), PixelShuffle(factor)]
+    factor = height // layout.shape[2]
+    if (rows, cols) == layout.boxes(factor):
+        # Pixel unshuffle makes channels of (C, row within the box, column within the box), the last one the fastest.
+        scale = {1: factor * factor, 2: factor, 3: 1}
+        order = [Atom(1, step * scale[axis], size) for axis, step, size in inner]
+        return [PixelUnshuffle(factor), *_indexed(order, channels * factor * factor)]
+    return None
+
+
+def _indexed(order: Sequence[Atom], channels: int) -> list[Operator]:
+    """The channels in another order: one operator, or none."""
+    index = Layout((1, channels, 1, 1), (tuple(order),)).lay(torch.arange(channels))
+    return [] if bool((index == torch.arange(channels)).all()) else [ChannelIndex(index)]
