@@ -82,6 +82,24 @@ class Layout:
         """`dim` is this axis, as it runs on the map."""
         return dim == _joined([Atom(axis, 1, self.size[axis])])
 
+    def pooled(self, dims: Sequence[int], keepdim: bool) -> Layout | None:
+        """What is left of height and width, where the dimensions `dims` are made of these."""
+        n, channels, *_ = self.size
+        if not self.holds(tuple(atom for dim in dims for atom in self.dims[dim]), (2, 3)):
+            return None
+        kept = (
+            () if place in dims else dim
+            for place, dim in enumerate(self.dims)
+            if keepdim or place not in dims
+        )
+        return Layout((n, channels, 1, 1), tuple(kept))
+
+    def without_channels(self) -> Layout:
+        """The same layout of a map of one channel."""
+        n, _, height, width = self.size
+        dims = tuple(tuple(atom for atom in dim if atom.axis != 1) for dim in self.dims)
+        return Layout((n, 1, height, width), tuple(map(_joined, dims)))
+
     def lay(self, x: Tensor) -> Tensor:
         """A map -> the tensor that holds it in this layout."""
         atoms = self._sorted()
@@ -121,17 +139,6 @@ class Layout:
         if any(self.size[axis] != larger.size[axis] for axis in set(range(4)) - short):
             return False
         return self.dims == tuple(tuple(a for a in dim if a.axis not in short) for dim in larger.dims)
-
-    def resized(self, size: Sequence[int]) -> Layout | None:
-        """The same layout of a map whose axes have other lengths; an axis that changes must be one atom."""
-        changed = {axis for axis in range(4) if size[axis] != self.size[axis]}
-        dims = []
-        for dim in self.dims:
-            if any(atom.axis in changed and atom.size != self.size[atom.axis] for atom in dim):
-                return None
-            atoms = [Atom(a.axis, 1, size[a.axis]) if a.axis in changed else a for a in dim]
-            dims.append(_joined(atoms))
-        return Layout(tuple(size), tuple(dims))
 
     def _sorted(self) -> list[Atom]:
         return sorted((atom for dim in self.dims for atom in dim), key=lambda atom: (atom.axis, -atom.step))

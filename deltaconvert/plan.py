@@ -12,6 +12,7 @@ from deltaconvert.passes import run_passes
 from deltaconvert.passes.adopt_operators import adopt_operators
 from deltaconvert.passes.convert_edges import cancel_conversions, insert_conversions
 from deltaconvert.passes.decide import decide
+from deltaconvert.passes.drop_expands import drop_expands
 from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_constants import fold_constants
 from deltaconvert.passes.fold_padding import fold_padding
@@ -50,6 +51,7 @@ def plan(
             drop_identities,
             adopt_operators,
             fold_padding,
+            drop_expands,
             follow_layouts(streams, keep_dense),
             decide(streams, keep_dense),
             insert_conversions,

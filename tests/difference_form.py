@@ -134,7 +134,11 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
         reached = F.pad(ones, operator.pads[:4], operator.mode)
     elif isinstance(operator, Crop):
         reached = ones[:, :, slice(*operator.rows), slice(*operator.cols)]
-    elif isinstance(operator, MaxPool2d | Interpolate | AdaptivePool2d | Roll | Flip):
+    elif isinstance(operator, Interpolate):
+        # Bicubic weights are of both signs: sums of ones may cancel, sums of these do not.
+        uneven = torch.rand(ones.shape, dtype=ones.dtype, generator=torch.Generator().manual_seed(0)) + 0.5
+        reached = operator(ones * uneven).abs()
+    elif isinstance(operator, MaxPool2d | AdaptivePool2d | Roll | Flip):
         reached = operator(ones)
     elif isinstance(operator, Statistics):
         reached = F.adaptive_max_pool2d(ones, 1)

@@ -17,6 +17,7 @@ from deltaconvert.passes import run_passes
 from deltaconvert.passes.adopt_operators import adopt_operators
 from deltaconvert.passes.convert_edges import cancel_conversions, insert_conversions
 from deltaconvert.passes.decide import decide
+from deltaconvert.passes.drop_expands import drop_expands
 from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_constants import fold_constants
@@ -31,6 +32,12 @@ from deltaconvert.passes.propagate import propagate
 from deltaconvert.thresholds import Thresholds
 
 X = torch.randn(2, 4, 6, 6)
+
+
+@fx.wrap
+def stochastic_depth(x, p, mode, training=True):
+    """Like torchvision's: what fx keeps as one call."""
+    return x
 
 
 class Net(nn.Module):
@@ -139,6 +146,12 @@ def test_drop_identities():
         drop_identities,
     )
     assert calls(gm) == ["conv"]
+    assert calls(graph(lambda m, x: stochastic_depth(m.conv(x), 0.5, "row", False), drop_identities)) == [
+        "conv"
+    ]
+    assert calls(
+        graph(lambda m, x: stochastic_depth(x, 0.5, "row", training=False) * 2, drop_identities)
+    ) == ["mul"]
     kept = graph(lambda m, x: F.pad(m.conv(x), (0, 1, 0, 0)), drop_identities)
     assert calls(kept) == ["conv", "pad"]
 
@@ -220,6 +233,14 @@ def test_propagate():
     assert conv.meta["scale"] == pytest.approx(
         float(gm.get_submodule("operators.conv")(X).abs().mean()), rel=1e-5
     )
+
+
+def test_drop_expands():
+    gate = lambda m, x: m.conv(x).mean((2, 3), keepdim=True)  # noqa: E731
+    passes = (adopt_operators, propagate([X]), drop_expands)
+    assert calls(graph(lambda m, x: x * gate(m, x).expand_as(x), *passes)) == ["Conv2d", "SpatialMean", "mul"]
+    kept = graph(lambda m, x: gate(m, x).expand_as(x) * gate(m, x), *passes)
+    assert "expand_as" in calls(kept), "nothing else has the full size"
 
 
 LAID = (adopt_operators, propagate([X]), follow_layouts(2))

@@ -5,12 +5,14 @@ Where a convolution comes before it the pass fold_batch_norm takes it away; else
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, StaysDense, constant, spelled
 
 
@@ -31,6 +33,10 @@ class BatchNorm(Operator):
         shift = -self.mean * scale
         self.keep("scale", scale)
         self.keep("shift", shift if bias is None else shift + self.bias)
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        (layout,) = layouts
+        return (self, layout) if layout.in_order(layout.dims[1], 1) else None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
@@ -53,8 +59,8 @@ def _function(
     return BatchNorm(mean, var, constant(weight, "its weight"), constant(bias, "its bias"), eps), [input]
 
 
-@spelled(nn.BatchNorm2d)
-def _module(module: nn.BatchNorm2d, input: Any) -> tuple[Operator, list[Any]]:
+@spelled(nn.BatchNorm1d, nn.BatchNorm2d)
+def _module(module: nn.BatchNorm1d | nn.BatchNorm2d, input: Any) -> tuple[Operator, list[Any]]:
     return _function(
         input,
         module.running_mean,

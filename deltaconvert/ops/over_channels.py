@@ -6,14 +6,15 @@ their squeeze.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltaconvert.ops.base import Operator, StaysDense, constant, spelled
+from deltaconvert.layout import Layout
+from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
 
 # name -> function of a map and its dimension of channels. The names are also what a saved graph holds.
 _SAME: dict[str, Callable[..., Tensor]] = {
@@ -53,6 +54,17 @@ class OverChannels(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return self._call(x, dim=self.dim, **self._options)
 
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return None if self.dim in (1, -3) else f"it goes along dimension {self.dim}, not along the channels"
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        (layout,) = layouts
+        place = self.dim % len(layout.dims)
+        if not layout.in_order(layout.dims[place], 1):
+            return None
+        moved = OverChannels(self.function, 1, self.options)
+        return moved, layout.without_channels() if self.function in _ONE else layout
+
     def rows(self, rows: Tensor) -> Tensor:
         """The same function of pixels (n, C)."""
         return self._call(rows, dim=1, **self._options)
@@ -63,17 +75,13 @@ def over_channels(function: str, input: Any, dim: Any, **options: Any) -> tuple[
         raise StaysDense("it does not go along the channels alone")
     dims = constant(dim, "its dimension")
     dims = tuple(dims) if isinstance(dims, list | tuple) else (dims,)
-    if dims not in ((1,), (-3,)):
-        raise StaysDense(f"it goes along {_text(dims)}, not along the channels")
+    if len(dims) != 1:
+        raise StaysDense(f"it goes along dimensions {', '.join(map(str, dims))}, not along the channels")
     for name, value in options.items():
         if isinstance(constant(value, name), Tensor):
             raise StaysDense(f"{name} is a tensor")
     options = {name: value for name, value in options.items() if value is not None}
     return OverChannels(function, dims[0], options), [input]
-
-
-def _text(dims: tuple[Any, ...]) -> str:
-    return f"dimension{'s' * (len(dims) > 1)} {', '.join(map(str, dims))}"
 
 
 def reduce_channels(

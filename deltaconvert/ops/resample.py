@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
 from deltaconvert.ops.over_channels import reduce_channels
 from deltaconvert.reach import Everything, Reach, Sources
@@ -109,12 +110,22 @@ class AdaptivePool2d(Operator):
 class SpatialMean(AdaptivePool2d):
     """N C H W -> N C 1 1: torch.mean over `dims`, height and width; as an island it means what torch means."""
 
-    def __init__(self, dims: tuple[int, int]):
+    def __init__(self, dims: tuple[int, ...], keepdim: bool = True):
         super().__init__("avg", (1, 1))
-        self.dims = tuple(dims)
+        self.dims, self.keepdim = tuple(dims), keepdim
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.mean(x, self.dims, keepdim=True)
+        return torch.mean(x, self.dims, self.keepdim)
+
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        rank = len(shapes[0])
+        own = sorted(dim % rank for dim in self.dims) == [2, 3]
+        return None if own else "it is not a mean over height and width"
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        (layout,) = layouts
+        pooled = layout.pooled([dim % len(layout.dims) for dim in self.dims], self.keepdim)
+        return None if pooled is None else (SpatialMean((2, 3)), pooled)
 
 
 def sources_of(resample: Callable[[Tensor], Tensor], size: int) -> Tensor:
@@ -208,13 +219,9 @@ def _adaptive_max_module(m: nn.AdaptiveMaxPool2d, input: Any) -> tuple[Operator,
 def _mean(
     input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
 ) -> tuple[Operator, list[Any]]:
-    dims = (
-        sorted(d % 4 for d in dim)
-        if isinstance(dim, list | tuple) and all(isinstance(d, int) for d in dim)
-        else dim
-    )
     if dim in (1, -3, [1], [-3], (1,), (-3,)):
         return reduce_channels("mean", input, dim, keepdim, dtype=dtype)
-    if dims != [2, 3] or keepdim is not True or dtype is not None:
-        raise StaysDense("it is not a mean over height and width that keeps both")
-    return SpatialMean(tuple(dim)), [input]
+    if dim is None or dtype is not None:
+        raise StaysDense("it is not a mean over height and width")
+    dims = [int(constant(each, "dim")) for each in (dim if isinstance(dim, list | tuple) else [dim])]
+    return SpatialMean(tuple(dims), bool(constant(keepdim, "keepdim"))), [input]

@@ -11,8 +11,8 @@ _METHODS = ("contiguous", "clone", "detach")
 
 
 def drop_identities(gm: fx.GraphModule) -> fx.GraphModule:
-    """Remove dropout (inference), contiguous, clone, detach and padding by nothing; views become reshapes, because
-    they may read other memory then.
+    """Remove dropout and stochastic depth (inference), contiguous, clone, detach and padding by nothing. Views become
+    reshapes, because they may read other memory then.
 
     before:  y = dropout(x, 0.5, training=False);  z = conv(y)
     after:   z = conv(x)
@@ -39,6 +39,8 @@ def _is_identity(node: fx.Node) -> bool:
     if node.target in _DROPOUTS:
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         return training is False
+    if getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision's, which drops whole maps
+        return (*node.args[3:], *node.kwargs.values())[-1:] == (False,)
     if node.target is F.pad:
         pad = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
         return isinstance(pad, list | tuple) and all(p == 0 for p in pad)

@@ -148,7 +148,6 @@ CONSTANTS = {
     "per channel": lambda m, a: a * m.channels,
     "per channel first": lambda m, a: m.channels - a,
     "per channel, three dimensions": lambda m, a: a + m.channels[0],
-    "one value": lambda m, a: m.one * a,
     "per pixel": lambda m, a: a + m.pixels,
     "more channels": lambda m, a: a[:, :1] * m.channels,
     "1x1 to a map": lambda m, a: a.mean((2, 3), keepdim=True) * m.pixels,
@@ -181,7 +180,6 @@ def test_constants(backend, name):
         "channels": torch.randn(1, 3, 1, 1),
         "pixels": torch.randn(1, 1, 5, 6),
         "whole": torch.tensor(3),
-        "one": torch.randn(1),
     }
     check_operator(Call(CONSTANTS[name], **parts), A, threshold=0.1, backend=backend)
 

@@ -58,8 +58,13 @@ HEADS = {
         2, 5, 1, 1
     ),
     "pooled and indexed": lambda m, x: m.linear(x.mean((2, 3), True)[..., 0, 0]).view(2, 5, 1, 1),
+    "means": lambda m, x: back(m.linear(x.mean((2, 3)))),
+    "means of tokens": lambda m, x: back(m.linear(x.permute(0, 2, 3, 1).mean([1, -2]))),
+    "a norm in between": lambda m, x: back(m.out(m.norm(m.linear(x.mean((-1, -2)))).relu())),
     "layers": lambda m, x: back(m.out(F.dropout(F.relu(m.whole(x.flatten(1))), training=False)).sigmoid()),
     "a gate": lambda m, x: x * m.gate(F.adaptive_avg_pool2d(x, 1).view(2, 6)).sigmoid().view(2, 6, 1, 1),
+    "a gate, expanded": lambda m, x: x * m.gate(x.mean((2, 3))).sigmoid().view(2, 6, 1, 1).expand_as(x),
+    "expanded by hand": lambda m, x: m.gate(x.mean((2, 3)))[:, :, None, None].expand(-1, -1, 4, 5) * x,
     "a gate in N H W C": lambda m, x: (
         lambda t: (t * m.gate(F.adaptive_avg_pool2d(x, 1).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     )(m.gate(x.permute(0, 2, 3, 1))),
@@ -69,7 +74,12 @@ HEADS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", HEADS)
 def test_heads(backend, name, dtype):
-    parts = {"linear": nn.Linear(6, 5), "out": nn.Linear(5, 3), "gate": nn.Linear(6, 6)}
+    parts = {
+        "linear": nn.Linear(6, 5),
+        "out": nn.Linear(5, 3),
+        "gate": nn.Linear(6, 6),
+        "norm": nn.BatchNorm1d(5),
+    }
     module = Call(HEADS[name], whole=nn.Linear(6 * 4 * 5, 5), **parts)
     check_operator(module, A, dtype=dtype, threshold=0.1, backend=backend)
 

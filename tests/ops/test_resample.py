@@ -151,7 +151,8 @@ def test_spellings(backend, name):
 
 DENSE = {
     "sum over the width": (lambda m, x: x.mean(3, keepdim=True), "not a mean over height and width"),
-    "no keepdim": (lambda m, x: x.mean((2, 3)), "not a mean over height and width"),
+    "channels among them": (lambda m, x: x.mean((1, 2), keepdim=True), "not a mean over height and width"),
+    "no keepdim": (lambda m, x: x.mean((2, 3)), "not N C H W"),
     "another rank": (lambda m, x: x[:, :, None].mean((2, 3), keepdim=True), "not N C H W"),
     "a mean of a matrix": (lambda m, x: x.flatten(1).mean((-2, -1), keepdim=True), "not N C H W"),
     "a signal": (lambda m, x: F.interpolate(x.flatten(2), scale_factor=2), "not N C H W"),
