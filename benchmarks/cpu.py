@@ -211,12 +211,7 @@ def shape_of(name: str, size: str | None = None) -> tuple[int, ...]:
 
 
 def network(name: str) -> nn.Module:
-    if name != "dncnn":
-        return model_zoo.create(name, seed=0)
-    layers: list[nn.Module] = [nn.Conv2d(1, 64, 3, 1, 1), nn.ReLU()]
-    for _ in range(15):
-        layers += [nn.Conv2d(64, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(64, 1, 3, 1, 1)).eval()
+    return model_zoo.create(name, seed=0)
 
 
 def video(base: Tensor, density: float, frames: int) -> Iterator[Tensor]:
