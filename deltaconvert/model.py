@@ -208,11 +208,13 @@ class DeltaModel(nn.Module):
         """A program with fresh state; the plan of a size is made once."""
         sizes = _sizes(frames)
         if sizes not in self._plans:
-            self._plans[sizes] = plan(self.graph, frames, self._thresholds, self.keep_dense)
+            self._plans[sizes] = plan(
+                self.graph, frames, self._thresholds, self.keep_dense, getattr(self._backend, "PASSES", ())
+            )
             if len(self._plans) == 1:
                 # Relative thresholds refer to the example frame, whatever size comes later.
                 nodes = self._plans[sizes].graph.graph.nodes
-                placed = [(names_of(n), n.meta.get("threshold", 0.0)) for n in nodes if "kind" in n.meta]
+                placed = [pair for node in nodes for pair in node.meta.get("placed", ())]
                 self._thresholds = self._thresholds.resolved(placed)
         program = Program(self._plans[sizes], self._backend)
         self._tally = Tally()

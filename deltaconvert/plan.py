@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.passes import run_passes
+from deltaconvert.passes import Pass, run_passes
 from deltaconvert.passes.adopt_operators import adopt_operators
 from deltaconvert.passes.convert_edges import cancel_conversions, insert_conversions
 from deltaconvert.passes.decide import decide
@@ -34,11 +34,16 @@ class Plan:
 
 
 def plan(
-    gm: fx.GraphModule, frames: Sequence[Tensor], thresholds: Thresholds, keep_dense: Sequence[str] = ()
+    gm: fx.GraphModule,
+    frames: Sequence[Tensor],
+    thresholds: Thresholds,
+    keep_dense: Sequence[str] = (),
+    passes: Sequence[Pass] = (),
 ) -> Plan:
     """Plan the normalised graph `gm` for inputs of the size of `frames`; `gm` stays as it is.
 
     The frames run through the dense graph once: shapes, work, and the magnitudes that relative thresholds refer to.
+    passes: what the backend that the plan is for wants done to it, at the end.
     """
     streams = streams_of(frames)
     planned = run_passes(
@@ -58,6 +63,7 @@ def plan(
             cancel_conversions,
             fuse_tails,
             place_thresholds(thresholds),
+            *passes,
         ),
     )
     return Plan(planned, streams)

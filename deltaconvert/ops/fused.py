@@ -1,6 +1,6 @@
-"""An operator with the elementwise operators behind it in one node: convolution, bias, residual add, activation.
+"""An operator with pixelwise operators behind it in one node: convolution, residual add, activation, 1x1 convolution.
 
-Made by the pass fuse_tails; a fused node stores, compares and marks once, at its end.
+Made by the passes fuse_tails and join_pixels; a fused node stores, compares and marks once, at its end.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Fused(Operator):
         return value
 
     def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
-        return self.head.macs(shapes[: self.head_inputs], out_shape)
+        head = self.head.macs(shapes[: self.head_inputs], out_shape)
+        return head + sum(stage.macs([out_shape], out_shape) for stage in list(self.stages)[1:])  # type: ignore[operator]
 
     @property
     def activation(self) -> bool:  # type: ignore[override]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
@@ -36,7 +38,7 @@ def fuse_tails(gm: fx.GraphModule) -> fx.GraphModule:
         chain = _chain(node)
         done.update(chain)
         if len(chain) > 1:
-            _fuse(gm, chain)
+            fuse(gm, chain)
     return gm
 
 
@@ -57,18 +59,35 @@ def _chain(head: fx.Node) -> list[fx.Node]:
         chain.append(user)
 
 
-def _fuse(gm: fx.GraphModule, chain: list[fx.Node]) -> None:
-    inputs = list(chain[0].args)
-    stages: list[Operator] = [operator_of(node) for node in chain]  # type: ignore[misc]
+def fuse(gm: fx.GraphModule, chain: Sequence[fx.Node]) -> None:
+    """One node for a chain in which each is read by the next one only; those may be fused ones themselves."""
+    inputs: list[Any] = []
+    stages: list[Operator] = []
     counts, slots = [], []
-    for before, node in itertools.pairwise(chain):
-        others = [arg for arg in node.args if arg is not before]
-        inputs += others
-        counts.append(len(others))
-        slots.append(node.args.index(before))
+    head_inputs = len(inputs)
+    for before, node in itertools.pairwise([None, *chain]):
+        operator = operator_of(node)
+        assert operator is not None
+        first = operator.head_inputs if isinstance(operator, Fused) else len(node.args)
+        others = [arg for arg in node.args[:first] if arg is not before]
+        if before is None:
+            head_inputs = first
+        else:
+            counts.append(len(others))
+            slots.append(node.args.index(before))
+        inputs += [*others, *node.args[first:]]
+        if isinstance(operator, Fused):
+            stages += operator.stages
+            counts += operator.counts
+            slots += operator.slots
+        else:
+            stages.append(operator)
     parts = [name for node in chain for name in names_of(node)]
-    fused = adopt(gm, chain[-1], Fused(stages, counts, slots, len(chain[0].args)), inputs)
-    fused.meta.update(path=parts[0], parts=parts, macs=chain[0].meta["macs"])
+    placed = [pair for node in chain for pair in node.meta.get("placed", ())]
+    fused = adopt(gm, chain[-1], Fused(stages, counts, slots, head_inputs), inputs)
+    fused.meta.update(
+        path=parts[0], parts=parts, placed=placed, macs=sum(node.meta["macs"] for node in chain)
+    )
     for user in fused.users:
         if user.target is densify:
             describe(user, fused)

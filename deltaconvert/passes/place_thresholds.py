@@ -13,7 +13,8 @@ from deltaconvert.thresholds import Thresholds
 
 
 def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.GraphModule]:
-    """A pass that writes meta["threshold"] where changes are compared with what is stored.
+    """A pass that writes meta["threshold"] where changes are compared with what is stored, and to meta["placed"]
+    which amount the rules gave to which names.
 
     Every sparsify compares, exactly at threshold 0. An activation, a gate or statistics compare where their threshold
     is above 0; elsewhere a candidate is a change.
@@ -39,7 +40,7 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
             amount = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))
             if amount > 0 or node.target is sparsify:
                 node.meta["threshold"] = amount
-            node.meta["kind"] = kind
+            node.meta["placed"] = [(names_of(node), amount)]
         return gm
 
     return place_thresholds

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cpu.averages import Averages
-from deltaconvert.backends.cpu.compute import can_pack, head_of
+from deltaconvert.backends.cpu.compute import stages_of
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge, FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.cpu.lines import Lines
+from deltaconvert.backends.cpu.packed import can_pack
 from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.rows import Rows
 from deltaconvert.backends.cpu.shuffles import Shuffles
@@ -36,9 +37,11 @@ from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
+from deltaconvert.passes.join_pixels import join_pixels
 from deltaconvert.reach import Reach
 
 NAME = "cpu"
+PASSES = (join_pixels,)
 KINDS: tuple[type[Step], ...] = (
     Parts,
     Rows,
@@ -83,7 +86,9 @@ class Backend:
         return step
 
     def _kind(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> type[Step]:
-        if isinstance(head_of(operator), Conv2d | ConvTranspose2d) and not can_pack(inputs[0].values):
+        if any(isinstance(stage, Conv2d | ConvTranspose2d) for stage in stages_of(operator)) and not can_pack(
+            inputs[0].values
+        ):
             return Step  # outside oneDNN the order of a sum depends on where its pixels lie in memory
         return next(kind for kind in KINDS if kind.fits(operator, reaches, inputs))
 

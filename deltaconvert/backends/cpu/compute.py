@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaconvert.backends.cpu.grid import Grid
+from deltaconvert.backends.cpu.packed import Epilogue, PackedConv, absorb
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
@@ -27,137 +28,141 @@ VECTOR = 64  # values of two of the widest vectors, at the smallest dtype
 
 
 class Compute:
-    """An operator on rows, on windows and on whole maps, its convolution packed once for oneDNN."""
+    """An operator on rows, on windows and on whole maps, its convolutions packed for oneDNN.
 
-    def __init__(self, operator: Operator, grid: Grid | None = None):
-        self._operator, self._grid = operator, grid
-        self._head = head_of(operator)
-        self._stages = list(tail_of(operator))
-        self._heads = operator.head_inputs if isinstance(operator, Fused) else None
-        self._whole: Callable[..., Tensor] = self._head
-        self._local: Callable[..., Tensor] = self._head if grid is None else self._head.on_windows
-        self._skip = 0
+    widths: the channels of each input that is a whole map; None for a gate.
+    """
+
+    def __init__(self, operator: Operator, widths: Sequence[int | None], grid: Grid | None = None):
+        self._grid = grid
+        head, *tail = stages_of(operator)
+        self._heads, counts, slots = len(widths), [], []
+        if isinstance(operator, Fused):
+            self._heads, counts, slots = operator.head_inputs, operator.counts, operator.slots
+        self._takes = 0  # the inputs of the tail that the head's own epilogue takes
+        self._local: Callable[..., Tensor] = head if grid is None else head.on_windows
+        self._whole: Callable[..., Tensor] = lambda *inputs: self._own(apply(head, inputs), inputs)
         # A 1x1 convolution of rows: the head itself, or the head on rows of taps.
-        self._on_rows = isinstance(self._head, Conv2d) and (
-            grid is None or (grid.taps_only and self._head.groups == 1)
-        )
-        if isinstance(self._head, Conv2d):
-            local = _on_taps(self._head) if grid is not None and grid.taps_only else self._head
-            activation = self._fused_activation()
-            self._whole = PackedConv(self._head, self._head.padding, activation)
-            self._local = PackedConv(local, (0, 0), activation)
-            self._skip = 1 if activation != "none" else 0
+        taps = grid is not None and grid.taps_only
+        self._band = self._whole
+        self._on_rows = isinstance(head, Conv2d) and (grid is None or (taps and head.groups == 1))
+        first = 0
+        if isinstance(head, Conv2d):
+            epilogue, first = absorb(head, tail, counts, widths[self._heads :])
+            self._whole = PackedConv(head, head.padding, epilogue)
+            self._band = PackedConv(head, (0, head.padding[1]), epilogue)
+            self._local = PackedConv(_on_taps(head) if taps else head, (0, 0), epilogue)
+            self._takes = sum(counts[:first])
+        self._links = _links(tail[first:], counts[first:], slots[first:], widths[self._heads + self._takes :])
 
     def rows(self, inputs: Sequence[Tensor]) -> Tensor:
         """(n, C), ... -> (n, C')."""
         if self._on_rows:
-            return self.tail(self._product(inputs[0]), inputs[1:])
-        value = self._apply_head([_points(x) for x in inputs[: self._heads]])
-        return self.tail(value.reshape(value.shape[0], -1), inputs[self._heads :] if self._heads else [])
+            return self.tail(self._product(inputs[0], inputs[1:]), inputs[1:])
+        points = [_points(x) for x in inputs[: self._heads]]
+        return self.tail(_rows(self._whole(*points)), inputs[self._heads :])
 
-    def windows(self, windows: Tensor, tiles: Tensor) -> Tensor:
+    def windows(self, windows: Tensor, tiles: Tensor, others: Sequence[Tensor]) -> Tensor:
         """The head alone: (tiles * window_pixels, C) -> (tiles * tile_pixels, C')."""
         assert self._grid is not None
         if self._on_rows:
-            return self._product(windows.view(len(tiles), -1))
-        images = windows.view(len(tiles), *self._grid.window, -1).permute(0, 3, 1, 2)
-        value = self._local(images).permute(0, 2, 3, 1)
-        value = value.reshape(-1, value.shape[-1])
-        return self._grid.crop(value, tiles)
-
-    def _product(self, rows: Tensor) -> Tensor:
-        """A 1x1 convolution of rows: one image of n x 1 pixels over the same memory."""
-        value = self._local(rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2))
-        return value.permute(0, 2, 3, 1).reshape(len(rows), -1)
+            return self._product(windows.view(len(tiles), -1), others)
+        images = _images(windows, len(tiles), self._grid.window)
+        beside = [_images(other, len(tiles), self._grid.edges) for other in others[: self._takes]]
+        return self._grid.crop(_rows(self._local(images, *beside)), tiles)
 
     def tail(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The elementwise stages behind the head on rows (n, C') of fresh memory."""
-        if len(self._stages) == self._skip:
-            return value
-        return self._apply(_points(value), [_points(other) for other in others]).reshape(value.shape[0], -1)
+        """What comes after the head, on its rows (n, C') in memory of their own."""
+        others = others[self._takes :]
+        for link in self._links:
+            place = _column if isinstance(link, _Convolution) else _points
+            value = _rows(link(place(value), [place(other) for other in others[: link.takes]]))
+            others = others[link.takes :]
+        return value
 
     def whole(self, values: Sequence[Tensor]) -> Tensor:
         """N C H W, ... -> N C' H' W'."""
-        value = self._apply_head(values[: self._heads])
-        return self._apply(value, values[self._heads :] if self._heads else [])
+        return self._finish(self._whole, values)
 
-    def _apply_head(self, inputs: Sequence[Tensor]) -> Tensor:
-        if isinstance(self._whole, PackedConv):
-            return self._whole(*inputs)
-        value = apply(self._head, inputs)
-        # The tail writes to the value: it must not be a view of what an edge stores.
-        shared = self._stages and any(_memory(value) == _memory(x) for x in inputs)
-        return value.clone() if shared else value
+    def band(self, values: Sequence[Tensor]) -> Tensor:
+        """As whole, on some rows of each map; the first input has its padding above and below."""
+        return self._finish(self._band, values)
 
-    def _apply(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The tail; where a stage has an in-place spelling it writes to the value, which is nobody else's."""
-        if not isinstance(self._operator, Fused):
-            return value
-        place = 0
-        stages = zip(self._stages, self._operator.counts, self._operator.slots, strict=True)
-        for index, (stage, count, slot) in enumerate(stages):
-            inputs = list(others[place : place + count])
-            place += count
-            if index >= self._skip:
-                value = apply(stage, [*inputs[:slot], value, *inputs[slot:]], slot)
+    def _finish(self, head: Callable[..., Tensor], values: Sequence[Tensor]) -> Tensor:
+        first = self._heads + self._takes
+        value, others = head(*values[:first]), values[first:]
+        for link in self._links:
+            value, others = link(value, others[: link.takes]), others[link.takes :]
         return value
 
-    def _fused_activation(self) -> str:
-        first = self._stages[0] if self._stages else None
-        return "relu" if isinstance(first, Pointwise) and first.function == "relu" else "none"
+    def _product(self, rows: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """The head as a 1x1 convolution of rows: one image of n x 1 pixels over the same memory."""
+        return _rows(self._local(*map(_column, (rows, *others[: self._takes]))))
+
+    def _own(self, value: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The tail writes to the value: it must not be a view of what an edge stores."""
+        shared = self._links and any(_memory(value) == _memory(x) for x in inputs)
+        return value.clone() if shared else value
 
 
-class PackedConv:
-    """A convolution whose weights lie in oneDNN's own order: torch would bring them there in every call.
+class _Elementwise:
+    """A stage of a tail. Where it has an in-place spelling it writes to the value, which is nobody else's."""
 
-    The order can depend on the size of the input, and a call with weights in another one is ten times slower: each
-    size has weights of its own. The two operators are Inductor's; where a build of torch lacks them, can_pack says no.
-    """
+    def __init__(self, stage: Operator, takes: int, slot: int):
+        self._stage, self.takes, self._slot = stage, takes, slot
 
-    def __init__(self, conv: Conv2d, padding: tuple[int, int], activation: str):
-        self._conv, self._activation, self._padding = conv, activation, list(padding)
-        self._stride, self._dilation = list(conv.stride), list(conv.dilation)
-        self._packed: dict[tuple[int, ...], Tensor] = {}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        conv, shape = self._conv, tuple(x.shape)
-        if shape not in self._packed:
-            self._packed[shape] = torch.ops.mkldnn._reorder_convolution_weight(
-                conv.weight.contiguous(memory_format=torch.channels_last),
-                self._padding,
-                self._stride,
-                self._dilation,
-                conv.groups,
-                list(shape),
-            )
-        return torch.ops.mkldnn._convolution_pointwise(
-            x,
-            self._packed[shape],
-            conv.bias,
-            self._padding,
-            self._stride,
-            self._dilation,
-            conv.groups,
-            self._activation,
-            [],
-            "",
-        )
+    def __call__(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
+        return apply(self._stage, [*others[: self._slot], value, *others[self._slot :]], self._slot)
 
 
-def can_pack(example: Tensor) -> bool:
-    """oneDNN takes this map, and torch has the operators for packed weights."""
-    return bool(
-        example.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-    )
+class _Convolution:
+    """A 1x1 convolution in a tail, with what oneDNN does in its epilogue."""
+
+    def __init__(self, conv: Conv2d, takes: int, epilogue: Epilogue):
+        self.takes, self._packed = takes, PackedConv(conv, (0, 0), epilogue)
+
+    def __call__(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
+        return self._packed(value, *others)
+
+
+def _links(
+    stages: Sequence[Operator], counts: Sequence[int], slots: Sequence[int], widths: Sequence[int | None]
+) -> list[_Elementwise | _Convolution]:
+    links: list[_Elementwise | _Convolution] = []
+    at = place = 0
+    while at < len(stages):
+        stage = stages[at]
+        if isinstance(stage, Conv2d):
+            epilogue, more = absorb(stage, stages[at + 1 :], counts[at + 1 :], widths[place:])
+            takes = sum(counts[at : at + 1 + more])
+            links.append(_Convolution(stage, takes, epilogue))
+            at += 1 + more
+        else:
+            takes = counts[at]
+            links.append(_Elementwise(stage, takes, slots[at]))
+            at += 1
+        place += takes
+    return links
 
 
 def _points(rows: Tensor) -> Tensor:
     """(n, C) as n images of one pixel."""
     return rows.view(rows.shape[0], -1, 1, 1)
+
+
+def _column(rows: Tensor) -> Tensor:
+    """(n, C) as one image of n x 1 pixels."""
+    return rows.view(1, rows.shape[0], 1, -1).permute(0, 3, 1, 2)
+
+
+def _images(rows: Tensor, count: int, size: tuple[int, ...]) -> Tensor:
+    """(count * h * w, C) as `count` images of h x w pixels."""
+    return rows.view(count, *size, -1).permute(0, 3, 1, 2)
+
+
+def _rows(images: Tensor) -> Tensor:
+    """N C H W -> (N * H * W, C)."""
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
 
 
 def _on_taps(conv: Conv2d) -> Conv2d:
@@ -173,7 +178,11 @@ def head_of(operator: Operator) -> Operator:
 
 
 def tail_of(operator: Operator) -> list[Operator]:
-    return list(operator.stages[1:]) if isinstance(operator, Fused) else []  # type: ignore[arg-type]
+    return stages_of(operator)[1:]
+
+
+def stages_of(operator: Operator) -> list[Operator]:
+    return list(operator.stages) if isinstance(operator, Fused) else [operator]  # type: ignore[arg-type]
 
 
 def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> Tensor:

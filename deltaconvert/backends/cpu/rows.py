@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.compute import Compute, head_of
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
-from deltaconvert.backends.cpu.steps import Step, chunks, is_pointlike
+from deltaconvert.backends.cpu.steps import chunks, is_pointlike
 from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Reach
 
 
-class Rows(Step):
+class Rows(Computing):
     """Pointwise operators, 1x1 convolutions among them: a list of pixels is a batch of 1x1 images."""
 
     @classmethod
@@ -23,7 +24,7 @@ class Rows(Step):
 
     def prepare(self) -> None:
         self.sizes = self._row_chunks()
-        self._compute = Compute(self.operator)
+        self.bind(Compute(self.operator, self._widths()))
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         if pixels is None:
@@ -35,6 +36,3 @@ class Rows(Step):
             commit.rows(chunk, self._compute.rows(self._taken(chunk)))
         commit.finish(candidates, pixels, len(pixels))
         return True
-
-    def _dense(self) -> Tensor:
-        return self._compute.whole([source.values for source in self.inputs])

@@ -61,7 +61,11 @@ class Step:
             return
         candidates, pixels = self._candidates()
         if not self._sparse(candidates, pixels):
-            self.edge.adopt(self._dense(), candidates, self.inputs)
+            self._compute_all(candidates)
+
+    def _compute_all(self, candidates: Tensor) -> None:
+        """The dense operator's way; commit the candidates."""
+        self.edge.adopt(self._dense(), candidates, self.inputs)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         """Compute the candidates and commit them; False if the dense operator should."""
@@ -83,6 +87,13 @@ class Step:
                 mask, pixels = mask | reach.spread(source.mask), None
         assert mask is not None
         return mask, pixels
+
+    def _widths(self) -> list[int | None]:
+        """The channels of each input that is a whole map; None for a gate."""
+        return [
+            None if isinstance(reach, Everything) else source.values.shape[1]
+            for reach, source in zip(self.reaches, self.inputs, strict=True)
+        ]
 
     def _row_chunks(self) -> tuple[int, ...]:
         shape = tuple(self.edge.values.shape)
@@ -165,7 +176,7 @@ class Step:
                 sparse = bits(sizes, every)
                 break
         self.sizes = sizes
-        edge.adopt(self._dense(), every, self.inputs)
+        self._compute_all(every)
         enough = edge.rows.numel() >= ENOUGH_VALUES
         share = self._crossover() if enough and _same(sparse, edge.rows) else 2.0
         edge.threshold = threshold
@@ -185,10 +196,7 @@ class Step:
         quarter[:, :, : -(-quarter.shape[2] // 4)] = True
         sparse = min(_timed(lambda: self._sparse(quarter, None)) for _ in range(2)) / max(edge.computed, 1)
         every = torch.ones_like(edge.mask)
-        dense = (
-            min(_timed(lambda: edge.adopt(self._dense(), every, self.inputs)) for _ in range(2))
-            / edge.pixel_count
-        )
+        dense = min(_timed(lambda: self._compute_all(every)) for _ in range(2)) / edge.pixel_count
         return dense / sparse
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.compute import Compute, head_of
 from deltaconvert.backends.cpu.edges import Commit, Edge
-from deltaconvert.backends.cpu.steps import CHUNK_BYTES, CHUNK_ROWS, Step, chunks, is_pointlike
+from deltaconvert.backends.cpu.steps import CHUNK_BYTES, CHUNK_ROWS, chunks, is_pointlike
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Reach, Window
@@ -19,7 +20,7 @@ from deltaconvert.reach import Reach, Window
 TILE = 4
 
 
-class Tiles(Step):
+class Tiles(Computing):
     """Operators with a window: a list of tiles with their halo is a batch of small images without padding."""
 
     @classmethod
@@ -55,7 +56,7 @@ class Tiles(Step):
         largest = 1 << max(3, min(most, CHUNK_BYTES // bytes_each).bit_length() - 1)
         # Never one alone: a batch of one takes another way through torch, to other bits.
         self.sizes = tuple(dict.fromkeys((largest, max(2, largest // 8), max(2, largest // 64))))
-        self._compute = Compute(self.operator, self._grid)
+        self.bind(Compute(self.operator, self._widths(), self._grid))
 
     def settle(self, notes: dict[str, Any]) -> None:
         if notes.get("tile"):
@@ -83,14 +84,12 @@ class Tiles(Step):
             )
             self._grid.gather(source.rows, chunk, self.operator.fill, windows)
             places = self._grid.places(chunk)
-            value = self._placed(self._compute.windows(windows, chunk), places)
-            commit.rows(places, self._compute.tail(value, self._taken_beside(places)))
+            beside = self._taken_beside(places)
+            value = self._placed(self._compute.windows(windows, chunk, beside), places)
+            commit.rows(places, self._compute.tail(value, beside))
         commit.finish(candidates, None, min(len(tiles) * self._grid.tile_pixels, self.edge.pixel_count))
         return True
 
     def _placed(self, value: Tensor, places: Tensor) -> Tensor:
         """What the head still has to do that depends on where a pixel lies."""
         return value
-
-    def _dense(self) -> Tensor:
-        return self._compute.whole([source.values for source in self.inputs])

@@ -1,0 +1,138 @@
+"""Convolutions in oneDNN with weights in its own order, and with what follows them fused into them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaconvert.ops.arithmetic import Arithmetic
+from deltaconvert.ops.base import Operator
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.pointwise import Pointwise
+
+# Weights below this are packed for every size: 3 copies of them cost less than finding out that one would do.
+SHARED_FROM_BYTES = 1 << 18
+# A call with weights in another order repacks them first, which takes at least twice the time where it matters.
+SAME_ORDER = 1.4
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What oneDNN does to a sum before it stores it: add a map of the same shape, then an activation."""
+
+    adds: bool = False
+    attribute: str = "none"
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+
+
+class PackedConv:
+    """A convolution whose weights lie in oneDNN's own order: torch would bring them there in every call.
+
+    The order can depend on the size of the input. Most sizes share one: weights are kept once for each order. The
+    operators are Inductor's; where a build of torch lacks them, can_pack says no. As there, a fused relu or hardtanh
+    makes a number of NaN.
+    """
+
+    def __init__(self, conv: Conv2d, padding: tuple[int, int], epilogue: Epilogue):
+        self._conv, self._epilogue, self._padding = conv, epilogue, list(padding)
+        self._stride, self._dilation = list(conv.stride), list(conv.dilation)
+        self._packed: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        weight = self._packed.get(tuple(x.shape))
+        return self._run(x, other, self._pack(x, other) if weight is None else weight)
+
+    def _run(self, x: Tensor, other: Tensor | None, weight: Tensor) -> Tensor:
+        epilogue = self._epilogue
+        geometry = (self._padding, self._stride, self._dilation, self._conv.groups)
+        fused = (list(epilogue.scalars), epilogue.algorithm)
+        if other is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, weight, self._conv.bias, *geometry, epilogue.attribute, *fused
+            )
+        activation = None if epilogue.attribute == "none" else epilogue.attribute
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other, weight, self._conv.bias, *geometry, "add", 1.0, activation, *fused
+        )
+
+    def _pack(self, x: Tensor, other: Tensor | None) -> Tensor:
+        shape = tuple(x.shape)
+        weight = self._conv.weight.contiguous(memory_format=torch.channels_last)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, self._padding, self._stride, self._dilation, self._conv.groups, list(shape)
+        )
+        if weight.nbytes >= SHARED_FROM_BYTES:
+            own = self._seconds(x, other, packed)
+            for known in {id(known): known for known in self._packed.values()}.values():
+                if self._seconds(x, other, known) < SAME_ORDER * own:
+                    packed = known
+                    break
+        self._packed[shape] = packed
+        return packed
+
+    def _seconds(self, x: Tensor, other: Tensor | None, weight: Tensor) -> float:
+        """The better of two runs, after one that sets oneDNN up."""
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            self._run(x, other, weight)
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+
+def can_pack(example: Tensor) -> bool:
+    """oneDNN takes this map, and torch has the operators for packed weights."""
+    return bool(
+        example.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+    )
+
+
+def absorb(
+    conv: Conv2d, followers: Sequence[Operator], counts: Sequence[int], widths: Sequence[int | None]
+) -> tuple[Epilogue, int]:
+    """(what of `followers` oneDNN can do in the convolution's epilogue, how many of them that is).
+
+    counts: the further inputs that each follower takes; widths: their channels in order, None for a gate.
+    """
+    taken, adds = 0, False
+    if followers and _adds_map(followers[0], conv.weight.shape[0], widths[: counts[0]]):
+        taken, adds = 1, True
+    activation = _attribute(followers[taken]) if taken < len(followers) else None
+    if activation is None or (adds and activation[0] != "relu"):
+        return Epilogue(adds), taken
+    return Epilogue(adds, *activation), taken + 1
+
+
+def _adds_map(stage: Operator, channels: int, widths: Sequence[int | None]) -> bool:
+    return isinstance(stage, Arithmetic) and stage.function == "add" and list(widths) == [channels]
+
+
+def _attribute(stage: Operator) -> tuple[str, tuple[float, ...], str] | None:
+    """oneDNN's name, numbers and algorithm for an activation."""
+    if not isinstance(stage, Pointwise):
+        return None
+    options: dict[str, Any] = stage.options
+    match stage.function:
+        case "relu" | "sigmoid" | "tanh" | "hardswish" | "hardsigmoid" as name:
+            return name, (), ""
+        case "silu":
+            return "swish", (), ""
+        case "relu6":
+            return "hardtanh", (0.0, 6.0), ""
+        case "hardtanh":
+            return "hardtanh", (options.get("min_val", -1.0), options.get("max_val", 1.0)), ""
+        case "leaky_relu":
+            return "leaky_relu", (options.get("negative_slope", 0.01),), ""
+        case "gelu":
+            return "gelu", (), options.get("approximate", "none")
+    return None
