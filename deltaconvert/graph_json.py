@@ -333,8 +333,9 @@ def _node_from_json(
     if op in ("operator", "module"):
         home = "operators" if op == "operator" else "modules_"
         build = _operator if op == "operator" else _module
-        root.get_submodule(home).add_module(name, build(entry, unpacker))
-        return graph.create_node("call_module", f"{home}.{name}", args, kwargs, name=name)
+        # Behind "at_", because a module has attributes `to` and `half`.
+        root.get_submodule(home).add_module(f"at_{name}", build(entry, unpacker))
+        return graph.create_node("call_module", f"{home}.at_{name}", args, kwargs, name=name)
     if op == "function":
         function = function_named(target)
         if function is None:

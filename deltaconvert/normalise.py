@@ -10,11 +10,13 @@ from deltaconvert.passes.drop_identities import drop_identities
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_padding import fold_padding
 from deltaconvert.passes.name_paths import name_paths
+from deltaconvert.passes.open_glu import open_glu
 from deltaconvert.passes.open_tuples import open_tuples
 from deltaconvert.passes.split_norms import split_norms
 
 PASSES = (
     name_paths,
+    open_glu,
     open_tuples,
     drop_identities,
     adopt_operators,

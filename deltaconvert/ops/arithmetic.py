@@ -50,6 +50,7 @@ _THREE: dict[str, Callable[[Any, Any, Any], Any]] = {
     "add_scaled": lambda a, b, alpha: a + b * alpha,
     "addcmul": lambda a, b, c: a + b * c,
     "addcdiv": lambda a, b, c: a + b / c,
+    "clamp": torch.clamp,
 }
 
 
@@ -140,7 +141,7 @@ class OfThree(Elementwise):
         return [next(given) if part is None else part for part in (self.first, self.second, self.third)]
 
 
-def _binary(function: str, a: Any, b: Any, reverse: bool = False) -> Spelled:
+def binary(function: str, a: Any, b: Any, reverse: bool = False) -> Spelled:
     if isinstance(a, Node) and isinstance(b, Node):
         return Arithmetic(function, None, reverse), [a, b]
     if isinstance(a, Node):
@@ -150,7 +151,7 @@ def _binary(function: str, a: Any, b: Any, reverse: bool = False) -> Spelled:
     raise StaysDense("it reads no map")
 
 
-def _of_three(function: str, *values: Any) -> Spelled:
+def of_three(function: str, *values: Any) -> Spelled:
     parts = [None if isinstance(value, Node) else _other(value, function) for value in values]
     return OfThree(function, *parts), [value for value in values if isinstance(value, Node)]
 
@@ -165,7 +166,7 @@ def _spell(function: str, *targets: Any, reverse: bool = False) -> None:
     @spelled(*targets)
     def _function(a: Any, b: Any = None, *, other: Any = None, exponent: Any = None) -> Spelled:
         given = [value for value in (b, other, exponent) if value is not None]
-        return _binary(function, a, given[0] if given else None, reverse)
+        return binary(function, a, given[0] if given else None, reverse)
 
 
 _spell("mul", operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "multiply")
@@ -194,8 +195,8 @@ def _spell_scaled(function: str, *targets: Any, reverse: bool = False) -> None:
     def _function(a: Any, b: Any = None, *, other: Any = None, alpha: Any = 1) -> Spelled:
         b = other if b is None else b
         if constant(alpha, "alpha") == 1:
-            return _binary(function, a, b, reverse)
-        return _of_three(
+            return binary(function, a, b, reverse)
+        return of_three(
             "add_scaled", *((b, a) if reverse else (a, b)), alpha if function == "add" else -alpha
         )
 
@@ -217,7 +218,7 @@ _spell_scaled("sub", torch.rsub, reverse=True)
 )
 def _div(a: Any, b: Any = None, *, other: Any = None, rounding_mode: Any = None) -> Spelled:
     functions = {None: "div", "floor": "floor_divide", "trunc": "trunc_divide"}
-    return _binary(functions[rounding_mode], a, other if b is None else b)
+    return binary(functions[rounding_mode], a, other if b is None else b)
 
 
 @spelled(torch.max, "max")
@@ -234,27 +235,27 @@ def _extreme(function: str, a: Any, b: Any) -> Spelled:
     """torch.max of two maps; of one it is a reduction, which open_tuples opens where it can."""
     if not isinstance(b, Node | Tensor):
         raise StaysDense("it is no maximum or minimum of two maps")
-    return _binary(function, a, b)
+    return binary(function, a, b)
 
 
 @spelled(torch.where)
 def _where(condition: Any, input: Any = None, other: Any = None) -> Spelled:
-    return _of_three("where", condition, input, other)
+    return of_three("where", condition, input, other)
 
 
 @spelled("where")
 def _where_method(input: Any, condition: Any, other: Any) -> Spelled:
-    return _of_three("where", condition, input, other)
+    return of_three("where", condition, input, other)
 
 
 @spelled(torch.masked_fill, "masked_fill")
 def _masked_fill(input: Any, mask: Any, value: Any) -> Spelled:
-    return _of_three("where", mask, value, input)
+    return of_three("where", mask, value, input)
 
 
 @spelled(torch.lerp, "lerp")
 def _lerp(input: Any, end: Any, weight: Any) -> Spelled:
-    return _of_three("lerp", input, end, weight)
+    return of_three("lerp", input, end, weight)
 
 
 @spelled(torch.addcmul, "addcmul")
@@ -270,4 +271,4 @@ def _addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Spell
 def _accumulated(function: str, a: Any, b: Any, c: Any, value: Any) -> Spelled:
     if constant(value, "value") != 1:
         raise StaysDense(f"value={value}")
-    return _of_three(function, a, b, c)
+    return of_three(function, a, b, c)

@@ -97,6 +97,8 @@ def _call(gm: fx.GraphModule, node: fx.Node, name: str, operator: Operator, inpu
 
 def _is_free(gm: fx.GraphModule, target: str, node: fx.Node) -> bool:
     """No module has that name, of the network or of another node: a copied graph may hand out names anew."""
+    if hasattr(nn.Module, target.rpartition(".")[2]):  # x.to, x.half
+        return False
     try:
         module = gm.get_submodule(target)
     except AttributeError:

@@ -64,6 +64,29 @@ def test_parts(backend, name):
     check_operator(module, A, threshold=0.1, backend=backend)
 
 
+GATED = {
+    "F.glu": lambda m, x: F.glu(x, dim=1),
+    "nn.GLU": nn.Sequential(nn.Conv2d(6, 4, 3, padding=1), nn.GLU(-3)),
+    "GEGLU": lambda m, x: (lambda halves: halves[0] * F.gelu(halves[1]))(x.chunk(2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_gated_units(backend, name):
+    call = GATED[name]
+    check_operator(call if isinstance(call, nn.Module) else Call(call), A, threshold=0.1, backend=backend)
+
+
+def test_slices_before_and_between_chunks(backend):
+    """Each is a node called getitem in some stage, and none takes the place of another."""
+
+    def run(m, x):
+        y = F.channel_shuffle(torch.cat([x, x], 1), 2)[:, ::1].flip(1)
+        return y.chunk(2, 1)[1].relu().chunk(2, 1)[1]
+
+    check_operator(Call(run), A, backend=backend)
+
+
 def test_parts_joined_again(backend):
     """ShuffleNet's unit: half goes through, half is worked on."""
     module = Call(lambda m, x: torch.cat([x.chunk(2, 1)[0], x.chunk(2, 1)[1].relu()], 1))

@@ -111,7 +111,7 @@ DENSE = {
     "sum over two": (lambda m, x: x.sum((1, 2), keepdim=True), "along dimensions 1, 2"),
     "argmax of vectors": (lambda m, x: x.mean((2, 3)).argmax(1), "no channels"),
     "max whole": (lambda m, x: x.max(), "no maximum or minimum of two maps"),
-    "dense labels": (lambda m, x: x.long() + 1, "not compared"),
+    "dense labels": (lambda m, x: x.argmax(3, keepdim=True) + 1, "not compared"),
     "nuclear norm": (lambda m, x: torch.norm(x.flatten(2), "nuc", (1, 2)), "its order is 'nuc'"),
 }
 

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from oracle import Call, check_operator
 from torch import nn
 
+import deltaconvert
+
 MODULES = [
     nn.ReLU(),
     nn.ReLU(inplace=True),
@@ -29,6 +31,10 @@ MODULES = [
     nn.Softplus(2.0, 10.0),
     nn.Softsign(),
     nn.LogSigmoid(),
+    nn.Hardshrink(0.3),
+    nn.Softshrink(0.3),
+    nn.Tanhshrink(),
+    nn.Threshold(0.1, -2.0),
 ]
 
 
@@ -77,12 +83,41 @@ FUNCTIONS = {
     "elu": lambda m, x: F.elu(x, 0.5),
     "hardtanh": lambda m, x: F.hardtanh(x, -1.0, 0.5),
     "softplus": lambda m, x: F.softplus(x, beta=2),
+    "F.threshold": lambda m, x: F.threshold(x, 0.5, 0.0),
+    "sines": lambda m, x: torch.sin(x) + x.cos() - torch.tan(x) * x.atan(),
+    "exponents": lambda m, x: x.exp2() + torch.expm1(x),
+    "logarithms": lambda m, x: torch.log1p(x.abs()) + (x.abs() + 1).log2() - (x.abs() + 1).log10(),
+    "logit": lambda m, x: x.sigmoid().logit() + torch.logit(x, eps=0.1),
+    "erf": lambda m, x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
+    "rounding": lambda m, x: x.floor() + torch.ceil(x * 3) + (x * 5).round() + torch.trunc(x * 7),
+    "decimals": lambda m, x: torch.round(x, decimals=1),
+    "sign": lambda m, x: torch.sign(x) * x.sqrt().nan_to_num(0.5),
+    "expit": lambda m, x: torch.special.expit(x),
+    "truth values": lambda m, x: ~(x > 0) | x.sqrt().isnan().logical_not(),
+    "labels": lambda m, x: -x.argmax(1, keepdim=True).clamp(0, 1).abs(),
+    "float": lambda m, x: (x > 0.5).float() * x,
+    "half": lambda m, x: x.half() * 2,
+    "to": lambda m, x: x.to(torch.float32) + x.to(dtype=torch.float64),
+    "to its own": lambda m, x: (x > 0).to(x.dtype) - x.to(x.dtype),
+    "type": lambda m, x: x.type(torch.float32).relu(),
+    "long": lambda m, x: (x * 10).long() * (x > 0).int() + x.bool(),
+    "a bound": lambda m, x: torch.clamp(x, min=m.low) + x.clamp(max=x * 0.5),
+    "bounds": lambda m, x: x.clamp(m.low, m.slope[1]) - torch.clamp_min(x, 0.5) * x.clamp_max(1),
 }
+
+
+PARTS = {"slope": torch.tensor([0.1, 0.2, 0.3]), "low": torch.tensor(-0.5)}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_and_methods(backend, name):
-    check_operator(Call(FUNCTIONS[name], slope=torch.tensor([0.1, 0.2, 0.3])), (2, 3, 4, 5), backend=backend)
+    check_operator(Call(FUNCTIONS[name], **PARTS), (2, 3, 4, 5), backend=backend)
+
+
+def test_casts_in_a_file(tmp_path, backend):
+    module, frame = Call(lambda m, x: x.half().float() + x.to(torch.float64)), torch.randn(1, 3, 4, 5)
+    deltaconvert.convert(module.eval(), frame, backend=backend).save(tmp_path / "casts.delta")
+    assert torch.equal(deltaconvert.load(tmp_path / "casts.delta", backend=backend)(frame), module(frame))
 
 
 def test_one_pixel(backend):
@@ -90,8 +125,9 @@ def test_one_pixel(backend):
 
 
 DENSE = {
-    "bounds that are maps": (lambda m, x: torch.clamp(x, min=m.low), "min is a tensor"),
-    "bounds of the frame": (lambda m, x: x.clamp(max=x.mean()), "max is computed in every frame"),
+    "bounds of the frame": (lambda m, x: x.clamp(max=x.mean()), "not N C H W"),
+    "a device": (lambda m, x: x.to("cpu"), "more than a cast"),
+    "a type of the frame": (lambda m, x: x.type_as(x), "no operator for type_as"),
     "no floating point": (lambda m, x: F.relu((x * 10).long()), "not floating point"),
     "an unknown one": (lambda m, x: x.cumsum(1), "no operator for cumsum"),
     "slope of the frame": (lambda m, x: F.prelu(x, x.mean((0, 2, 3))), "its weight is computed"),

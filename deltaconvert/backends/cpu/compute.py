@@ -20,7 +20,11 @@ from deltaconvert.ops.over_channels import OverChannels
 from deltaconvert.ops.pointwise import Pointwise
 
 # Functions of torch that round once, or not at all, and so to the same bits by vectors and one by one.
-EXACT = ("relu", "relu6", "leaky_relu", "hardtanh", "clamp", "abs", "neg", "square", "sqrt", "reciprocal")
+EXACT = (
+    *("relu", "relu6", "leaky_relu", "hardtanh", "clamp", "abs", "neg", "square", "sqrt", "reciprocal"),
+    *("threshold", "hardshrink", "floor", "ceil", "round", "trunc", "sign", "nan_to_num", "isnan"),
+    *("logical_not", "bitwise_not", "cast"),
+)
 # Those of arithmetic that do not.
 ROUNDED = ("pow", "floor_divide", "remainder", "fmod")
 GRAIN = 32768  # values that torch gives to one thread
