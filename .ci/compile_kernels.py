@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,13 @@ ARCHITECTURES = (
     "100",
     "120",
 )  # those that the compiler does not know are left out
+# Macros that change what is compiled, tried for one architecture; the others are numbers, or text that tests compile.
+VARIANTS = (
+    ("TYPE=0",),
+    ("TYPE=2",),
+    ("TYPE=3", "SPLIT=4"),
+    ("TYPE=2", "PIECE=8", "TRANSPOSE=1", "STRIDE_H=2", "STRIDE_W=2"),
+)
 GATE = 5.0  # CPU seconds for one file and one architecture; full unrolling of a convolution takes 30 to 60
 
 
@@ -39,7 +46,7 @@ class Result(NamedTuple):
 class Compiler(NamedTuple):
     name: str
     architectures: tuple[str, ...]
-    compile: Callable[[Path, str], Result]
+    compile: Callable[..., Result]  # source, architecture, macros
 
 
 def find_compiler() -> Compiler | None:
@@ -56,9 +63,10 @@ def _nvcc() -> Compiler | None:
     if path is None:
         return None
 
-    def run(source: Path, arch: str) -> Result:
+    def run(source: Path, arch: str, macros: Sequence[str] = ()) -> Result:
         with tempfile.TemporaryDirectory() as folder:
-            command = [path, "-cubin", f"-arch=sm_{arch}", "-std=c++17", "-o", f"{folder}/cubin", str(source)]
+            command = [path, "-cubin", f"-arch=sm_{arch}", "-std=c++17", *_defines(macros)]
+            command += ["-o", f"{folder}/cubin", str(source)]
             before = os.times()
             done = subprocess.run(command, capture_output=True, text=True)
             after = os.times()
@@ -77,10 +85,10 @@ def _nvrtc_of_cuda_bindings() -> Compiler | None:
     except (ImportError, RuntimeError):
         return None
 
-    def run(source: Path, arch: str) -> Result:
+    def run(source: Path, arch: str, macros: Sequence[str] = ()) -> Result:
         before = os.times()
         program = _answer(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], []))
-        options = [option.encode() for option in _options(arch)]
+        options = [option.encode() for option in (*_options(arch), *_defines(macros))]
         error, *_ = nvrtc.nvrtcCompileProgram(program, len(options), options)
         log = bytearray(_answer(nvrtc.nvrtcGetProgramLogSize(program)))
         nvrtc.nvrtcGetProgramLog(program, log)
@@ -98,11 +106,11 @@ def _nvrtc_of_cupy() -> Compiler | None:
     except (ImportError, RuntimeError):
         return None
 
-    def run(source: Path, arch: str) -> Result:
+    def run(source: Path, arch: str, macros: Sequence[str] = ()) -> Result:
         before = os.times()
         program = nvrtc.createProgram(source.read_text(), source.name, (), ())
         try:
-            nvrtc.compileProgram(program, _options(arch))
+            nvrtc.compileProgram(program, (*_options(arch), *_defines(macros)))
         except nvrtc.NVRTCError:
             return Result(nvrtc.getProgramLog(program), _since(before))
         finally:
@@ -113,7 +121,16 @@ def _nvrtc_of_cupy() -> Compiler | None:
 
 
 def _options(arch: str) -> tuple[str, ...]:
-    return (f"--gpu-architecture=sm_{arch}", "-std=c++17", "--device-as-default-execution-space")
+    return (
+        f"--gpu-architecture=sm_{arch}",
+        "-std=c++17",
+        "--device-as-default-execution-space",
+        f"--include-path={KERNELS}",
+    )
+
+
+def _defines(macros: Sequence[str]) -> list[str]:
+    return [f"-D{macro}" for macro in macros]
 
 
 def _answer(reply: tuple[Any, ...]) -> Any:
@@ -139,12 +156,14 @@ def main(arguments: list[str]) -> int:
     bad = 0
     print(f"kernels: {compiler.name}, sm_{', '.join(compiler.architectures)}")
     for source in sources:
-        for arch in compiler.architectures:
-            log, seconds = compiler.compile(source, arch)
+        todo: list[tuple[str, tuple[str, ...]]] = [(arch, ()) for arch in compiler.architectures]
+        todo += [("90", macros) for macros in VARIANTS if "90" in compiler.architectures]
+        for arch, macros in todo:
+            log, seconds = compiler.compile(source, arch, macros)
             slow = seconds > GATE
             bad += log is not None or slow
             word = "ERROR" if log is not None else f"slower than {GATE:.0f} s" if slow else "ok"
-            print(f"  {source.name} sm_{arch}: {seconds:.2f} s {word}")
+            print(f"  {' '.join((source.name, *macros))} sm_{arch}: {seconds:.2f} s {word}")
             if log is not None:
                 print(log)
     return 1 if bad else 0

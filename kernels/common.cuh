@@ -6,7 +6,7 @@
 // No header of the toolkit is used: a user's machine may not have one.
 
 #ifndef TYPE
-#define TYPE 1  // 0 double, 1 float, 2 half, 3 bfloat16
+#define TYPE 1  // 0 double, 1 float, 2 half, 3 bfloat16, 4 a byte, which is only moved
 #endif
 
 typedef unsigned char u8;
@@ -28,6 +28,13 @@ typedef u32 bits;
 __device__ __forceinline__ number get(value v) { return v; }
 __device__ __forceinline__ value put(number v) { return v; }
 __device__ __forceinline__ bits bits_of(value v) { return __float_as_uint(v); }
+#elif TYPE == 4
+typedef u8 value;
+typedef float number;
+typedef u8 bits;
+__device__ __forceinline__ number get(value v) { return v; }
+__device__ __forceinline__ value put(number v) { return (value)v; }
+__device__ __forceinline__ bits bits_of(value v) { return v; }
 #else
 typedef u16 value;
 typedef float number;

@@ -35,8 +35,10 @@
 #ifndef PIECE
 #define PIECE 16
 #endif
-#ifndef TRANSPOSED
-#define TRANSPOSED 0
+#ifndef TRANSPOSE  // with its stride, which divides in every step
+#define TRANSPOSE 0
+#define STRIDE_H 1
+#define STRIDE_W 1
 #endif
 
 #define THREADS (WARPS_M * WARPS_N * WARPS_K * 32)
@@ -175,8 +177,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
             const int place = at < listed ? list[at] : -1;
             const int n = place / (OH * OW), pixel = place - n * OH * OW, y = pixel / OW, x = pixel - y * OW;
             images[r] = n * h.H;
-            ys[r] = place < 0 ? -20000 : TRANSPOSED ? y + h.ph : y * h.sh - h.ph;
-            xs[r] = TRANSPOSED ? x + h.pw : x * h.sw - h.pw;
+            ys[r] = place < 0 ? -20000 : TRANSPOSE ? y + h.ph : y * h.sh - h.ph;
+            xs[r] = TRANSPOSE ? x + h.pw : x * h.sw - h.pw;
             if (piece == 0) places[row] = place;
         }
         const char* weights_at = h.weight + ((size_t)(first_n + thread / 8) * h.steps + first_step) * STEP + thread % 8 * 16;
@@ -189,9 +191,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
                 const int row = first_row + r * (THREADS / PIECES);
                 int y = ys[r] + tap.dy, x = xs[r] + tap.dx;
                 bool inside = tap.channel >= 0;
-                if (TRANSPOSED) {
-                    inside &= y >= 0 && x >= 0 && y % h.sh == 0 && x % h.sw == 0;
-                    y /= h.sh, x /= h.sw;
+                if (TRANSPOSE) {
+                    inside &= y >= 0 && x >= 0 && y % STRIDE_H == 0 && x % STRIDE_W == 0;
+                    y /= STRIDE_H, x /= STRIDE_W;
                 }
                 inside &= (u32)y < (u32)h.H && (u32)x < (u32)h.W;
                 const char* from = h.at + ((size_t)(images[r] + y) * h.W + x) * h.pitch + tap.channel;

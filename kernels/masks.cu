@@ -119,6 +119,29 @@ __device__ __forceinline__ bool reads_change(const Reach& r, int n, int y, int x
     return false;
 }
 
+// Whether the input may hold a change for one of the output pixels first .. last of a stream: false for most blocks, which
+// then look at nothing else. A window's rows are read from end to end, or what one row of outputs sees of them.
+__device__ __forceinline__ bool block_may_read_change(const Reach& r, int n, int first, int last, int OW) {
+    const int changed = r.changed[n];
+    if (changed == 0) return false;
+    if (r.kind != WINDOW || changed == r.H * r.W) return true;
+    const int top = first / OW, bottom = last / OW;
+    int left = 0, right = r.W - 1;
+    if (top == bottom) {
+        left = max(left, first % OW * r.sw - r.pw);
+        right = min(right, last % OW * r.sw - r.pw + (r.kw - 1) * r.dw);
+    }
+    const int from = max(0, top * r.sh - r.ph), to = min(r.H - 1, bottom * r.sh - r.ph + (r.kh - 1) * r.dh);
+    bool any = false;
+    for (int row = from; row <= to && !any; row++) {
+        const u64 start = (u64)(r.mask + ((size_t)n * r.H + row) * r.W);
+        const u64* end = (const u64*)((start + right) & ~7ull);
+        for (const u64* word = (const u64*)((start + left) & ~7ull) + threadIdx.x; word <= end; word += blockDim.x)
+            any |= *word != 0;
+    }
+    return __syncthreads_or(any);
+}
+
 // The candidates of a step: `list` of their places n * OH * OW + y * OW + x, `count` of them.   mask: N x OH x OW.
 //
 // all: no threshold follows, so that every candidate is a change: `mask` and `changed` are the output's. Else the mask
@@ -128,9 +151,12 @@ extern "C" __global__ void spread(const Reach* __restrict__ reaches, int inputs,
     __shared__ int first[33];  // of each warp; the last is the block's
     const int n = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const int begin = blockIdx.x * blockDim.x, last = min(begin + (int)blockDim.x, OH * OW) - 1;
     bool candidate = false;
-    if (i < OH * OW) {
-        for (int k = 0; k < inputs && !candidate; k++) candidate = reads_change(reaches[k], n, i / OW, i % OW);
+    for (int k = 0; k < inputs; k++)
+        if (block_may_read_change(reaches[k], n, begin, last, OW) && i <= last && !candidate)
+            candidate = reads_change(reaches[k], n, i / OW, i % OW);
+    if (i <= last) {
         mask[(size_t)n * OH * OW + i] = candidate && all;
     }
     const u32 ballot = __ballot_sync(~0u, candidate);

@@ -1,6 +1,7 @@
 // Just enough CUDA to compile a source with g++ and run its device functions on the CPU: their arithmetic, without a
 // GPU. What works across threads compiles and does nothing: a kernel that needs it needs a GPU.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 
@@ -10,6 +11,9 @@
 #define __restrict__
 #define __shared__ static
 #define __align__(bytes) alignas(bytes)
+
+using std::max;
+using std::min;
 
 struct Index {
     unsigned x = 1, y = 1, z = 1;
@@ -32,5 +36,6 @@ static inline int atomicAdd(int* where, int value) {
 }
 static inline void __syncthreads() {}
 static inline int __syncthreads_count(bool one) { return one; }
+static inline bool __syncthreads_or(bool one) { return one; }
 static inline unsigned __ballot_sync(unsigned, bool one) { return one; }
 static inline bool __any_sync(unsigned, bool one) { return one; }

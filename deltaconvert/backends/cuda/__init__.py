@@ -422,7 +422,9 @@ def _keeps_places(reach: Reach) -> bool:
 
 
 def _kernel(source: str, name: str, dtype: torch.dtype, shared_bytes: int = 0, **macros: Any) -> Kernel:
-    return Kernel(source, name, {"TYPE": TYPES[dtype], **macros}, shared_bytes)
+    # Maps of integers are moved, and compared by their bits: any type of their size will do.
+    kind = TYPES[dtype] if dtype in TYPES else {8: 0, 4: 1, 2: 2, 1: 4}[dtype.itemsize]
+    return Kernel(source, name, {"TYPE": kind, **macros}, shared_bytes)
 
 
 def _strides(x: Tensor) -> tuple[np.int64, ...]:
@@ -431,7 +433,7 @@ def _strides(x: Tensor) -> tuple[np.int64, ...]:
 
 def _number(value: float | None, dtype: torch.dtype) -> np.floating:
     assert value is not None
-    return np.float64(value) if dtype == torch.float64 else np.float32(value)
+    return np.float64(value) if dtype.itemsize == 8 else np.float32(value)
 
 
 def blocks_of(edge: Edge, shared_bytes: int = 0) -> int:

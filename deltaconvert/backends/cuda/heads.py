@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cuda.kernels import TYPES
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import Channels, Concat
@@ -50,6 +51,8 @@ def head_of(
     """The kernel for an operator with all that is fused behind it; NoKernel if there is none."""
     n, channels, height, width = edge.values.shape
     dtype, size = edge.values.dtype, (height, width)
+    if dtype not in TYPES or inputs[0].values.dtype != dtype:
+        raise NoKernel("another type")
     if n * height * width * -(-channels // 2) >= 2**32:
         raise NoKernel("a map of more than 32 bits")
     tail = Tail(channels, dtype, edge.values.device)
@@ -226,7 +229,7 @@ def _conv_tiles(operator: Any, window: Window | None, source: Any, edge: Any) ->
         "conv_tiles.cu",
         struct.pack("=4Q8i", *addresses, pixel, height, width, sh, sw, ph, pw, steps),
         "conv",
-        {**tile, "PIECE": piece, "TRANSPOSED": int(transposed)},
+        {**tile, "PIECE": piece, **(dict(TRANSPOSE=1, STRIDE_H=sh, STRIDE_W=sw) if transposed else {})},
         threads=32 * tile["WARPS_M"] * tile["WARPS_N"] * tile["WARPS_K"],
         shared_bytes=tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP,
         weights=(packed, bias, table),

@@ -26,7 +26,7 @@ class Tail:
     """Text that turns `v` into the result, and up to four operands."""
 
     def __init__(self, channels: int, dtype: torch.dtype, device: torch.device):
-        self.channels, self.device = channels, device
+        self.channels, self.device, self._dtype = channels, device, dtype
         self.number = torch.float64 if dtype == torch.float64 else torch.float32
         self.text = ""
         self._operands: list[tuple[str, Any, int]] = []  # kind, what it reads, values from one to the next
@@ -39,8 +39,10 @@ class Tail:
     def operand(self, edge: Any, size: tuple[int, int]) -> str:
         """Another input, as a map of `size` or a gate."""
         _, channels, *own = edge.values.shape
-        if channels != self.channels:
-            raise NoKernel("one channel for all")
+        if channels != self.channels or edge.values.dtype != self._dtype:
+            raise NoKernel("one channel for all, or another type")
+        if tuple(own) not in (size, (1, 1)):
+            raise NoKernel("a row or a column for all")
         return self._name("MAP" if tuple(own) == size else "GATE", edge.values, edge.pitch)
 
     def constant(self, values: Tensor) -> str:
@@ -89,8 +91,12 @@ class Tail:
             left, right = values
         else:
             other = stage.other
-            if isinstance(other, Tensor) and other.dim() >= 2 and other.shape[-2:] != (1, 1):
-                raise NoKernel("a constant map")
+            if (
+                isinstance(other, Tensor)
+                and other.numel() != 1
+                and (other.dim() < 3 or other.shape[-2:] != (1, 1))
+            ):
+                raise NoKernel("a constant row, column or map")
             left, right = values[0], self.constant(other) if isinstance(other, Tensor) else _literal(other)
         if stage.reverse:
             left, right = right, left
@@ -99,7 +105,10 @@ class Tail:
             return f"{left} {sign} {right} || {left} != {left} ? {left} : {right}"
         if stage.function == "pow":
             return f"pow({left}, {right})"
-        return f"{left} {dict(add='+', sub='-', mul='*', div='/')[stage.function]} {right}"
+        sign = dict(add="+", sub="-", mul="*", div="/").get(stage.function)
+        if sign is None:
+            raise NoKernel(stage.function)
+        return f"{left} {sign} {right}"
 
 
 def device_bytes(packed: bytes, device: torch.device) -> Tensor:
