@@ -132,12 +132,12 @@ __device__ __forceinline__ bool block_may_read_change(const Reach& r, int n, int
         right = min(right, last % OW * r.sw - r.pw + (r.kw - 1) * r.dw);
     }
     const int from = max(0, top * r.sh - r.ph), to = min(r.H - 1, bottom * r.sh - r.ph + (r.kh - 1) * r.dh);
+    const int words = (right - left) / 8 + 2;  // of a row, wherever its bytes begin
     bool any = false;
-    for (int row = from; row <= to && !any; row++) {
-        const u64 start = (u64)(r.mask + ((size_t)n * r.H + row) * r.W);
-        const u64* end = (const u64*)((start + right) & ~7ull);
-        for (const u64* word = (const u64*)((start + left) & ~7ull) + threadIdx.x; word <= end; word += blockDim.x)
-            any |= *word != 0;
+    for (int k = threadIdx.x; k < (to - from + 1) * words; k += blockDim.x) {
+        const u64 start = (u64)(r.mask + ((size_t)n * r.H + from + k / words) * r.W);
+        const u64* word = (const u64*)((start + left) & ~7ull) + k % words;
+        if ((u64)word <= start + right) any |= *word != 0;
     }
     return __syncthreads_or(any);
 }

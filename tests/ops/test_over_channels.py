@@ -99,7 +99,7 @@ def test_labels_in_a_file(tmp_path, backend):
     module = Call(lambda m, x: x.argmax(1)).eval()
     video = scripted_video((1, 4, 6, 5), torch.float32)
     deltaconvert.convert(module, video[0], backend=backend, threshold=0.1).save(tmp_path / "labels.delta")
-    model = deltaconvert.load(tmp_path / "labels.delta", backend=backend)
+    model = deltaconvert.load(tmp_path / "labels.delta", backend=backend, device=torch.get_default_device())
     for frame in video[:3]:
         assert same_bits(model(frame), dense(module, [frame]))
     assert any("argmax" in layer.operator for layer in model.stats().layers)

@@ -105,10 +105,10 @@ class Tail:
             return f"{left} {sign} {right} || {left} != {left} ? {left} : {right}"
         if stage.function == "pow":
             return f"pow({left}, {right})"
-        sign = dict(add="+", sub="-", mul="*", div="/").get(stage.function)
-        if sign is None:
+        signs = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+        if stage.function not in signs:
             raise NoKernel(stage.function)
-        return f"{left} {sign} {right}"
+        return f"{left} {signs[stage.function]} {right}"
 
 
 def device_bytes(packed: bytes, device: torch.device) -> Tensor:
