@@ -15,9 +15,13 @@ from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Reach, Window
 
-# A tile's edge, largest first that fits the map. Measured on 2 Zen 4 cores (ResNet-50, 720p, box of 5 %): edge 4
-# computes 1.2 times the candidates at 1.1 to 1.4 times oneDNN's dense cost a pixel; 8 computes 1.5 times, 2 costs 1.7.
+# A tile's edge, where it is more than a pixel. Depthwise convolutions, pools and the first convolution of a network
+# read few values for each pixel: there larger tiles save more of the gathering than they compute in vain.
 TILE = 4
+# From so many channels on a pixel and its taps cost what a pixel of a tile costs (16 to 512 channels, 3x3, a Zen 4
+# core: within 5 %), and tiles compute 1.1 to 1.4 times the candidates.
+TAPS_FROM_CHANNELS = 16
+TAPS_BYTES = 2 << 20  # a chunk of taps; 1 MB leaves 32 rows of 512 channels, and a tenth of the speed
 
 
 class Tiles(Computing):
@@ -30,11 +34,13 @@ class Tiles(Computing):
         return windowed and operator.position_free and all(map(is_pointlike, reaches[1:], inputs[1:]))
 
     def prepare(self) -> None:
-        operator, reaches = self.operator, self.reaches
-        assert isinstance(reaches[0], Window)
-        # The box around dilated taps is mostly holes: there a tile is one pixel, and its window just the taps.
-        dilated = isinstance(head_of(operator), Conv2d) and max(reaches[0].dilation) > 1
-        self._tile_by(1 if dilated else TILE)
+        head, window = head_of(self.operator), self.reaches[0]
+        assert isinstance(window, Window)
+        # A tile of one pixel reads its taps alone; the box around dilated ones is mostly holes.
+        product = isinstance(head, Conv2d) and head.groups == 1
+        many = self.inputs[0].rows.shape[1] >= TAPS_FROM_CHANNELS
+        dilated = isinstance(head, Conv2d) and max(window.dilation) > 1
+        self._tile_by(1 if dilated or (product and many) else TILE)
 
     def _tile_by(self, edge: int) -> None:
         source, window = self.inputs[0].values, self.reaches[0]
@@ -53,7 +59,8 @@ class Tiles(Computing):
         )
         bytes_each = self._grid.window_pixels * source.shape[1] * source.element_size()
         most = CHUNK_ROWS // self._grid.tile_pixels
-        largest = 1 << max(3, min(most, CHUNK_BYTES // bytes_each).bit_length() - 1)
+        room = TAPS_BYTES if self._grid.tile_pixels == 1 else CHUNK_BYTES
+        largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
         # Never one alone: a batch of one takes another way through torch, to other bits.
         self.sizes = tuple(dict.fromkeys((largest, max(2, largest // 8), max(2, largest // 64))))
         self.bind(Compute(self.operator, self._widths(), self._grid))
