@@ -94,7 +94,8 @@ class Grid:
         """Copy the windows of `tiles` into `windows` (tiles * window_pixels, C); outside the map lies `fill`."""
         torch.index_select(rows, 0, self._reads.index_select(0, tiles).view(-1), out=windows)
         if bool(self._at_border.index_select(0, tiles).any()):
-            windows.masked_fill_(self._outside.index_select(0, tiles).view(-1, 1), fill)
+            outside = self._outside.index_select(0, tiles).view(-1).nonzero().view(-1)
+            windows.index_fill_(0, outside, fill)
 
     def crop(self, rows: Tensor, tiles: Tensor) -> Tensor:
         """What the operator made of the windows -> the pixels of `tiles`; a transposed window makes more than those."""
