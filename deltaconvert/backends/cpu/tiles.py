@@ -10,20 +10,20 @@ from torch import Tensor
 from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.compute import Compute, head_of
 from deltaconvert.backends.cpu.edges import Commit, Edge
-from deltaconvert.backends.cpu.steps import CHUNK_BYTES, CHUNK_ROWS, chunks, is_pointlike
+from deltaconvert.backends.cpu.steps import CHUNK_ROWS, chunks, is_pointlike
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Reach, Window
 
-# A tile's edge, where it is more than a pixel. Depthwise convolutions, pools and the first convolution of a network
-# read few values for each pixel: there larger tiles save more of the gathering than they compute in vain.
-TILE = 4
-# From so many channels on a pixel and its taps cost what a pixel of a tile costs (16 to 512 channels, 3x3, a Zen 4
-# core: within 5 %), and tiles compute 1.1 to 1.4 times the candidates.
-TAPS_FROM_CHANNELS = 16
-# A chunk of taps. Few rows leave the product waiting for its weights: DnCNN at 480x360, a box of 5 %, 2 Zen 4 cores,
-# takes 209 ms at 2 MB, 162 at 8, 136 at 16, 182 at 32.
-TAPS_BYTES = 16 << 20
+# A tile's edge, where it is more than a pixel: where an output pixel costs little beside gathering what it reads, tiles
+# save more of the gathering than they compute in vain (1.1 to 1.4 times the candidates).
+TILE, TILES_BYTES = 4, 4 << 20
+# From so many channels on a pixel and its taps cost what a pixel of a tile costs. 2 Zen 4 cores, 3x3: DnCNN's 64 channels
+# take 134 ms by tiles and 136 to 178 by taps (480x360, a box of 5 %), ResNet-50's 128 to 512 gain.
+TAPS_FROM_CHANNELS = 128
+# A chunk of taps. Few rows leave the product waiting for its weights: ResNet-50 at 720p, a box of 5 %, takes 257 ms at
+# 2 MB, 206 at 8, 220 at 16.
+TAPS_BYTES = 8 << 20
 
 
 class Tiles(Computing):
@@ -61,7 +61,7 @@ class Tiles(Computing):
         )
         bytes_each = self._grid.window_pixels * source.shape[1] * source.element_size()
         most = CHUNK_ROWS // self._grid.tile_pixels
-        room = TAPS_BYTES if self._grid.tile_pixels == 1 else CHUNK_BYTES
+        room = TAPS_BYTES if self._grid.tile_pixels == 1 else TILES_BYTES
         largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
         # Never one alone: a batch of one takes another way through torch, to other bits.
         self.sizes = tuple(dict.fromkeys((largest, max(2, largest // 8), max(2, largest // 64))))
