@@ -18,8 +18,8 @@ from deltaconvert.reach import Reach, Window
 # A tile's edge, where it is more than a pixel: where an output pixel costs little beside gathering what it reads, tiles
 # save more of the gathering than they compute in vain (1.1 to 1.4 times the candidates).
 TILE, TILES_BYTES = 4, 4 << 20
-# From so many channels on a pixel and its taps cost what a pixel of a tile costs. 2 Zen 4 cores, 3x3: DnCNN's 64 channels
-# take 134 ms by tiles and 136 to 178 by taps (480x360, a box of 5 %), ResNet-50's 128 to 512 gain.
+# From so many channels on a pixel and its taps cost what a pixel of a tile costs. 2 Zen 4 cores, 3x3: DnCNN's 64
+# channels take 134 ms by tiles and 136 to 178 by taps (480x360, a box of 5 %), ResNet-50's 128 to 512 gain.
 TAPS_FROM_CHANNELS = 128
 # A chunk of taps. Few rows leave the product waiting for its weights: ResNet-50 at 720p, a box of 5 %, takes 257 ms at
 # 2 MB, 206 at 8, 220 at 16.
