@@ -209,7 +209,7 @@ class DeltaModel(nn.Module):
         sizes = _sizes(frames)
         if sizes not in self._plans:
             self._plans[sizes] = plan(
-                self.graph, frames, self._thresholds, self.keep_dense, getattr(self._backend, "PASSES", ())
+                self.graph, frames, self._thresholds, self.keep_dense, self._backend.PASSES
             )
             if len(self._plans) == 1:
                 # Relative thresholds refer to the example frame, whatever size comes later.

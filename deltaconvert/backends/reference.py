@@ -12,6 +12,7 @@ from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.reach import Reach
 
 NAME = "reference"
+PASSES = ()  # what a backend does to a plan before its nodes become steps
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

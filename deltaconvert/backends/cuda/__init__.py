@@ -32,6 +32,7 @@ from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
+PASSES = ()
 THREADS = 256
 COUNTERS = 1 << 18
 # Blocks of the kernels that walk a list: enough to fill the device, few enough that a still frame's cost nothing.
