@@ -33,9 +33,9 @@ from torch import nn  # noqa: E402
 
 import deltaconvert  # noqa: E402
 from deltaconvert.backends import cpu  # noqa: E402
-from deltaconvert.backends.cpu.compute import head_of  # noqa: E402
 from deltaconvert.backends.cpu.steps import Step  # noqa: E402
 from deltaconvert.ops import base  # noqa: E402
+from deltaconvert.ops.fused import head_of  # noqa: E402
 from deltaconvert.passes import adopt_operators  # noqa: E402
 
 WHOLE = "The whole map, as soon as any pixel is a candidate."

@@ -67,3 +67,12 @@ class Fused(Operator):
 
     def extra_repr(self) -> str:
         return ""
+
+
+def stages_of(operator: Operator) -> list[Operator]:
+    """The head and the tail of a fused operator; any other one is a head alone."""
+    return list(operator.stages) if isinstance(operator, Fused) else [operator]  # type: ignore[arg-type]
+
+
+def head_of(operator: Operator) -> Operator:
+    return stages_of(operator)[0]

@@ -40,14 +40,11 @@ class Interpolate(Operator):
         self.recompute_scale_factor, self.antialias = recompute_scale_factor, antialias
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch 2.13 misreads channels_last maps where it interpolates with antialias to or from a width of one.
-        return self._resize(x.contiguous() if self.antialias else x, self.size, self.scale)
+        return self._resize(x, self.size, self.scale)
 
     def _resize(self, x: Tensor, size: Any, scale: Any) -> Tensor:
-        if self.antialias:
-            x = (
-                x.contiguous()
-            )  # torch 2.13 reads a channels-last map wrongly where the result is one pixel wide
+        if self.antialias:  # torch 2.13 misreads channels_last maps to or from a width of one
+            x = x.contiguous()
         return F.interpolate(
             x, size, scale, self.mode, self.align_corners, self.recompute_scale_factor, self.antialias
         )

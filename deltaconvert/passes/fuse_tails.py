@@ -63,8 +63,7 @@ def fuse(gm: fx.GraphModule, chain: Sequence[fx.Node]) -> None:
     """One node for a chain in which each is read by the next one only; those may be fused ones themselves."""
     inputs: list[Any] = []
     stages: list[Operator] = []
-    counts, slots = [], []
-    head_inputs = len(inputs)
+    counts, slots, head_inputs = [], [], 0
     for before, node in itertools.pairwise([None, *chain]):
         operator = operator_of(node)
         assert operator is not None

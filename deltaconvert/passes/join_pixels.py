@@ -7,7 +7,7 @@ from torch import fx
 from deltaconvert.check import operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
-from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.fused import head_of
 from deltaconvert.passes.fuse_tails import fuse
 from deltaconvert.reach import Pixel, Window
 
@@ -30,7 +30,7 @@ def join_pixels(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _is_pixelwise_conv(operator: Operator, node: fx.Node) -> bool:
-    head = operator.head if isinstance(operator, Fused) else operator
+    head = head_of(operator)
     if not isinstance(head, Conv2d):
         return False
     (reach,) = head.reaches([node.args[0].meta["shape"]], node.meta["shape"])

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cpu.averages import Averages
-from deltaconvert.backends.cpu.compute import stages_of
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge, FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
@@ -36,7 +35,7 @@ from deltaconvert.backends.reference import one_by_one
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
-from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.fused import Fused, stages_of
 from deltaconvert.passes.join_pixels import join_pixels
 from deltaconvert.reach import Reach
 
@@ -86,9 +85,8 @@ class Backend:
         return step
 
     def _kind(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> type[Step]:
-        if any(isinstance(stage, Conv2d | ConvTranspose2d) for stage in stages_of(operator)) and not can_pack(
-            inputs[0].values
-        ):
+        convolves = any(isinstance(stage, Conv2d | ConvTranspose2d) for stage in stages_of(operator))
+        if convolves and not can_pack(inputs[0].values):
             return Step  # outside oneDNN the order of a sum depends on where its pixels lie in memory
         return next(kind for kind in KINDS if kind.fits(operator, reaches, inputs))
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deltaconvert.backends.cpu.compute import head_of, tail_of
 from deltaconvert.backends.cpu.edges import Edge
-from deltaconvert.backends.cpu.steps import is_pointlike
+from deltaconvert.backends.cpu.steps import tail_is_free
 from deltaconvert.backends.cpu.tiles import Tiles
 from deltaconvert.ops.base import Operator
+from deltaconvert.ops.fused import head_of
 from deltaconvert.ops.pool import AvgPool2d
 from deltaconvert.reach import Reach, Window
 
@@ -20,12 +20,7 @@ class Averages(Tiles):
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
-        free = all(stage.position_free for stage in tail_of(operator))
-        return (
-            isinstance(head_of(operator), AvgPool2d)
-            and free
-            and all(map(is_pointlike, reaches[1:], inputs[1:]))
-        )
+        return isinstance(head_of(operator), AvgPool2d) and tail_is_free(operator, reaches, inputs)
 
     def prepare(self) -> None:
         super().prepare()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaconvert.backends.cpu.compute import Compute, head_of
+from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Edge
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Everything, Pixel, Reach, Window
 
 # The C library gives blocks above 32 MB back to the system, and the next frame pages them in again. 16->96 channels

@@ -15,7 +15,7 @@ from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
 from deltaconvert.ops.conv import Conv2d
-from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.fused import Fused, stages_of
 from deltaconvert.ops.over_channels import OverChannels
 from deltaconvert.ops.pointwise import Pointwise
 
@@ -175,18 +175,6 @@ def _on_taps(conv: Conv2d) -> Conv2d:
     if conv.groups == 1:
         weight = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
     return Conv2d(weight, conv.bias, (1, 1), (0, 0), (1, 1), conv.groups)
-
-
-def head_of(operator: Operator) -> Operator:
-    return operator.head if isinstance(operator, Fused) else operator
-
-
-def tail_of(operator: Operator) -> list[Operator]:
-    return stages_of(operator)[1:]
-
-
-def stages_of(operator: Operator) -> list[Operator]:
-    return list(operator.stages) if isinstance(operator, Fused) else [operator]  # type: ignore[arg-type]
 
 
 def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> Tensor:

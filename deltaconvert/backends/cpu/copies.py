@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deltaconvert.backends.cpu.compute import Compute, head_of, tail_of
-from deltaconvert.backends.cpu.edges import Commit, Edge, listed
-from deltaconvert.backends.cpu.steps import Step, chunks, is_pointlike
+from deltaconvert.backends.cpu.compute import Compute
+from deltaconvert.backends.cpu.edges import Edge
+from deltaconvert.backends.cpu.steps import Step, tail_is_free
 from deltaconvert.ops.base import Operator
+from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Sources
 
 
@@ -20,8 +21,7 @@ class Copies(Step):
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
         first = reaches[0]
         copies = head_of(operator).copies and isinstance(first, Sources) and first.single
-        free = all(stage.position_free for stage in tail_of(operator))
-        return copies and free and all(map(is_pointlike, reaches[1:], inputs[1:]))
+        return copies and tail_is_free(operator, reaches, inputs)
 
     def prepare(self) -> None:
         reach = self.reaches[0]
@@ -33,14 +33,11 @@ class Copies(Step):
         self.sizes = self._row_chunks()
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
-        pixels = listed(candidates)
-        if len(pixels) >= self.dense_from * self.edge.pixel_count:
-            return False
-        commit = Commit(self.edge, None)
-        for chunk in chunks(pixels, self.sizes):
-            commit.rows(chunk, self._compute.tail(self._copied(chunk), self._taken_beside(chunk)))
-        commit.finish(candidates, pixels, len(pixels))
-        return True
+        return self._by_pixels(
+            candidates,
+            pixels,
+            lambda places: self._compute.tail(self._copied(places), self._taken_beside(places)),
+        )
 
     def _copied(self, places: Tensor) -> Tensor:
         head = head_of(self.operator)

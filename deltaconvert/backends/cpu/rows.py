@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from deltaconvert.backends.cpu.bands import Computing
-from deltaconvert.backends.cpu.compute import Compute, head_of
-from deltaconvert.backends.cpu.edges import Commit, Edge, listed
-from deltaconvert.backends.cpu.steps import chunks, is_pointlike
+from deltaconvert.backends.cpu.compute import Compute
+from deltaconvert.backends.cpu.edges import Edge
+from deltaconvert.backends.cpu.steps import is_pointlike
 from deltaconvert.ops.base import Operator
+from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach
 
 
@@ -27,12 +28,4 @@ class Rows(Computing):
         self.bind(Compute(self.operator, self._widths()))
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
-        if pixels is None:
-            pixels = listed(candidates)
-        if len(pixels) >= self.dense_from * self.edge.pixel_count:
-            return False
-        commit = Commit(self.edge, None)
-        for chunk in chunks(pixels, self.sizes):
-            commit.rows(chunk, self._compute.rows(self._taken(chunk)))
-        commit.finish(candidates, pixels, len(pixels))
-        return True
+        return self._by_pixels(candidates, pixels, lambda places: self._compute.rows(self._taken(places)))

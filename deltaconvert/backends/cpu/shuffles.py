@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu.compute import head_of, tail_of
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge
-from deltaconvert.backends.cpu.steps import is_pointlike
+from deltaconvert.backends.cpu.steps import tail_is_free
 from deltaconvert.ops.base import Operator
+from deltaconvert.ops.fused import head_of
 from deltaconvert.ops.pixel_shuffle import PixelShuffle
 from deltaconvert.reach import Reach
 
@@ -21,9 +21,8 @@ class Shuffles(Copies):
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
-        free = all(stage.position_free for stage in tail_of(operator))
         shuffles = isinstance(head_of(operator), PixelShuffle)
-        return shuffles and free and all(map(is_pointlike, reaches[1:], inputs[1:]))
+        return shuffles and tail_is_free(operator, reaches, inputs)
 
     def prepare(self) -> None:
         super().prepare()

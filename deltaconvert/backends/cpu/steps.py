@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu.edges import Edge
+from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.ops.base import Operator
+from deltaconvert.ops.fused import stages_of
 from deltaconvert.reach import Everything, Pixel, Reach, Sources
 
 if TYPE_CHECKING:
@@ -70,6 +71,20 @@ class Step:
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         """Compute the candidates and commit them; False if the dense operator should."""
         return False
+
+    def _by_pixels(
+        self, candidates: Tensor, pixels: Tensor | None, compute: Callable[[Tensor], Tensor]
+    ) -> bool:
+        """The sparse way of steps that compute any list of pixels: (n) -> (n, C'). False as _sparse says it."""
+        if pixels is None:
+            pixels = listed(candidates)
+        if len(pixels) >= self.dense_from * self.edge.pixel_count:
+            return False
+        commit = Commit(self.edge, None)
+        for chunk in chunks(pixels, self.sizes):
+            commit.rows(chunk, compute(chunk))
+        commit.finish(candidates, pixels, len(pixels))
+        return True
 
     def _dense(self) -> Tensor:
         return self.operator(*(source.values for source in self.inputs))
@@ -221,6 +236,12 @@ def is_pointlike(reach: Reach, source: Edge) -> bool:
     return isinstance(reach, Pixel) or (
         isinstance(reach, Everything) and tuple(source.values.shape[2:]) == (1, 1) and reach.size != (1, 1)
     )
+
+
+def tail_is_free(operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
+    """What follows the head can be computed for any pixels apart from the rest."""
+    free = all(stage.position_free for stage in stages_of(operator)[1:])
+    return free and all(map(is_pointlike, reaches[1:], inputs[1:]))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from deltaconvert.backends.cpu.bands import Computing
-from deltaconvert.backends.cpu.compute import Compute, head_of
+from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Commit, Edge
-from deltaconvert.backends.cpu.steps import CHUNK_ROWS, chunks, is_pointlike
+from deltaconvert.backends.cpu.steps import CHUNK_ROWS, chunks, tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Window
 
 # A tile's edge, where it is more than a pixel: where an output pixel costs little beside gathering what it reads, tiles
@@ -33,7 +34,7 @@ class Tiles(Computing):
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
         first, head = reaches[0], head_of(operator)
         windowed = isinstance(first, Window) and type(head).on_windows is not Operator.on_windows
-        return windowed and operator.position_free and all(map(is_pointlike, reaches[1:], inputs[1:]))
+        return windowed and head.position_free and tail_is_free(operator, reaches, inputs)
 
     def prepare(self) -> None:
         head, window = head_of(self.operator), self.reaches[0]

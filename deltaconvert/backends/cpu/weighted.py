@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaconvert.backends.cpu.compute import Compute, head_of, tail_of
-from deltaconvert.backends.cpu.edges import Commit, Edge, listed
-from deltaconvert.backends.cpu.steps import Step, chunks, is_pointlike
+from deltaconvert.backends.cpu.compute import Compute
+from deltaconvert.backends.cpu.edges import Edge
+from deltaconvert.backends.cpu.steps import Step, tail_is_free
 from deltaconvert.ops.base import Operator
+from deltaconvert.ops.fused import head_of
 from deltaconvert.ops.resample import Interpolate
 from deltaconvert.reach import Reach, Sources
 
@@ -25,9 +26,8 @@ class Weighted(Step):
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
         resizes = isinstance(head_of(operator), Interpolate) and isinstance(reaches[0], Sources)
-        free = all(stage.position_free for stage in tail_of(operator))
         precise = inputs[0].values.dtype in (torch.float32, torch.float64)
-        return resizes and free and precise and all(map(is_pointlike, reaches[1:], inputs[1:]))
+        return resizes and precise and tail_is_free(operator, reaches, inputs)
 
     def prepare(self) -> None:
         head, reach, values = head_of(self.operator), self.reaches[0], self.inputs[0].values
@@ -56,14 +56,11 @@ class Weighted(Step):
         return torch.allclose(rows @ waves[0, 0] @ cols.t(), head(waves)[0, 0], rtol=0, atol=1e-5)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
-        pixels = listed(candidates)
-        if not self.sizes or len(pixels) >= self.dense_from * self.edge.pixel_count:
-            return False
-        commit = Commit(self.edge, None)
-        for chunk in chunks(pixels, self.sizes):
-            commit.rows(chunk, self._compute.tail(self._summed(chunk), self._taken_beside(chunk)))
-        commit.finish(candidates, pixels, len(pixels))
-        return True
+        return bool(self.sizes) and self._by_pixels(
+            candidates,
+            pixels,
+            lambda places: self._compute.tail(self._summed(places), self._taken_beside(places)),
+        )
 
     def _summed(self, pixels: Tensor) -> Tensor:
         """(n, C), the values of `pixels`."""
