@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -42,6 +42,7 @@ class Program:
         self._outputs: list[Callable[[list[Any]], Any]] = []
         self._steps: list[Step] = []
         self.islands: dict[str, _Island] = {}  # dense node name -> its step
+        self._operators: list[Any] = []  # the backend's steps
         for node in plan.graph.graph.nodes:
             self._bind(node)
 
@@ -60,6 +61,19 @@ class Program:
         """Forget what `streams` have seen: their next frame is computed in full."""
         for edge in self.edges.values():
             edge.reset(streams)
+        for island in self.islands.values():
+            island.forget()
+
+    def state_of(self, stream: int) -> dict[str, Tensor]:
+        """What `stream` has seen: of each edge the values, C H W."""
+        return {name: edge.values[stream].clone() for name, edge in self.edges.items()}
+
+    def go_on_from(self, stream: int, state: Mapping[str, Tensor]) -> None:
+        """Let `stream` go on from a state that `state_of` took, here or in a program with the same edges."""
+        for name, edge in self.edges.items():
+            edge.put(stream, state[name])
+        for step in self._operators:
+            step.rebuild()
         for island in self.islands.values():
             island.forget()
 
@@ -107,6 +121,7 @@ class Program:
             meta.setdefault(self._notes, {}),
         )
         self.edges[node.name] = step.edge
+        self._operators.append(step)
         self._steps.append(Step(node, lambda frame: step.run()))
 
     def _bind_island(self, node: fx.Node) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from deltaconvert import snapshot
 from deltaconvert.check import names_of
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.lower import Program
@@ -94,6 +96,22 @@ class DeltaModel(nn.Module):
         model.info = self.info
         return model
 
+    def for_streams(self, streams: int) -> DeltaModel:
+        """The same network for a batch of `streams` images of the size it runs at now, with state of its own."""
+        if isinstance(streams, bool) or not isinstance(streams, int) or streams < 1:
+            raise InputError(f"streams is {streams!r}: it is a number from 1")
+        frames = []
+        for place, (size, (dim, dtype, device)) in enumerate(zip(self._size, self._like, strict=True)):
+            if dim != 4:
+                raise InputError(f"input {place} has {dim} dimensions, not N C H W: it has no batch to widen")
+            frames.append(torch.zeros(streams, *size[1:], dtype=dtype, device=device))
+        with torch.inference_mode(False), torch.no_grad():
+            model = DeltaModel(
+                self.graph, self.signature, frames, self._thresholds, self._backend, self.keep_dense
+            )
+        model.info = self.info
+        return model
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The dense network's call. InputError, with the state untouched, for inputs that do not fit."""
         frames = self.signature.flatten(args, kwargs)
@@ -115,11 +133,38 @@ class DeltaModel(nn.Module):
         if stream is None:
             self._program.reset()
             return
+        self._check_stream(stream)
+        self._program.reset(slice(stream, stream + 1))
+
+    def snapshot(self, stream: int = 0) -> bytes:
+        """What `stream` (its index in the batch) has seen, for `restore` in this process or another.
+
+        As large as the stream's share of the state; see deltaconvert.snapshot.
+        """
+        self._check_stream(stream)
+        if self._interrupted:
+            self._program.reset()
+        return snapshot.pack(self._program, self._fingerprint, stream)
+
+    def restore(self, stream: int, taken: bytes) -> None:
+        """Let `stream` go on from a snapshot: its next frame recomputes what changed since the snapshot's last one.
+
+        InputError, with the state untouched, for a snapshot of another network, size or backend.
+        """
+        self._check_stream(stream)
+        state = snapshot.unpack(self._program, self._fingerprint, taken)
+        with torch.inference_mode(False), torch.no_grad():
+            self._program.go_on_from(stream, state)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return snapshot.fingerprint(self.graph)
+
+    def _check_stream(self, stream: int) -> None:
         if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < self.streams:
             raise InputError(
                 f"there is no stream {stream!r}: the frames have {self.streams} (0 to {self.streams - 1})"
             )
-        self._program.reset(slice(stream, stream + 1))
 
     def stats(self) -> Stats:
         """What the frames so far changed and cost, node by node; see report.Stats."""

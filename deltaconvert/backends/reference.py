@@ -32,6 +32,10 @@ class Edge:
     def reset(self, streams: slice) -> None:
         fill_unseen(self.values[streams])
 
+    def put(self, stream: int, values: Tensor) -> None:
+        """Go on from `values` (C H W)."""
+        self.values[stream] = values
+
     def commit(self, new: Tensor, candidates: Tensor) -> None:
         """Store the candidates that changed, and mark them."""
         changed = candidates
@@ -126,6 +130,9 @@ class Step:
 
     def __init__(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge):
         self.operator, self.reaches, self.inputs, self.edge = operator, reaches, inputs, edge
+
+    def rebuild(self) -> None:
+        """Make anew what is kept beside the edges: their values came from elsewhere."""
 
     def run(self) -> None:
         candidates = self.reaches[0].spread(self.inputs[0].mask)

@@ -30,6 +30,10 @@ class Edge:
     def reset(self, streams: slice) -> None:
         fill_unseen(self.values[streams])
 
+    def put(self, stream: int, values: Tensor) -> None:
+        """Go on from `values` (C H W)."""
+        self.values[stream] = values
+
     def draw(self) -> None:
         """Random values, to try a step on."""
         if self.values.is_floating_point():
@@ -111,6 +115,10 @@ class FrameEdge(Edge):
     def reset(self, streams: slice) -> None:
         super().reset(streams)
         fill_unseen(self.stored[streams])
+
+    def put(self, stream: int, values: Tensor) -> None:
+        super().put(stream, values)
+        self.stored[stream] = values
 
     def state_bytes(self) -> int:
         return super().state_bytes() + self.stored.nbytes

@@ -40,8 +40,12 @@ class Lines(Step):
         self._results = torch.zeros(size, dtype=values.dtype)
         self.edge.beside = self._results.nbytes
 
+    def rebuild(self) -> None:
+        everything = torch.ones_like(self.inputs[0].mask)
+        self._read(self.inputs[0].rows, everything)
+
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
-        self._read(self.inputs[0])
+        self._read(self.inputs[0].rows, self.inputs[0].mask)
         results = self._results.permute(0, 3, 1, 2)
         if self.operator.kind == "avg":
             results = results.double()  # there may be thousands of lines to add up
@@ -49,10 +53,10 @@ class Lines(Step):
         self.edge.adopt(new, candidates, self.inputs)
         return True
 
-    def _read(self, source: Edge) -> None:
+    def _read(self, rows: Tensor, mask: Tensor) -> None:
         """Pool the lines with a changed pixel."""
-        lines = source.rows.view(-1, self._length, source.rows.shape[1])
-        touched = listed(source.mask.view(-1, self._length).any(1))
+        lines = rows.view(-1, self._length, rows.shape[1])
+        touched = listed(mask.view(-1, self._length).any(1))
         some = 2 * len(touched) < len(lines)  # to copy most of the map takes as long as to read all of it
         if some:
             lines = lines.index_select(0, touched)

@@ -42,8 +42,11 @@ class Parts(Step):
         self._touched = torch.zeros(streams, self._count * self._length, dtype=torch.bool)
         largest = max(1, CHUNK_BYTES // (self._length * channels * source.values.element_size()))
         self.sizes = tuple(dict.fromkeys((largest, max(1, largest // 8), max(1, largest // 64))))
-        self._results = self._measure(torch.arange(len(self._reads)))
+        self.rebuild()
         self.edge.beside = self._results.nbytes
+
+    def rebuild(self) -> None:
+        self._results = self._measure(torch.arange(len(self._reads)))
 
     def settle(self, notes: dict[str, Any]) -> None:
         """Nothing to decide: a part's result does not depend on the parts beside it."""

@@ -56,6 +56,9 @@ class Step:
     def prepare(self) -> None:
         """What a kind of step needs beside the operator and its edges."""
 
+    def rebuild(self) -> None:
+        """Make anew what is kept beside the edges: their values came from elsewhere."""
+
     def run(self) -> None:
         if not any(source.count for source in self.inputs):
             self.edge.stand_still()

@@ -70,6 +70,10 @@ class Edge:
     def reset(self, streams: slice) -> None:
         fill_unseen(self.values[streams])
 
+    def put(self, stream: int, values: Tensor) -> None:
+        """Go on from `values` (C H W)."""
+        self.values[stream] = values
+
     @property
     def mask(self) -> Tensor:
         return self.marks.mask
@@ -298,6 +302,9 @@ class Step:
         else:
             self._launch = _Launch(backend, head, tail, edge)
             self._compute = self._listed
+
+    def rebuild(self) -> None:
+        """Nothing is kept beside the edges."""
 
     def run(self) -> None:
         self.candidates.run()
