@@ -10,11 +10,18 @@ if TYPE_CHECKING:
     from deltaconvert.convert import convert
     from deltaconvert.errors import DeltaConvertError
     from deltaconvert.model import DeltaModel
+    from deltaconvert.streams import StreamPool
 
-__all__ = ["DeltaConvertError", "DeltaModel", "convert", "load"]
+__all__ = ["DeltaConvertError", "DeltaModel", "StreamPool", "convert", "load"]
 __version__ = "0.1.0"
 
-_HOMES = {"DeltaConvertError": "errors", "DeltaModel": "model", "convert": "convert", "load": "container"}
+_HOMES = {
+    "DeltaConvertError": "errors",
+    "DeltaModel": "model",
+    "StreamPool": "streams",
+    "convert": "convert",
+    "load": "container",
+}
 
 
 def __getattr__(name: str) -> Any:

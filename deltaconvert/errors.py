@@ -27,3 +27,7 @@ class ContainerError(DeltaConvertError):
 
 class VideoError(DeltaConvertError):
     """A video cannot be opened, decoded or written."""
+
+
+class StreamError(DeltaConvertError):
+    """A stream cannot join a pool, or is not in it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -64,14 +64,19 @@ class Program:
         for island in self.islands.values():
             island.forget()
 
+    def forms(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
+        """What a stream's state is made of: of each edge dtype and (C, H, W)."""
+        return {name: (edge.values.dtype, edge.values.shape[1:]) for name, edge in self.edges.items()}
+
     def state_of(self, stream: int) -> dict[str, Tensor]:
         """What `stream` has seen: of each edge the values, C H W."""
         return {name: edge.values[stream].clone() for name, edge in self.edges.items()}
 
-    def go_on_from(self, stream: int, state: Mapping[str, Tensor]) -> None:
-        """Let `stream` go on from a state that `state_of` took, here or in a program with the same edges."""
-        for name, edge in self.edges.items():
-            edge.put(stream, state[name])
+    def go_on_from(self, states: Iterable[tuple[int, Mapping[str, Tensor]]]) -> None:
+        """Let streams go on from states that `state_of` took, here or in a program with the same edges."""
+        for stream, state in states:
+            for name, edge in self.edges.items():
+                edge.put(stream, state[name])
         for step in self._operators:
             step.rebuild()
         for island in self.islands.values():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from deltaconvert import snapshot
-from deltaconvert.check import names_of
+from deltaconvert.check import names_of, sparsify
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.lower import Program
 from deltaconvert.plan import Plan, plan
@@ -100,17 +100,20 @@ class DeltaModel(nn.Module):
         """The same network for a batch of `streams` images of the size it runs at now, with state of its own."""
         if isinstance(streams, bool) or not isinstance(streams, int) or streams < 1:
             raise InputError(f"streams is {streams!r}: it is a number from 1")
-        frames = []
-        for place, (size, (dim, dtype, device)) in enumerate(zip(self._size, self._like, strict=True)):
+        for place, (dim, _, _) in enumerate(self._like):
             if dim != 4:
                 raise InputError(f"input {place} has {dim} dimensions, not N C H W: it has no batch to widen")
-            frames.append(torch.zeros(streams, *size[1:], dtype=dtype, device=device))
+        frames = self._blank(streams)
         with torch.inference_mode(False), torch.no_grad():
             model = DeltaModel(
                 self.graph, self.signature, frames, self._thresholds, self._backend, self.keep_dense
             )
         model.info = self.info
         return model
+
+    def blank_frames(self) -> list[Tensor]:
+        """Zeros of the shapes, types and device of its inputs, flat."""
+        return self._blank(self.streams)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The dense network's call. InputError, with the state untouched, for inputs that do not fit."""
@@ -154,11 +157,28 @@ class DeltaModel(nn.Module):
         self._check_stream(stream)
         state = snapshot.unpack(self._program, self._fingerprint, taken)
         with torch.inference_mode(False), torch.no_grad():
-            self._program.go_on_from(stream, state)
+            self._program.go_on_from([(stream, state)])
+
+    def take_over(self, other: DeltaModel) -> None:
+        """Let the streams of `other`, which for_streams made this network from, go on here under their numbers.
+
+        Where the two batch sizes are planned differently they start over: their next frame is full.
+        """
+        ours, theirs = self._program, other._program
+        if other._interrupted or ours.forms() != theirs.forms():
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            ours.go_on_from((stream, theirs.state_of(stream)) for stream in range(other.streams))
 
     @cached_property
     def _fingerprint(self) -> str:
         return snapshot.fingerprint(self.graph)
+
+    def _blank(self, streams: int) -> list[Tensor]:
+        return [
+            torch.zeros(streams, *size[1:], dtype=dtype, device=device)
+            for size, (_, dtype, device) in zip(self._size, self._like, strict=True)
+        ]
 
     def _check_stream(self, stream: int) -> None:
         if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < self.streams:
@@ -173,6 +193,20 @@ class DeltaModel(nn.Module):
     def explain(self) -> Explanation:
         """One row for each node: delta or dense, why not, share of the work, threshold, state; print it."""
         return explain(self._program)
+
+    @property
+    def state_bytes(self) -> int:
+        """What is kept between frames, for all streams together."""
+        return self._program.state_bytes()
+
+    def input_density(self) -> list[float]:
+        """Of each stream the share of the pixels of its inputs that changed in the last frame."""
+        nodes = self._program.plan.graph.graph.nodes
+        edges = [self._program.edges[node.name] for node in nodes if node.target is sparsify]
+        if not edges:
+            return [1.0] * self.streams
+        counts = torch.stack([edge.mask.flatten(1).float().mean(1) for edge in edges])
+        return counts.mean(0).tolist()
 
     def masks(self) -> Mapping[str, Tensor]:
         """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""

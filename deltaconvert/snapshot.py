@@ -40,12 +40,13 @@ def unpack(program: Program, network: str, snapshot: bytes) -> dict[str, Tensor]
         state = safetensors.torch.load(bytes(snapshot))
     except SafetensorError as error:
         raise InputError(f"the snapshot is damaged or cut short: {error}") from error
-    expected = {name: edge.values[0] for name, edge in program.edges.items()}
-    for name in expected.keys() | state.keys():
-        found, wanted = (_form(tensors.get(name)) for tensors in (state, expected))
-        if found != wanted:
+    expected = program.forms()
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}
+    for name in expected.keys() | found.keys():
+        if found.get(name) != expected.get(name):
             raise InputError(
-                f"the snapshot is of another size or backend: {name} is {found} in it and {wanted} in this network"
+                f"the snapshot is of another size or backend: {name} is {_text(found.get(name))} in it and "
+                f"{_text(expected.get(name))} in this network"
             )
     return state
 
@@ -54,7 +55,7 @@ def fingerprint(network: nn.Module) -> str:
     """SHA-256 of a network's weights, their names and shapes."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {_form(tensor)}\n".encode())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -72,7 +73,5 @@ def _metadata(snapshot: bytes | bytearray) -> dict[str, str]:
     return metadata
 
 
-def _form(tensor: Tensor | None) -> str:
-    if tensor is None:
-        return "missing"
-    return f"{str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape))}"
+def _text(form: tuple[torch.dtype, torch.Size] | None) -> str:
+    return "missing" if form is None else f"{form[0]} {'x'.join(map(str, form[1]))}"

@@ -1,0 +1,285 @@
+"""StreamPool: cameras join and leave while the network runs; each has a slot of the batch and state of its own.
+
+    pool = StreamPool(delta)
+    pool.join("door")
+    pool.put("door", frame)             # as often as the camera likes: the newest frame wins
+    for stream, output in pool.step().outputs.items():
+        ...
+
+All streams share one batch, so what changed in any of them is one list of pixels and weights are read once. A slot
+without a new frame keeps its last one: nothing in it changes, and it costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import DeltaConvertError, InputError, StreamError
+from deltaconvert.model import DeltaModel
+
+
+@dataclass
+class _Slot:
+    """A stream's place in the batch.
+
+    fresh: its next frame does not go on from what the slot holds, but from `snapshot`, or is full.
+    waiting: the newest frame that no step has taken, as flat tensors of batch 1.
+    """
+
+    index: int
+    snapshot: bytes | None = None
+    fresh: bool = True
+    waiting: list[Tensor] | None = None
+    waiting_since: float = 0.0
+    output: Any = None
+    frames: int = 0
+    dropped: int = 0
+    failed: int = 0
+    latency: float = 0.0
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """frames: computed so far; dropped: replaced by a newer one before a step took them; failed: that raised.
+
+    latency: seconds from `put` to the output, of the last frame. density: share of the pixels of the input that
+    changed in the last step. state_bytes: what is kept for the stream.
+    """
+
+    frames: int
+    dropped: int
+    failed: int
+    latency: float
+    density: float
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """outputs: of the streams that had a new frame, as the dense network gives them for a batch of one. errors: of the
+    streams whose frame the network raised on; their last output and the other streams are as they were."""
+
+    outputs: dict[Hashable, Any] = field(default_factory=dict)
+    errors: dict[Hashable, Exception] = field(default_factory=dict)
+
+
+class StreamPool:
+    """Streams that share a converted network. `put` may be called from any thread, and does not wait for a step.
+
+    A stream's outputs do not depend on the other streams. At another capacity the network is planned anew, which may
+    change the last bits of a result.
+    """
+
+    def __init__(self, model: DeltaModel, streams: int = 1, *, limit: int = 1024):
+        """model: converted for any batch; it stays as it is. streams: how many there is room for at once.
+
+        limit: the largest number of streams. InputError for a network whose outputs are not one row a stream.
+        """
+        if not 1 <= streams <= limit:
+            raise InputError(f"streams is {streams}: it is a number from 1 to limit, which is {limit}")
+        self._limit = limit
+        self._slots: dict[Hashable, _Slot] = {}
+        self._book = threading.Lock()  # of slots and waiting frames; never held while the network runs
+        self._running = threading.RLock()  # of the network and its state
+        self._provide(model, 1 << (streams - 1).bit_length())
+
+    @property
+    def capacity(self) -> int:
+        """The number of slots: a power of two."""
+        return self._model.streams
+
+    @property
+    def streams(self) -> list[Hashable]:
+        return list(self._slots)
+
+    def __contains__(self, stream: Hashable) -> bool:
+        return stream in self._slots
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def join(self, stream: Hashable, snapshot: bytes | None = None) -> None:
+        """Give `stream` a slot; its first frame is full, or goes on from a snapshot that `snapshot` took.
+
+        Where no slot is free, the network is planned for twice as many; the streams in it keep their state. Planning
+        takes as long as converting: ask for room in time (`streams`). StreamError, with all other streams as they
+        were, if the stream is in the pool, at the limit, or where memory does not suffice.
+        """
+        with self._running:
+            if stream in self._slots:
+                raise StreamError(f"stream {stream!r} is in the pool already: drop it first")
+            if len(self._slots) >= self._limit:
+                raise StreamError(f"no room for stream {stream!r}: the pool's limit is {self._limit} streams")
+            if len(self._slots) == self.capacity:
+                self._grow(stream)
+            index = min(set(range(self.capacity)) - {slot.index for slot in self._slots.values()})
+            if snapshot is not None:
+                self._model.restore(
+                    index, snapshot
+                )  # refuses what does not fit; it counts from the first frame on
+            with self._book:
+                self._slots[stream] = _Slot(index, snapshot)
+
+    def drop(self, stream: Hashable) -> None:
+        """Forget a stream; its slot is free for another."""
+        with self._running, self._book:
+            self._slot(stream)
+            del self._slots[stream]
+
+    def reset(self, stream: Hashable) -> None:
+        """Forget what a stream has seen: its next frame is full."""
+        with self._running, self._book:
+            slot = self._slot(stream)
+            slot.fresh, slot.snapshot = True, None
+
+    def put(self, stream: Hashable, *args: Any, **kwargs: Any) -> bool:
+        """Hand over a stream's newest frame: one call of the network, for a batch of one image.
+
+        Frames may be on another device. False if it replaces a frame that no step had taken. InputError, with the
+        stream as it was, for one that does not fit.
+        """
+        frames = self._model.signature.flatten(args, kwargs)
+        for place, (frame, row) in enumerate(zip(frames, self._batch, strict=True)):
+            if frame.shape != (1, *row.shape[1:]) or frame.dtype != row.dtype:
+                raise InputError(
+                    f"input {place} of stream {stream!r} is {frame.dtype} {tuple(frame.shape)}; the network takes "
+                    f"{row.dtype} {(1, *row.shape[1:])}"
+                )
+        with self._book:
+            slot = self._slot(stream)
+            replaced = slot.waiting is not None
+            slot.dropped += replaced
+            slot.waiting, slot.waiting_since = frames, time.monotonic()
+        return not replaced
+
+    def step(self) -> Step:
+        """Run one frame of the network over all streams with the frames that wait; nothing if none does."""
+        with self._running:
+            with self._book:
+                frames = {s: slot.waiting for s, slot in self._slots.items() if slot.waiting is not None}
+                taken = {stream: self._slots[stream] for stream in frames}
+                for slot in taken.values():
+                    slot.waiting = None
+            if not taken:
+                return Step()
+            try:
+                return Step(self._run(taken, frames))
+            except Exception as error:
+                if len(taken) == 1:
+                    return self._failed(taken, error)
+            # Whose frame it was nobody knows: each stream by itself, beside the last frames of the others.
+            alone = [self._alone(stream, slot, frames[stream]) for stream, slot in taken.items()]
+            outputs = {stream: output for step in alone for stream, output in step.outputs.items()}
+            return Step(outputs, {stream: error for step in alone for stream, error in step.errors.items()})
+
+    def latest(self, stream: Hashable) -> Any:
+        """A stream's last output; None before its first."""
+        return self._slot(stream).output
+
+    def snapshot(self, stream: Hashable) -> bytes:
+        """What a stream has seen, for `join` in another pool; see DeltaModel.snapshot."""
+        with self._running:
+            slot = self._slot(stream)
+            if slot.snapshot is not None:
+                return slot.snapshot
+            if slot.fresh:
+                self._model.reset(slot.index)
+            return self._model.snapshot(slot.index)
+
+    def stats(self) -> dict[Hashable, StreamStats]:
+        """Of each stream. On CUDA this waits for the device."""
+        with self._running:
+            slots = dict(self._slots)
+            state = self._model.state_bytes // self.capacity
+            changed = self._model.input_density()
+            return {
+                stream: StreamStats(
+                    slot.frames, slot.dropped, slot.failed, slot.latency, changed[slot.index], state
+                )
+                for stream, slot in slots.items()
+            }
+
+    def _slot(self, stream: Hashable) -> _Slot:
+        if stream not in self._slots:
+            raise StreamError(f"there is no stream {stream!r} in the pool: join it first")
+        return self._slots[stream]
+
+    def _provide(self, model: DeltaModel, capacity: int) -> None:
+        """A network for `capacity` streams, which has run once: unused slots are settled, kernels compiled."""
+        wider = model.for_streams(capacity)
+        batch = wider.blank_frames()
+        outputs = _call(wider, batch)
+        for place, output in enumerate(pytree.tree_leaves(outputs)):
+            if isinstance(output, Tensor) and (output.dim() == 0 or len(output) != capacity):
+                raise InputError(
+                    f"output {place} of the network has shape {tuple(output.shape)} for a batch of {capacity}: "
+                    "it is not one row a stream. Convert the part of the network before it"
+                )
+        self._model, self._batch = wider, batch
+
+    def _grow(self, stream: Hashable) -> None:
+        before, frames = self._model, self._batch
+        try:
+            self._provide(before, 2 * before.streams)
+        except (DeltaConvertError, MemoryError, RuntimeError) as error:
+            raise StreamError(f"no room for stream {stream!r}: {error}") from error
+        for wide, narrow in zip(self._batch, frames, strict=True):
+            wide[: len(narrow)] = narrow
+        self._model.take_over(before)
+
+    def _run(self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]) -> dict[Hashable, Any]:
+        """The outputs of the streams `taken`. If the network raises, the batch holds the frames it held before."""
+        before = {
+            stream: [rows[slot.index].clone() for rows in self._batch] for stream, slot in taken.items()
+        }
+        try:
+            for stream, slot in taken.items():
+                self._fill(slot, [frame[0] for frame in frames[stream]])
+                if slot.snapshot is not None:
+                    self._model.restore(slot.index, slot.snapshot)
+                elif slot.fresh:
+                    self._model.reset(slot.index)
+            outputs = _call(self._model, self._batch)
+        except BaseException:
+            for stream, slot in taken.items():
+                self._fill(slot, before[stream])
+            raise
+        now = time.monotonic()
+        for slot in taken.values():
+            slot.output = _row(outputs, slot.index)
+            slot.fresh, slot.snapshot = False, None
+            slot.frames, slot.latency = slot.frames + 1, now - slot.waiting_since
+        return {stream: slot.output for stream, slot in taken.items()}
+
+    def _alone(self, stream: Hashable, slot: _Slot, frame: list[Tensor]) -> Step:
+        try:
+            return Step(self._run({stream: slot}, {stream: frame}))
+        except Exception as error:
+            return self._failed({stream: slot}, error)
+
+    def _failed(self, taken: dict[Hashable, _Slot], error: Exception) -> Step:
+        for slot in taken.values():
+            slot.failed += 1
+        return Step(errors=dict.fromkeys(taken, error))
+
+    def _fill(self, slot: _Slot, frames: Sequence[Tensor]) -> None:
+        for rows, frame in zip(self._batch, frames, strict=True):
+            rows[slot.index].copy_(frame, non_blocking=True)
+
+
+def _row(outputs: Any, index: int) -> Any:
+    return pytree.tree_map_only(Tensor, lambda rows: rows[index : index + 1], outputs)
+
+
+@torch.no_grad()
+def _call(model: DeltaModel, frames: Sequence[Tensor]) -> Any:
+    args, kwargs = model.signature.call(frames)
+    return model(*args, **kwargs)

@@ -1,0 +1,257 @@
+"""streams.py: cameras share a network and do not notice each other."""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from oracle import Call, assert_close, assert_same_bits, examples, scripted_video
+from torch import nn
+
+import deltaconvert
+from deltaconvert.errors import InputError, StreamError
+from deltaconvert.streams import StreamPool
+
+SHAPE = (1, 3, 9, 11)
+
+
+class Fussy(nn.Module):
+    """An island that raises on bright frames."""
+
+    def forward(self, x):
+        if x.max().item() > 100:
+            raise ValueError("too bright")
+        return x
+
+
+def network(**parts):
+    torch.manual_seed(0)
+    return Call(
+        lambda m, x: (m.norm(m.conv(x)).relu(), m.head(m.pool(x).flatten(1))),
+        conv=nn.Conv2d(3, 4, 3, padding=1),
+        norm=nn.GroupNorm(2, 4),
+        pool=nn.AdaptiveAvgPool2d(1),
+        head=nn.Linear(3, 5),
+        **parts,
+    ).eval()
+
+
+def converted(backend, model=None, **options):
+    return deltaconvert.convert(model or network(), video()[0], backend=backend, **options)
+
+
+def video(seed=0):
+    return scripted_video(SHAPE, torch.float32, seed)
+
+
+def only(step, stream):
+    assert list(step.outputs) == [stream] and not step.errors
+    return step.outputs[stream]
+
+
+def test_as_dense(backend):
+    model = network()
+    pool = StreamPool(converted(backend, model))
+    pool.join("a")
+    for frame in video():
+        assert pool.put("a", frame)
+        assert_close(only(pool.step(), "a"), model(frame))
+    assert pool.stats()["a"].frames == len(video())
+
+
+def test_nothing_waits(backend):
+    pool = StreamPool(converted(backend), streams=2)
+    pool.join("a")
+    assert not pool.step().outputs and pool.latest("a") is None
+    frame = video()[0]
+    pool.put("a", frame)
+    first = only(pool.step(), "a")
+    pool.join("b")
+    pool.put("b", video(1)[0])
+    only(pool.step(), "b")
+    assert pool.stats()["a"].density == 0  # b's step left it alone
+    assert_same_bits(pool.latest("a"), first, "the last output")
+
+
+def test_the_newest_frame_wins(backend):
+    pool = StreamPool(converted(backend))
+    pool.join("a")
+    old, new = video()[0], video(1)[0]
+    assert pool.put("a", old) and not pool.put("a", new)
+    assert_close(only(pool.step(), "a"), network()(new))
+    assert pool.stats()["a"].dropped == 1
+
+
+def test_it_grows_and_keeps_the_state(backend):
+    pool = StreamPool(converted(backend))
+    frames = video()
+    for place in range(5):
+        pool.join(place)
+        pool.put(place, frames[0] + place)
+        pool.step()
+    assert pool.capacity == 8
+    for place in range(5):
+        pool.put(place, frames[0] + place)
+    outputs = pool.step().outputs
+    assert all(stats.density == 0 for stats in pool.stats().values())
+    for place in range(5):
+        assert_close(outputs[place], network()(frames[0] + place))
+
+
+def test_a_stream_moves_to_another_pool(backend):
+    here, there = StreamPool(converted(backend), streams=2), StreamPool(converted(backend), streams=2)
+    alone = StreamPool(converted(backend), streams=2)
+    here.join("a"), alone.join("a"), there.join("b")
+    frames = video()
+    for frame in frames[:4]:
+        here.put("a", frame), here.step(), alone.put("a", frame), alone.step()
+    there.join("a", here.snapshot("a"))
+    there.put("b", frames[7])
+    there.step()  # before the stream's first frame here
+    for frame in frames[4:]:
+        there.put("a", frame), alone.put("a", frame)
+        assert_same_bits(only(there.step(), "a"), only(alone.step(), "a"), "moved")
+        assert there.stats()["a"].density == alone.stats()["a"].density
+    with pytest.raises(InputError, match="no snapshot"):
+        there.drop("b"), there.join("c", b"x")
+    assert "c" not in there
+
+
+def test_an_error_stays_with_its_stream(backend):
+    fussy = Call(
+        lambda m, x: m.fussy(m.conv(x)) * 2, conv=nn.Conv2d(3, 4, 3, padding=1), fussy=Fussy()
+    ).eval()
+    pool = StreamPool(deltaconvert.convert(fussy, video()[0], backend=backend), streams=2)
+    pool.join("a"), pool.join("b")
+    frames, others = video(), video(1)
+    for t, (frame, other) in enumerate(zip(frames, others, strict=True)):
+        bad = t in (0, 3, 4)
+        pool.put("a", frame * 1e5 if bad else frame), pool.put("b", other)
+        step = pool.step()
+        assert list(step.errors) == (["a"] if bad else [])
+        assert_close(step.outputs["b"], fussy(other), f"frame {t}")
+        if not bad:
+            assert_close(step.outputs["a"], fussy(frame), f"frame {t}")
+    assert pool.stats()["a"].failed == 3 and pool.stats()["b"].failed == 0
+
+
+def test_refusals_leave_the_pool_as_it_was(backend):
+    pool = StreamPool(converted(backend), limit=2)
+    pool.join("a")
+    frame = video()[0]
+    pool.put("a", frame)
+    first = only(pool.step(), "a")
+    for call, reason in (
+        (lambda: pool.join("a"), "in the pool already"),
+        (lambda: pool.drop("z"), "no stream 'z'"),
+        (lambda: pool.put("z", frame), "no stream 'z'"),
+        (lambda: pool.put("a", frame[..., :5]), "the network takes"),
+        (lambda: pool.put("a", frame.double()), "the network takes"),
+        (lambda: pool.put("a", frame, frame), "the call has inputs"),
+        (lambda: (pool.join("b"), pool.join("c")), "limit is 2"),
+    ):
+        with pytest.raises((StreamError, InputError), match=reason):
+            call()
+    pool.put("a", frame)
+    assert_same_bits(only(pool.step(), "a"), first, "after refusals")
+
+
+def test_no_memory_for_another_stream(backend, monkeypatch):
+    pool = StreamPool(converted(backend))
+    pool.join("a")
+    monkeypatch.setattr(deltaconvert.DeltaModel, "for_streams", lambda *_: torch.empty(10**15))
+    with pytest.raises(StreamError, match="no room for stream 'b'"):
+        pool.join("b")
+    frame = video()[0]
+    pool.put("a", frame)
+    assert_close(only(pool.step(), "a"), network()(frame))
+
+
+def test_outputs_that_are_no_rows_are_refused(backend):
+    total = Call(lambda m, x: m.conv(x).sum(0), conv=nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(InputError, match="not one row a stream"):
+        StreamPool(converted(backend, total), streams=2)
+
+
+def test_producers_in_threads(backend):
+    pool, model = StreamPool(converted(backend), streams=4), network()
+    frames = {place: video(place) for place in range(4)}
+    for place in frames:
+        pool.join(place)
+
+    def produce(place):
+        for frame in frames[place]:
+            pool.put(place, frame)
+
+    threads = [threading.Thread(target=produce, args=(place,)) for place in frames]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        pool.step()
+    pool.step()
+    for place, stats in pool.stats().items():
+        assert stats.frames + stats.dropped == len(frames[place])
+        assert_close(pool.latest(place), model(frames[place][-1]))
+
+
+@functools.cache
+def shared(threshold):
+    return converted("cpu", threshold=threshold)
+
+
+class Cameras(RuleBasedStateMachine):
+    """Up to 32 streams join, leave, reset and sleep at random. A second pool has them in other slots and runs one
+    stream a step: outputs are bitwise the same, so nothing that the others do reaches a stream."""
+
+    CAPACITY = 32
+
+    @initialize(threshold=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 2**16))
+    def start(self, threshold, seed):
+        self.pool, self.alone = (StreamPool(shared(threshold), self.CAPACITY) for _ in range(2))
+        self.videos = {}
+        self.draw = random.Random(seed)
+
+    @rule(count=st.integers(1, 12))
+    def join(self, count):
+        new = [stream for stream in self.draw.sample(range(64), count) if stream not in self.videos]
+        new = new[: self.CAPACITY - len(self.videos)]
+        for stream in new:
+            self.pool.join(stream)
+            self.videos[stream] = iter(video(stream))
+        for stream in reversed(new):
+            self.alone.join(stream)
+
+    @precondition(lambda self: self.videos)
+    @rule(reset=st.booleans())
+    def leave_or_reset(self, reset):
+        stream = self.draw.choice(list(self.videos))
+        if reset:
+            self.pool.reset(stream), self.alone.reset(stream)
+        else:
+            self.pool.drop(stream), self.alone.drop(stream)
+            del self.videos[stream]
+
+    @precondition(lambda self: self.videos)
+    @rule()
+    def frame(self):
+        awake = {
+            stream: next(video, None) for stream, video in self.videos.items() if self.draw.random() < 0.6
+        }
+        awake = {stream: frame for stream, frame in awake.items() if frame is not None}
+        for stream, frame in awake.items():
+            self.pool.put(stream, frame)
+        outputs = self.pool.step().outputs
+        assert set(outputs) == set(awake)
+        for stream, frame in awake.items():
+            self.alone.put(stream, frame)
+            assert_same_bits(outputs[stream], only(self.alone.step(), stream), f"stream {stream}")
+
+
+Cameras.TestCase.settings = settings(max_examples=examples(5), stateful_step_count=12)
+TestCameras = Cameras.TestCase
