@@ -199,14 +199,12 @@ class DeltaModel(nn.Module):
         """What is kept between frames, for all streams together."""
         return self._program.state_bytes()
 
-    def input_density(self) -> list[float]:
-        """Of each stream the share of the pixels of its inputs that changed in the last frame."""
-        nodes = self._program.plan.graph.graph.nodes
-        edges = [self._program.edges[node.name] for node in nodes if node.target is sparsify]
-        if not edges:
-            return [1.0] * self.streams
-        counts = torch.stack([edge.mask.flatten(1).float().mean(1) for edge in edges])
-        return counts.mean(0).tolist()
+    def input_masks(self) -> Tensor:
+        """bool (N, H, W): the pixels of its first map among the inputs that changed in the last frame."""
+        for node in self._program.plan.graph.graph.nodes:
+            if node.target is sparsify:
+                return self._program.edges[node.name].mask[:, 0].clone()
+        return torch.ones(self.streams, *self._size[0][2:], dtype=torch.bool)  # nothing in it is a delta
 
     def masks(self) -> Mapping[str, Tensor]:
         """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""

@@ -40,6 +40,7 @@ class _Slot:
     waiting: list[Tensor] | None = None
     waiting_since: float = 0.0
     output: Any = None
+    given: int = 0  # frames handed over
     frames: int = 0
     dropped: int = 0
     failed: int = 0
@@ -64,11 +65,16 @@ class StreamStats:
 
 @dataclass(frozen=True)
 class Step:
-    """outputs: of the streams that had a new frame, as the dense network gives them for a batch of one. errors: of the
-    streams whose frame the network raised on; their last output and the other streams are as they were."""
+    """What one step came to.
+
+    outputs: of the streams that had a new frame, as the dense network gives them for a batch of one.
+    errors: of the streams whose frame the network raised on; their last output and the others are as they were.
+    numbers: of each stream's frame, as `put` gave it.
+    """
 
     outputs: dict[Hashable, Any] = field(default_factory=dict)
     errors: dict[Hashable, Exception] = field(default_factory=dict)
+    numbers: dict[Hashable, int] = field(default_factory=dict)
 
 
 class StreamPool:
@@ -140,11 +146,11 @@ class StreamPool:
             slot = self._slot(stream)
             slot.fresh, slot.snapshot = True, None
 
-    def put(self, stream: Hashable, *args: Any, **kwargs: Any) -> bool:
-        """Hand over a stream's newest frame: one call of the network, for a batch of one image.
+    def put(self, stream: Hashable, *args: Any, **kwargs: Any) -> int:
+        """Hand over a stream's newest frame: one call of the network, for a batch of one image. Returns its number.
 
-        Frames may be on another device. False if it replaces a frame that no step had taken. InputError, with the
-        stream as it was, for one that does not fit.
+        It replaces a frame that no step has taken, which counts as dropped. Frames may be on another device.
+        InputError, with the stream as it was, for one that does not fit.
         """
         frames = self._model.signature.flatten(args, kwargs)
         for place, (frame, row) in enumerate(zip(frames, self._batch, strict=True)):
@@ -155,10 +161,10 @@ class StreamPool:
                 )
         with self._book:
             slot = self._slot(stream)
-            replaced = slot.waiting is not None
-            slot.dropped += replaced
+            slot.dropped += slot.waiting is not None
+            slot.given += 1
             slot.waiting, slot.waiting_since = frames, time.monotonic()
-        return not replaced
+            return slot.given
 
     def step(self) -> Step:
         """Run one frame of the network over all streams with the frames that wait; nothing if none does."""
@@ -166,23 +172,31 @@ class StreamPool:
             with self._book:
                 frames = {s: slot.waiting for s, slot in self._slots.items() if slot.waiting is not None}
                 taken = {stream: self._slots[stream] for stream in frames}
+                numbers = {stream: slot.given for stream, slot in taken.items()}
                 for slot in taken.values():
                     slot.waiting = None
             if not taken:
                 return Step()
+            outputs: dict[Hashable, Any] = {}
+            errors: dict[Hashable, Exception] = {}
             try:
-                return Step(self._run(taken, frames))
+                outputs = self._run(taken, frames)
             except Exception as error:
-                if len(taken) == 1:
-                    return self._failed(taken, error)
-            # Whose frame it was nobody knows: each stream by itself, beside the last frames of the others.
-            alone = [self._alone(stream, slot, frames[stream]) for stream, slot in taken.items()]
-            outputs = {stream: output for step in alone for stream, output in step.outputs.items()}
-            return Step(outputs, {stream: error for step in alone for stream, error in step.errors.items()})
+                errors = dict.fromkeys(taken, error)
+                if len(taken) > 1:
+                    outputs, errors = self._one_by_one(taken, frames)
+            for stream in errors:
+                taken[stream].failed += 1
+            return Step(outputs, errors, numbers)
 
     def latest(self, stream: Hashable) -> Any:
         """A stream's last output; None before its first."""
         return self._slot(stream).output
+
+    def changed(self, stream: Hashable) -> Tensor:
+        """bool (H, W): the pixels of a stream's input that changed in the last step."""
+        with self._running:
+            return self._model.input_masks()[self._slot(stream).index]
 
     def snapshot(self, stream: Hashable) -> bytes:
         """What a stream has seen, for `join` in another pool; see DeltaModel.snapshot."""
@@ -199,10 +213,10 @@ class StreamPool:
         with self._running:
             slots = dict(self._slots)
             state = self._model.state_bytes // self.capacity
-            changed = self._model.input_density()
+            density = self._model.input_masks().flatten(1).float().mean(1).tolist()
             return {
                 stream: StreamStats(
-                    slot.frames, slot.dropped, slot.failed, slot.latency, changed[slot.index], state
+                    slot.frames, slot.dropped, slot.failed, slot.latency, density[slot.index], state
                 )
                 for stream, slot in slots.items()
             }
@@ -259,16 +273,18 @@ class StreamPool:
             slot.frames, slot.latency = slot.frames + 1, now - slot.waiting_since
         return {stream: slot.output for stream, slot in taken.items()}
 
-    def _alone(self, stream: Hashable, slot: _Slot, frame: list[Tensor]) -> Step:
-        try:
-            return Step(self._run({stream: slot}, {stream: frame}))
-        except Exception as error:
-            return self._failed({stream: slot}, error)
-
-    def _failed(self, taken: dict[Hashable, _Slot], error: Exception) -> Step:
-        for slot in taken.values():
-            slot.failed += 1
-        return Step(errors=dict.fromkeys(taken, error))
+    def _one_by_one(
+        self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]
+    ) -> tuple[dict[Hashable, Any], dict[Hashable, Exception]]:
+        """The network raised, and nobody knows over whose frame: each stream by itself, the others stand still."""
+        outputs: dict[Hashable, Any] = {}
+        errors: dict[Hashable, Exception] = {}
+        for stream, slot in taken.items():
+            try:
+                outputs |= self._run({stream: slot}, {stream: frames[stream]})
+            except Exception as error:
+                errors[stream] = error
+        return outputs, errors
 
     def _fill(self, slot: _Slot, frames: Sequence[Tensor]) -> None:
         for rows, frame in zip(self._batch, frames, strict=True):

@@ -59,9 +59,11 @@ def test_as_dense(backend):
     model = network()
     pool = StreamPool(converted(backend, model))
     pool.join("a")
-    for frame in video():
-        assert pool.put("a", frame)
-        assert_close(only(pool.step(), "a"), model(frame))
+    for number, frame in enumerate(video(), start=1):
+        assert pool.put("a", frame) == number
+        step = pool.step()
+        assert step.numbers == {"a": number}
+        assert_close(only(step, "a"), model(frame))
     assert pool.stats()["a"].frames == len(video())
 
 
@@ -83,8 +85,10 @@ def test_the_newest_frame_wins(backend):
     pool = StreamPool(converted(backend))
     pool.join("a")
     old, new = video()[0], video(1)[0]
-    assert pool.put("a", old) and not pool.put("a", new)
-    assert_close(only(pool.step(), "a"), network()(new))
+    assert (pool.put("a", old), pool.put("a", new)) == (1, 2)
+    step = pool.step()
+    assert step.numbers == {"a": 2}
+    assert_close(only(step, "a"), network()(new))
     assert pool.stats()["a"].dropped == 1
 
 
