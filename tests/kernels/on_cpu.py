@@ -58,7 +58,7 @@ class Kernel:
 
 class Recording:
     def __init__(self, device: torch.device, start: Any, finish: Any):
-        self._start, self._finish, self.outside = start, finish, []
+        self._start, self._finish, self.outside = start, finish, {}
 
     def play(self, steps: Any, frame: Any) -> None:
         self._start()

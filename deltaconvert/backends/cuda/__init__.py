@@ -198,9 +198,9 @@ class Backend:
         self._recording.play(steps, frame)
 
     @property
-    def outside(self) -> list[str]:
-        """Nodes that the graph could not hold; known after the first frame."""
-        return [] if self._recording is None else self._recording.outside
+    def outside(self) -> dict[str, str]:
+        """Nodes that the graph could not hold, and why; known after the first frame."""
+        return {} if self._recording is None else self._recording.outside
 
     def counts(self, edges: Sequence[Any]) -> Tensor:
         assert self._counted is not None
