@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = {".py", ".typed", ".cu", ".cuh"}
+KINDS = {".py", ".typed", ".cu", ".cuh", ".html"}
 PACKED = {"deltaconvert": "deltaconvert", "model_zoo": "model_zoo", "kernels": "deltaconvert/kernels"}
 
 

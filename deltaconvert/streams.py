@@ -3,7 +3,7 @@
     pool = StreamPool(delta)
     pool.join("door")
     pool.put("door", frame)             # as often as the camera likes: the newest frame wins
-    for stream, output in pool.step().outputs.items():
+    for stream, result in pool.step().items():
         ...
 
 All streams share one batch, so what changed in any of them is one list of pixels and weights are read once. A slot
@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,17 +64,18 @@ class StreamStats:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step came to.
+class Result:
+    """What a step made of a stream's frame.
 
-    outputs: of the streams that had a new frame, as the dense network gives them for a batch of one.
-    errors: of the streams whose frame the network raised on; their last output and the others are as they were.
-    numbers: of each stream's frame, as `put` gave it.
+    number: the frame's, as `put` gave it. output: as the dense network gives it for a batch of one.
+    error: what the network raised on it, then there is no output; the stream and the others are as they were.
+    latency: seconds from `put`.
     """
 
-    outputs: dict[Hashable, Any] = field(default_factory=dict)
-    errors: dict[Hashable, Exception] = field(default_factory=dict)
-    numbers: dict[Hashable, int] = field(default_factory=dict)
+    number: int
+    output: Any
+    error: Exception | None
+    latency: float
 
 
 class StreamPool:
@@ -166,8 +167,14 @@ class StreamPool:
             slot.waiting, slot.waiting_since = frames, time.monotonic()
             return slot.given
 
-    def step(self) -> Step:
-        """Run one frame of the network over all streams with the frames that wait; nothing if none does."""
+    @property
+    def waiting(self) -> bool:
+        """Whether a frame waits for a step."""
+        with self._book:
+            return any(slot.waiting is not None for slot in self._slots.values())
+
+    def step(self) -> dict[Hashable, Result]:
+        """Run one frame of the network over all streams; the results of those whose frame waited, none if none did."""
         with self._running:
             with self._book:
                 frames = {s: slot.waiting for s, slot in self._slots.items() if slot.waiting is not None}
@@ -176,18 +183,25 @@ class StreamPool:
                 for slot in taken.values():
                     slot.waiting = None
             if not taken:
-                return Step()
-            outputs: dict[Hashable, Any] = {}
+                return {}
             errors: dict[Hashable, Exception] = {}
             try:
-                outputs = self._run(taken, frames)
+                self._run(taken, frames)
             except Exception as error:
-                errors = dict.fromkeys(taken, error)
+                errors = {stream: error for stream in taken}
                 if len(taken) > 1:
-                    outputs, errors = self._one_by_one(taken, frames)
-            for stream in errors:
-                taken[stream].failed += 1
-            return Step(outputs, errors, numbers)
+                    errors = self._one_by_one(taken, frames)
+            for stream, slot in taken.items():
+                slot.failed += stream in errors
+            return {
+                stream: Result(
+                    numbers[stream],
+                    None if stream in errors else slot.output,
+                    errors.get(stream),
+                    slot.latency,
+                )
+                for stream, slot in taken.items()
+            }
 
     def latest(self, stream: Hashable) -> Any:
         """A stream's last output; None before its first."""
@@ -249,8 +263,8 @@ class StreamPool:
             wide[: len(narrow)] = narrow
         self._model.take_over(before)
 
-    def _run(self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]) -> dict[Hashable, Any]:
-        """The outputs of the streams `taken`. If the network raises, the batch holds the frames it held before."""
+    def _run(self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]) -> None:
+        """Run frames of the streams `taken`. If the network raises, the batch holds what it held before."""
         before = {
             stream: [rows[slot.index].clone() for rows in self._batch] for stream, slot in taken.items()
         }
@@ -271,20 +285,18 @@ class StreamPool:
             slot.output = _row(outputs, slot.index)
             slot.fresh, slot.snapshot = False, None
             slot.frames, slot.latency = slot.frames + 1, now - slot.waiting_since
-        return {stream: slot.output for stream, slot in taken.items()}
 
     def _one_by_one(
         self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]
-    ) -> tuple[dict[Hashable, Any], dict[Hashable, Exception]]:
+    ) -> dict[Hashable, Exception]:
         """The network raised, and nobody knows over whose frame: each stream by itself, the others stand still."""
-        outputs: dict[Hashable, Any] = {}
         errors: dict[Hashable, Exception] = {}
         for stream, slot in taken.items():
             try:
-                outputs |= self._run({stream: slot}, {stream: frames[stream]})
+                self._run({stream: slot}, {stream: frames[stream]})
             except Exception as error:
                 errors[stream] = error
-        return outputs, errors
+        return errors
 
     def _fill(self, slot: _Slot, frames: Sequence[Tensor]) -> None:
         for rows, frame in zip(self._batch, frames, strict=True):

@@ -50,9 +50,9 @@ def video(seed=0):
     return scripted_video(SHAPE, torch.float32, seed)
 
 
-def only(step, stream):
-    assert list(step.outputs) == [stream] and not step.errors
-    return step.outputs[stream]
+def only(results, stream):
+    assert list(results) == [stream] and results[stream].error is None
+    return results[stream].output
 
 
 def test_as_dense(backend):
@@ -61,16 +61,16 @@ def test_as_dense(backend):
     pool.join("a")
     for number, frame in enumerate(video(), start=1):
         assert pool.put("a", frame) == number
-        step = pool.step()
-        assert step.numbers == {"a": number}
-        assert_close(only(step, "a"), model(frame))
+        results = pool.step()
+        assert results["a"].number == number
+        assert_close(only(results, "a"), model(frame))
     assert pool.stats()["a"].frames == len(video())
 
 
 def test_nothing_waits(backend):
     pool = StreamPool(converted(backend), streams=2)
     pool.join("a")
-    assert not pool.step().outputs and pool.latest("a") is None
+    assert not pool.step() and pool.latest("a") is None
     frame = video()[0]
     pool.put("a", frame)
     first = only(pool.step(), "a")
@@ -86,9 +86,9 @@ def test_the_newest_frame_wins(backend):
     pool.join("a")
     old, new = video()[0], video(1)[0]
     assert (pool.put("a", old), pool.put("a", new)) == (1, 2)
-    step = pool.step()
-    assert step.numbers == {"a": 2}
-    assert_close(only(step, "a"), network()(new))
+    results = pool.step()
+    assert results["a"].number == 2
+    assert_close(only(results, "a"), network()(new))
     assert pool.stats()["a"].dropped == 1
 
 
@@ -102,10 +102,10 @@ def test_it_grows_and_keeps_the_state(backend):
     assert pool.capacity == 8
     for place in range(5):
         pool.put(place, frames[0] + place)
-    outputs = pool.step().outputs
+    results = pool.step()
     assert all(stats.density == 0 for stats in pool.stats().values())
     for place in range(5):
-        assert_close(outputs[place], network()(frames[0] + place))
+        assert_close(results[place].output, network()(frames[0] + place))
 
 
 def test_a_stream_moves_to_another_pool(backend):
@@ -137,11 +137,11 @@ def test_an_error_stays_with_its_stream(backend):
     for t, (frame, other) in enumerate(zip(frames, others, strict=True)):
         bad = t in (0, 3, 4)
         pool.put("a", frame * 1e5 if bad else frame), pool.put("b", other)
-        step = pool.step()
-        assert list(step.errors) == (["a"] if bad else [])
-        assert_close(step.outputs["b"], fussy(other), f"frame {t}")
+        results = pool.step()
+        assert (results["a"].error is not None) == bad and results["b"].error is None
+        assert_close(results["b"].output, fussy(other), f"frame {t}")
         if not bad:
-            assert_close(step.outputs["a"], fussy(frame), f"frame {t}")
+            assert_close(results["a"].output, fussy(frame), f"frame {t}")
     assert pool.stats()["a"].failed == 3 and pool.stats()["b"].failed == 0
 
 
@@ -250,11 +250,11 @@ class Cameras(RuleBasedStateMachine):
         awake = {stream: frame for stream, frame in awake.items() if frame is not None}
         for stream, frame in awake.items():
             self.pool.put(stream, frame)
-        outputs = self.pool.step().outputs
-        assert set(outputs) == set(awake)
+        results = self.pool.step()
+        assert set(results) == set(awake)
         for stream, frame in awake.items():
             self.alone.put(stream, frame)
-            assert_same_bits(outputs[stream], only(self.alone.step(), stream), f"stream {stream}")
+            assert_same_bits(results[stream].output, only(self.alone.step(), stream), f"stream {stream}")
 
 
 Cameras.TestCase.settings = settings(max_examples=examples(5), stateful_step_count=12)

@@ -1,0 +1,202 @@
+"""app: the door. HTTP in, JSON out, on Starlette; what it accepts is in limits.py.
+
+PUT    /streams/NAME              take in a stream; {"url": "rtsp://... or file://...", "loop": false} if it is to
+                                  be read by the server
+POST   /streams/NAME/frames       a JPEG, a PNG or raw RGB bytes; the result of it as JSON. Takes the stream in
+GET    /streams/NAME/result       the last result
+GET    /streams/NAME/live         what it sees, its changed pixels marked, as a stream of JPEGs
+POST   /streams/NAME/reset        its next frame is a full one
+DELETE /streams/NAME
+GET    /streams  /metrics  /healthz  /
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deltaconvert.serve.fleet import Fleet
+from deltaconvert.serve.limits import Limits, Refused
+
+OPEN = ("/healthz",)  # what needs no token
+
+
+def app(fleet: Fleet, limits: Limits, token: str | None = None) -> Starlette:
+    """The ASGI application. token: what every request but /healthz has to bring; None asks for none."""
+    door = _Door(fleet, limits)
+    routes = [
+        Route("/", door.page),
+        Route("/healthz", door.health),
+        Route("/metrics", door.metrics),
+        Route("/streams", door.streams),
+        Route("/streams/{name}", door.put, methods=["PUT"]),
+        Route("/streams/{name}", door.delete, methods=["DELETE"]),
+        Route("/streams/{name}/frames", door.frame, methods=["POST"]),
+        Route("/streams/{name}/result", door.result),
+        Route("/streams/{name}/live", door.live),
+        Route("/streams/{name}/reset", door.reset, methods=["POST"]),
+    ]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        fleet.close()
+
+    middleware = [Middleware(_Token, token=token)] if token else []
+    return Starlette(
+        routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers={Refused: _refused}
+    )
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return JSONResponse({"error": str(error)}, error.status)
+
+
+class _Door:
+    def __init__(self, fleet: Fleet, limits: Limits):
+        self._fleet, self._limits = fleet, limits
+        self._last: dict[str, float] = {}  # when each stream's last frame came
+
+    async def page(self, _: Request) -> Response:
+        return HTMLResponse(resources.files(__package__).joinpath("page.html").read_text())
+
+    async def health(self, _: Request) -> Response:
+        alive = await self._fleet.alive()
+        return JSONResponse({"workers": alive}, 200 if all(alive) else 503)
+
+    async def streams(self, _: Request) -> Response:
+        return JSONResponse(await self._fleet.stats())
+
+    async def metrics(self, _: Request) -> Response:
+        registry = CollectorRegistry()
+        registry.register(_Metrics(await self._fleet.stats(), await self._fleet.alive()))
+        return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def put(self, request: Request) -> Response:
+        name = self._limits.stream_name(request.path_params["name"])
+        body = await self._body(request)
+        try:
+            wanted = json.loads(body or b"{}")
+        except (ValueError, RecursionError):
+            wanted = None
+        if not isinstance(wanted, dict) or not isinstance(wanted.get("url", ""), str):
+            raise Refused(400, 'the body is empty or {"url": "..."}')
+        source = self._limits.source(wanted["url"]) if "url" in wanted else None
+        await self._fleet.join(name)
+        if source is not None:
+            await self._fleet.call(name, "watch", source, bool(wanted.get("loop")))
+        return JSONResponse({"stream": name}, 201)
+
+    async def delete(self, request: Request) -> Response:
+        name = self._limits.stream_name(request.path_params["name"])
+        await self._fleet.drop(name)
+        self._last.pop(name, None)
+        return Response(status_code=204)
+
+    async def frame(self, request: Request) -> Response:
+        name = self._limits.stream_name(request.path_params["name"])
+        now = time.monotonic()
+        if now - self._last.get(name, 0.0) < 1 / self._limits.max_fps:
+            raise Refused(429, f"stream {name} sends more than {self._limits.max_fps:g} frames a second")
+        body = await self._body(request)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        await self._fleet.join(name)
+        self._last[name] = now
+        return JSONResponse(await self._fleet.call(name, "frame", body, kind))
+
+    async def result(self, request: Request) -> Response:
+        name = self._limits.stream_name(request.path_params["name"])
+        return JSONResponse(await self._fleet.call(name, "result"))
+
+    async def reset(self, request: Request) -> Response:
+        name = self._limits.stream_name(request.path_params["name"])
+        await self._fleet.call(name, "reset")
+        return Response(status_code=204)
+
+    async def live(self, request: Request) -> Response:
+        name = self._limits.stream_name(request.path_params["name"])
+        await self._fleet.call(name, "result")  # refuses what is not there
+
+        async def parts() -> AsyncIterator[bytes]:
+            number = 0
+            while not await request.is_disconnected():
+                newest, picture = await self._fleet.call(name, "picture", number)
+                if picture and newest != number:
+                    number = newest
+                    yield b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture + b"\r\n"
+
+        return StreamingResponse(parts(), media_type="multipart/x-mixed-replace; boundary=frame")
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, as long as it is within the limit; nothing beyond it is read."""
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > self._limits.max_bytes:
+                raise Refused(413, f"the body has more than {self._limits.max_bytes} bytes")
+        return bytes(data)
+
+
+class _Metrics(Collector):
+    """What Prometheus sees: one sample a stream."""
+
+    def __init__(self, stats: dict[str, dict[str, Any]], alive: list[bool]):
+        self._stats, self._alive = stats, alive
+
+    def collect(self) -> list[Any]:
+        gauges = {
+            "density": "Share of the input's pixels that changed in the last frame",
+            "latency": "Seconds from a frame's arrival to its result, of the last frame",
+            "latency_p50": "Median of the latency, in seconds",
+            "latency_p99": "99th percentile of the latency, in seconds",
+            "state_bytes": "Bytes kept between frames",
+        }
+        counters = {
+            "frames": "Frames computed",
+            "dropped": "Frames replaced by a newer one before they were computed",
+            "failed": "Frames that the network raised on",
+        }
+        families: list[Any] = []
+        for kind, found in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+            for key, text in found.items():
+                family = kind(f"deltaconvert_stream_{key}", text, labels=["stream", "worker"])
+                for stream, stats in self._stats.items():
+                    family.add_metric([stream, str(stats["worker"])], stats[key])
+                families.append(family)
+        up = GaugeMetricFamily("deltaconvert_worker_up", "Whether a worker answers", labels=["worker"])
+        for place, lives in enumerate(self._alive):
+            up.add_metric([str(place)], float(lives))
+        return [*families, up]
+
+
+class _Token:
+    """Asks for a token: in the header `Authorization: Bearer TOKEN`, or, for a browser, as ?token=TOKEN."""
+
+    def __init__(self, app: ASGIApp, token: str):
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            request = Request(scope)
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            given = given or request.query_params.get("token", "")
+            if not hmac.compare_digest(given.encode(), self._token.encode()):
+                await JSONResponse({"error": "this server asks for a token"}, 401)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,165 @@
+"""Fleet: one or many workers, and which of them each stream sticks to.
+
+`Local` has one worker in this process. `Rays` has one Ray actor a worker: this machine's processes, or those of a
+cluster that RAY_ADDRESS names. A stream goes to the worker with the fewest streams and stays there. A worker that dies
+is started anew by Ray with nothing in it; its streams join it again, and their next frame is a full one. So nothing
+needs to be stored, and no call is repeated that may have run: only one that met a dead worker is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import anyio.to_thread
+
+from deltaconvert.serve.limits import Refused
+from deltaconvert.serve.worker import Worker
+
+RESTART = 120.0  # seconds that a dead worker may take to come back
+PAUSE = 0.2  # seconds between two looks at it
+CALLS = 64  # of one worker at a time; most of them wait for a result
+
+
+class Fleet(Protocol):
+    """Workers behind one interface: `call` runs a method of the worker that has the stream."""
+
+    async def call(self, stream: str, method: str, *args: Any) -> Any: ...
+
+    async def join(self, stream: str) -> None: ...
+
+    async def drop(self, stream: str) -> None: ...
+
+    async def stats(self) -> dict[str, dict[str, Any]]: ...
+
+    async def alive(self) -> list[bool]: ...
+
+    def close(self) -> None: ...
+
+
+class Local:
+    """One worker in this process."""
+
+    def __init__(self, **options: Any):
+        self._worker = Worker(**options)
+
+    async def call(self, stream: str, method: str, *args: Any) -> Any:
+        return await anyio.to_thread.run_sync(functools.partial(getattr(self._worker, method), stream, *args))
+
+    async def join(self, stream: str) -> None:
+        await self.call(stream, "join")
+
+    async def drop(self, stream: str) -> None:
+        await self.call(stream, "drop")
+
+    async def stats(self) -> dict[str, dict[str, Any]]:
+        found = await anyio.to_thread.run_sync(self._worker.stats)
+        return {stream: {**stats, "worker": 0} for stream, stats in found.items()}
+
+    async def alive(self) -> list[bool]:
+        return [self._worker.alive()]
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+class Rays:
+    """Workers as Ray actors, streams sticking to them."""
+
+    def __init__(self, workers: int, gpus: float = 0, **options: Any):
+        """gpus: of each worker; options: of Worker."""
+        import ray
+
+        self._ray = ray
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+        actor: Any = ray.remote(Worker)
+        self._workers: list[Any] = [
+            actor.options(
+                num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=CALLS
+            ).remote(**options)
+            for _ in range(workers)
+        ]
+        self._places: dict[str, int] = {}
+        self._sources: dict[str, Sequence[Any]] = {}
+        ray.get([worker.alive.remote() for worker in self._workers])  # they have loaded the file
+
+    async def call(self, stream: str, method: str, *args: Any) -> Any:
+        if stream not in self._places:
+            raise Refused(404, f"there is no stream {stream}")
+        result = await self._ask(self._places[stream], method, stream, *args)
+        if method == "watch":
+            self._sources[stream] = args
+        return result
+
+    async def join(self, stream: str) -> None:
+        if stream in self._places:
+            return
+        held = list(self._places.values())
+        place = min(range(len(self._workers)), key=held.count)
+        await self._ask(place, "join", stream)
+        self._places.setdefault(stream, place)
+
+    async def drop(self, stream: str) -> None:
+        await self.call(stream, "drop")
+        self._places.pop(stream, None)
+        self._sources.pop(stream, None)
+
+    async def move(self, stream: str, place: int) -> None:
+        """Take a stream to another worker, where it goes on from a snapshot."""
+        before = self._places[stream]
+        snapshot = await self._ask(before, "snapshot", stream)
+        await self._ask(place, "join", stream, snapshot)
+        self._places[stream] = place
+        await self._ask(before, "drop", stream)
+
+    async def stats(self) -> dict[str, dict[str, Any]]:
+        places = range(len(self._workers))
+        found = await asyncio.gather(*(self._ask(place, "stats") for place in places))
+        return {
+            stream: {**stats, "worker": place}
+            for place, streams in zip(places, found, strict=True)
+            for stream, stats in streams.items()
+        }
+
+    async def alive(self) -> list[bool]:
+        return [await self._answers(place) for place in range(len(self._workers))]
+
+    def close(self) -> None:
+        for worker in self._workers:
+            self._ray.kill(worker)
+
+    async def _ask(self, place: int, method: str, *args: Any) -> Any:
+        """Call a worker. One that is found dead is waited for, gets its streams back, and is asked once more."""
+        dead = (self._ray.exceptions.ActorDiedError, self._ray.exceptions.ActorUnavailableError)
+        try:
+            return await self._remote(place, method, *args)
+        except dead:
+            for _ in range(int(RESTART / PAUSE)):
+                await asyncio.sleep(PAUSE)
+                try:
+                    await self._revive(place)
+                    return await self._remote(place, method, *args)
+                except dead:
+                    continue
+        raise Refused(503, f"worker {place} does not come back")
+
+    async def _revive(self, place: int) -> None:
+        for stream in [stream for stream, where in self._places.items() if where == place]:
+            await self._remote(place, "join", stream)
+            if stream in self._sources:
+                await self._remote(place, "watch", stream, *self._sources[stream])
+
+    async def _remote(self, place: int, method: str, *args: Any) -> Any:
+        try:
+            return await getattr(self._workers[place], method).remote(*args)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Refused) else error from None
+
+    async def _answers(self, place: int) -> bool:
+        try:
+            return bool(await asyncio.wait_for(self._remote(place, "alive"), timeout=2))
+        except Exception:
+            return False

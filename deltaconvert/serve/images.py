@@ -1,0 +1,47 @@
+"""Images that strangers send, and pictures that they get back."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from deltaconvert.serve.limits import Limits, Refused
+
+TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}
+RAW = "application/octet-stream"
+
+
+def decode(data: bytes, kind: str, size: tuple[int, int], limits: Limits) -> Tensor:
+    """uint8 (H, W, 3), RGB, of a JPEG or PNG, or of raw bytes of an image of `size` (height, width).
+
+    The size that an image claims is checked before anything is decoded. Refused for what is none.
+    """
+    if kind == RAW:
+        height, width = size
+        if len(data) != height * width * 3:
+            raise Refused(422, f"a raw frame is {height} x {width} x 3 bytes, these are {len(data)}")
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
+    if kind not in TYPES:
+        raise Refused(415, f"Content-Type is {kind!r}: give {', '.join(TYPES)} or {RAW}")
+    try:
+        with Image.open(io.BytesIO(data), formats=[TYPES[kind]]) as image:
+            if image.width * image.height > limits.max_pixels:
+                raise Refused(
+                    413, f"the image has {image.width}x{image.height} pixels, more than the server takes"
+                )
+            return torch.from_numpy(np.array(image.convert("RGB")))
+    except Image.DecompressionBombError as error:  # Pillow's own limit raises it too
+        raise Refused(413, f"the image has more than {limits.max_pixels} pixels: {error}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise Refused(422, f"the image cannot be decoded: {error}") from error
+
+
+def jpeg(frame: Tensor, quality: int = 80) -> bytes:
+    """uint8 (H, W, 3), RGB, as JPEG."""
+    out = io.BytesIO()
+    Image.fromarray(frame.cpu().numpy()).save(out, "JPEG", quality=quality)
+    return out.getvalue()

@@ -1,0 +1,53 @@
+"""A small converted file, images of it, and a video."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from serving import HEIGHT, WIDTH, frame
+from torch import nn
+
+import deltaconvert
+from deltaconvert import feed, video
+
+
+@pytest.fixture(scope="session")
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    return feed.recipe_for("small", (1, 3, HEIGHT, WIDTH))
+
+
+@pytest.fixture(scope="session")
+def file(network, recipe, tmp_path_factory):
+    model = deltaconvert.convert(network, torch.rand(1, 3, HEIGHT, WIDTH), backend="cpu")
+    model.info = {"recipe": feed.to_json(recipe)}
+    path = tmp_path_factory.mktemp("serve") / "small.delta"
+    model.save(path)
+    return path
+
+
+@pytest.fixture
+def expected(network, recipe):
+    """The values that the dense network gives for an image."""
+
+    @torch.no_grad()
+    def values(image: torch.Tensor) -> torch.Tensor:
+        return network(recipe.prepare(image))[0]
+
+    return values
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    with video.VideoWriter(path, 20, (WIDTH, HEIGHT)) as out:
+        for seed in range(12):
+            out.write(frame(seed))
+    return path

@@ -1,0 +1,193 @@
+"""The door: what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+import zlib
+
+import pytest
+import torch
+
+pytest.importorskip("starlette", reason="serving needs the extra `serve`")
+pytest.importorskip("httpx", reason="Starlette's test client needs httpx")
+
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from serving import HEIGHT, WIDTH, frame, png
+from starlette.testclient import TestClient
+
+from deltaconvert.serve.app import app
+from deltaconvert.serve.fleet import Local
+from deltaconvert.serve.limits import Limits
+
+PNG, RAW = {"content-type": "image/png"}, {"content-type": "application/octet-stream"}
+
+
+@pytest.fixture
+def serving(file):
+    """TestClients of servers with other limits; they close at the end."""
+    clients = []
+
+    def make(token=None, headers=None, **limits):
+        limits = Limits(**limits)
+        client = TestClient(app(Local(file=file, streams=2, limits=limits), limits, token), headers=headers)
+        clients.append(client.__enter__())
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+def values(answer):
+    assert answer.status_code == 200, answer.text
+    (output,) = answer.json()["outputs"]
+    return torch.tensor(output["values"])
+
+
+def test_frames_in_results_out(serving, expected):
+    client = serving()
+    for seed, (kind, data) in enumerate(
+        [(PNG, png), (RAW, lambda image: image.numpy().tobytes())] * 2, start=1
+    ):
+        image = frame(seed)
+        answer = client.post("/streams/door/frames", content=data(image), headers=kind)
+        torch.testing.assert_close(values(answer), expected(image))
+        assert answer.json()["frame"] == seed
+        assert client.get("/streams/door/result").json() == answer.json()
+    best = expected(image).topk(5)
+    top = answer.json()["outputs"][0]["top"]
+    assert [entry["class"] for entry in top] == best.indices.tolist()
+
+
+def test_a_jpeg_and_another_size(serving):
+    client, out = serving(), io.BytesIO()
+    Image.fromarray(frame(0, 30, 100).numpy()).save(out, "JPEG")
+    answer = client.post("/streams/a/frames", content=out.getvalue(), headers={"content-type": "image/jpeg"})
+    assert values(answer).isfinite().all()
+    again = client.post(
+        "/streams/a/frames", content=png(frame(1)), headers=PNG
+    )  # the size changes in mid-stream
+    assert again.json()["frame"] == 2
+
+
+def test_streams_stats_and_metrics(serving):
+    client = serving()
+    for name in ("a", "b", "c"):  # more than there is room for: the pool grows
+        client.post(f"/streams/{name}/frames", content=png(frame(0)), headers=PNG)
+    client.post("/streams/a/frames", content=png(frame(0)), headers=PNG)
+    stats = client.get("/streams").json()
+    assert {name: s["frames"] for name, s in stats.items()} == {"a": 2, "b": 1, "c": 1}
+    assert stats["a"]["density"] == 0 and stats["a"]["state_bytes"] > 0
+    families = {f.name: f for f in text_string_to_metric_families(client.get("/metrics").text)}
+    samples = {s.labels["stream"]: s.value for s in families["deltaconvert_stream_frames"].samples}
+    assert samples == {"a": 2.0, "b": 1.0, "c": 1.0}
+    for name in ("density", "latency", "latency_p99", "dropped", "failed", "state_bytes"):
+        assert len(families[f"deltaconvert_stream_{name}"].samples) == 3
+    assert client.get("/healthz").json() == {"workers": [True]}
+    assert client.post("/streams/b/reset").status_code == 204
+    assert client.delete("/streams/b").status_code == 204
+    assert sorted(client.get("/streams").json()) == ["a", "c"]
+    assert client.get("/streams/b/result").status_code == 404
+
+
+def test_a_video_of_the_server(serving, clip, file):
+    client = serving(files=clip.parent)
+    assert client.put("/streams/road", json={"url": "file:///clip.mp4"}).status_code == 201
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and client.get("/streams").json()["road"]["source"] is not None:
+        time.sleep(0.05)
+    stats = client.get("/streams").json()["road"]
+    assert stats["source"] is None and stats["frames"] + stats["dropped"] == 12
+    (clip.parent / "link.mp4").symlink_to(file)
+    (clip.parent / "list.m3u8").write_text("#EXTM3U\n/etc/passwd\n")
+    (clip.parent / "text.mp4").write_text("no video")
+    for url, status in (
+        ("file:///nothing.mp4", 404),
+        ("file:///../../etc/passwd", 404),
+        ("file:///link.mp4", 404),  # leads out of the folder
+        ("file:///list.m3u8", 403),
+        ("file:///text.mp4", 422),
+        ("http://localhost/clip.mp4", 400),
+        ("/etc/passwd", 400),
+    ):
+        answer = client.put("/streams/road", json={"url": url})
+        assert (url, answer.status_code) == (url, status), answer.text
+    assert serving().put("/streams/a", json={"url": "file:///clip.mp4"}).status_code == 403
+    assert serving(rtsp=False).put("/streams/a", json={"url": "rtsp://camera"}).status_code == 403
+
+
+def bomb(side=30000):
+    """A PNG of a few kilobytes that claims 900 million pixels."""
+
+    def chunk(name, data):
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    head = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status"),
+    [
+        (b"", PNG, 422),
+        (b"nonsense", PNG, 422),
+        (png(frame(0))[:200], PNG, 422),
+        (png(frame(0)), {"content-type": "image/jpeg"}, 422),
+        (png(frame(0)), {"content-type": "text/html"}, 415),
+        (b"123", RAW, 422),
+        (bomb(), PNG, 413),
+        (bytes(200_000), RAW, 413),
+    ],
+)
+def test_refused_and_nobody_is_harmed(serving, expected, data, headers, status):
+    client = serving(max_bytes=100_000, max_fps=1e6)
+    client.post("/streams/door/frames", content=png(frame(0)), headers=PNG)
+    answer = client.post("/streams/door/frames", content=data, headers=headers)
+    assert answer.status_code == status and answer.json()["error"]
+    again = client.post("/streams/door/frames", content=png(frame(1)), headers=PNG)
+    torch.testing.assert_close(values(again), expected(frame(1)))
+
+
+def test_limits(serving):
+    client = serving(max_streams=2, max_fps=2)
+    post = lambda name: client.post(f"/streams/{name}/frames", content=png(frame(0)), headers=PNG)  # noqa: E731
+    assert [post(name).status_code for name in ("a", "b", "c")] == [200, 200, 503]
+    assert post("a").status_code == 429
+    assert post("x" * 65).status_code == 400 and post("a%20b").status_code == 400
+    assert client.put("/streams/a", content=b"[]").status_code == 400
+    assert client.put("/streams/a", content=b"{").status_code == 400
+
+
+def test_token(serving):
+    client = serving(token="secret")
+    assert client.get("/streams").status_code == 401
+    assert client.get("/streams", headers={"authorization": "Bearer wrong"}).status_code == 401
+    assert client.get("/streams", headers={"authorization": "Bearer secret"}).status_code == 200
+    assert client.get("/?token=secret").status_code == 200
+    assert client.get("/healthz").status_code == 200
+
+
+def test_the_live_picture(file):
+    """What the page shows: the newest frame with its changed pixels marked."""
+    fleet = Local(file=file, limits=Limits())
+    worker = fleet._worker
+    worker.join("a")
+    assert worker.picture("a") == (0, b"")
+    for seed in (0, 1):
+        worker.frame("a", png(frame(seed)), "image/png")
+    number, picture = worker.picture("a", after=1)
+    assert number == 2 and Image.open(io.BytesIO(picture)).size == (WIDTH, HEIGHT)
+    fleet.close()
+
+
+def test_the_page_names_only_this_server(serving):
+    page = serving().get("/").text
+    assert "/streams" in page and not re.search(r"https?://", page)

@@ -1,0 +1,91 @@
+"""Workers as Ray actors: streams stick, a killed worker touches nobody else, a stream moves with its snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+import torch
+from serving import frame, png
+
+ray = pytest.importorskip("ray", reason="several workers need Ray")
+
+from deltaconvert.serve.fleet import Rays  # noqa: E402
+from deltaconvert.serve.limits import Limits, Refused  # noqa: E402
+
+STREAMS = ["a", "b", "c", "d"]
+
+
+@pytest.fixture(scope="module")
+def fleet(file):
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=2**27,
+    )
+    fleet = Rays(2, file=str(file), limits=Limits(), threads=1)
+    yield fleet
+    fleet.close()
+    ray.shutdown()
+
+
+async def play(fleet, stream, seed, expected):
+    result = await fleet.call(stream, "frame", png(frame(seed)), "image/png")
+    torch.testing.assert_close(torch.tensor(result["outputs"][0]["values"]), expected(frame(seed)))
+    return result
+
+
+def test_killed_under_load(fleet, expected):
+    async def scenario():
+        for stream in STREAMS:
+            await fleet.join(stream)
+        stats = await fleet.stats()
+        places = {stream: stats[stream]["worker"] for stream in STREAMS}
+        assert sorted(places.values()) == [0, 0, 1, 1]
+
+        async def camera(stream):
+            return [(await play(fleet, stream, seed, expected))["frame"] for seed in range(12)]
+
+        cameras = [asyncio.create_task(camera(stream)) for stream in STREAMS]
+        await asyncio.sleep(0.1)
+        os.kill(await fleet._remote(0, "pid"), signal.SIGKILL)
+        numbers = dict(zip(STREAMS, await asyncio.gather(*cameras), strict=True))
+        for stream, place in places.items():
+            if place == 1:  # undisturbed
+                assert numbers[stream] == list(range(1, 13))
+            else:  # counted anew since the restart, every output right
+                assert numbers[stream][-1] < 12 and len(numbers[stream]) == 12
+        assert await fleet.alive() == [True, True]
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_moves(fleet, expected):
+    async def scenario():
+        await fleet.join("mover")
+        await play(fleet, "mover", 0, expected)
+        before = (await fleet.stats())["mover"]["worker"]
+        await fleet.move("mover", 1 - before)
+        await play(fleet, "mover", 0, expected)
+        after = (await fleet.stats())["mover"]
+        assert after["worker"] == 1 - before
+        assert after["density"] == 0  # it knew the frame
+        await fleet.drop("mover")
+        with pytest.raises(Refused, match="no stream"):
+            await fleet.call("mover", "result")
+
+    asyncio.run(scenario())
+
+
+def test_refusals_come_through(fleet):
+    async def scenario():
+        await fleet.join("a")
+        with pytest.raises(Refused, match="cannot be decoded") as caught:
+            await fleet.call("a", "frame", b"nonsense", "image/png")
+        assert caught.value.status == 422
+
+    asyncio.run(scenario())
