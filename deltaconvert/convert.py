@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
 from deltaconvert.normalise import normalise
 from deltaconvert.thresholds import Rule, Thresholds, refuse_unknown
@@ -56,7 +57,7 @@ def convert(
     frames = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     _check(model, frames)
     where = load_backend(backend, frames[0].device)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
         traced = trace(model, args, kwargs, leaves)
         _verify(model, traced, args, kwargs, frames)
         graph = normalise(traced.graph)
@@ -132,6 +133,8 @@ def _verify(model: nn.Module, traced: Traced, args: Any, kwargs: Any, frames: Se
     """The traced graph is the network: equal outputs on the example, or no conversion."""
     try:
         expected = copy.deepcopy(model)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise InputError(f"the network does not run on the example: {error}") from error
     got = traced.signature.unflatten(traced.graph(*(frame.clone() for frame in frames)))

@@ -72,7 +72,7 @@ def _node(row: ExplainRow) -> str:
     facts += [f"threshold {row.threshold:.3g}"] if row.threshold else []
     lines = [f"<b>{escape(row.path)}</b>", escape(row.operator), escape(" · ".join(filter(None, facts)))]
     if row.kind == "dense":
-        lines += [f"<i>{escape(part)}</i>" for part in textwrap.wrap(f"dense: {row.reason}", 44)]
+        lines += [f"<i>{escape(part)}</i>" for part in textwrap.wrap(row.runs_as, 44)]
         style = f'color="{DENSE}", penwidth=3, fillcolor="#cfe0fb", style="filled"'
     else:
         shade = SHADES[sum(row.share >= share for share in FROM) - 1]

@@ -82,6 +82,12 @@ class Program:
         for island in self.islands.values():
             island.forget()
 
+    @property
+    def outside(self) -> dict[str, str]:
+        """Nodes that do not run as part of a frame's CUDA graph, and why; empty on other backends."""
+        found: dict[str, str] = self._backend.outside
+        return found
+
     def state_bytes(self) -> int:
         return sum(edge.state_bytes() for edge in self.edges.values())
 

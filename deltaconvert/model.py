@@ -16,10 +16,12 @@ from deltaconvert import snapshot
 from deltaconvert.check import names_of, sparsify
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.lower import Program
+from deltaconvert.memory import within_memory
 from deltaconvert.plan import Plan, plan
 from deltaconvert.report import Explanation, Stats, Tally, explain
 from deltaconvert.thresholds import Rule, Thresholds, refuse_unknown
 from deltaconvert.trace import Signature
+from deltaconvert.turns import Turns, in_turn
 
 Sizes = tuple[tuple[int, ...], ...]
 
@@ -29,6 +31,9 @@ class DeltaModel(nn.Module):
 
     The images of a batch are streams, each with its own state. The first frame of a stream, and the first after
     reset(), is computed in full. Outputs are new tensors that no later frame writes to.
+
+    On a GPU frames may come from any stream, also each from another one, and from host memory; a call returns before
+    its work is done. One thread at a time may call a model; models do not know of each other.
     """
 
     def __init__(
@@ -50,7 +55,9 @@ class DeltaModel(nn.Module):
         self._thresholds, self._backend = thresholds, backend
         self._like = [(frame.dim(), frame.dtype, frame.device) for frame in frames]
         self._plans: dict[Sizes, Plan] = {}
-        self._program = self._program_for(frames)
+        self._turns = Turns(frames[0].device)
+        with self._turns.turn():
+            self._program = self._program_for(frames)
         self._size = _sizes(frames)
         self._interrupted = False
         super().train(False)
@@ -88,7 +95,7 @@ class DeltaModel(nn.Module):
         """
         frames = self.signature.flatten(args, kwargs)
         self._check(frames)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
             rules = Thresholds.of(threshold)
             model = DeltaModel(self.graph, self.signature, frames, rules, self._backend, self.keep_dense)
         # Rules of this model may name nodes that only another size has.
@@ -104,7 +111,7 @@ class DeltaModel(nn.Module):
             if dim != 4:
                 raise InputError(f"input {place} has {dim} dimensions, not N C H W: it has no batch to widen")
         frames = self._blank(streams)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
             model = DeltaModel(
                 self.graph, self.signature, frames, self._thresholds, self._backend, self.keep_dense
             )
@@ -120,7 +127,13 @@ class DeltaModel(nn.Module):
         frames = self.signature.flatten(args, kwargs)
         self._check(frames)
         # Outputs are ordinary tensors, and state made under inference_mode could not be written outside it.
-        with torch.inference_mode(False), torch.no_grad():
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            self._turns.turn(),
+            within_memory("a frame"),
+        ):
+            frames = [_on(frame, device) for frame, (_, _, device) in zip(frames, self._like, strict=True)]
             if _sizes(frames) != self._size:
                 self._resize(frames)
             if self._interrupted:
@@ -131,6 +144,7 @@ class DeltaModel(nn.Module):
             self._tally.add(self._program)
         return self.signature.unflatten(outputs)
 
+    @in_turn
     def reset(self, stream: int | None = None) -> None:
         """Forget the last frames, of one stream (its index in the batch) or of all: the next one is full."""
         if stream is None:
@@ -139,6 +153,7 @@ class DeltaModel(nn.Module):
         self._check_stream(stream)
         self._program.reset(slice(stream, stream + 1))
 
+    @in_turn
     def snapshot(self, stream: int = 0) -> bytes:
         """What `stream` (its index in the batch) has seen, for `restore` in this process or another.
 
@@ -149,6 +164,7 @@ class DeltaModel(nn.Module):
             self._program.reset()
         return snapshot.pack(self._program, self._fingerprint, stream)
 
+    @in_turn
     def restore(self, stream: int, taken: bytes) -> None:
         """Let `stream` go on from a snapshot: its next frame recomputes what changed since the snapshot's last one.
 
@@ -159,6 +175,7 @@ class DeltaModel(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             self._program.go_on_from([(stream, state)])
 
+    @in_turn
     def take_over(self, other: DeltaModel) -> None:
         """Let the streams of `other`, which for_streams made this network from, go on here under their numbers.
 
@@ -167,7 +184,7 @@ class DeltaModel(nn.Module):
         ours, theirs = self._program, other._program
         if other._interrupted or ours.forms() != theirs.forms():
             return
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), other._turns.turn():
             ours.go_on_from((stream, theirs.state_of(stream)) for stream in range(other.streams))
 
     @cached_property
@@ -186,6 +203,7 @@ class DeltaModel(nn.Module):
                 f"there is no stream {stream!r}: the frames have {self.streams} (0 to {self.streams - 1})"
             )
 
+    @in_turn
     def stats(self) -> Stats:
         """What the frames so far changed and cost, node by node; see report.Stats."""
         return self._tally.stats(self._program)
@@ -199,6 +217,7 @@ class DeltaModel(nn.Module):
         """What is kept between frames, for all streams together."""
         return self._program.state_bytes()
 
+    @in_turn
     def input_masks(self) -> Tensor:
         """bool (N, H, W): the pixels of its first map among the inputs that changed in the last frame."""
         for node in self._program.plan.graph.graph.nodes:
@@ -206,6 +225,7 @@ class DeltaModel(nn.Module):
                 return self._program.edges[node.name].mask[:, 0].clone()
         return torch.ones(self.streams, *self._size[0][2:], dtype=torch.bool)  # nothing in it is a delta
 
+    @in_turn
     def masks(self) -> Mapping[str, Tensor]:
         """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""
         nodes = self._program.plan.graph.graph.nodes
@@ -233,14 +253,16 @@ class DeltaModel(nn.Module):
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         nn.Module.__init__(twin)
-        run = ("_modules", "_program", "_tally", "_plans", "_backend", "_interrupted")
+        run = ("_modules", "_program", "_tally", "_turns", "_plans", "_backend", "_interrupted")
         for name, value in vars(self).items():
             if name not in run and name not in vars(twin):
                 setattr(twin, name, copy.copy(value))
         twin.graph = copy.deepcopy(self.graph, memo)
         twin._backend, twin._interrupted = self._backend, False
         twin._plans = {size: Plan(copy.deepcopy(p.graph, memo), p.streams) for size, p in self._plans.items()}
-        twin._program, twin._tally = Program(twin._plans[twin._size], twin._backend), Tally()
+        twin._turns = Turns(twin._like[0][2])
+        with twin._turns.turn():
+            twin._program, twin._tally = Program(twin._plans[twin._size], twin._backend), Tally()
         return nn.Module.train(twin, False)
 
     def _check(self, frames: Sequence[Tensor]) -> None:
@@ -254,7 +276,7 @@ class DeltaModel(nn.Module):
                     f"input {place} is {frame.dtype}; the network was converted for {dtype}: convert the frame "
                     f"(frame.to({dtype})) or convert the network again for {frame.dtype}"
                 )
-            if frame.device != device:
+            if frame.device != device and frame.device.type != "cpu":
                 raise InputError(f"input {place} is on {frame.device}; the network was converted on {device}")
             if frame.numel() == 0:
                 raise InputError(f"input {place} is empty: its shape is {tuple(frame.shape)}")
@@ -269,7 +291,7 @@ class DeltaModel(nn.Module):
         known = sizes in self._plans
         try:
             program = self._program_for(frames)
-        except DeltaConvertError:
+        except (DeltaConvertError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise InputError(f"the network cannot run on inputs of shape {_text(sizes)}: {error}") from error
@@ -300,6 +322,11 @@ class DeltaModel(nn.Module):
 
 def _path(node: fx.Node) -> str:
     return node.meta.get("path", node.name)
+
+
+def _on(frame: Tensor, device: torch.device) -> Tensor:
+    """A frame from host memory on the device; torch keeps the pinned copy until it was read."""
+    return frame if frame.device == device else frame.pin_memory().to(device, non_blocking=True)
 
 
 def _sizes(frames: Sequence[Tensor]) -> Sizes:

@@ -21,6 +21,7 @@ class ExplainRow:
     threshold: the largest change that is dropped here; None where nothing is compared.
     inputs: the paths of the nodes that it reads, and the names of frames.
     shape: of its result; None if that is no tensor.
+    outside: why it runs after the frame's CUDA graph and not in it, known after a frame; None if it runs in it.
     """
 
     path: str
@@ -33,6 +34,13 @@ class ExplainRow:
     state_bytes: int
     inputs: tuple[str, ...]
     shape: tuple[int, ...] | None
+    outside: str | None = None
+
+    @property
+    def runs_as(self) -> str:
+        """Its kind, and why it is no faster one."""
+        text = self.kind if self.reason is None else f"{self.kind}: {self.reason}"
+        return text if self.outside is None else f"{text}; after the CUDA graph: {self.outside}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Explanation:
             (
                 row.path,
                 row.operator,
-                row.kind if row.reason is None else f"{row.kind}: {row.reason}",
+                row.runs_as,
                 f"{row.share:.1%}" if row.macs else "",
                 "" if row.threshold is None else f"{row.threshold:.4g}",
                 size_text(row.state_bytes) if row.state_bytes else "",
@@ -255,6 +263,7 @@ def explain(program: Program) -> Explanation:
                 state_bytes=0 if edge is None else edge.state_bytes(),
                 inputs=_read_by(node),
                 shape=node.meta.get("shape"),
+                outside=program.outside.get(node.name),
             )
         )
     (output,) = (node for node in program.plan.graph.graph.nodes if node.op == "output")

@@ -74,6 +74,18 @@ __device__ __forceinline__ bool differs(value fresh, value stored, number thresh
     return !((change < 0 ? -change : change) <= threshold);
 }
 
+// A kernel may start while the one before it in the stream still runs (programmatic dependent launch, from compute
+// capability 9.0 on), to get ready: weights, parameters, lists. Every kernel calls this, in all threads that read what
+// others wrote, and in block 0 whatever there is to do, before it lets go of the next: so when a kernel starts, all but
+// the one before it have ended and what they wrote is seen. What that one wrote may be read after this call, and
+// nothing may be written before it.
+__device__ __forceinline__ void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Add `amount` of every thread of a block to *total. All threads of the block must call it.
 __device__ __forceinline__ void count_up(int* total, bool one) {
     const int ones = __syncthreads_count(one);

@@ -149,26 +149,30 @@ __device__ __forceinline__ u32 place_of(u32 base, int row, int chunk) {
 }
 
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
-    conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* __restrict__ out, int pitch,
-         int channels, const int* __restrict__ list, const int* __restrict__ count, int OH, int OW) {
+    conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
+         const int* list, const int* count, int OH, int OW, int early) {
     extern __shared__ __align__(128) char memory[];
     __shared__ int places[BM];
     const u32 stages = shared_address(memory);
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const int warp_m = warp % WARPS_M * (BM / WARPS_M), warp_n = warp / WARPS_M % WARPS_N * (BN / WARPS_N);
     const int warp_k = warp / (WARPS_M * WARPS_N);
+    const Head h = *head;
+    if (!early) wait_for_predecessor();
     const int listed = *count, blocks_n = (channels + BN - 1) / BN;
     const int total = (listed + BM - 1) / BM * blocks_n;
-    if (total == 0) return;
-    const Head h = *head;
     const int share = (h.steps + SPLIT - 1) / SPLIT;
     const bool together = SPLIT > 1 && rounds(total * SPLIT) * (share + START_TOGETHER) < rounds(total) * (h.steps + START);
-    const int members = together ? SPLIT : 1, rank = blockIdx.x % members;
+    const int members = together ? SPLIT : 1, rank = blockIdx.x % members, first_block = blockIdx.x / members;
+    if (first_block >= total) {
+        if (early && blockIdx.x == 0) wait_for_predecessor();
+        return;
+    }
     const int first_step = rank * share, steps = min(together ? share : h.steps, h.steps - first_step);  // may be < 0
 
     const int piece = thread % PIECES, first_row = thread / PIECES;
 
-    for (int block = blockIdx.x / members; block < total; block += gridDim.x / members) {
+    for (int block = first_block; block < total; block += gridDim.x / members) {
         const int first = block / blocks_n * BM, first_n = block % blocks_n * BN;
         int ys[ROWS], xs[ROWS], images[ROWS];
 #pragma unroll
@@ -184,8 +188,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
         const char* weights_at = h.weight + ((size_t)(first_n + thread / 8) * h.steps + first_step) * STEP + thread % 8 * 16;
         const size_t weights_apart = (size_t)(THREADS / 8) * h.steps * STEP;
         Tap tap = h.taps[min(first_step, h.steps - 1) * PIECES + piece];  // of the next step: known before it is needed
-        const auto load = [&](int step) {
-            const u32 a = stages + step % STAGES * STAGE, b = a + BM * STEP;
+        const auto load_pixels = [&](int step) {
+            const u32 a = stages + step % STAGES * STAGE;
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 const int row = first_row + r * (THREADS / PIECES);
@@ -200,23 +204,30 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
                 const u32 to = place_of(a, row, piece * PIECE / 16) + piece * PIECE % 16;
                 copy<PIECE>(to, inside ? from : h.at, inside);
             }
+            if (step + 1 < steps) tap = h.taps[(first_step + step + 1) * PIECES + piece];
+        };
+        const auto load_weights = [&](int step) {
+            const u32 b = stages + step % STAGES * STAGE + BM * STEP;
 #pragma unroll
             for (int i = 0; i < BN * 8 / THREADS; i++) {
                 const int row = thread / 8 + i * (THREADS / 8), chunk = thread % 8;
                 copy<16>(place_of(b, row, chunk), weights_at + i * weights_apart + (size_t)step * STEP, true);
             }
-            if (step + 1 < steps) tap = h.taps[(first_step + step + 1) * PIECES + piece];
         };
         float sums[TILES_M][TILES_N][4] = {}, totals[SPLIT > 1 ? TILES_M : 1][TILES_N][4] = {};
 #pragma unroll
+        for (int step = 0; step < STAGES - 1; step++)
+            if (step < steps) load_weights(step);
+        if (early && block == first_block) wait_for_predecessor();  // it wrote the pixels, and nothing else read so far
+#pragma unroll
         for (int step = 0; step < STAGES - 1; step++) {
-            if (step < steps) load(step);
+            if (step < steps) load_pixels(step);
             end_of_stage();
         }
         for (int step = 0; step < steps; step++) {
             wait<STAGES - 2>();
             __syncthreads();
-            if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+            if (step + STAGES - 1 < steps) load_pixels(step + STAGES - 1), load_weights(step + STAGES - 1);
             end_of_stage();
             const u32 a = stages + step % STAGES * STAGE, b = a + BM * STEP;
 #pragma unroll

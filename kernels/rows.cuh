@@ -4,13 +4,16 @@
 // values of the channels c .. c + WIDTH - 1 of pixel (y, x) of stream n.
 __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& h, int place, int n, int y, int x, int c);
 
-// out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them.
+// out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
+// than the kernel before this one.
 extern "C" __global__ void __launch_bounds__(256) rows(const Head* __restrict__ h, const Operand* __restrict__ operands,
-                                                       value* __restrict__ out, int pitch, int channels,
-                                                       const int* __restrict__ list, const int* __restrict__ count,
-                                                       int OH, int OW) {
+                                                       value* out, int pitch, int channels,
+                                                       const int* list, const int* count, int OH, int OW, int early) {
+    if (!early) wait_for_predecessor();
     const int packs = (channels + WIDTH - 1) / WIDTH;
     const u32 total = (u32)*count * packs;
+    if (blockIdx.x > 0 && blockIdx.x * blockDim.x >= total) return;
+    if (early) wait_for_predecessor();
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < total; i += gridDim.x * blockDim.x) {
         const int place = list[i / packs], c = i % packs * WIDTH;
         const int n = place / (OH * OW), pixel = place % (OH * OW);

@@ -21,6 +21,7 @@ SCALES = (1, 2 ** (1 / 3), 2 ** (2 / 3))
 RATIOS = (0.5, 1.0, 2.0)  # height by width
 ANCHORS = len(SCALES) * len(RATIOS)
 NOTHING = -math.log(99)  # the logit of 0.01, where the paper lets all scores start
+NO_EPS = 1e-30  # of a norm without one: torch 2.11 refuses zero
 LARGEST_STEP = math.log(1000 / 16)  # of a box's side, as a logarithm
 
 
@@ -65,7 +66,7 @@ class Backbone(nn.Module):
         self.body = Body(Bottleneck, depths)
         for norm in self.body.modules():
             if isinstance(norm, nn.BatchNorm2d):
-                norm.eps = 0.0  # the public weights were trained with a frozen norm that has none
+                norm.eps = NO_EPS  # the public weights were trained with a frozen norm that has none
         self.fpn = Pyramid(self.body.widths[1:])
 
     def forward(self, x: Tensor) -> list[Tensor]:

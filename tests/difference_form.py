@@ -136,7 +136,8 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
         reached = ones[:, :, slice(*operator.rows), slice(*operator.cols)]
     elif isinstance(operator, Interpolate):
         # Bicubic weights are of both signs: sums of ones may cancel, sums of these do not.
-        uneven = torch.rand(ones.shape, dtype=ones.dtype, generator=torch.Generator().manual_seed(0)) + 0.5
+        draw = torch.Generator(ones.device).manual_seed(0)
+        uneven = torch.rand(ones.shape, dtype=ones.dtype, device=ones.device, generator=draw) + 0.5
         reached = operator(ones * uneven).abs()
     elif isinstance(operator, MaxPool2d | AdaptivePool2d | Roll | Flip):
         reached = operator(ones)

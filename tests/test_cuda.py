@@ -165,7 +165,7 @@ def test_a_frame_is_one_graph_and_waits_for_nothing(gpu):
     with no_waiting():
         for frame in video[1:]:
             outputs.append(model(frame))
-    assert model._program._backend.outside == []
+    assert model._program.outside == {}
     assert model._program._backend._recording._graph is not None
     for t, (frame, output) in enumerate(zip(video[1:], outputs, strict=True)):
         with torch.no_grad():
@@ -217,7 +217,9 @@ def test_what_cannot_be_captured_runs_after_the_graph(gpu):
     for t, frame in enumerate(video):
         with torch.no_grad():
             assert_close(model(frame), network(frame), f"frame {t}")
-    assert len(model._program._backend.outside) >= 3
+    (island,) = model.explain().islands
+    assert "Python code" in (island.outside or "") and "Python code" in str(model.explain())
+    assert f"it reads {island.path}" in [row.outside for row in model.explain().rows]
     waits = Call(lambda m, x: m.a(x).flatten(1)[:, : x.shape[2]].nonzero().float(), a=conv(3, 2, 3)).eval()
     model = deltaconvert.convert(waits, video[0])
     for frame in video:

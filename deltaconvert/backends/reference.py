@@ -93,6 +93,10 @@ def one_by_one(steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
 class Backend:
     """Makes the steps of one program."""
 
+    @property
+    def outside(self) -> dict[str, str]:
+        return {}
+
     def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
         return FrameEdge(shape, dtype, device, threshold)
 

@@ -1,9 +1,25 @@
 #include "cuda_on_cpu.h"
 #include "../../kernels/masks.cu"
 
-// The candidates of every pixel, N x OH x OW.
-extern "C" void run_reads_change(const Reach* reach, u8* out, int N, int OH, int OW) {
-    for (int n = 0; n < N; n++)
-        for (int y = 0; y < OH; y++)
-            for (int x = 0; x < OW; x++) *out++ = reads_change(*reach, n, y, x);
+thread_local u64 shared[1 << 13];
+
+extern "C" void run_spread(const u64* table, int longs, int listings, int streams, int threads) {
+    launch(1, streams, threads, [=] { spread(table, longs, listings); });
+}
+
+extern "C" void run_sparsify(const value* frame, long long sn, long long sc, long long sh, long long sw, value* stored,
+                             int pitch, u32* mask, int* changed, int* computed, int N, int C, int H, int W,
+                             number threshold) {
+    const int blocks = (H * words_of(W) * 32 + 63) / 64;
+    launch(blocks, N, 64, [=] {
+        sparsify(frame, sn, sc, sh, sw, stored, pitch, mask, changed, computed, C, H, W, threshold);
+    });
+}
+
+extern "C" void run_commit(const value* fresh, long long sn, long long sc, long long sh, long long sw, value* stored,
+                           int pitch, u32* mask, int* changed, const int* list, const int* count, int C, int H, int W,
+                           number threshold) {
+    launch(2, 1, 64, [=] {
+        commit(fresh, sn, sc, sh, sw, stored, pitch, mask, changed, list, count, C, H, W, threshold);
+    });
 }

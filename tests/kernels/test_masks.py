@@ -1,4 +1,4 @@
-"""kernels/masks.cu against deltaconvert.reach, its own source compiled by g++ and run on the CPU."""
+"""kernels/masks.cu against deltaconvert.reach and the reference, its own source compiled by g++ and run on the CPU."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda import Marks, pack
+from deltaconvert.backends.cuda.marks import Listed, Listing, Marks, needed, table_of
+from deltaconvert.backends.cuda.marks import _in_order as in_order
+from deltaconvert.backends.reference import differs
 from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
 HERE = Path(__file__).parent
 GXX = shutil.which("g++")
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run a CUDA source on the CPU")
 
-SIZES = [(1, 1), (3, 2), (8, 8), (7, 9), (13, 21), (2, 33)]
+SIZES = [(1, 1), (3, 2), (8, 8), (7, 9), (13, 21), (2, 33), (3, 70)]
 WINDOWS = [  # kernel, stride, padding, dilation
     (1, 1, 0, 1), (1, 2, 0, 1), (2, 2, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (7, 2, 3, 1), (8, 3, 2, 1),
-    (9, 1, 4, 1), (3, 1, 2, 2), (2, 1, 3, 1), (11, 4, 5, 1),
+    (9, 1, 4, 1), (3, 1, 2, 2), (2, 1, 3, 1), (11, 4, 5, 1), (32, 2, 16, 1), (33, 1, 16, 1),
 ]  # fmt: skip
 
 
@@ -37,12 +39,52 @@ def _library() -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
 
 
-def _candidates(reach: Reach, mask: Tensor, out_size: tuple[int, int]) -> Tensor:
-    marks = Marks(mask, mask.flatten(1).sum(1).to(torch.int32))
-    packed, _tables = pack(reach, marks)
-    out = torch.full((len(mask), 1, *out_size), 7, dtype=torch.uint8)
-    _library().run_reads_change(packed, ctypes.c_void_p(out.data_ptr()), len(mask), *out_size)
-    return out
+def _call(name: str, *args: object) -> None:
+    """Tensors go by their address, integers as int unless they have a type of their own."""
+    getattr(_library(), name)(*(ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in args))
+
+
+def _longs(values) -> list[ctypes.c_longlong]:
+    return [ctypes.c_longlong(v) for v in values]
+
+
+def _empty_marks(streams: int, size: tuple[int, int]) -> Marks:
+    poison = torch.full((streams, size[0], -(-size[1] // 32)), -1, dtype=torch.int32)
+    return Marks(size, poison, torch.zeros(streams, dtype=torch.int32), 0)
+
+
+def _marks(mask: Tensor) -> Marks:
+    """mask: bool (N, 1, H, W)."""
+    marks = _empty_marks(len(mask), tuple(mask.shape[2:]))
+    spaced = torch.zeros(len(mask), mask.shape[2], marks.bits.shape[2] * 32, dtype=torch.int64)
+    spaced[..., : mask.shape[3]] = mask[:, 0]
+    words = (spaced.unflatten(2, (-1, 32)) << torch.arange(32)).sum(-1)
+    marks.bits.copy_(torch.where(words >= 2**31, words - 2**32, words))
+    marks.changed.copy_(mask.flatten(1).sum(1))
+    return marks
+
+
+def _listing(pairs: list[tuple[Reach, Marks]], size: tuple[int, int], compared: bool = False) -> Listing:
+    streams = len(pairs[0][1].bits)
+    places = torch.full((streams * size[0] * size[1],), -1, dtype=torch.int32)
+    listed = Listed(places, torch.zeros(1, dtype=torch.int32))
+    return Listing(_empty_marks(streams, size), listed, not compared, pairs)
+
+
+def _spread(*listings: Listing) -> None:
+    table = torch.frombuffer(bytearray(table_of(in_order(listings))), dtype=torch.uint8)
+    _call("run_spread", table, len(table) // 8, len(listings), len(listings[0].marks.bits), 64)
+
+
+def _check_listing(listing: Listing, expected: Tensor) -> None:
+    """expected: the candidates, bool (N, 1, H, W)."""
+    count = int(listing.listed.count)
+    assert count == expected.sum()
+    assert torch.equal(listing.listed.places[:count].sort().values, expected.flatten().nonzero()[:, 0].int())
+    assert (listing.listed.places[count:] == -1).all()
+    marked = expected if listing.all else torch.zeros_like(expected)
+    assert torch.equal(listing.marks.bits, _marks(marked).bits), "bits beside the map stay 0"
+    assert torch.equal(listing.marks.changed, marked.flatten(1).sum(1).int())
 
 
 def _masks(size: tuple[int, int]) -> Tensor:
@@ -54,24 +96,30 @@ def _masks(size: tuple[int, int]) -> Tensor:
     return torch.cat([one_by_one.bool(), none.bool(), full.bool(), random < shares]).view(-1, 1, *size)
 
 
-def _check(reach: Reach, mask: Tensor) -> None:
+def _check(reach: Reach, mask: Tensor, compared: bool = False) -> None:
     expected = reach.spread(mask)
-    got = _candidates(reach, mask, tuple(expected.shape[2:]))
-    assert torch.equal(got, expected.to(torch.uint8))
+    listing = _listing([(reach, _marks(mask))], tuple(expected.shape[2:]), compared)
+    _spread(listing)
+    _check_listing(listing, expected)
+
+
+def _window(k, stride, pad, dilation, size, transposed=False) -> Window | None:
+    if transposed:
+        out = tuple((side - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for side in size)
+    else:
+        out = tuple((side + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for side in size)
+    square = ((side, side) for side in (k, stride, pad, dilation))
+    return Window(*square, size, out, transposed=transposed) if min(out) > 0 else None
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("k, stride, pad, dilation", WINDOWS)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_windows(size, k, stride, pad, dilation, transposed):
-    if transposed:
-        out = tuple((side - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for side in size)
-    else:
-        out = tuple((side + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for side in size)
-    if min(out) < 1:
+    window = _window(k, stride, pad, dilation, size, transposed)
+    if window is None:
         pytest.skip("no output pixel")
-    square = ((side, side) for side in (k, stride, pad, dilation))
-    _check(Window(*square, size, out, transposed=transposed), _masks(size))
+    _check(window, _masks(size)[-16:])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -80,4 +128,75 @@ def test_other_reaches(size):
     rows, cols = (torch.randint(side, (side + 3, 2), generator=draw) for side in size)
     shifted = Sources(rows[:, :1] - 1, cols[:, :1] - 1)  # -1 lies outside
     for reach in (Pixel(), Everything((2, 3)), Sources(rows, cols), Sources(rows[:, :1], cols), shifted):
-        _check(reach, _masks(size))
+        _check(reach, _masks(size)[-16:], compared=isinstance(reach, Pixel))
+
+
+@pytest.mark.parametrize("size", [(17, 45), (40, 64)])
+def test_a_network_in_one_launch(size):
+    """Levels that read each other's masks, inputs that are joined, and a step that compares."""
+    mask = torch.rand(3, 1, *size) < torch.tensor([0.0, 0.01, 1.0]).view(3, 1, 1, 1)
+    source = _marks(mask)
+    same, half = _window(3, 1, 1, 1, size), _window(3, 2, 1, 1, size)
+    assert same is not None and half is not None
+    first = _listing([(same, source)], size)
+    second = _listing([(same, first.marks)], size)
+    smaller = _listing([(half, second.marks), (half, source)], half.out_size)
+    aside = _listing([(Pixel(), source)], size, compared=True)
+    _spread(first, second, smaller, aside)
+    once = same.spread(mask)
+    twice = same.spread(once)
+    _check_listing(first, once)
+    _check_listing(second, twice)
+    _check_listing(smaller, half.spread(twice) | half.spread(mask))
+    _check_listing(aside, mask)
+
+
+def test_an_input_whose_pixels_another_covers_is_not_read():
+    source = _marks(torch.zeros(1, 1, 9, 9, dtype=torch.bool))
+    wide, narrow = _window(3, 2, 1, 1, (9, 9)), _window(1, 2, 0, 1, (9, 9))
+    main, beside = _empty_marks(1, (5, 5)), _empty_marks(1, (5, 5))
+    main.seen, beside.seen = (wide, source), (narrow, source)
+    for order in ([main, beside], [beside, main]):
+        assert [marks for _, marks in needed([(Pixel(), m) for m in order])] == [main]
+    beside.seen = (narrow, _empty_marks(1, (9, 9)))
+    assert len(needed([(Pixel(), main), (Pixel(), beside)])) == 2
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 33), (1, 9, 4, 6), (3, 1, 1, 1)])
+def test_sparsify(shape, threshold):
+    n, channels, height, width = shape
+    pitch = 4 if channels <= 4 else -(-channels // 4) * 4
+    stored = torch.rand(n, height, width, pitch)
+    before = stored[..., :channels].permute(0, 3, 1, 2).clone()
+    frame = before + 0.5 * torch.rand(shape) * (torch.rand(n, 1, height, width) < 0.3)
+    marks, computed = _empty_marks(n, (height, width)), torch.zeros(1, dtype=torch.int32)
+    _call(
+        "run_sparsify", frame, *_longs(frame.stride()), stored, pitch, marks.bits, marks.changed, computed,
+        n, channels, height, width, ctypes.c_float(threshold),
+    )  # fmt: skip
+    expected = differs(frame, before, threshold)
+    assert torch.equal(marks.bits, _marks(expected).bits)
+    assert torch.equal(marks.changed, expected.flatten(1).sum(1).int())
+    assert int(computed) == n * height * width
+    assert torch.equal(stored[..., :channels].permute(0, 3, 1, 2), torch.where(expected, frame, before))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_commit(threshold):
+    n, channels, height, width = shape = 3, 37, 4, 35
+    stored = torch.rand(n, height, width, 40)
+    before = stored[..., :channels].permute(0, 3, 1, 2).clone()
+    fresh = before + 0.5 * torch.rand(shape) * (torch.rand(n, 1, height, width) < 0.6)
+    candidates = torch.rand(n, 1, height, width) < 0.5
+    places = candidates.flatten().nonzero()[:, 0].int()
+    places = places[torch.randperm(len(places))]
+    marks, count = _marks(torch.zeros_like(candidates)), torch.tensor([len(places)], dtype=torch.int32)
+    _call(
+        "run_commit", fresh, *_longs(fresh.stride()), stored, 40, marks.bits, marks.changed, places, count,
+        channels, height, width, ctypes.c_float(threshold),
+    )  # fmt: skip
+    expected = differs(fresh, before, threshold) & candidates
+    assert torch.equal(marks.bits, _marks(expected).bits)
+    assert torch.equal(marks.changed, expected.flatten(1).sum(1).int())
+    assert torch.equal(stored[..., :channels].permute(0, 3, 1, 2), torch.where(expected, fresh, before))

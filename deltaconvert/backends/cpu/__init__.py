@@ -62,6 +62,10 @@ class Backend:
         self._grid = lru_cache(maxsize=None)(Grid)
         self._settled: dict[Any, dict[str, Any]] = {}  # what equal steps of this program settled
 
+    @property
+    def outside(self) -> dict[str, str]:
+        return {}
+
     def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
         return FrameEdge(shape, dtype, threshold)
 

@@ -3,16 +3,14 @@
 State, masks, lists of pixels and their counts stay on the device, and nothing in a frame waits for it: grids are fixed
 when the graph is captured, and a kernel walks as much of its list as there is. A map is N H W C in memory.
 
-A step is two launches: `spread` lists the candidates, a second kernel computes and stores them. Steps whose candidates
-are another step's by construction share its list. What has no kernel of its own is computed whole by torch, inside the
-graph, and its candidates are stored.
+Lists of candidates are made ahead, for all steps that a mask decides about (`marks.py`); a step is then one launch that
+computes and stores its list. Steps whose candidates are another step's by construction share it. What has no kernel of
+its own is computed whole by torch, inside the graph, and its candidates are stored.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,12 +20,13 @@ from torch import Tensor
 
 from deltaconvert.backends.cuda.heads import SHARED_BYTES, Head, head_of
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel, why_not
+from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.tail import NoKernel, Tail, device_bytes
 from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.errors import InputError
 from deltaconvert.ops.base import Operator, Shape
-from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
+from deltaconvert.reach import Pixel, Reach, Window
 
 __all__ = ["NAME", "Backend", "why_not"]
 
@@ -37,22 +36,6 @@ THREADS = 256
 COUNTERS = 1 << 18
 # Blocks of the kernels that walk a list: enough to fill the device, few enough that a still frame's cost nothing.
 BLOCKS_PER_PROCESSOR = 8
-_KINDS = {Pixel: 0, Sources: 3, Everything: 4}  # the enum of kernels/masks.cu; windows are 1, transposed 2
-
-
-@dataclass(eq=False)
-class Marks:
-    """The changed pixels of an edge.
-
-    mask: bool (N, 1, H, W); changed: int32 (N), how many of each stream. list: int32, the places of them, and count:
-    int32 (1), where a step listed them. covers: Marks whose pixels are always among these.
-    """
-
-    mask: Tensor
-    changed: Tensor
-    list: Tensor | None = None
-    count: Tensor | None = None
-    covers: frozenset[Marks] = frozenset()
 
 
 class Edge:
@@ -76,7 +59,7 @@ class Edge:
 
     @property
     def mask(self) -> Tensor:
-        return self.marks.mask
+        return self.marks.dense()
 
     @property
     def changed(self) -> bool:
@@ -87,7 +70,7 @@ class Edge:
         return self.values.clone(memory_format=torch.contiguous_format)
 
     def state_bytes(self) -> int:
-        return self.values.untyped_storage().nbytes() + self.mask.nbytes
+        return self.values.untyped_storage().nbytes() + self.marks.bits.nbytes
 
 
 class FrameEdge(Edge):
@@ -97,7 +80,7 @@ class FrameEdge(Edge):
         self, backend: Backend, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float
     ):
         super().__init__(shape, dtype, device, threshold)
-        self.marks = backend.marks(shape, device)
+        self.marks = backend.marks(shape, device, backend.place)
         self.computed = backend.counter(1, device)
         self._backend = backend
 
@@ -108,14 +91,15 @@ class FrameEdge(Edge):
         apart = (frame.data_ptr() // frame.dtype.itemsize, *frame.stride()[:3])
         if channels <= 4 and frame.stride(3) == 1 and all(step % run == 0 for step in (width, *apart)):
             pixels, macros = run, {"PIXELS": run, "CHANNELS": channels}
-        self._backend.kernel("masks.cu", "sparsify", frame.dtype, **macros)(
-            (-(-height * width // (THREADS * pixels)), n),
+        self._backend.launch(
+            self._backend.kernel("masks.cu", "sparsify", frame.dtype, **macros),
+            (-(-height * self.marks.bits.shape[2] * 32 // (THREADS * pixels)), n),
             THREADS,
             frame,
             *_strides(frame),
             self.values,
             np.int32(self.pitch),
-            self.mask,
+            self.marks.bits,
             self.marks.changed,
             self.computed,
             np.int32(channels),
@@ -123,6 +107,7 @@ class FrameEdge(Edge):
             np.int32(width),
             _number(self.threshold, frame.dtype),
         )
+        self._backend.list_behind(self.marks)
 
 
 class Backend:
@@ -135,9 +120,13 @@ class Backend:
         self._edges: list[Edge] = []
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._recording: Recording | None = None
+        self._behind: dict[int, Listings] = {}  # a source -> the lists that it decides about
+        self.place = 0  # of the next step among all
+        self.launches = 0  # so far, by this backend
         self.kernel = lru_cache(maxsize=None)(_kernel)
 
     def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
+        self.place += 1
         with torch.cuda.device(device):
             edge = FrameEdge(self, shape, dtype, device, threshold)
         self._edges.append(edge)
@@ -156,6 +145,7 @@ class Backend:
     ) -> Step:
         edge = Edge(shape, dtype, device, threshold)
         self._edges.append(edge)
+        self.place += 1
         with torch.cuda.device(device):
             return Step(self, operator, reaches, inputs, edge)
 
@@ -170,13 +160,27 @@ class Backend:
             )
         return self._counters[first : self._used]
 
-    def marks(self, shape: Shape, device: torch.device) -> Marks:
+    def marks(self, shape: Shape, device: torch.device, source: int) -> Marks:
         n, _, height, width = shape
-        marks = Marks(
-            torch.zeros(n, 1, height, width, dtype=torch.bool, device=device), self.counter(n, device)
-        )
-        marks.covers = frozenset((marks,))
-        return marks
+        bits = torch.zeros(n, height, -(-width // 32), dtype=torch.int32, device=device)
+        return Marks((height, width), bits, self.counter(n, device), source)
+
+    def add_listing(self, source: int, listing: Listing) -> None:
+        self._behind.setdefault(source, Listings()).add(listing)
+
+    def list_behind(self, marks: Marks) -> None:
+        """Make the lists that depend on a node that has just compared, and on none that comes later."""
+        listings = self._behind.get(marks.source)
+        if listings is not None:
+            listings.run(self)
+
+    def launch(self, kernel: Kernel, grid: tuple[int, ...], threads: int, *args: Tensor | np.generic) -> None:
+        self.launches += 1
+        kernel(grid, threads, *args)
+
+    def is_early(self, listed: Listed) -> bool:
+        """Whether a list is there when the next kernel starts: all launches but the one before it have ended then."""
+        return listed.launch < self.launches
 
     def scratch(self, edge: Edge) -> Tensor:
         """Memory of the shape and strides of an edge's values, the same for every step: valid until the next call."""
@@ -194,9 +198,9 @@ class Backend:
         self._recording.play(steps, frame)
 
     @property
-    def outside(self) -> list[str]:
-        """Nodes that the graph could not hold; known after the first frame."""
-        return [] if self._recording is None else self._recording.outside
+    def outside(self) -> dict[str, str]:
+        """Nodes that the graph could not hold, and why; known after the first frame."""
+        return {} if self._recording is None else self._recording.outside
 
     def counts(self, edges: Sequence[Any]) -> Tensor:
         assert self._counted is not None
@@ -219,69 +223,38 @@ class Backend:
             self._places = torch.tensor(at, dtype=torch.int32, device=self._counters.device)
             self._counted = torch.zeros(len(self._edges), 2, dtype=torch.int64, device=self._counters.device)
         edges = len(self._edges)
-        self.kernel("masks.cu", "tally", torch.float32)(
-            (-(-edges // THREADS),), THREADS, self._counters, *self._places, self._counted, np.int32(edges)
-        )
+        tally = self.kernel("masks.cu", "tally", torch.float32)
+        grid = (-(-edges // THREADS),)
+        self.launch(tally, grid, THREADS, self._counters, *self._places, self._counted, np.int32(edges))
 
 
-class Candidates:
-    """The pixels that a step computes, as a list; from its inputs' marks by its reaches."""
-
-    def __init__(self, backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge):
-        n, _, height, width = edge.values.shape
-        device = edge.values.device
-        pairs = _needed(list(zip(reaches, (source.marks for source in inputs), strict=True)))
-        self._kernel: Kernel | None = None
-        first = pairs[0][1]
-        if (
-            len(pairs) == 1
-            and isinstance(pairs[0][0], Pixel)
-            and edge.threshold is None
-            and first.list is not None
-        ):
-            assert first.count is not None
-            edge.marks, self.list, self.count = first, first.list, first.count
-            return
-        edge.marks = backend.marks((n, 1, height, width), device)
-        self.list = torch.zeros(n * height * width, dtype=torch.int32, device=device)
-        self.count = backend.counter(1, device)
-        if edge.threshold is None:
-            edge.marks.list, edge.marks.count = self.list, self.count
-            edge.marks.covers |= frozenset().union(
-                *(
-                    marks.covers
-                    for reach, marks in zip(reaches, (s.marks for s in inputs), strict=True)
-                    if _keeps_places(reach)
-                )
-            )
-        self._kernel = backend.kernel("masks.cu", "spread", edge.values.dtype)
-        self._inputs = len(pairs)
-        packed, self._tables = zip(*(pack(reach, marks) for reach, marks in pairs), strict=True)
-        self._reaches = device_bytes(b"".join(packed), device)
-        self._grid = (-(-height * width // THREADS), n)
-        self._edge = edge
-
-    def run(self) -> None:
-        if self._kernel is None:
-            return
-        marks, (height, width) = self._edge.marks, self._edge.values.shape[2:]
-        self._kernel(
-            self._grid,
-            THREADS,
-            self._reaches,
-            np.int32(self._inputs),
-            marks.mask,
-            np.int32(self._edge.threshold is None),
-            marks.changed,
-            self.list,
-            self.count,
-            np.int32(height),
-            np.int32(width),
-        )
+def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
+    """The list of pixels that a step computes, from its inputs' marks by its reaches; and the edge's own marks."""
+    read = [(reach, source.marks) for reach, source in zip(reaches, inputs, strict=True)]
+    pairs = needed(read)
+    n, _, height, width = edge.values.shape
+    device = edge.values.device
+    (reach, first), alone = pairs[0], len(pairs) == 1
+    if alone and isinstance(reach, Pixel) and edge.threshold is None and first.listed is not None:
+        edge.marks = first
+        return first.listed
+    behind = max(marks.source for _, marks in pairs)
+    listed = Listed(
+        torch.zeros(n * height * width, dtype=torch.int32, device=device), backend.counter(1, device)
+    )
+    compared = edge.threshold is not None
+    edge.marks = backend.marks((n, 1, height, width), device, backend.place if compared else behind)
+    if not compared:
+        edge.marks.listed = listed
+        edge.marks.seen = (reach, first) if alone and isinstance(reach, Window) else None
+        among = [marks for reach, marks in read if keeps_places(reach)]
+        edge.marks.covers = frozenset(among).union(*(marks.covers for marks in among))
+    backend.add_listing(behind, Listing(edge.marks, listed, not compared, pairs))
+    return listed
 
 
 class Step:
-    """One operator: list the candidates, compute and store them."""
+    """One operator: compute the candidates and store them."""
 
     def __init__(
         self,
@@ -292,7 +265,7 @@ class Step:
         edge: Edge,
     ):
         self.operator, self.inputs, self.edge = operator, inputs, edge
-        self.candidates = Candidates(backend, reaches, inputs, edge)
+        self.candidates = candidates_of(backend, reaches, inputs, edge)
         edge.computed = self.candidates.count
         self._backend = backend
         try:
@@ -307,7 +280,6 @@ class Step:
         """Nothing is kept beside the edges."""
 
     def run(self) -> None:
-        self.candidates.run()
         self._compute()
 
     def _listed(self) -> None:
@@ -331,22 +303,25 @@ class Step:
         """Store the candidates of a map that changed, and mark them."""
         edge = self.edge
         _, channels, height, width = edge.values.shape
-        self._backend.kernel("masks.cu", "commit", edge.values.dtype)(
+        self._backend.launch(
+            self._backend.kernel("masks.cu", "commit", edge.values.dtype),
             (blocks_of(edge),),
             THREADS,
             fresh,
             *_strides(fresh),
             edge.values,
             np.int32(edge.pitch),
-            edge.mask,
+            edge.marks.bits,
             edge.marks.changed,
-            self.candidates.list,
+            self.candidates.places,
             self.candidates.count,
             np.int32(channels),
             np.int32(height),
             np.int32(width),
             _number(-1.0 if edge.threshold is None else edge.threshold, fresh.dtype),
         )
+        if edge.threshold is not None:
+            self._backend.list_behind(edge.marks)
 
 
 class _Launch:
@@ -359,11 +334,12 @@ class _Launch:
         macros = {**head.macros, **tail.macros(), "WIDTH": min(vector, edge.pitch)}
         self._kernel = backend.kernel(head.source, head.name, edge.values.dtype, head.shared_bytes, **macros)
         self._head, self._operands = device_bytes(head.packed, edge.values.device), tail.packed()
-        self._kept = (head, tail)
+        self._kept, self._backend = (head, tail), backend
         self._blocks = blocks_of(edge, head.shared_bytes) // head.cluster * head.cluster
 
-    def __call__(self, out: Tensor, candidates: Candidates) -> None:
-        self._kernel(
+    def __call__(self, out: Tensor, candidates: Listed) -> None:
+        self._backend.launch(
+            self._kernel,
             (self._blocks,),
             self._threads,
             self._head,
@@ -371,10 +347,11 @@ class _Launch:
             out,
             np.int32(self._pitch),
             np.int32(self._channels),
-            candidates.list,
+            candidates.places,
             candidates.count,
             np.int32(self._height),
             np.int32(self._width),
+            np.int32(self._backend.is_early(candidates)),
         )
 
 
@@ -385,48 +362,6 @@ def pitch_of(channels: int, dtype: torch.dtype) -> int:
         return 4
     vector = max(1, 16 // dtype.itemsize)
     return -(-channels // vector) * vector
-
-
-def pack(reach: Reach, marks: Marks) -> tuple[bytes, list[Tensor]]:
-    """struct Reach of kernels/masks.cu, and the tables whose addresses it holds."""
-    height, width = marks.mask.shape[2:]
-    window, taps, tables = (0,) * 8, (0, 0), []
-    if isinstance(reach, Window):
-        kind = 2 if reach.transposed else 1
-        window = (*reach.kernel, *reach.stride, *reach.padding, *reach.dilation)
-    else:
-        kind = _KINDS[type(reach)]  # type: ignore[index]
-    if isinstance(reach, Sources):
-        tables = [t.to(marks.mask.device, torch.int32).contiguous() for t in (reach.rows, reach.cols)]
-        taps = (reach.rows.shape[1], reach.cols.shape[1])
-    addresses = [t.data_ptr() for t in (marks.mask, marks.changed, *tables)]
-    numbers = (kind, height, width, *window, *taps, 0)
-    return struct.pack("=4Q14i", *addresses, *[0] * (4 - len(addresses)), *numbers), tables
-
-
-def _needed(pairs: list[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:
-    """Without the inputs, read pixel by pixel, whose changes are among those of another such input."""
-    kept: list[tuple[Reach, Marks]] = []
-    for reach, marks in pairs:
-        if isinstance(reach, Pixel):
-            if any(isinstance(r, Pixel) and marks in m.covers for r, m in kept):
-                continue
-            kept = [(r, m) for r, m in kept if not (isinstance(r, Pixel) and m in marks.covers)]
-        kept.append((reach, marks))
-    return kept
-
-
-def _keeps_places(reach: Reach) -> bool:
-    """Every changed pixel of the input is a candidate itself."""
-    if isinstance(reach, Window):
-        offsets = zip(reach.kernel, reach.padding, reach.dilation, strict=True)
-        return (
-            not reach.transposed
-            and reach.stride == (1, 1)
-            and reach.in_size == reach.out_size
-            and all(p % d == 0 and p // d < k for k, p, d in offsets)
-        )
-    return isinstance(reach, Pixel)
 
 
 def _kernel(source: str, name: str, dtype: torch.dtype, shared_bytes: int = 0, **macros: Any) -> Kernel:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +50,21 @@ def why_not(device: torch.device) -> str | None:
 
 
 class Kernel:
-    """One kernel of one source with its macros set. Arguments are checked: CuPy passes what it gets."""
+    """A compiled kernel. One that calls wait_for_predecessor (kernels/common.cuh) starts while the one before it in the
+    stream still runs, where the device and the driver's bindings can do that."""
 
     def __init__(self, source: str, name: str, macros: Mapping[str, Any], shared_bytes: int = 0):
-        self._function = _compile(source, tuple(sorted((k, str(v)) for k, v in macros.items()))).get_function(
-            name
-        )
-        self._shared_bytes = shared_bytes
-        if shared_bytes > 48 << 10:
-            self._function.max_dynamic_shared_size_bytes = shared_bytes
+        options = tuple(sorted((k, str(v)) for k, v in macros.items()))
+        self._name, self._shared_bytes = name, shared_bytes
+        self._module = _compiled(source, options, torch.cuda.current_device())
+        self._waits = source_of(source).count("wait_for_predecessor()") > 1  # one is its definition
+
+    @cached_property
+    def _function(self) -> Any:
+        function = self._module.result().get_function(self._name)
+        if self._shared_bytes > 48 << 10:
+            function.max_dynamic_shared_size_bytes = self._shared_bytes
+        return function
 
     def __call__(self, grid: tuple[int, ...], block: int, *args: Tensor | np.generic) -> None:
         """args: tensors go by their address, everything else is a numpy scalar of the parameter's type."""
@@ -68,7 +76,47 @@ class Kernel:
                 passed.append(arg)
             else:
                 raise TypeError(f"a kernel's argument is a {type(arg).__name__}: {arg!r}")
-        self._function(grid, (block,), tuple(passed), shared_mem=self._shared_bytes)
+        driver = _driver() if self._waits else None
+        if driver is None or torch.cuda.get_device_capability() < (9, 0):
+            self._function(grid, (block,), tuple(passed), shared_mem=self._shared_bytes)
+        else:
+            _launch_early(driver, self._function.kernel.ptr, grid, block, self._shared_bytes, passed)
+
+
+def _launch_early(
+    driver: Any,
+    function: int,
+    grid: tuple[int, ...],
+    block: int,
+    shared_bytes: int,
+    args: Sequence[np.generic],
+) -> None:
+    """Programmatic dependent launch; CuPy knows no launch attributes."""
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes = shared_bytes
+    config.hStream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
+    config.attrs, config.numAttrs = [attribute], 1
+    values = np.zeros(len(args), np.uint64)  # of each argument the first bytes
+    for i, arg in enumerate(args):
+        values[i : i + 1].view(arg.dtype)[0] = arg
+    pointers = values.ctypes.data + 8 * np.arange(len(args), dtype=np.uint64)
+    (error,) = driver.cuLaunchKernelEx(config, driver.CUfunction(function), pointers.ctypes.data, 0)
+    if int(error):
+        raise RuntimeError(f"a kernel could not be launched: {error}")
+
+
+@cache
+def _driver() -> Any:
+    """The driver's own bindings; None where they are not installed."""
+    try:
+        return importlib.import_module("cuda.bindings.driver")
+    except ImportError:
+        return None
 
 
 @contextmanager
@@ -86,6 +134,7 @@ def on_current_stream(device: torch.device) -> Iterator[None]:
             yield
 
 
+@cache
 def source_of(name: str) -> str:
     """The text of a kernel with its own headers inlined: CuPy's disk cache does not see what an #include reads."""
     folder = next(folder for folder in _FOLDERS if (folder / "common.cuh").exists())
@@ -106,11 +155,23 @@ def source_of(name: str) -> str:
 
 
 @cache
-def _compile(source: str, macros: tuple[tuple[str, str], ...]) -> Any:
+def _compiled(source: str, macros: tuple[tuple[str, str], ...], device: int) -> Future[Any]:
+    """Compiled beside the caller: a network's kernels take as long as the slowest of them."""
+    return _compilers().submit(_compile, source, macros, device)
+
+
+@cache
+def _compilers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="nvrtc")
+
+
+def _compile(source: str, macros: tuple[tuple[str, str], ...], device: int) -> Any:
     options = ("-std=c++17", *(f"-D{name}={text}" for name, text in macros))
+    cupy = _cupy()
     try:
-        module = _cupy().RawModule(code=source_of(source), options=options)
-        module.compile()
+        with cupy.cuda.Device(device):
+            module = cupy.RawModule(code=source_of(source), options=options)
+            module.compile()
     except Exception as error:
         raise InputError(f"kernels/{source} does not compile with {' '.join(options)}: {error}") from error
     return module

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from deltaconvert.backends.cuda.capturable import run_and_judge
 from deltaconvert.backends.cuda.kernels import on_current_stream
 
 
@@ -17,7 +18,7 @@ class Recording:
     """The steps of one program. The first frame runs them one by one and captures them; later ones replay the graph.
 
     What cannot be captured (a module with Python code of its own, an operator that waits for the device), and what
-    depends on it, runs after the graph, one launch at a time: `outside` names those nodes.
+    depends on it, runs after the graph, one launch at a time: `outside` names those nodes and says why.
     """
 
     def __init__(self, device: torch.device, start: Callable[[], None], finish: Callable[[], None]):
@@ -25,7 +26,7 @@ class Recording:
         self._known = False  # what the graph holds
         self._graph: torch.cuda.CUDAGraph | None = None
         self._late: list[Any] = []
-        self.outside: list[str] = []
+        self.outside: dict[str, str] = {}
 
     def play(self, steps: Sequence[Any], frame: Any) -> None:
         with torch.cuda.device(self._device):
@@ -36,28 +37,37 @@ class Recording:
 
     def _first(self, steps: Sequence[Any], frame: Any) -> None:
         self._inputs = {slot: value for slot, value in enumerate(frame.values) if value is not None}
-        waiting: set[fx.Node] = set()
+        waiting: dict[fx.Node, str] = {}
         early, self._late = [], []
         side, here = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(here)
         with torch.cuda.stream(side), on_current_stream(self._device):
             self._start()
             for step in steps:
-                if not _can_be_captured(step, frame) or not waiting.isdisjoint(step.node.all_input_nodes):
-                    waiting.add(step.node)
-                    self._late.append(step)
-                else:
+                reason = run_and_judge(step, frame, self._device)
+                late = [source for source in step.node.all_input_nodes if source in waiting]
+                if reason is None and late:
+                    reason = f"it reads {', '.join(n.meta.get('path', n.name) for n in late)}"
+                if reason is None:
                     early.append(step)
+                else:
+                    waiting[step.node] = reason
+                    self._late.append(step)
             self._finish()
         here.wait_stream(side)
-        self.outside = [step.node.name for step in self._late]
+        self.outside = {node.name: reason for node, reason in waiting.items()}
         self._inputs = {slot: value.clone() for slot, value in self._inputs.items()}
         self._still = type(frame)(list(frame.values), list(frame.changed))
         for slot, value in self._inputs.items():
             self._still.values[slot] = value
-        self._capture([step for step in early if step.node.op != "get_attr"], side)
-        self._done = torch.cuda.Event()
-        self._done.record(here)
+        try:
+            self._capture([step for step in early if step.node.op != "get_attr"], side)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            why = f"capturing the frame failed: {str(error).splitlines()[0]}"
+            self.outside = {step.node.name: why for step in steps}
+            self._late = list(steps)
         self._known = True
 
     def _capture(self, steps: Sequence[Any], side: torch.cuda.Stream) -> None:
@@ -78,8 +88,6 @@ class Recording:
         self._graph = graph
 
     def _replay(self, frame: Any) -> None:
-        here = torch.cuda.current_stream()
-        here.wait_event(self._done)  # the last frame may have run on another stream
         for slot, value in self._inputs.items():
             value.copy_(frame.values[slot], non_blocking=True)
         if self._graph is None:
@@ -94,7 +102,6 @@ class Recording:
                 for step in self._late:
                     step(frame)
                 self._finish()
-        self._done.record(here)
 
 
 @contextmanager
@@ -107,21 +114,3 @@ def _no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _can_be_captured(step: Any, frame: Any) -> bool:
-    """Run a step of a first frame; whether a graph may hold it: nothing but device work, none of it waited for."""
-    if step.island is None or not step.island.pure:
-        step(frame)
-        return step.island is None
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step(frame)
-        return True
-    except RuntimeError:
-        torch.cuda.set_sync_debug_mode("default")
-        step(frame)  # an error of its own is raised again
-        return False
-    finally:
-        torch.cuda.set_sync_debug_mode(before)

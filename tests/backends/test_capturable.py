@@ -1,0 +1,56 @@
+"""backends/cuda/capturable.py, with the CPU as its device: there is nothing else without a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deltaconvert.backends.cuda.capturable import run_and_judge
+
+ISLANDS = {
+    "a sum": (lambda x: x.cumsum(1) * 2, None),
+    "places": (lambda x: x[:, torch.zeros(3, dtype=torch.long)], None),
+    "a constant": (lambda x: x * torch.tensor(2.0), None),
+    "a value": (lambda x: x * x.max().item(), "waits for the device"),
+    "nonzero": (lambda x: x.nonzero(), "nonzero makes depends on values"),
+    "a mask": (lambda x: x[x > 0], "index makes depends on values"),
+    "written by a mask": (lambda x: torch.index_put(x, (x > 0,), x.sum()), "index_put makes depends on"),
+    "the host": (lambda x: x.to("meta").cumsum(1), "_to_copy has to do with meta"),
+    "one value": (lambda x: torch.empty((), device="meta").copy_(x.sum()), "copy_ has to do with"),
+    "an inverse": (lambda x: torch.linalg.inv(x), "waits for the device"),
+}
+
+
+@pytest.mark.parametrize("name", ISLANDS)
+def test_an_island(name):
+    function, expected = ISLANDS[name]
+    ran = []
+    x = torch.rand(4, 4)
+
+    def step(frame):
+        ran.append(function(x))
+
+    step.island = SimpleNamespace(pure=True, edge=None)
+    reason = run_and_judge(step, None, x.device)
+    assert len(ran) == 1
+    assert reason is None if expected is None else expected in reason
+
+
+@pytest.mark.parametrize(
+    "island, expected",
+    [
+        (None, None),
+        (SimpleNamespace(pure=False, edge=None), "its Python code runs in every frame"),
+        (SimpleNamespace(pure=True, edge=object()), None),
+    ],
+)
+def test_other_steps(island, expected):
+    ran = []
+
+    def step(frame):
+        ran.append(frame)
+
+    step.island = island
+    assert run_and_judge(step, 5, torch.device("cpu")) == expected and ran == [5]

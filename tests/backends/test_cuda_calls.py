@@ -1,0 +1,267 @@
+"""backends/cuda, as it is called: from any stream, thread and device, from host memory, a thousand times, with too
+little memory. What it computes is tested everywhere else."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from oracle import assert_close, assert_same_bits, edges, generator, scripted_video
+from torch import Tensor, nn
+
+import deltaconvert
+import model_zoo
+from deltaconvert.errors import InputError
+
+pytestmark = pytest.mark.gpu
+SHAPE = (2, 3, 66, 94)
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def dense(network: nn.Module, frames: list[Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        return [network(frame) for frame in frames]
+
+
+def assert_all_close(outputs: list[Tensor], expected: list[Tensor]) -> None:
+    torch.cuda.synchronize()
+    for t, (output, want) in enumerate(zip(outputs, expected, strict=True)):
+        assert_close(output, want, f"frame {t}")
+
+
+def busy(stream: torch.cuda.Stream) -> None:
+    """Milliseconds of work before whatever `stream` gets next: what does not wait for it then comes too early."""
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(5_000_000)
+
+
+def test_each_frame_from_another_stream(gpu):
+    """Nothing waits on the host: the order is the calls' all the same, outputs and statistics included."""
+    network = model_zoo.create("resnet18", seed=0).to(gpu)
+    video = scripted_video(SHAPE, torch.float32)
+    expected = dense(network, video)
+    model, alone = (deltaconvert.convert(network, video[0]) for _ in range(2))
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    outputs = []
+    torch.cuda.synchronize()
+    for t, frame in enumerate(video):
+        busy(streams[t % 3])
+        with torch.cuda.stream(streams[t % 3]):
+            outputs.append(model(frame))
+        alone(frame)
+    stats, masks = model.stats(), model.masks()
+    assert_all_close(outputs, expected)
+    assert stats == alone.stats()
+    assert all(torch.equal(mask, masks[path]) for path, mask in alone.masks().items())
+
+
+def test_reset_on_another_stream(gpu):
+    """It comes after the frame before it and before the frame behind it."""
+    network = model_zoo.create("resnet18", seed=0).to(gpu)
+    video = scripted_video(SHAPE, torch.float32)
+    expected = dense(network, video)
+    model = deltaconvert.convert(network, video[0])
+    one, other = torch.cuda.Stream(), torch.cuda.Stream()
+    outputs, works = [], []
+    torch.cuda.synchronize()
+    for t, frame in enumerate(video):
+        busy(one)
+        with torch.cuda.stream(one):
+            outputs.append(model(frame))
+        if t < 3:  # it waits, and the other frames must not
+            works.append(model.stats().work)
+        busy(other)
+        with torch.cuda.stream(other):
+            model.reset(t % 2 if t % 3 else None)
+    assert_all_close(outputs, expected)
+    assert works[1] == 1 and 0.5 <= works[2] < 1  # all streams, then one of two
+
+
+def test_frames_from_host_memory(gpu):
+    """Pageable or pinned, as floats: as if they had come from the device, and nothing waits."""
+    network = model_zoo.create("resnet18", seed=0).to(gpu)
+    video = [frame.cpu() for frame in scripted_video(SHAPE, torch.float32)]
+    expected = dense(network, [frame.to(gpu) for frame in video])
+    model = deltaconvert.convert(network, video[0].to(gpu))
+    outputs = [model(video[0])]
+    with no_waiting():
+        for t, frame in enumerate(video[1:]):
+            mine = frame.pin_memory() if t % 2 else frame.clone(memory_format=torch.channels_last)
+            outputs.append(model(mine))
+            if not t % 2:
+                mine.fill_(float("nan"))  # it was read before the call returned
+    assert all(output.device == gpu for output in outputs)
+    assert_all_close(outputs, expected)
+
+
+def test_models_in_threads(gpu):
+    """Each converts, plays and resets its own model, while another thread waits for the device again and again."""
+    failures, over = [], threading.Event()
+    networks = [model_zoo.create("resnet18", seed=seed).to(gpu) for seed in range(4)]
+    videos = [scripted_video((1, 3, 50, 70 + seed), torch.float32, seed) for seed in range(4)]
+    expected = [dense(network, video) for network, video in zip(networks, videos, strict=True)]
+
+    def work(place: int) -> None:
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                model = deltaconvert.convert(networks[place], videos[place][0])
+                for _ in range(3):
+                    outputs = [model(frame) for frame in videos[place]]
+                    model.reset()
+                torch.cuda.current_stream().synchronize()
+            for t, (output, want) in enumerate(zip(outputs, expected[place], strict=True)):
+                assert_close(output, want, f"thread {place}, frame {t}")
+            assert model.explain().rows and not model._program.outside
+        except BaseException as error:  # a thread's own failure would be printed and forgotten
+            failures.append(error)
+
+    def wait() -> None:
+        while not over.is_set():
+            torch.ones(8, device=gpu).sum().item()
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+    waiter = threading.Thread(target=wait)
+    for thread in (waiter, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    over.set()
+    waiter.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.parametrize("backend", ["cuda", "reference"])
+def test_the_second_device(gpu, backend):
+    """While the first one is the current device."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    second = torch.device("cuda", 1)
+    network = model_zoo.create("resnet18", seed=0).to(second)
+    video = [frame.to(second) for frame in scripted_video(SHAPE, torch.float32)]
+    expected = dense(network, video)
+    model = deltaconvert.convert(network, video[0], backend=backend)
+    with torch.cuda.device(0):
+        outputs = [model(frame) for frame in video]
+        model.reset(1)
+        outputs.append(model(video[-1].cpu()))
+    assert all(output.device == second for output in outputs)
+    torch.cuda.synchronize(second)
+    assert_all_close(outputs, [*expected, expected[-1]])
+
+
+def test_a_thousand_frames(gpu):
+    """Nothing adds up: the last frame is bitwise a reset model's, and memory does not grow."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.SiLU(), nn.Conv2d(24, 8, 1)
+    ).eval()
+    draw = generator(3)
+    frame = torch.randn(2, 3, 41, 53, generator=draw)
+    model = deltaconvert.convert(network, frame, threshold={"activation": 0.0})
+    fresh = copy.deepcopy(model)
+    places = torch.randint(0, 36, (1000, 3), device="cpu", generator=torch.Generator("cpu").manual_seed(1))
+    for t, (stream, y, x) in enumerate(places.tolist()):
+        frame[stream % 2, :, y : y + 5, x : x + 9] = torch.randn(3, 5, 9, generator=draw)[:, : 41 - y]
+        output = model(frame)
+        if t == 10:
+            held = torch.cuda.memory_allocated()
+        if t % 100 == 99:
+            fresh.reset()
+            assert_same_bits(output, fresh(frame), f"frame {t}")
+            assert_close(output, dense(network, [frame])[0], f"frame {t}")
+    del output
+    assert torch.cuda.memory_allocated() <= held + fresh.stats().state_bytes + (1 << 20)
+
+
+NETWORKS = {
+    "bottleneck": lambda: model_zoo.create("resnet50", seed=0).layer2[:2].eval(),
+    "inverted": lambda: model_zoo.create("efficientnet_b0", seed=0),
+    "unet": lambda: model_zoo.create("unet_bilinear", seed=0),
+    "tokens": lambda: model_zoo.create("convnext_tiny", seed=0),
+}
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.02])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_candidate_is_written_and_no_other_pixel(gpu, name, threshold):
+    """The state of one node at a time is filled with a NaN that nobody computes; what a frame wrote is then its mask.
+
+    Channels are written all or none, and the memory behind a pixel's last channel stays zero.
+    """
+    network = NETWORKS[name]().to(gpu)
+    first = next(p for p in network.parameters() if p.dim() == 4)
+    base = torch.rand(2, first.shape[1], 45, 70)
+    moved = base.clone()
+    moved[1, :, 11:18, 22:30] += 0.5
+    model = deltaconvert.convert(network, base, threshold={"activation": threshold})
+    model(base)
+    for path, edge in edges(model).items():
+        bits = edge.values.view(torch.int32)
+        model.reset()
+        model(base)
+        edge.reset(slice(None))
+        poison = bits.flatten()[0].clone()
+        model(moved)
+        written = bits != poison
+        assert torch.equal(written.any(1, keepdim=True), edge.mask), path
+        assert torch.equal(written.all(1, keepdim=True), edge.mask), path
+        memory = torch.empty(0, dtype=edge.values.dtype).set_(edge.values.untyped_storage())
+        pixels = memory.view(-1, edge.pitch)
+        assert not pixels[:, edge.values.shape[1] :].any(), f"{path}: behind the last channel"
+
+
+def test_too_little_memory(gpu):
+    """Converting, a new size, and a frame that do not fit: an error that says what to do, nothing kept, and the model
+    goes on as before."""
+    network = model_zoo.create("resnet18", seed=0).to(gpu)
+    small, large = torch.rand(1, 3, 64, 64), torch.rand(8, 3, 1024, 1024)
+    model = deltaconvert.convert(network, small)
+    expected = model(small)
+    gc.collect()
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated()
+    free = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (1 << 30)) / free)
+    try:
+        for attempt in (lambda: model(large), lambda: deltaconvert.convert(network, large)):
+            with pytest.raises(
+                InputError, match="does not fit into the device's memory: use a smaller batch"
+            ):
+                attempt()
+            gc.collect()
+            assert torch.cuda.memory_allocated() <= held + (1 << 20)
+            assert_same_bits(model(small), expected, "after the error")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def allocated() -> int:
+    """Bytes, without what cuBLAS keeps for each stream that ever called it."""
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
+    return torch.cuda.memory_allocated()
+
+
+def test_a_deleted_model_frees_its_memory(gpu):
+    network = model_zoo.create("resnet18", seed=0).to(gpu)
+    frame = torch.rand(1, 3, 64, 96)
+    before = allocated()
+    model = deltaconvert.convert(network, frame)
+    for _ in range(2):
+        model(frame)
+    assert torch.cuda.memory_allocated() > before + (1 << 20)
+    del model
+    assert allocated() <= before

@@ -1,0 +1,67 @@
+"""backends/cuda without a GPU: its kernels on the CPU (tests/kernels/on_cpu.py), against the reference backend."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import Call, assert_close, assert_same_bits, scripted_video
+from torch import nn
+
+import deltaconvert
+import model_zoo
+
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))
+from on_cpu import GXX, without_a_gpu
+
+pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    without_a_gpu(monkeypatch)
+
+
+def check(network: nn.Module, shape: tuple[int, ...], **options) -> deltaconvert.DeltaModel:
+    """Outputs, masks and counts are the reference's, and outputs those of a network that saw nothing before."""
+    video = scripted_video(shape, torch.float32)[:6]
+    ours, theirs, fresh = (
+        deltaconvert.convert(network, video[0], backend=b, **options) for b in ("cuda", "reference", "cuda")
+    )
+    for t, frame in enumerate(video):
+        output = ours(frame)
+        assert_close(output, theirs(frame), f"frame {t}")
+        masks = theirs.masks()
+        for path, mask in ours.masks().items():
+            assert torch.equal(mask, masks[path]), f"frame {t}: masks of {path} differ"
+        counted = [(row.computed, row.density) for row in theirs.stats().layers]
+        assert [(row.computed, row.density) for row in ours.stats().layers] == counted
+        if not options:
+            fresh.reset()
+            assert_same_bits(output, fresh(frame), f"frame {t} against a reset model")
+    return ours
+
+
+def test_a_step_is_one_launch_and_all_lists_are_one():
+    model = check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50))
+    beside = 2  # the lists, the counts
+    assert model._program._backend.launches == 6 * (len(model._program.edges) + beside)
+
+
+def test_thresholds():
+    check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50), threshold={"activation": 0.05})
+
+
+def test_many_operators():
+    network = Call(
+        lambda m, x: torch.cat(
+            [m.up(m.a(x)), m.gate(x.mean((2, 3), keepdim=True)).sigmoid() * m.b(x)], 1
+        ).relu(),
+        a=nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        up=nn.Upsample(scale_factor=2, mode="bilinear"),
+        b=nn.Sequential(nn.ConvTranspose2d(3, 5, 2, stride=2), nn.AvgPool2d(2), nn.MaxPool2d(3, 1, 1)),
+        gate=nn.Conv2d(3, 5, 1),
+    ).eval()
+    check(network, (2, 3, 12, 70))
