@@ -1,0 +1,98 @@
+"""Cameras come, go, reset and misbehave for minutes: every output right, memory flat.
+
+Seconds here; `make soak` runs five minutes, DELTACONVERT_SOAK_MINUTES=60 an hour.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import tolerance
+from torch import nn
+
+import deltaconvert
+from deltaconvert.errors import DeltaConvertError
+from deltaconvert.streams import StreamPool
+
+MINUTES = float(os.environ.get("DELTACONVERT_SOAK_MINUTES", "0.2"))
+PAUSE = float(os.environ.get("DELTACONVERT_SOAK_PAUSE", "0"))  # seconds between frames, to be kind to others
+SHAPE = (1, 3, 45, 61)
+MOST = 8  # streams
+# Bytes; allocators keep what a peak left behind. A leak of one frame in every step would pass it in three minutes.
+SLACK = 48 * 2**20
+
+
+def resident() -> int:
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.timeout(60 * MINUTES + 120)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_soak():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.GroupNorm(2, 8),
+    ).eval()
+    pool = StreamPool(deltaconvert.convert(network, torch.rand(SHAPE), backend="cpu"), MOST, limit=MOST)
+    draw, scenes, number = random.Random(0), {}, 0
+    settled, start = None, time.monotonic()
+    steps = 0
+    while time.monotonic() - start < 60 * MINUTES:
+        event = draw.random()
+        if (event < 0.05 and len(scenes) < MOST) or not scenes:
+            number += 1
+            scenes[number] = torch.rand(SHAPE)
+            pool.join(number)
+        elif event < 0.08:
+            gone = draw.choice(list(scenes))
+            del scenes[gone]
+            pool.drop(gone)
+        elif event < 0.10:
+            pool.reset(draw.choice(list(scenes)))
+        elif event < 0.12:
+            moved = draw.choice(list(scenes))
+            taken = pool.snapshot(moved)
+            pool.drop(moved)
+            pool.join(moved, taken)
+        elif event < 0.14:
+            with pytest.raises(DeltaConvertError):
+                pool.put(draw.choice(list(scenes)), torch.rand(1, 3, 5, 5))
+        for stream, scene in scenes.items():
+            if draw.random() < 0.7:
+                y, x = draw.randrange(SHAPE[2] - 9), draw.randrange(SHAPE[3] - 9)
+                scene[..., y : y + 9, x : x + 9] = torch.rand(3, 9, 9)
+                frame = scene.clone()
+                if draw.random() < 0.01:
+                    frame[..., y, x] = float("nan")  # for one frame
+                pool.put(stream, frame)
+        for stream, result in pool.step().items():
+            if result.error is not None:
+                raise result.error
+            if draw.random() < 0.1 and result.output.isfinite().all():
+                with torch.no_grad():
+                    expected = network(scenes[stream])
+                difference = float((result.output - expected).abs().max())
+                assert difference <= tolerance(torch.float32, expected), (
+                    f"stream {stream} after {steps} steps"
+                )
+        steps += 1
+        time.sleep(PAUSE)
+        if settled is None and time.monotonic() - start > 12 * MINUTES:
+            gc.collect()
+            settled = resident()
+    gc.collect()
+    assert settled is not None and steps > 20
+    growth = resident() - settled
+    print(f"{steps} steps, {number} streams, {MINUTES:g} minutes, memory grew by {growth / 2**20:.1f} MB")
+    assert growth < SLACK
