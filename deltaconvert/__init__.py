@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from deltaconvert.container import load
     from deltaconvert.convert import convert
     from deltaconvert.errors import DeltaConvertError
+    from deltaconvert.gate import Gate
     from deltaconvert.model import DeltaModel
     from deltaconvert.streams import StreamPool
 
-__all__ = ["DeltaConvertError", "DeltaModel", "StreamPool", "convert", "load"]
+__all__ = ["DeltaConvertError", "DeltaModel", "Gate", "StreamPool", "convert", "load"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "DeltaConvertError": "errors",
     "DeltaModel": "model",
     "StreamPool": "streams",
+    "Gate": "gate",
     "convert": "convert",
     "load": "container",
 }

@@ -5,6 +5,7 @@ torch is imported inside the commands: --help and usage errors should not wait f
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import traceback
@@ -92,6 +93,13 @@ Threshold = Annotated[
         "path: input=0.04 (repeat the option for several). 0 is exact."
     ),
 ]
+Gate = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="How frames are looked at: smooth=5, noise=3, dilate=2, cut=0.7, refresh=300, max_density=0.2, "
+        "nonfinite=hold (repeat the option for several)."
+    ),
+]
 Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 
@@ -105,6 +113,7 @@ def convert(
     input: Input = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
     threshold: Threshold = None,
+    gate: Gate = None,
     backend: Backend = "auto",
     random: Annotated[
         bool, typer.Option("--random", help="Convert untrained weights, without a checkpoint.")
@@ -129,7 +138,7 @@ def convert(
         raise _usage("give either a CHECKPOINT or --random", "CHECKPOINT")
     output = _needed(output, "--output")
     shape = _shape(_needed(input, "--input"))
-    rules = _rules(threshold)
+    rules = _rules(threshold, gate)
     import deltaconvert
     from deltaconvert import checkpoint as weights
     from deltaconvert import feed
@@ -207,12 +216,13 @@ def run(
         str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
     ] = None,
     threshold: Threshold = None,
+    gate: Gate = None,
     compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
     backend: Backend = "auto",
     json_output: Json = False,
 ) -> None:
     """Run a converted network on a video, and say what it saved."""
-    rules = _rules(threshold) if threshold else None
+    rules = _rules(threshold, gate) if threshold or gate else None
     pixels = _size(size)
     from deltaconvert import container, feed
     from deltaconvert import video as videos
@@ -223,6 +233,7 @@ def run(
     recipe = feed.from_json(model.info.get("recipe"))
     with videos.read(video, limit=limit) as reader, _progress(f"{video}", reader.frames) as progress:
         if rules is not None:
+            rules = rules if threshold else dataclasses.replace(rules, rules=model.rules)
             first = recipe.prepare(resize(reader.peek(), pixels))
             with _as_usage("--threshold"):
                 model = model.with_thresholds(rules, *model.signature.call([first])[0])
@@ -465,8 +476,14 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise _usage(f"{text!r} is no list of numbers such as 0.5,1,2.5", option) from None
 
 
-def _rules(given: Sequence[str] | None) -> Any:
-    """0.05 or 10% for all; input=0.04 activation=10% by kind or path."""
+def _rules(given: Sequence[str] | None, gate: Sequence[str] | None = None) -> Any:
+    """0.05 or 10% for all; input=0.04 activation=10% by kind or path; a file of them. Settings of the gate beside."""
+    if gate:
+        from deltaconvert.gate import Gate
+        from deltaconvert.thresholds import Thresholds
+
+        with _as_usage("--gate"):
+            return dataclasses.replace(Thresholds.of(_rules(given)), gate=Gate.of(_settings(gate)))
     if not given:
         return 0.0
     rules: dict[str, float | str] = {}
@@ -479,6 +496,18 @@ def _rules(given: Sequence[str] | None) -> Any:
 
     with _as_usage("--threshold"):
         return Thresholds.of(rules.get("", rules))
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any]:
+    """smooth=5 nonfinite=hold; whole numbers are integers."""
+    settings: dict[str, Any] = {}
+    for setting in given:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise _usage(f"{setting!r} sets nothing: write it as smooth=5", "--gate")
+        amount = text.strip()
+        settings[name.strip()] = int(amount) if amount.isdecimal() else _number_or_text(amount)
+    return settings
 
 
 def _number_or_text(text: str) -> float | str:

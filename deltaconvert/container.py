@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deltaconvert.convert import load_backend
 from deltaconvert.errors import ContainerError, DeltaConvertError
+from deltaconvert.gate import Gate
 from deltaconvert.graph_json import (
     dtype_named,
     graph_from_json,
@@ -57,6 +58,7 @@ def save(model: DeltaModel, path: str | Path) -> None:
             for shape, dtype in model.example
         ],
         "thresholds": [[where, rule] for where, rule in model.rules.items()],
+        **({"gate": model.gate.to_json()} if model.gate.to_json() else {}),
         "keep_dense": list(model.keep_dense),
         "info": model.info,
     }
@@ -106,7 +108,8 @@ def _build(
 ) -> DeltaModel:
     signature = signature_from_json(network.get("signature"))
     frames = _example(network.get("inputs"), device)
-    thresholds = Thresholds.of(dict(_rules(network.get("thresholds"))))
+    rules = Thresholds.of(dict(_rules(network.get("thresholds")))).rules
+    thresholds = Thresholds(rules, Gate.of(network.get("gate")))
     keep_dense, info = network.get("keep_dense"), network.get("info")
     if not isinstance(keep_dense, list) or not all(isinstance(pattern, str) for pattern in keep_dense):
         raise ContainerError("keep_dense is no list of paths")

@@ -6,6 +6,7 @@ import copy
 import importlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.gate import Gate
 from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
 from deltaconvert.normalise import normalise
-from deltaconvert.thresholds import Rule, Thresholds, refuse_unknown
+from deltaconvert.thresholds import Threshold, Thresholds, refuse_unknown
 from deltaconvert.trace import Traced, trace
 
 BACKENDS = ("reference", "cpu", "cuda")
@@ -27,7 +29,8 @@ def convert(
     model: nn.Module,
     example: Any,
     *,
-    threshold: Rule | Mapping[str, Rule] = 0.0,
+    threshold: Threshold = 0.0,
+    gate: Gate | Mapping[str, Any] | None = None,
     backend: str = "auto",
     leaves: Sequence[type[nn.Module] | str] = (),
     keep_dense: Sequence[str] = (),
@@ -41,7 +44,10 @@ def convert(
         kinds and single nodes apart: {"input": 0.04, "activation": "10%", "gate": "1%", "layer1.*": 0.2}, where a
         percentage is one of the node's mean magnitude on `example`. "statistics" are the means and deviations of
         group and instance norms. Kinds go before parts of the network that have their names: a part `input` is
-        reached by the pattern "[i]nput".
+        reached by the pattern "[i]nput". "10% weighted" goes by what the next layers do with each channel. A path that
+        ends in .json is a file of thresholds, as calibrate makes them.
+    gate: how frames are looked at where they come in: Gate(smooth=5, refresh=300) or a dict of its settings. It goes
+        before the gate of a file of thresholds.
     backend: "reference", "cpu", "cuda", or "auto": the fastest one for the device of `example`.
     leaves: module classes or paths that run whole, as they are.
     keep_dense: paths of nodes, or patterns of them, that stay dense.
@@ -51,6 +57,8 @@ def convert(
     dense, and explain() says why.
     """
     rules = Thresholds.of(threshold)
+    if gate is not None:
+        rules = replace(rules, gate=Gate.of(gate))
     if isinstance(keep_dense, str):
         raise InputError(f"keep_dense is a text: give a list, [{keep_dense!r}]")
     args, kwargs = _call_of(example)

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
+from deltaconvert.gate import Watch
 from deltaconvert.plan import Plan
 
 # Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
@@ -112,7 +113,9 @@ class Program:
 
     def _bind_sparsify(self, node: fx.Node) -> None:
         meta = node.meta
-        edge = self._backend.sparsify(meta["shape"], meta["dtype"], meta["device"], meta["threshold"])
+        where = (meta["shape"], meta["dtype"], meta["device"], meta["threshold"])
+        watch = Watch(meta["gate"], *where) if "gate" in meta else None
+        edge = self._backend.sparsify(*where, watch)
         self.edges[node.name] = edge
         source = self._slots[node.args[0]]
         self._steps.append(Step(node, lambda frame: edge.run(frame.values[source])))
@@ -128,7 +131,7 @@ class Program:
             meta["shape"],
             meta["dtype"],
             meta["device"],
-            meta.get("threshold"),
+            _threshold(meta),
             meta.setdefault(self._notes, {}),
         )
         self.edges[node.name] = step.edge
@@ -240,6 +243,13 @@ def is_pure(node: fx.Node) -> bool:
         None,
         "torch.functional",
     )
+
+
+def _threshold(meta: dict[str, Any]) -> Any:
+    """What a step compares with: nothing (None), a number, or (C), one for each channel."""
+    if "shares" not in meta:
+        return meta.get("threshold")
+    return (meta["threshold"] * meta["shares"]).to(meta["device"], meta["dtype"])
 
 
 def _attribute(root: Any, path: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -15,11 +16,12 @@ from torch import Tensor, fx, nn
 from deltaconvert import snapshot
 from deltaconvert.check import names_of, sparsify
 from deltaconvert.errors import DeltaConvertError, InputError
+from deltaconvert.gate import Gate
 from deltaconvert.lower import Program
 from deltaconvert.memory import within_memory
 from deltaconvert.plan import Plan, plan
 from deltaconvert.report import Explanation, Stats, Tally, explain
-from deltaconvert.thresholds import Rule, Thresholds, refuse_unknown
+from deltaconvert.thresholds import Rule, Threshold, Thresholds, refuse_unknown
 from deltaconvert.trace import Signature
 from deltaconvert.turns import Turns, in_turn
 
@@ -67,6 +69,11 @@ class DeltaModel(nn.Module):
         return self._backend.NAME
 
     @property
+    def device(self) -> torch.device:
+        """Where its frames have to be."""
+        return self._like[0][2]
+
+    @property
     def streams(self) -> int:
         """The number of streams: the batch size of the frames."""
         return self._program.plan.streams
@@ -88,8 +95,14 @@ class DeltaModel(nn.Module):
         """The threshold rules, those of the example frame resolved: what another size or a saved file goes by."""
         return self._thresholds.rules
 
-    def with_thresholds(self, threshold: Rule | Mapping[str, Rule], *args: Any, **kwargs: Any) -> DeltaModel:
-        """The same network under other thresholds, as convert(threshold=...) takes them.
+    @property
+    def gate(self) -> Gate:
+        """How frames are looked at where they come in."""
+        return self._thresholds.gate or Gate()
+
+    def with_thresholds(self, threshold: Threshold, *args: Any, **kwargs: Any) -> DeltaModel:
+        """The same network under other thresholds, as convert(threshold=...) takes them. Its gate stays, unless they
+        come with one.
 
         args, kwargs: one call of the network, on a frame that relative thresholds are measured on.
         """
@@ -97,6 +110,7 @@ class DeltaModel(nn.Module):
         self._check(frames)
         with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
             rules = Thresholds.of(threshold)
+            rules = rules if rules.gate is not None else replace(rules, gate=self.gate)
             model = DeltaModel(self.graph, self.signature, frames, rules, self._backend, self.keep_dense)
         # Rules of this model may name nodes that only another size has.
         refuse_unknown((name for name in rules.rules if name not in self.rules), model.names, "threshold")

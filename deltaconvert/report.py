@@ -19,6 +19,7 @@ class ExplainRow:
 
     kind: "delta", "dense", "sparsify" or "densify". share: of all multiply-accumulates of a frame.
     threshold: the largest change that is dropped here; None where nothing is compared.
+    how: what else decides there: "weighted" by channels, or the settings of the gate.
     inputs: the paths of the nodes that it reads, and the names of frames.
     shape: of its result; None if that is no tensor.
     outside: why it runs after the frame's CUDA graph and not in it, known after a frame; None if it runs in it.
@@ -31,6 +32,7 @@ class ExplainRow:
     macs: int
     share: float
     threshold: float | None
+    how: str
     state_bytes: int
     inputs: tuple[str, ...]
     shape: tuple[int, ...] | None
@@ -71,7 +73,7 @@ class Explanation:
                 row.operator,
                 row.runs_as,
                 f"{row.share:.1%}" if row.macs else "",
-                "" if row.threshold is None else f"{row.threshold:.4g}",
+                "" if row.threshold is None else f"{row.threshold:.4g} {row.how}".rstrip(),
                 size_text(row.state_bytes) if row.state_bytes else "",
             )
             for row in self.rows
@@ -108,8 +110,12 @@ class LayerStats:
 
 @dataclass(frozen=True)
 class Stats:
+    """gates: for each gated input, by path, "held": pixels with NaN or infinity that were kept out so far, "cuts": full
+    frames after a cut so far, "waiting": tiles that wait for their turn now."""
+
     frames: int
     layers: list[LayerStats]
+    gates: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def macs_done(self) -> int:
@@ -143,6 +149,7 @@ class Stats:
             "work": self.work,
             "mean_work": self.mean_work,
             "state_bytes": self.state_bytes,
+            "gates": self.gates,
             "layers": [asdict(layer) for layer in self.layers],
         }
 
@@ -165,6 +172,8 @@ class Stats:
             f"{self.frames} frames; the last did {self.work:.1%} of a dense frame's work, "
             f"the mean is {self.mean_work:.1%}; state {size_text(self.state_bytes)}"
         )
+        for path, counts in self.gates.items():
+            tail += f"\ngate of {path}: " + ", ".join(f"{name} {count}" for name, count in counts.items())
         return table(head, body) + "\n" + tail
 
 
@@ -186,7 +195,7 @@ class Tally:
             self.ran[name] = self.ran.get(name, 0) + island.ran
 
     def stats(self, program: Program) -> Stats:
-        layers = []
+        layers, gates = [], {}
         last, total = (
             [(0, 0)] * len(program.edges) if counts is None else counts.tolist()
             for counts in (self.last, self.total)
@@ -195,9 +204,11 @@ class Tally:
         for node in program.plan.graph.graph.nodes:
             if node.name in program.edges:
                 layers.append(self._delta(node, program.edges[node.name], *counts[node.name]))
+                if "gate" in node.meta:
+                    gates[node.meta.get("path", node.name)] = program.edges[node.name].watch.report()
             elif node.meta.get("macs") and node.op in ("call_function", "call_method", "call_module"):
                 layers.append(self._dense(node, program.islands[node.name].ran))
-        return Stats(self.frames, layers)
+        return Stats(self.frames, layers, gates)
 
     def _delta(self, node: fx.Node, edge: Any, last: Sequence[int], total: Sequence[int]) -> LayerStats:
         shape, macs = node.meta["shape"], node.meta.get("macs", 0) if node.target is not sparsify else 0
@@ -260,6 +271,7 @@ def explain(program: Program) -> Explanation:
                 macs=macs,
                 share=macs / total,
                 threshold=node.meta.get("threshold"),
+                how="weighted" if "shares" in node.meta else str(node.meta.get("gate", "")),
                 state_bytes=0 if edge is None else edge.state_bytes(),
                 inputs=_read_by(node),
                 shape=node.meta.get("shape"),

@@ -1,20 +1,29 @@
 """How large a change must be to count, and where: the user's rules and what they come to at each node.
 
 A change is dropped at a node if no channel of the pixel moved by more than the node's threshold. Rules are numbers in
-the units of the feature map, or percentages of its mean magnitude on the example frame ("10%").
+the units of the feature map, or percentages of its mean magnitude on the example frame ("10%"). With the word
+"weighted" behind it ("10% weighted") a rule asks more of channels that the next layers hardly read, and less of those
+that they read most.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from deltaconvert.errors import InputError
+from deltaconvert.gate import Gate
 
 Rule = float | str
+FORMAT, VERSION = "deltaconvert-thresholds", 1
+WEIGHTED = "weighted"
 KINDS = ("input", "activation", "gate", "statistics")
 
 
@@ -30,19 +39,25 @@ class Thresholds:
     were fused into goes by the path of each of them.
 
     The names of the kinds always mean the kinds. A node whose path is "input" is reached by a pattern: "[i]nput".
+
+    gate: how frames are looked at where they come in; None where nobody said.
     """
 
     rules: Mapping[str, Rule]
+    gate: Gate | None = None
 
     @classmethod
-    def of(cls, value: Rule | Mapping[str, Rule] | Thresholds) -> Thresholds:
-        """From what convert(threshold=...) takes: one rule for inputs and activations, or a mapping of rules.
+    def of(cls, value: Threshold) -> Thresholds:
+        """From what convert(threshold=...) takes: one rule for inputs and activations, a mapping of rules, or a file
+        of them (a path that ends in .json), as `calibrate` makes them.
 
         One rule above zero gives gates and statistics a threshold of their own, 1 %: without it one that moves by a
         rounding error would recompute its map in every frame.
         """
         if isinstance(value, Thresholds):
             return value
+        if isinstance(value, PathLike) or (isinstance(value, str) and value.endswith(".json")):
+            return cls.read(value)
         if isinstance(value, Mapping):
             rules = {kind: 0.0 for kind in KINDS} | dict(value)
         else:
@@ -54,8 +69,28 @@ class Thresholds:
             _amount(rule, 1.0, name)
         return cls(rules)
 
-    def at(self, kind: str, names: Sequence[str], scale: float) -> float:
-        """The threshold of a node of that kind; `names` are its paths, its values have the mean magnitude `scale`."""
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> Thresholds:
+        """From a file that `write` made. InputError if it is another one, OSError if there is none."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            known = found["format"] == FORMAT and found["version"] <= VERSION
+            rules, gate = dict(found["threshold"]), found.get("gate")
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} holds no thresholds: make it with deltaconvert calibrate") from error
+        if not known:
+            raise InputError(f"{path} is of a newer version: pip install --upgrade deltaconvert")
+        return cls(cls.of(rules).rules, None if gate is None else Gate.of(gate))
+
+    def write(self, path: str | PathLike[str], **facts: Any) -> None:
+        """One JSON file; `facts` travel along: where the thresholds came from."""
+        gate = {} if self.gate is None else {"gate": self.gate.to_json()}
+        content = {"format": FORMAT, "version": VERSION, "threshold": dict(self.rules), **gate, **facts}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def at(self, kind: str, names: Sequence[str], scale: float) -> tuple[float, bool]:
+        """(threshold, whether weighted) of a node of that kind; `names` are its paths, its values have the mean
+        magnitude `scale`."""
         rule, by_path = self.rules[kind], None
         for pattern, candidate in self.rules.items():
             if pattern in KINDS:
@@ -64,12 +99,17 @@ class Thresholds:
                 by_path = candidate
             elif matches(pattern, names):
                 rule = candidate
-        return _amount(rule if by_path is None else by_path, scale, names[0])
+        rule = rule if by_path is None else by_path
+        return _amount(rule, scale, names[0]), _is_weighted(rule)
 
-    def resolved(self, placed: Iterable[tuple[Sequence[str], float]]) -> Thresholds:
+    def resolved(self, placed: Iterable[tuple[Sequence[str], Rule]]) -> Thresholds:
         """These rules with the thresholds that they came to at nodes, given by their names, before all others."""
-        exact = {_as_rule(name): amount for names, amount in placed for name in names}
-        return Thresholds({name: rule for name, rule in self.rules.items() if name not in exact} | exact)
+        exact = {as_rule(name): amount for names, amount in placed for name in names}
+        rest = {name: rule for name, rule in self.rules.items() if name not in exact}
+        return Thresholds(rest | exact, self.gate)
+
+
+Threshold = Rule | Mapping[str, Rule] | PathLike[str] | Thresholds  # what convert(threshold=...) takes
 
 
 def matches(pattern: str, names: Iterable[str]) -> bool:
@@ -90,19 +130,22 @@ def refuse_unknown(patterns: Iterable[str], names: Collection[str], option: str)
         raise InputError(f"{option}: {pattern!r} names no node of the network: {hint}")
 
 
-def _as_rule(path: str) -> str:
+def as_rule(path: str) -> str:
     """The rule that means the node `path` and nothing else; the names of kinds are taken."""
     return f"[{path[0]}]{path[1:]}" if path in KINDS else path
+
+
+def _is_weighted(rule: Rule) -> bool:
+    return isinstance(rule, str) and rule.strip().endswith(WEIGHTED)
 
 
 def _amount(rule: Rule, scale: float, name: str = "threshold") -> float:
     try:
         if isinstance(rule, bool):
             raise ValueError
-        if isinstance(rule, str) and rule.strip().endswith("%"):
-            amount = float(rule.strip()[:-1]) / 100 * scale
-        else:
-            amount = float(rule)
+        number = rule.strip().removesuffix(WEIGHTED).strip() if isinstance(rule, str) else rule
+        relative = isinstance(number, str) and number.endswith("%")
+        amount = float(str(number)[:-1]) / 100 * scale if relative else float(number)
     except (TypeError, ValueError):
         raise InputError(
             f'{name}={rule!r} is no threshold: give a number such as 0.05, or a share such as "10%"'

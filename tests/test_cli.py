@@ -209,6 +209,12 @@ def test_run_compares_and_marks(converted, clip, tmp_path):
     assert "changed pixels" in text and "times as fast" in text and "difference to dense" in text
 
 
+def test_run_with_a_gate(converted, clip):
+    args = ("run", converted, "--video", clip, "--json", "--limit", 4, *BACKEND)
+    plain, capped = (json.loads(call(*args, *extra).stdout) for extra in ((), ("--gate", "max_density=0.01")))
+    assert capped["density"] < plain["density"] and capped["density"] <= 0.05
+
+
 def test_run_with_thresholds_of_the_video(converted, clip):
     args = ("run", converted, "--video", clip, "--json", *BACKEND)
     exact, loose = (json.loads(call(*args, *extra).stdout) for extra in ((), ("--threshold", "50%")))
@@ -316,6 +322,14 @@ def test_bench_names_the_extra_that_draws(converted, tmp_path, monkeypatch):
         (["explain", "--arch", NET, "--input", "big"], "no size such as"),
         (["explain", "--arch", NET, "--threshold", "x"], "no threshold"),
         (["explain", "--arch", NET, "--threshold", "-1"], "not negative"),
+        (
+            ["convert", "--random", "--arch", NET, "--input", "1x3x8x8", "-o", "x", "--gate", "smooth=4"],
+            "odd",
+        ),
+        (
+            ["convert", "--random", "--arch", NET, "--input", "1x3x8x8", "-o", "x", "--gate", "smooth"],
+            "sets nothing",
+        ),
         (["explain", "--arch", NET, "--threshold", "0.1", "--threshold", "0.2"], "stands alone"),
         (["bench", "--arch", NET, "--density", "200"], "percentages"),
         (["bench", "--arch", NET, "--density", "a"], "no list of numbers"),

@@ -8,21 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.reach import Reach
 
 NAME = "reference"
 PASSES = ()  # what a backend does to a plan before its nodes become steps
+Amount = float | Tensor  # a threshold; (C) has one for each channel
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Edge:
     """One delta: the map as it stands (values, N C H W) and the pixels that changed in this frame (mask, N 1 H W).
 
-    threshold: None where every candidate counts as a change; else the largest change that is dropped.
+    threshold: None where every candidate counts as a change; else the largest change that is dropped, of all channels
+    or, (C), of each.
     """
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float | None):
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: Amount | None):
         self.threshold = threshold
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.mask = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool, device=device)
@@ -74,12 +77,14 @@ def fill_unseen(stored: Tensor) -> None:
     stored.view(integer).copy_(nan.view(integer) + 1)
 
 
-def differs(new: Tensor, stored: Tensor, threshold: float) -> Tensor:
+def differs(new: Tensor, stored: Tensor, threshold: Amount) -> Tensor:
     """bool (N, 1, H, W): pixels in which some channel moved by more than `threshold`; NaN differs from everything.
 
     At threshold 0 bits are compared, so that -0.0 after 0.0 is a change and a NaN that stays is none.
     """
-    if threshold == 0:
+    if isinstance(threshold, Tensor):
+        threshold = threshold.view(-1, 1, 1)
+    elif threshold == 0:
         integer = INTEGER[new.element_size()]
         return (new.contiguous().view(integer) != stored.contiguous().view(integer)).any(1, keepdim=True)
     return ~((new - stored).abs() <= threshold).all(1, keepdim=True)
@@ -97,8 +102,15 @@ class Backend:
     def outside(self) -> dict[str, str]:
         return {}
 
-    def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
-        return FrameEdge(shape, dtype, device, threshold)
+    def sparsify(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        threshold: float,
+        watch: Watch | None = None,
+    ) -> FrameEdge:
+        return FrameEdge(shape, dtype, device, threshold, watch)
 
     def step(
         self,
@@ -108,7 +120,7 @@ class Backend:
         shape: Shape,
         dtype: torch.dtype,
         device: torch.device,
-        threshold: float | None,
+        threshold: Amount | None,
         notes: dict[str, Any],
     ) -> Step:
         return Step(operator, reaches, inputs, Edge(shape, dtype, device, threshold))
@@ -123,10 +135,34 @@ class Backend:
 
 
 class FrameEdge(Edge):
-    """A delta that dense values come in by."""
+    """A delta that dense values come in by. watch: the gate that decides what is new, if there is one."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        threshold: float,
+        watch: Watch | None = None,
+    ):
+        self.watch = watch
+        super().__init__(shape, dtype, device, threshold)
+
+    def reset(self, streams: slice) -> None:
+        super().reset(streams)
+        if self.watch is not None:
+            self.watch.reset(streams)
 
     def run(self, frame: Tensor) -> None:
-        self.commit(frame, torch.ones_like(self.mask))
+        every = torch.ones_like(self.mask)
+        if self.watch is None:
+            self.commit(frame, every)
+            return
+        frame, self.mask = self.watch.look(frame, self.values)
+        self.values, self.candidates = torch.where(self.mask, frame, self.values), every
+
+    def state_bytes(self) -> int:
+        return super().state_bytes() + (0 if self.watch is None else self.watch.state_bytes())
 
 
 class Step:

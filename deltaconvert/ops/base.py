@@ -97,6 +97,10 @@ class Operator(nn.Module):
         """The result (N, C') from what each part of each stream gave (N, parts, K) and the pixels (parts) of each."""
         raise NotImplementedError(f"{type(self).__name__} has no parts")
 
+    def gains(self) -> Tensor | None:
+        """(C): how strongly each channel of the first input acts on the result; None where that is not known."""
+        return None
+
     def magnitude(self, value: Tensor) -> float:
         """What relative thresholds refer to: the magnitude of the result."""
         return mean_magnitude(value)

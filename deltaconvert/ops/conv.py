@@ -52,6 +52,11 @@ class Conv2d(Operator):
             Window(kernel, self.stride, self.padding, self.dilation, pair(shape[2:]), pair(out_shape[2:]))
         ]
 
+    def gains(self) -> Tensor:
+        """The L2 norms of the weights that read a channel."""
+        weight = self.weight.double().unflatten(0, (self.groups, -1))
+        return weight.square().sum((1, 3, 4)).sqrt().flatten()
+
     def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.numel() * math.prod(out_shape) // out_shape[-3]
 

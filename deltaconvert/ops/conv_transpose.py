@@ -50,6 +50,10 @@ class ConvTranspose2d(Operator):
             self.dilation,
         )
 
+    def gains(self) -> Tensor:
+        """The L2 norms of the weights that read a channel."""
+        return self.weight.double().square().sum((1, 2, 3)).sqrt()
+
     def on_windows(self, windows: Tensor) -> Tensor:
         return F.conv_transpose2d(
             windows, self.weight, self.bias, self.stride, 0, 0, self.groups, self.dilation

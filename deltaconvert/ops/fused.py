@@ -58,6 +58,9 @@ class Fused(Operator):
     def position_free(self) -> bool:  # type: ignore[override]
         return all(getattr(stage, "position_free", True) for stage in self.stages)
 
+    def gains(self) -> Tensor | None:
+        return self.head.gains()
+
     def on_windows(self, windows: Tensor) -> Tensor:
         return self.head.on_windows(windows)
 

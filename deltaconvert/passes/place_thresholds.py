@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from deltaconvert.check import names_of, operator_of, sparsify
 from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.reach import Everything
-from deltaconvert.thresholds import Thresholds
+from deltaconvert.thresholds import WEIGHTED, Thresholds
+
+FARTHEST = 8.0  # between the threshold of a channel and the node's: one that nobody reads must not go blind
 
 
 def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.GraphModule]:
     """A pass that writes meta["threshold"] where changes are compared with what is stored, and to meta["placed"]
-    which amount the rules gave to which names.
+    which amount the rules gave to which names. A weighted threshold has meta["shares"], (C): what it is multiplied with
+    for each channel. A frame's sparsify has meta["gate"] if there is one.
 
     Every sparsify compares, exactly at threshold 0. An activation, a gate or statistics compare where their threshold
     is above 0; elsewhere a candidate is a change.
@@ -22,28 +26,41 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
     before:  y = conv_relu(sparsify(x))
     after:   the same; sparsify with threshold=0.04 (input), conv_relu with threshold=0.1 (activation)
     """
+    gate = thresholds.gate if thresholds.gate is not None and thresholds.gate.to_json() else None
 
     def place_thresholds(gm: fx.GraphModule) -> fx.GraphModule:
         for node in gm.graph.nodes:
-            operator = operator_of(node) if node.meta.get("delta") else None
-            if node.target is sparsify:
-                kind = "input" if node.args[0].op == "placeholder" else "activation"
-            elif isinstance(operator, Statistics):
-                kind = "statistics"
-            elif operator is not None and (operator.activation or _is_gate(node)):
-                kind = "activation"
-            else:
+            kind = kind_of(node)
+            if kind is None:
                 continue
-            kind = "gate" if kind != "statistics" and _is_gate(node) else kind
             if not node.meta["dtype"].is_floating_point:  # two labels are equal or not
                 continue
-            amount = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))
+            amount, weighted = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))
             if amount > 0 or node.target is sparsify:
                 node.meta["threshold"] = amount
-            node.meta["placed"] = [(names_of(node), amount)]
+            if weighted and amount > 0 and node.target is not sparsify:
+                node.meta["shares"] = shares(node)
+            if gate is not None and node.target is sparsify and node.args[0].op == "placeholder":
+                node.meta["gate"] = gate
+            rule = f"{amount!r} {WEIGHTED}" if weighted else amount
+            node.meta["placed"] = [(names_of(node), rule)]
         return gm
 
     return place_thresholds
+
+
+def kind_of(node: fx.Node) -> str | None:
+    """Which rules a node goes by; None where none do."""
+    operator = operator_of(node) if node.meta.get("delta") else None
+    if isinstance(operator, Statistics):
+        return "statistics"
+    if node.target is not sparsify and operator is None:
+        return None
+    if _is_gate(node):
+        return "gate"
+    if node.target is sparsify:
+        return "input" if node.args[0].op == "placeholder" else "activation"
+    return "activation" if operator is not None and operator.activation else None
 
 
 def _is_gate(node: fx.Node) -> bool:
@@ -57,3 +74,20 @@ def _is_gate(node: fx.Node) -> bool:
             if source is node and isinstance(reach, Everything) and reach.size != (1, 1):
                 return True
     return False
+
+
+def shares(node: fx.Node) -> Tensor:
+    """(C): the share of a node's threshold that each channel has; small where the next layers read it by large weights.
+
+    A channel's gain is the L2 norm of the weights that read it; the shares are inverse to the gains, and 1 for a
+    channel of the root mean square gain. Readers whose gains are not known count as reading all channels alike.
+    """
+    channels = node.meta["shape"][1]
+    squares = torch.zeros(channels, dtype=torch.float64)
+    for user in node.users:
+        operator = operator_of(user)
+        gains = operator.gains() if operator is not None and user.args[0] is node else None
+        square = torch.ones_like(squares) if gains is None else gains.detach().cpu().square()
+        squares += square / square.mean().clamp(min=1e-30)
+    gain = (squares / squares.mean().clamp(min=1e-30)).sqrt()
+    return (1 / gain.clamp(min=1e-30)).clamp(1 / FARTHEST, FARTHEST)

@@ -31,7 +31,8 @@ from deltaconvert.backends.cpu.shuffles import Shuffles
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.backends.cpu.tiles import Tiles
 from deltaconvert.backends.cpu.weighted import Weighted
-from deltaconvert.backends.reference import one_by_one
+from deltaconvert.backends.reference import Amount, one_by_one
+from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
@@ -66,8 +67,15 @@ class Backend:
     def outside(self) -> dict[str, str]:
         return {}
 
-    def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
-        return FrameEdge(shape, dtype, threshold)
+    def sparsify(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        threshold: float,
+        watch: Watch | None = None,
+    ) -> FrameEdge:
+        return FrameEdge(shape, dtype, threshold, watch)
 
     def step(
         self,
@@ -77,7 +85,7 @@ class Backend:
         shape: Shape,
         dtype: torch.dtype,
         device: torch.device,
-        threshold: float | None,
+        threshold: Amount | None,
         notes: dict[str, Any],
     ) -> Step:
         """notes: what a step settled for this node of the plan, kept for the next program of the same plan."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.reference import INTEGER, fill_unseen
+from deltaconvert.backends.reference import INTEGER, Amount, fill_unseen
+from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Shape
 
 
@@ -17,7 +18,7 @@ class Edge:
     Masks are never written after they were made: edges share them.
     """
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, threshold: float | None):
+    def __init__(self, shape: Shape, dtype: torch.dtype, threshold: Amount | None):
         n, channels, height, width = shape
         self.threshold, self.beside = threshold, 0  # bytes that its step keeps beside the map
         self.values = torch.empty(n, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
@@ -98,34 +99,46 @@ def listed(mask: Tensor) -> Tensor:
     return mask.view(-1).nonzero().view(-1)
 
 
-def moved(new: Tensor, stored: Tensor, threshold: float) -> Tensor:
+def moved(new: Tensor, stored: Tensor, threshold: Amount) -> Tensor:
     """bool (rows): some channel moved by more than `threshold`; NaN moves always."""
+    if isinstance(threshold, Tensor):
+        return ~((new - stored).abs_() <= threshold).all(1)
     return ~((new - stored).abs_().amax(1) <= threshold)
 
 
 class FrameEdge(Edge):
     """A delta that dense values come in by. It keeps the last values in their own memory layout as well: comparing
-    goes through both from end to end, and only changed pixels are turned into rows."""
+    goes through both from end to end, and only changed pixels are turned into rows.
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, threshold: float):
-        self.stored = torch.empty(shape, dtype=dtype)
+    watch: the gate that decides what is new, if there is one."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, threshold: float, watch: Watch | None = None):
+        self.stored, self.watch = torch.empty(shape, dtype=dtype), watch
         super().__init__(shape, dtype, threshold)
+        self._limit = threshold
         self._integer = INTEGER[dtype.itemsize]
 
     def reset(self, streams: slice) -> None:
         super().reset(streams)
         fill_unseen(self.stored[streams])
+        if self.watch is not None:
+            self.watch.reset(streams)
 
     def put(self, stream: int, values: Tensor) -> None:
         super().put(stream, values)
         self.stored[stream] = values
 
     def state_bytes(self) -> int:
-        return super().state_bytes() + self.stored.nbytes
+        watched = 0 if self.watch is None else self.watch.state_bytes()
+        return super().state_bytes() + self.stored.nbytes + watched
 
     def run(self, frame: Tensor) -> None:
         frame = frame.contiguous()
-        changed = self._differs(frame)
+        if self.watch is None:
+            changed = self._differs(frame)
+        else:
+            frame, changed = self.watch.look(frame, self.stored)
+            changed = changed.contiguous()
         count = int(changed.count_nonzero())
         if count == 0:
             self.stand_still()
@@ -150,11 +163,10 @@ class FrameEdge(Edge):
         self.rows.index_copy_(0, pixels, new.view(-1, channels))
 
     def _differs(self, frame: Tensor) -> Tensor:
-        assert self.threshold is not None
-        if self.threshold == 0:
+        if self._limit == 0:
             per_channel = frame.view(self._integer) != self.stored.view(self._integer)
         else:
-            per_channel = ((frame - self.stored).abs_() <= self.threshold).logical_not_()
+            per_channel = ((frame - self.stored).abs_() <= self._limit).logical_not_()
         if frame.shape[1] > 4:
             return per_channel.any(1, keepdim=True)
         changed = per_channel[:, :1]

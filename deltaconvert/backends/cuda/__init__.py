@@ -23,8 +23,9 @@ from deltaconvert.backends.cuda.kernels import TYPES, Kernel, why_not
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.tail import NoKernel, Tail, device_bytes
-from deltaconvert.backends.reference import fill_unseen
+from deltaconvert.backends.reference import Amount, differs, fill_unseen
 from deltaconvert.errors import InputError
+from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.reach import Pixel, Reach, Window
 
@@ -41,7 +42,7 @@ BLOCKS_PER_PROCESSOR = 8
 class Edge:
     """One delta: values (N, C, H, W; channels last in memory, a pixel every `pitch` values) and marks."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float | None):
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: Amount | None):
         n, channels, height, width = shape
         self.threshold, self.pitch = threshold, pitch_of(channels, dtype)
         memory = torch.zeros(n, height, width, self.pitch, dtype=dtype, device=device)
@@ -74,17 +75,33 @@ class Edge:
 
 
 class FrameEdge(Edge):
-    """A delta that dense values come in by."""
+    """A delta that dense values come in by. watch: the gate that decides what is new, if there is one."""
 
     def __init__(
-        self, backend: Backend, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float
+        self,
+        backend: Backend,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        threshold: float,
+        watch: Watch | None = None,
     ):
+        self.watch = watch
         super().__init__(shape, dtype, device, threshold)
+        self._limit = threshold
         self.marks = backend.marks(shape, device, backend.place)
         self.computed = backend.counter(1, device)
         self._backend = backend
 
+    def reset(self, streams: slice) -> None:
+        super().reset(streams)
+        if self.watch is not None:
+            self.watch.reset(streams)
+
     def run(self, frame: Tensor) -> None:
+        if self.watch is not None:
+            self._run_watched(self.watch, frame)
+            return
         n, channels, height, width = self.values.shape
         pixels, macros = 1, {}
         run = 8 // frame.dtype.itemsize  # pixels of a thread: 8 bytes of each channel
@@ -105,9 +122,20 @@ class FrameEdge(Edge):
             np.int32(channels),
             np.int32(height),
             np.int32(width),
-            _number(self.threshold, frame.dtype),
+            _number(self._limit, frame.dtype),
         )
         self._backend.list_behind(self.marks)
+
+    def _run_watched(self, watch: Watch, frame: Tensor) -> None:
+        """By torch, inside the graph: what a gate looks at is more than a pixel."""
+        frame, mask = watch.look(frame, self.values)
+        self.values.copy_(torch.where(mask, frame, self.values))
+        self.marks.put(mask)
+        self.computed.fill_(mask.numel())
+        self._backend.list_behind(self.marks)
+
+    def state_bytes(self) -> int:
+        return super().state_bytes() + (0 if self.watch is None else self.watch.state_bytes())
 
 
 class Backend:
@@ -125,10 +153,17 @@ class Backend:
         self.launches = 0  # so far, by this backend
         self.kernel = lru_cache(maxsize=None)(_kernel)
 
-    def sparsify(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: float) -> FrameEdge:
+    def sparsify(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        threshold: float,
+        watch: Watch | None = None,
+    ) -> FrameEdge:
         self.place += 1
         with torch.cuda.device(device):
-            edge = FrameEdge(self, shape, dtype, device, threshold)
+            edge = FrameEdge(self, shape, dtype, device, threshold, watch)
         self._edges.append(edge)
         return edge
 
@@ -140,7 +175,7 @@ class Backend:
         shape: Shape,
         dtype: torch.dtype,
         device: torch.device,
-        threshold: float | None,
+        threshold: Amount | None,
         notes: dict[str, Any],
     ) -> Step:
         edge = Edge(shape, dtype, device, threshold)
@@ -302,6 +337,9 @@ class Step:
     def _commit(self, fresh: Tensor) -> None:
         """Store the candidates of a map that changed, and mark them."""
         edge = self.edge
+        if isinstance(edge.threshold, Tensor):
+            self._commit_weighted(fresh, edge.threshold)
+            return
         _, channels, height, width = edge.values.shape
         self._backend.launch(
             self._backend.kernel("masks.cu", "commit", edge.values.dtype),
@@ -322,6 +360,19 @@ class Step:
         )
         if edge.threshold is not None:
             self._backend.list_behind(edge.marks)
+
+    def _commit_weighted(self, fresh: Tensor, thresholds: Tensor) -> None:
+        """The same where each channel has a threshold of its own; by torch, over the whole map."""
+        edge, listed = self.edge, self.candidates
+        n, _, height, width = edge.values.shape
+        # What lies in the list beyond `count` is of earlier frames: those pixels are no candidates.
+        place = torch.arange(n * height * width, device=fresh.device)
+        pixels = torch.where(place < listed.count, listed.places[: len(place)].long(), len(place))
+        candidates = place.new_zeros(len(place) + 1, dtype=torch.bool).index_fill_(0, pixels, True)[:-1]
+        changed = candidates.view(n, 1, height, width) & differs(fresh, edge.values, thresholds)
+        edge.values.copy_(torch.where(changed, fresh, edge.values))
+        edge.marks.put(changed)
+        self._backend.list_behind(edge.marks)
 
 
 class _Launch:

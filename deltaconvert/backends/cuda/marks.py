@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deltaconvert.backends.cuda.tail import device_bytes
@@ -45,6 +46,13 @@ class Marks:
         """bool (N, 1, H, W)."""
         places = torch.arange(32, dtype=torch.int32, device=self.bits.device)
         return (self.bits[..., None] >> places & 1).bool().flatten(2)[..., : self.size[1]].unsqueeze(1)
+
+    def put(self, mask: Tensor) -> None:
+        """Mark what torch found, bool (N, 1, H, W)."""
+        places = torch.arange(32, dtype=torch.int32, device=mask.device)
+        padded = F.pad(mask[:, 0].to(torch.int32), (0, self.bits.shape[2] * 32 - self.size[1]))
+        self.bits.copy_((padded.unflatten(2, (-1, 32)) << places).sum(3, dtype=torch.int32))
+        self.changed.copy_(mask.sum((1, 2, 3)))
 
     def cover(self, other: Marks) -> bool:
         if other is self or other in self.covers:

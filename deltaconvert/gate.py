@@ -1,0 +1,218 @@
+"""The gate: which pixels of a frame are new. Its settings, and what it keeps between frames.
+
+A threshold alone compares every pixel with what is stored. A gate also tells noise from motion, bounds how old a pixel
+may become, and how much may change at once. It decides at `sparsify` and nowhere else: behind it there are masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.errors import InputError
+
+TILE = 16  # pixels; refresh and ceiling go by tiles: single pixels would grow to their windows in the network
+NOISE_RATE = 1 / 16  # of a frame in the running noise: settled after some 50 frames
+MEAN_OF_DIFFERENCE = 1.128  # mean |a - b| of two values with Gaussian noise of deviation 1
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How frames are looked at where they come in.
+
+    smooth: the difference to what is stored is averaged over so many pixels squared (odd) before it is compared: noise
+        averages out, motion does not.
+    noise: a smoothed difference must also exceed so many deviations of its own noise, which is estimated for each pixel
+        from the frames; 0 is off.
+    peak: whatever `smooth` and `noise` say, a pixel that moved by over peak times the threshold is a change.
+    dilate: a change takes the pixels around it along, so far on every side.
+    cut: the share of changed pixels of a stream from which on its frame is full.
+    refresh: every pixel is taken over at least once in so many frames, tile by tile; 0 is off.
+    max_density: at most this share of a stream's tiles of 16 pixels changes in a frame: the most changed first; those
+        that wait gain with every frame. Pixels never seen are not counted.
+    nonfinite: "pass" computes with NaN and infinity as the dense network does, "hold" keeps the pixel's last value (at
+        first 0), and counts it.
+
+    At threshold 0 bits are compared: smooth, noise and peak say nothing there.
+    """
+
+    smooth: int = 1
+    noise: float = 0.0
+    peak: float = 4.0
+    dilate: int = 0
+    cut: float = 1.0
+    refresh: int = 0
+    max_density: float = 1.0
+    nonfinite: str = "pass"
+
+    @classmethod
+    def of(cls, value: Gate | Mapping[str, Any] | None) -> Gate:
+        """From what convert(gate=...) takes; InputError names the setting that does not fit."""
+        if value is None or isinstance(value, Gate):
+            return value or cls()
+        known = asdict(cls())
+        if not isinstance(value, Mapping) or not value.keys() <= known.keys():
+            raise InputError(f"gate={value!r}: its settings are {', '.join(known)}")
+        given = {}
+        for name, setting in value.items():
+            kind = type(known[name])
+            fits = isinstance(setting, kind) or (kind is float and isinstance(setting, int))
+            if not fits or isinstance(setting, bool):
+                raise InputError(f"gate: {name}={setting!r} is no {kind.__name__}")
+            given[name] = kind(setting)
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        for fits, what in (
+            (self.smooth % 2 == 1 and 1 <= self.smooth <= 31, f"smooth={self.smooth}: odd, 1 to 31"),
+            (0 <= self.noise < 100, f"noise={self.noise}: a number of deviations, 0 to 100"),
+            (1 <= self.peak < 1e9, f"peak={self.peak}: at least 1 threshold"),
+            (0 <= self.dilate <= 64, f"dilate={self.dilate}: 0 to 64 pixels"),
+            (0 < self.cut <= 1, f"cut={self.cut}: a share above 0, up to 1 (off)"),
+            (self.refresh >= 0, f"refresh={self.refresh}: a number of frames, or 0 (off)"),
+            (0 < self.max_density <= 1, f"max_density={self.max_density}: a share above 0, up to 1 (off)"),
+            (self.nonfinite in ("pass", "hold"), f"nonfinite={self.nonfinite!r}: pass or hold"),
+        ):
+            if not fits:
+                raise InputError(f"gate: {what}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings that are not as they are by default."""
+        plain = asdict(Gate())
+        return {name: value for name, value in asdict(self).items() if value != plain[name]}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.to_json().items())
+
+
+class Watch:
+    """A gate at work on one input: what it keeps between frames. Plain torch, written in place: a graph can hold it.
+
+    counts: int64 (3): pixels held and full frames after a cut, so far; tiles that wait now.
+    """
+
+    def __init__(
+        self, gate: Gate, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, threshold: float
+    ):
+        n, _, height, width = shape
+        self.gate, self.threshold = gate, threshold
+        self.tiles = -(-height // TILE), -(-width // TILE)
+        self.counts = torch.zeros(3, dtype=torch.int64, device=device)
+        self._tick = torch.zeros((), dtype=torch.int64, device=device)
+        wide = torch.promote_types(dtype, torch.float32)
+        kept = gate.noise > 0 and threshold > 0
+        self._last = torch.zeros(shape if kept else (n, 0, 0, 0), dtype=dtype, device=device)
+        self._noise = torch.zeros((n, 1, height, width) if kept else (n, 0, 0, 0), dtype=wide, device=device)
+        self._age = torch.zeros(n, 1, *self.tiles, dtype=wide, device=device)
+        count = self.tiles[0] * self.tiles[1]
+        order = torch.arange(count, device=device).view(1, 1, *self.tiles)
+        self._turn = order * gate.refresh // count  # the frame, of `refresh`, in which it is a tile's turn
+        refreshed = -(-count // gate.refresh) if gate.refresh else 0
+        self._most = max(1, int(gate.max_density * count) - refreshed)
+        self.reset(slice(None))
+
+    def reset(self, streams: slice) -> None:
+        self._last[streams] = float("nan")
+        self._noise[streams] = 0
+        self._age[streams] = 0
+
+    def look(self, frame: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """(frame, mask): N C H W with the values to store, and bool (N, 1, H, W), where to store them."""
+        gate = self.gate
+        if gate.nonfinite == "hold":
+            finite = frame.isfinite().all(1, keepdim=True)
+            self.counts[0].add_((~finite).sum())
+            frame = torch.where(finite, frame, stored.nan_to_num(0.0))
+        same_bits = ~_differs(frame, stored)
+        change = (frame - stored).abs().amax(1, keepdim=True)
+        changed = grown(self._moved(frame, stored, change), gate.dilate) & ~same_bits
+        if gate.max_density < 1:
+            changed = self._most_changed(changed, change) | stored.isnan().any(1, keepdim=True)
+        if gate.refresh:
+            turn = self._turn == self._tick % gate.refresh
+            changed = changed | (self._pixels(turn, frame) & ~same_bits)
+            self._tick.add_(1)
+        if gate.cut < 1:
+            full = changed.float().mean((2, 3), keepdim=True) >= gate.cut
+            self.counts[1].add_(full.sum())
+            changed = changed | full
+        return frame, changed
+
+    def _moved(self, frame: Tensor, stored: Tensor, change: Tensor) -> Tensor:
+        """bool (N, 1, H, W): beyond the threshold, and beyond the noise. NaN moves always."""
+        gate, limit = self.gate, self.threshold
+        if limit == 0:
+            return _differs(frame, stored)
+        smoothed, least = change, torch.full_like(self._noise, limit)
+        if gate.smooth > 1:
+            smoothed = (
+                box_mean((frame - stored).to(self._noise.dtype), gate.smooth).abs().amax(1, keepdim=True)
+            )
+        if gate.noise > 0:
+            least = (self._noise * (gate.noise / gate.smooth)).clamp(limit, limit * gate.peak)
+        moved = ~(smoothed <= (least if gate.noise > 0 else limit)) | ~(change <= limit * gate.peak)
+        if gate.noise > 0:
+            self._learn(frame, moved)
+        return moved
+
+    def _learn(self, frame: Tensor, moved: Tensor) -> None:
+        """Noise is what stands between a frame and the last one where nothing moved."""
+        wide = self._noise.dtype
+        seen = (frame.to(wide) - self._last.to(wide)).abs().mean(1, keepdim=True) / MEAN_OF_DIFFERENCE
+        learnt = self._noise + (seen - self._noise) * NOISE_RATE
+        self._noise.copy_(torch.where(moved | ~seen.isfinite(), self._noise, learnt))
+        self._last.copy_(frame)
+
+    def _most_changed(self, changed: Tensor, change: Tensor) -> Tensor:
+        """The changed pixels of the tiles whose turn it is: those with the largest change times frames waited."""
+        # Bounded, so that one infinite pixel does not make every wait equal.
+        size = torch.where(changed, change.to(self._age.dtype).nan_to_num(1e18, 1e18).clamp(1e-18, 1e18), 0.0)
+        claims = F.max_pool2d(size, TILE, ceil_mode=True) * (self._age + 1)
+        wanted = claims > 0
+        flat = claims.flatten(1)
+        chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(self._most, 1).indices, True)
+        chosen = chosen.view(wanted.shape) & wanted
+        waiting = wanted & ~chosen
+        self._age.copy_(torch.where(waiting, self._age + 1, 0.0))
+        self.counts[2].copy_(waiting.sum())
+        return changed & self._pixels(chosen, change)
+
+    def _pixels(self, tiles: Tensor, like: Tensor) -> Tensor:
+        """bool (N, 1, tiles down, tiles right) -> (N, 1, H, W)."""
+        height, width = like.shape[2:]
+        return tiles.repeat_interleave(TILE, 2)[:, :, :height].repeat_interleave(TILE, 3)[..., :width]
+
+    def report(self) -> dict[str, int]:
+        return dict(zip(("held", "cuts", "waiting"), self.counts.tolist(), strict=True))
+
+    def state_bytes(self) -> int:
+        return self._last.nbytes + self._noise.nbytes + self._age.nbytes
+
+
+def box_mean(x: Tensor, size: int) -> Tensor:
+    """The mean over size x size pixels around each; at the border over those that there are."""
+    for kernel in ((size, 1), (1, size)):
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        x = F.avg_pool2d(x, kernel, 1, padding, count_include_pad=False)
+    return x
+
+
+def grown(mask: Tensor, by: int) -> Tensor:
+    """A mask with the pixels up to `by` away from it, along rows and columns."""
+    if by == 0:
+        return mask
+    grown = mask.float()
+    for kernel in ((2 * by + 1, 1), (1, 2 * by + 1)):
+        grown = F.max_pool2d(grown, kernel, 1, (kernel[0] // 2, kernel[1] // 2))
+    return grown > 0
+
+
+def _differs(frame: Tensor, stored: Tensor) -> Tensor:
+    from deltaconvert.backends.reference import differs
+
+    return differs(frame, stored, 0)

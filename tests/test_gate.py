@@ -1,0 +1,290 @@
+"""deltaconvert/gate.py: what a gate lets through, on every backend."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import assert_close, dense, edges, generator, scripted_video
+from torch import Tensor, nn
+
+import deltaconvert
+from deltaconvert.errors import InputError
+from deltaconvert.gate import TILE, Gate, Watch
+
+CAR_PARK = Path(__file__).resolve().parents[2] / "shared/data/videos/intel_car-detection.mp4"
+
+
+class Input(nn.Module):
+    """A network that hands its input through a convolution that changes nothing: what it stores can be looked at."""
+
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv.weight.data = torch.eye(channels).view(channels, channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def convert(frame: Tensor, gate: object, threshold: float = 0.1, backend: str = "reference"):
+    network = Input(frame.shape[1]).to(frame.device, frame.dtype).eval()
+    return deltaconvert.convert(network, frame, threshold={"input": threshold}, gate=gate, backend=backend)
+
+
+def density(model) -> float:
+    return float(next(iter(model.masks().values())).float().mean())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 70), (37, 21)])
+def test_every_setting_on_every_backend(backend, size):
+    """The masks are those of a Watch alone, the output is the dense network's on what was taken over."""
+    gate = {"smooth": 3, "noise": 2.0, "dilate": 1, "cut": 0.9, "refresh": 7, "max_density": 0.5}
+    video = scripted_video((2, 3, *size), torch.float64)
+    draw = generator(5)
+    video = [x + torch.randn(x.shape, dtype=x.dtype, generator=draw) * 0.02 for x in video]
+    model = convert(video[0], gate, backend=backend)
+    watch = Watch(Gate.of(gate), tuple(video[0].shape), torch.float64, video[0].device, 0.1)
+    stored = torch.full_like(video[0], float("nan"))
+    for t, frame in enumerate(video):
+        if t == 9:
+            model.reset(1)
+            watch.reset(slice(1, 2))
+            stored[1] = float("nan")
+        frame, mask = watch.look(frame, stored)
+        stored = torch.where(mask, frame, stored)
+        assert_close(model(video[t]), dense(Input().double(), (stored,)), f"frame {t}")
+        assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
+
+
+def test_first_frame_and_reset_are_full(backend):
+    model = convert(torch.rand(2, 3, 33, 18), {"max_density": 0.01, "smooth": 5, "noise": 4}, backend=backend)
+    for _ in range(2):
+        model(torch.rand(2, 3, 33, 18))
+        assert density(model) == 1
+        model.reset()
+
+
+def test_noise_is_smoothed_away_and_motion_is_not():
+    draw = torch.Generator().manual_seed(1)
+    scene = torch.rand(1, 3, 64, 96, generator=draw)
+    changed: dict[int, list[float]] = {}
+    for smooth in (1, 5):
+        model = convert(scene, {"smooth": smooth}, threshold=0.06)
+        model(scene)
+        for t in range(4):
+            frame = scene + torch.randn(scene.shape, generator=draw) * 0.03
+            frame[:, :, 20:30, 10 + t : 20 + t] = torch.rand(1, 3, 10, 10, generator=draw)
+            model(frame)
+            changed.setdefault(smooth, []).append(density(model))
+        assert model.masks()["input_0"][0, 0, 22:28, 14:18].float().mean() > 0.6  # where it moves
+    assert max(changed[5]) < 0.05 < 0.1 < min(changed[1])
+
+
+def test_noise_is_learnt_for_each_pixel():
+    """Beyond their learnt noise pixels on the noisy side still move; calm ones go by the threshold."""
+    draw = torch.Generator().manual_seed(2)
+    scene = torch.rand(1, 1, 32, 64, generator=draw)
+    deviation = torch.cat([torch.full((32, 32), 0.05), torch.full((32, 32), 0.002)], 1)
+    plain, learnt = (convert(scene, {"noise": noise, "peak": 8}, threshold=0.04) for noise in (0, 5))
+    for _ in range(80):
+        frame = scene + torch.randn(scene.shape, generator=draw) * deviation
+        plain(frame)
+        learnt(frame)
+    assert density(plain) > 0.1 and density(learnt) < 0.01
+    frame = scene.clone()
+    frame[:, :, 10:14, 50:54] += 0.06  # above the threshold, on the calm side
+    frame[:, :, 10:14, 10:14] += 0.4  # above the peak, on the noisy side
+    learnt(frame)
+    mask = learnt.masks()["input_0"][0, 0]
+    assert mask[10:14, 50:54].all() and mask[10:14, 10:14].all()
+
+
+@given(
+    st.sampled_from([1, 3, 5]),
+    st.sampled_from([0.0, 3.0]),
+    st.sampled_from([1.0, 2.0, 4.0]),
+    st.integers(0, 2),
+    st.integers(0, 99),
+)
+def test_nothing_stays_beyond_the_peak(smooth, noise, peak, dilate, seed):
+    """Whatever is smoothed and learnt: what is stored is within peak thresholds of the frame, everywhere, always."""
+    draw = torch.Generator().manual_seed(seed)
+    gate = Gate(smooth=smooth, noise=noise, peak=peak, dilate=dilate)
+    watch = Watch(gate, (1, 2, 13, 17), torch.float64, torch.device("cpu"), 0.1)
+    stored = torch.full((1, 2, 13, 17), float("nan"), dtype=torch.float64)
+    frame = torch.rand(stored.shape, dtype=stored.dtype, generator=draw)
+    for _ in range(6):
+        frame = frame + torch.randn(frame.shape, dtype=frame.dtype, generator=draw) * 0.06
+        _, mask = watch.look(frame, stored)
+        stored = torch.where(mask, frame, stored)
+        assert float((frame - stored).abs().max()) <= 0.1 * peak
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.sampled_from([1, 2, 5, 30]))
+def test_refresh_bounds_the_age_of_every_pixel(height, width, refresh):
+    """A scene that creeps below the threshold: each pixel is of the last `refresh` frames, and no frame a spike."""
+    shape = (1, 1, height, width)
+    watch = Watch(Gate(refresh=refresh), shape, torch.float64, torch.device("cpu"), 1e3)
+    stored = torch.full(shape, float("nan"), dtype=torch.float64)
+    tiles = math.ceil(height / TILE) * math.ceil(width / TILE)
+    for t in range(2 * refresh + 3):
+        _, mask = watch.look(torch.full(shape, float(t), dtype=torch.float64), stored)
+        stored = torch.where(mask, float(t), stored)
+        assert float(stored.min()) > t - refresh
+        if t > 0:
+            assert int(mask.sum()) <= math.ceil(tiles / refresh) * TILE * TILE
+
+
+def test_refresh_costs_nothing_where_nothing_moved(backend):
+    frame = torch.rand(1, 3, 40, 40)
+    model = convert(frame, {"refresh": 4}, backend=backend)
+    for t in range(6):
+        model(frame)
+        assert density(model) == (t == 0)
+
+
+def test_a_cut_is_a_full_frame_of_its_stream(backend):
+    video = torch.rand(2, 2, 3, 24, 40)
+    model = convert(video[0], {"cut": 0.5}, threshold=0.3, backend=backend)
+    model(video[0])
+    frame = video[0].clone()
+    frame[1] = video[1][1]
+    model(frame)
+    mask = model.masks()["input_0"]
+    assert mask[1].all() and not mask[0].any()
+    assert model.stats().gates == {
+        "input_0": {"held": 0, "cuts": 3, "waiting": 0}
+    }  # both first frames, and this
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_a_burst_stays_under_the_ceiling(backend, share):
+    """A lamp goes on: no frame takes over more than its share, the most changed tiles come first, all come in time."""
+    frame = torch.zeros(2, 3, 64, 80)
+    model = convert(frame, {"max_density": share}, backend=backend)
+    model(frame)
+    lit = frame + 0.2
+    lit[:, :, 16:32, 32:48] = 1.0
+    seen = torch.zeros(2, 1, 64, 80, dtype=torch.bool)
+    for t in range(math.ceil(1 / share) + 1):
+        model(lit)
+        mask = model.masks()["input_0"]
+        assert float(mask.double().mean((1, 2, 3)).max()) <= share
+        assert not (mask & seen).any()
+        seen |= mask
+        if t == 0:
+            assert mask[:, :, 16:32, 32:48].all()
+            waiting = model.stats().gates["input_0"]["waiting"]
+            assert waiting == 2 * (20 - int(share * 20))
+    assert seen.all()
+    assert_close(model(lit), dense(Input(), (lit,)))
+
+
+@given(st.integers(0, 50), st.floats(1.0, 4.0))
+def test_no_tile_starves(seed, ratio):
+    """Everything changes in every frame, some of it `ratio` times as much: the least changed tile still gets its turn
+    within that many rounds."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = (1, 1, 4 * TILE, 4 * TILE)
+    watch = Watch(Gate(max_density=0.25), shape, torch.float64, torch.device("cpu"), 0.01)
+    step = (1 + (ratio - 1) * torch.rand(1, 1, 4, 4, generator=draw)).double()
+    step = step.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
+    stored = torch.zeros(shape, dtype=torch.float64)
+    age = torch.zeros(shape)
+    for t in range(40):
+        frame = stored + step  # as far away again, however long it waited
+        _, mask = watch.look(frame, stored)
+        age = torch.where(mask, 0, age + 1)
+        assert float(age.max()) <= 4 * ratio + 4, f"frame {t}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_nonfinite_pixels_leave_with_their_frame(backend, value, threshold):
+    """As they are, or through any gate: the frame after them is as if they had not been."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, stride=2)).eval()
+    frame = torch.rand(1, 3, 20, 30)
+    network = network.to(frame.device)
+    broken = frame.clone()
+    broken[:, 1, 4, 5] = value
+    for gate in (None, {"smooth": 5, "noise": 3.0}, {"nonfinite": "hold"}):
+        rules = {"input": threshold, "activation": threshold}
+        model = deltaconvert.convert(network, frame, threshold=rules, gate=gate, backend=backend)
+        model(frame)
+        out = model(broken)
+        if gate == {"nonfinite": "hold"}:
+            assert out.isfinite().all() and model.stats().gates["input_0"]["held"] == 1
+            assert not model.masks()["input_0"].any()
+        model(broken)
+        assert_close(model(frame), dense(network, (frame,)), str(gate))
+        assert all(edge.values.isfinite().all() for edge in edges(model).values())
+
+
+def test_held_before_anything_was_seen(backend):
+    frame = torch.rand(1, 3, 6, 6)
+    frame[:, :, 2, 2] = float("nan")
+    out = convert(frame, {"nonfinite": "hold"}, backend=backend)(frame)
+    assert float(out[0, :, 2, 2].abs().sum()) == 0 and out.isfinite().all()
+
+
+def test_the_gate_travels_in_the_file(tmp_path):
+    frame = torch.rand(1, 3, 16, 16)
+    gate = Gate(smooth=5, refresh=100, nonfinite="hold")
+    model = convert(frame, gate)
+    model.save(tmp_path / "gated.delta")
+    back = deltaconvert.load(tmp_path / "gated.delta")
+    assert back.gate == gate
+    assert back.explain().rows[0].how == "smooth 5, refresh 100, nonfinite hold"
+    assert back.with_thresholds(0.3, frame).gate == gate  # other thresholds, the same gate
+    convert(frame, None).save(tmp_path / "plain.delta")
+    assert deltaconvert.load(tmp_path / "plain.delta").gate == Gate()
+
+
+BAD = [
+    ({"smooth": 4}, "odd"),
+    ({"smooth": 2.5}, "smooth=2.5 is no int"),
+    ({"noise": -1}, "deviations"),
+    ({"peak": 0.5}, "at least 1"),
+    ({"dilate": True}, "dilate=True is no int"),
+    ({"cut": 0}, "share"),
+    ({"max_density": 1.5}, "share"),
+    ({"refresh": -3}, "frames"),
+    ({"nonfinite": "drop"}, "pass or hold"),
+    ({"sharpen": 1}, "its settings are smooth"),
+    (3, "its settings are smooth"),
+]
+
+
+@pytest.mark.parametrize(("gate", "message"), BAD, ids=str)
+def test_bad_gates(gate, message):
+    with pytest.raises(InputError, match=message):
+        convert(torch.rand(1, 3, 8, 8), gate)
+
+
+@pytest.mark.skipif(not CAR_PARK.exists(), reason="needs ../shared/data")
+def test_a_creeping_camera_stays_inside_the_bound():
+    """The car park creeps 12.5 pixels in steps below any threshold: what is stored stays within the peak, and with a
+    refresh no pixel is older than that."""
+    pytest.importorskip("av")
+    from deltaconvert import video
+
+    frames = [f[::3, ::3].permute(2, 0, 1)[None].float() for f in video.read(CAR_PARK, limit=360)]
+    threshold, gate = 15.0, Gate(smooth=5, noise=3, peak=2, refresh=60)
+    watch = Watch(gate, tuple(frames[0].shape), torch.float32, torch.device("cpu"), threshold)
+    stored = torch.full_like(frames[0], float("nan"))
+    taken = torch.zeros(1, 1, *frames[0].shape[2:])
+    work = []
+    for t, frame in enumerate(frames):
+        _, mask = watch.look(frame, stored)
+        stored = torch.where(mask, frame, stored)
+        taken = torch.where(mask | (frame == stored).all(1, keepdim=True), t, taken)
+        assert float((frame - stored).abs().max()) <= threshold * gate.peak
+        assert float(taken.min()) > t - gate.refresh
+        work.append(float(mask.float().mean()))
+    assert sum(work[1:]) / len(work) < 0.2
