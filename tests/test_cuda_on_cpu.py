@@ -54,6 +54,16 @@ def test_thresholds():
     check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50), threshold={"activation": 0.05})
 
 
+def test_weighted_thresholds():
+    check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50), threshold={"activation": "5% weighted"})
+
+
+def test_a_gate():
+    gate = {"smooth": 3, "noise": 2.0, "dilate": 1, "refresh": 4, "max_density": 0.5, "nonfinite": "hold"}
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    check(network, (2, 3, 37, 50), threshold={"input": 0.3}, gate=gate)
+
+
 def test_many_operators():
     network = Call(
         lambda m, x: torch.cat(

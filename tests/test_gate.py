@@ -246,6 +246,20 @@ def test_the_gate_travels_in_the_file(tmp_path):
     assert deltaconvert.load(tmp_path / "plain.delta").gate == Gate()
 
 
+def test_a_snapshot_goes_on_with_what_was_stored(backend):
+    """Another model takes a stream over; it learns the noise anew and sees the same changes."""
+    frame = torch.rand(2, 3, 20, 20)
+    ours, theirs = (convert(frame, {"noise": 2, "refresh": 50}, backend=backend) for _ in range(2))
+    ours(frame)
+    theirs(torch.rand(2, 3, 20, 20))
+    theirs.restore(0, ours.snapshot(0))
+    moved = frame.clone()
+    moved[:, :, 3:5, 4:6] += 0.5
+    expected = ours(moved)
+    assert_close(theirs(moved)[:1], expected[:1])
+    assert torch.equal(theirs.masks()["input_0"][0], ours.masks()["input_0"][0])
+
+
 BAD = [
     ({"smooth": 4}, "odd"),
     ({"smooth": 2.5}, "smooth=2.5 is no int"),

@@ -127,6 +127,8 @@ class FrameEdge(Edge):
     def put(self, stream: int, values: Tensor) -> None:
         super().put(stream, values)
         self.stored[stream] = values
+        if self.watch is not None:  # what it learnt of the noise is no part of a snapshot
+            self.watch.reset(slice(stream, stream + 1))
 
     def state_bytes(self) -> int:
         watched = 0 if self.watch is None else self.watch.state_bytes()

@@ -98,6 +98,11 @@ class FrameEdge(Edge):
         if self.watch is not None:
             self.watch.reset(streams)
 
+    def put(self, stream: int, values: Tensor) -> None:
+        super().put(stream, values)
+        if self.watch is not None:  # what it learnt of the noise is no part of a snapshot
+            self.watch.reset(slice(stream, stream + 1))
+
     def run(self, frame: Tensor) -> None:
         if self.watch is not None:
             self._run_watched(self.watch, frame)
