@@ -1,184 +1,217 @@
-"""GPU speed, dense against delta in one run: a textured box moves over a still textured background, threshold 0.
+"""GPU speed, dense against delta in one run: a textured box moves over a still textured background, and real clips.
 
-    python benchmarks/gpu.py [--networks resnet50] [--batches 1,8] [--types half,tf32] [--out FILE] [--profile]
+    python benchmarks/gpu.py --out FILE [--units resnet50:half:1,...] [--seconds 420]
+    python benchmarks/gpu.py table FILE       the table of the README
 
-Dense is the network of the same normalised graph (batch norm folded), channels_last, cudnn.benchmark on: eager, as a
-CUDA graph, and with --compile by torch.compile. A time is the median over frames between two events on the device, the
-frames queued one after the other; `host` is what a call costs until it returns. Prints a table and writes JSON.
+A unit is a network, a type of numbers and a batch. Units are measured one by one, the most telling first, and added to
+FILE, which is read first: what it holds on this GPU is not measured again, so that a run may be cut into slices. Dense
+engines are those of gpu_dense.py; each case times the best of them again beside the converted network.
+
+`floor` is the least a frame can take on this GPU: its bytes (candidates read and written once, weights of the layers
+that have any) over the rate of a large copy, or its operations over that of a large product. `efficiency` is dense time
+times the share of multiply-accumulates at changed pixels over delta time.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import itertools
+import gc
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-import deltaconvert
-import model_zoo
-from deltaconvert.report import table
+import deltaconvert  # noqa: E402
+from benchmarks.gpu_dense import MODES, TYPES, ceilings, channels, engines, median_ms, network, timed  # noqa: E402
+from deltaconvert.report import table  # noqa: E402
 
-TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float": torch.float32}
-SIZE = (1080, 1920)
+VIDEOS = ROOT.parent / "shared" / "data" / "videos"
+CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4")
+GREY_LEVELS = 10  # the input threshold of clips: what a codec adds stays below it
+SIZES = {"hrnet_w32": (384, 288)}
+SIZE = (1080, 1920)  # of all others
+
+
+class Unit(NamedTuple):
+    network: str
+    type: str
+    batch: int
+
+    def __str__(self) -> str:
+        return ":".join(map(str, self))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return SIZES.get(self.network, SIZE)
+
+
+def of_worth() -> list[Unit]:
+    """All units, the most telling first: types and batches in turn, the networks side by side."""
+    networks = ("resnet50", "mobilenetv2", "efficientnet_b0", "unet", "deeplabv3_resnet50", "dncnn")
+    large = [Unit(n, kind, batch) for batch in (1, 8) for kind in ("half", "tf32") for n in networks]
+    poses = [Unit("hrnet_w32", kind, batch) for kind in ("half", "tf32") for batch in (32, 1, 64)]
+    first = [Unit("resnet50", kind, batch) for kind in ("half", "tf32") for batch in (1, 8)]
+    return list(dict.fromkeys([*first, poses[0], *large, *poses, Unit("resnet50", "float", 1)]))
 
 
 def main() -> None:
+    options = arguments()
+    if options.action == "table":
+        print(tables(json.loads(options.file.read_text())))
+        return
+    if options.action == "warm":
+        engines(*_model_and_frame(_unit(options.units)), tuple(options.modes))
+        return
+    facts = read(options.out)
+    units = [_unit(text) for text in options.units.split(",")] if options.units else of_worth()
+    units = [unit for unit in units if not any(_is_of(row, unit) for row in facts["results"])]
+    began = time.perf_counter()
+    warm(units[: options.ahead], options)
+    for unit in units:
+        if time.perf_counter() - began > options.seconds:
+            print(f"time is over before {unit}")
+            break
+        facts["results"] += measure(unit, options)
+        if options.out:
+            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        gc.collect()
+        torch.cuda.empty_cache()
+    print(tables(facts))
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", default="resnet50")
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--types", default="half,tf32")
-    parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame")
-    parser.add_argument("--frames", type=int, default=30)
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile")
+    parser.add_argument("action", nargs="?", choices=("measure", "table", "warm"), default="measure")
+    parser.add_argument("file", nargs="?", type=Path, help="of an earlier run, for table")
+    parser.add_argument("--units", help="network:type:batch, ...; all of them without it")
+    parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
+    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=1e9, help="no unit starts after so many")
+    parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES), help="of torch.compile")
+    parser.add_argument("--ahead", type=int, default=0, help="units compiled first, side by side")
+    parser.add_argument("--no-clips", dest="clips", action="store_false")
     parser.add_argument("--profile", type=float, help="print the kernels of frames of this density")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.backends.cudnn.benchmark = True
-    results = []
-    for name in options.networks.split(","):
-        for batch in options.batches.split(","):
-            for kind in options.types.split(","):
-                results += measure(name, int(batch), kind, options)
-                if options.out:
-                    options.out.write_text(json.dumps({**environment(), "results": results}, indent=1) + "\n")
-    columns = (
-        "network batch type density dense_ms delta_ms ratio work efficiency p99_ms host_ms error".split()
-    )
-    body = [
-        [f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in results
-    ]
-    print(table(columns, body))
+    if options.action == "table" and options.file is None:
+        parser.error("table needs the JSON file of an earlier run")
+    return options
+
+
+def read(out: Path | None) -> dict[str, Any]:
+    """The facts of an earlier slice on the same GPU and versions, or fresh ones."""
+    facts = environment()
+    if out is not None and out.exists():
+        known = json.loads(out.read_text())
+        same = all(known[key] == facts[key] for key in facts if key not in ("date", "command"))
+        if not same:
+            raise SystemExit(f"{out} was measured elsewhere: give another --out")
+        return {**known, "command": facts["command"]}
+    return {**facts, "results": []}
+
+
+def warm(units: Sequence[Unit], options: argparse.Namespace) -> None:
+    """Compile the dense networks in processes of their own, so that a measurement finds them in torch's cache."""
+    script = [sys.executable, __file__, "warm", "--modes", *options.modes, "--units"]
+    running = [subprocess.Popen([*script, str(unit)], stdout=subprocess.DEVNULL) for unit in units]
+    for process in running:
+        process.wait()
 
 
 @torch.no_grad()
-def measure(name: str, batch: int, kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
-    dtype = TYPES[kind]
-    torch.manual_seed(0)
-    model = network(name).to("cuda", dtype)
-    base = torch.rand(batch, model_channels(model), *SIZE, device="cuda", dtype=dtype)
+def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of a unit, one for each case."""
+    began = time.perf_counter()
+    model, base = _model_and_frame(unit)
+    runs = engines(model, base, tuple(options.modes))
+    nhwc = base.contiguous(memory_format=torch.channels_last)
+    dense = {name: median_ms(run, nhwc, options.frames // 2) for name, run in runs.items()}
+    best = min(dense, key=lambda name: dense[name])
+    runs = {"eager": runs["eager"], best: runs[best]}
+    gc.collect()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     delta = deltaconvert.convert(model, base)
     delta(base)
     torch.cuda.synchronize()
-    cold = time.perf_counter() - start
-    dense, runs = baselines(delta, base, options)
-    best = min(dense.values())
-    print(f"{name} batch {batch} {kind}: dense {dense}, first frame after {cold:.1f} s", flush=True)
+    ready, limits = time.perf_counter() - start, ceilings(unit.type)
+    shared = {
+        **unit._asdict(),
+        "shape": list(base.shape),
+        "best": best,
+        "dense_all_ms": dense,
+        "first_frame_seconds": ready,
+        **limits,
+    }
     rows = []
-    for density in [float(d) / 100 for d in options.densities.split(",")]:
-        frames = list(video(base, density, options.frames))
+    for case, density, threshold, frames in cases(base, options):
+        if threshold:
+            delta = deltaconvert.convert(model, base, threshold={"input": threshold})
         delta.reset()
         for frame in frames[:3]:
             delta(frame)
         times, host, output = timed(delta, frames[3:])
-        expected = runs["eager"](frames[-1])
+        again = median_ms(runs[best], nhwc, 10)
+        stats, (bytes_moved, operations) = delta.stats(), work_of(delta)
+        floor = max(bytes_moved / limits["bytes_per_second"], operations / limits["flops_per_second"]) * 1e3
         row = {
-            "network": name,
-            "batch": batch,
-            "type": kind,
+            **shared,
+            "case": case,
             "density": density,
-            "dense_ms": best,
+            "threshold": threshold,
+            "dense_ms": again,
             "delta_ms": statistics.median(times),
             "p99_ms": sorted(times)[int(len(times) * 0.99)],
             "host_ms": host,
-            "ratio": best / statistics.median(times),
-            "work": delta.stats().work,
-            "dense_all_ms": dense,
-            "error": float((output - expected).abs().max() / expected.abs().max()),
-            "state_bytes": delta.stats().state_bytes,
-            "peak_bytes": torch.cuda.max_memory_allocated(),
-            "first_frame_seconds": cold,
-            "shape": list(base.shape),
+            "work": stats.work,
+            "floor_ms": floor,
+            "state_bytes": stats.state_bytes,
+            "peak_bytes": torch.cuda.max_memory_allocated() - held,
+            "layers": [round(layer.density, 4) for layer in stats.layers] if density in (None, 0.05) else [],
         }
+        row["ratio"] = row["dense_ms"] / row["delta_ms"]
         row["efficiency"] = row["ratio"] * row["work"]
+        row["roofline"] = floor / row["delta_ms"]
+        if not threshold:
+            row["error"] = _error(output, runs["eager"](frames[-1]))
         rows.append(row)
-        print(
-            f"  {density:.0%}: {row['delta_ms']:.3f} ms, {row['ratio']:.2f}x, host {host:.3f} ms", flush=True
-        )
-        if options.profile is not None and abs(density - options.profile / 100) < 1e-9:
+        told = f"{row['delta_ms']:.3f} ms, dense {again:.3f}, {row['ratio']:.2f}x, e {row['efficiency']:.2f}"
+        print(f"{unit} {case}: {told}", flush=True)
+        if options.profile is not None and density == options.profile / 100:
             profile(delta, frames)
+    print(f"{unit} took {time.perf_counter() - began:.0f} s, first frame after {ready:.1f} s", flush=True)
     return rows
 
 
-def baselines(
-    delta: deltaconvert.DeltaModel, base: Tensor, options: argparse.Namespace
-) -> tuple[dict[str, float], dict[str, Callable[[Tensor], Tensor]]]:
-    """Milliseconds of each way to run the dense network, and the ways."""
-    graph = copy.deepcopy(delta.graph).to(memory_format=torch.channels_last)
-    frame = base.contiguous(memory_format=torch.channels_last)
-
-    def eager(frame: Tensor) -> Tensor:
-        return graph(frame)[0]
-
-    runs: dict[str, Callable[[Tensor], Tensor]] = {"eager": eager, "graph": captured(eager, frame)}
-    if options.compile:
-        runs["compile"] = torch.compile(eager, mode="reduce-overhead")
-    times = {}
-    for key, run in runs.items():
-        for _ in range(5):
-            run(frame)
-        times[key] = statistics.median(timed(run, [frame] * options.frames)[0])
-    return times, runs
-
-
-def captured(run: Callable[[Tensor], Tensor], frame: Tensor) -> Callable[[Tensor], Tensor]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run(frame)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = run(frame)
-
-    def replay(_: Tensor) -> Tensor:
-        graph.replay()
-        return output
-
-    return replay
-
-
-def timed(run: Callable[[Tensor], Tensor], frames: list[Tensor]) -> tuple[list[float], float, Tensor]:
-    """(milliseconds of each frame on the device, of a call on the host, the last output)."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(frames) + 1)]
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    marks[0].record()
-    for frame, mark in zip(frames, marks[1:], strict=True):
-        output = run(frame)
-        mark.record()
-    host = (time.perf_counter() - start) / len(frames) * 1e3
-    torch.cuda.synchronize()
-    return [a.elapsed_time(b) for a, b in itertools.pairwise(marks)], host, output
-
-
-def network(name: str) -> nn.Module:
-    if name != "dncnn":
-        return model_zoo.create(name, seed=0)
-    layers: list[nn.Module] = [nn.Conv2d(1, 64, 3, 1, 1), nn.ReLU()]
-    for _ in range(15):
-        layers += [nn.Conv2d(64, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(64, 1, 3, 1, 1)).eval()
-
-
-def model_channels(model: nn.Module) -> int:
-    return next(p for p in model.parameters() if p.dim() == 4).shape[1]
+def cases(
+    base: Tensor, options: argparse.Namespace
+) -> Iterator[tuple[str, float | None, float, list[Tensor]]]:
+    """(name, density of the box or None, input threshold, frames)."""
+    for percent in map(float, options.densities.split(",")):
+        yield (
+            f"{percent:g}%" if percent else "still",
+            percent / 100,
+            0.0,
+            list(video(base, percent / 100, options.frames)),
+        )
+    for name in CLIPS if options.clips else ():
+        frames = clip(VIDEOS / name, base, options.frames)
+        for threshold in (0.0, GREY_LEVELS / 255) if frames else ():
+            yield name.split(".")[0], None, threshold, frames
 
 
 def video(base: Tensor, density: float, frames: int) -> Iterator[Tensor]:
@@ -190,6 +223,58 @@ def video(base: Tensor, density: float, frames: int) -> Iterator[Tensor]:
         y, x = (height - h) // 3, min((width - w) // 3 + 2 * index, width - w)
         frame[:, :, y : y + h, x : x + w] = torch.rand_like(frame[:, :, y : y + h, x : x + w])
         yield frame
+
+
+def clip(path: Path, base: Tensor, count: int) -> list[Tensor]:
+    """Frames of a clip in 0..1, as large as `base`; each image of the batch is a second ahead of the last."""
+    batch, depth, *size = base.shape
+    images = _decoded(path, count + 30 * (min(batch, 8) - 1))
+    if not images:
+        print(f"no {path.name}: {path.parent} or OpenCV is missing")
+        return []
+    frames = []
+    for first in range(count):
+        picked = [images[(first + 30 * (stream % 8)) % len(images)] for stream in range(batch)]
+        stacked = torch.stack(picked).to(base.device).permute(0, 3, 1, 2)[:, :depth].to(base.dtype) / 255
+        frames.append(torch.nn.functional.interpolate(stacked, size, mode="nearest"))
+    return frames
+
+
+def _decoded(path: Path, count: int) -> list[Tensor]:
+    """uint8 (H, W, 3)."""
+    try:
+        import cv2
+    except ImportError:
+        return []
+    source, images = cv2.VideoCapture(str(path)), []
+    while len(images) < count:
+        there, image = source.read()
+        if not there:
+            break
+        images.append(torch.from_numpy(image))
+    return images
+
+
+def work_of(delta: deltaconvert.DeltaModel) -> tuple[float, float]:
+    """(bytes, operations) of the last frame: candidates read and written once, weights where there are any."""
+    explained = {row.path: row for row in delta.explain().rows}
+    program = delta._program
+    size = next(iter(program.edges.values())).values.element_size()
+    weights = {
+        node.meta.get("path", node.name): sum(
+            b.numel() for b in program.plan.graph.get_submodule(str(node.target)).buffers()
+        )
+        for node in program.plan.graph.graph.nodes
+        if node.op == "call_module"
+    }
+    moved = operations = 0.0
+    for layer in delta.stats().layers:
+        row = explained[layer.path]
+        maps = [row.shape, *(explained[p].shape for p in row.inputs if p in explained)]
+        values = sum(torch.Size(shape).numel() for shape in maps if shape)
+        moved += size * (values * layer.computed + weights.get(layer.path, 0) * (layer.computed > 0))
+        operations += 2 * layer.macs_done
+    return moved, operations
 
 
 def profile(delta: deltaconvert.DeltaModel, frames: list[Tensor]) -> None:
@@ -225,6 +310,63 @@ def environment() -> dict[str, str]:
         "cudnn": str(torch.backends.cudnn.version()),
         "deltaconvert": deltaconvert.__version__,
     }
+
+
+def _model_and_frame(unit: Unit) -> tuple[torch.nn.Module, Tensor]:
+    model = network(unit.network, unit.type)
+    shape = (unit.batch, channels(model), *unit.size)
+    return model, torch.rand(shape, device="cuda", dtype=TYPES[unit.type])
+
+
+def _unit(text: str) -> Unit:
+    name, kind, batch = text.split(":")
+    return Unit(name, kind, int(batch))
+
+
+def _is_of(row: dict[str, Any], unit: Unit) -> bool:
+    return (row["network"], row["type"], row["batch"]) == unit
+
+
+def _error(output: Any, expected: Any) -> float:
+    """The largest difference, of the largest value."""
+    pairs = zip(*(torch.utils._pytree.tree_leaves(value) for value in (output, expected)), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+# ---- what a JSON file says, as tables
+
+
+def tables(facts: dict[str, Any]) -> str:
+    """Markdown: how many times faster than the best dense engine of the run, by unit and case; then the details."""
+    units = list(dict.fromkeys(Unit(row["network"], row["type"], row["batch"]) for row in facts["results"]))
+    names = list(dict.fromkeys(row["case"] for row in facts["results"] if row["density"] is not None))
+    head = ("network", "batch", "type", "best dense", *names)
+    body, details = [], []
+    for unit in units:
+        rows = [row for row in facts["results"] if _is_of(row, unit)]
+        boxes = {row["case"]: f"{row['ratio']:.2g}x" for row in rows if row["density"] is not None}
+        dense = statistics.median(row["dense_ms"] for row in rows)
+        title = f"{unit.network} {unit.size[1]}x{unit.size[0]}"
+        own = (title, str(unit.batch), unit.type)
+        body.append((*own, f"{rows[0]['best']}, {dense:.3g} ms", *(boxes.get(name, "") for name in names)))
+        for row in rows:
+            case = row["case"] + (f", threshold {row['threshold']:.2g}" if row["threshold"] else "")
+            numbers = (
+                f"{row[key]:.3g}"
+                for key in ("delta_ms", "p99_ms", "host_ms", "ratio", "work", "efficiency", "roofline")
+            )
+            memory = (f"{row[key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))
+            details.append((*own, case, f"{row['dense_ms']:.3g}", *numbers, *memory))
+    columns = "network,batch,type,case,dense ms,delta ms,p99 ms,host ms,ratio,work,e,of the roofline,state GB,peak GB"
+    where = (
+        f"{facts['gpu']}, torch {facts['torch']}, CUDA {facts['cuda']}, {facts['date']}, `{facts['command']}`"
+    )
+    return "\n\n".join([_markdown(head, body), where, _markdown(columns.split(","), details)])
+
+
+def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

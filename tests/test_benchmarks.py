@@ -1,5 +1,6 @@
 """benchmarks/: what the scripts write down, on a network that takes no time."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cpu, engines, memory  # noqa: E402
+from benchmarks import cpu, engines, gpu, memory  # noqa: E402
 
 
 @pytest.fixture
@@ -139,3 +140,95 @@ def test_memory_with_state(tiny, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
     child = memory.child("torch")
     assert set(child) == {"peak_mb"} and 50 < child["peak_mb"] < found["delta"]["peak_mb"]
+
+
+GPU = {"date": "2026-01-02", "gpu": "a GPU", "torch": "2.0", "cuda": "13.0", "command": "python x"}
+
+
+@pytest.fixture
+def without_a_gpu(monkeypatch):
+    """gpu.py, timing by counting: a frame of the network takes 4 ms dense and 1 ms converted."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    model, base = nn.Sequential(*layers).eval(), torch.rand(2, 3, 24, 32)
+    by_reference = functools.partial(gpu.deltaconvert.convert, backend="reference")
+    monkeypatch.setattr(gpu.deltaconvert, "convert", by_reference)
+    monkeypatch.setattr(gpu, "environment", lambda: dict(GPU))
+    monkeypatch.setattr(gpu, "_model_and_frame", lambda unit: (model, base))
+    monkeypatch.setattr(gpu, "engines", lambda model, frame, modes: {"eager": model, "graph": model})
+    monkeypatch.setattr(gpu, "median_ms", lambda run, frame, repeats: 4.0)
+    monkeypatch.setattr(gpu, "ceilings", lambda kind: {"bytes_per_second": 1e9, "flops_per_second": 1e12})
+    monkeypatch.setattr(
+        gpu, "timed", lambda run, frames: ([1.0] * len(frames), 0.5, [run(frame) for frame in frames][-1])
+    )
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+
+
+def run_gpu(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/gpu.py", *map(str, arguments)])
+    gpu.main()
+
+
+def test_gpu_runs_in_slices(without_a_gpu, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    common = ("--frames", 5, "--densities", "0,5,100", "--out", out, "--no-clips", "--modes")
+    run_gpu(monkeypatch, "--units", "one:float:2", *common)
+    first = json.loads(out.read_text())
+    still, some, everything = first["results"]
+    assert [row["case"] for row in first["results"]] == ["still", "5%", "100%"]
+    assert still["work"] == 0 and everything["work"] == 1
+    assert still["floor_ms"] == pytest.approx(4 * 2 * 24 * 32 * 3 / 1e9 * 1e3), (
+        "a still frame is read as well"
+    )
+    assert 0.05 < some["work"] < 0.3 and some["efficiency"] == 4 * some["work"]
+    assert some["roofline"] == some["floor_ms"] and some["layers"] and max(some["layers"]) < 0.3
+    values, weights = 2 * 24 * 32 * (3 + 8 + 8 + 8), 8 * 3 * 9 + 8 + 8 * 8 * 9 + 8
+    assert everything["floor_ms"] == pytest.approx(4 * (values + weights) / 1e9 * 1e3)
+    assert all(row["error"] < 1e-5 for row in first["results"])
+
+    run_gpu(monkeypatch, "--units", "one:float:2,two:float:2", *common)
+    second = json.loads(out.read_text())
+    assert second["results"][:3] == first["results"], "what is there is not measured again"
+    assert [row["network"] for row in second["results"]] == ["one"] * 3 + ["two"] * 3
+    run_gpu(monkeypatch, "--units", "three:float:2", "--seconds", -1, *common)
+    assert json.loads(out.read_text())["results"] == second["results"]
+    assert "time is over before three:float:2" in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "environment", lambda: {**GPU, "gpu": "another"})
+    with pytest.raises(SystemExit, match="measured elsewhere"):
+        run_gpu(monkeypatch, "--units", "four:float:2", *common)
+
+    run_gpu(monkeypatch, "table", out)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| network | batch | type | best dense | still | 5% | 100% |"
+    assert lines[2] == "| one 1920x1080 | 2 | float | eager, 4 ms | 4x | 4x | 4x |"
+    assert "a GPU, torch 2.0, CUDA 13.0, 2026-01-02, `python x`" in lines
+    assert sum(line.startswith("| two") for line in lines) == 1 + 3
+
+
+def test_gpu_clips(without_a_gpu, monkeypatch, tmp_path):
+    """With codec noise at threshold 0, and without it."""
+    images = [torch.full((6, 8, 3), 100 + index % 2, dtype=torch.uint8) for index in range(40)]
+    monkeypatch.setattr(gpu, "_decoded", lambda path, count: images[:count])
+    options = (
+        "--units",
+        "one:float:2",
+        "--frames",
+        6,
+        "--densities",
+        "0",
+        "--modes",
+        "--out",
+        tmp_path / "c",
+    )
+    run_gpu(monkeypatch, *options)
+    _, *clips = json.loads((tmp_path / "c").read_text())["results"]
+    assert len(clips) == 2 * len(gpu.CLIPS) and all(row["density"] is None for row in clips)
+    assert [row["work"] for row in clips[:2]] == [1, 0] and "error" in clips[0] and "error" not in clips[1]
+
+
+def test_gpu_units():
+    units = gpu.of_worth()
+    assert len(units) == len(set(units)) == 6 * 4 + 6 + 1
+    assert str(units[0]) == "resnet50:half:1" and gpu._unit("hrnet_w32:tf32:64") in units
+    assert gpu._unit("hrnet_w32:tf32:64").size == (384, 288)

@@ -1,0 +1,109 @@
+"""The dense networks that benchmarks/gpu.py compares with, and what the GPU at hand can do at all.
+
+Dense is the traced network in its normal form (batch norm folded) in channels_last with cudnn.benchmark on. Every
+engine but the first is a CUDA graph of its own that is replayed on one frame: no engine pays for copying frames in.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import model_zoo
+from deltaconvert.normalise import normalise
+from deltaconvert.trace import trace
+
+TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float": torch.float32}
+Run = Callable[[Tensor], Any]
+# Modes of torch.compile that replay no graph of their own; the first is what "reduce-overhead" computes with.
+MODES = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+def network(name: str, kind: str) -> nn.Module:
+    """A zoo network with random weights, and float32 products as `kind` has them from here on."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    return model_zoo.create(name, seed=0).to("cuda", TYPES[kind])
+
+
+def channels(model: nn.Module) -> int:
+    return next(p for p in model.parameters() if p.dim() == 4).shape[1]
+
+
+@torch.no_grad()
+def engines(model: nn.Module, frame: Tensor, modes: tuple[str, ...]) -> dict[str, Run]:
+    """The ways to run the dense network on frames like `frame`, by name; the first takes any frame."""
+    side = min(256, *frame.shape[2:])
+    traced = trace(model, (frame[:1, :, :side, :side].contiguous(),), {}).graph
+    graph = copy.deepcopy(normalise(traced)).to(memory_format=torch.channels_last)
+    frame = frame.contiguous(memory_format=torch.channels_last)
+
+    def eager(frame: Tensor) -> Any:
+        return graph(frame)[0]
+
+    runs: dict[str, Run] = {"eager": eager, "graph": captured(eager, frame)}
+    for name in modes:
+        torch.compiler.reset()
+        runs[name] = captured(torch.compile(eager, mode=MODES[name], dynamic=False), frame)
+    return runs
+
+
+def captured(run: Run, frame: Tensor) -> Run:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run(frame)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = run(frame)
+
+    def replay(_: Tensor) -> Any:
+        graph.replay()
+        return output
+
+    return replay
+
+
+def timed(run: Run, frames: list[Tensor]) -> tuple[list[float], float, Any]:
+    """(milliseconds of each frame on the device, of a call on the host, the last output).
+
+    The frames are queued one after the other; a frame's time lies between two events.
+    """
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(frames) + 1)]
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    marks[0].record()
+    for frame, mark in zip(frames, marks[1:], strict=True):
+        output = run(frame)
+        mark.record()
+    host = (time.perf_counter() - start) / len(frames) * 1e3
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in itertools.pairwise(marks)], host, output
+
+
+def median_ms(run: Run, frame: Tensor, repeats: int) -> float:
+    timed(run, [frame] * 3)
+    return statistics.median(timed(run, [frame] * repeats)[0])
+
+
+def ceilings(kind: str) -> dict[str, float]:
+    """What this GPU reaches: bytes a second of a large copy, operations a second of a large product in `kind`."""
+    large = torch.rand(1 << 28, device="cuda")
+    other = torch.empty_like(large)
+    copies = median_ms(lambda _: other.copy_(large), large, 10)
+    a, b = (torch.randn(8192, 8192, device="cuda").to(TYPES[kind]) for _ in range(2))
+    products = median_ms(lambda _: a @ b, a, 10)
+    return {
+        "bytes_per_second": 2 * large.nbytes / copies * 1e3,
+        "flops_per_second": 2 * 8192**3 / products * 1e3,
+    }

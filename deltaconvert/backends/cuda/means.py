@@ -1,0 +1,94 @@
+"""Means of whole maps, in boxes: a change reads its own box again, and the means of the boxes are few."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.backends.cuda.kernels import TYPES, on_current_stream
+from deltaconvert.backends.cuda.marks import Listed
+from deltaconvert.ops.base import Operator, Shape
+from deltaconvert.ops.fused import head_of
+from deltaconvert.ops.resample import AdaptivePool2d
+from deltaconvert.reach import Reach, Window
+
+THREADS = 256  # of kernels/mean.cu
+PIXELS = 16  # of a box that a thread sums: enough to have many loads on their way, few enough to be done soon
+
+
+class BoxMeans(Operator):
+    """N C H W -> N C H' W', the mean of each box of side x side pixels; the last ones may be smaller."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.side, ceil_mode=True, count_include_pad=False)
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        (shape,) = shapes
+        box = (self.side, self.side)
+        return [Window(box, box, (0, 0), (1, 1), (shape[2], shape[3]), (out_shape[2], out_shape[3]))]
+
+
+class InBoxes:
+    """A step on the means of a map's boxes, which it keeps itself."""
+
+    def __init__(self, boxes: Any, step: Any):
+        self._boxes, self._step, self.edge = boxes, step, step.edge
+        self.edge.beside = boxes.edge.state_bytes()
+
+    def run(self) -> None:
+        self._boxes.run()
+        self._step.run()
+
+    def rebuild(self) -> None:
+        """From maps that somebody put there."""
+        edge = self._boxes.edge
+        with on_current_stream(edge.values.device):
+            self._boxes.compute(every_pixel(edge))
+
+
+def every_pixel(edge: Any) -> Listed:
+    n, _, height, width = edge.values.shape
+    pixels = n * height * width
+    places = torch.arange(pixels, dtype=torch.int32, device=edge.values.device)
+    return Listed(places, places.new_tensor([pixels]), -1)
+
+
+def side_of(operator: Operator, source: Any, edge: Any) -> int | None:
+    """The side of the boxes where an operator, or the head of a fused one, is the mean of a large map."""
+    head = head_of(operator)
+    if not _is_mean(head) or tuple(edge.values.shape[2:]) != (1, 1) or source.values.dtype not in TYPES:
+        return None
+    _, channels, height, width = source.values.shape
+    pixels = THREADS // lanes_of(channels, source.values.dtype) * PIXELS
+    side = 1
+    while 4 * side * side <= pixels:
+        side *= 2
+    return side if height * width > 4 * pixels else None
+
+
+def lanes_of(channels: int, dtype: torch.dtype) -> int:
+    """Threads side by side, each with a vector of channels."""
+    vectors = -(-channels * dtype.itemsize // 16)
+    return min(32, 1 << (vectors - 1).bit_length())
+
+
+def packed_mean(operator: Operator, source: Any) -> bytes:
+    """struct Head of kernels/mean.cu."""
+    _, _, height, width = source.values.shape
+    window = (operator.side, operator.side) if isinstance(operator, BoxMeans) else (height, width)
+    full = source.of_boxes or (1, height, width)
+    numbers = (source.pitch, height, width, *window, full[0], *full, 0)
+    return struct.pack("=Q10i", source.values.data_ptr(), *numbers)
+
+
+def _is_mean(head: Operator) -> bool:
+    return isinstance(head, AdaptivePool2d) and head.kind == "avg"

@@ -1,0 +1,68 @@
+// Means of windows, each by a whole block: of a map in boxes, and of such means, which stand for a box of pixels each.
+//
+// A thread sums every so many pixels of a window, and the threads' sums are added in a tree: an order that depends on
+// nothing that changed.
+#include "tail.cuh"
+
+#ifndef LANES
+#define LANES 4  // threads side by side, each with WIDTH channels; a power of two
+#endif
+#define THREADS 256
+
+struct Head {
+    const value* at;                    // N x H x W
+    int pitch, H, W, kh, kw;            // windows lie side by side, the last ones may be smaller
+    int box_h, box_w, full_h, full_w;  // a pixel stands for a box of a map of full_h x full_w
+    int unused;
+};
+
+__device__ __forceinline__ int within(int first, int length, int end) { return min(first + length, end) - first; }
+
+extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restrict__ head,
+                                                            const Operand* __restrict__ operands, value* out, int pitch,
+                                                            int channels, const int* list, const int* count, int OH,
+                                                            int OW, int early) {
+    __shared__ number sums[WIDTH][THREADS];
+    if (!early) wait_for_predecessor();
+    const int chunks = (channels + LANES * WIDTH - 1) / (LANES * WIDTH);
+    const int total = *count * chunks;
+    if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;
+    if (early) wait_for_predecessor();
+    const Head h = *head;
+    const int thread = threadIdx.x, lane = thread % LANES, first = thread / LANES, apart = blockDim.x / LANES;
+    for (int i = blockIdx.x; i < total; i += gridDim.x) {
+        const int place = list[i / chunks], c = (i % chunks * LANES + lane) * WIDTH;
+        const int n = place / (OH * OW), pixel = place % (OH * OW);
+        const int top = pixel / OW * h.kh, left = pixel % OW * h.kw;
+        const int rows = within(top, h.kh, h.H), cols = within(left, h.kw, h.W);
+        number v[WIDTH] = {};
+        if (c < channels) {
+#pragma unroll 4
+            for (int p = first; p < rows * cols; p += apart) {
+                const int row = top + p / cols, col = left + p % cols;
+                const number pixels = within(row * h.box_h, h.box_h, h.full_h) * within(col * h.box_w, h.box_w, h.full_w);
+                number tap[WIDTH];
+                fetch(tap, h.at + ((size_t)(n * h.H + row) * h.W + col) * h.pitch + c);
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) v[j] += pixels * tap[j];
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < WIDTH; j++) sums[j][thread] = v[j];
+        __syncthreads();
+        for (int others = apart / 2; others > 0; others /= 2) {
+            if (first < others)
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) sums[j][thread] += sums[j][thread + others * LANES];
+            __syncthreads();
+        }
+        if (first == 0 && c < channels) {
+            const number pixels = (number)within(top * h.box_h, rows * h.box_h, h.full_h) *
+                                  within(left * h.box_w, cols * h.box_w, h.full_w);
+#pragma unroll
+            for (int j = 0; j < WIDTH; j++) v[j] = sums[j][thread] / pixels;
+            finish(v, operands, out, pitch, channels, place, n, c);
+        }
+        __syncthreads();
+    }
+}
