@@ -74,6 +74,7 @@ def without_a_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cuda, "Kernel", Kernel)
     patch.setattr(cuda, "Recording", Recording)
     patch.setattr(cuda, "THREADS", 64)
+    patch.setattr(cuda.means, "on_current_stream", lambda device: contextlib.nullcontext())
     patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))

@@ -166,3 +166,17 @@ DENSE = {
 def test_stays_dense(backend, name):
     function, reason = DENSE[name]
     check_operator(Call(function), (2, 2, 6, 6), backend=backend, expect="dense", reason=reason)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 90, 131), (1, 70, 64, 61), (2, 3, 5, 4200)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_means_of_large_maps(backend, shape, dtype):
+    """Those that the backends take in parts."""
+    check_operator(nn.AdaptiveAvgPool2d(1), shape, dtype=dtype, threshold=0.1, backend=backend)
+    if shape[1] == 5:
+        gate = Call(
+            lambda m, x: m.a(x) * m.b(x.mean((2, 3), keepdim=True).relu()).sigmoid(),
+            a=nn.Conv2d(5, 5, 1),
+            b=nn.Conv2d(5, 5, 1),
+        )
+        check_operator(gate, shape, dtype=dtype, threshold=0.1, backend=backend)

@@ -21,6 +21,7 @@ from torch import Tensor
 from deltaconvert.backends.cuda.heads import SHARED_BYTES, Head, head_of
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel, why_not
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
+from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, side_of
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.tail import NoKernel, Tail, device_bytes
 from deltaconvert.backends.reference import Amount, differs, fill_unseen
@@ -45,6 +46,8 @@ class Edge:
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: Amount | None):
         n, channels, height, width = shape
         self.threshold, self.pitch = threshold, pitch_of(channels, dtype)
+        self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
+        self.beside = 0  # bytes of what a step keeps beside it
         memory = torch.zeros(n, height, width, self.pitch, dtype=dtype, device=device)
         self.values = memory[..., :channels].permute(0, 3, 1, 2)
         self.marks: Marks
@@ -71,7 +74,7 @@ class Edge:
         return self.values.clone(memory_format=torch.contiguous_format)
 
     def state_bytes(self) -> int:
-        return self.values.untyped_storage().nbytes() + self.marks.bits.nbytes
+        return self.values.untyped_storage().nbytes() + self.marks.bits.nbytes + self.beside
 
 
 class FrameEdge(Edge):
@@ -182,12 +185,24 @@ class Backend:
         device: torch.device,
         threshold: Amount | None,
         notes: dict[str, Any],
-    ) -> Step:
+    ) -> Step | InBoxes:
         edge = Edge(shape, dtype, device, threshold)
         self._edges.append(edge)
         self.place += 1
         with torch.cuda.device(device):
-            return Step(self, operator, reaches, inputs, edge)
+            side = side_of(operator, inputs[0], edge)
+            if side is None:
+                return Step(self, operator, reaches, inputs, edge)
+            boxes = self._boxes(side, inputs[0])
+            return InBoxes(boxes, Step(self, operator, reaches, [boxes.edge, *inputs[1:]], edge))
+
+    def _boxes(self, side: int, source: Edge) -> Step:
+        n, channels, *size = source.values.shape
+        means = BoxMeans(side)
+        shape = (n, channels, *(-(-length // side) for length in size))
+        edge = Edge(shape, source.values.dtype, source.values.device, None)
+        edge.of_boxes = (side, size[0], size[1])
+        return Step(self, means, means.reaches([source.values.shape], shape), [source], edge)
 
     def counter(self, length: int, device: torch.device) -> Tensor:
         """int32 (length), 0 at the start of every frame."""
@@ -321,6 +336,10 @@ class Step:
 
     def run(self) -> None:
         self._compute()
+
+    def compute(self, candidates: Listed) -> None:
+        """The pixels of a list, at once into the state."""
+        self._launch(self.edge.values, candidates)
 
     def _listed(self) -> None:
         """Candidates alone. A threshold decides about whole pixels, so where there is one they wait in scratch."""

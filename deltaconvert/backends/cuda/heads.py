@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cuda.kernels import TYPES
+from deltaconvert.backends.cuda.means import BoxMeans, lanes_of, packed_mean
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import Channels, Concat
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.places import Places
 from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
-from deltaconvert.ops.resample import Interpolate
+from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
 from deltaconvert.reach import Pixel, Sources, Window
 
 MOST_PARTS = 16  # of kernels/pointwise.cu
@@ -129,6 +131,38 @@ def _resample(operator: Interpolate, reaches: Sequence[Any], inputs: Sequence[An
     (source,) = inputs
     weights = operator.weights(reaches[0], tuple(source.values.shape), torch.float64)
     return _weighted(source, edge, reaches[0], weights, 0.0)
+
+
+def _mean(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
+    (source,) = inputs
+    channels = source.values.shape[1]
+    lanes = {"LANES": lanes_of(channels, edge.values.dtype)}
+    return Head("mean.cu", packed_mean(operator, source), "means", lanes, channels=channels)
+
+
+def _adaptive(operator: AdaptivePool2d, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
+    if operator.kind != "avg":
+        raise NoKernel("the largest of boxes of several sizes")
+    if not isinstance(reaches[0], Sources):
+        return _mean(operator, reaches, inputs, edge)
+    weights = [_averaging(table) for table in (reaches[0].rows, reaches[0].cols)]
+    return _weighted(inputs[0], edge, reaches[0], weights, 0.0)
+
+
+def _averaging(table: Tensor) -> Tensor:
+    """What each row of a box counts for; one that a table repeats, where boxes differ in size, counts once."""
+    weights = torch.ones(table.shape, dtype=torch.float64)
+    weights[:, 1:][table[:, 1:] == table[:, :1]] = 0
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _shuffle(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
+    (source,) = inputs
+    _, channels, height, width = source.values.shape
+    factors = (operator.factor, 1) if isinstance(operator, PixelShuffle) else (1, operator.factor)
+    numbers = (source.pitch, height, width, *factors, 0)
+    outputs = channels * factors[1] ** 2 // factors[0] ** 2
+    return Head("shuffle.cu", struct.pack("=Q6i", source.values.data_ptr(), *numbers), channels=outputs)
 
 
 def _copied(operator: Places, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
@@ -311,6 +345,10 @@ _PACKERS = _Packers(
         AvgPool2d: _pool,
         Interpolate: _resample,
         Places: _copied,
+        PixelShuffle: _shuffle,
+        PixelUnshuffle: _shuffle,
+        BoxMeans: _mean,
+        AdaptivePool2d: _adaptive,
         Conv2d: _conv,
         ConvTranspose2d: _conv,
     }
