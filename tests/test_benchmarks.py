@@ -183,7 +183,7 @@ def test_gpu_runs_in_slices(without_a_gpu, monkeypatch, tmp_path, capsys):
     )
     assert 0.05 < some["work"] < 0.3 and some["efficiency"] == 4 * some["work"]
     assert some["roofline"] == some["floor_ms"] and some["layers"] and max(some["layers"]) < 0.3
-    values, weights = 2 * 24 * 32 * (3 + 8 + 8 + 8), 8 * 3 * 9 + 8 + 8 * 8 * 9 + 8
+    values, weights = 2 * 24 * 32 * (3 + 3 + 8 + 8 + 8), 8 * 3 * 9 + 8 + 8 * 8 * 9 + 8
     assert everything["floor_ms"] == pytest.approx(4 * (values + weights) / 1e9 * 1e3)
     assert all(row["error"] < 1e-5 for row in first["results"])
 
