@@ -108,7 +108,7 @@ class Program:
             self._add_island(node, _Island(slot, lambda values: edge.dense(), (), pure=True, edge=edge))
         elif is_delta(node):
             self._bind_operator(node)
-        else:
+        elif not self._is_cast_on_the_way(node):
             self._bind_island(node)
 
     def _bind_sparsify(self, node: fx.Node) -> None:
@@ -117,8 +117,18 @@ class Program:
         watch = Watch(meta["gate"], *where) if "gate" in meta else None
         edge = self._backend.sparsify(*where, watch)
         self.edges[node.name] = edge
-        source = self._slots[node.args[0]]
+        (dense,) = node.args
+        source = self._slots[dense.args[0] if self._is_cast_on_the_way(dense) else dense]
         self._steps.append(Step(node, lambda frame: edge.run(frame.values[source])))
+
+    def _is_cast_on_the_way(self, node: fx.Node) -> bool:
+        """Bytes become floats for a sparsify alone, which casts them itself: frames of a camera, x.float() / 255."""
+        operator = operator_of(node)
+        if not self._backend.takes_bytes or getattr(operator, "function", None) != "cast":
+            return False
+        (source,), users = node.all_input_nodes, list(node.users)
+        floats = node.meta["dtype"].is_floating_point and source.meta["dtype"] == torch.uint8
+        return bool(floats and all(user.target is sparsify for user in users))
 
     def _bind_operator(self, node: fx.Node) -> None:
         operator, meta = operator_of(node), node.meta

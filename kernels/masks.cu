@@ -42,10 +42,20 @@ __device__ __forceinline__ int words_of(int width) { return (width + 31) / 32; }
 #ifndef CHANNELS
 #define CHANNELS 0  // known when the kernel is compiled where there are few; else 0
 #endif
+#ifndef BYTES
+#define BYTES 0  // whether a frame holds bytes, which become values on the way
+#endif
+#if BYTES
+typedef u8 seen;
+__device__ __forceinline__ value arrived(seen v) { return put((number)v); }
+#else
+typedef value seen;
+__device__ __forceinline__ value arrived(seen v) { return v; }
+#endif
 struct __align__(PIXELS * sizeof(value)) Run { value of[PIXELS]; };
 struct __align__(4 * sizeof(value)) Stored { value of[4]; };
 
-extern "C" __global__ void sparsify(const value* frame, long long sn, long long sc, long long sh, long long sw,
+extern "C" __global__ void sparsify(const seen* frame, long long sn, long long sc, long long sh, long long sw,
                                     value* stored, int pitch, u32* mask, int* changed, int* computed, int C, int H,
                                     int W, number threshold) {
     wait_for_predecessor();
@@ -53,7 +63,7 @@ extern "C" __global__ void sparsify(const value* frame, long long sn, long long 
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) * PIXELS, y = i / (words * 32), x = i - y * words * 32;
     u32 moved = 0;  // a bit of each pixel
     if (y < H && x < W) {
-        const value* fresh = frame + n * sn + y * sh + x * sw;
+        const seen* fresh = frame + n * sn + y * sh + x * sw;
         value* pixel = stored + ((size_t)(n * H + y) * W + x) * pitch;
 #if CHANNELS
         Run runs[CHANNELS];
@@ -74,9 +84,9 @@ extern "C" __global__ void sparsify(const value* frame, long long sn, long long 
             moved |= (u32)other << p;
         }
 #else
-        for (int c = 0; c < C; c++) moved |= differs(fresh[c * sc], pixel[c], threshold);
+        for (int c = 0; c < C; c++) moved |= differs(arrived(fresh[c * sc]), pixel[c], threshold);
         if (moved)
-            for (int c = 0; c < C; c++) pixel[c] = fresh[c * sc];
+            for (int c = 0; c < C; c++) pixel[c] = arrived(fresh[c * sc]);
 #endif
     }
     u32 word = moved << (x & 31);

@@ -96,7 +96,9 @@ def one_by_one(steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
 
 
 class Backend:
-    """Makes the steps of one program."""
+    """Makes the steps of one program. takes_bytes: its deltas read bytes where their values are floats."""
+
+    takes_bytes = False
 
     @property
     def outside(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from deltaconvert.reach import Everything
 from deltaconvert.thresholds import WEIGHTED, Thresholds
 
 FARTHEST = 8.0  # between the threshold of a channel and the node's: one that nobody reads must not go blind
+_TURNS = ("permute", "transpose", "movedim", "contiguous")
 
 
 def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.GraphModule]:
@@ -40,7 +41,7 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
                 node.meta["threshold"] = amount
             if weighted and amount > 0 and node.target is not sparsify:
                 node.meta["shares"] = shares(node)
-            if gate is not None and node.target is sparsify and node.args[0].op == "placeholder":
+            if gate is not None and node.target is sparsify and is_of_frame(node.args[0]):
                 node.meta["gate"] = gate
             rule = f"{amount!r} {WEIGHTED}" if weighted else amount
             node.meta["placed"] = [(names_of(node), rule)]
@@ -59,8 +60,18 @@ def kind_of(node: fx.Node) -> str | None:
     if _is_gate(node):
         return "gate"
     if node.target is sparsify:
-        return "input" if node.args[0].op == "placeholder" else "activation"
+        return "input" if is_of_frame(node.args[0]) else "activation"
     return "activation" if operator is not None and operator.activation else None
+
+
+def is_of_frame(node: fx.Node) -> bool:
+    """A frame, or one that was only cast and turned round: x.permute(0, 3, 1, 2).float()."""
+    while node.op != "placeholder":
+        cast = getattr(operator_of(node), "function", None) == "cast"
+        if not cast and not (node.op == "call_method" and node.target in _TURNS):
+            return False
+        node = node.all_input_nodes[0]
+    return True
 
 
 def _is_gate(node: fx.Node) -> bool:

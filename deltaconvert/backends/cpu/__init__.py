@@ -58,6 +58,8 @@ KINDS: tuple[type[Step], ...] = (
 class Backend:
     """Makes the steps of one program; they share scratch memory and the tables of tiles of one geometry."""
 
+    takes_bytes = False
+
     def __init__(self) -> None:
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._grid = lru_cache(maxsize=None)(Grid)

@@ -78,7 +78,10 @@ class Edge:
 
 
 class FrameEdge(Edge):
-    """A delta that dense values come in by. watch: the gate that decides what is new, if there is one."""
+    """A delta that dense values come in by, or bytes that become such values on the way.
+
+    watch: the gate that decides what is new, if there is one.
+    """
 
     def __init__(
         self,
@@ -111,13 +114,14 @@ class FrameEdge(Edge):
             self._run_watched(self.watch, frame)
             return
         n, channels, height, width = self.values.shape
-        pixels, macros = 1, {}
+        pixels, macros = 1, {"BYTES": int(frame.dtype == torch.uint8)}
         run = 8 // frame.dtype.itemsize  # pixels of a thread: 8 bytes of each channel
         apart = (frame.data_ptr() // frame.dtype.itemsize, *frame.stride()[:3])
-        if channels <= 4 and frame.stride(3) == 1 and all(step % run == 0 for step in (width, *apart)):
+        side_by_side = channels <= 4 and frame.stride(3) == 1 and frame.dtype == self.values.dtype
+        if side_by_side and all(step % run == 0 for step in (width, *apart)):
             pixels, macros = run, {"PIXELS": run, "CHANNELS": channels}
         self._backend.launch(
-            self._backend.kernel("masks.cu", "sparsify", frame.dtype, **macros),
+            self._backend.kernel("masks.cu", "sparsify", self.values.dtype, **macros),
             (-(-height * self.marks.bits.shape[2] * 32 // (THREADS * pixels)), n),
             THREADS,
             frame,
@@ -130,13 +134,13 @@ class FrameEdge(Edge):
             np.int32(channels),
             np.int32(height),
             np.int32(width),
-            _number(self._limit, frame.dtype),
+            _number(self._limit, self.values.dtype),
         )
         self._backend.list_behind(self.marks)
 
     def _run_watched(self, watch: Watch, frame: Tensor) -> None:
         """By torch, inside the graph: what a gate looks at is more than a pixel."""
-        frame, mask = watch.look(frame, self.values)
+        frame, mask = watch.look(frame.to(self.values.dtype), self.values)
         self.values.copy_(torch.where(mask, frame, self.values))
         self.marks.put(mask)
         self.computed.fill_(mask.numel())
@@ -148,6 +152,8 @@ class FrameEdge(Edge):
 
 class Backend:
     """Makes the steps of one program and plays its frames."""
+
+    takes_bytes = True
 
     def __init__(self) -> None:
         self._counters: Tensor | None = None
