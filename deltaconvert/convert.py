@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,21 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.capture import capture
+from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
 from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
 from deltaconvert.normalise import normalise
 from deltaconvert.thresholds import Threshold, Thresholds, refuse_unknown
-from deltaconvert.trace import Traced, trace
 
 BACKENDS = ("reference", "cpu", "cuda")
 
 
 def convert(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example: Any,
     *,
     threshold: Threshold = 0.0,
@@ -37,7 +37,8 @@ def convert(
 ) -> DeltaModel:
     """Convert a dense network into one that recomputes only what changed since the last frame.
 
-    model: a network in eval mode; it is copied, never modified.
+    model: a network in eval mode, or a program of torch.export (torch.export.load of a .pt2), which needs none of the
+        network's own code. It is copied, never modified.
     example: one input as the network takes it: a tensor (N C H W for maps; the images of a batch are streams), a tuple
         of positional inputs, or a dict of keyword inputs. A real frame is best: relative thresholds are measured on it.
     threshold: the largest change that is dropped, at the input and at every activation; 0 is exact. A mapping sets
@@ -52,7 +53,10 @@ def convert(
     leaves: module classes or paths that run whole, as they are.
     keep_dense: paths of nodes, or patterns of them, that stay dense.
 
-    Raises UnsupportedModel if the network as a whole cannot be traced, InputError for options and inputs that do not
+    A network that symbolic tracing cannot see is captured by torch.export, for the size of `example` alone;
+    info["capture"] of the result says which way was taken, and why.
+
+    Raises UnsupportedModel if the network as a whole cannot be captured, InputError for options and inputs that do not
     fit, such as a path or pattern that means no node. An operator that deltaconvert does not know is no error: it stays
     dense, and explain() says why.
     """
@@ -63,16 +67,19 @@ def convert(
         raise InputError(f"keep_dense is a text: give a list, [{keep_dense!r}]")
     args, kwargs = _call_of(example)
     frames = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    _check(model, frames)
+    if isinstance(model, ExportedProgram):
+        _check_frames(frames)
+    else:
+        _check(model, frames)
     where = load_backend(backend, frames[0].device)
     with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
-        traced = trace(model, args, kwargs, leaves)
-        _verify(model, traced, args, kwargs, frames)
+        traced = capture(model, args, kwargs, leaves)
         graph = normalise(traced.graph)
-        model = DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
-    refuse_unknown(rules.rules, model.names, "threshold")
-    refuse_unknown(keep_dense, model.names, "keep_dense")
-    return model
+        converted = DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
+    converted.info["capture"] = traced.how
+    refuse_unknown(rules.rules, converted.names, "threshold")
+    refuse_unknown(keep_dense, converted.names, "keep_dense")
+    return converted
 
 
 def load_backend(name: str, device: torch.device) -> ModuleType:
@@ -120,42 +127,22 @@ def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
         if module.training:
             where = f" (its part {path} is)" if path and not model.training else ""
             raise InputError(f"model is in training mode{where}: call model.eval() first")
-    if not frames:
-        raise InputError("example holds no tensor")
-    for place, frame in enumerate(frames):
-        if frame.numel() == 0:
-            raise InputError(f"example input {place} is empty: its shape is {tuple(frame.shape)}")
+    _check_frames(frames)
     devices = {frame.device for frame in frames} | {p.device for p in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
         raise InputError(
             f"model and example are spread over {', '.join(sorted(map(str, devices)))}: move both to one device"
         )
+
+
+def _check_frames(frames: Sequence[Tensor]) -> None:
+    if not frames:
+        raise InputError("example holds no tensor")
+    for place, frame in enumerate(frames):
+        if frame.numel() == 0:
+            raise InputError(f"example input {place} is empty: its shape is {tuple(frame.shape)}")
     batches = {frame.shape[0] for frame in frames if frame.dim() == 4}
     if len(batches) > 1:
         raise InputError(
             f"the example's inputs have batches of {sorted(batches)}: every stream needs one image in each"
         )
-
-
-def _verify(model: nn.Module, traced: Traced, args: Any, kwargs: Any, frames: Sequence[Tensor]) -> None:
-    """The traced graph is the network: equal outputs on the example, or no conversion."""
-    try:
-        expected = copy.deepcopy(model)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise InputError(f"the network does not run on the example: {error}") from error
-    got = traced.signature.unflatten(traced.graph(*(frame.clone() for frame in frames)))
-    leaves, spec = pytree.tree_flatten(expected)
-    ours, our_spec = pytree.tree_flatten(got)
-    if spec == our_spec:
-        for a, b in zip(leaves, ours, strict=True):
-            if isinstance(a, Tensor) and not torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True):
-                break
-        else:
-            return
-    raise UnsupportedModel(
-        f"{type(model).__name__} computes something else than its traced graph, so it depends on more than its inputs "
-        "(random numbers, counters, Python state), or x += y writes to a map that it reads under another name: convert "
-        "the deterministic part of it, or write x = x + y"
-    )

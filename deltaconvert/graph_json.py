@@ -438,7 +438,7 @@ def signature_to_json(signature: Signature) -> dict[str, Any]:
         "inputs": (signature.spec, signature.constants),
         "outputs": (signature.out_spec, signature.out_constants),
     }
-    return {
+    found: dict[str, Any] = {
         side: {
             "tree": _tree_to_json(
                 pytree.tree_unflatten([_Leaf(i) for i in range(spec.num_leaves)], spec), side
@@ -447,6 +447,9 @@ def signature_to_json(signature: Signature) -> dict[str, Any]:
         }
         for side, (spec, constants) in sides.items()
     }
+    if signature.sizes is not None:
+        found["sizes"] = [list(size) for size in signature.sizes]
+    return found
 
 
 class _Leaf(int):
@@ -498,7 +501,16 @@ def signature_from_json(value: Any) -> Signature:
         and isinstance(call[1], dict)
     ):
         raise ContainerError("its inputs are no call")
-    return Signature(specs[0], constants[0], specs[1], constants[1])
+    return Signature(specs[0], constants[0], specs[1], constants[1], _sizes_from_json(value.get("sizes")))
+
+
+def _sizes_from_json(value: Any) -> tuple[tuple[int, ...], ...] | None:
+    if value is None:
+        return None
+    sizes = tuple(tuple(_list(size)) for size in _list(value))
+    if not all(type(side) is int and 0 < side <= MAX_INT for size in sizes for side in size):
+        raise ContainerError("the sizes of its inputs are no sizes")
+    return sizes
 
 
 def _tree_from_json(value: Any, leaves: list[int], depth: int = 0) -> Any:

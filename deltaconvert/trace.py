@@ -25,13 +25,15 @@ class Signature:
     """How a call of the network maps to flat tensors and back.
 
     Inputs: `spec` unflattens the leaves of (args, kwargs); `constants` holds the leaves that are no tensors, by their
-    place. Outputs: `out_spec` likewise, `out_constants` for outputs that are no tensors.
+    place. Outputs: `out_spec` likewise, `out_constants` for outputs that are no tensors. `sizes`: the shapes of the
+    tensors, where the graph holds for these alone.
     """
 
     spec: pytree.TreeSpec
     constants: dict[int, Any]
     out_spec: pytree.TreeSpec
     out_constants: dict[int, Any]
+    sizes: tuple[tuple[int, ...], ...] | None = None
 
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
         leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
@@ -78,11 +80,15 @@ def _shape_of(spec: pytree.TreeSpec) -> str:
 
 @dataclass
 class Traced:
-    """A traced network: its graph over flat tensors, its signature, and the modules that had to stay whole."""
+    """A traced network: its graph over flat tensors, its signature, and the modules that had to stay whole.
+
+    opaque: module path -> why it was not traced. how: a sentence on the way that the graph was found, and why that one.
+    """
 
     graph: fx.GraphModule
     signature: Signature
-    opaque: dict[str, str] = field(default_factory=dict)  # module path -> why it was not traced
+    opaque: dict[str, str] = field(default_factory=dict)
+    how: str = "traced symbolically"
 
 
 class _Proxy(fx.Proxy):
@@ -164,14 +170,23 @@ def _kept(m: nn.Module, path: str, keep: Sequence[Any]) -> bool:
 
 
 def trace(
-    model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], leaves: Sequence[Any] = ()
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    leaves: Sequence[Any] = (),
+    may_stay: Callable[[nn.Module], bool] = lambda module: True,
 ) -> Traced:
     """Trace `model` for the call model(*args, **kwargs).
 
     leaves: module classes or paths to keep whole; they run as they are, as dense islands. A module whose forward
-    cannot be traced becomes one by itself, with the reason. UnsupportedModel if the network's own forward cannot be.
+    cannot be traced becomes one by itself, with the reason. UnsupportedModel if the network's own forward cannot be,
+    or that of a module that may not stay whole.
     """
     opaque: dict[str, str] = {}
+
+    def is_stuck(path: str | None) -> bool:
+        return not path or path in opaque or not may_stay(root.get_submodule(path))
+
     while True:
         root = copy.deepcopy(model)  # forward may write to its module; a failed attempt must leave no trace
         tracer = _Tracer(tuple(args), kwargs, leaves, opaque)
@@ -182,25 +197,20 @@ def trace(
             _WriteWatch(module).watch(args, kwargs)
             break
         except WriteToView as error:
-            if not error.path or error.path in opaque:
+            if is_stuck(error.path):
                 raise UnsupportedModel(
-                    f"{type(model).__name__}.forward {_first_line(error)}\n"
+                    f"{type(model).__name__}.forward {first_line(error)}\n"
                     "  Write the line out of place, or move it into a submodule: that then runs whole, as it is."
                 ) from error
-            opaque[error.path] = _first_line(error)
+            opaque[error.path] = first_line(error)
         except Exception as error:
-            if tracer.failed_at is None or tracer.failed_at in opaque or not tracer.failed_at:
+            if tracer.failed_at is None or is_stuck(tracer.failed_at):
                 raise UnsupportedModel(_why_untraceable(model, error)) from error
-            opaque[tracer.failed_at] = f"cannot be traced: {_first_line(error)}"
+            opaque[tracer.failed_at] = f"cannot be traced: {first_line(error)}"
     assert tracer.outputs is not None
     outputs, out_spec = tracer.outputs
     constants = {i: o for i, o in enumerate(outputs) if not isinstance(o, fx.Proxy | Tensor)}
-    for place, value in constants.items():
-        if not isinstance(value, int | float | bool | str | type(None)):
-            raise UnsupportedModel(
-                f"{type(model).__name__} returns a {type(value).__name__} at place {place}: return tensors in tuples, "
-                "lists and dicts, or register the class with torch.utils._pytree.register_pytree_node"
-            )
+    refuse_objects(model, constants)
     module.graph.eliminate_dead_code(is_impure_node=_is_impure)
     module.recompile()
     for node in module.graph.nodes:
@@ -208,6 +218,16 @@ def trace(
             node.meta["why_dense"] = opaque[str(node.target)]
     _, spec = pytree.tree_flatten((tuple(args), kwargs))
     return Traced(module, Signature(spec, tracer.constants, out_spec, constants), opaque)
+
+
+def refuse_objects(model: nn.Module, constants: dict[int, Any]) -> None:
+    """Outputs that are no tensors have to be plain values: a graph cannot make them anew in each frame."""
+    for place, value in constants.items():
+        if not isinstance(value, int | float | bool | str | type(None)):
+            raise UnsupportedModel(
+                f"{type(model).__name__} returns a {type(value).__name__} at place {place}: return tensors in tuples, "
+                "lists and dicts, or register the class with torch.utils._pytree.register_pytree_node"
+            )
 
 
 class _AugmentedWatch(fx.Interpreter):
@@ -327,7 +347,7 @@ def _is_impure(node: fx.Node) -> bool:
     return False
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0][:160]
 
 
@@ -340,7 +360,7 @@ def _why_untraceable(model: nn.Module, error: BaseException) -> str:
     ]
     where = f"\n  {frames[-1].filename}:{frames[-1].lineno}   {frames[-1].line}" if frames else ""
     return (
-        f"cannot trace {type(model).__name__}.forward: {_first_line(error)}{where}\n"
+        f"cannot trace {type(model).__name__}.forward: {first_line(error)}{where}\n"
         "  Convert the part below it (deltaconvert.convert(model.backbone, ...)), or move the line into a submodule "
         "and keep that whole: leaves=[TheModule]."
     )

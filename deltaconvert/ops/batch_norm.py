@@ -59,6 +59,21 @@ def _function(
     return BatchNorm(mean, var, constant(weight, "its weight"), constant(bias, "its bias"), eps), [input]
 
 
+@spelled(torch.batch_norm)
+def _torch_function(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    training: bool,
+    momentum: Any,
+    eps: float,
+    *_cudnn: Any,
+) -> tuple[Operator, list[Any]]:
+    return _function(input, mean, var, weight, bias, training, eps=eps)
+
+
 @spelled(nn.BatchNorm1d, nn.BatchNorm2d)
 def _module(module: nn.BatchNorm1d | nn.BatchNorm2d, input: Any) -> tuple[Operator, list[Any]]:
     return _function(

@@ -142,6 +142,13 @@ def _instance_norm(
     return GroupNorm(None, constant(weight, "its weight"), constant(bias, "its bias"), eps), [input]
 
 
+@spelled(torch.instance_norm)
+def _instance_norm_function(
+    input: Any, weight: Any, bias: Any, mean: Any, var: Any, own: Any, momentum: Any, eps: float, *_cudnn: Any
+) -> tuple[Operator, list[Any]]:
+    return _instance_norm(input, mean, var, weight, bias, own, eps=eps)
+
+
 @spelled(nn.InstanceNorm2d)
 def _instance_norm_module(m: nn.InstanceNorm2d, input: Any) -> tuple[Operator, list[Any]]:
     own = m.training or not m.track_running_stats

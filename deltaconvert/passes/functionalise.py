@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch._ops import OpOverload
 
 from deltaconvert.ops.base import known_modules
 
@@ -95,6 +96,8 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
         module = node.graph.owning_module.get_submodule(str(node.target))
         if getattr(module, "inplace", False) and type(module) in known_modules():
             return lambda: None  # operators never write in place
+    elif isinstance(node.target, OpOverload):
+        return _plain_overload(node, node.target)
     elif node.op == "call_function":
         if node.kwargs.get("out") is not None or node.target is operator.setitem:
             raise WriteToView(module_path(node), node, "to a tensor that exists already")
@@ -117,10 +120,25 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
     return None
 
 
+def _plain_overload(node: fx.Node, target: OpOverload) -> Callable[[], None] | None:
+    """aten.relu_.default -> aten.relu.default"""
+    if not target._schema.is_mutable:
+        return None
+    name = target._schema.name.partition("::")[2]
+    packet = getattr(getattr(torch.ops, target.namespace), name[:-1], None) if name.endswith("_") else None
+    overload = getattr(packet, target._overloadname, None)
+    if overload is None:
+        raise WriteToView(module_path(node), node, f"by {name}, which has no out-of-place spelling")
+    return lambda: setattr(node, "target", overload)
+
+
 def _may_share(node: fx.Node) -> bool:
     if node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
         return type(module) not in known_modules()
+    if isinstance(node.target, OpOverload):
+        operator_name = node.target._schema.name.partition("::")[2]
+        return operator_name in _VIEWS or any(result.alias_info for result in node.target._schema.returns)
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     return node.op in ("call_method", "call_function") and name in _VIEWS
 

@@ -15,7 +15,9 @@ def name_paths(gm: fx.GraphModule) -> fx.GraphModule:
     """
     taken: set[str] = set()
     for node in gm.graph.nodes:
-        if node.op == "call_module":
+        if "path" in node.meta:  # of an exported program, which names its modules otherwise
+            path = node.meta["path"]
+        elif node.op == "call_module":
             path = str(node.target)
         elif node.op in ("call_function", "call_method"):
             path = ".".join(filter(None, (module_path(node), node.name)))

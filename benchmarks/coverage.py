@@ -1,0 +1,253 @@
+"""Which public networks convert, how, and whether they equal themselves: docs/coverage.md.
+
+    python benchmarks/coverage.py                        # all of benchmarks/zoos.py that are not in the results yet
+    python benchmarks/coverage.py 'timm.res*' --again    # those that match, anew
+    python benchmarks/coverage.py --docs                 # docs/coverage.md from the results
+
+Each network has random weights, its norms the statistics of a frame (a fresh network multiplies branches by zero and
+would hide their errors), and a process of its own with limits on time and memory. It is converted at threshold 0 and
+plays 6 frames of odd size: first, still, a patch, one pixel, two corners, all. `difference` is the largest one to the
+dense network, as a part of the largest value of that output; above 1e-3 it is a mismatch: rounding through a hundred
+layers with folded norms stays below 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fnmatch
+import json
+import os
+import platform
+import resource
+import signal
+import sys
+import time
+import warnings
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import deltaconvert  # noqa: E402
+from benchmarks import zoos  # noqa: E402
+
+RESULTS, DOCS = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
+SIZES = ((97, 129), (96, 160), (224, 224), (256, 256))  # the first that the network runs on
+MISMATCH = 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("patterns", nargs="*", default=["*"], help="names like timm.resnet*")
+    parser.add_argument("--again", action="store_true", help="also what the results hold already")
+    parser.add_argument("--seconds", type=int, default=240, help="for one network")
+    parser.add_argument("--memory", type=float, default=10, help="GB for one network")
+    parser.add_argument(
+        "--backends", default="reference", help="the first decides; the others are compared too"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--docs", action="store_true", help="write docs/coverage.md and nothing else")
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else {"networks": {}}
+    if options.docs:
+        from benchmarks.coverage_page import page
+
+        DOCS.write_text(page(found))
+        return
+    found["machine"] = {
+        "cpu": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "command": "python benchmarks/coverage.py",
+    }
+    for name, build in zoos.all_networks():
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in options.patterns):
+            continue
+        if name in found["networks"] and not options.again:
+            continue
+        row = apart(
+            lambda build=build: examine(build, options.backends.split(",")), options.seconds, options.memory
+        )
+        found["networks"][name] = row
+        print(f"{name:50s} {line(row)}", flush=True)
+        part = options.out.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1) + "\n")
+        os.replace(part, options.out)
+
+
+def line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['error'][:150]}  {row['seconds']:.0f} s"
+    return (
+        f"{row['way']:9s} {row['share']:6.1%} in {row['delta']} of {row['nodes']} nodes, "
+        f"difference {row['difference']:.1e}, {row['seconds']:.0f} s"
+    )
+
+
+def apart(task: Any, seconds: float, gigabytes: float) -> dict[str, Any]:
+    """What `task` returns, from a process of its own; {"error": ...} where it fails or takes too much."""
+    reader, writer = os.pipe()
+    start, child = time.time(), os.fork()
+    if child == 0:
+        os.close(reader)
+        resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 1e9),) * 2)
+        try:
+            row = task()
+        except BaseException as error:
+            row = {"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"[:600]}
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(row, pipe)
+        os._exit(0)
+    os.close(writer)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.alarm(int(seconds))
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    signal.alarm(0)
+    took = time.time() - start
+    row = json.loads(text) if text else {"error": f"killed: more than {seconds} s or {gigabytes} GB"}
+    return {**row, "seconds": round(took, 1)}
+
+
+@torch.no_grad()
+def examine(build: Any, backends: list[str]) -> dict[str, Any]:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = build().eval()
+    size, example = frames_for(model)
+    settle(model, example(clip(size)[0]))
+    video = clip(size)
+    expected = [copy.deepcopy(model)(*example(frame)) for frame in video]
+    row: dict[str, Any] = {"size": list(size), "parameters": sum(p.numel() for p in model.parameters())}
+    for backend in backends:
+        delta = deltaconvert.convert(model, example(video[0]), backend=backend)
+        errors = [difference(delta(*example(frame)), out) for frame, out in zip(video, expected, strict=True)]
+        if backend == backends[0]:
+            row |= describe(delta) | {"difference": max(errors)}
+        else:
+            row[f"difference_{backend}"] = max(errors)
+    return row
+
+
+def describe(delta: Any) -> dict[str, Any]:
+    explained = delta.explain()
+    islands = sorted(explained.islands, key=lambda island: -island.macs)
+    how = delta.info["capture"]
+    names = {"traced symbolically": "symbolic", "captured by": "export"}
+    way = next((name for start, name in names.items() if how.startswith(start)), "parts")
+    total = sum(r.macs for r in explained.rows)
+    products = sum(
+        r.macs
+        for r in explained.rows
+        if r.operator in ("matmul", "bmm", "baddbmm", "scaled_dot_product_attention")
+    )
+    return {
+        "way": "opaque" if "stays whole" in how else way,
+        "how": how,
+        "share": explained.delta_share,
+        "macs": total,
+        "attention": products / max(total, 1),
+        "delta": sum(r.kind == "delta" for r in explained.rows),
+        "nodes": sum(r.kind in ("delta", "dense") for r in explained.rows),
+        "islands": [
+            {"path": r.path, "operator": r.operator, "reason": r.reason, "share": r.share}
+            for r in islands[:12]
+        ],
+    }
+
+
+def frames_for(model: nn.Module) -> tuple[tuple[int, int], Any]:
+    """The first size that the network runs on, and what turns a frame into a call."""
+    config = getattr(model, "default_cfg", None) or {}
+    own = tuple(config.get("input_size", (0, 0, 0))[1:])
+    sizes = [size for size in (*SIZES[:2], own, *SIZES[2:]) if all(size)]
+    if "RAFT" in type(model).__name__:
+        sizes = [(128, 136)]
+    calls = (lambda x: (x,), lambda x: ([x[0]],), lambda x: (x, x.flip(3)))
+    last: Exception | None = None
+    for size in dict.fromkeys(sizes):
+        for call in calls if "RAFT" not in type(model).__name__ else calls[2:]:
+            try:
+                copy.deepcopy(model)(*call(clip(size)[0]))
+                return size, call
+            except Exception as error:
+                last = last or error
+    raise RuntimeError(f"runs on none of the sizes: {last}")
+
+
+def clip(size: tuple[int, int]) -> list[Tensor]:
+    """6 frames 1 3 H W: first, still, a patch, one pixel, two corners, all."""
+    draw = torch.Generator().manual_seed(1)
+    height, width = size
+    patches = [
+        [],
+        [(slice(height // 3, height // 2), slice(width // 4, width // 3))],
+        [(slice(height // 2, height // 2 + 1), slice(width // 5, width // 5 + 1))],
+        [(slice(0, 5), slice(0, 7)), (slice(height - 3, height), slice(width - 9, width))],
+        [(slice(None), slice(None))],
+    ]
+    frames = [torch.rand(1, 3, height, width, generator=draw)]
+    for boxes in patches:
+        frame = frames[-1].clone()
+        for rows, cols in boxes:
+            frame[:, :, rows, cols] = torch.rand(frame[:, :, rows, cols].shape, generator=draw)
+        frames.append(frame)
+    return frames
+
+
+def settle(model: nn.Module, inputs: Any) -> None:
+    """Weights like trained ones: constant parameters (gains of zero, layer scales of 1e-6) become random ones around
+    one or zero, and every batch norm takes the statistics of `inputs`."""
+    for name, parameter in model.named_parameters():
+        if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+            around = 0.0 if name.endswith("bias") else 1.0
+            parameter.copy_(around + 0.2 * torch.randn(parameter.shape))
+
+    def measure(module: Any, inputs: Any) -> None:
+        x = inputs[0]
+        if module.running_mean is not None and x.dim() >= 2 and x.numel() // x.shape[1] > 1:
+            dims = [d for d in range(x.dim()) if d != 1]
+            module.running_mean.copy_(x.mean(dims))
+            module.running_var.copy_(x.var(dims, unbiased=False) + 0.01)
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    model(*inputs)
+    for hook in hooks:
+        hook.remove()
+
+
+def difference(got: Any, expected: Any) -> float:
+    """The largest difference of two outputs, as a part of the largest value; infinite where their shapes differ."""
+    ours, theirs = pytree.tree_flatten(got), pytree.tree_flatten(expected)
+    if ours[1] != theirs[1]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        if not isinstance(b, Tensor):
+            continue
+        if a.shape != b.shape:
+            return float("inf")
+        if not b.numel():
+            continue
+        a, b = a.double(), b.double()
+        if not bool((a.isfinite() == b.isfinite()).all()):
+            return float("inf")
+        error = (a - b).nan_to_num().abs().max()
+        worst = max(worst, float(error / b.nan_to_num().abs().max().clamp(min=1e-6)))
+    return worst
+
+
+if __name__ == "__main__":
+    main()

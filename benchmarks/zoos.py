@@ -1,0 +1,203 @@
+"""The public networks that benchmarks/coverage.py converts, with random weights: no download.
+
+Each name is `package.network`. timm: of every family, a small and a large variant. torchvision beside a torch that its
+binary operators do not fit is mended by `torchvision()`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_libraries: list[Any] = []  # torch forgets operators whose library nobody holds
+
+
+def torchvision() -> Any:
+    """The module; where its binary operators do not load, the one that detectors need, nms, in plain torch."""
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        import sys
+
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.impl("nms", _nms, "CPU")
+        library.define(
+            "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+            "int sampling_ratio, bool aligned) -> Tensor"
+        )
+        library.impl("roi_align", _roi_align, "CPU")
+        _libraries.append(library)
+        import torchvision
+
+        torchvision.extension._assert_has_ops = lambda: None
+        for module in ("boxes", "roi_align"):
+            getattr(torchvision.ops, module)._assert_has_ops = lambda: None
+    return torchvision
+
+
+def _nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """The boxes (N, 4) to keep, the best first: each drops those that overlap it by more."""
+    area = (dets[:, 2] - dets[:, 0]) * (dets[:, 3] - dets[:, 1])
+    left = scores.argsort(descending=True, stable=True)
+    kept = []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        corner, other = dets[left, :2].maximum(dets[best, :2]), dets[left, 2:].minimum(dets[best, 2:])
+        common = (other - corner).clamp(min=0).prod(1)
+        left = left[common / (area[left] + area[best] - common) <= iou_threshold]
+    return torch.stack(kept) if kept else torch.empty(0, dtype=torch.int64)
+
+
+def _roi_align(
+    x: Tensor, rois: Tensor, scale: float, height: int, width: int, ratio: int, aligned: bool
+) -> Tensor:
+    """Means of ratio x ratio bilinear samples a cell, two where it is not set; (K, C, height, width)."""
+    ratio, shift = max(ratio, 0) or 2, 0.5 if aligned else 0.0
+    boxes = rois[:, 1:] * scale - shift
+    sides = boxes[:, 2:] - boxes[:, :2]
+    sides = sides if aligned else sides.clamp(min=1)
+
+    def places(start: Tensor, side: Tensor, cells: int, size: int) -> Tensor:
+        steps = (torch.arange(cells * ratio) + 0.5) / (cells * ratio)
+        return (start[:, None] + side[:, None] * steps).clamp(0, size - 1) / max(size - 1, 1) * 2 - 1
+
+    rows = places(boxes[:, 1], sides[:, 1], height, x.shape[2])
+    cols = places(boxes[:, 0], sides[:, 0], width, x.shape[3])
+    grid = torch.stack(
+        torch.broadcast_tensors(cols[:, None, :], rows[:, :, None]), -1
+    )  # (K, height * ratio, width * ratio, 2)
+    found = [
+        nn.functional.grid_sample(x[int(i) : int(i) + 1], g[None], align_corners=True)
+        for i, g in zip(rois[:, 0], grid, strict=True)
+    ]
+    samples = torch.cat(found) if found else x.new_empty(0, x.shape[1], height * ratio, width * ratio)
+    return nn.functional.avg_pool2d(samples, ratio) if len(samples) else samples[..., :height, :width]
+
+
+Build = Callable[[], nn.Module]
+
+
+def all_networks() -> Iterator[tuple[str, Build]]:
+    for zoo in (torchvision_networks, timm_networks, smp_networks, yolo_networks):
+        try:
+            yield from zoo()
+        except ImportError as error:
+            print(f"{zoo.__name__}: {error}")
+
+
+def torchvision_networks() -> Iterator[tuple[str, Build]]:
+    models = torchvision().models
+    homes = {"detection": models.detection, "quantization": models.quantization, "video": models.video}
+    skipped = {*models.list_models(homes["quantization"]), *models.list_models(homes["video"])}
+    for name in models.list_models():
+        if name in skipped:  # not float, not images
+            continue
+        options: dict[str, Any] = {"weights": None}
+        if name in models.list_models(models.detection):
+            options |= {"weights_backbone": None, "min_size": 97, "max_size": 129}
+            if name.startswith("ssd"):
+                options = {"weights": None, "weights_backbone": None}
+        if name in models.list_models(models.segmentation):
+            options["weights_backbone"] = None
+        if name in ("googlenet", "inception_v3"):
+            options["init_weights"] = False
+        yield f"torchvision.{name}", lambda name=name, options=options: models.get_model(name, **options)
+
+
+def timm_networks() -> Iterator[tuple[str, Build]]:
+    torchvision()
+    import timm
+
+    for name in small_and_large():
+        yield f"timm.{name}", lambda name=name: timm.create_model(name, pretrained=False)
+
+
+VARIANTS = Path(__file__).parent / "results" / "timm_variants.json"
+LARGEST = 45e6  # parameters: what a core converts and runs in a minute
+
+
+def small_and_large() -> list[str]:
+    """Of each family the variants with the fewest and with the most parameters, of those that have a convolution and
+    take frames of up to 256x256. Making all 1371 takes minutes, so the sizes are kept in a file."""
+    if not VARIANTS.exists():
+        VARIANTS.write_text(json.dumps(_variants(), indent=1) + "\n")
+    chosen = []
+    for sizes in json.loads(VARIANTS.read_text()).values():
+        fitting = {name: size for name, size in sizes.items() if size <= LARGEST}
+        ordered = sorted(fitting or sizes, key=lambda name: (sizes[name], name))
+        chosen += dict.fromkeys((ordered[0], ordered[-1]) if fitting else ordered[:1])
+    return chosen
+
+
+def _variants() -> dict[str, dict[str, int]]:
+    """family -> name -> parameters."""
+    import timm
+    from timm.models import _registry
+
+    families: dict[str, dict[str, int]] = defaultdict(dict)
+    for name in timm.list_models():
+        config = timm.get_pretrained_cfg(name)
+        if config is not None and max(config.input_size) > 256:
+            continue
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False)
+        except Exception:  # it computes with its weights while it is made
+            model = timm.create_model(name, pretrained=False)
+        if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+            family = _registry._model_entrypoints[name].__module__.split(".")[-1]
+            families[family][name] = sum(p.numel() for p in model.parameters())
+    return families
+
+
+def smp_networks() -> Iterator[tuple[str, Build]]:
+    torchvision()
+    import segmentation_models_pytorch as smp
+
+    for name in (
+        "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus UPerNet Segformer DPT".split()
+    ):
+        encoders = ["tu-vit_tiny_patch16_224"] if name == "DPT" else ["resnet18", "timm-efficientnet-b0"]
+        for encoder in encoders:
+            yield (
+                f"smp.{name}-{encoder}",
+                lambda name=name, encoder=encoder: getattr(smp, name)(encoder, encoder_weights=None),
+            )
+
+
+def yolo_networks() -> Iterator[tuple[str, Build]]:
+    torchvision()
+    os.environ["YOLO_OFFLINE"] = "1"
+    os.environ.setdefault("YOLO_CONFIG_DIR", "/tmp/yolo")
+    from ultralytics.nn.tasks import (
+        ClassificationModel,
+        DetectionModel,
+        OBBModel,
+        PoseModel,
+        RTDETRDetectionModel,
+        SegmentationModel,
+    )
+
+    kinds = {"-seg": SegmentationModel, "-pose": PoseModel, "-cls": ClassificationModel, "-obb": OBBModel}
+    names = (
+        "yolov3-tiny yolov5n yolov6n yolov8n yolov8m yolov9t yolov9c yolov10n yolo11n yolo11m yolo12n "
+        "yolov8n-seg yolov8n-pose yolov8n-cls yolov8n-obb yolo11n-seg yolo11n-pose rtdetr-resnet50"
+    )
+    for name in names.split():
+        cls = next((cls for end, cls in kinds.items() if name.endswith(end)), DetectionModel)
+        cls = RTDETRDetectionModel if name.startswith("rtdetr") else cls
+        yield f"ultralytics.{name}", lambda name=name, cls=cls: cls(f"{name}.yaml", verbose=False)

@@ -1,0 +1,95 @@
+"""capture: an nn.Module or an exported program -> a graph that equals it on the example."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.exported import export, read
+from deltaconvert.trace import Traced, trace
+
+OTHER = (
+    "computes something else than its traced graph, so it depends on more than its inputs (random numbers, counters, "
+    "Python state), or x += y writes to a map that it reads under another name: convert the deterministic part of it, "
+    "or write x = x + y"
+)
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: Sequence[Any] = (),
+) -> Traced:
+    """The graph of model(*args, **kwargs), by the first way that gives one whose outputs equal the network's:
+
+    symbolic tracing, whose graph holds for every size, if no module with convolutions defeats it; torch.export, for
+    the size of the example; symbolic tracing with any such module kept whole. UnsupportedModel where none does.
+
+    leaves: as in trace.trace; torch.export knows nothing of modules that stay whole, so it is not asked then.
+    """
+    network = model.module() if isinstance(model, ExportedProgram) else model
+    try:
+        expected = copy.deepcopy(network)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise InputError(f"the network does not run on the example: {error}") from error
+    if isinstance(model, ExportedProgram):
+        traced = _checked(network, lambda: read(model, args, kwargs), args, kwargs, expected)
+        traced.how = "read from a program of torch.export, for this size alone"
+        return traced
+    ways: list[Callable[[], Traced]] = [lambda: trace(model, args, kwargs, leaves, may_stay=_is_light)]
+    if not leaves:
+        ways.append(lambda: export(model, args, kwargs))
+    ways.append(lambda: trace(model, args, kwargs, leaves))
+    reasons: list[UnsupportedModel] = []
+    for way in ways:
+        try:
+            traced = _checked(network, way, args, kwargs, expected)
+        except UnsupportedModel as reason:
+            reasons.append(reason)
+            continue
+        return _explained(traced, reasons)
+    raise reasons[-1]
+
+
+def _is_light(module: nn.Module) -> bool:
+    """It has no convolution, so that nothing is lost where it stays whole."""
+    return all(parameter.dim() < 4 for parameter in module.parameters())
+
+
+def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: Any, expected: Any) -> Traced:
+    """The traced graph is the network: equal outputs on the example, or UnsupportedModel."""
+    traced = way()
+    frames = [leaf.clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    got = traced.signature.unflatten(traced.graph(*frames))
+    leaves, spec = pytree.tree_flatten(expected)
+    ours, our_spec = pytree.tree_flatten(got)
+    if spec == our_spec and all(map(_equal, leaves, ours)):
+        return traced
+    raise UnsupportedModel(f"{type(network).__name__} {OTHER}")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return not isinstance(a, Tensor) and not isinstance(b, Tensor)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _explained(traced: Traced, reasons: Sequence[UnsupportedModel]) -> Traced:
+    if traced.opaque:
+        traced.how = (
+            f"traced symbolically, around {', '.join(traced.opaque)}: {next(iter(traced.opaque.values()))}"
+        )
+    elif reasons:
+        traced.how = "captured by torch.export, for this size alone"
+        traced.how += f": {str(reasons[0]).splitlines()[0]}"
+    return traced

@@ -1,0 +1,95 @@
+"""exported: torch.export's program -> the same graph over flat tensors that symbolic tracing gives."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import UnsupportedModel
+from deltaconvert.ops.base import known_modules
+from deltaconvert.passes import run_passes
+from deltaconvert.passes.functionalise import WriteToView, functionalise
+from deltaconvert.passes.spell_aten import aten_name, spell_aten
+from deltaconvert.trace import Signature, Traced, first_line, refuse_objects
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """Capture `model` with torch.export for the call model(*args, **kwargs); the graph holds for these sizes alone.
+
+    UnsupportedModel where torch.export cannot: control flow on values, calls that leave torch.
+    """
+    try:
+        # A copy: forward caches what it computes on some networks, and under export those are no real tensors.
+        program = torch.export.export(copy.deepcopy(model), args, kwargs, strict=False)
+    except Exception as error:
+        raise UnsupportedModel(f"torch.export cannot capture it: {first_line(error)}") from error
+    return read(program, args, kwargs)
+
+
+def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """The graph of an exported program for the call program.module()(*args, **kwargs)."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    if program.call_spec.in_spec != spec:
+        raise UnsupportedModel("the program was exported for other inputs than the example")
+    frames = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if _is_dynamic(program):  # what follows from the sizes becomes numbers: those of the example
+        return export(program.module(), args, kwargs)
+    try:
+        graph = _flat(program, leaves, frames)
+    except WriteToView:  # functionalise's way is short and keeps names; torch's own knows every view
+        graph = _flat(program.run_decompositions({}), leaves, frames)
+    outputs: Any = graph.graph.output_node().args[0]
+    constants = {i: value for i, value in enumerate(outputs) if not isinstance(value, fx.Node)}
+    refuse_objects(program.graph_module, constants)
+    graph.graph.output_node().args = (tuple(value for value in outputs if isinstance(value, fx.Node)),)
+    graph.recompile()
+    given = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+    sizes = tuple(tuple(frame.shape) for frame in frames)
+    return Traced(graph, Signature(spec, given, program.call_spec.out_spec, constants, sizes))
+
+
+def _is_dynamic(program: ExportedProgram) -> bool:
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
+    return any(type(side) is not int for v in values if isinstance(v, Tensor) for side in v.shape)
+
+
+def _flat(program: ExportedProgram, leaves: Sequence[Any], frames: Sequence[Tensor]) -> fx.GraphModule:
+    unlift = program.module
+    checked = "check_guards" in inspect.signature(unlift).parameters  # torch 2.9 and later
+    module: Any = unlift(check_guards=False) if checked else unlift()
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    gm = fx.GraphModule(module, graph, type(module).__name__)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, leaf in zip(inputs, leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            if node.users:
+                raise UnsupportedModel(f"the program computes with its input {node.name}, which is no tensor")
+            graph.erase_node(node)
+    _name(gm)
+    return run_passes(gm, [functionalise, spell_aten(frames)])
+
+
+def _name(gm: fx.GraphModule) -> None:
+    """meta["path"]: that of the module for the only call of it, else the module and the name of the operator."""
+    known = {f"{cls.__module__}.{cls.__qualname__}" for cls in known_modules()}
+    homes = {node: list((node.meta.get("nn_module_stack") or {}).values()) for node in gm.graph.nodes}
+    calls = Counter(entries[-1][0] for entries in homes.values() if entries)
+    for node, entries in homes.items():
+        if not entries or node.op != "call_function":
+            continue
+        path, cls = entries[-1][:2]
+        whole = (
+            calls[path] == 1
+            or (cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}") in known
+        )
+        name = (aten_name(node) or node.name).rstrip("_")
+        node.meta["path"] = path if whole and path else ".".join(filter(None, (path, name)))

@@ -1,0 +1,163 @@
+"""capture.py and exported.py: networks that symbolic tracing cannot see, and what torch.export makes of them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import Call, anatomy, assert_close, assert_kind, assert_untouched, check_exact, scripted_videos
+from torch import nn
+
+import deltaconvert
+from deltaconvert.capture import capture
+from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.passes.spell_aten import aten_name
+
+AUTO = torch.export.Dim.AUTO
+SHAPE = (2, 4, 13, 18)
+
+
+def conv(inner=4, outer=4, **options):
+    return nn.Conv2d(inner, outer, 3, padding=1, **options)
+
+
+def call(function, **parts):
+    torch.manual_seed(0)
+    network = Call(function, **parts).eval().double()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def exported(network, shape=SHAPE, **options):
+    return torch.export.export(network, (torch.randn(shape, dtype=torch.float64),), **options)
+
+
+class Branches(nn.Module):
+    """Splits like YOLO's C2f: a list of the chunks of a proxy is what symbolic tracing cannot make."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.act = conv(4, 8), nn.BatchNorm2d(8), nn.SiLU(inplace=True)
+        self.steps = nn.ModuleList([conv(), conv()])
+
+    def forward(self, x):
+        parts = list(self.act(self.norm(self.first(x))).chunk(2, 1))
+        parts.extend(step(parts[-1]) for step in self.steps)
+        return torch.cat(parts, 1)
+
+
+def test_what_symbolic_tracing_cannot_see_is_exported(backend):
+    network = call(lambda m, x: m.block(x), block=Branches())
+    calls = scripted_videos([SHAPE], torch.float64)
+    before = anatomy(network)
+
+    def convert():
+        return deltaconvert.convert(network, calls[0], backend=backend)
+
+    model = convert()
+    check_exact(network, model, convert, calls)
+    assert_untouched(network, before)
+    assert_kind(model, "delta")
+    how = model.info["capture"]
+    assert how.startswith("captured by torch.export") and "cannot trace" in how, how
+    # Nodes go by their modules' paths, as they would after symbolic tracing.
+    assert {"block.first", "block.norm", "block.act", "block.steps.0", "block.steps.1"} <= set(model.names)
+    ruled = deltaconvert.convert(network, calls[0], threshold={"block.act": 0.25}, backend=backend)
+    assert 0.25 in ruled.thresholds.values()
+
+
+def test_symbolic_tracing_comes_first():
+    model = deltaconvert.convert(call(lambda m, x: m.a(x), a=conv()), torch.randn(SHAPE).double())
+    assert model.info["capture"] == "traced symbolically"
+    model(torch.randn(1, 4, 9, 7).double())
+
+
+def test_an_exported_graph_holds_for_its_size(backend):
+    network = call(lambda m, x: m.block(x), block=Branches())
+    frame = torch.randn(SHAPE).double()
+    model = deltaconvert.convert(network, frame, backend=backend)
+    model(frame)
+    with pytest.raises(InputError, match=r"captured the network for 2x4x13x18 alone"):
+        model(torch.randn(2, 4, 13, 16).double())
+    frame[:, :, 3:5, 4:9] += 1
+    assert_close(model(frame), network(frame))
+
+
+def test_an_exported_conversion_is_saved_with_its_size(backend, tmp_path):
+    network = call(lambda m, x: m.block(x), block=Branches())
+    frame = torch.randn(SHAPE).double()
+    model = deltaconvert.convert(network, frame, backend=backend)
+    model.save(tmp_path / "network.delta")
+    again = deltaconvert.load(tmp_path / "network.delta")
+    assert_close(again(frame), network(frame))
+    assert again.info == model.info
+    with pytest.raises(InputError, match="alone"):
+        again(torch.randn(2, 4, 13, 16).double())
+
+
+def test_programs_convert_without_their_class(backend):
+    network = call(lambda m, x: m.b(m.norm(m.a(x)).relu()), a=conv(), norm=nn.BatchNorm2d(4), b=conv())
+    program = exported(network)
+    dynamic = exported(network, dynamic_shapes=(({2: AUTO, 3: AUTO},),))
+    for each in (program, dynamic):
+        calls = scripted_videos([SHAPE], torch.float64)
+        model = deltaconvert.convert(each, calls[0], backend=backend)
+        assert_kind(model, "delta")
+        for frames in calls:
+            assert_close(model(*frames), network(*frames))
+    with pytest.raises(InputError, match="does not run"):
+        deltaconvert.convert(program, torch.randn(2, 4, 9, 9).double(), backend=backend)
+
+
+# Each reaches torch.export's graph under a name or with inputs that networks do not write.
+SPELLINGS = {
+    "slices": lambda m, x: m.a(x)[:, 1:3, 2:-1, ::2],
+    "a channel": lambda m, x: m.a(x[:, 1:2].expand(-1, 4, -1, -1)) * x[:, 2].unsqueeze(1),
+    "channels by a list": lambda m, x: m.a(x)[:, [2, 0, 1]],
+    "nearest": lambda m, x: F.interpolate(m.a(x), scale_factor=2),
+    "nearest, exact": lambda m, x: F.interpolate(m.a(x), size=(20, 31), mode="nearest-exact"),
+    "bilinear": lambda m, x: F.interpolate(m.a(x), size=(20, 31), mode="bilinear"),
+    "bilinear, corners": lambda m, x: F.interpolate(
+        m.a(x), scale_factor=(1.5, 2.0), mode="bilinear", align_corners=True
+    ),
+    "bicubic, antialias": lambda m, x: F.interpolate(m.a(x), size=(7, 9), mode="bicubic", antialias=True),
+    "max pool": lambda m, x: F.max_pool2d(m.a(x), 3, 2, 1),
+    "adaptive max pool": lambda m, x: F.adaptive_max_pool2d(m.a(x), (3, 5)),
+    "adaptive pool": lambda m, x: F.adaptive_avg_pool2d(m.a(x), (3, 5)),
+    "a gate": lambda m, x: m.a(x) * m.a(x).mean((2, 3), keepdim=True).sigmoid(),
+    "elu": lambda m, x: F.elu(m.a(x), 0.7),
+    "log sigmoid": lambda m, x: F.logsigmoid(m.a(x)),
+    "in place": lambda m, x: F.hardswish(m.a(x).mul_(2).add_(x), inplace=True),
+    "a norm of channels": lambda m, x: F.normalize(m.a(x), dim=1),
+    "instance norm": lambda m, x: F.instance_norm(m.a(x)),
+    "group norm": lambda m, x: m.norm(m.a(x)),
+    "batch norm": lambda m, x: m.bn(m.pool(m.a(x))),
+    "reflected": lambda m, x: m.a(F.pad(x, (1, 2, 3, 0), mode="reflect")),
+    "tokens": lambda m, x: m.a(x).permute(0, 2, 3, 1).contiguous().relu().permute(0, 3, 1, 2),
+    "a shuffle": lambda m, x: F.pixel_shuffle(m.a(x), 2),
+    "a gated unit": lambda m, x: F.glu(m.a(x), 1),
+    "a cast": lambda m, x: m.a(x).to(torch.float32).double(),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_exported_operators_are_known(backend, name):
+    network = call(
+        SPELLINGS[name], a=conv(), norm=nn.GroupNorm(2, 4), bn=nn.BatchNorm2d(4), pool=nn.AvgPool2d(2)
+    )
+    calls = scripted_videos([SHAPE], torch.float64)
+    program = exported(network)
+    traced = capture(program, calls[0], {})
+    assert [node for node in traced.graph.graph.nodes if aten_name(node)] == []
+    model = deltaconvert.convert(program, calls[0], backend=backend)
+    dense = {row.reason for row in model.explain().islands} - {"its result has no channels, so it is no map"}
+    assert not dense or name == "a channel", model.explain()
+    for frames in calls:
+        assert_close(model(*frames), network(*frames))
+
+
+def test_what_no_way_captures_says_why():
+    network = call(lambda m, x: x + torch.randn(1))
+    with pytest.raises(UnsupportedModel, match="random"):
+        capture(network, (torch.randn(SHAPE).double(),), {})
