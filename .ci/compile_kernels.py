@@ -28,7 +28,9 @@ ARCHITECTURES = (
     "100",
     "120",
 )  # those that the compiler does not know are left out
-# Macros that change what is compiled, tried for one architecture; the others are numbers, or text that tests compile.
+# Macros that change what is compiled, tried for one architecture, with all that is its own (wgmma); the others are
+# numbers, or text that tests compile.
+ARCHITECTURE_OF_VARIANTS = "90a"
 VARIANTS = (
     ("TYPE=0",),
     ("TYPE=2",),
@@ -157,7 +159,8 @@ def main(arguments: list[str]) -> int:
     print(f"kernels: {compiler.name}, sm_{', '.join(compiler.architectures)}")
     for source in sources:
         todo: list[tuple[str, tuple[str, ...]]] = [(arch, ()) for arch in compiler.architectures]
-        todo += [("90", macros) for macros in VARIANTS if "90" in compiler.architectures]
+        if ARCHITECTURE_OF_VARIANTS.rstrip("a") in compiler.architectures:
+            todo += [(ARCHITECTURE_OF_VARIANTS, macros) for macros in VARIANTS]
         for arch, macros in todo:
             log, seconds = compiler.compile(source, arch, macros)
             slow = seconds > GATE

@@ -9,7 +9,7 @@
 // that changed.
 //
 // TYPE 1 computes in TF32. Below compute capability 8.0 kernels/conv.cu runs instead; clusters need 9.0.
-#include "tail.cuh"
+#include "tensor.cuh"
 
 #ifndef BM
 #define BM 64
@@ -29,9 +29,6 @@
 #ifndef STAGES
 #define STAGES 4
 #endif
-#ifndef SPLIT
-#define SPLIT 1
-#endif
 #ifndef PIECE
 #define PIECE 16
 #endif
@@ -42,7 +39,6 @@
 #endif
 
 #define THREADS (WARPS_M * WARPS_N * WARPS_K * 32)
-#define STEP 128                     // bytes of a row in a step
 #define PIECES (STEP / PIECE)        // of a row
 #define ROWS (BM * PIECES / THREADS)  // that a thread gathers a piece of
 #define STAGE ((BM + BN) * STEP)
@@ -50,14 +46,6 @@
 #define TILES_N (BN / WARPS_N / 8)
 #define SLICES (STEP / 32 / WARPS_K)  // of a step, 32 bytes of a row each, that a warp multiplies
 #define SUMS_PITCH (BN + 4)
-// What a round costs beside its steps, in steps (0.5 us on an H100).
-#define START 8
-#define START_TOGETHER 14
-#if SPLIT > 1
-#define CLUSTER __cluster_dims__(SPLIT, 1, 1)
-#else
-#define CLUSTER
-#endif
 static_assert(BM * SUMS_PITCH * 4 <= STAGES * STAGE, "the sums lie where the stages were");
 static_assert(THREADS % PIECES == 0 && BM * PIECES % THREADS == 0 && BN * 8 % THREADS == 0, "whole rows");
 static_assert(BM % SPLIT == 0, "each block of a cluster finishes as many rows");
@@ -77,8 +65,6 @@ struct Head {
 
 #if TYPE != 0 && __CUDA_ARCH__ >= (SPLIT > 1 ? 900 : 800)
 
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
 // Copy `bytes` behind the computation; 0 where not `inside`.
 template <int bytes> __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
     const int taken = inside ? bytes : 0;
@@ -86,14 +72,6 @@ template <int bytes> __device__ __forceinline__ void copy(u32 to, const void* fr
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(taken));
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(taken));
-}
-__device__ __forceinline__ void end_of_stage() { asm volatile("cp.async.commit_group;"); }
-template <int open> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(open)); }
-
-__device__ __forceinline__ void load_matrices(u32 (&m)[4], u32 from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-                 : "r"(from));
 }
 
 #if TYPE == 1
@@ -112,40 +90,6 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const u32 (&a)[4], u32
 __device__ __forceinline__ void add(float* to, float left, float right, bool to_others) {
     const float2 others = to_others ? *(float2*)to : make_float2(0, 0);
     *(float2*)to = make_float2(others.x + left, others.y + right);
-}
-
-__device__ __forceinline__ void add_four(float (&to)[WIDTH], int first, float4 four) {
-    to[first] += four.x, to[first + 1] += four.y, to[first + 2] += four.z, to[first + 3] += four.w;
-}
-
-#if SPLIT > 1
-// Everyone in the cluster is here, and sees what the others wrote to shared memory.
-__device__ __forceinline__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// Add four sums that lie at `from` in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank) {
-    u32 there;
-    float4 four;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(from)), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
-                 : "r"(there));
-    add_four(to, first, four);
-}
-#else
-__device__ __forceinline__ void cluster_barrier() {}
-__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank) {}
-#endif
-
-// How often every block of the grid works until `blocks` are done.
-__device__ __forceinline__ int rounds(int blocks) { return (blocks + gridDim.x - 1) / gridDim.x; }
-
-// 16-byte chunk `chunk` of a row of STEP bytes; rows are swizzled so that eight of them touch all banks.
-__device__ __forceinline__ u32 place_of(u32 base, int row, int chunk) {
-    return base + row * STEP + ((chunk ^ (row & 7)) << 4);
 }
 
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)

@@ -37,6 +37,19 @@ def test_kernel_compiles(source, arch):
 
 
 @needs_compiler
+@pytest.mark.skipif(
+    compiler and "90" not in compiler.architectures, reason="the compiler does not know Hopper"
+)
+@pytest.mark.parametrize(
+    "macros", [("TYPE=1",), ("TYPE=2", "BN=64"), ("TYPE=3", "BM=64", "STAGES=4", "SPLIT=4")]
+)
+def test_tensor_cores_of_hopper(macros):
+    log, seconds = compiler.compile(ROOT / "kernels" / "conv_wgmma.cu", "90a", macros)
+    assert log is None, log
+    assert seconds <= tool.GATE
+
+
+@needs_compiler
 def test_a_broken_kernel_is_reported_with_the_compilers_words(tmp_path, capsys):
     broken = tmp_path / "broken.cu"
     broken.write_text('extern "C" __global__ void f(int* x) { x[0] = nowhere; }')

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.heads import SHARED_BYTES, Head, head_of
+from deltaconvert.backends.cuda.convs import Head, blocks_at_once
+from deltaconvert.backends.cuda.heads import head_of
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel, why_not
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
 from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, side_of
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.tail import NoKernel, Tail, device_bytes
+from deltaconvert.backends.cuda.tuning import Tuner
 from deltaconvert.backends.reference import Amount, differs, fill_unseen
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Watch
@@ -166,6 +168,7 @@ class Backend:
         self.place = 0  # of the next step among all
         self.launches = 0  # so far, by this backend
         self.kernel = lru_cache(maxsize=None)(_kernel)
+        self.tuner = Tuner(self._untailed)
 
     def sparsify(
         self,
@@ -209,6 +212,9 @@ class Backend:
         edge = Edge(shape, source.values.dtype, source.values.device, None)
         edge.of_boxes = (side, size[0], size[1])
         return Step(self, means, means.reaches([source.values.shape], shape), [source], edge)
+
+    def _untailed(self, head: Head, edge: Edge) -> _Launch:
+        return _Launch(self, head, Tail(edge.values.shape[1], edge.values.dtype, edge.values.device), edge)
 
     def counter(self, length: int, device: torch.device) -> Tensor:
         """int32 (length), 0 at the start of every frame."""
@@ -330,7 +336,7 @@ class Step:
         edge.computed = self.candidates.count
         self._backend = backend
         try:
-            head, tail = head_of(operator, reaches, inputs, edge)
+            head, tail = head_of(operator, reaches, inputs, edge, backend.tuner)
         except NoKernel:
             self._compute = self._whole
         else:
@@ -462,5 +468,5 @@ def _number(value: float | None, dtype: torch.dtype) -> np.floating:
 
 def blocks_of(edge: Edge, shared_bytes: int = 0) -> int:
     """Blocks that walk a list: as many as run at a time."""
-    at_once = BLOCKS_PER_PROCESSOR if shared_bytes == 0 else max(1, SHARED_BYTES // shared_bytes)
+    at_once = BLOCKS_PER_PROCESSOR if shared_bytes == 0 else blocks_at_once(shared_bytes)
     return at_once * torch.cuda.get_device_properties(edge.values.device).multi_processor_count

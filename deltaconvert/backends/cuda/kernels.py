@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ TYPES = {
     torch.float16: 2,
     torch.bfloat16: 3,
 }  # TYPE of kernels/common.cuh
+EXACT = ("conv_wgmma.cu",)  # sources for one architecture only
 _PACKAGE = Path(__file__).resolve().parents[2]
 # In the wheel the sources lie inside the package, in a checkout beside it.
 _FOLDERS = (_PACKAGE / "kernels", _PACKAGE.parent / "kernels")
@@ -170,11 +173,37 @@ def _compile(source: str, macros: tuple[tuple[str, str], ...], device: int) -> A
     cupy = _cupy()
     try:
         with cupy.cuda.Device(device):
+            if source in EXACT:
+                return _exactly(source_of(source), options)
             module = cupy.RawModule(code=source_of(source), options=options)
             module.compile()
     except Exception as error:
         raise InputError(f"kernels/{source} does not compile with {' '.join(options)}: {error}") from error
     return module
+
+
+def _exactly(code: str, options: tuple[str, ...]) -> Any:
+    """Compiled for this very architecture, sm_90a: CuPy's own way names sm_90, which has no wgmma."""
+    cupy = _cupy()
+    nvrtc = cupy.cuda.nvrtc
+    options = (*options, f"-arch=sm_{cupy.cuda.Device().compute_capability}a", "-ftz=true")
+    key = hashlib.sha256(repr((code, options, nvrtc.getVersion())).encode()).hexdigest()
+    folder = Path(os.environ.get("CUPY_CACHE_DIR", Path.home() / ".cupy" / "kernel_cache"))
+    path = folder / f"deltaconvert-{key}.cubin"
+    if not path.exists():
+        program = nvrtc.createProgram(code, "", (), ())
+        try:
+            nvrtc.compileProgram(program, options)
+            cubin = nvrtc.getCUBIN(program)
+        except nvrtc.NVRTCError as error:
+            raise RuntimeError(nvrtc.getProgramLog(program)) from error
+        finally:
+            nvrtc.destroyProgram(program)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(cubin)
+        os.replace(file.name, path)
+    return cupy.RawModule(path=str(path))
 
 
 def _cupy() -> Any:

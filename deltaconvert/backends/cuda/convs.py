@@ -1,0 +1,307 @@
+"""Convolutions: which kernel and tile computes one, its weights in the order the kernel reads them, its parameters."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaconvert.ops.conv_transpose import ConvTranspose2d
+from deltaconvert.reach import Window
+
+STEP = 128  # bytes of a row in a step of the sum, in kernels/conv_tiles.cu and conv_wgmma.cu
+SHARED_BYTES = 228 << 10  # of a multiprocessor; a block takes 1 KB for itself
+MOST_TAPS = 63  # of kernels/conv_wgmma.cu
+
+
+@dataclass
+class Head:
+    """A kernel and what it is launched with.
+
+    weights: tensors whose addresses are packed, kept alive here.
+    """
+
+    source: str
+    packed: bytes
+    name: str = "rows"
+    macros: dict[str, Any] = field(default_factory=dict)
+    threads: int = 256
+    shared_bytes: int = 0
+    weights: tuple[Tensor, ...] = ()
+    cluster: int = 1  # blocks of a cluster
+    channels: int = 0  # that it makes; what is fused behind it may make more
+
+
+def conv(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any, tuner: Any) -> Head:
+    (source,) = inputs
+    window = reaches[0] if isinstance(reaches[0], Window) else None
+    parts = operator, window, source, edge
+    if is_depthwise(operator):
+        return by_channel(*parts)
+    if edge.values.device.type != "cuda" or not _on_tensor_cores(operator, edge):
+        return by_pixel(*parts)
+    shapes = tuple(source.values.shape), tuple(operator.weight.shape)
+    layer = f"{edge.values.dtype} {shapes} {window_of(source, window)}"
+    best: Head = tuner.best(layer, candidates(*parts), source, edge)
+    return best
+
+
+def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> dict[str, Callable[[], Head]]:
+    """Ways to compute a convolution on tensor cores, by name."""
+    parts, steps = (operator, window, source, edge), steps_of(operator, source)
+    if not fits_wgmma(operator, source, edge):
+        return {"mma": partial(by_tiles, *parts, _tile(edge, steps))}
+    tiles = _wgmma_tiles(steps, edge.values.shape[1])
+    return {name: partial(by_wgmma, *parts, tile) for name, tile in tiles.items()}
+
+
+def by_pixel(operator: Any, window: Window | None, source: Any, edge: Any) -> Head:
+    """kernels/conv.cu"""
+    number = torch.float64 if edge.values.dtype == torch.float64 else torch.float32
+    weight = _weight_rows(operator).to(number)  # outputs, kh, kw, inputs
+    outputs, kh, kw, per_group = weight.shape
+    pitch = -(-outputs // 8) * 8
+    padded = weight.new_zeros(kh, kw, per_group, pitch)
+    padded[..., :outputs] = weight.permute(1, 2, 3, 0)
+    bias = _padded_bias(operator, pitch, number, padded.device)
+    addresses = [t.data_ptr() for t in (source.values, padded, bias)]
+    at, *geometry = window_of(source, window)
+    numbers = (at, pitch, *geometry, per_group, outputs // operator.groups, _is_transposed(operator), 0)
+    return Head(
+        "conv.cu", struct.pack("=3Q16i", *addresses, *numbers), weights=(padded, bias), channels=outputs
+    )
+
+
+def by_channel(operator: Any, window: Window | None, source: Any, edge: Any) -> Head:
+    """kernels/depthwise.cu"""
+    weight = _weight_rows(operator).to(edge.values.dtype)  # outputs, kh, kw, 1
+    outputs, kh, kw, _ = weight.shape
+    padded = weight.new_zeros(kh, kw, source.pitch)
+    padded[..., :outputs] = weight[..., 0].permute(1, 2, 0)
+    number = torch.float64 if edge.values.dtype == torch.float64 else torch.float32
+    bias = _padded_bias(operator, source.pitch, number, padded.device)
+    addresses = [t.data_ptr() for t in (source.values, padded, bias)]
+    pitch, height, width, _, _, *geometry = window_of(source, window)
+    return Head(
+        "depthwise.cu",
+        struct.pack("=3Q10i", *addresses, pitch, height, width, *geometry, 0),
+        "depthwise",
+        {"KH": kh, "KW": kw},
+        threads=128,
+        weights=(padded, bias),
+        channels=outputs,
+    )
+
+
+def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile: dict[str, int]) -> Head:
+    """kernels/conv_tiles.cu"""
+    dtype = edge.values.dtype
+    weight = _weight_rows(operator)
+    outputs, kh, kw, channels = weight.shape
+    pixel, piece = source.pitch * dtype.itemsize, piece_of(source)
+    steps = steps_of(operator, source)
+    rows = -(-outputs // tile["BN"]) * tile["BN"]
+    spaced = weight.new_zeros(rows, steps * STEP // dtype.itemsize, dtype=torch.float32)
+    spaced[:outputs, : kh * kw * source.pitch].view(outputs, kh, kw, -1)[..., :channels] = weight
+    packed = _as_tf32(spaced) if dtype == torch.float32 else spaced.to(dtype)
+    bias = _padded_bias(operator, rows, torch.float32, packed.device)
+    transposed = _is_transposed(operator)
+    _, height, width, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
+    sign = -1 if transposed else 1
+    taps = []
+    for place in range(steps * STEP // piece):
+        tap, part = divmod(place, pixel // piece)
+        y, x = divmod(tap, kw)
+        inside = tap < kh * kw
+        taps.append((sign * y * dh, sign * x * dw, part * piece) if inside else (0, 0, -1))
+    table = _table("=2hi", taps, packed.device)
+    addresses = [t.data_ptr() for t in (source.values, packed, bias, table)]
+    return Head(
+        "conv_tiles.cu",
+        struct.pack("=4Q8i", *addresses, pixel, height, width, sh, sw, ph, pw, steps),
+        "conv",
+        {**tile, "PIECE": piece, **(dict(TRANSPOSE=1, STRIDE_H=sh, STRIDE_W=sw) if transposed else {})},
+        threads=32 * tile["WARPS_M"] * tile["WARPS_N"] * tile["WARPS_K"],
+        shared_bytes=tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP,
+        weights=(packed, bias, table),
+        channels=outputs,
+        cluster=tile["SPLIT"],
+    )
+
+
+def by_wgmma(operator: Any, window: Window | None, source: Any, edge: Any, tile: dict[str, int]) -> Head:
+    """kernels/conv_wgmma.cu
+
+    Where a pixel's channels are whole steps, the taps of the same channels follow each other: most of what a tap reads
+    is what its neighbour has just read.
+    """
+    dtype = edge.values.dtype
+    weight = _weight_rows(operator)
+    outputs, kh, kw, channels = weight.shape
+    pixel, piece = source.pitch * dtype.itemsize, piece_of(source)
+    pieces, values = pixel // piece, piece // dtype.itemsize  # of a pixel; of a piece
+    steps = steps_of(operator, source)
+    even = steps + steps % 2  # small tiles take two steps at a time
+    whole = STEP // piece  # pieces of a step
+    if pieces % whole == 0:
+        order = [
+            (tap, first + part)
+            for first in range(0, pieces, whole)
+            for tap in range(kh * kw)
+            for part in range(whole)
+        ]
+    else:
+        order = [(tap, part) for tap in range(kh * kw) for part in range(pieces)]
+    blocks, width = -(-outputs // tile["BN"]), tile["BN"]
+    spaced = weight.new_zeros(outputs, kh * kw, source.pitch, dtype=torch.float32)
+    spaced[..., :channels] = weight.flatten(1, 2)
+    at = torch.tensor([tap * pieces + part for tap, part in order], device=weight.device)
+    rows = weight.new_zeros(blocks * width, even * whole, values, dtype=torch.float32)
+    rows[:outputs, : len(order)] = spaced.view(outputs, -1, values)[:, at]
+    chunks = torch.arange(8, device=weight.device)
+    swizzled = chunks ^ (torch.arange(width, device=weight.device).view(-1, 1) % 8)
+    tiles = rows.view(blocks, width, even, 8, 16 // dtype.itemsize).permute(0, 2, 1, 3, 4)
+    tiles = tiles.gather(3, swizzled.view(1, 1, width, 8, 1).expand(tiles.shape))
+    packed = _as_tf32(tiles) if dtype == torch.float32 else tiles.to(dtype)
+    bias = _padded_bias(operator, blocks * width, torch.float32, packed.device)
+    _, height, across, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
+    taps = [((tap // kw * dh * across + tap % kw * dw) * pieces + part, tap) for tap, part in order]
+    many = kh * kw > 31
+    table = _table("=2i", taps + [(0, 63 if many else 31)] * (even * whole - len(taps)), packed.device)
+    addresses = [t.data_ptr() for t in (source.values, packed, bias, table)]
+    numbers = (pieces, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps)
+    stages = tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP
+    shared_bytes = stages + tile["BM"] * 20 + stages // (128 * STEP) * 8
+    return Head(
+        "conv_wgmma.cu",
+        struct.pack("=4Q12i", *addresses, *numbers),
+        "conv",
+        {"AT_ONCE": blocks_at_once(shared_bytes), "PIECE": piece, "MANY_TAPS": int(many), **tile},
+        threads=2 * tile["BM"],
+        shared_bytes=shared_bytes,
+        weights=(packed, bias, table),
+        channels=outputs,
+        cluster=tile["SPLIT"],
+    )
+
+
+def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
+    """The macros of kernels/conv_wgmma.cu that are worth measuring for a sum of so many steps."""
+    shapes = [(128, 128, 3), (64, 64, 3), (128, 64, 3), (64, 128, 3)]
+    tiles = [(*shape, 1) for shape in shapes if shape[1] <= max(64, channels)]
+    splits = [split for split in (2, 4, 8) if steps >= 4 * split]
+    tiles += [(64, 64, 4, split) for split in splits]
+    tiles += [(64, 128, 3, split) for split in splits if channels >= 128]
+    return {
+        f"{bm}x{bn}x{stages}/{split}": {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": split}
+        for bm, bn, stages, split in tiles
+    }
+
+
+def blocks_at_once(shared_bytes: int) -> int:
+    return max(1, SHARED_BYTES // (shared_bytes + 1024))
+
+
+def fits_wgmma(operator: Any, source: Any, edge: Any) -> bool:
+    _, _, kh, kw = operator.weight.shape
+    return bool(
+        torch.cuda.get_device_capability(edge.values.device) == (9, 0)
+        and not _is_transposed(operator)
+        and kh * kw <= MOST_TAPS
+        and source.pitch * edge.values.dtype.itemsize % piece_of(source) == 0
+    )
+
+
+def piece_of(source: Any) -> int:
+    """Bytes that a thread reads of a pixel at once."""
+    return min(16, source.pitch * source.values.dtype.itemsize)
+
+
+def steps_of(operator: Any, source: Any) -> int:
+    """Steps of the sum over taps and channels."""
+    kh, kw = operator.weight.shape[2:]
+    return -(-kh * kw * source.pitch * source.values.dtype.itemsize // STEP)
+
+
+def is_depthwise(operator: Any) -> bool:
+    return not _is_transposed(operator) and bool(
+        operator.groups == len(operator.weight) > 1 == operator.weight.shape[1]
+    )
+
+
+def _on_tensor_cores(operator: Any, edge: Any) -> bool:
+    dtype = edge.values.dtype
+    if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
+        return False
+    return bool(
+        dtype in (torch.float16, torch.bfloat16, torch.float32)
+        and operator.groups == 1
+        and torch.cuda.get_device_capability(edge.values.device) >= (8, 0)
+    )
+
+
+def _tile(edge: Any, steps: int) -> dict[str, int]:
+    """The macros of kernels/conv_tiles.cu for an output and the steps of its sum.
+
+    Measured on an H100 (ResNet-50, half and TF32, 1 to 100 % of the pixels): tiles of 64 x 64 are fastest until there
+    are four times as many as run at a time, then 128 x 64, and 128 x 128 where the sums are long. Shares of a split sum
+    want six steps. A multiprocessor holds two blocks but for the largest tile, which needs its registers; so would a
+    split sum of 128 x 64.
+    """
+    n, channels, height, width = edge.values.shape
+    pixels = n * height * width
+    device = torch.cuda.get_device_properties(edge.values.device)
+    split = 1
+    while split < 8 and steps // (2 * split) >= 6 and device.major >= 9:
+        split *= 2
+    common = {"WARPS_K": 1, "SPLIT": split}
+    if -(-pixels // 64) * -(-channels // 64) < 8 * device.multi_processor_count:
+        return {"BM": 64, "BN": 64, "WARPS_M": 2, "WARPS_N": 2, "STAGES": 5, **common}
+    if channels < 128 or steps < 16:
+        return {"BM": 128, "BN": 64, "WARPS_M": 4, "WARPS_N": 2, "STAGES": 4, **common, "SPLIT": 1}
+    return {"BM": 128, "BN": 128, "WARPS_M": 2, "WARPS_N": 4, "STAGES": 4, **common}
+
+
+def _as_tf32(x: Tensor) -> Tensor:
+    """Rounded to nearest as the device rounds the other factor (cvt.rna): ties away from zero."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def _is_transposed(operator: Any) -> bool:
+    return isinstance(operator, ConvTranspose2d)
+
+
+def _weight_rows(operator: Any) -> Tensor:
+    """(outputs, kh, kw, inputs of a group) of a convolution or a transposed one."""
+    weight = operator.weight
+    if not _is_transposed(operator):
+        return weight.permute(0, 2, 3, 1)
+    inputs, outputs, kh, kw = weight.shape
+    grouped = weight.view(operator.groups, inputs // operator.groups, outputs, kh, kw)
+    return grouped.permute(0, 2, 3, 4, 1).reshape(operator.groups * outputs, kh, kw, -1)
+
+
+def _padded_bias(operator: Any, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    bias = torch.zeros(length, dtype=dtype, device=device)
+    if operator.bias is not None:
+        bias[: len(operator.bias)] = operator.bias
+    return bias
+
+
+def _table(layout: str, rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    packed = b"".join(struct.pack(layout, *row) for row in rows)
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(device)
+
+
+def window_of(source: Any, window: Window | None) -> tuple[int, ...]:
+    """pitch, H, W, kernel, stride, padding, dilation: as the kernels' structs have them."""
+    height, width = source.values.shape[2:]
+    if window is None:
+        return (source.pitch, height, width, 1, 1, 1, 1, 0, 0, 1, 1)
+    geometry = (*window.kernel, *window.stride, *window.padding, *window.dilation)
+    return (source.pitch, height, width, *geometry)

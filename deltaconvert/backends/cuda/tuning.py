@@ -1,0 +1,171 @@
+"""The fastest of several kernels for a layer: measured once on this GPU, then read from disk.
+
+A choice decides in which order a sum is added, so it must not change from run to run: where it cannot be kept on disk
+nothing is measured, and the first candidate is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import deltaconvert
+from deltaconvert.backends.cuda.convs import Head
+from deltaconvert.backends.cuda.kernels import on_current_stream, source_of
+from deltaconvert.backends.cuda.marks import Listed
+
+SOURCES = ("conv_wgmma.cu", "conv_tiles.cu")  # that a choice depends on
+# Shares of the map that a choice is measured at: a small change, a usual one, a full frame. A candidate that is slower
+# than the best by SLOW at the usual one is out.
+SHARES = (0.15, 0.03, 1.0)
+SLOW = 1.5
+REPEATS = 5
+
+
+class Tuner:
+    """Chooses among kernels for one program.
+
+    launch(head, edge): its kernel, being compiled beside the caller.
+    """
+
+    def __init__(self, launch: Callable[[Head, Any], Callable[[Tensor, Listed], None]]):
+        self._launch = launch
+        self._choices: Choices | None = None
+
+    def best(self, layer: str, heads: Mapping[str, Callable[[], Head]], source: Any, edge: Any) -> Head:
+        """The fastest head from `source` to `edge`, whose maps are not in use yet."""
+        device = edge.values.device
+        if self._choices is None:
+            self._choices = choices_for(device)
+        made: dict[str, Head] = {}
+        launches: dict[str, Callable[[Tensor, Listed], None]] = {}
+
+        def seconds(name: str, share: float) -> float:
+            if not made:
+                made.update((name, head()) for name, head in heads.items())
+                launches.update((name, self._launch(head, edge)) for name, head in made.items())
+                source.values.normal_(generator=torch.Generator(device).manual_seed(0))
+            places = places_of_a_box(edge.values.shape, share, device)
+            listed = Listed(places, torch.tensor([len(places)], dtype=torch.int32, device=device))
+            return seconds_of(partial(launches[name], edge.values, listed), device)
+
+        name = self._choices.best(layer, list(heads), seconds)
+        if made:
+            source.reset(slice(None))
+            edge.reset(slice(None))
+        return made[name] if name in made else heads[name]()
+
+
+class Choices:
+    """What was measured, in a JSON file: {layer: name of the candidate}.
+
+    path: None where there is no place for it.
+    """
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self._known = self._read()
+
+    def best(self, layer: str, names: Sequence[str], seconds: Callable[[str, float], float]) -> str:
+        """The candidate for a layer; seconds(name, share) measures one."""
+        if self.path is None or len(names) == 1:
+            return names[0]
+        if self._known.get(layer) not in names:
+            self._known = self._read()  # another process may have been faster
+        if self._known.get(layer) not in names:
+            self._known[layer] = _fastest(names, seconds)
+            self._write()
+        return self._known[layer] if self.path is not None else names[0]
+
+    def _read(self) -> dict[str, str]:
+        try:
+            assert self.path is not None
+            found = json.loads(self.path.read_text())
+            return {str(layer): str(name) for layer, name in found.items()}
+        except (AssertionError, OSError, ValueError, AttributeError):  # none yet, or not ours: measured again
+            return {}
+
+    def _write(self) -> None:
+        assert self.path is not None
+        self._known = {**self._read(), **self._known}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
+                json.dump(self._known, file, indent=1, sort_keys=True)
+            os.replace(file.name, self.path)
+        except OSError:
+            self.path = None
+
+
+def choices_for(device: torch.device) -> Choices:
+    """Those of a GPU and of a version of the kernels, in $XDG_CACHE_HOME/deltaconvert (~/.cache/deltaconvert)."""
+    version = hashlib.sha256(
+        "".join([deltaconvert.__version__, *map(source_of, SOURCES)]).encode()
+    ).hexdigest()
+    gpu = torch.cuda.get_device_name(device).replace(" ", "-").replace("/", "-")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltaconvert"
+    return Choices(folder / f"{gpu}-{version[:16]}.json")
+
+
+def _fastest(names: Sequence[str], seconds: Callable[[str, float], float]) -> str:
+    """The one with the smallest sum of slowdowns against the best of each share."""
+    usual, *others = SHARES
+    times = {name: [seconds(name, usual)] for name in names}
+    bound = SLOW * min(first for (first,) in times.values())
+    times = {name: [first] for name, (first,) in times.items() if first <= bound}
+    for share in others:
+        for name, measured in times.items():
+            measured.append(seconds(name, share))
+    best = [min(column) for column in zip(*times.values(), strict=True)]
+    return min(times, key=lambda name: sum(t / b for t, b in zip(times[name], best, strict=True)))
+
+
+def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-3) -> float:
+    """Of one call, as it takes in a CUDA graph of several."""
+    side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(here)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
+    with torch.cuda.stream(side), on_current_stream(device):
+        for event in events[:3]:
+            event.record()
+            run()
+        side.synchronize()
+        once = events[1].elapsed_time(events[2]) / 1e3
+        calls = int(min(20, max(2, budget / REPEATS / once)))
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
+            on_current_stream(device),
+        ):
+            for _ in range(calls):
+                run()
+        graph.replay()
+        for i, event in enumerate(events):
+            event.record()
+            if i < REPEATS:
+                graph.replay()
+        side.synchronize()
+    here.wait_stream(side)
+    spans = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
+    return statistics.median(spans) / 1e3 / calls
+
+
+def places_of_a_box(shape: Sequence[int], share: float, device: torch.device) -> Tensor:
+    """int32 (M): the pixels of a box in the middle of each stream's map (N C H W), row by row."""
+    n, _, height, width = shape
+    high, wide = (max(1, round(side * share**0.5)) for side in (height, width))
+    mask = torch.zeros(n, height, width, dtype=torch.bool, device=device)
+    y, x = (height - high) // 2, (width - wide) // 2
+    mask[:, y : y + high, x : x + wide] = True
+    return mask.flatten().nonzero().flatten().int()

@@ -1,0 +1,399 @@
+// Convolution on Hopper's tensor cores: BM listed pixels, wherever they lie, times BN output channels.
+//
+// A step of the sum is 128 bytes of each row, in pieces of 16 bytes that a table takes to (tap, channel). Threads
+// gather the rows, 0 outside the map; the weights lie in the order they are needed, so that one bulk copy brings a
+// step's. Both land in shared memory as wgmma reads it, 128 bytes a row, swizzled. A stage is BM rows and BN rows.
+//
+// A block takes every gridDim.x-th tile. While a tile is finished the first steps of the next are on their way; its sums
+// pass through the one stage that is free.
+//
+// Where few pixels changed large tiles would leave most of the GPU idle. SMALL: as long as tiles of 64 x 64 all run at a
+// time, they are taken; they make the same sums in the same order. SPLIT: then the blocks of a cluster share the steps of a sum, as in
+// kernels/conv_tiles.cu; else a block does all shares, and adds them in the same order.
+//
+// Launch: 2 * BM threads, STAGES * (BM + BN) * 128 + BM * 20 + SMALL_STAGES * 8 bytes of shared memory. Only for sm_90a.
+#include "tensor.cuh"
+
+#ifndef BM
+#define BM 128
+#endif
+#ifndef BN
+#define BN 128
+#endif
+#ifndef STAGES
+#define STAGES 3
+#endif
+#ifndef SMALL
+#define SMALL (SPLIT == 1 && BM > 64)
+#endif
+#ifndef PIECE  // bytes: 16, or 8 where a pixel is no more
+#define PIECE 16
+#endif
+#ifndef MANY_TAPS  // more than 31, up to 63
+#define MANY_TAPS 0
+#endif
+#ifndef AT_ONCE  // blocks of a multiprocessor
+#define AT_ONCE 1
+#endif
+#ifndef ROUND  // of single precision to TF32: without, the tensor cores cut the last 13 bits off
+#define ROUND 1
+#endif
+
+#define THREADS (2 * BM)
+#define PIECES (STEP / PIECE)  // of a row
+#define BYTES (STAGES * (BM + BN) * STEP)
+#define SMALL_STAGES (BYTES / (128 * STEP))
+static_assert(SPLIT == 1 || BM * (BN + 8) * 4 <= BYTES, "a cluster's sums lie where the stages were");
+static_assert(BM % SPLIT == 0, "each block of a cluster finishes as many rows");
+
+struct Tap {
+    int offset;  // from the row's first pixel, in pieces
+    int bit;     // of Rows::inside; the last one past the last tap
+};
+struct Head {
+    const char* at;      // N x H x W pixels, `pitch` pieces apart
+    const char* weight;  // blocks of BN channels x even(steps) x BN x STEP bytes
+    const float* bias;
+    const Tap* taps;  // of each piece of even(steps)
+    int pitch, H, W, sh, sw, ph, pw, kh, kw, dh, dw, steps;
+};
+
+#if MANY_TAPS
+typedef u64 Bits;
+#else
+typedef u32 Bits;
+#endif
+
+#if __CUDA_ARCH_FEAT_SM90_ALL && TYPE != 0 && TYPE != 4
+
+// Copy a piece behind the computation; 0 where not `inside`.
+__device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
+    const int taken = inside ? PIECE : 0;
+    if (PIECE == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(taken) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(taken) : "memory");
+}
+// What this thread wrote to shared memory is seen by wgmma and by bulk copies after the next barrier.
+__device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+__device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u32 barrier) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+__device__ __forceinline__ void await(u32 barrier, u32 phase) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again; }" ::"r"(barrier),
+        "r"(phase)
+        : "memory");
+}
+
+#if TYPE == 1
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" n "k8.f32.tf32.tf32"
+#define TRANSPOSED ""
+#define TRANSPOSED_WEIGHTS ""
+#elif TYPE == 2
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.f16.f16"
+#define TRANSPOSED ", 0, 0"
+#define TRANSPOSED_WEIGHTS ", 0"
+#else
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16"
+#define TRANSPOSED ", 0, 0"
+#define TRANSPOSED_WEIGHTS ", 0"
+#endif
+#define S4(a) "+f"(sum[a]), "+f"(sum[a + 1]), "+f"(sum[a + 2]), "+f"(sum[a + 3])
+#define S16(a) S4(a), S4(a + 4), S4(a + 8), S4(a + 12)
+#define S32(a) S16(a), S16(a + 16)
+#define S64(a) S32(a), S32(a + 32)
+#define R16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define R32 R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define R64                                                                                                   \
+    R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
+        "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// multiply: 32 bytes of 64 rows, in shared memory or in registers, times 32 bytes of n rows of weights in shared memory;
+// to be added to the sums if `more`.
+#define MULTIPLY(n, sums, results, registers, a, b, more, b2, more2)                                          \
+    __device__ __forceinline__ void multiply(float(&sum)[n / 2], u64 rows, u64 weights, int add) {             \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " more ", 0;\n" WGMMA(#n) " {" results "}, " a ", " b      \
+                     ", p, 1, 1" TRANSPOSED "; }"                                                             \
+                     : sums                                                                                   \
+                     : "l"(rows), "l"(weights), "r"(add));                                                    \
+    }                                                                                                         \
+    __device__ __forceinline__ void multiply(float(&sum)[n / 2], const u32(&rows)[4], u64 weights, int add) {  \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " more2 ", 0;\n" WGMMA(#n) " {" results "}, " registers    \
+                     ", " b2 ", p, 1, 1" TRANSPOSED_WEIGHTS "; }"                                             \
+                     : sums                                                                                   \
+                     : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "l"(weights), "r"(add));       \
+    }
+MULTIPLY(32, S16(0), R16, "{%16, %17, %18, %19}", "%16", "%17", "%18", "%20", "%21")
+MULTIPLY(64, S32(0), R32, "{%32, %33, %34, %35}", "%32", "%33", "%34", "%36", "%37")
+MULTIPLY(128, S64(0), R64, "{%64, %65, %66, %67}", "%64", "%65", "%66", "%68", "%69")
+
+__device__ __forceinline__ void start_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void end_of_step() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_sums() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+
+// Rows of STEP bytes, swizzled: what wgmma calls 128-byte swizzle, eight rows 1024 bytes after the last eight.
+__device__ __forceinline__ u64 matrix(u32 at) { return (u64)(at >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+
+__device__ __forceinline__ int even(int steps) { return (steps + 1) / 2 * 2; }
+
+// The parameters of the kernel.
+struct Work {
+    const Operand* operands;
+    value* out;
+    int pitch, channels;
+    const int* list;
+    int listed, OH, OW, early;
+};
+
+// Compute all that is listed in tiles of M pixels times N channels, in S stages, P steps at a time.
+template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const Head& h, const Work& work) {
+    constexpr int STAGE = (M + N) * STEP, AHEAD = S - P;  // steps on their way
+    constexpr int ROWS = M * PIECES / THREADS;                 // that a thread gathers a piece of
+    constexpr int GROUP_N = N * M / 64 * 128 / THREADS;   // channels of a warpgroup, which multiplies 64 rows
+    constexpr int WIDE = GROUP_N < 128 ? GROUP_N : 128;   // channels of an instruction
+    // Channels that pass through the free stage at a time. The pitch keeps a warp's stores in different banks.
+    constexpr int CHUNK = STAGE >= THREADS * 80 ? 32 : 16, CHUNK_PITCH = CHUNK + 8, SUMS_PITCH = N + 8;
+    static_assert(THREADS / 2 * CHUNK_PITCH * 4 <= STAGE, "sums pass through a stage");
+    static_assert(P <= 2 && AHEAD >= P, "two steps at a time, others on their way");
+    static_assert(GROUP_N % 32 == 0 && S * STAGE <= BYTES, "the same threads and memory for every tile");
+
+    extern __shared__ __align__(1024) char memory[];
+    struct Rows {          // of a tile
+        Bits inside[M];    // a bit for each tap
+        int base[M];       // the first tap's pixel, in pieces from `at`
+        int places[2][M];  // -1 past the list; in turns, the last tile is still being finished
+    };
+    Rows& rows = *(Rows*)(memory + BYTES);
+    const u32 stages = shared_address(memory), arrived = stages + BYTES + (int)sizeof(Rows);
+    const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = warp / 4;
+    const int group_m = group % (M / 64) * 64, group_n = group / (M / 64) * GROUP_N;
+    const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
+    const bool together =
+        SPLIT > 1 && rounds(total * SPLIT) * (h.steps / SPLIT + START_TOGETHER) < rounds(total) * (h.steps + START);
+    const int members = together ? SPLIT : 1, rank = blockIdx.x % members;
+    const int first_step = rank * h.steps / members;
+    const int steps = ((rank + 1) * h.steps / members - first_step + P - 1) / P * P;  // zeros change no sum
+    const int stride = gridDim.x / members;
+    const int piece = thread % PIECES, first_row = thread / PIECES;
+
+    if (thread < S) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrived + thread * 8) : "memory");
+    publish();
+
+    const auto describe = [&](int block, int turn) {
+        if (thread >= M || block >= total) return;
+        const int at = block / blocks_n * M + thread;
+        const int place = at < work.listed ? work.list[at] : -1;
+        const int n = place / (work.OH * work.OW), pixel = place - n * work.OH * work.OW, y = pixel / work.OW;
+        const int top = y * h.sh - h.ph, left = (pixel - y * work.OW) * h.sw - h.pw;
+        Bits across = 0, inside = 0;
+#pragma unroll 1
+        for (int k = 0; k < h.kw; k++) across |= (Bits)((u32)(left + k * h.dw) < (u32)h.W) << k;
+#pragma unroll 1
+        for (int i = 0; i < h.kh; i++)
+            if ((u32)(top + i * h.dh) < (u32)h.H) inside |= across << i * h.kw;
+        rows.base[thread] = ((n * h.H + top) * h.W + left) * h.pitch;
+        rows.inside[thread] = place < 0 ? 0 : inside;
+        rows.places[turn][thread] = place;
+    };
+
+    int slot = 0, load_slot = 0;
+    u32 phase = 0;
+    int base[ROWS];
+    Bits inside[ROWS];
+    const char* weights_at;
+    Tap tap;  // of the next step: known before it is needed
+    const auto load_weights = [&](int step, int to) {
+        if (thread == 0)
+            bulk_copy(stages + to * STAGE + M * STEP, weights_at + (size_t)step * (BN * STEP), N * STEP, arrived + to * 8);
+    };
+    const auto load_pixels = [&](int step) {
+        const u32 a = stages + load_slot * STAGE;
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            const bool valid = inside[r] >> tap.bit & 1;
+            const char* from = h.at + (valid ? (long long)(base[r] + tap.offset) * PIECE : 0);
+            copy(place_of(a, first_row + r * (THREADS / PIECES), piece * PIECE / 16) + piece * PIECE % 16, from, valid);
+        }
+        if (step + 1 < steps) tap = h.taps[(first_step + step + 1) * PIECES + piece];
+        load_slot = load_slot + 1 == S ? 0 : load_slot + 1;
+    };
+    const auto start = [&](int block, bool first) {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            base[r] = rows.base[first_row + r * (THREADS / PIECES)];
+            inside[r] = rows.inside[first_row + r * (THREADS / PIECES)];
+        }
+        const int n = block % blocks_n * N;
+        weights_at = h.weight + (((size_t)(n / BN) * even(h.steps) + first_step) * BN + n % BN) * STEP;
+        tap = h.taps[first_step * PIECES + piece];
+#pragma unroll
+        for (int step = 0; step < AHEAD; step++)
+            if (step < steps) load_weights(step, (load_slot + step) % S);
+        if (first && work.early) wait_for_predecessor();  // it wrote the pixels, and nothing else read so far
+#pragma unroll
+        for (int step = 0; step < AHEAD; step++) {
+            if (step < steps) load_pixels(step);
+            end_of_stage();
+        }
+    };
+
+    int block = blockIdx.x / members, turn = 0;
+    if (block >= total) {
+        if (work.early && blockIdx.x == 0) wait_for_predecessor();
+        return;
+    }
+    describe(block, 0);
+    __syncthreads();
+    start(block, true);
+    while (true) {
+        const int next = block + stride, first_n = block % blocks_n * N + group_n;
+        float sums[GROUP_N / WIDE][WIDE / 2], totals[SPLIT > 1 ? GROUP_N / WIDE : 1][WIDE / 2] = {};
+        int more = 0, share = 1;
+        for (int step = 0; step < steps; step += P) {
+            wait<AHEAD - P>();
+            publish();
+            int slots[P];
+#pragma unroll
+            for (int p = 0; p < P; p++) {
+                slots[p] = slot;
+                await(arrived + slot * 8, phase);
+                slot++;
+                if (slot == S) slot = 0, phase ^= 1;
+            }
+            __syncthreads();
+            if (step == 0) describe(next, turn ^ 1);
+#if TYPE == 1 && ROUND
+            u32 mine[P][4][4];
+#pragma unroll
+            for (int k = 0; k < 4 * P; k++) {
+                u32(&rounded)[4] = mine[k / 4][k % 4];
+                const u32 a = stages + slots[k / 4] * STAGE + group_m * STEP;
+                load_matrices(rounded, place_of(a, warp % 4 * 16 + (lane & 15), k % 4 * 2 + (lane >> 4)));
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded[j]) : "f"(__uint_as_float(rounded[j])));
+            }
+#endif
+            start_multiplying();
+#pragma unroll
+            for (int p = 0; p < P; p++) {
+                const u32 a = stages + slots[p] * STAGE + group_m * STEP, b = stages + slots[p] * STAGE + (M + group_n) * STEP;
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+#pragma unroll
+                    for (int i = 0; i < GROUP_N / WIDE; i++)
+#if TYPE == 1 && ROUND
+                        multiply(sums[i], mine[p][k], matrix(b + i * WIDE * STEP + k * 32), more);
+#else
+                        multiply(sums[i], matrix(a + k * 32), matrix(b + i * WIDE * STEP + k * 32), more);
+#endif
+                    more = 1;
+                }
+            }
+            end_of_step();
+#pragma unroll
+            for (int p = 0; p < P; p++) {
+                const int later = step + AHEAD + p;
+                if (later < steps) load_weights(later, load_slot), load_pixels(later);
+                end_of_stage();
+            }
+            wait_for_sums();
+            if (SPLIT > 1 && !together && step + 1 == share * h.steps / SPLIT) {
+#pragma unroll
+                for (int i = 0; i < GROUP_N / WIDE; i++)
+#pragma unroll
+                    for (int j = 0; j < WIDE / 2; j++) totals[SPLIT > 1 ? i : 0][j] += sums[i][j];
+                more = 0, share++;
+            }
+        }
+        if (SPLIT > 1 && !together) {
+#pragma unroll
+            for (int i = 0; i < GROUP_N / WIDE; i++)
+#pragma unroll
+                for (int j = 0; j < WIDE / 2; j++) sums[i][j] = totals[SPLIT > 1 ? i : 0][j];
+        }
+        __syncthreads();
+        const int* places = rows.places[turn];
+        // Through shared memory, so that a thread finishes neighbouring channels of one pixel.
+        if (together) {
+            float* const staged = (float*)memory;
+            float* const to = staged + (group_m + warp % 4 * 16 + lane / 4) * SUMS_PITCH + group_n + lane % 4 * 2;
+#pragma unroll
+            for (int j = 0; j < GROUP_N / 8; j++) {
+                const float* from = sums[j * 8 / WIDE] + j * 8 % WIDE / 2;
+                *(float2*)(to + j * 8) = make_float2(from[0], from[1]);
+                *(float2*)(to + j * 8 + 8 * SUMS_PITCH) = make_float2(from[2], from[3]);
+            }
+            cluster_barrier();
+            for (int i = thread; i < M / SPLIT * (N / WIDTH); i += THREADS) {
+                const int row = rank * (M / SPLIT) + i / (N / WIDTH), n = i % (N / WIDTH) * WIDTH;
+                const int place = places[row], first = first_n - group_n + n;
+                if (place < 0 || first >= work.channels) continue;
+                float v[WIDTH] = {};
+#pragma unroll
+                for (int j = 0; j < WIDTH; j += 4)
+#pragma unroll
+                    for (int other = 0; other < SPLIT; other++)
+                        add_from(v, j, staged + row * SUMS_PITCH + n + j, other);
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
+                finish(v, work.operands, work.out, work.pitch, work.channels, place, place / (work.OH * work.OW), first);
+            }
+            publish();
+            cluster_barrier();  // before the sums are overwritten
+            if (next < total) start(next, false);
+        } else {
+            float* const staged = (float*)(memory + (slot == 0 ? S - 1 : slot - 1) * STAGE) + warp * 16 * CHUNK_PITCH;
+            float* const to = staged + lane / 4 * CHUNK_PITCH + lane % 4 * 2;
+            if (next < total) start(next, false);
+#pragma unroll 1
+            for (int chunk = 0; chunk < GROUP_N / CHUNK; chunk++) {
+                __syncwarp();
+#pragma unroll
+                for (int j = 0; j < GROUP_N / 8; j++) {
+                    if (j / (CHUNK / 8) != chunk) continue;
+                    const float* from = sums[j * 8 / WIDE] + j * 8 % WIDE / 2;
+                    *(float2*)(to + j * 8 % CHUNK) = make_float2(from[0], from[1]);
+                    *(float2*)(to + j * 8 % CHUNK + 8 * CHUNK_PITCH) = make_float2(from[2], from[3]);
+                }
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < CHUNK / 2 / WIDTH; i++) {
+                    const int row = (i * 32 + lane) / (CHUNK / WIDTH), n = lane % (CHUNK / WIDTH) * WIDTH;
+                    const int place = places[group_m + warp % 4 * 16 + row], first = first_n + chunk * CHUNK + n;
+                    if (place < 0 || first >= work.channels) continue;
+                    float v[WIDTH] = {};
+#pragma unroll
+                    for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(float4*)(staged + row * CHUNK_PITCH + n + j));
+#pragma unroll
+                    for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
+                    finish(v, work.operands, work.out, work.pitch, work.channels, place, place / (work.OH * work.OW),
+                           first);
+                }
+            }
+        }
+        if (next >= total) return;
+        block = next, turn ^= 1;
+    }
+}
+
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
+    conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
+         const int* list, const int* count, int OH, int OW, int early) {
+    const Head h = *head;
+    if (!early) wait_for_predecessor();
+    const Work work = {operands, out, pitch, channels, list, *count, OH, OW, early};
+#if SMALL
+    const int small_tiles = (work.listed + 63) / 64 * ((channels + 63) / 64);
+    if (small_tiles <= (int)gridDim.x) return walk<64, 64, SMALL_STAGES, 2>(h, work);
+#endif
+    walk<BM, BN, STAGES, 1>(h, work);
+}
+#endif

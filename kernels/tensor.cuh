@@ -1,0 +1,67 @@
+// What the convolutions on tensor cores share: stages of shared memory that copies fill behind the computation, rows of
+// STEP bytes in them, and the sums of a cluster.
+//
+// SPLIT blocks of a cluster share the steps of a sum where that is faster; kernels/conv_tiles.cu says when and why.
+#include "tail.cuh"
+
+#ifndef SPLIT
+#define SPLIT 1
+#endif
+#define STEP 128  // bytes of a row in a step
+// What a round costs beside its steps, in steps (0.5 us on an H100).
+#define START 8
+#define START_TOGETHER 14
+#if SPLIT > 1
+#define CLUSTER __cluster_dims__(SPLIT, 1, 1)
+#else
+#define CLUSTER
+#endif
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ void end_of_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int open> __device__ __forceinline__ void wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(open) : "memory");
+}
+
+__device__ __forceinline__ void load_matrices(u32 (&m)[4], u32 from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+__device__ __forceinline__ void add_four(float (&to)[WIDTH], int first, float4 four) {
+    to[first] += four.x, to[first + 1] += four.y, to[first + 2] += four.z, to[first + 3] += four.w;
+}
+
+#if SPLIT > 1
+// Everyone in the cluster is here, and sees what the others wrote to shared memory.
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Add four sums that lie at `from` in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank) {
+    u32 there;
+    float4 four;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(from)), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+                 : "r"(there)
+                 : "memory");
+    add_four(to, first, four);
+}
+#else
+__device__ __forceinline__ void cluster_barrier() {}
+__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank) {}
+#endif
+
+// How often every block of the grid works until `blocks` are done.
+__device__ __forceinline__ int rounds(int blocks) { return (blocks + gridDim.x - 1) / gridDim.x; }
+
+// 16-byte chunk `chunk` of a row of STEP bytes; rows are swizzled so that eight of them touch all banks.
+__device__ __forceinline__ u32 place_of(u32 base, int row, int chunk) {
+    return base + row * STEP + ((chunk ^ (row & 7)) << 4);
+}

@@ -1,0 +1,91 @@
+"""Every kernel and tile that backends/cuda/convs.py may choose for a convolution, each forced, on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.backends import cuda
+from deltaconvert.backends.cuda import convs
+from deltaconvert.backends.cuda.kernels import on_current_stream
+from deltaconvert.backends.cuda.marks import Listed
+from deltaconvert.backends.cuda.tail import Tail
+from deltaconvert.ops.arithmetic import Arithmetic
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.pointwise import Pointwise
+from deltaconvert.reach import Window
+
+DEVICE = torch.device("cuda", 0)
+# Of the norm, against float64: outputs rounded to 11 and 8 bits; inputs and weights of a
+# sum rounded to 11 bits (cut off instead of rounded, inputs would give 2.7e-4).
+TYPES = {"half": (torch.float16, 4e-4), "bfloat16": (torch.bfloat16, 3e-3), "tf32": (torch.float32, 2.4e-4)}
+LAYERS = {  # in, out, kernel, stride, height and width; a map is added to every second one
+    "3x3": (64, 72, 3, 1, 37, 41),
+    "strided, odd channels": (40, 136, 3, 2, 37, 41),
+    "1x1": (96, 264, 1, 1, 37, 41),
+    "deep": (512, 128, 3, 1, 19, 23),
+    "5x5": (24, 32, 5, 1, 37, 41),
+    "stem": (3, 64, 7, 2, 37, 41),
+    "more tiles than run at once": (64, 256, 1, 1, 301, 299),
+}
+
+
+def edge_of(values: Tensor) -> cuda.Edge:
+    edge = cuda.Edge(tuple(values.shape), values.dtype, DEVICE, None)
+    edge.values.copy_(values)
+    return edge
+
+
+def listed(mask: Tensor) -> Listed:
+    places = mask.flatten().nonzero().flatten().int()
+    return Listed(places, torch.tensor([len(places)], dtype=torch.int32, device=DEVICE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("layer", LAYERS)
+@torch.no_grad()
+def test_every_tile(gpu, layer, kind):
+    """Near float64; the same bits whatever else is listed, in every tile of one order; nothing else is written."""
+    dtype, bound = TYPES[kind]
+    inputs, outputs, kernel, stride, height, width = LAYERS[layer]
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    weight = torch.randn(outputs, inputs, kernel, kernel, device=DEVICE, dtype=dtype)
+    weight = weight / (inputs * kernel**2) ** 0.5
+    bias = torch.randn(outputs, device=DEVICE, dtype=dtype)
+    operator = Conv2d(weight, bias, (stride, stride), (kernel // 2,) * 2, (1, 1), 1)
+    source = edge_of(torch.randn(2, inputs, height, width, device=DEVICE, dtype=dtype))
+    expected = F.conv2d(
+        source.values.double(), weight.double(), bias.double(), operator.stride, operator.padding
+    )
+    shape = tuple(expected.shape)
+    other = edge_of(torch.randn(shape, device=DEVICE, dtype=dtype))
+    added = list(LAYERS).index(layer) % 2 == 0
+    expected = (expected + other.values.double() if added else expected).relu()
+    out = edge_of(torch.empty(shape, device=DEVICE, dtype=dtype))
+    (reach,) = operator.reaches([tuple(source.values.shape)], shape)
+    window = reach if isinstance(reach, Window) else None
+    masks = [torch.rand(2, *shape[2:], device=DEVICE) < share for share in (1, 0.5, 0.02, 0.001, 1)]
+    backend = cuda.Backend()
+    bits: dict[int, Tensor] = {}
+    for name, head in convs.candidates(operator, window, source, out).items():
+        tail = Tail(outputs, dtype, DEVICE)
+        if added:
+            tail.then(Arithmetic("add", None, False), ["v", tail.operand(other, shape[2:])])
+        tail.then(Pointwise("relu", {}), ["v"])
+        made = head()
+        launch = cuda._Launch(backend, made, tail, out)
+        for mask in masks:
+            out.values.fill_(float("nan"))
+            with on_current_stream(DEVICE):
+                launch(out.values, listed(mask))
+            chosen = mask[:, None].expand_as(out.values)
+            fresh = out.values[chosen]
+            error = (fresh.double() - expected[chosen]).norm() / expected[chosen].norm().clamp(min=1e-9)
+            assert error < bound, f"{name}: {error:.2e}"
+            assert out.values[~chosen].isnan().all(), f"{name} wrote what was not listed"
+            same = bits.setdefault(made.cluster, out.values.clone())
+            assert torch.equal(fresh, same[chosen]), f"{name}: bits depend on the list or the tile"

@@ -1,0 +1,85 @@
+"""backends/cuda/convs.py: weights and tables are in the order that the kernels read them. Needs no GPU."""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.backends.cuda import convs, pitch_of
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.reach import Window
+
+
+def edge_of(values: Tensor) -> SimpleNamespace:
+    n, channels, height, width = values.shape
+    pitch = pitch_of(channels, values.dtype)
+    memory = torch.zeros(n, height, width, pitch, dtype=values.dtype)
+    memory[..., :channels] = values.permute(0, 2, 3, 1)
+    return SimpleNamespace(values=memory[..., :channels].permute(0, 3, 1, 2), pitch=pitch, memory=memory)
+
+
+def read_as_wgmma(head: convs.Head, source: SimpleNamespace, size: tuple[int, int], bn: int) -> Tensor:
+    """What kernels/conv_wgmma.cu computes from a Head's bytes, pixel by pixel."""
+    *_, pitch, height, width, sh, sw, ph, pw, kh, kw, dh, dw, steps = struct.unpack("=4Q12i", head.packed)
+    weight, bias, table = head.weights
+    steps += steps % 2
+    dtype = source.values.dtype
+    pieces = source.memory.view(-1, head.macros["PIECE"] // dtype.itemsize)
+    taps = table.view(torch.int32).view(-1, 2).tolist()
+    tiles = weight.view(-1, steps, bn, 8, 16 // dtype.itemsize)
+    out = []
+    for n in range(len(source.values)):
+        for y in range(size[0]):
+            for x in range(size[1]):
+                top, left = y * sh - ph, x * sw - pw
+                base = ((n * height + top) * width + left) * pitch
+                inside = 0
+                for i in range(kh):
+                    for k in range(kw):
+                        ok = 0 <= top + i * dh < height and 0 <= left + k * dw < width
+                        inside |= ok << (i * kw + k)
+                row = torch.stack(
+                    [
+                        pieces[base + offset] if inside >> bit & 1 else torch.zeros_like(pieces[0])
+                        for offset, bit in taps
+                    ]
+                ).view(steps, 8, -1)
+                lies_at = torch.arange(8) ^ (torch.arange(bn).view(-1, 1) % 8)  # of chunk c of row r
+                straight = tiles.gather(3, lies_at.view(1, 1, bn, 8, 1).expand(tiles.shape))
+                out.append((straight.float() * row.float()[None, :, None]).sum((1, 3, 4)).flatten() + bias)
+    return torch.stack(out).view(len(source.values), *size, -1).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "inputs, outputs, kernel, stride, padding, dilation",
+    [
+        (64, 40, (3, 3), (1, 1), (1, 1), (1, 1)),
+        (24, 70, (3, 2), (2, 1), (1, 0), (1, 2)),
+        (136, 8, (1, 1), (2, 2), (0, 0), (1, 1)),
+        (8, 8, (5, 5), (1, 1), (4, 4), (2, 2)),
+        (3, 24, (7, 7), (2, 2), (3, 3), (1, 1)),
+    ],
+)
+def test_wgmma_reads_the_convolution(dtype, inputs, outputs, kernel, stride, padding, dilation):
+    torch.manual_seed(0)
+    x, weight, bias = (
+        torch.randn(2, inputs, 5, 6),
+        torch.randn(outputs, inputs, *kernel),
+        torch.randn(outputs),
+    )
+    x, weight = x.bfloat16().to(dtype), weight.bfloat16().to(dtype)  # exact in every type
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding, dilation).float()
+    size = tuple(expected.shape[2:])
+    window = Window(kernel, stride, padding, dilation, (5, 6), size)
+    operator = Conv2d(weight, bias, stride, padding, dilation, 1)
+    source = edge_of(x)
+    tile = {"BM": 64, "BN": 64, "STAGES": 3, "SPLIT": 1}
+    head = convs.by_wgmma(operator, window, source, SimpleNamespace(values=x), tile)
+    out = read_as_wgmma(head, source, size, 64)[:, :outputs]
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)

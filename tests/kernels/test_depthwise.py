@@ -1,0 +1,74 @@
+"""kernels/depthwise.cu against torch, without a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.backends.cuda import pitch_of
+from deltaconvert.backends.cuda.convs import by_channel
+from deltaconvert.backends.cuda.kernels import TYPES
+from deltaconvert.backends.cuda.tail import device_bytes
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.reach import Window
+
+sys.path.insert(0, str(Path(__file__).parent))
+from on_cpu import GXX, Kernel
+
+pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run a CUDA source on the CPU")
+
+
+def _edge(values: Tensor) -> SimpleNamespace:
+    n, channels, height, width = values.shape
+    memory = torch.zeros(n, height, width, pitch_of(channels, values.dtype), dtype=values.dtype)
+    memory[..., :channels] = values.permute(0, 2, 3, 1)
+    return SimpleNamespace(values=memory[..., :channels].permute(0, 3, 1, 2), pitch=memory.shape[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("blocks", [1, 7])
+@pytest.mark.parametrize(
+    "channels, kernel, stride, padding, dilation",
+    [
+        (24, (3, 3), (1, 1), (1, 1), (1, 1)),
+        (10, (3, 3), (2, 2), (1, 1), (1, 1)),
+        (3, (5, 5), (1, 1), (4, 4), (2, 2)),
+        (9, (1, 7), (1, 2), (0, 3), (1, 1)),
+    ],
+)
+def test_listed_pixels(dtype, blocks, channels, kernel, stride, padding, dilation):
+    """Of a list in any order, and no others."""
+    torch.manual_seed(channels)
+    x, weight = torch.randn(2, channels, 9, 11, dtype=dtype), torch.randn(channels, 1, *kernel, dtype=dtype)
+    bias = torch.randn(channels, dtype=dtype)
+    expected = F.conv2d(x, weight, bias, stride, padding, dilation, channels)
+    n, _, height, width = expected.shape
+    source, out = _edge(x), _edge(torch.full_like(expected, 7))
+    window = Window(kernel, stride, padding, dilation, (9, 11), (height, width))
+    head = by_channel(Conv2d(weight, bias, stride, padding, dilation, channels), window, source, out)
+    listed = torch.randperm(n * height * width)[: n * height * width // 2].int()
+    width_of_a_thread = min(16 // dtype.itemsize, out.pitch)
+    macros = {**head.macros, "TYPE": TYPES[dtype], "WIDTH": width_of_a_thread}
+    Kernel(head.source, head.name, macros)(
+        (blocks,),
+        head.threads,
+        device_bytes(head.packed, x.device),
+        torch.zeros(16, dtype=torch.uint8),
+        out.values,
+        *map(np.int32, (out.pitch, channels)),
+        listed,
+        torch.tensor([len(listed)], dtype=torch.int32),
+        *map(np.int32, (height, width, 0)),
+    )
+    chosen = torch.zeros(n * height * width, dtype=torch.bool)
+    chosen[listed.long()] = True
+    chosen = chosen.view(n, 1, height, width).expand_as(expected)
+    torch.testing.assert_close(out.values[chosen], expected[chosen], rtol=1e-4, atol=1e-5)
+    assert (out.values[~chosen] == 7).all()
