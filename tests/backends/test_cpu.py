@@ -8,8 +8,9 @@ from oracle import Call, assert_close, assert_same_bits, check_operator, scripte
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import bands
+from deltaconvert.backends.cpu import bands, tiles
 from deltaconvert.backends.cpu.packed import Epilogue, PackedConv
+from deltaconvert.backends.cpu.steps import FULL_ENOUGH, chunks, sizes_below
 from deltaconvert.ops.conv import Conv2d
 
 pytestmark = pytest.mark.skipif(
@@ -96,8 +97,8 @@ class Bands(nn.Module):
 
 @pytest.mark.parametrize("shape", [(1, 3, 61, 47), (3, 3, 40, 33), (1, 3, 9, 200)])
 def test_bands(monkeypatch, shape):
-    monkeypatch.setattr(bands, "LARGE_BYTES", 0)
-    monkeypatch.setattr(bands, "BAND_BYTES", 6000)
+    monkeypatch.setattr(bands, "GAIN", float("inf"))  # bands win every comparison
+    monkeypatch.setattr(bands, "BAND_BYTES", 3000)
     used = []
     run = bands.Bands.run
     monkeypatch.setattr(bands.Bands, "run", lambda self, inputs: (used.append(self), run(self, inputs))[1])
@@ -114,25 +115,43 @@ def test_bands(monkeypatch, shape):
     assert used, "no frame was computed in bands"
 
 
-def pointwise_conv():
-    return Conv2d(torch.randn(256, 256, 1, 1), None, (1, 1), (0, 0), (1, 1), 1)
+def test_weights_are_kept_once_for_each_order():
+    conv = Conv2d(torch.randn(256, 256, 1, 1), None, (1, 1), (0, 0), (1, 1), 1)
+    packed = PackedConv(conv, (0, 0), Epilogue())
+    orders = set()
+    for pixels in (512, 256, 64, 8, 512, 64):
+        x = torch.randn(1, 256, pixels, 1).contiguous(memory_format=torch.channels_last)
+        assert_close(packed(x), conv(x), f"{pixels} pixels")
+        own = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight, [0, 0], [1, 1], [1, 1], 1, list(x.shape)
+        )
+        orders.add(torch.ops.mkldnn._get_mkldnn_serialized_md(own).numpy().tobytes())
+    assert len(packed._packed) == 4 and len({id(weight) for weight in packed._packed.values()}) == len(orders)
 
 
-def test_weights_are_kept_once_for_each_order(monkeypatch):
-    conv = PackedConv(pointwise_conv(), (0, 0), Epilogue())
-    monkeypatch.setattr(PackedConv, "_seconds", lambda self, x, other, weight: 1.0)
-    for pixels in (512, 64, 8):
-        conv(torch.randn(1, 256, pixels, 1).contiguous(memory_format=torch.channels_last))
-    assert len(conv._packed) == 3 and len({id(weight) for weight in conv._packed.values()}) == 1
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 50, 51, 64, 65, 127, 200])
+def test_chunks_hold_every_index_and_repeat_the_last(count):
+    sizes = sizes_below(64, 2)
+    pieces = chunks(torch.arange(count), sizes)
+    assert all(len(piece) in sizes for piece in pieces)
+    found = torch.cat(pieces) if pieces else torch.arange(0)
+    assert found[:count].tolist() == list(range(count)) and (found[count:] == count - 1).all()
+    assert len(found) <= max(2, count / FULL_ENOUGH)
 
 
-def test_another_order_gets_weights_of_its_own(monkeypatch):
-    conv = PackedConv(pointwise_conv(), (0, 0), Epilogue())
-    # What was packed for this size takes 1, what was packed for others 2.
-    seconds = lambda self, x, other, weight: 1.0 + any(weight is known for known in self._packed.values())  # noqa: E731
-    monkeypatch.setattr(PackedConv, "_seconds", seconds)
-    x = {n: torch.randn(1, 256, n, 1).contiguous(memory_format=torch.channels_last) for n in (512, 64)}
-    results = {n: conv(value) for n, value in x.items()}
-    assert len({id(weight) for weight in conv._packed.values()}) == 2
-    for n, value in x.items():
-        assert torch.equal(conv(value), results[n])
+@pytest.mark.parametrize("way", [tiles.TILES, tiles.ROW, tiles.STRIP])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_tiles_and_taps_are_chosen_by_what_they_cost(monkeypatch, way, stride):
+    monkeypatch.setattr(tiles.Tiles, "_cost", lambda self, notes: float(notes["way"] != way))
+    module = nn.Sequential(nn.Conv2d(3, 128, 1), nn.Conv2d(128, 8, (3, 2), stride, 1)).eval()
+    frames = scripted_video((2, 3, 13, 11), torch.float32)
+    model = deltaconvert.convert(module, frames[0], backend="cpu")
+    notes = [node.meta.get("cpu", {}) for node in model._program.plan.graph.graph.nodes]
+    assert [found["way"] for found in notes if "way" in found] == [way]
+    fresh = copy.deepcopy(model)
+    for t, frame in enumerate(frames):
+        outputs = model(frame)
+        with torch.no_grad():
+            assert_close(outputs, module(frame), f"frame {t}")
+        fresh.reset()
+        assert_same_bits(outputs, fresh(frame), f"frame {t} against a reset model")

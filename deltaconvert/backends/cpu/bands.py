@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,24 +15,40 @@ from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Everything, Pixel, Reach, Window
 
-# The C library gives blocks above 32 MB back to the system, and the next frame pages them in again. 16->96 channels
-# at 360x640 on a Zen 4 core: 55 ms whole, 24 ms in bands; below it bands cost up to a fifth more than the whole map.
-LARGE_BYTES = 32 << 20
-BAND_BYTES = 2 << 20  # of a band's output: it stays in the second-level cache until it is stored
+# The C library gives blocks above 32 MB back to the system, and the next frame pages them in again; bands stay in the
+# cache until they are stored, but oneDNN sets itself up for each. 16->96 channels at 360x640: 55 ms whole and 24 in
+# bands on Zen 4, 56 and 38 on Zen 3; 64->64 with 3x3 at 360x480 the same either way. So it is measured.
+BAND_BYTES = 4 << 20  # of a band's output
+GAIN = 0.9  # bands have to be so much faster
 
 
 class Computing(Step):
     """A step with a Compute: pixel lists and tiles for few candidates, the whole map or bands of it for many."""
 
+    _bands: Bands | None = None
+
     def bind(self, compute: Compute) -> None:
-        self._compute, self._bands = compute, None
+        self._compute = compute
+
+    def settle(self, notes: dict[str, Any]) -> None:
+        super().settle(notes)
+        self._bands = self._in_bands() if notes.get("bands") else None
+
+    def _dense_way(self, every: Tensor) -> dict[str, Any]:
+        whole = super()._dense_way(every)
+        self._bands = self._in_bands() if self.edge.values.nbytes >= 2 * BAND_BYTES else None
+        if self._bands is None:
+            return whole
+        banded = super()._dense_way(every) | {"bands": True}
+        self._bands = None
+        return banded if banded["dense_seconds"] < GAIN * whole["dense_seconds"] else whole
+
+    def _in_bands(self) -> Bands | None:
         convolves = isinstance(head_of(self.operator), Conv2d) or isinstance(self.reaches[0], Pixel)
-        large = self.edge.values.nbytes >= LARGE_BYTES
-        if convolves and large and self.edge.threshold is None:
-            self._bands = Bands(compute, self.reaches, self.edge)
+        return Bands(self._compute, self.reaches, self.edge) if convolves else None
 
     def _compute_all(self, candidates: Tensor) -> None:
-        if self._bands is None:
+        if self._bands is None or self.edge.threshold is not None:
             super()._compute_all(candidates)
         else:
             self._bands.run([source.values for source in self.inputs])

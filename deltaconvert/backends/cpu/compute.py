@@ -46,16 +46,16 @@ class Compute:
         self._takes = 0  # the inputs of the tail that the head's own epilogue takes
         self._local: Callable[..., Tensor] = head if grid is None else head.on_windows
         self._whole: Callable[..., Tensor] = lambda *inputs: self._own(apply(head, inputs), inputs)
-        # A 1x1 convolution of rows: the head itself, or the head on rows of taps.
-        taps = grid is not None and grid.taps_only
+        taps = "" if grid is None else grid.taps
         self._band = self._whole
-        self._on_rows = isinstance(head, Conv2d) and (grid is None or (taps and head.groups == 1))
+        # A 1x1 convolution of rows: the head itself, or the head on rows of taps.
+        self._on_rows = isinstance(head, Conv2d) and (grid is None or taps == "row")
         first = 0
         if isinstance(head, Conv2d):
             epilogue, first = absorb(head, tail, counts, widths[self._heads :])
             self._whole = PackedConv(head, head.padding, epilogue)
             self._band = PackedConv(head, (0, head.padding[1]), epilogue)
-            self._local = PackedConv(_on_taps(head) if taps else head, (0, 0), epilogue)
+            self._local = PackedConv(_on_taps(head, taps), (0, 0), epilogue)
             self._takes = sum(counts[:first])
         self._links = _links(tail[first:], counts[first:], slots[first:], widths[self._heads + self._takes :])
 
@@ -71,8 +71,11 @@ class Compute:
         assert self._grid is not None
         if self._on_rows:
             return self._product(windows.view(len(tiles), -1), others)
-        images = _images(windows, len(tiles), self._grid.window)
-        beside = [_images(other, len(tiles), self._grid.edges) for other in others[: self._takes]]
+        count, window, edges = len(tiles), self._grid.window, self._grid.edges
+        if self._grid.taps == "strip":
+            count, window, edges = 1, (window[0], count * window[1]), (1, count)
+        images = _images(windows, count, window)
+        beside = [_images(other, count, edges) for other in others[: self._takes]]
         return self._grid.crop(_rows(self._local(images, *beside)), tiles)
 
     def tail(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -169,12 +172,14 @@ def _rows(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
 
 
-def _on_taps(conv: Conv2d) -> Conv2d:
-    """The convolution on gathered taps: of rows (n, kh * kw * C) where it can be a product, else of kh x kw windows."""
-    weight = conv.weight
-    if conv.groups == 1:
-        weight = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
-    return Conv2d(weight, conv.bias, (1, 1), (0, 0), (1, 1), conv.groups)
+def _on_taps(conv: Conv2d, taps: str) -> Conv2d:
+    """The convolution on gathered taps, as Grid lays them out: of rows (n, kh * kw * C), or of windows side by side."""
+    if not taps:
+        return conv
+    weight, step = conv.weight, (1, conv.weight.shape[3])
+    if taps == "row":
+        weight, step = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1), (1, 1)
+    return Conv2d(weight, conv.bias, step, (0, 0), (1, 1), conv.groups)
 
 
 def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> Tensor:

@@ -9,6 +9,9 @@ from torch import Tensor
 class Grid:
     """The tiles of one output map, and the windows of input pixels that they read.
 
+    taps: "" where a window is the box that a tile reads; else a tile is one pixel and its window holds the taps alone:
+    "row" lays them out one window after the other, "strip" side by side, in an image as high as the kernel.
+
     Tiles never reach over the map's edge: the last one of a row or column starts further in instead, and computes some
     pixels a second time, to the same bits.
     """
@@ -24,9 +27,9 @@ class Grid:
         dilation: tuple[int, int],
         transposed: bool,
         tile: int,
-        taps_only: bool,
+        taps: str,
     ):
-        self._streams, self._out_size, self.taps_only = streams, out_size, taps_only
+        self._streams, self._out_size, self.taps = streams, out_size, taps
         self.edges = tuple(min(tile, size) for size in out_size)
         self._counts = tuple(-(-size // edge) for size, edge in zip(out_size, self.edges, strict=True))
         axes = []
@@ -45,9 +48,9 @@ class Grid:
                 result = (length - 1) * stride[axis] + reach + 1
             else:
                 first = starts * stride[axis] - padding[axis]
-                length = kernel[axis] if self.taps_only else (edge - 1) * stride[axis] + reach + 1
+                length = kernel[axis] if taps else (edge - 1) * stride[axis] + reach + 1
                 skip, result = torch.zeros_like(starts), edge
-            reads = first.view(-1, 1) + torch.arange(length) * (dilation[axis] if self.taps_only else 1)
+            reads = first.view(-1, 1) + torch.arange(length) * (dilation[axis] if taps else 1)
             axes.append((starts, reads, skip, result))
         (ys, reads_y, skip_y, result_y), (xs, reads_x, skip_x, result_x) = axes
         self.window = (reads_y.shape[1], reads_x.shape[1])
@@ -92,10 +95,16 @@ class Grid:
 
     def gather(self, rows: Tensor, tiles: Tensor, fill: float, windows: Tensor) -> None:
         """Copy the windows of `tiles` into `windows` (tiles * window_pixels, C); outside the map lies `fill`."""
-        torch.index_select(rows, 0, self._reads.index_select(0, tiles).view(-1), out=windows)
+        torch.index_select(rows, 0, self._laid_out(self._reads.index_select(0, tiles)), out=windows)
         if bool(self._at_border.index_select(0, tiles).any()):
-            outside = self._outside.index_select(0, tiles).view(-1).nonzero().view(-1)
+            outside = self._laid_out(self._outside.index_select(0, tiles)).nonzero().view(-1)
             windows.index_fill_(0, outside, fill)
+
+    def _laid_out(self, table: Tensor) -> Tensor:
+        """(tiles, window_pixels) -> one value after the other, as they lie in memory."""
+        if self.taps == "strip":
+            table = table.view(-1, *self.window).transpose(0, 1)
+        return table.reshape(-1)
 
     def crop(self, rows: Tensor, tiles: Tensor) -> Tensor:
         """What the operator made of the windows -> the pixels of `tiles`; a transposed window makes more than those."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,6 @@ from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
-
-# Weights below this are packed for every size: 3 copies of them cost less than finding out that one would do.
-SHARED_FROM_BYTES = 1 << 18
-# A call with weights in another order repacks them first: 1.3 times the time for 2304 -> 256 channels and 128 rows.
-# Noise that hides it costs a third of the speed for good, noise that feigns it only memory.
-SAME_ORDER, RUNS = 1.1, 4
 
 
 @dataclass(frozen=True)
@@ -43,13 +36,13 @@ class PackedConv:
     def __init__(self, conv: Conv2d, padding: tuple[int, int], epilogue: Epilogue):
         self._conv, self._epilogue, self._padding = conv, epilogue, list(padding)
         self._stride, self._dilation = list(conv.stride), list(conv.dilation)
-        self._packed: dict[tuple[int, ...], Tensor] = {}
+        self._packed: dict[tuple[int, ...], Tensor] = {}  # by the input's shape
+        self._orders: dict[bytes, Tensor] = {}
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         weight = self._packed.get(tuple(x.shape))
-        return self._run(x, other, self._pack(x, other) if weight is None else weight)
-
-    def _run(self, x: Tensor, other: Tensor | None, weight: Tensor) -> Tensor:
+        if weight is None:
+            weight = self._pack(tuple(x.shape))
         epilogue = self._epilogue
         geometry = (self._padding, self._stride, self._dilation, self._conv.groups)
         fused = (list(epilogue.scalars), epilogue.algorithm)
@@ -62,29 +55,14 @@ class PackedConv:
             x, other, weight, self._conv.bias, *geometry, "add", 1.0, activation, *fused
         )
 
-    def _pack(self, x: Tensor, other: Tensor | None) -> Tensor:
-        shape = tuple(x.shape)
+    def _pack(self, shape: tuple[int, ...]) -> Tensor:
         weight = self._conv.weight.contiguous(memory_format=torch.channels_last)
         packed = torch.ops.mkldnn._reorder_convolution_weight(
             weight, self._padding, self._stride, self._dilation, self._conv.groups, list(shape)
         )
-        if weight.nbytes >= SHARED_FROM_BYTES:
-            own = self._seconds(x, other, packed)
-            for known in {id(known): known for known in self._packed.values()}.values():
-                if self._seconds(x, other, known) < SAME_ORDER * own:
-                    packed = known
-                    break
-        self._packed[shape] = packed
-        return packed
-
-    def _seconds(self, x: Tensor, other: Tensor | None, weight: Tensor) -> float:
-        """The best of some runs, after one that sets oneDNN up."""
-        times = []
-        for _ in range(1 + RUNS):
-            start = time.perf_counter()
-            self._run(x, other, weight)
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
+        order = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
+        self._packed[shape] = self._orders.setdefault(order, packed)
+        return self._packed[shape]
 
 
 def can_pack(example: Tensor) -> bool:
@@ -95,6 +73,7 @@ def can_pack(example: Tensor) -> bool:
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+        and hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md")
     )
 
 

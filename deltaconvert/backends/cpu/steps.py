@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 # A chunk of rows: about half a millisecond of a core's multiply-accumulates, and what fits its second-level cache.
 CHUNK_MACS, CHUNK_BYTES, CHUNK_ROWS = 50_000_000, 1 << 20, 8192
+# The sizes of chunks, as shares of the largest. Few sizes pad more, many take longer to prepare.
+SHARES = (1, 2, 4, 8, 16, 64)
+FULL_ENOUGH = 0.8  # a chunk filled so far costs less than several smaller ones
 # Two orders of summation agree on a random value more often than not: fewer values than this prove nothing.
 ENOUGH_VALUES = 4096
+RUNS = 3  # the best of them counts: what disturbs a run only ever makes it slower
 
 
 class Step:
@@ -48,9 +52,10 @@ class Step:
             edge,
         )
         self.sizes: tuple[int, ...] = ()  # of chunks; none where there is no sparse way
-        self.backwards = False  # take the list from its end
+        self.backwards: bool | None = None  # take the list from its end; None where pieces never overlap
         self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
         self._origins: dict[int, Tensor] = {}
+        self._dense_found: dict[str, Any] = {}  # measured once, however often sparse ways are tried
         self.prepare()
 
     def prepare(self) -> None:
@@ -121,8 +126,7 @@ class Step:
         )
         width = max(self.edge.rows.shape[1], *(source.rows.shape[1] for source in self.inputs))
         rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * width), CHUNK_MACS // max(macs, 1))
-        largest = 1 << max(6, rows.bit_length() - 1)
-        return largest, largest // 8, max(8, largest // 64)
+        return sizes_below(1 << max(6, rows.bit_length() - 1), 8)
 
     def _taken_beside(self, places: Tensor) -> list[Tensor]:
         """The rows of all inputs but the first."""
@@ -183,10 +187,11 @@ class Step:
             self._sparse(mask, None)
             return edge.rows.clone()
 
-        sparse = bits(sizes, every)
-        self.backwards = True  # of two tiles that share a pixel, the other one writes last
-        steady = _same(sparse, bits(sizes, every))
-        self.backwards = False
+        sparse, steady = bits(sizes, every), True
+        if self.backwards is not None:
+            self.backwards = True  # of two tiles that share a pixel, the other one writes last
+            steady = _same(sparse, bits(sizes, every))
+            self.backwards = False
         for size in sizes:
             rows = bits((size,), few)
             if not _same(rows[few.view(-1)], sparse[few.view(-1)]):
@@ -196,40 +201,51 @@ class Step:
         self.sizes = sizes
         self._compute_all(every)
         enough = edge.rows.numel() >= ENOUGH_VALUES
-        share = self._crossover() if enough and _same(sparse, edge.rows) else 2.0
+        replaceable = enough and _same(sparse, edge.rows)
+        found: dict[str, Any] = {
+            "sizes": sizes,
+            "steady": steady,
+            "seconds": self._sparse_seconds(),
+        }
+        if replaceable:
+            self._dense_found = self._dense_found or self._dense_way(every)
+            found |= self._dense_found
+        # A mask of ones is what the dense operator is for.
+        share = min(1.0, found["dense_seconds"] / found["seconds"]) if replaceable else 2.0
         edge.threshold = threshold
         edge.stand_still()
         for touched in (edge, *self.inputs):
             touched.reset(slice(None))
-        return {"dense_from": share, "sizes": sizes, "steady": steady}
+        return {"dense_from": share} | found
 
-    def _crossover(self) -> float:
-        """The share of computed pixels from which the dense operator is faster.
-
-        The sparse way is timed on the upper quarter of the map; its cost grows with what it computes. The best of
-        two runs counts: what disturbs a run only ever makes it slower.
-        """
+    def _sparse_seconds(self) -> float:
+        """Of a pixel that the sparse way computes, measured on the upper quarter of the map."""
         edge = self.edge
         quarter = torch.zeros_like(edge.mask)
         quarter[:, :, : -(-quarter.shape[2] // 4)] = True
-        sparse = min(_timed(lambda: self._sparse(quarter, None)) for _ in range(2)) / max(edge.computed, 1)
-        every = torch.ones_like(edge.mask)
-        dense = min(_timed(lambda: self._compute_all(every)) for _ in range(2)) / edge.pixel_count
-        return dense / sparse
+        return best_of(RUNS, lambda: self._sparse(quarter, None)) / max(edge.computed, 1)
+
+    def _dense_way(self, every: Tensor) -> dict[str, Any]:
+        """How the dense operator runs best, and the seconds of a pixel."""
+        return {"dense_seconds": best_of(RUNS, lambda: self._compute_all(every)) / self.edge.pixel_count}
 
 
 def chunks(indices: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Cut `indices` into pieces of the given sizes, largest first; the last piece repeats its last index."""
+    """Cut `indices` into pieces of the given sizes, largest first; a piece that is not full repeats its last index."""
     pieces, start, left = [], 0, len(indices)
     for size in sizes:
-        # More than half a chunk costs less as a whole one than as several small ones.
-        while left > size // 2 or (left and size == sizes[-1]):
+        while left > FULL_ENOUGH * size or (left and size == sizes[-1]):
             piece = indices[start : start + size]
             if left < size:
                 piece = torch.cat([piece, piece[-1:].expand(size - left)])
             pieces.append(piece)
             start, left = start + size, max(0, left - size)
     return pieces
+
+
+def sizes_below(largest: int, least: int) -> tuple[int, ...]:
+    """The sizes of chunks: `largest`, and shares of it that are not below `least`."""
+    return tuple(dict.fromkeys(max(least, largest // share) for share in SHARES))
 
 
 def is_pointlike(reach: Reach, source: Edge) -> bool:
@@ -252,7 +268,11 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def best_of(runs: int, call: Callable[[], object]) -> float:
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -10,21 +10,25 @@ from torch import Tensor
 from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Commit, Edge
-from deltaconvert.backends.cpu.steps import CHUNK_ROWS, chunks, tail_is_free
+from deltaconvert.backends.cpu.steps import CHUNK_ROWS, chunks, sizes_below, tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Window
 
-# A tile's edge, where it is more than a pixel: where an output pixel costs little beside gathering what it reads, tiles
-# save more of the gathering than they compute in vain (1.1 to 1.4 times the candidates).
-TILE, TILES_BYTES = 4, 4 << 20
-# From so many channels on a pixel and its taps cost what a pixel of a tile costs. 2 Zen 4 cores, 3x3: DnCNN's 64
-# channels take 134 ms by tiles and 136 to 178 by taps (480x360, a box of 5 %), ResNet-50's 128 to 512 gain.
+# How a list of pixels can be computed: (edge of a tile, how taps are laid out where a tile is one pixel; see Grid).
+# Tiles save most of the gathering and compute some pixels in vain. A row of taps is the fastest matrix product, a strip
+# of them keeps the order in which the dense operator sums up, so that it can take over where many pixels change.
+# 256->256 3x3 on two Zen 3 cores: tiles 85 GMAC/s, a row 75, a strip 60, the dense operator 80.
+TILES, ROW, STRIP = (4, ""), (1, "row"), (1, "strip")
+TILES_BYTES = 4 << 20
+# From so many channels on taps are tried beside tiles: below, gathering nine of them costs more than tiles waste.
 TAPS_FROM_CHANNELS = 128
 # A chunk of taps. Few rows leave the product waiting for its weights: ResNet-50 at 720p, a box of 5 %, takes 257 ms at
-# 2 MB, 206 at 8, 220 at 16.
+# 2 MB, 206 at 8, 220 at 16 (Zen 4).
 TAPS_BYTES = 8 << 20
+PATCH = 0.1  # share of the map whose pixels change, in one square: tiles waste a border around it
+NEVER_DENSE = 1.5  # what it is worth that the dense operator can take over
 
 
 class Tiles(Computing):
@@ -39,13 +43,14 @@ class Tiles(Computing):
     def prepare(self) -> None:
         head, window = head_of(self.operator), self.reaches[0]
         assert isinstance(window, Window)
-        # A tile of one pixel reads its taps alone; the box around dilated ones is mostly holes.
         product = isinstance(head, Conv2d) and head.groups == 1
         many = self.inputs[0].rows.shape[1] >= TAPS_FROM_CHANNELS
-        dilated = isinstance(head, Conv2d) and max(window.dilation) > 1
-        self._tile_by(1 if dilated or (product and many) else TILE)
+        self._ways = [TILES, *([STRIP, ROW] if product and many else [])]
+        if isinstance(head, Conv2d) and max(window.dilation) > 1:
+            self._ways = [STRIP]  # the box around dilated taps is mostly holes
+        self._compute_by(self._ways[0])
 
-    def _tile_by(self, edge: int) -> None:
+    def _compute_by(self, way: tuple[int, str]) -> None:
         source, window = self.inputs[0].values, self.reaches[0]
         assert isinstance(window, Window)
         self._grid = self.backend.grid(
@@ -57,28 +62,41 @@ class Tiles(Computing):
             window.padding,
             window.dilation,
             window.transposed,
-            edge,
-            edge == 1 and isinstance(head_of(self.operator), Conv2d),
+            *way,
         )
         bytes_each = self._grid.window_pixels * source.shape[1] * source.element_size()
         most = CHUNK_ROWS // self._grid.tile_pixels
         room = TAPS_BYTES if self._grid.tile_pixels == 1 else TILES_BYTES
         largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
         # Never one alone: a batch of one takes another way through torch, to other bits.
-        self.sizes = tuple(dict.fromkeys((largest, max(2, largest // 8), max(2, largest // 64))))
+        self.sizes = sizes_below(largest, 2)
+        self.backwards = None if self._grid.tile_pixels == 1 else False
         self.bind(Compute(self.operator, self._widths(), self._grid))
 
     def settle(self, notes: dict[str, Any]) -> None:
-        if notes.get("tile"):
-            self._tile_by(notes["tile"])
+        if notes:
+            self._compute_by(notes["way"])
         super().settle(notes)
 
     def _compare(self) -> dict[str, Any]:
-        found = super()._compare()
-        if found["steady"] or self._grid.tile_pixels == 1:
-            return found
-        self._tile_by(1)
-        return super()._compare() | {"tile": 1}
+        found: list[dict[str, Any]] = []
+        for way in self._ways:
+            self._compute_by(way)
+            found.append(super()._compare() | {"way": way})
+        if not any(notes["steady"] for notes in found):
+            # Tiles that share pixels disagree about them: tiles of one pixel share none.
+            way = STRIP if isinstance(head_of(self.operator), Conv2d) else (1, "")
+            self._compute_by(way)
+            found.append(super()._compare() | {"way": way})
+        best = min((notes for notes in found if notes["steady"]), key=self._cost)
+        self._compute_by(best["way"])
+        return best
+
+    def _cost(self, notes: dict[str, Any]) -> float:
+        """Of a candidate, by what a settling run found."""
+        edge = max(1.0, (PATCH * self.edge.pixel_count) ** 0.5)
+        waste = ((edge + notes["way"][0] - 1) / edge) ** 2
+        return notes["seconds"] * waste * (NEVER_DENSE if notes["dense_from"] > 1 else 1.0)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         tiles = self._grid.touched(candidates)
