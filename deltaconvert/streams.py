@@ -39,6 +39,7 @@ class _Slot:
     fresh: bool = True
     waiting: list[Tensor] | None = None
     waiting_since: float = 0.0
+    taken_since: float = 0.0  # since when the frame waited that the last step took
     output: Any = None
     given: int = 0  # frames handed over
     frames: int = 0
@@ -181,7 +182,7 @@ class StreamPool:
                 taken = {stream: self._slots[stream] for stream in frames}
                 numbers = {stream: slot.given for stream, slot in taken.items()}
                 for slot in taken.values():
-                    slot.waiting = None
+                    slot.waiting, slot.taken_since = None, slot.waiting_since
             if not taken:
                 return {}
             errors: dict[Hashable, Exception] = {}
@@ -284,7 +285,7 @@ class StreamPool:
         for slot in taken.values():
             slot.output = _row(outputs, slot.index)
             slot.fresh, slot.snapshot = False, None
-            slot.frames, slot.latency = slot.frames + 1, now - slot.waiting_since
+            slot.frames, slot.latency = slot.frames + 1, now - slot.taken_since
 
     def _one_by_one(
         self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import threading
+import time
 
 import pytest
 import torch
@@ -90,6 +91,22 @@ def test_the_newest_frame_wins(backend):
     assert results["a"].number == 2
     assert_close(only(results, "a"), network()(new))
     assert pool.stats()["a"].dropped == 1
+
+
+def test_latency_counts_from_the_frame_that_was_computed(backend, monkeypatch):
+    """Not from a newer one that came while the network ran."""
+    pool = StreamPool(converted(backend))
+    pool.join("a")
+    run = pool._model.forward
+
+    def slow(*frames):
+        time.sleep(0.3)
+        pool.put("a", frames[0])
+        return run(*frames)
+
+    monkeypatch.setattr(pool._model, "forward", slow)
+    pool.put("a", video()[0])
+    assert pool.step()["a"].latency >= 0.3 and pool.waiting
 
 
 def test_it_grows_and_keeps_the_state(backend):
