@@ -46,11 +46,12 @@ test-cuda: setup ## run the tests that need a GPU; without one this fails
 soak: setup ## cameras come, go and misbehave for five minutes: outputs right, memory flat
 	DELTACONVERT_SOAK_MINUTES=$${DELTACONVERT_SOAK_MINUTES:-5} $(BIN)/python -m pytest -q -s tests/faults/test_soak.py
 
-check: setup ## ruff, mypy, the wheel's content, and every CUDA source compiled
+check: setup ## ruff, mypy, the wheel's content, every CUDA source compiled, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python .ci/check_wheel.py
 	$(BIN)/python .ci/compile_kernels.py
+	$(BIN)/python .ci/lock.py audit
 
 bench: setup ## time the converted networks against the dense ones on this CPU (installs onnxruntime and OpenVINO)
 	$(PIP) install -q -c $(VENV)/constraints.txt -e '.[bench]'
