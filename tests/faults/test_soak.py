@@ -68,6 +68,7 @@ def test_soak():
         elif event < 0.14:
             with pytest.raises(DeltaConvertError):
                 pool.put(draw.choice(list(scenes)), torch.rand(1, 3, 5, 5))
+        spoilt = set()  # a NaN may come out as a number: oneDNN's fused relu does that
         for stream, scene in scenes.items():
             if draw.random() < 0.7:
                 y, x = draw.randrange(SHAPE[2] - 9), draw.randrange(SHAPE[3] - 9)
@@ -75,11 +76,12 @@ def test_soak():
                 frame = scene.clone()
                 if draw.random() < 0.01:
                     frame[..., y, x] = float("nan")  # for one frame
+                    spoilt.add(stream)
                 pool.put(stream, frame)
         for stream, result in pool.step().items():
             if result.error is not None:
                 raise result.error
-            if draw.random() < 0.1 and result.output.isfinite().all():
+            if draw.random() < 0.1 and stream not in spoilt:
                 with torch.no_grad():
                     expected = network(scenes[stream])
                 difference = float((result.output - expected).abs().max())
