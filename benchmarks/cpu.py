@@ -1,6 +1,7 @@
 """CPU speed: a converted network against every dense engine that a user has, interleaved in one run.
 
     python benchmarks/cpu.py [--networks resnet50,mobilenetv2] [--densities 0,1,5,25,100] [--repeats 7] [--out FILE]
+    python benchmarks/cpu.py merge A.json B.json --out benchmarks/results/cpu.json   runs of one machine and version
     python benchmarks/cpu.py table benchmarks/results/cpu.json                       the tables of the README
     python benchmarks/cpu.py plot benchmarks/results/cpu.json --out docs/speed.svg   the same as a picture
 
@@ -48,8 +49,12 @@ GROWTH = 1.2  # a mask may still grow so much: behind the last convolution often
 
 def main() -> None:
     options = arguments()
+    if options.action == "merge":
+        facts = merged([json.loads(file.read_text()) for file in options.files])
+        options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        return
     if options.action != "measure":
-        facts = json.loads(options.file.read_text())
+        facts = json.loads(options.files[0].read_text())
         print(tables(facts)) if options.action == "table" else plot(facts, options.out)
         return
     torch.set_num_threads(options.threads)
@@ -67,8 +72,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", nargs="?", choices=("measure", "table", "plot"), default="measure")
-    parser.add_argument("file", nargs="?", type=Path, help="of an earlier run, for table and plot")
+    parser.add_argument("action", nargs="?", choices=("measure", "merge", "table", "plot"), default="measure")
+    parser.add_argument("files", nargs="*", type=Path, help="of earlier runs; for table and plot one")
     parser.add_argument("--networks", default=",".join(SIZES))
     parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
     parser.add_argument("--truncate-at", type=float, default=5, help="percent; 0 leaves the case out")
@@ -80,10 +85,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="print where a frame of the last density goes")
     parser.add_argument("--out", type=Path, help="JSON to write; of plot the picture")
     options = parser.parse_args()
-    if options.action != "measure" and options.file is None:
+    if options.action != "measure" and not options.files:
         parser.error(f"{options.action} needs the JSON file of an earlier run")
-    if options.action == "plot" and options.out is None:
-        parser.error("plot needs --out PICTURE")
+    if options.action in ("merge", "plot") and options.out is None:
+        parser.error(f"{options.action} needs --out FILE")
     return options
 
 
@@ -96,9 +101,9 @@ def measure_network(name: str, options: argparse.Namespace) -> tuple[dict[str, A
     for engine, reason in engines.skipped.items():
         print(f"{name}: {engine} is skipped: {reason}", flush=True)
     facts = {"shape": list(shape), "convert_seconds": milliseconds / 1e3, **engines.facts()}
-    densities = [float(percent) / 100 for percent in options.densities.split(",")]
+    densities = [float(percent) / 100 for percent in options.densities.split(",") if percent]
     rows = [row(name, "exact", delta, engines, base, share, options.repeats) for share in densities]
-    if options.profile:
+    if options.profile and densities:
         before, *_, after = video(base, densities[-1], 4)
         profile(delta, before, after)
     if options.truncate_at:
@@ -106,7 +111,7 @@ def measure_network(name: str, options: argparse.Namespace) -> tuple[dict[str, A
         threshold = {"input": 0.0, "activation": f"{truncating(model, base, share):.3g}%", "gate": 0.0}
         facts["truncated"] = {"threshold": threshold, "chosen_at": share}
         delta = delta.with_thresholds(threshold, base)
-        some = [share for share in densities if 0 < share < 1]
+        some = [share for share in densities if 0 < share < 1] or [share]
         rows += [row(name, "truncated", delta, engines, base, share, options.repeats) for share in some]
     if options.memory:
         facts["memory"] = memory(name, options)
@@ -273,7 +278,21 @@ def environment() -> dict[str, Any]:
     return {**measure.environment(), "command": shlex.join(["python", *sys.argv]), "capability": capability}
 
 
-# ---- what a JSON file says, as tables and as a picture
+# ---- what JSON files say: in one file, as tables and as a picture
+
+
+def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One file of several runs, whose rows keep the order of the files. Every row is of one run."""
+    versions = {tuple(run[key] for key in ("deltaconvert", "torch", "processor", "threads")) for run in runs}
+    if len(versions) > 1:
+        raise SystemExit(f"these runs are of different machines or versions: {versions}")
+    networks: dict[str, Any] = {}
+    for run in runs:
+        for name, facts in run["networks"].items():
+            networks[name] = networks.get(name, {}) | facts
+    commands = "; ".join(dict.fromkeys(run["command"] for run in runs))
+    rows = [row for run in runs for row in run["results"]]
+    return {**runs[0], "command": commands, "networks": networks, "results": rows}
 
 
 def tables(facts: dict[str, Any]) -> str:

@@ -32,6 +32,22 @@ def run(monkeypatch, *arguments):
     cpu.main()
 
 
+def test_runs_are_merged(tiny, monkeypatch, tmp_path):
+    common = ("--repeats", 1, "--no-memory", "--engines", "torch channels_last")
+    exact, truncated, out = (tmp_path / f"{name}.json" for name in ("exact", "truncated", "both"))
+    run(monkeypatch, "--densities", "10", "--truncate-at", 0, *common, "--out", exact)
+    run(monkeypatch, "--densities", "", "--truncate-at", 20, *common, "--out", truncated)
+    run(monkeypatch, "merge", exact, truncated, "--out", out)
+    facts, first = json.loads(out.read_text()), json.loads(exact.read_text())
+    assert [(row["case"], row["density"]) for row in facts["results"]] == [("exact", 0.1), ("truncated", 0.2)]
+    assert facts["results"][0] == first["results"][0] and "truncated" in facts["networks"]["tiny"]
+    assert first["command"] in facts["command"] and "--truncate-at 20" in facts["command"]
+    first["torch"] = "0.1"
+    exact.write_text(json.dumps(first))
+    with pytest.raises(SystemExit, match="different"):
+        run(monkeypatch, "merge", exact, truncated, "--out", out)
+
+
 def test_what_a_run_writes_down(tiny, monkeypatch, tmp_path, capsys):
     def bfloat16(network):
         rounded = engines.folded(network.graph).bfloat16()

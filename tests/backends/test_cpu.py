@@ -117,11 +117,15 @@ def test_bands(monkeypatch, shape):
 
 def test_weights_are_kept_once_for_each_order():
     conv = Conv2d(torch.randn(256, 256, 1, 1), None, (1, 1), (0, 0), (1, 1), 1)
-    packed = PackedConv(conv, (0, 0), Epilogue())
+    shared = {}
+    packed = PackedConv(conv, (0, 0), Epilogue(), shared)
+    twin = PackedConv(copy.deepcopy(conv), (0, 0), Epilogue(), shared)
+    twin._conv.weight.mul_(-1)
     orders = set()
     for pixels in (512, 256, 64, 8, 512, 64):
         x = torch.randn(1, 256, pixels, 1).contiguous(memory_format=torch.channels_last)
         assert_close(packed(x), conv(x), f"{pixels} pixels")
+        assert_close(twin(x), -conv(x), f"{pixels} pixels, the other weights")
         own = torch.ops.mkldnn._reorder_convolution_weight(
             conv.weight, [0, 0], [1, 1], [1, 1], 1, list(x.shape)
         )

@@ -63,6 +63,7 @@ class Backend:
     def __init__(self) -> None:
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._grid = lru_cache(maxsize=None)(Grid)
+        self.orders: dict[Any, bytes] = {}  # see PackedConv
         self._settled: dict[Any, dict[str, Any]] = {}  # what equal steps of this program settled
 
     @property

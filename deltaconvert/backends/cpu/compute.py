@@ -34,10 +34,16 @@ VECTOR = 64  # values of two of the widest vectors, at the smallest dtype
 class Compute:
     """An operator on rows, on windows and on whole maps, its convolutions packed for oneDNN.
 
-    widths: the channels of each input that is a whole map; None for a gate.
+    widths: the channels of each input that is a whole map; None for a gate. orders: see PackedConv.
     """
 
-    def __init__(self, operator: Operator, widths: Sequence[int | None], grid: Grid | None = None):
+    def __init__(
+        self,
+        operator: Operator,
+        widths: Sequence[int | None],
+        orders: dict[Any, bytes],
+        grid: Grid | None = None,
+    ):
         self._grid = grid
         head, *tail = stages_of(operator)
         self._heads, counts, slots = len(widths), [], []
@@ -53,11 +59,13 @@ class Compute:
         first = 0
         if isinstance(head, Conv2d):
             epilogue, first = absorb(head, tail, counts, widths[self._heads :])
-            self._whole = PackedConv(head, head.padding, epilogue)
-            self._band = PackedConv(head, (0, head.padding[1]), epilogue)
-            self._local = PackedConv(_on_taps(head, taps), (0, 0), epilogue)
+            self._whole = PackedConv(head, head.padding, epilogue, orders)
+            self._band = PackedConv(head, (0, head.padding[1]), epilogue, orders)
+            self._local = PackedConv(_on_taps(head, taps), (0, 0), epilogue, orders)
             self._takes = sum(counts[:first])
-        self._links = _links(tail[first:], counts[first:], slots[first:], widths[self._heads + self._takes :])
+        self._links = _links(
+            tail[first:], counts[first:], slots[first:], widths[self._heads + self._takes :], orders
+        )
 
     def rows(self, inputs: Sequence[Tensor]) -> Tensor:
         """(n, C), ... -> (n, C')."""
@@ -125,15 +133,19 @@ class _Elementwise:
 class _Convolution:
     """A 1x1 convolution in a tail, with what oneDNN does in its epilogue."""
 
-    def __init__(self, conv: Conv2d, takes: int, epilogue: Epilogue):
-        self.takes, self._packed = takes, PackedConv(conv, (0, 0), epilogue)
+    def __init__(self, conv: Conv2d, takes: int, epilogue: Epilogue, orders: dict[Any, bytes]):
+        self.takes, self._packed = takes, PackedConv(conv, (0, 0), epilogue, orders)
 
     def __call__(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
         return self._packed(value, *others)
 
 
 def _links(
-    stages: Sequence[Operator], counts: Sequence[int], slots: Sequence[int], widths: Sequence[int | None]
+    stages: Sequence[Operator],
+    counts: Sequence[int],
+    slots: Sequence[int],
+    widths: Sequence[int | None],
+    orders: dict[Any, bytes],
 ) -> list[_Elementwise | _Convolution]:
     links: list[_Elementwise | _Convolution] = []
     at = place = 0
@@ -142,7 +154,7 @@ def _links(
         if isinstance(stage, Conv2d):
             epilogue, more = absorb(stage, stages[at + 1 :], counts[at + 1 :], widths[place:])
             takes = sum(counts[at : at + 1 + more])
-            links.append(_Convolution(stage, takes, epilogue))
+            links.append(_Convolution(stage, takes, epilogue, orders))
             at += 1 + more
         else:
             takes = counts[at]

@@ -26,7 +26,7 @@ class Copies(Step):
     def prepare(self) -> None:
         reach = self.reaches[0]
         assert isinstance(reach, Sources)
-        self._compute = Compute(self.operator, self._widths())
+        self._compute = Compute(self.operator, self._widths(), self.backend.orders)
         self._source = self._copied_from(0)
         streams = self.edge.mask.shape[0]
         self._outside = None if reach.orphans is None else reach.orphans.repeat(streams, 1).view(-1, 1)

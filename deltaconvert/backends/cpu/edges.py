@@ -100,10 +100,10 @@ def listed(mask: Tensor) -> Tensor:
 
 
 def moved(new: Tensor, stored: Tensor, threshold: Amount) -> Tensor:
-    """bool (rows): some channel moved by more than `threshold`; NaN moves always."""
-    if isinstance(threshold, Tensor):
-        return ~((new - stored).abs_() <= threshold).all(1)
-    return ~((new - stored).abs_().amax(1) <= threshold)
+    """bool (rows): some channel moved by more than `threshold`; NaN moves always. `stored` is overwritten."""
+    by = stored.sub_(new).abs_()
+    still = (by <= threshold).all(1) if isinstance(threshold, Tensor) else by.amax(1) <= threshold
+    return still.logical_not_()
 
 
 class FrameEdge(Edge):

@@ -28,16 +28,18 @@ class Epilogue:
 class PackedConv:
     """A convolution whose weights lie in oneDNN's own order: torch would bring them there in every call.
 
-    The order can depend on the size of the input. Most sizes share one: weights are kept once for each order. The
+    The order can depend on the size of the input. Most sizes share one: weights are kept once for each order. Packing
+    takes milliseconds, also to find out the order alone, so equal convolutions share what they found in `orders`. The
     operators are Inductor's; where a build of torch lacks them, can_pack says no. As there, a fused relu or hardtanh
     makes a number of NaN.
     """
 
-    def __init__(self, conv: Conv2d, padding: tuple[int, int], epilogue: Epilogue):
+    def __init__(self, conv: Conv2d, padding: tuple[int, int], epilogue: Epilogue, orders: dict[Any, bytes]):
+        self._orders = orders  # geometry and input's shape -> oneDNN's description of the order
         self._conv, self._epilogue, self._padding = conv, epilogue, list(padding)
         self._stride, self._dilation = list(conv.stride), list(conv.dilation)
         self._packed: dict[tuple[int, ...], Tensor] = {}  # by the input's shape
-        self._orders: dict[bytes, Tensor] = {}
+        self._kept: dict[bytes, Tensor] = {}  # by order
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         weight = self._packed.get(tuple(x.shape))
@@ -56,13 +58,19 @@ class PackedConv:
         )
 
     def _pack(self, shape: tuple[int, ...]) -> Tensor:
-        weight = self._conv.weight.contiguous(memory_format=torch.channels_last)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, self._padding, self._stride, self._dilation, self._conv.groups, list(shape)
-        )
-        order = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
-        self._packed[shape] = self._orders.setdefault(order, packed)
-        return self._packed[shape]
+        conv = self._conv
+        size = (conv.weight.shape, *map(tuple, (self._padding, self._stride, self._dilation)), shape)
+        weight = self._kept.get(self._orders.get(size, b""))
+        if weight is None:
+            plain = conv.weight.contiguous(memory_format=torch.channels_last)
+            weight = torch.ops.mkldnn._reorder_convolution_weight(
+                plain, self._padding, self._stride, self._dilation, conv.groups, list(shape)
+            )
+            order = torch.ops.mkldnn._get_mkldnn_serialized_md(weight).numpy().tobytes()
+            self._orders[size] = order
+            weight = self._kept.setdefault(order, weight)
+        self._packed[shape] = weight
+        return weight
 
 
 def can_pack(example: Tensor) -> bool:

@@ -25,7 +25,7 @@ class Rows(Computing):
 
     def prepare(self) -> None:
         self.sizes = self._row_chunks()
-        self.bind(Compute(self.operator, self._widths()))
+        self.bind(Compute(self.operator, self._widths(), self.backend.orders))
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         return self._by_pixels(candidates, pixels, lambda places: self._compute.rows(self._taken(places)))

@@ -71,7 +71,7 @@ class Tiles(Computing):
         # Never one alone: a batch of one takes another way through torch, to other bits.
         self.sizes = sizes_below(largest, 2)
         self.backwards = None if self._grid.tile_pixels == 1 else False
-        self.bind(Compute(self.operator, self._widths(), self._grid))
+        self.bind(Compute(self.operator, self._widths(), self.backend.orders, self._grid))
 
     def settle(self, notes: dict[str, Any]) -> None:
         if notes:
@@ -105,7 +105,7 @@ class Tiles(Computing):
         if len(tiles) * self._grid.tile_pixels >= self.dense_from * self.edge.pixel_count:
             return False
         source = self.inputs[0]
-        commit = Commit(self.edge, candidates)
+        commit = Commit(self.edge, None if self._grid.tile_pixels == 1 else candidates)
         for chunk in chunks(tiles, self.sizes):
             windows = self.backend.scratch(
                 (len(chunk) * self._grid.window_pixels, source.rows.shape[1]), source.rows.dtype

@@ -32,7 +32,7 @@ class Weighted(Step):
     def prepare(self) -> None:
         head, reach, values = head_of(self.operator), self.reaches[0], self.inputs[0].values
         assert isinstance(head, Interpolate) and isinstance(reach, Sources)
-        self._compute = Compute(self.operator, self._widths())
+        self._compute = Compute(self.operator, self._widths(), self.backend.orders)
         weights = down, across = head.weights(reach, tuple(values.shape), values.dtype)
         if not self._agrees(head, reach, weights):
             return
