@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from deltaconvert.container import load
     from deltaconvert.convert import convert
     from deltaconvert.errors import DeltaConvertError
+    from deltaconvert.formats import load_network
     from deltaconvert.gate import Gate
     from deltaconvert.model import DeltaModel
     from deltaconvert.streams import StreamPool
 
-__all__ = ["DeltaConvertError", "DeltaModel", "Gate", "StreamPool", "convert", "load"]
+__all__ = ["DeltaConvertError", "DeltaModel", "Gate", "StreamPool", "convert", "load", "load_network"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "Gate": "gate",
     "convert": "convert",
     "load": "container",
+    "load_network": "formats",
 }
 
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from deltaconvert.errors import CheckpointError, InputError
+from deltaconvert.formats.archive import check_archive
+from deltaconvert.formats.kind import NETWORKS, kind_of
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "params_ema", "params", "ema", "net", "network")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
@@ -38,7 +40,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     with open(path, "rb"):  # a missing file, a folder and one that may not be read are OSErrors
         pass
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    kind = kind_of(path)
+    if kind in NETWORKS:
+        raise CheckpointError(
+            f"{path}: is {kind.value}, a whole network: convert it without an architecture, or in Python "
+            "deltaconvert.convert(*deltaconvert.load_network(file))"
+        )
+    is_safetensors = path.suffix == ".safetensors" or _starts_like_safetensors(path)
+    content = _read_safetensors(path) if is_safetensors else _read_torch(path)
     return _strip(_unwrap(content, path))
 
 
@@ -139,6 +148,12 @@ def _literals(call: str, arch: str) -> dict[str, Any]:
         ) from error
 
 
+def _starts_like_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**27
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -151,6 +166,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -158,10 +174,12 @@ def _read_torch(path: Path) -> Any:
             f"({_refused(error)}). Where you trust it, load it in the program that made it and save the "
             "weights alone: torch.save(model.state_dict(), file)"
         ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError and others for damaged files
         raise CheckpointError(
             f"{path}: cannot be read as a checkpoint ({_first_line(error)}). Give a state_dict saved by "
-            "torch.save or as .safetensors; of a TorchScript file, save torch.jit.load(file).state_dict()"
+            "torch.save or as .safetensors"
         ) from error
 
 

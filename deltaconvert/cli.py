@@ -107,7 +107,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else 
 @app.command()
 def convert(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="Weights: a state_dict in .pt, .pth, .bin or .safetensors.")
+        Path | None,
+        typer.Argument(
+            help="A network (ONNX, .pt2 of torch.export, TorchScript), or weights for --arch: a state_dict in "
+            ".pt, .pth, .bin or .safetensors. Its content tells which."
+        ),
     ] = None,
     arch: Arch = None,
     input: Input = None,
@@ -130,30 +134,29 @@ def convert(
     multiple: Annotated[
         int | None, typer.Option(help="Images are cut to a multiple of this many pixels.")
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let torch run the program that a TorchScript file is.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
-    """Convert a checkpoint into one file that needs no code of the network."""
-    arch = _needed(arch, "--arch")
+    """Convert a network or a checkpoint into one file that needs no code of the network."""
     if (checkpoint is None) != random:
         raise _usage("give either a CHECKPOINT or --random", "CHECKPOINT")
     output = _needed(output, "--output")
-    shape = _shape(_needed(input, "--input"))
     rules = _rules(threshold, gate)
+    asked = None if input is None else _shape(input)
+    network, arch, call = _network(checkpoint, arch, asked, trust)
+    shape = tuple(call[0].shape)
     import deltaconvert
-    from deltaconvert import checkpoint as weights
     from deltaconvert import feed
     from deltaconvert.container import save
 
-    with _as_usage("--arch"):
-        network = weights.build(arch)
     with _as_usage("--mean, --std, --scale, --channels, --multiple"):
         fields = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
         recipe = feed.recipe_for(arch, shape, **fields, scale=scale, channels=channels, multiple=multiple)
-    if checkpoint is not None:
-        weights.load_into(network, weights.read_state_dict(checkpoint))
-    frame = _example_frame(recipe, shape, example)
+    frame = _example_frame(recipe, shape, example).to(call[0].dtype)
     with _working(f"converting {arch}"):
-        model = deltaconvert.convert(network, frame, threshold=rules, backend=backend)
+        model = deltaconvert.convert(network, (frame, *call[1:]), threshold=rules, backend=backend)
         model.info = {
             "arch": arch,
             "weights": checkpoint.name if checkpoint else None,
@@ -545,6 +548,30 @@ def _open(
         raise _usage("is needed for a network that is not of model_zoo", "--input")
     frame = _example_frame(recipe, shape or (1, *recipe.input_size), None)
     return deltaconvert.convert(network, frame, threshold=rules, backend=backend), recipe
+
+
+def _network(
+    file: Path | None, arch: str | None, shape: tuple[int, ...] | None, trust: bool
+) -> tuple[Any, str, tuple[Any, ...]]:
+    """The dense network, its name, and an example call of the right shapes."""
+    from deltaconvert.formats import NETWORKS, Kind, kind_of, load_network
+
+    kind = Kind.WEIGHTS if file is None else kind_of(file)
+    if file is not None and kind is not Kind.WEIGHTS:
+        if arch is not None and kind in NETWORKS:
+            raise _usage(f"{file} holds its network itself: leave the name out", "--arch")
+        network, call = load_network(file, input=shape, trust=trust)
+        return network, file.name, call
+    arch, shape = _needed(arch, "--arch"), _needed(shape, "--input")
+    import torch
+
+    from deltaconvert import checkpoint
+
+    with _as_usage("--arch"):
+        dense = checkpoint.build(arch)
+    if file is not None:
+        checkpoint.load_into(dense, checkpoint.read_state_dict(file))
+    return dense, arch, (torch.empty(shape, device="meta"),)
 
 
 def _example_frame(recipe: Recipe | None, shape: tuple[int, ...], video: Path | None) -> Any:

@@ -82,6 +82,26 @@ class Layout:
         """`dim` is this axis, as it runs on the map."""
         return dim == _joined([Atom(axis, 1, self.size[axis])])
 
+    def select(self, dim: int, index: int) -> tuple[list[int], Layout] | None:
+        """Place `index` of dimension `dim`, which keeps length 1: the channels of the map that it holds, and how
+        the map of these is laid out. None where the dimension holds more than channels."""
+        if any(atom.axis != 1 for atom in self.dims[dim]):
+            return None
+        first, left = 0, index % self.shape[dim]
+        for atom in reversed(self.dims[dim]):
+            first, left = first + left % atom.size * atom.step, left // atom.size
+        others = [*self.dims[:dim], (), *self.dims[dim + 1 :]]
+        kept = sorted((atom.step, atom.size) for each in others for atom in each if atom.axis == 1)
+        channels, steps = [first], {}
+        for step, size in kept:
+            steps[step] = len(channels)
+            channels = [channel + place * step for place in range(size) for channel in channels]
+        dims = [
+            _joined(Atom(1, steps[a.step], a.size) if a.axis == 1 else a for a in each) for each in others
+        ]
+        n, _, height, width = self.size
+        return channels, Layout((n, len(channels), height, width), tuple(dims))
+
     def pooled(self, dims: Sequence[int], keepdim: bool) -> Layout | None:
         """What is left of height and width, where the dimensions `dims` are made of these."""
         n, channels, *_ = self.size

@@ -296,7 +296,7 @@ class DeltaModel(nn.Module):
                 raise InputError(f"input {place} is empty: its shape is {tuple(frame.shape)}")
         if self.signature.sizes not in (None, _sizes(frames)):
             raise InputError(
-                f"the inputs have shapes {_text(_sizes(frames))}; torch.export captured the network for "
+                f"the inputs have shapes {_text(_sizes(frames))}; the network was captured for "
                 f"{_text(self.signature.sizes)} alone: convert it once for each size"
             )
         batches = {frame.shape[0] for frame in frames if frame.dim() == 4}

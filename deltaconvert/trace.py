@@ -217,7 +217,8 @@ def trace(
         if node.op == "call_module" and node.target in opaque:
             node.meta["why_dense"] = opaque[str(node.target)]
     _, spec = pytree.tree_flatten((tuple(args), kwargs))
-    return Traced(module, Signature(spec, tracer.constants, out_spec, constants), opaque)
+    sizes = getattr(model, "meta", {}).get("sizes")  # of a network that was recorded for these alone
+    return Traced(module, Signature(spec, tracer.constants, out_spec, constants, sizes), opaque)
 
 
 def refuse_objects(model: nn.Module, constants: dict[int, Any]) -> None:

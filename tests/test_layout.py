@@ -56,6 +56,26 @@ def test_what_follows_one_another_is_one_atom():
     assert not tokens.holds(tokens.dims[1], (1, 2)) and not tokens.in_order(tokens.dims[1], 3)
 
 
+@settings(max_examples=examples(60))
+@given(data=st.data())
+def test_a_place_of_channels(data):
+    """What an index takes of a tensor is the channels that select lists, laid out as it says."""
+    size = (2, 12, 2, 3)
+    own, layout = torch.arange(math.prod(size)).view(size), Layout.of(size)
+    factors = data.draw(st.sampled_from([(12,), (2, 6), (3, 4), (2, 3, 2)]))
+    split = (2, *factors, 2, 3)
+    order = data.draw(st.permutations(range(len(split))))
+    value, layout = own.reshape(split).permute(order), layout.reshape(split).permute(order)
+    dim = data.draw(st.integers(0, len(split) - 1))
+    index = data.draw(st.integers(-value.shape[dim], value.shape[dim] - 1))
+    found = layout.select(dim, index)
+    if 1 <= order[dim] <= len(factors):
+        channels, taken = found
+        assert torch.equal(taken.lay(own[:, channels]), value.select(dim, index).unsqueeze(dim))
+    else:
+        assert found is None
+
+
 def test_spread_out():
     """A constant in a layout, on the map: as small as it was."""
     layout = Layout.of((2, 6, 4, 5)).permute((0, 2, 3, 1))

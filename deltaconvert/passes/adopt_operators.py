@@ -33,7 +33,7 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
         if spelling is None:
             node.meta.setdefault("why_dense", _unknown(node, module))
             continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _weight(gm, n))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: weight(gm, n))
         try:
             operator, inputs = (
                 spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
@@ -118,7 +118,7 @@ def _is_size(node: fx.Node) -> bool:
     return plain and all(map(_is_size, node.all_input_nodes))
 
 
-def _weight(gm: fx.GraphModule, node: fx.Node) -> Any:
+def weight(gm: fx.GraphModule, node: fx.Node) -> Any:
     """The tensor behind a get_attr node; every other node stays one."""
     if node.op != "get_attr":
         return node

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -15,7 +16,7 @@ from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import ChannelIndex
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.rearrange import Rearrange
-from deltaconvert.passes.adopt_operators import adopt
+from deltaconvert.passes.adopt_operators import adopt, weight
 from deltaconvert.passes.decide import Seen, seen, why_dense
 from deltaconvert.thresholds import matches
 
@@ -55,7 +56,7 @@ class _Walk:
         self.values: dict[fx.Node, fx.Node] = {}
 
     def visit(self, node: fx.Node) -> None:
-        if not (self._follow(node) or self._move(node)):
+        if not (self._follow(node) or self._take(node) or self._move(node)):
             for source in node.all_input_nodes:
                 if source in self.held:
                     node.replace_input_with(source, self._value(source, node))
@@ -74,6 +75,34 @@ class _Walk:
         if found is not None:
             self.held[node] = held[0], found
         return found is not None
+
+    def _take(self, node: fx.Node) -> bool:
+        """One place of a dimension that is made of channels, as shuffles have it: these channels of the map.
+
+        before:  t = reshape(permute(reshape(x, 2 C | H W), ...), 2 | C H W);  y = t[0]
+        after:   y = reshape(x[:, [0, 2, 4, ...]])
+        """
+        held = self.held.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        picked = _picked(self.gm, node) if held is not None else None
+        if held is None or picked is None or node.meta.get("shape") is None:
+            return False
+        found = held[1].select(*picked)
+        if found is None or any(matches(pattern, names_of(node)) for pattern in self.keep_dense):
+            return False
+        channels, taken = found
+        in_order, layout = taken.reshape(taken.size), taken.reshape(node.meta["shape"])
+        if in_order is None or not in_order.is_plain or layout is None:
+            return False
+        with self.gm.graph.inserting_before(node):
+            place = self.gm.graph.call_function(_laid_out, (held[0],))
+            view = self.gm.graph.call_function(torch.reshape, (place, tuple(node.meta["shape"])))
+        place.meta, view.meta = {**node.meta, "shape": taken.size}, dict(node.meta)
+        view.meta["path"] = f"reshape({names_of(node)[0]})"
+        node.replace_all_uses_with(view)
+        self.gm.graph.erase_node(node)
+        call = adopt(self.gm, place, ChannelIndex(torch.tensor(channels)), [held[0]])
+        self.held[view] = call, layout
+        return True
 
     def _move(self, node: fx.Node) -> bool:
         """An operator that has a spelling on maps, where that is a delta node."""
@@ -189,6 +218,25 @@ def _keeps_all(node: fx.Node) -> bool:
     plain = all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
     known = isinstance(source, fx.Node) and source.meta.get("shape") is not None
     return plain and known and math.prod(node.meta["shape"]) == math.prod(source.meta["shape"])
+
+
+def _picked(gm: fx.GraphModule, node: fx.Node) -> tuple[int, int] | None:
+    """(dimension, place) of a call that takes one place of one dimension: x[0], x[:, 1], select, index_select."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op not in ("call_function", "call_method") or node.kwargs:
+        return None
+    dim: Any = None
+    place: Any = None
+    if node.target is operator.getitem:
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        places = [at for at, part in enumerate(index) if part != slice(None)]
+        dim, place = (places[0], index[places[0]]) if len(places) == 1 else (None, None)
+    elif name in ("select", "index_select") and len(node.args) == 3:
+        _, dim, place = node.args
+    if isinstance(place, fx.Node) and place.op == "get_attr":
+        value = weight(gm, place)
+        place = int(value) if value.numel() == 1 and not value.is_floating_point() else None
+    return (dim, place) if type(dim) is int and type(place) is int else None
 
 
 def _order(node: fx.Node) -> list[int]:

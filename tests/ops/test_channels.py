@@ -93,6 +93,28 @@ def test_parts_joined_again(backend):
     check_operator(module, A, dtype=torch.float32, threshold=0.1, backend=backend)
 
 
+SHUFFLED = {
+    "index": lambda m, x: m.halves(x)[0] + m.halves(x)[1],
+    "select": lambda m, x: m.halves(x).select(0, 1).relu(),
+    "select of the last": lambda m, x: torch.select(m.halves(x), 0, -1) * 2,
+    "index_select": lambda m, x: m.halves(x).index_select(0, m.second).squeeze(0).relu(),
+    "a group": lambda m, x: x.reshape(2, 3, 2, 4, 5)[:, 1].relu(),
+}
+
+
+class Halves(Call):
+    def halves(self, x):
+        """ShuffleNet as it is exported: the even channels, then the odd ones."""
+        n, c, h, w = x.shape
+        return x.reshape(n * c // 2, 2, h * w).permute(1, 0, 2).reshape(2, n, c // 2, h, w)
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_places_of_a_shuffle(backend, name):
+    module = Halves(SHUFFLED[name], second=torch.tensor([1]))
+    check_operator(module, A, threshold=0.1, backend=backend)
+
+
 def test_an_activation_behind_a_slice_leaves_the_map_alone(backend):
     """Both are one node; what it cuts out is memory of the map, which others read too."""
     module = Call(lambda m, x: (x[:, :2].relu(), x * 1))
