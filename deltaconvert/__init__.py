@@ -9,20 +9,34 @@ if TYPE_CHECKING:
     from deltaconvert.container import load
     from deltaconvert.convert import convert
     from deltaconvert.errors import DeltaConvertError
+    from deltaconvert.export import export_onnx
     from deltaconvert.formats import load_network
     from deltaconvert.gate import Gate
     from deltaconvert.model import DeltaModel
+    from deltaconvert.session import DeltaSession
     from deltaconvert.streams import StreamPool
 
-__all__ = ["DeltaConvertError", "DeltaModel", "Gate", "StreamPool", "convert", "load", "load_network"]
+__all__ = [
+    "DeltaConvertError",
+    "DeltaModel",
+    "DeltaSession",
+    "Gate",
+    "StreamPool",
+    "convert",
+    "export_onnx",
+    "load",
+    "load_network",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "DeltaConvertError": "errors",
     "DeltaModel": "model",
-    "StreamPool": "streams",
+    "DeltaSession": "session",
     "Gate": "gate",
+    "StreamPool": "streams",
     "convert": "convert",
+    "export_onnx": "export",
     "load": "container",
     "load_network": "formats",
 }

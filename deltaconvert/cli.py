@@ -184,6 +184,39 @@ def convert(
 
 
 @app.command()
+def export(
+    file: File,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Write ONNX: runs without deltaconvert and torch.")
+    ] = None,
+    dense_above: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of changed blocks above which the dense network runs; else it is worked out."
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Write a converted network in a form that runs without deltaconvert."""
+    onnx = _needed(onnx, "--onnx")
+    import deltaconvert
+
+    model = deltaconvert.load(file, backend="reference")
+    with _working(f"writing {onnx}"):
+        deltaconvert.export_onnx(model, onnx, dense_above=dense_above)
+    facts = {
+        "file": str(onnx),
+        "bytes": onnx.stat().st_size,
+        "input": [list(shape) for shape, _ in model.inputs],
+    }
+    if json_output:
+        return _print_json(facts)
+    typer.echo(
+        f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB; run it with deltaconvert.DeltaSession({str(onnx)!r})"
+    )
+
+
+@app.command()
 def explain(
     file: MaybeFile = None,
     arch: Arch = None,

@@ -31,3 +31,7 @@ class VideoError(DeltaConvertError):
 
 class StreamError(DeltaConvertError):
     """A stream cannot join a pool, or is not in it."""
+
+
+class ExportError(DeltaConvertError):
+    """A converted network cannot be written in the form asked for."""

@@ -141,7 +141,7 @@ class Program:
             meta["shape"],
             meta["dtype"],
             meta["device"],
-            _threshold(meta),
+            threshold_of(meta),
             meta.setdefault(self._notes, {}),
         )
         self.edges[node.name] = step.edge
@@ -255,7 +255,7 @@ def is_pure(node: fx.Node) -> bool:
     )
 
 
-def _threshold(meta: dict[str, Any]) -> Any:
+def threshold_of(meta: dict[str, Any]) -> Any:
     """What a step compares with: nothing (None), a number, or (C), one for each channel."""
     if "shares" not in meta:
         return meta.get("threshold")

@@ -79,6 +79,11 @@ class DeltaModel(nn.Module):
         return self._program.plan.streams
 
     @property
+    def inputs(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each input, at the size that it runs now."""
+        return [(shape, dtype) for shape, (_, dtype, _) in zip(self._size, self._like, strict=True)]
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """The threshold of every node that compares, by path, in the units of its feature map."""
         nodes = self._program.plan.graph.graph.nodes

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 import model_zoo
@@ -66,3 +67,10 @@ def test_the_table_of_networks_is_current():
     assert len(table.splitlines()) == 2 + len(model_zoo.names())
     written = (ROOT / "docs" / "zoo.md").read_text().split("```")[1].strip()
     assert written == table
+
+
+def test_the_export_page_runs(tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    (block,) = _blocks(ROOT / "docs" / "export.md")
+    (tmp_path / "page.py").write_text(block)
+    _run(["page.py"], tmp_path, ROOT)

@@ -1,0 +1,24 @@
+"""export: a converted network as a file that runs without deltaconvert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deltaconvert.model import DeltaModel
+
+
+def export_onnx(delta: DeltaModel, path: str | Path, *, dense_above: float | None = None) -> None:
+    """Write the converted network as ONNX for the size that it ran last; see docs/export.md.
+
+    The graph is (frames, everything_changed, *states) -> (outputs, *states) and runs in any runtime: each delta
+    operator is a function of the domain "deltaconvert" with a body of standard operators (opset 20). Raises
+    ExportError where something has no spelling in ONNX, with its node and the way out.
+
+    dense_above: the share of blocks of 16x16 pixels with a change above which the dense network runs; None works out
+    for which share of a box that pays.
+    """
+    from deltaconvert.export.onnx_file import write
+
+    write(delta, Path(path), dense_above)

@@ -1,0 +1,303 @@
+"""export_onnx and DeltaSession: exported networks in onnxruntime against the Python backends."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import Call, generator, leaves, scripted_videos
+from torch import nn
+
+import deltaconvert
+import model_zoo
+from deltaconvert.errors import ExportError
+
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+
+ALWAYS_SPARSE, ALWAYS_DENSE = 2.0, -1.0
+# Sums in another order, through some layers: the largest error over the zoo is 3e-6 of the largest value.
+TOLERANCE = 2e-5
+
+
+def session_of(model, path, dense_above=None, **options):
+    from deltaconvert.session import DeltaSession
+
+    deltaconvert.export_onnx(model, path, dense_above=dense_above)
+    return DeltaSession(path, providers=["CPUExecutionProvider"], **options)
+
+
+def assert_equal(got, expected, where):
+    got = got if isinstance(got, list) else [got]
+    for a, b in zip(got, leaves(expected), strict=True):
+        b = b.numpy()
+        assert a.shape == b.shape and a.dtype == b.dtype, where
+        if b.dtype.kind == "f":
+            assert np.abs(a - b).max() <= TOLERANCE * max(1, np.abs(b).max()), where
+        else:
+            assert (a == b).all(), where
+
+
+def check(network, shapes, path, *, dense_above=ALWAYS_SPARSE, repeats=1, seed=0, resets=(), **options):
+    """The scripted video through both; the outputs of earlier frames stay as they were."""
+    shapes = [shapes] if isinstance(shapes[0], int) else shapes
+    calls = scripted_videos(shapes, torch.float32, seed) * repeats
+    model = deltaconvert.convert(network.eval(), calls[0], backend="reference", **options)
+    session = session_of(model, path, dense_above)
+    kept = []
+    for t, call in enumerate(calls):
+        if t in resets:
+            model.reset(0)
+            session.reset(0)
+        got = session(*(frame.numpy() for frame in call))
+        assert_equal(got, model(*call), f"frame {t}")
+        kept.append((got, [x.copy() for x in (got if isinstance(got, list) else [got])]))
+    for got, copies in kept:
+        for a, b in zip(got if isinstance(got, list) else [got], copies, strict=True):
+            np.testing.assert_array_equal(a, b)
+    return session
+
+
+ONE_EACH = {
+    "conv": nn.Conv2d(3, 5, 3, padding=1),
+    "conv stride": nn.Conv2d(3, 5, (3, 2), (2, 3), (2, 0)),
+    "conv dilation": nn.Conv2d(3, 5, 3, padding=4, dilation=2),
+    "conv of padding": nn.Conv2d(3, 4, 1, padding=2),
+    "many channels": nn.Sequential(nn.Conv2d(3, 130, 1), nn.Conv2d(130, 6, 3, 2, 1), nn.ReLU()),
+    "grouped": nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1, groups=2), nn.Conv2d(4, 8, 3, groups=4)),
+    "transposed": nn.ConvTranspose2d(3, 4, 4, 2, 1),
+    "transposed, odd": nn.ConvTranspose2d(3, 4, 3, 2, 0),
+    "transposed, holes": nn.ConvTranspose2d(3, 4, 2, 3, 0, output_padding=1),
+    "max pool": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    "max pool dilated": nn.MaxPool2d(2, 1, 1, dilation=2),
+    "average pool": nn.AvgPool2d(3, 2, 1),
+    "average pool, uneven": nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+    "batch norm": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)),
+    "group norm": nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(3, 6)),
+    "instance norm": nn.InstanceNorm2d(3),
+    "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "bicubic": nn.Upsample(size=(19, 9), mode="bicubic", align_corners=True),
+    "nearest": nn.Upsample(scale_factor=2),
+    "nearest, odd": nn.Upsample(size=(17, 30)),
+    "adaptive": nn.AdaptiveAvgPool2d((3, 4)),
+    "adaptive max": nn.AdaptiveMaxPool2d((3, 4)),
+    "shuffle": nn.Sequential(nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.Conv2d(3, 2, 3)),
+    "unshuffle": Call(lambda self, x: F.pixel_unshuffle(x[:, :, :12, :18], 3)),
+    "pad": Call(lambda self, x: F.pad(x, (1, 2, 0, 3), value=0.5) * 2),
+    "reflect": Call(lambda self, x: F.pad(x, (1, 2, 2, 1), "reflect")),
+    "crop": Call(lambda self, x: x[:, 1:, 2:-1, ::2]),
+    "roll and flip": Call(lambda self, x: x.roll((1, -2), (2, 3)).flip(3).flip(1)),
+    "gate": Call(lambda self, x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)) + x.amax(1, keepdim=True)),
+    "beside": Call(lambda self, x: x + F.adaptive_avg_pool2d(x, (None, 1))),
+    "tokens": Call(
+        lambda self, x: self.linear(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),
+        linear=nn.Linear(3, 5),
+        norm=nn.LayerNorm(3),
+    ),
+    "channels": Call(
+        lambda self, x: F.channel_shuffle(torch.cat([x, x[:, [2, 0, 1]]], 1), 2)[:, 1:].softmax(1)
+    ),
+    "labels": Call(lambda self, x: x.argmax(1, keepdim=True)),
+    "classifier": nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)
+    ),
+    "flatten": nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(36, 7)),
+    "functions": Call(
+        lambda self, x: (
+            torch.where(x > 0, F.gelu(x), F.hardswish(x)) + F.mish(x).clamp(-0.2, 0.3) * x.abs().sqrt()
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_operators(tmp_path, name, batch):
+    torch.manual_seed(0)
+    network = nn.Sequential(ONE_EACH[name], nn.Identity())
+    for part in network.modules():
+        for weight in part.parameters(recurse=False):
+            nn.init.normal_(weight, std=0.5)
+    check(network, (batch, 3, 13, 19), tmp_path / "m.onnx")
+
+
+SMALL = ("resnet18", "mobilenetv3_small", "fastestdet")
+SLOW = tuple(sorted(set(model_zoo.names()) - set(SMALL)))
+
+
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_zoo(tmp_path, name):
+    """The sparse functions alone; then 112 frames in which the dense network takes its turns."""
+    size = (128, 128) if "efficientdet" in name else (32, 64)
+    shape = (1, model_zoo.recipe(name).input_size[0], *size)
+    network = model_zoo.create(name, seed=0)
+    check(network, shape, tmp_path / "m.onnx")
+    if name == "mobilenetv3_small":
+        check(network, shape, tmp_path / "m.onnx", dense_above=0.3, repeats=7)
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 2, 1, groups=8),
+        nn.Conv2d(8, 4, 1),
+        nn.ReLU(),
+    ).eval()
+
+
+@pytest.mark.parametrize("dense_above", [ALWAYS_SPARSE, 0.5, ALWAYS_DENSE])
+@pytest.mark.parametrize("rules", [0.0, {"input": 0.3}, {"input": 0.1, "activation": 0.2}])
+def test_thresholds_streams_and_resets(tmp_path, rules, dense_above):
+    check(
+        small(),
+        (3, 3, 20, 33),
+        tmp_path / "m.onnx",
+        dense_above=dense_above,
+        threshold=rules,
+        resets=(3, 7),
+        repeats=2,
+    )
+
+
+def test_what_stays_dense_goes_through_torchs_exporter(tmp_path):
+    network = Call(
+        lambda self, x: (self.conv(torch.cumsum(self.first(x), 2)), x.flatten(1).sort(1)[0]),
+        first=nn.Conv2d(3, 4, 3),
+        conv=nn.Conv2d(4, 5, 3),
+    )
+    check(network, (1, 3, 12, 9), tmp_path / "m.onnx")
+
+
+def test_bytes_and_thresholds_by_channel(tmp_path):
+    """Frames of a camera, cast and scaled before the first delta node."""
+    network = Call(lambda self, x: self.conv(x.float() / 255), conv=small()).eval()
+    frames = [
+        (frame * 60 + 128).clamp(0, 255).byte()
+        for (frame,) in scripted_videos([(1, 3, 16, 20)], torch.float32)
+    ]
+    model = deltaconvert.convert(
+        network, frames[0], threshold={"activation": "40% weighted"}, backend="reference"
+    )
+    session = session_of(model, tmp_path / "m.onnx", ALWAYS_SPARSE)
+    for t, frame in enumerate(frames):
+        assert_equal(session(frame.numpy()), model(frame), f"frame {t}")
+
+
+def test_several_inputs(tmp_path):
+    check(
+        Call(lambda self, x, y: {"a": x + y, "b": x * 2}), [(1, 3, 9, 8), (1, 3, 9, 8)], tmp_path / "m.onnx"
+    )
+
+
+def test_names_and_metadata(tmp_path):
+    frame = torch.rand(1, 3, 16, 20)
+    model = deltaconvert.convert(small(), frame, threshold={"input": 0.1}, backend="reference")
+    model.info = {"arch": "small"}
+    deltaconvert.export_onnx(model, tmp_path / "m.onnx")
+    proto = onnx.load(tmp_path / "m.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    assert {(entry.domain, entry.version) for entry in proto.opset_import} == {("", 20), ("deltaconvert", 1)}
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    states = json.loads(facts["deltaconvert.states"])
+    assert [value.name for value in proto.graph.input] == [
+        "frame",
+        "everything_changed",
+        *(state["input"] for state in states),
+    ]
+    assert [value.name for value in proto.graph.output] == ["output", *(state["output"] for state in states)]
+    assert states[0] == {
+        "input": "input_0.state",
+        "output": "input_0.state_out",
+        "node": "input_0",
+        "layout": "NHWC",
+        "threshold": 0.1,
+    }
+    assert json.loads(facts["deltaconvert.thresholds"])["input"] == 0.1
+    assert json.loads(facts["deltaconvert.info"]) == {"arch": "small"}
+    for function in proto.functions:
+        assert function.domain == "deltaconvert"
+        assert all(not node.domain for node in function.node), "a body has standard operators only"
+
+
+def test_a_still_frame_computes_no_pixel(tmp_path):
+    """What is stored comes out, whatever computing it would give."""
+    frame = torch.rand(1, 3, 16, 20)
+    session = session_of(deltaconvert.convert(small(), frame), tmp_path / "m.onnx")
+    session(frame.numpy())
+    marked = {name: value for name, value in session._states.items() if not name.startswith("input")}
+    for value in marked.values():
+        value.update_inplace(np.full(value.shape(), 7, np.float32))
+    assert (session(frame.numpy()) == 7).all()
+
+
+def test_a_network_of_its_own_each(tmp_path):
+    frames = torch.rand(2, 1, 3, 16, 20, generator=generator(0))
+    model = deltaconvert.convert(small(), frames[0], backend="reference")
+    first = session_of(model, tmp_path / "m.onnx")
+    second = first.another()
+    for session, frame in ((first, frames[0]), (second, frames[1]), (first, frames[0]), (second, frames[0])):
+        model.reset()
+        assert_equal(session(frame.numpy()), model(frame), "")
+
+
+def test_errors(tmp_path):
+    frame = torch.rand(1, 3, 16, 20)
+    model = deltaconvert.convert(small(), frame, backend="reference")
+    session = session_of(model, tmp_path / "m.onnx")
+    session(frame.numpy())
+    for wrong in (frame.numpy()[:, :2], frame.double().numpy()):
+        with pytest.raises(ValueError, match="exported for float32"):
+            session(wrong)
+    with pytest.raises(ValueError, match="takes 1 frames"):
+        session(frame.numpy(), frame.numpy())
+    with pytest.raises(ValueError, match="no stream 1"):
+        session.reset(1)
+    assert_equal(session(frame.numpy()), model(frame), "after errors")
+    with pytest.raises(ExportError, match="float32"):
+        deltaconvert.export_onnx(deltaconvert.convert(small().double(), frame.double()), tmp_path / "d.onnx")
+    pool = deltaconvert.convert(nn.Sequential(nn.LPPool2d(2, 2), nn.ReLU()).eval(), frame)
+    with pytest.raises(ExportError, match=r"LpPool2d.*keep_dense=\['0'\]"):
+        deltaconvert.export_onnx(pool, tmp_path / "p.onnx")
+    gated = deltaconvert.convert(small(), frame, threshold=0.1, gate={"dilate": 1})
+    with pytest.raises(ExportError, match="gate"):
+        deltaconvert.export_onnx(gated, tmp_path / "g.onnx")
+    round_trip = deltaconvert.convert(Call(lambda self, x: torch.nan_to_num(x)).eval(), frame)
+    with pytest.raises(ExportError, match="nan_to_num"):
+        deltaconvert.export_onnx(round_trip, tmp_path / "n.onnx")
+
+
+def test_the_runner_needs_no_torch(tmp_path):
+    frame = torch.rand(1, 3, 16, 20)
+    model = deltaconvert.convert(small(), frame, backend="reference")
+    deltaconvert.export_onnx(model, tmp_path / "m.onnx")
+    np.save(tmp_path / "frame.npy", frame.numpy())
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np\nfrom deltaconvert.session import DeltaSession\n"
+        f"session = DeltaSession({str(tmp_path / 'm.onnx')!r})\n"
+        f"np.save({str(tmp_path / 'out.npy')!r}, session(np.load({str(tmp_path / 'frame.npy')!r})))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert_equal(np.load(tmp_path / "out.npy"), model(frame), "")
+
+
+def test_from_the_shell(tmp_path):
+    from typer.testing import CliRunner
+
+    from deltaconvert.cli import app
+    from deltaconvert.session import DeltaSession
+
+    frame = torch.rand(1, 3, 16, 20)
+    model = deltaconvert.convert(small(), frame)
+    model.save(tmp_path / "m.delta")
+    call = ["export", str(tmp_path / "m.delta"), "--onnx", str(tmp_path / "m.onnx"), "--json"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["input"] == [[1, 3, 16, 20]]
+    assert_equal(DeltaSession(tmp_path / "m.onnx")(frame.numpy()), model(frame), "")
+    assert CliRunner().invoke(app, call[:2]).exit_code == 2
