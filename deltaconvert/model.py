@@ -130,10 +130,15 @@ class DeltaModel(nn.Module):
             if dim != 4:
                 raise InputError(f"input {place} has {dim} dimensions, not N C H W: it has no batch to widen")
         frames = self._blank(streams)
-        with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
-            model = DeltaModel(
-                self.graph, self.signature, frames, self._thresholds, self._backend, self.keep_dense
-            )
+        try:
+            with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
+                model = DeltaModel(
+                    self.graph, self.signature, frames, self._thresholds, self._backend, self.keep_dense
+                )
+        except DeltaConvertError:
+            raise
+        except Exception as error:  # a program of torch.export holds for the batch that it was made with
+            raise InputError(f"the network cannot run on a batch of {streams}: {error}") from error
         model.info = self.info
         return model
 

@@ -12,7 +12,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cpu, engines, gpu, memory  # noqa: E402
+from benchmarks import cpu, engines, gpu, memory, streams  # noqa: E402
 
 
 @pytest.fixture
@@ -248,3 +248,24 @@ def test_gpu_units():
     assert len(units) == len(set(units)) == 6 * 4 + 6 + 1
     assert str(units[0]) == "resnet50:half:1" and gpu._unit("hrnet_w32:tf32:64") in units
     assert gpu._unit("hrnet_w32:tf32:64").size == (384, 288)
+
+
+def test_the_most_cameras():
+    """Doubled, then bisected."""
+    assert streams.most(lambda count: 5.0 * count, 256)[0] == 6
+    assert streams.most(lambda count: 1.0, 9)[0] == 9
+    count, tried = streams.most(lambda count: 100.0, 256)
+    assert count == 0 and tried == {1: 100.0}
+
+
+def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch):
+    if not streams.VIDEOS.exists():
+        pytest.skip(f"{streams.VIDEOS} is not there")
+    monkeypatch.setattr(engines, "ENGINES", {"torch channels_last": engines.ENGINES["torch channels_last"]})
+    out = tmp_path / "streams.json"
+    size = "--networks fastestdet --size 32x64 --steps 3 --frames 4 --most 2".split()
+    monkeypatch.setattr(sys, "argv", ["benchmarks/streams.py", *size, "--out", str(out)])
+    streams.main()
+    (row,) = json.loads(out.read_text())["results"]
+    assert row["network"] == "fastestdet" and row["size"] == [32, 64]
+    assert {"1", "2"} >= set(row["dense"]["p99_ms"]) and row["delta"]["p99_ms"]["1"] > 0

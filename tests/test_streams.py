@@ -200,6 +200,14 @@ def test_outputs_that_are_no_rows_are_refused(backend):
         StreamPool(converted(backend, total), streams=2)
 
 
+def test_a_network_for_one_batch_only_is_refused():
+    fixed = Call(lambda m, x: m.conv(x).reshape(1, 4, 9, 11), conv=nn.Conv2d(3, 4, 3, padding=1)).eval()
+    model = converted("reference", fixed)
+    with pytest.raises(InputError, match="cannot run on a batch of 2"):
+        StreamPool(model, streams=2)
+    assert StreamPool(model).capacity == 1
+
+
 def test_producers_in_threads(backend):
     pool, model = StreamPool(converted(backend), streams=4), network()
     frames = {place: video(place) for place in range(4)}
