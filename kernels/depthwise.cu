@@ -42,8 +42,9 @@ extern "C" __global__ void __launch_bounds__(128, 3)
 #pragma unroll
         for (int tap = 0; tap < TAPS; tap++) fetch(held[HOLD ? tap : 0], h.weight + (size_t)tap * h.pitch + c);
     if (early) wait_for_predecessor();
-    for (; at < listed; at += apart) {
-        const int place = list[at], n = place / (OH * OW), pixel = place - n * OH * OW, y = pixel / OW;
+    for (int next, place = list[at]; at < listed; at += apart, place = next) {
+        next = list[min(at + apart, listed - 1)];
+        const int n = place / (OH * OW), pixel = place - n * OH * OW, y = pixel / OW;
         const int top = y * h.sh - h.ph, left = (pixel - y * OW) * h.sw - h.pw;
         const value* row = h.at + (((long long)n * h.H + top) * h.W + left) * h.pitch + c;
         number v[WIDTH];

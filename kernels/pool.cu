@@ -1,35 +1,58 @@
 // Max and average pooling.
 #include "tail.cuh"
 
+#ifndef AVERAGE  // else the maximum
+#define AVERAGE 0
+#endif
+#ifndef KH  // of a small window, whose pixels are all read before the first is needed; else 0
+#define KH 0
+#define KW 0
+#endif
+
 struct Head {
     const value* at;  // N x H x W
     int pitch, H, W, kh, kw, sh, sw, ph, pw, dh, dw;
-    int average;     // else the maximum
     int with_padding, divisor;  // of an average: count the padding; or divide by this, if not 0
-    int unused;
 };
 #include "rows.cuh"
+constexpr int ROWS_AT_ONCE = KH ? KH : 1, COLS_AT_ONCE = KW ? KW : 1;
 
-__device__ __forceinline__ void head(number (&v)[WIDTH], const Head& h, int place, int n, int y, int x, int c) {
-    const number none = h.average ? (number)0 : -(number)(1.0 / 0.0);
+__device__ __forceinline__ void head(number (&v)[WIDTH], const Head& parameters, int place, int n, int y, int x, int c) {
+    const Head h = parameters;
+    const number none = AVERAGE ? (number)0 : -(number)(1.0 / 0.0);
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) v[j] = none;
-    const int top = y * h.sh - h.ph, left = x * h.sw - h.pw;
+    const int kh = KH ? KH : h.kh, kw = KW ? KW : h.kw, top = y * h.sh - h.ph, left = x * h.sw - h.pw;
     int taps = 0;
-    for (int i = 0; i < h.kh; i++)
-        for (int k = 0; k < h.kw; k++) {
-            const int row = top + i * h.dh, col = left + k * h.dw;
-            if ((u32)row >= (u32)h.H || (u32)col >= (u32)h.W) continue;
-            number tap[WIDTH];
-            fetch(tap, h.at + ((size_t)(n * h.H + row) * h.W + col) * h.pitch + c);
-            taps++;
+#pragma unroll ROWS_AT_ONCE
+    for (int i = 0; i < kh; i++) {
+        const int row = top + i * h.dh;
+        if (!KH && (u32)row >= (u32)h.H) continue;
+        for (int first = 0; first < kw; first += COLS_AT_ONCE) {
+            Pack read[COLS_AT_ONCE];
+            bool inside[COLS_AT_ONCE];
 #pragma unroll
-            for (int j = 0; j < WIDTH; j++)
-                v[j] = h.average ? v[j] + tap[j] : tap[j] > v[j] || tap[j] != tap[j] ? tap[j] : v[j];
+            for (int k = 0; k < COLS_AT_ONCE; k++) {
+                const int col = left + (first + k) * h.dw;
+                inside[k] = (u32)row < (u32)h.H && (u32)col < (u32)h.W;
+                const value* from = h.at + ((size_t)(n * h.H + row) * h.W + col) * h.pitch + c;
+                read[k] = inside[k] ? *(const Pack*)from : Pack{};
+            }
+#pragma unroll
+            for (int k = 0; k < COLS_AT_ONCE; k++) {
+                taps += inside[k];
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) {
+                    const number tap = get(read[k].of[j]);
+                    const number then = AVERAGE ? v[j] + tap : tap > v[j] || tap != tap ? tap : v[j];
+                    v[j] = inside[k] ? then : v[j];
+                }
+            }
         }
-    if (!h.average) return;
+    }
+    if (!AVERAGE) return;
     if (h.with_padding)  // up to the padding's end, which a last window may reach over
-        taps = (min(top + h.kh, h.H + h.ph) - top) * (min(left + h.kw, h.W + h.pw) - left);
+        taps = (min(top + kh, h.H + h.ph) - top) * (min(left + kw, h.W + h.pw) - left);
     const number divisor = h.divisor ? h.divisor : taps;
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) v[j] /= divisor;

@@ -28,9 +28,9 @@ class Clock:
         return self.speed[name][SHARES.index(share)]
 
 
-def test_the_smallest_sum_of_slowdowns_wins_and_hopeless_ones_are_measured_once(tmp_path):
+def test_the_smallest_largest_slowdown_wins_and_hopeless_ones_are_measured_once(tmp_path):
     clock = Clock()
-    # even: 1 + 2 + 1.67, small: 1.2 + 1 + 2.67, large: 1.4 + 4 + 1
+    # even: 1, 2, 1.67, small: 1.2, 1, 2.67, large: 1.4, 4, 1
     assert Choices(tmp_path / "gpu.json").best("layer", list(SPEED), clock) == "even"
     assert clock.asked == 4 + 3 * 2
 

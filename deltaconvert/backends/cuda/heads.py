@@ -25,6 +25,7 @@ from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
 from deltaconvert.reach import Pixel, Sources
 
 MOST_PARTS = 16  # of kernels/pointwise.cu
+UNROLLED_TAPS = 16  # of kernels/pool.cu
 
 
 def head_of(
@@ -106,9 +107,13 @@ def _pool(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: An
     (source,) = inputs
     average = isinstance(operator, AvgPool2d)
     divisor = (operator.divisor_override or 0) if average else 0
-    numbers = (*window_of(source, reaches[0]), average, average and operator.count_include_pad, divisor, 0)
+    numbers = (*window_of(source, reaches[0]), average and operator.count_include_pad, divisor)
+    kh, kw = reaches[0].kernel
     return Head(
-        "pool.cu", struct.pack("=Q15i", source.values.data_ptr(), *numbers), channels=source.values.shape[1]
+        "pool.cu",
+        struct.pack("=Q13i4x", source.values.data_ptr(), *numbers),
+        macros={"AVERAGE": int(average), **({"KH": kh, "KW": kw} if kh * kw <= UNROLLED_TAPS else {})},
+        channels=source.values.shape[1],
     )
 
 
