@@ -75,3 +75,10 @@ def test_many_operators():
         gate=nn.Conv2d(3, 5, 1),
     ).eval()
     check(network, (2, 3, 12, 70))
+
+
+def test_pools_of_small_and_large_windows():
+    network = nn.Sequential(
+        nn.MaxPool2d(3, 1, 1), nn.AvgPool2d((5, 4), 1, (2, 0)), nn.MaxPool2d(2, 2, ceil_mode=True)
+    )
+    check(network.eval(), (2, 10, 17, 19))
