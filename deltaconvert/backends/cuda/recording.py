@@ -76,7 +76,7 @@ class Recording:
         side.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         with (
-            _no_garbage(),
+            no_garbage(),
             torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
             on_current_stream(self._device),
         ):
@@ -105,7 +105,7 @@ class Recording:
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
+def no_garbage() -> Iterator[None]:
     """Collecting an old model frees its graph, which ends any capture."""
     enabled = gc.isenabled()
     gc.disable()

@@ -24,6 +24,7 @@ import deltaconvert
 from deltaconvert.backends.cuda.convs import Head
 from deltaconvert.backends.cuda.kernels import on_current_stream, source_of
 from deltaconvert.backends.cuda.marks import Listed
+from deltaconvert.backends.cuda.recording import no_garbage
 
 SOURCES = ("conv_wgmma.cu", "conv_tiles.cu")  # that a choice depends on
 # Shares of the map that a choice is measured at: a small change, a usual one, a full frame. A candidate that is slower
@@ -145,6 +146,7 @@ def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-
         calls = int(min(20, max(2, budget / REPEATS / once)))
         graph = torch.cuda.CUDAGraph()
         with (
+            no_garbage(),
             torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
             on_current_stream(device),
         ):
