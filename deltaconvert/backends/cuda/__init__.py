@@ -207,11 +207,11 @@ class Backend:
 
     def _boxes(self, side: int, source: Edge) -> Step:
         n, channels, *size = source.values.shape
-        means = BoxMeans(side)
-        shape = (n, channels, *(-(-length // side) for length in size))
-        edge = Edge(shape, source.values.dtype, source.values.device, None)
+        means: Any = BoxMeans(side)
+        reach = means.reach(size)
+        edge = Edge((n, channels, *reach.out_size), source.values.dtype, source.values.device, None)
         edge.of_boxes = (side, size[0], size[1])
-        return Step(self, means, means.reaches([source.values.shape], shape), [source], edge)
+        return Step(self, means, [reach], [source], edge)
 
     def _untailed(self, head: Head, edge: Edge) -> _Launch:
         return _Launch(self, head, Tail(edge.values.shape[1], edge.values.dtype, edge.values.device), edge)

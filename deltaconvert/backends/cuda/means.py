@@ -7,34 +7,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from deltaconvert.backends.cuda.kernels import TYPES, on_current_stream
 from deltaconvert.backends.cuda.marks import Listed
-from deltaconvert.ops.base import Operator, Shape
+from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import head_of
 from deltaconvert.ops.resample import AdaptivePool2d
-from deltaconvert.reach import Reach, Window
+from deltaconvert.reach import Window
 
 THREADS = 256  # of kernels/mean.cu
 PIXELS = 16  # of a box that a thread sums: enough to have many loads on their way, few enough to be done soon
 
 
-class BoxMeans(Operator):
-    """N C H W -> N C H' W', the mean of each box of side x side pixels; the last ones may be smaller."""
+class BoxMeans:
+    """What a step asks of an operator: the mean of each box of side x side pixels; the last ones may be smaller."""
+
+    elementwise = False
 
     def __init__(self, side: int):
-        super().__init__()
         self.side = side
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.side, ceil_mode=True, count_include_pad=False)
-
-    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
-        (shape,) = shapes
-        box = (self.side, self.side)
-        return [Window(box, box, (0, 0), (1, 1), (shape[2], shape[3]), (out_shape[2], out_shape[3]))]
+    def reach(self, size: Sequence[int]) -> Window:
+        height, width = size
+        box, out = (self.side, self.side), (-(-height // self.side), -(-width // self.side))
+        return Window(box, box, (0, 0), (1, 1), (height, width), out)
 
 
 class InBoxes:
@@ -81,7 +77,7 @@ def lanes_of(channels: int, dtype: torch.dtype) -> int:
     return min(32, 1 << (vectors - 1).bit_length())
 
 
-def packed_mean(operator: Operator, source: Any) -> bytes:
+def packed_mean(operator: Operator | BoxMeans, source: Any) -> bytes:
     """struct Head of kernels/mean.cu."""
     _, _, height, width = source.values.shape
     window = (operator.side, operator.side) if isinstance(operator, BoxMeans) else (height, width)
