@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import fnmatch
 import json
 import os
 import platform
 import resource
 import signal
 import sys
+import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("patterns", nargs="*", default=["*"], help="names like timm.resnet*")
     parser.add_argument("--again", action="store_true", help="also what the results hold already")
     parser.add_argument("--seconds", type=int, default=240, help="for one network")
+    parser.add_argument("--workers", type=int, default=1, help="networks at a time, a thread each")
     parser.add_argument("--memory", type=float, default=10, help="GB for one network")
     parser.add_argument(
         "--backends", default="reference", help="the first decides; the others are compared too"
@@ -64,24 +66,28 @@ def main() -> None:
         DOCS.write_text(page(found))
         return
     found["machine"] = {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _cpu(),
         "torch": torch.__version__,
         "date": date.today().isoformat(),
         "command": "python benchmarks/coverage.py",
     }
-    for name, build in zoos.all_networks():
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in options.patterns):
-            continue
-        if name in found["networks"] and not options.again:
-            continue
-        row = apart(
-            lambda build=build: examine(build, options.backends.split(",")), options.seconds, options.memory
-        )
+    tasks = {
+        name: lambda build=build: examine(build, options.backends.split(","))
+        for name, build in zoos.networks(options.patterns)
+        if options.again or name not in found["networks"]
+    }
+    for name, row in apart(tasks, options.workers, options.seconds, options.memory):
         found["networks"][name] = row
         print(f"{name:50s} {line(row)}", flush=True)
         part = options.out.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n")
         os.replace(part, options.out)
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def line(row: dict[str, Any]) -> str:
@@ -93,30 +99,42 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def apart(task: Any, seconds: float, gigabytes: float) -> dict[str, Any]:
-    """What `task` returns, from a process of its own; {"error": ...} where it fails or takes too much."""
-    reader, writer = os.pipe()
-    start, child = time.time(), os.fork()
-    if child == 0:
-        os.close(reader)
-        resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 1e9),) * 2)
-        try:
-            row = task()
-        except BaseException as error:
-            row = {"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"[:600]}
-        with os.fdopen(writer, "w") as pipe:
-            json.dump(row, pipe)
-        os._exit(0)
-    os.close(writer)
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.alarm(int(seconds))
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    signal.alarm(0)
-    took = time.time() - start
-    row = json.loads(text) if text else {"error": f"killed: more than {seconds} s or {gigabytes} GB"}
-    return {**row, "seconds": round(took, 1)}
+def apart(
+    tasks: dict[str, Any], workers: int, seconds: float, gigabytes: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, what the task returns) as they end, each from a process of its own; {"error": ...} where it fails or takes
+    too much."""
+    waiting, running = list(tasks.items()), {}
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                name, task = waiting.pop(0)
+                child = os.fork()
+                if child == 0:
+                    _child(task, Path(folder) / f"{os.getpid()}.json", gigabytes)
+                running[child] = name, time.time()
+            time.sleep(0.05)
+            for child, (name, start) in list(running.items()):
+                if os.waitpid(child, os.WNOHANG)[0] == 0:
+                    if time.time() - start > seconds:
+                        os.kill(child, signal.SIGKILL)
+                    continue
+                del running[child]
+                file = Path(folder) / f"{child}.json"
+                missing = {"error": f"killed: it took more than {seconds} s or {gigabytes} GB"}
+                row = json.loads(file.read_text()) if file.exists() else missing
+                yield name, {**row, "seconds": round(time.time() - start, 1)}
+
+
+def _child(task: Any, file: Path, gigabytes: float) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 1e9),) * 2)
+    try:
+        row = task()
+    except BaseException as error:
+        row = {"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"[:600]}
+    file.with_suffix(".part").write_text(json.dumps(row))
+    file.with_suffix(".part").rename(file)
+    os._exit(0)
 
 
 @torch.no_grad()
@@ -134,7 +152,7 @@ def examine(build: Any, backends: list[str]) -> dict[str, Any]:
         delta = deltaconvert.convert(model, example(video[0]), backend=backend)
         errors = [difference(delta(*example(frame)), out) for frame, out in zip(video, expected, strict=True)]
         if backend == backends[0]:
-            row |= describe(delta) | {"difference": max(errors)}
+            row |= describe(delta) | {"difference": max(errors), "finite": finite(expected)}
         else:
             row[f"difference_{backend}"] = max(errors)
     return row
@@ -144,20 +162,27 @@ def describe(delta: Any) -> dict[str, Any]:
     explained = delta.explain()
     islands = sorted(explained.islands, key=lambda island: -island.macs)
     how = delta.info["capture"]
-    names = {"traced symbolically": "symbolic", "captured by": "export"}
-    way = next((name for start, name in names.items() if how.startswith(start)), "parts")
+    ways = {
+        "traced symbolically, around": "whole",
+        "traced symbolically": "symbolic",
+        "captured by": "export",
+        "runs as it was": "parts",
+    }
     total = sum(r.macs for r in explained.rows)
-    products = sum(
-        r.macs
-        for r in explained.rows
-        if r.operator in ("matmul", "bmm", "baddbmm", "scaled_dot_product_attention")
+    products = (
+        "matmul",
+        "bmm",
+        "baddbmm",
+        "einsum",
+        "scaled_dot_product_attention",
+        "multi_head_attention_forward",
     )
     return {
-        "way": "opaque" if "stays whole" in how else way,
+        "way": next(way for start, way in ways.items() if how.startswith(start)),
         "how": how,
         "share": explained.delta_share,
         "macs": total,
-        "attention": products / max(total, 1),
+        "attention": sum(r.macs for r in explained.rows if r.operator in products) / max(total, 1),
         "delta": sum(r.kind == "delta" for r in explained.rows),
         "nodes": sum(r.kind in ("delta", "dense") for r in explained.rows),
         "islands": [
@@ -226,6 +251,12 @@ def settle(model: nn.Module, inputs: Any) -> None:
     model(*inputs)
     for hook in hooks:
         hook.remove()
+
+
+def finite(outputs: Any) -> float:
+    """The share of the output values that are numbers: a comparison of NaNs would say nothing."""
+    tensors = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.numel()]
+    return sum(float(t.isfinite().double().mean()) for t in tensors) / max(len(tensors), 1)
 
 
 def difference(got: Any, expected: Any) -> float:

@@ -6,10 +6,12 @@ binary operators do not fit is mended by `torchvision()`.
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +93,23 @@ def _roi_align(
 Build = Callable[[], nn.Module]
 
 
-def all_networks() -> Iterator[tuple[str, Build]]:
-    for zoo in (torchvision_networks, timm_networks, smp_networks, yolo_networks):
+def networks(patterns: Sequence[str]) -> Iterator[tuple[str, Build]]:
+    """Those whose names match one of `patterns`, such as timm.resnet*."""
+    zoos = {
+        "torchvision": torchvision_networks,
+        "timm": timm_networks,
+        "smp": smp_networks,
+        "ultralytics": yolo_networks,
+    }
+    for package, zoo in zoos.items():
+        if not any(fnmatch.fnmatch(package, pattern.partition(".")[0]) for pattern in patterns):
+            continue
         try:
-            yield from zoo()
+            for name, build in zoo():
+                if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                    yield name, build
         except ImportError as error:
-            print(f"{zoo.__name__}: {error}")
+            print(f"{package}: {error}")
 
 
 def torchvision_networks() -> Iterator[tuple[str, Build]]:
@@ -148,20 +161,31 @@ def _variants() -> dict[str, dict[str, int]]:
     import timm
     from timm.models import _registry
 
+    names = timm.list_models()
+    with multiprocessing.get_context("fork").Pool() as pool:
+        sizes = dict(zip(names, pool.map(_parameters, names, chunksize=4), strict=True))
     families: dict[str, dict[str, int]] = defaultdict(dict)
-    for name in timm.list_models():
-        config = timm.get_pretrained_cfg(name)
-        if config is not None and max(config.input_size) > 256:
-            continue
-        try:
-            with torch.device("meta"):
-                model = timm.create_model(name, pretrained=False)
-        except Exception:  # it computes with its weights while it is made
-            model = timm.create_model(name, pretrained=False)
-        if any(isinstance(m, nn.Conv2d) for m in model.modules()):
-            family = _registry._model_entrypoints[name].__module__.split(".")[-1]
-            families[family][name] = sum(p.numel() for p in model.parameters())
+    for name, size in sizes.items():
+        if size:
+            families[_registry._model_entrypoints[name].__module__.split(".")[-1]][name] = size
     return families
+
+
+def _parameters(name: str) -> int:
+    """0 for networks that are not meant: without a convolution, or for larger frames."""
+    import timm
+
+    torch.set_num_threads(1)
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and max(config.input_size) > 256:
+        return 0
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+    except Exception:  # it computes with its weights while it is made
+        model = timm.create_model(name, pretrained=False)
+    convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    return sum(p.numel() for p in model.parameters()) if convolves else 0
 
 
 def smp_networks() -> Iterator[tuple[str, Build]]:

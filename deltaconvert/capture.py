@@ -46,7 +46,7 @@ def capture(
         traced = _checked(network, lambda: read(model, args, kwargs), args, kwargs, expected)
         traced.how = "read from a program of torch.export, for this size alone"
         return traced
-    ways: list[Callable[[], Traced]] = [lambda: trace(model, args, kwargs, leaves, may_stay=_is_light)]
+    ways: list[Callable[[], Traced]] = [lambda: trace(model, args, kwargs, leaves, may_stay=is_light)]
     if not leaves:
         ways.append(lambda: export(model, args, kwargs))
     ways.append(lambda: trace(model, args, kwargs, leaves))
@@ -58,10 +58,13 @@ def capture(
             reasons.append(reason)
             continue
         return _explained(traced, reasons)
-    raise reasons[-1]
+    refusal = str(reasons[-1])
+    if len(ways) == 3 and str(reasons[1]) != refusal:
+        refusal += f"\n  {reasons[1]}"
+    raise UnsupportedModel(refusal) from reasons[-1]
 
 
-def _is_light(module: nn.Module) -> bool:
+def is_light(module: nn.Module) -> bool:
     """It has no convolution, so that nothing is lost where it stays whole."""
     return all(parameter.dim() < 4 for parameter in module.parameters())
 

@@ -15,12 +15,14 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from deltaconvert.capture import capture
-from deltaconvert.errors import InputError
+from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.gate import Gate
 from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
 from deltaconvert.normalise import normalise
+from deltaconvert.parts import WHOLE, find_parts, whole, within
 from deltaconvert.thresholds import Threshold, Thresholds, refuse_unknown
+from deltaconvert.trace import Traced
 
 BACKENDS = ("reference", "cpu", "cuda")
 
@@ -73,9 +75,28 @@ def convert(
         _check(model, frames)
     where = load_backend(backend, frames[0].device)
     with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
-        traced = capture(model, args, kwargs, leaves)
-        graph = normalise(traced.graph)
-        converted = DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
+
+        def build(traced: Traced, frames: Sequence[Tensor], path: str = "") -> DeltaModel:
+            graph = normalise(traced.graph)
+            if path:
+                within(graph, path)
+            return DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
+
+        try:
+            traced = capture(model, args, kwargs, leaves)
+        except UnsupportedModel as error:
+            if isinstance(model, ExportedProgram):
+                raise
+            traced, refusal = whole(model, args, kwargs, str(error)), error
+        converted = build(traced, frames)
+        if not isinstance(model, ExportedProgram):
+            parts = find_parts(model, traced, (args, kwargs), build)
+            if WHOLE in traced.opaque and not parts:
+                raise refusal
+            converted.install(parts)
+            if parts and WHOLE in traced.opaque:
+                named = ", ".join(path.partition(".")[2] for path in parts)
+                traced.how = f"runs as it was, around its parts {named}: {str(refusal).splitlines()[0]}"
     converted.info["capture"] = traced.how
     refuse_unknown(rules.rules, converted.names, "threshold")
     refuse_unknown(keep_dense, converted.names, "keep_dense")

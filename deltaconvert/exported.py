@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,10 +31,26 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     """
     try:
         # A copy: forward caches what it computes on some networks, and under export those are no real tensors.
-        program = torch.export.export(copy.deepcopy(model), args, kwargs, strict=False)
+        with _quiet():
+            program = torch.export.export(copy.deepcopy(model), args, kwargs, strict=False)
     except Exception as error:
         raise UnsupportedModel(f"torch.export cannot capture it: {first_line(error)}") from error
     return read(program, args, kwargs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export prints the graph that it has got so far where it fails; the reason is in the exception."""
+    handlers = [(handler, handler.level) for handler in logging.getLogger("torch").handlers]
+    for handler, _ in handlers:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handler, level in handlers:
+            handler.setLevel(level)
 
 
 def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:

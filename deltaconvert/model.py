@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert import snapshot
+from deltaconvert import parts, snapshot
 from deltaconvert.check import names_of, sparsify
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.gate import Gate
@@ -87,13 +87,33 @@ class DeltaModel(nn.Module):
     def thresholds(self) -> dict[str, float]:
         """The threshold of every node that compares, by path, in the units of its feature map."""
         nodes = self._program.plan.graph.graph.nodes
-        return {_path(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
+        own = {_path(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
+        return own | {
+            path: amount for part in self._parts.values() for path, amount in part.thresholds.items()
+        }
 
     @property
     def names(self) -> list[str]:
         """The paths that rules may name: of every call in the network, and of conversions at this size."""
         nodes = [*self.graph.graph.nodes, *self._program.plan.graph.graph.nodes]
-        return list(dict.fromkeys(name for node in nodes if node.op != "output" for name in names_of(node)))
+        own = (name for node in nodes if node.op != "output" for name in names_of(node))
+        return list(dict.fromkeys((*own, *(name for part in self._parts.values() for name in part.names))))
+
+    @property
+    def _parts(self) -> dict[str, DeltaModel]:
+        """The converted parts of modules that stay whole, by path in the graph; see deltaconvert.parts."""
+        return {path: part.delta for path, part in parts.parts_of(self.graph).items()}
+
+    def install(self, converted: Mapping[str, DeltaModel]) -> None:
+        """Put converted modules into those that stay whole."""
+        parts.install(self.graph, converted)
+
+    def _refuse_parts(self, wish: str) -> None:
+        if self._parts:
+            raise InputError(
+                f"the network could not be captured as a whole, only {', '.join(self._parts)}: for {wish} convert it "
+                "again"
+            )
 
     @property
     def rules(self) -> Mapping[str, Rule]:
@@ -111,6 +131,7 @@ class DeltaModel(nn.Module):
 
         args, kwargs: one call of the network, on a frame that relative thresholds are measured on.
         """
+        self._refuse_parts("other thresholds")
         frames = self.signature.flatten(args, kwargs)
         self._check(frames)
         with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
@@ -126,10 +147,12 @@ class DeltaModel(nn.Module):
         """The same network for a batch of `streams` images of the size it runs at now, with state of its own."""
         if isinstance(streams, bool) or not isinstance(streams, int) or streams < 1:
             raise InputError(f"streams is {streams!r}: it is a number from 1")
+        self._refuse_parts("another number of streams")
         for place, (dim, _, _) in enumerate(self._like):
             if dim != 4:
                 raise InputError(f"input {place} has {dim} dimensions, not N C H W: it has no batch to widen")
         frames = self._blank(streams)
+        self._check_sizes(frames)
         try:
             with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
                 model = DeltaModel(
@@ -171,11 +194,11 @@ class DeltaModel(nn.Module):
     @in_turn
     def reset(self, stream: int | None = None) -> None:
         """Forget the last frames, of one stream (its index in the batch) or of all: the next one is full."""
-        if stream is None:
-            self._program.reset()
-            return
-        self._check_stream(stream)
-        self._program.reset(slice(stream, stream + 1))
+        if stream is not None:
+            self._check_stream(stream)
+        self._program.reset(slice(None) if stream is None else slice(stream, stream + 1))
+        for part in self._parts.values():
+            part.reset(stream)
 
     @in_turn
     def snapshot(self, stream: int = 0) -> bytes:
@@ -230,16 +253,20 @@ class DeltaModel(nn.Module):
     @in_turn
     def stats(self) -> Stats:
         """What the frames so far changed and cost, node by node; see report.Stats."""
-        return self._tally.stats(self._program)
+        return parts.told(
+            self._tally.stats(self._program), {path: part.stats() for path, part in self._parts.items()}
+        )
 
     def explain(self) -> Explanation:
         """One row for each node: delta or dense, why not, share of the work, threshold, state; print it."""
-        return explain(self._program)
+        return parts.explained(
+            explain(self._program), {path: part.explain() for path, part in self._parts.items()}
+        )
 
     @property
     def state_bytes(self) -> int:
         """What is kept between frames, for all streams together."""
-        return self._program.state_bytes()
+        return self._program.state_bytes() + sum(part.state_bytes for part in self._parts.values())
 
     @in_turn
     def input_masks(self) -> Tensor:
@@ -253,11 +280,12 @@ class DeltaModel(nn.Module):
     def masks(self) -> Mapping[str, Tensor]:
         """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""
         nodes = self._program.plan.graph.graph.nodes
-        return {
+        own = {
             _path(node): self._program.edges[node.name].mask.clone()
             for node in nodes
             if node.name in self._program.edges
         }
+        return own | {path: mask for part in self._parts.values() for path, mask in part.masks().items()}
 
     def save(self, path: Any) -> None:
         """Write the converted network into one file that deltaconvert.load reads without the network's own code."""
@@ -304,15 +332,18 @@ class DeltaModel(nn.Module):
                 raise InputError(f"input {place} is on {frame.device}; the network was converted on {device}")
             if frame.numel() == 0:
                 raise InputError(f"input {place} is empty: its shape is {tuple(frame.shape)}")
-        if self.signature.sizes not in (None, _sizes(frames)):
-            raise InputError(
-                f"the inputs have shapes {_text(_sizes(frames))}; the network was captured for "
-                f"{_text(self.signature.sizes)} alone: convert it once for each size"
-            )
+        self._check_sizes(frames)
         batches = {frame.shape[0] for frame in frames if frame.dim() == 4}
         if len(batches) > 1:
             raise InputError(
                 f"the inputs have batches of {sorted(batches)}: every stream needs one image in each"
+            )
+
+    def _check_sizes(self, frames: Sequence[Tensor]) -> None:
+        if self.signature.sizes is not None and self.signature.sizes != _sizes(frames):
+            raise InputError(
+                f"the inputs have shapes {_text(_sizes(frames))}; the network was captured for "
+                f"{_text(self.signature.sizes)} alone: convert it once for each size"
             )
 
     def _resize(self, frames: Sequence[Tensor]) -> None:
@@ -336,9 +367,10 @@ class DeltaModel(nn.Module):
         """A program with fresh state; the plan of a size is made once."""
         sizes = _sizes(frames)
         if sizes not in self._plans:
-            self._plans[sizes] = plan(
-                self.graph, frames, self._thresholds, self.keep_dense, self._backend.PASSES
-            )
+            with parts.dense_parts(self.graph):
+                self._plans[sizes] = plan(
+                    self.graph, frames, self._thresholds, self.keep_dense, self._backend.PASSES
+                )
             if len(self._plans) == 1:
                 # Relative thresholds refer to the example frame, whatever size comes later.
                 nodes = self._plans[sizes].graph.graph.nodes

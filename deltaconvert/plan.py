@@ -14,6 +14,7 @@ from deltaconvert.passes.convert_edges import cancel_conversions, insert_convers
 from deltaconvert.passes.decide import decide
 from deltaconvert.passes.drop_expands import drop_expands
 from deltaconvert.passes.drop_identities import drop_identities
+from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_constants import fold_constants
 from deltaconvert.passes.fold_padding import fold_padding
 from deltaconvert.passes.follow_layouts import follow_layouts
@@ -56,6 +57,7 @@ def plan(
             drop_identities,
             adopt_operators,
             fold_padding,
+            fold_batch_norm,
             drop_expands,
             follow_layouts(streams, keep_dense),
             decide(streams, keep_dense),

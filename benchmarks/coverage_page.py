@@ -1,0 +1,127 @@
+"""docs/coverage.md from benchmarks/results/coverage.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+Row = dict[str, Any]
+MISMATCH = 1e-3
+MIXERS = ("mixer_", "gmixer_", "gmlp_", "resmlp_")  # linear layers over all pixels, in place of convolutions
+WAYS = {
+    "symbolic": "symbolic tracing",
+    "export": "torch.export",
+    "whole": "symbolic tracing, a module stays whole",
+    "parts": "as it was, around its parts",
+}
+
+
+def page(results: dict[str, Any]) -> str:
+    networks: dict[str, Row] = results["networks"]
+    machine = results["machine"]
+    packages = dict.fromkeys(name.partition(".")[0] for name in networks)
+    head = f"""# Coverage
+
+Which public networks convert, and whether they then equal themselves. Written by `python benchmarks/coverage.py --docs`
+from [coverage.json](../benchmarks/results/coverage.json): {machine["cpu"]}, torch {machine["torch"]},
+{machine["date"]}, `{machine["command"]}`.
+
+Random weights, norms with the statistics of a frame; threshold 0, reference backend, 6 frames of odd size. A *match*
+differs from the dense network by less than {MISMATCH:g} of the largest output in every frame. timm: of each family
+with convolutions the smallest variant and the largest one of up to 45 million parameters. *Work in deltas* is the share
+of all multiply-accumulates; a *pure CNN* multiplies no maps with each other (attention) and mixes no tokens.
+
+"""
+    columns = (
+        "",
+        "networks",
+        "convert and match",
+        "mismatch",
+        *WAYS.values(),
+        "pure CNNs",
+        "of them >= 95 % in deltas",
+    )
+    lines = [_row(columns), _row("---" for _ in columns)]
+    for package in packages:
+        lines.append(
+            _row(_summary(package, {n: r for n, r in networks.items() if n.startswith(package + ".")}))
+        )
+    text = head + "\n".join(lines) + "\n"
+    failed = {n: r for n, r in networks.items() if "error" in r}
+    if failed:
+        text += "\n## What does not convert\n\n| network | why |\n|---|---|\n"
+        text += "".join(_row((n, _line(r["error"]))) + "\n" for n, r in failed.items())
+    text += "\n## Why work stays dense\n\n"
+    text += "Islands of more than 1 % of a network's work, by the networks that have one.\n\n"
+    text += "| operator | networks | for example |\n|---|---|---|\n"
+    for operator, (count, example) in _reasons(networks).items():
+        text += _row((operator, count, example)) + "\n"
+    for package in packages:
+        text += f"\n## {package}\n\n"
+        text += "| network | size | way | work in deltas | nodes | largest islands | difference |\n"
+        text += "|---|---|---|---|---|---|---|\n"
+        text += "".join(
+            _row(_network(name, row)) + "\n"
+            for name, row in networks.items()
+            if name.startswith(package + ".") and "error" not in row
+        )
+    return text
+
+
+def _summary(package: str, rows: dict[str, Row]) -> tuple[Any, ...]:
+    good = {n: r for n, r in rows.items() if matches(r)}
+    wrong = [n for n, r in rows.items() if "error" not in r and not matches(r)]
+    ways = Counter(r["way"] for r in good.values())
+    pure = [r for n, r in good.items() if is_pure(n, r)]
+    most = sum(r["share"] >= 0.95 for r in pure)
+    share = f"{len(good)} ({len(good) / max(len(rows), 1):.1%})"
+    return (
+        package,
+        len(rows),
+        share,
+        len(wrong),
+        *(ways[way] for way in WAYS),
+        len(pure),
+        f"{most} ({most / max(len(pure), 1):.0%})",
+    )
+
+
+def matches(row: Row) -> bool:
+    return "error" not in row and row["difference"] < MISMATCH and row["finite"] > 0.99
+
+
+def is_pure(name: str, row: Row) -> bool:
+    return row["attention"] == 0 and not name.partition(".")[2].startswith(MIXERS)
+
+
+def _reasons(networks: dict[str, Row]) -> dict[str, tuple[int, str]]:
+    found: dict[str, set[str]] = {}
+    examples: dict[str, str] = {}
+    for name, row in networks.items():
+        for island in row.get("islands", ()):
+            if island["share"] > 0.01:
+                found.setdefault(island["operator"], set()).add(name)
+                examples.setdefault(island["operator"], f"{name}: {_line(island['reason'])}")
+    ordered = sorted(found, key=lambda operator: -len(found[operator]))
+    return {operator: (len(found[operator]), examples[operator]) for operator in ordered}
+
+
+def _network(name: str, row: Row) -> tuple[Any, ...]:
+    islands = dict.fromkeys(i["operator"] for i in row["islands"] if i["share"] > 0.001)
+    return (
+        name.partition(".")[2],
+        "x".join(map(str, row["size"])),
+        row["way"],
+        f"{row['share']:.1%}",
+        f"{row['delta']} of {row['nodes']}",
+        ", ".join(islands) or "",
+        f"{row['difference']:.0e}" + ("" if matches(row) else " **mismatch**"),
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:160].replace("|", "\\|")
+
+
+def _row(cells: Any) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"

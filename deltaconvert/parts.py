@@ -1,0 +1,223 @@
+"""parts: where no way captures a network as a whole, its largest modules that convert, and the rest as it was.
+
+Detectors are such networks: a backbone and heads on maps, between lists of images and lists of boxes. The network, or a
+module that stayed whole in it, is one island of the graph; inside it each such module has a `Part` in its place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from deltaconvert.capture import capture, is_light
+from deltaconvert.check import names_of
+from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.report import Explanation, Stats
+from deltaconvert.trace import Signature, Traced
+
+if TYPE_CHECKING:
+    from deltaconvert.model import DeltaModel
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Build = Callable[[Traced, list[Tensor], str], "DeltaModel"]  # its last input: the path of what was traced
+
+
+WHOLE = "network"  # the path of a network that is an island as a whole
+
+
+class Part(nn.Module):
+    """A module in a network that runs as it was: converted, or dense for calls that it was not converted for."""
+
+    def __init__(self, dense: nn.Module, delta: DeltaModel):
+        super().__init__()
+        self.dense, self.delta = dense, delta
+
+    def __getattr__(self, name: str) -> Any:
+        """The network may ask the module for its settings: backbone.out_channels."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("dense"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.delta(*args, **kwargs)
+        except InputError:  # raised before any state changes
+            return self.dense(*args, **kwargs)
+
+
+def whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Traced:
+    """`model` as a graph of one node, an island that says why."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    graph = fx.Graph()
+    given = [graph.placeholder(f"input_{i}") if isinstance(x, Tensor) else x for i, x in enumerate(leaves)]
+    args, kwargs = pytree.tree_unflatten(given, spec)
+    node = graph.call_module(WHOLE, args, kwargs)
+    node.meta["why_dense"] = reason
+    graph.output((node,))
+    gm = fx.GraphModule({WHOLE: copy.deepcopy(model)}, graph, type(model).__name__)
+    constants = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+    # The output is one value, whatever it holds: lists of boxes are as long as each frame wants.
+    return Traced(gm, Signature(spec, constants, pytree.tree_flatten(0)[1], {}), {WHOLE: reason})
+
+
+def find_parts(model: nn.Module, traced: Traced, call: Call, build: Build) -> dict[str, DeltaModel]:
+    """The converted parts of the modules that stayed whole in `traced`; path in its graph -> part."""
+    found = {}
+    for home in traced.opaque:
+        if home == WHOLE:
+            inside, inner, path = model, call, ""
+        else:
+            calls = _calls(model, [home], call)
+            if home not in calls:
+                continue
+            inside, inner, path = model.get_submodule(home), calls[home], f"{home}."
+        for name, part in _largest(inside, inner, path, build).items():
+            found[f"{home}.{name}"] = part
+    return found
+
+
+def _largest(module: nn.Module, call: Call, prefix: str, build: Build) -> dict[str, DeltaModel]:
+    """The largest modules in `module` that convert, by path.
+
+    Only those with a convolution, which one call of `module` calls once, on maps of all of its images: what runs on
+    regions or several times has no last frame to go on from.
+    """
+    images = _images(call)
+    found: dict[str, DeltaModel] = {}
+    todo = [name for name, child in module.named_children() if not is_light(child)]
+    while todo:
+        calls = _calls(module, todo, call)
+        deeper = []
+        for path in todo:
+            part = module.get_submodule(path)
+            try:
+                if path not in calls or _images(calls[path]) != images:
+                    raise UnsupportedModel("it is not called once, on maps of all images")
+                around = _Around(part)
+                traced = capture(around, *calls[path])
+                if not all(is_light(around.get_submodule(home)) for home in traced.opaque):
+                    raise UnsupportedModel("a module with convolutions stays whole in it")
+                frames = [x for x in pytree.tree_leaves(calls[path]) if isinstance(x, Tensor)]
+                found[path] = build(traced, frames, prefix + path)
+            except (UnsupportedModel, InputError):
+                deeper += [f"{path}.{name}" for name, child in part.named_children() if not is_light(child)]
+        todo = deeper
+    return found
+
+
+class _Around(nn.Module):
+    """Calls a module, so that one that is an operator itself is a call in a graph too."""
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.part(*args, **kwargs)
+
+
+def within(gm: fx.GraphModule, path: str) -> None:
+    """Name the nodes of a part's graph, part.0.conv and the like, as the network does."""
+    for node in gm.graph.nodes:
+        inner = [name.split(".") for name in names_of(node)]
+        names = [".".join([path, *name[name[0] == "part" :]]) for name in inner]
+        node.meta.update(path=names[0], parts=tuple(names))
+
+
+def _images(call: Call) -> int | None:
+    """How many images a call is about: the batch of its maps, or the number of its images C H W."""
+    tensors = [x for x in pytree.tree_leaves(call) if isinstance(x, Tensor)]
+    batches = {x.shape[0] for x in tensors if x.dim() == 4}
+    if not batches:
+        return sum(x.dim() == 3 for x in tensors) or None
+    return batches.pop() if len(batches) == 1 else None
+
+
+def _calls(module: nn.Module, paths: Sequence[str], call: Call) -> dict[str, Call]:
+    """What one call of `module` calls the modules at `paths` with; nothing for those that it calls more than once."""
+    found: dict[str, list[Call]] = {path: [] for path in paths}
+    model = copy.deepcopy(module)
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            found[path].append(pytree.tree_map_only(Tensor, torch.clone, (args, kwargs)))
+
+        return hook
+
+    for path in paths:
+        model.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
+    args, kwargs = copy.deepcopy(call)
+    model(*args, **kwargs)
+    return {path: calls[0] for path, calls in found.items() if len(calls) == 1}
+
+
+# ---- parts in a graph
+
+
+def parts_of(gm: nn.Module) -> dict[str, Part]:
+    return {path: part for path, part in gm.named_modules() if isinstance(part, Part)}
+
+
+def install(gm: nn.Module, parts: Mapping[str, DeltaModel]) -> None:
+    """Put each converted module in the place of its dense one; path -> module as `gm` names it."""
+    for path, delta in parts.items():
+        _put(gm, path, Part(gm.get_submodule(path), delta))
+
+
+@contextmanager
+def dense_parts(gm: nn.Module) -> Iterator[None]:
+    """For as long as a plan is made, which counts the work of the dense modules and plays a frame."""
+    parts = parts_of(gm)
+    for path, part in parts.items():
+        _put(gm, path, part.dense)
+    try:
+        yield
+    finally:
+        for path, part in parts.items():
+            _put(gm, path, part)
+
+
+def _put(gm: nn.Module, path: str, module: nn.Module) -> None:
+    home, _, name = path.rpartition(".")
+    gm.get_submodule(home)._modules[name] = module
+
+
+# ---- reports of a network with parts
+
+
+def explained(outer: Explanation, parts: Mapping[str, Explanation]) -> Explanation:
+    """The rows of each part before the island that holds it, whose work is what they do not do."""
+    rows = []
+    total = sum(row.macs for row in outer.rows) or 1
+    for row in outer.rows:
+        inner = [r for path, e in parts.items() if path.startswith(f"{row.path}.") for r in e.rows]
+        rows += [replace(r, share=r.macs / total) for r in inner]
+        left = max(row.macs - sum(r.macs for r in inner), 0) if inner else row.macs
+        rows.append(replace(row, macs=left, share=left / total))
+    return replace(outer, rows=rows)
+
+
+def told(outer: Stats, parts: Mapping[str, Stats]) -> Stats:
+    """The layers of each part before the island that holds it, whose work is what they do not stand for."""
+    layers = []
+    for layer in outer.layers:
+        inner = [each for path, s in parts.items() if path.startswith(f"{layer.path}.") for each in s.layers]
+        layers += inner
+        dense = sum(each.macs_done + each.macs_skipped for each in inner)
+        total = sum(each.total_macs_done + each.total_macs_skipped for each in inner)
+        layers.append(
+            replace(
+                layer,
+                macs_done=max(layer.macs_done - dense, 0),
+                total_macs_done=max(layer.total_macs_done - total, 0),
+            )
+        )
+    return replace(outer, layers=layers)
