@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deltaconvert.calibrate import calibrate
     from deltaconvert.container import load
     from deltaconvert.convert import convert
     from deltaconvert.errors import DeltaConvertError
@@ -22,6 +23,7 @@ __all__ = [
     "DeltaSession",
     "Gate",
     "StreamPool",
+    "calibrate",
     "convert",
     "export_onnx",
     "load",
@@ -35,6 +37,7 @@ _HOMES = {
     "DeltaSession": "session",
     "Gate": "gate",
     "StreamPool": "streams",
+    "calibrate": "calibrate",
     "convert": "convert",
     "export_onnx": "export",
     "load": "container",
@@ -52,11 +55,11 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """`convert` stays the function when Python stores the imported submodule of that name here."""
+    """`convert` and `calibrate` stay functions when Python stores the imported submodules of those names here."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "convert" and isinstance(value, ModuleType):
-            value = value.convert
+        if name in ("convert", "calibrate") and isinstance(value, ModuleType):
+            value = getattr(value, name)
         super().__setattr__(name, value)
 
 

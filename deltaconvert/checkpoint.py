@@ -88,7 +88,7 @@ def build(arch: str) -> nn.Module:
     if match is None:
         return _from_zoo(arch.strip())
     options = _literals(match["call"], arch) if match["call"] else {}
-    factory = _factory(match["module"], match["factory"])
+    factory = factory_of(match["module"], match["factory"])
     try:
         model = factory(**options)
     except Exception as error:
@@ -107,7 +107,7 @@ def _from_zoo(name: str) -> nn.Module:
         raise InputError(f"{error}. A network of your own is package.module:factory") from error
 
 
-def _factory(module: str, name: str) -> Any:
+def factory_of(module: str, name: str) -> Any:
     # The console script starts without the folder it is called in; a network of one's own usually lies there.
     sys.path.insert(0, "")
     try:

@@ -247,6 +247,12 @@ def run(
         str, typer.Option(help="A video file, an address (rtsp://, http://) or a camera's number.")
     ],
     out: Annotated[Path | None, typer.Option(help="Write a video with the changed pixels marked.")] = None,
+    marks: Annotated[
+        str,
+        typer.Option(
+            "--overlay", help="What --out shows: the mask of each frame, or a heatmap of the last ones."
+        ),
+    ] = "mask",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
@@ -274,7 +280,14 @@ def run(
             with _as_usage("--threshold"):
                 model = model.with_thresholds(rules, *model.signature.call([first])[0])
         summary = watch_video(
-            model, reader, recipe.prepare, compare=compare, size=pixels, out=out, progress=progress
+            model,
+            reader,
+            recipe.prepare,
+            compare=compare,
+            size=pixels,
+            out=out,
+            marks=marks,
+            progress=progress,
         )
     if json_output:
         facts = {"file": str(file), "video": video, "backend": model.backend, "thresholds": dict(model.rules)}
@@ -282,6 +295,83 @@ def run(
     typer.echo(str(summary))
     if out is not None:
         typer.echo(f"  {out}: changed pixels marked")
+
+
+@app.command()
+def report(
+    file: File,
+    video: Annotated[str, typer.Option(help="A video file, an address or a camera's number.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The page to write [FILE with .html].")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 100,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
+    ] = None,
+    compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
+    backend: Backend = "auto",
+) -> None:
+    """Run a network on a video and write what it did as one HTML page: layers, times, errors, pictures."""
+    pixels = _size(size)
+    from deltaconvert import container, feed, page
+    from deltaconvert import video as videos
+    from deltaconvert.measure import Dense
+    from deltaconvert.watch import resize, watch
+
+    page.require()
+    model, out = container.load(file, backend=backend), out or file.with_suffix(".html")
+    recipe = feed.from_json(model.info.get("recipe"))
+    written = page.Page(model, f"{file.name} on {Path(video).name}")
+    with videos.read(video, limit=limit) as reader, _progress(video, reader.frames) as progress:
+        frames = (resize(frame, pixels) for frame in progress(reader))
+        written.follow(watch(model, frames, recipe.prepare, dense=Dense(model) if compare else None))
+    written.write(out)
+    typer.echo(f"{out}: {len(written.seen)} frames")
+
+
+@app.command()
+def calibrate(
+    file: File,
+    video: Annotated[
+        str, typer.Option(help="A video file, a folder of images, an address or a camera's number.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file of thresholds [FILE with .json].")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="The largest loss of the metric.")] = 0.01,
+    metric: Annotated[
+        str,
+        typer.Option(help="relative_l2, noise, top1 or segmentation; or package.module:function of yours."),
+    ] = "relative_l2",
+    method: Annotated[str, typer.Option(help="allocate, or the paper's front_to_back.")] = "allocate",
+    frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
+    resume: Annotated[
+        Path | None, typer.Option(help="Keep trials there, and go on where they stopped.")
+    ] = None,
+    apply: Annotated[bool, typer.Option(help="Write the thresholds into FILE as well.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Find the thresholds that stay within a budget on a clip and do the least work."""
+    import deltaconvert
+    from deltaconvert.checkpoint import factory_of
+
+    model = deltaconvert.load(file)
+    output = output or file.with_suffix(".json")
+    with _as_usage("--metric"):
+        module, _, name = metric.partition(":")
+        judge = factory_of(module, name) if name else metric
+    found = deltaconvert.calibrate(
+        model, video, budget=budget, metric=judge, method=method, limit=frames, resume=resume
+    )
+    found.write(output)
+    if apply:
+        found.model.save(file)
+    if json_output:
+        facts = {
+            name: getattr(found, name) for name in ("loss", "work", "budget", "metric", "frames", "trials")
+        }
+        return _print_json({"file": str(output), **facts})
+    typer.echo(f"{output}: {found}")
 
 
 @app.command()

@@ -30,7 +30,9 @@ def recipe_for(arch: str, input_size: tuple[int, ...], **options: Any) -> Recipe
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
     return {
-        key: value for key, value in asdict(recipe).items() if key not in ("summary", "task", "checkpoint")
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(recipe).items()
+        if key not in ("summary", "task", "checkpoint")
     }
 
 

@@ -36,6 +36,21 @@ def overlay(frame: Tensor, mask: Tensor, *, label: str | None = None) -> Tensor:
     return shown
 
 
+def heatmap(frame: Tensor, heat: Tensor, *, label: str | None = None) -> Tensor:
+    """Show how often pixels changed: grey where they did not, from dark red to yellow where they did.
+
+    frame: uint8 (H, W, 3), RGB.    heat: float (H, W), 0 to 1.    label: as for `overlay`.
+    """
+    grey = frame.float().mean(2, keepdim=True) * 0.45
+    warmth = heat.clamp(0, 1).sqrt().unsqueeze(2)
+    fire = torch.cat([warmth * 3, warmth * 3 - 1, warmth * 3 - 2.2], 2).clamp(0, 1) * 255
+    share = (warmth * 1.5).clamp(0, 0.85)
+    shown = (grey * (1 - share) + fire * share).round().to(torch.uint8)
+    if label:
+        _draw_label(shown, label)
+    return shown
+
+
 def outline(mask: Tensor) -> Tensor:
     """The border of a mask, bool (H, W): its pixels that have a neighbour (up, down, left, right) outside it.
 

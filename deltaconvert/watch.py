@@ -17,10 +17,12 @@ from torch import Tensor
 from deltaconvert.errors import InputError
 from deltaconvert.measure import BASELINE, Dense, Difference, quantile, timed
 from deltaconvert.model import DeltaModel
-from deltaconvert.overlay import overlay
+from deltaconvert.overlay import heatmap, overlay
 from deltaconvert.video import VideoReader, VideoWriter
 
 Prepare = Callable[[Tensor], Tensor]
+COOLING = 0.9  # of a pixel's heat is left a frame later: half of it after seven
+MARKS = ("mask", "heatmap")
 
 
 @dataclass(frozen=True)
@@ -137,16 +139,21 @@ def watch_video(
     compare: bool = False,
     size: tuple[int, int] | None = None,
     out: str | Path | None = None,
+    marks: str = "mask",
     progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda frames: frames,
 ) -> Summary:
     """Run the network on a video.
 
     compare: run the dense network beside it.    size: (width, height) that frames are resized to first.
-    out: a video with the changed pixels marked.    progress: wraps the frames, to show how far it is.
+    out: a video with the changed pixels marked. marks: "mask", those of each frame, or "heatmap", those of the last
+    frames, the warmer the more often.    progress: wraps the frames, to show how far it is.
     """
     if len(model.example) != 1 or len(model.example[0][0]) != 4:
         raise InputError(f"the network takes {len(model.example)} inputs, a video feeds one image at a time")
+    if marks not in MARKS:
+        raise InputError(f"there are no marks {marks!r}: choose from {', '.join(MARKS)}")
     width, height = size or (reader.width, reader.height)
+    heat = torch.zeros(height, width)
     summary = Summary(width, height)
     frames = (resize(frame, size) for frame in progress(reader))
     with VideoWriter(out, reader.fps, (width, height)) if out is not None else nullcontext() as writer:
@@ -154,7 +161,15 @@ def watch_video(
             summary.add(seen)
             if writer is not None:
                 label = f"{seen.density:.1%} of pixels, {seen.work:.1%} of the work"
-                writer.write(overlay(seen.frame, seen.mask, label=label))
+                if marks == "heatmap" and summary.frames > 1:
+                    heat = heat * COOLING + seen.mask * (1 - COOLING)
+                hot = marks == "heatmap"
+                shown = (
+                    heatmap(seen.frame, heat, label=label)
+                    if hot
+                    else overlay(seen.frame, seen.mask, label=label)
+                )
+                writer.write(shown)
     return summary
 
 

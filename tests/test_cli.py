@@ -413,3 +413,40 @@ def test_the_demo_at_a_tiny_size(tmp_path):
         facts["frames"] == 10 and facts["weights"] == "untrained" and facts["difference"]["max"] is not None
     )
     assert "untrained" in text and any("untrained" in note for note in notes)
+
+
+SMALL = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+def worst(ours, dense):
+    return max(float((a - b).abs().max()) for a, b in zip(ours, dense))
+"""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    (tmp_path / "cli_small.py").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    call("convert", "--random", "--arch", "cli_small:net", "--input", "1x3x64x96", "-o", "a.delta", *BACKEND)
+    return "a.delta"
+
+
+def test_calibrate(small, clip):
+    options = ("--metric", "cli_small:worst", "--budget", 0.8, "--method", "front_to_back", "--json")
+    facts = json.loads(call("calibrate", small, "--video", clip, "--frames", 3, *options).stdout)
+    assert facts["file"] == "a.json" and 0 < facts["loss"] <= 0.8 and facts["metric"] == "worst"
+    run = ("run", small, "--video", clip, "--limit", 3, "--json", *BACKEND)
+    exact, found = (json.loads(call(*run, *extra).stdout) for extra in ((), ("--threshold", "a.json")))
+    assert found["work"] < exact["work"] and found["difference"]["max"] <= 0.81  # on another way to add up
+
+
+def test_report(small, clip):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("PIL")
+    call("report", small, "--video", clip, "--limit", 4, *BACKEND)
+    assert "multiply-accumulates" in Path("a.html").read_text()
+    call("run", small, "--video", clip, "--limit", 3, "--out", "hot.mp4", "--overlay", "heatmap", *BACKEND)
+    assert Path("hot.mp4").stat().st_size > 0

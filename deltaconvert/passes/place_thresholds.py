@@ -94,7 +94,7 @@ def shares(node: fx.Node) -> Tensor:
     channel of the root mean square gain. Readers whose gains are not known count as reading all channels alike.
     """
     channels = node.meta["shape"][1]
-    squares = torch.zeros(channels, dtype=torch.float64)
+    squares = torch.zeros(channels, dtype=torch.float64, device="cpu")
     for user in node.users:
         operator = operator_of(user)
         gains = operator.gains() if operator is not None and user.args[0] is node else None

@@ -1,0 +1,266 @@
+"""calibrate: the thresholds with the least work within a budget of accuracy, found on a clip.
+
+Two ways. `front_to_back` is the paper's (DeltaCNN, section 4): from the first layer to the last each threshold is
+raised until the loss has grown by its layer's share of the budget. `allocate` measures once for each threshold what
+raising and lowering it does to the loss and to the work, gives the budget to those that save the most work for it, and
+settles the common scale by trying.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deltaconvert.errors import InputError
+from deltaconvert.gate import Gate
+from deltaconvert.inputs import inputs_of
+from deltaconvert.metrics import Metric, metric_of
+from deltaconvert.model import DeltaModel
+from deltaconvert.thresholds import Thresholds
+from deltaconvert.trials import Decode, Outcome, Setting, Trials
+
+FRAMES = 40  # of a clip, where nobody says how many
+START = 0.05  # of a site's magnitude: where activations start; gates and statistics at a tenth of it
+INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
+CANDIDATES = 3  # gates and input thresholds that the layers are tried with
+TRIES = 5  # of a common scale
+RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
+STEP = 4.0  # by which one threshold is raised and lowered to see what it does; a round takes its root
+GATES = (Gate(), Gate(dilate=2), Gate(smooth=3), Gate(smooth=5), Gate(smooth=9, dilate=2))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found: `model` is the network with these thresholds; give `thresholds`, or the file that `write` makes,
+    to convert(threshold=...).
+
+    loss, work: on the clip; work is the share of a dense frame's multiply-accumulates. trials: clips played for it.
+    """
+
+    model: DeltaModel
+    thresholds: Thresholds
+    setting: Setting
+    loss: float
+    work: float
+    budget: float
+    metric: str
+    method: str
+    frames: int
+    trials: int
+
+    def write(self, path: str | Path) -> None:
+        facts = ("loss", "work", "budget", "metric", "method", "frames")
+        self.thresholds.write(path, found={name: getattr(self, name) for name in facts})
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} {self.loss:.4g} of {self.budget:.4g}, multiply-accumulates {self.work:.1%} of dense "
+            f"({self.frames} frames, {self.trials} trials)"
+        )
+
+
+def calibrate(
+    delta: DeltaModel,
+    frames: Any,
+    *,
+    budget: float = 0.01,
+    metric: str | Metric = "relative_l2",
+    method: str = "allocate",
+    decode: Decode | None = None,
+    guide: Metric | None = None,
+    gates: Sequence[Gate] = GATES,
+    rounds: int = 2,
+    limit: int = FRAMES,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> Calibration:
+    """Find the thresholds of `delta` that stay within `budget` on a clip and do the least work; `delta` stays as it is.
+
+    frames: inputs of the network in their order, as it is called with them, or uint8 (H, W, 3) images where the model
+        knows how they become inputs; or a video file, a folder of images, an address, a camera's number. The first
+        `limit` are taken.
+    budget: the largest loss of the metric, against the dense network on the same frames.
+    metric: relative_l2, noise (0.01 is a PSNR of 40 dB), top1, segmentation, detection, keypoints (see
+        deltaconvert.metrics), or a function of two lists, our outputs and the dense ones, that gives a loss.
+    decode: applied to every output before the metric sees it: boxes of a detector, labels of a segmentation.
+    guide: the metric that sensitivities are measured with; relative L2 unless said. It should be smooth.
+    method: "allocate" or "front_to_back".    gates, rounds: what `allocate` tries at the input; how often it allocates.
+    resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was.
+    progress: show a bar on a terminal.
+
+    Nothing is drawn at random: the same frames give the same thresholds. The clip should show what the camera will,
+    also the hard parts: a metric that still frames cannot lose on lets every threshold grow.
+    """
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}: choose from {', '.join(METHODS)}")
+    if not (math.isfinite(budget) and budget > 0):
+        raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
+    clip = inputs_of(delta, frames, limit)
+    judge = metric_of(metric)
+    with _bar(progress) as tell:
+        trials = Trials(
+            delta,
+            clip,
+            judge,
+            decode=decode,
+            guide=guide,
+            file=None if resume is None else Path(resume),
+            told=tell,
+        )
+        search = Search(trials, budget)
+        setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
+    outcome = trials(setting)
+    thresholds = trials.thresholds(setting)
+    args, kwargs = delta.signature.call(clip[0])
+    return Calibration(
+        model=delta.with_thresholds(thresholds, *args, **kwargs),
+        thresholds=thresholds,
+        setting=setting,
+        loss=outcome.loss,
+        work=outcome.work,
+        budget=budget,
+        metric=getattr(judge, "__name__", "metric"),
+        method=method,
+        frames=len(clip),
+        trials=len(search.tried),
+    )
+
+
+METHODS = ("allocate", "front_to_back")
+
+
+class Search:
+    """Walks through settings; `tried` holds those that were within the budget and those that were not."""
+
+    def __init__(self, trials: Trials, budget: float):
+        self.trials, self.budget = trials, budget
+        self.tried: dict[Setting, Outcome] = {}
+
+    def look(self, setting: Setting) -> Outcome:
+        self.tried[setting] = self.trials(setting)
+        return self.tried[setting]
+
+    def fits(self, setting: Setting) -> bool:
+        return self.look(setting).loss <= self.budget
+
+    def best(self) -> Setting:
+        """The least work within the budget among all that was tried."""
+        found = min(self.tried, key=self._rank)
+        return found if self.fits(found) else self.exact()
+
+    def exact(self) -> Setting:
+        setting = Setting((0.0,) * len(self.trials.sites))
+        self.look(setting)
+        return setting
+
+    def front_to_back(self) -> Setting:
+        """The paper's: each threshold in turn as high as it can be for its layer's share of the budget. The input's
+        changes take three pixels around them along, for which its threshold may be higher."""
+        setting = replace(self.exact(), gate=Gate(dilate=3))
+        share = self.budget / len(setting.shares)
+        for place in range(len(setting.shares)):
+            spent = self.look(setting).loss
+            for rung in RUNGS:
+                raised = setting.at(place, rung)
+                if self.look(raised).loss > spent + share:
+                    break
+                setting = raised
+        return setting
+
+    def allocate(self, gates: Sequence[Gate], rounds: int) -> Setting:
+        """The input first, then the layers together, then each of them apart."""
+        inputs = [place for place, site in enumerate(self.trials.sites) if site.kind == "input"]
+        start = tuple(START if site.kind == "activation" else START / 10 for site in self.trials.sites)
+        ladder = [
+            Setting(tuple(rung if place in inputs else share for place, share in enumerate(start)), gate=gate)
+            for gate in gates
+            for rung in INPUT_RUNGS
+        ]
+        # A higher input threshold may lose less: what hardly ever changes is at least of one piece.
+        found = sorted(ladder, key=self._rank)[:CANDIDATES]
+        found = [self.scaled(setting, TRIES, but=inputs) for setting in found]
+        found.append(self.scaled(replace(min(found, key=self._rank), weighted=True), TRIES, but=inputs))
+        setting = min(found, key=self._rank)
+        for number in range(rounds):
+            moved = self.scaled(self.reallocated(setting, STEP ** (0.5**number)), TRIES)
+            setting = min((setting, moved), key=self._rank)
+        return self.best()
+
+    def scaled(self, setting: Setting, tries: int, but: Collection[int] = ()) -> Setting:
+        """The setting, but for some sites, times the largest factor found within the budget, by halving the interval of
+        its logarithm."""
+        low, high = None, None  # factors within and beyond the budget
+        factor = 1.0
+        for _ in range(tries):
+            if self.fits(setting.times(factor, but)):
+                low = factor
+                factor = math.sqrt(low * high) if high else low * 4
+            else:
+                high = factor
+                factor = math.sqrt(low * high) if low else high / 4
+        return setting.times(low or factor, but)
+
+    def reallocated(self, setting: Setting, step: float) -> Setting:
+        """Each threshold lower, as it is, or higher, so that the predicted work is least at the same predicted loss.
+
+        Squares of the guide's loss add up, errors of different layers being independent; so does saved work, nearly.
+        """
+        base = self.look(setting)
+        options: list[
+            list[tuple[float, float, float]]
+        ] = []  # for each site: (factor, loss, work) against now
+        for place, share in enumerate(setting.shares):
+            seen = [(1.0, 0.0, 0.0)]
+            for factor in (1 / step, step):
+                outcome = self.look(setting.at(place, share * factor))
+                seen.append((factor, outcome.guide**2 - base.guide**2, outcome.work - base.work))
+            options.append(seen)
+
+        def chosen(price: float) -> list[tuple[float, float, float]]:
+            return [min(seen, key=lambda option: option[2] + price * option[1]) for seen in options]
+
+        low, high = 1e-12, 1e12  # work for a unit of loss
+        for _ in range(80):
+            price = math.sqrt(low * high)
+            if sum(option[1] for option in chosen(price)) > 0:
+                low = price
+            else:
+                high = price
+        factors = [option[0] for option in chosen(high)]
+        shares = tuple(share * factor for share, factor in zip(setting.shares, factors, strict=True))
+        return replace(setting, shares=shares)
+
+    def _rank(self, setting: Setting) -> tuple[bool, float]:
+        """Those within the budget by their work, the others behind them by their loss."""
+        outcome = self.look(setting)
+        beyond = outcome.loss > self.budget
+        return beyond, outcome.loss if beyond else outcome.work
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Callable[[Setting, Outcome], None]]:
+    """Tells of each trial on a terminal: how many, and what the last one came to."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    shown = wanted and console.is_terminal and sys.stderr is not None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("calibrating", total=None)
+        count = 0
+
+        def tell(setting: Setting, outcome: Outcome) -> None:
+            nonlocal count
+            count += 1
+            bar.update(
+                task,
+                description=f"trial {count}: loss {outcome.loss:.4g}, work {outcome.work:.1%}",
+            )
+
+        yield tell

@@ -1,0 +1,55 @@
+"""Frames from wherever they are, as a network takes them: calls, images, a video, a folder of images, a camera."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaconvert import feed, video
+from deltaconvert.errors import InputError
+from deltaconvert.model import DeltaModel
+
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def inputs_of(model: DeltaModel, frames: Any, limit: int | None = None) -> list[list[Tensor]]:
+    """The tensors of each call, in order, at most `limit` calls.
+
+    frames: calls of the network, as convert's example is given; uint8 (H, W, 3) images, which the recipe in the
+    model's file makes inputs of; or where to read such images: a path, an address, a camera's number.
+    """
+    source = images_of(frames) if isinstance(frames, str | os.PathLike | int) else frames
+    if isinstance(source, Tensor) or not isinstance(source, Iterable):
+        raise InputError("frames are one tensor: give a list of frames, or where to read them")
+    return [_call(model, frame) for frame in itertools.islice(source, limit)]
+
+
+def images_of(source: str | os.PathLike[str] | int) -> Iterator[Tensor]:
+    """uint8 (H, W, 3): of a video, or of the images in a folder, by name."""
+    if not isinstance(source, int) and Path(source).is_dir():
+        files = sorted(file for file in Path(source).iterdir() if file.suffix.lower() in IMAGES)
+        if not files:
+            raise InputError(f"{source}: no images in this folder ({', '.join(IMAGES)})")
+        for file in files:
+            with video.read(file, limit=1) as reader:
+                yield next(reader)
+        return
+    with video.read(source if isinstance(source, int) else str(source)) as reader:
+        yield from reader
+
+
+def _call(model: DeltaModel, frame: Any) -> list[Tensor]:
+    if isinstance(frame, Tensor) and frame.dtype == torch.uint8 and frame.dim() == 3 and frame.shape[2] == 3:
+        device = model.device
+        return [feed.from_json(model.info.get("recipe")).prepare(frame).to(device)]
+    if isinstance(frame, tuple):
+        return model.signature.flatten(frame, {})
+    if isinstance(frame, dict):
+        return model.signature.flatten((), frame)
+    return model.signature.flatten((frame,), {})

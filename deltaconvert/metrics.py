@@ -1,0 +1,187 @@
+"""How much worse than the dense network: what `calibrate` keeps inside its budget.
+
+A metric is a function (ours, dense) -> loss of two lists with one entry a frame: the outputs as they are, or what a
+`decode` function made of them. 0 is the dense network's own answer. Detection and keypoints are COCO's, by pycocotools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from deltaconvert.errors import InputError
+
+Metric = Callable[[Sequence[Any], Sequence[Any]], float]
+
+
+def relative_l2(ours: Sequence[Any], dense: Sequence[Any]) -> float:
+    """sqrt(sum of squared differences / sum of squares) over all outputs of all frames."""
+    square = reference = 0.0
+    for a, b in _pairs(ours, dense):
+        square += float((a.double() - b.double()).square().sum())
+        reference += float(b.double().square().sum())
+    return math.sqrt(square / reference) if reference else math.sqrt(square)
+
+
+def noise(ours: Sequence[Any], dense: Sequence[Any]) -> float:
+    """Root of the mean squared difference, as a share of the dense output's range: 0.01 is a PSNR of 40 dB."""
+    square, count, low, high = 0.0, 0, math.inf, -math.inf
+    for a, b in _pairs(ours, dense):
+        square, count = square + float((a.double() - b.double()).square().sum()), count + a.numel()
+        low, high = min(low, float(b.min())), max(high, float(b.max()))
+    return math.sqrt(square / max(count, 1)) / max(high - low, 1e-30)
+
+
+def top1(ours: Sequence[Any], dense: Sequence[Any]) -> float:
+    """The share of images whose largest output is another class."""
+    pairs = list(_pairs(ours, dense))
+    other = sum(int((a.flatten(1).argmax(1) != b.flatten(1).argmax(1)).sum()) for a, b in pairs)
+    return other / sum(len(b) for _, b in pairs)
+
+
+def segmentation(ours: Sequence[Any], dense: Sequence[Any]) -> float:
+    """1 - mean intersection over union of the classes that the dense network finds.
+
+    Outputs are scores (N, classes, H, W), or labels (N, H, W) of integers.
+    """
+    shared: dict[int, list[int]] = {}
+    for a, b in _pairs(ours, dense):
+        a, b = (x.argmax(1) if x.is_floating_point() else x.long() for x in (a, b))
+        for label in torch.unique(torch.cat([a.flatten(), b.flatten()])).tolist():
+            count = shared.setdefault(label, [0, 0, 0])
+            mine, theirs = a == label, b == label
+            for place, mask in enumerate((mine & theirs, mine | theirs, theirs)):
+                count[place] += int(mask.sum())
+    found = [both / either for both, either, theirs in shared.values() if theirs]
+    return 1 - sum(found) / len(found) if found else 0.0
+
+
+def detection(ours: Sequence[Any], dense: Sequence[Any], *, iou: float = 0.5) -> float:
+    """1 - COCO's average precision at that overlap, with the dense network's boxes as the truth.
+
+    Entries: what decode gave for a frame, tensors (boxes, 6) of x1, y1, x2, y2, score, class, one or one an image.
+    """
+    precision = average_precision(_images(ours), _images(dense), iou=iou)
+    return 0.0 if math.isnan(precision) else 1 - precision
+
+
+def average_precision(found: Sequence[Tensor], truth: Sequence[Tensor], *, iou: float = 0.5) -> float:
+    """COCO's average precision at one overlap, the mean over the classes that `truth` has; NaN where it has none.
+
+    found: (boxes, 6) for each image: x1, y1, x2, y2, score, class. truth: the same; scores are not read.
+    """
+
+    def entry(box: list[float]) -> dict[str, Any]:
+        x1, y1, x2, y2, score, label = box
+        size = x2 - x1, y2 - y1
+        return {
+            "bbox": [x1, y1, *size],
+            "area": size[0] * size[1],
+            "score": score,
+            "category_id": int(label) + 1,
+        }
+
+    truths, founds = (
+        [[entry(box) for box in image.tolist()] for image in images] for images in (truth, found)
+    )
+    return _coco(truths, founds, "bbox", [iou])
+
+
+def keypoints(ours: Sequence[Any], dense: Sequence[Any], *, oks: float = 0.75) -> float:
+    """1 - COCO's average precision of poses at that object keypoint similarity, the dense network's as the truth.
+
+    Entries: what decode gave for a frame, (people, 17, 3) of x, y, score.
+    """
+
+    def entry(person: Tensor) -> dict[str, Any]:
+        visible = person[:, 2] > 0
+        low, high = person[visible, :2].amin(0), person[visible, :2].amax(0)
+        size = (high - low).clamp(min=1.0)
+        flags = torch.cat([person[:, :2], visible[:, None] * 2.0], 1)
+        return {
+            "keypoints": flags.flatten().tolist(),
+            "num_keypoints": int(visible.sum()),
+            "bbox": [*low.tolist(), *size.tolist()],
+            "area": float(size.prod()),
+            "score": float(person[:, 2].mean()),
+            "category_id": 1,
+        }
+
+    founds, truths = (
+        [[entry(p) for p in image.float() if bool((p[:, 2] > 0).any())] for image in images]
+        for images in (ours, dense)
+    )
+    precision = _coco(truths, founds, "keypoints", [oks])
+    return 0.0 if math.isnan(precision) else 1 - precision
+
+
+METRICS: dict[str, Metric] = {
+    metric.__name__: metric for metric in (relative_l2, noise, top1, segmentation, detection, keypoints)
+}
+
+
+def metric_of(metric: str | Metric) -> Metric:
+    if callable(metric):
+        return metric
+    if metric not in METRICS:
+        raise InputError(
+            f"there is no metric {metric!r}: choose from {', '.join(METRICS)}, or give a function"
+        )
+    return METRICS[metric]
+
+
+def _coco(truth: list[list[Any]], found: list[list[Any]], kind: str, thresholds: list[float]) -> float:
+    """Mean average precision over the classes of `truth`; one list an image. NaN where it holds nothing."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise InputError('this metric needs pycocotools: pip install "deltaconvert[metrics]"') from error
+    labels = sorted({entry["category_id"] for image in truth for entry in image})
+    if not labels:
+        return math.nan
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports as it goes
+        sides = []
+        for images in (truth, found):
+            side, number = COCO(), 0
+            side.dataset = {
+                "images": [{"id": place} for place in range(len(truth))],
+                "categories": [{"id": label} for label in labels],
+                "annotations": [],
+            }
+            for place, image in enumerate(images):
+                for entry in image:
+                    number += 1
+                    side.dataset["annotations"].append(
+                        {**entry, "id": number, "image_id": place, "iscrowd": 0}
+                    )
+            side.createIndex()
+            sides.append(side)
+        judge = COCOeval(*sides, kind)
+        judge.params.iouThrs = np.array(thresholds)
+        judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+        judge.evaluate()
+        judge.accumulate()
+    precision = judge.eval["precision"][:, :, :, 0, -1]
+    return float(precision[precision > -1].mean()) if (precision > -1).any() else math.nan
+
+
+def _images(frames: Sequence[Any]) -> list[Tensor]:
+    """A frame's boxes are a tensor, or a list of one for each image of its batch."""
+    return [image for frame in frames for image in (frame if isinstance(frame, list | tuple) else [frame])]
+
+
+def _pairs(ours: Sequence[Any], dense: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+    leaves = [
+        [leaf for leaf in pytree.tree_leaves(list(frames)) if isinstance(leaf, Tensor)]
+        for frames in (ours, dense)
+    ]
+    return [(a, b) for a, b in zip(*leaves, strict=True) if b.numel()]

@@ -1,0 +1,165 @@
+"""calibrate: thresholds within a budget, from clips of every kind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from oracle import assert_close, edges
+from torch import Tensor, nn
+
+import deltaconvert
+from deltaconvert.calibrate import Search
+from deltaconvert.errors import InputError
+from deltaconvert.gate import Gate
+from deltaconvert.metrics import relative_l2
+from deltaconvert.trials import Setting, Trials
+
+
+def network() -> nn.Module:
+    torch.manual_seed(7)
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3),
+    ]
+    return nn.Sequential(*layers).eval()
+
+
+def clip(frames: int = 6, seed: int = 0) -> list[Tensor]:
+    """A box with fresh texture that moves over a still scene, under noise."""
+    draw = torch.Generator().manual_seed(seed)
+    scene = torch.rand(1, 3, 32, 48, generator=draw)
+    out = []
+    for t in range(frames):
+        frame = scene + torch.randn(scene.shape, generator=draw) * 0.01
+        frame[:, :, 8:18, 4 + 3 * t : 14 + 3 * t] = torch.rand(1, 3, 10, 10, generator=draw)
+        out.append(frame)
+    return out
+
+
+@pytest.fixture(scope="module")
+def delta():
+    return deltaconvert.convert(network(), clip()[0])
+
+
+@pytest.mark.parametrize("method", ["allocate", "front_to_back"])
+def test_the_budget_is_kept_and_work_is_saved(delta, method):
+    """What is promised on the clip is what the model does on it."""
+    frames = clip()
+    found = deltaconvert.calibrate(delta, frames, budget=0.05, method=method, rounds=1, progress=False)
+    assert 0 < found.loss <= 0.05 and found.work < 0.9
+    assert max(delta.thresholds.values()) == 0  # it stays as it was
+    ours, dense, work = [], [], []
+    model = deltaconvert.convert(network(), frames[0], threshold=found.thresholds, backend="reference")
+    for frame in frames:
+        ours.append(model(frame))
+        dense.append(network()(frame).detach())
+        work.append(model.stats().work)
+    assert relative_l2(ours, dense) == pytest.approx(found.loss, rel=1e-3)
+    assert sum(work[1:]) / 5 == pytest.approx(found.work, rel=1e-3)
+    assert found.model.thresholds.keys() == model.thresholds.keys()
+    assert found.model.gate == model.gate
+    assert "of 0.05" in str(found)
+
+
+def test_allocation_beats_one_scale_for_all(delta):
+    """One layer's changes hardly reach the output: it gets a high threshold, and the work sinks at the same loss."""
+    net = network()
+    net[4].weight.data[:, 4:] *= 1e-3  # of the second activation, half of the channels hardly count
+    frames = clip()
+    trials = Trials(deltaconvert.convert(net, frames[0]), [[x] for x in frames], relative_l2)
+    search = Search(trials, 0.05)
+    plain = search.scaled(Setting((0.05,) + (0.1,) * (len(trials.sites) - 1)), tries=8)
+    best = search.allocate([Gate()], rounds=2)
+    assert search.look(best).loss <= 0.05
+    assert search.look(best).work < search.look(plain).work
+
+
+def test_a_users_metric_and_decode(delta):
+    def wrong_pixels(ours, dense):
+        assert all(label.dtype == torch.int64 for label in ours + dense)
+        return sum(float((a != b).float().mean()) for a, b in zip(ours, dense, strict=True)) / len(dense)
+
+    found = deltaconvert.calibrate(
+        delta,
+        clip(),
+        budget=0.02,
+        metric=wrong_pixels,
+        decode=lambda out: out.argmax(1),
+        gates=[Gate()],
+        rounds=0,
+    )
+    assert found.metric == "wrong_pixels" and found.loss <= 0.02 and found.work < 1
+
+
+def test_it_goes_on_where_it_was(delta, tmp_path, monkeypatch):
+    kept, options = tmp_path / "trials.jsonl", {"budget": 0.05, "gates": [Gate()], "rounds": 1}
+    first = deltaconvert.calibrate(delta, clip(), resume=kept, **options)
+    lines = kept.read_text().splitlines()
+    kept.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    tried = []
+    real = Trials._try
+    monkeypatch.setattr(Trials, "_try", lambda self, setting: tried.append(setting) or real(self, setting))
+    again = deltaconvert.calibrate(delta, clip(), resume=kept, **options)
+    assert again.thresholds == first.thresholds
+    assert 0 < len(tried) == len(lines) - len(lines) // 2
+    deltaconvert.calibrate(delta, clip(seed=1), resume=kept, **options)  # another clip has its own trials
+    assert len(tried) > len(lines)
+
+
+def test_the_file_is_what_convert_takes(delta, tmp_path):
+    file = tmp_path / "found.json"
+    found = deltaconvert.calibrate(delta, clip(), budget=0.05, gates=[Gate(smooth=3)], rounds=0)
+    found.write(file)
+    assert json.loads(file.read_text())["found"]["budget"] == 0.05
+    model = deltaconvert.convert(network(), clip()[0], threshold=file)
+    assert model.thresholds == found.model.thresholds and model.gate == Gate(smooth=3)
+    for frame in clip():
+        assert_close(model(frame), found.model(frame))
+    assert any(isinstance(e.threshold, float | Tensor) for e in edges(model).values())
+
+
+def test_frames_from_files(delta, tmp_path):
+    """uint8 images, a folder of them and a video come to the same inputs, by the recipe in the model's file."""
+    pytest.importorskip("av")
+    image = pytest.importorskip("PIL.Image")
+    from deltaconvert import feed
+    from deltaconvert.inputs import inputs_of
+
+    delta.info["recipe"] = feed.to_json(feed.recipe_for("plain", (1, 3, 32, 48)))
+    pictures = [(frame[0].permute(1, 2, 0).clamp(0, 1) * 255).to(torch.uint8) for frame in clip(3)]
+    for place, picture in enumerate(pictures):
+        image.fromarray(picture.numpy()).save(tmp_path / f"{place}.png")
+    direct, folder = inputs_of(delta, pictures), inputs_of(delta, tmp_path)
+    assert len(folder) == 3 and all(torch.equal(a[0], b[0]) for a, b in zip(direct, folder, strict=True))
+    assert len(inputs_of(delta, str(tmp_path), limit=2)) == 2
+    assert direct[0][0].shape == (1, 3, 32, 48) and float(direct[0][0].max()) <= 1
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no images"):
+        inputs_of(delta, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "budget=0"),
+        ({"budget": float("nan")}, "budget=nan"),
+        ({"metric": "beauty"}, "no metric 'beauty'"),
+        ({"method": "luck"}, "no method 'luck'"),
+    ],
+    ids=str,
+)
+def test_bad_options(delta, options, message):
+    with pytest.raises(InputError, match=message):
+        deltaconvert.calibrate(delta, clip(), **options)
+
+
+def test_bad_frames(delta):
+    with pytest.raises(InputError, match="at least 2 frames"):
+        deltaconvert.calibrate(delta, clip(1))
+    with pytest.raises(InputError, match="one tensor"):
+        deltaconvert.calibrate(delta, clip(1)[0])

@@ -1,0 +1,80 @@
+"""page.py and the heat map: one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from torch import nn
+
+import deltaconvert
+from deltaconvert.errors import DeltaConvertError, InputError
+from deltaconvert.measure import Dense
+from deltaconvert.overlay import heatmap
+from deltaconvert.watch import watch
+
+pytest.importorskip("jinja2")
+pytest.importorskip("PIL")
+from deltaconvert.page import Page
+
+
+def run(frames: int, compare: bool = True) -> Page:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    video = [torch.randint(0, 256, (40, 56, 3), dtype=torch.uint8)]
+    for t in range(1, frames):
+        video.append(video[-1].clone())
+        video[-1][2 * t : 2 * t + 6, 10:20] = torch.randint(0, 256, (6, 10, 3), dtype=torch.uint8)
+
+    def prepare(frame):
+        return frame.permute(2, 0, 1)[None].float() / 255
+
+    model = deltaconvert.convert(
+        network, prepare(video[0]), threshold={"activation": 0.05}, gate={"refresh": 50}
+    )
+    page = Page(model, "a <small> network")
+    page.follow(watch(model, video, prepare, dense=Dense(model) if compare else None))
+    return page
+
+
+@pytest.mark.parametrize("compare", [True, False])
+def test_a_page_needs_nothing_beside_it(tmp_path, compare):
+    page = run(7, compare)
+    page.write(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    HTMLParser().feed(text)
+    assert "a &lt;small&gt; network" in text and "refresh 50" in text
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert text.count("<polyline") == (5 if compare else 3)
+    assert (
+        text.count("data:image/jpeg") == 7 and text.count("data:image/png") == 1
+    )  # three stills, twice; the heat map
+    for row in page.model.explain().rows:
+        if row.kind in ("sparsify", "delta"):
+            assert f"<td>{row.path}<td>" in text
+    assert f"{sum(work for _, work, *_ in page.seen[1:]) / 6:.1%}" in text
+
+
+def test_one_frame_is_no_report(tmp_path):
+    with pytest.raises(DeltaConvertError, match="at least 2 frames"):
+        run(1).write(tmp_path / "page.html")
+
+
+def test_heatmap_is_warm_where_it_changed():
+    frame = torch.full((8, 8, 3), 100, dtype=torch.uint8)
+    heat = torch.zeros(8, 8)
+    heat[2, 2], heat[4, 4] = 0.2, 1.0
+    shown = heatmap(frame, heat).int()
+    assert shown[0, 0].tolist() == [45, 45, 45]
+    assert shown[2, 2, 0] > shown[2, 2, 2] and shown[4, 4, 1] > shown[2, 2, 1] > 0
+    assert frame.eq(100).all()
+
+
+def test_unknown_marks(tmp_path):
+    from deltaconvert.watch import watch_video
+
+    model = run(2).model
+    with pytest.raises(InputError, match="choose from mask, heatmap"):
+        watch_video(model, None, lambda frame: frame, marks="fire")  # type: ignore[arg-type]
