@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -162,7 +162,7 @@ def require() -> None:
         ) from error
 
 
-def _chart(title: str, lines: dict[str, tuple[Sequence[float], str]], unit: str) -> dict[str, Any]:
+def _chart(title: str, lines: Mapping[str, tuple[Sequence[float], str]], unit: str) -> dict[str, Any]:
     top = max(max(values) for values, _ in lines.values()) or 1.0
 
     def points(values: Sequence[float]) -> str:
