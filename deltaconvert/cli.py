@@ -189,6 +189,9 @@ def export(
     onnx: Annotated[
         Path | None, typer.Option(help="Write ONNX: runs without deltaconvert and torch.")
     ] = None,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a model of a Triton repository, of that name.")
+    ] = None,
     dense_above: Annotated[
         float | None,
         typer.Option(
@@ -198,22 +201,27 @@ def export(
     json_output: Json = False,
 ) -> None:
     """Write a converted network in a form that runs without deltaconvert."""
-    onnx = _needed(onnx, "--onnx")
+    if onnx is None and triton is None:
+        raise _usage("is needed, or --triton", "--onnx")
     import deltaconvert
+    from deltaconvert.export import export_onnx, export_triton
 
     model = deltaconvert.load(file, backend="reference")
-    with _working(f"writing {onnx}"):
-        deltaconvert.export_onnx(model, onnx, dense_above=dense_above)
-    facts = {
-        "file": str(onnx),
-        "bytes": onnx.stat().st_size,
-        "input": [list(shape) for shape, _ in model.inputs],
-    }
+    written = [path for path in (onnx, triton and triton / "1" / "model.onnx") if path is not None]
+    with _working(f"writing {', '.join(map(str, written))}"):
+        if onnx is not None:
+            export_onnx(model, onnx, dense_above=dense_above)
+        if triton is not None:
+            export_triton(model, triton, dense_above=dense_above)
     if json_output:
-        return _print_json(facts)
-    typer.echo(
-        f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB; run it with deltaconvert.DeltaSession({str(onnx)!r})"
-    )
+        facts = [{"file": str(path), "bytes": path.stat().st_size} for path in written]
+        return _print_json({"files": facts, "input": [list(shape) for shape, _ in model.inputs]})
+    for path in written:
+        typer.echo(
+            f"{path}: {path.stat().st_size / 1e6:.1f} MB; run it with deltaconvert.DeltaSession({str(path)!r})"
+        )
+    if triton is not None:
+        typer.echo(f"serve it with tritonserver --model-repository={triton.parent}")
 
 
 @app.command()

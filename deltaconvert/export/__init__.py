@@ -22,3 +22,13 @@ def export_onnx(delta: DeltaModel, path: str | Path, *, dense_above: float | Non
     from deltaconvert.export.onnx_file import write
 
     write(delta, Path(path), dense_above)
+
+
+def export_triton(delta: DeltaModel, folder: str | Path, *, dense_above: float | None = None) -> None:
+    """Write a model of a Triton repository, folder/config.pbtxt and folder/1/model.onnx, for a batch of one.
+
+    Each sequence is a stream; Triton's sequence batcher keeps its states between requests.
+    """
+    from deltaconvert.export.triton import write
+
+    write(delta, Path(folder), dense_above)

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def write(delta: DeltaModel, path: Path, dense_above: float | None) -> None:
-    model = model_of(delta, dense_above)
+    save(model_of(delta, dense_above), path)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Checked in full before it takes its name."""
     import onnx
 
     large = model.ByteSize() > 2**31 - 2**20

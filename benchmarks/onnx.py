@@ -1,0 +1,143 @@
+"""Exported networks in onnxruntime: (frame, state) -> (output, state) against the dense ONNX model, in one run.
+
+    python benchmarks/onnx.py [--networks resnet50,dncnn] [--densities 0,1,5,25,100] [--repeats 5] [--out FILE]
+
+Both are ordinary ONNX files, in sessions with the same number of threads; the frames are those of cpu.py, a box of
+fresh texture over a still textured background, and both get the same one after the other. The dense file is torch's
+own export of the network. State is bound in place (deltaconvert.DeltaSession). Writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # and not this folder, in which `import onnx` would find this file
+
+import onnxruntime  # noqa: E402
+import torch  # noqa: E402
+
+import deltaconvert  # noqa: E402
+from benchmarks.cpu import SIZES, environment, network, rotated, video  # noqa: E402
+from benchmarks.engines import TOLERANCE, difference  # noqa: E402
+from deltaconvert import measure  # noqa: E402
+from deltaconvert.report import table  # noqa: E402
+
+WARM = 2  # the first frame is computed in full, the second is the first of its kind
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", default="resnet50,dncnn")
+    parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
+    parser.add_argument("--size", help="HxW instead of the network's own")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--files", type=Path, help="folder where the ONNX files are kept, and found again")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    options = parser.parse_args()
+    options.scratch = tempfile.TemporaryDirectory()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    facts: dict[str, Any] = {**environment(), "onnxruntime": onnxruntime.__version__, "results": []}
+    for name in options.networks.split(","):
+        facts["results"] += measure_network(name, options)
+        if options.out:
+            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    head = ("network", "moving", "dense ms", "exported ms", "times as fast")
+    body = [
+        (
+            row["network"],
+            f"{row['density']:.0%}",
+            f"{row['dense_ms']:.1f}",
+            f"{row['delta_ms']:.1f}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in facts["results"]
+    ]
+    print(table(head, body))
+
+
+def measure_network(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    shape = SIZES[name]
+    if options.size:
+        shape = (*shape[:2], *map(int, options.size.split("x")))
+    model, base = network(name), torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    delta = deltaconvert.convert(model, base, backend="reference")
+    folder = options.files or Path(options.scratch.name)
+    size = "x".join(map(str, shape))
+    exported, plain = folder / f"{name}_{size}_delta.onnx", folder / f"{name}_{size}_dense.onnx"
+    if not plain.exists():
+        delta = deltaconvert.convert(model, base, backend="reference")
+        deltaconvert.export_onnx(delta, exported)
+        torch.onnx.export(model, (base,), plain, dynamo=True, verbose=False)
+    sparse = deltaconvert.DeltaSession(exported, providers=["CPUExecutionProvider"], options=threads(options))
+    dense = onnxruntime.InferenceSession(plain, threads(options), providers=["CPUExecutionProvider"])
+    densities = [float(percent) / 100 for percent in options.densities.split(",") if percent]
+    return [row(name, sparse, dense, base, density, options.repeats) for density in densities]
+
+
+def threads(options: argparse.Namespace) -> onnxruntime.SessionOptions:
+    found = onnxruntime.SessionOptions()
+    found.intra_op_num_threads = options.threads
+    # Threads of one session would go on spinning while the other one is timed.
+    found.add_session_config_entry("session.force_spinning_stop", "1")
+    return found
+
+
+def row(
+    name: str,
+    sparse: deltaconvert.DeltaSession,
+    dense: onnxruntime.InferenceSession,
+    base: torch.Tensor,
+    density: float,
+    repeats: int,
+) -> dict[str, Any]:
+    """Medians of `repeats` frames at one density; every frame of both is compared."""
+    times: dict[str, list[float]] = {"delta": [], "dense": []}
+    errors = []
+    sparse.reset()
+    asked = dense.get_inputs()[0].name
+    for number, frame in enumerate(video(base, density, WARM + repeats)):
+        values = frame.contiguous().numpy()
+        runs = {
+            "delta": partial(sparse, values),
+            "dense": lambda values=values: dense.run(None, {asked: values})[0],
+        }
+        outputs = {}
+        for key in rotated(list(runs), number):
+            outputs[key], spent = measure.timed(runs[key])
+            times[key].append(spent)
+        errors.append(difference(*(torch.from_numpy(outputs[key]) for key in ("delta", "dense"))))
+    if max(errors) > TOLERANCE:
+        raise SystemExit(
+            f"{name} at {density:.0%}: the outputs differ by {max(errors):.2g} of the largest value"
+        )
+    delta_ms, dense_ms = (statistics.median(times[key][WARM:]) for key in ("delta", "dense"))
+    print(
+        f"{name} {density:.0%}: dense {dense_ms:.1f} ms, exported {delta_ms:.1f} ms, {dense_ms / delta_ms:.2f}x",
+        flush=True,
+    )
+    return {
+        "network": name,
+        "shape": list(base.shape),
+        "density": density,
+        "delta_ms": delta_ms,
+        "dense_ms": dense_ms,
+        "ratio": dense_ms / delta_ms,
+        "error": max(errors),
+        "crossover": float(sparse.metadata["deltaconvert.crossover"]),
+    }
+
+
+if __name__ == "__main__":
+    main()
