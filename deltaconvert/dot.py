@@ -43,6 +43,15 @@ def write(explanation: Explanation, out: str | Path) -> None:
         raise DeltaConvertError(f"Graphviz cannot write {out}: {done.stderr.strip()}")
 
 
+def svg(explanation: Explanation) -> str | None:
+    """The graph as an SVG element; None without Graphviz."""
+    program = shutil.which("dot")
+    if program is None:
+        return None
+    done = subprocess.run([program, "-Tsvg"], input=dot(explanation), capture_output=True, text=True)
+    return done.stdout[done.stdout.find("<svg") :] if done.returncode == 0 else None
+
+
 def dot(explanation: Explanation) -> str:
     """Delta nodes are orange, the darker the more work they do; dense islands are blue and say why; the conversions
     between them grey. A thick orange edge carries a map and its mask, a dashed blue one a dense tensor.

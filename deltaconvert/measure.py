@@ -80,6 +80,8 @@ def timed(call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, flo
     """(result of the call, milliseconds it took)."""
     begin = time.perf_counter()
     result = call(*args, **kwargs)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return result, (time.perf_counter() - begin) * 1e3
 
 
@@ -138,7 +140,7 @@ def bench(
     """Time a network on a textured box that moves over a still textured background, against the dense
     network.
 
-    densities: shares 0..1 of the pixels that change from frame to frame.    frames: timed ones at each.
+    densities: shares 0..1 of the pixels that change from frame to frame. frames: timed ones at each.
     normalise: an image (N, C, H, W) in 0..1 to what the network takes.
     The two run in turn, frame by frame, so that what disturbs the machine disturbs both.
     """
@@ -150,7 +152,7 @@ def bench(
         work: list[float] = []
         times: dict[str, list[float]] = {"dense": [], "delta": []}
         for number, inputs in enumerate(_scene(model, asked, frames + 2, generator)):
-            inputs = [normalise(x) if x.dim() == 4 else x for x in inputs]
+            inputs = [(normalise(x) if x.dim() == 4 else x).to(model.device) for x in inputs]
             args, kwargs = model.signature.call(inputs)
             for name in ("dense", "delta") if number % 2 else ("delta", "dense"):
                 _, spent = timed(dense, *inputs) if name == "dense" else timed(model, *args, **kwargs)

@@ -257,11 +257,19 @@ class DeltaModel(nn.Module):
             self._tally.stats(self._program), {path: part.stats() for path, part in self._parts.items()}
         )
 
-    def explain(self) -> Explanation:
-        """One row for each node: delta or dense, why not, share of the work, threshold, state; print it."""
-        return parts.explained(
+    def explain(self, speed: bool = False) -> Explanation:
+        """One row for each node: delta or dense, why not and the way out, share of the work, state; print it.
+
+        speed: also measure what to expect on this machine, for a few dense frames' time; a copy runs, not this network.
+        """
+        found = parts.explained(
             explain(self._program), {path: part.explain() for path, part in self._parts.items()}
         )
+        if speed:
+            from deltaconvert.speed import expected_speed
+
+            return replace(found, speed=expected_speed(self))
+        return found
 
     @property
     def state_bytes(self) -> int:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from deltaconvert.advice import way_out
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.lower import Program
 from deltaconvert.ops.fused import Fused
+
+if TYPE_CHECKING:
+    from deltaconvert.speed import Speed
+
+LISTED = 4  # paths named with one way out
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,7 @@ class ExplainRow:
     how: what else decides there: "weighted" by channels, or the settings of the gate.
     inputs: the paths of the nodes that it reads, and the names of frames.
     shape: of its result; None if that is no tensor.
+    way_out: what can be done about a dense one.
     outside: why it runs after the frame's CUDA graph and not in it, known after a frame; None if it runs in it.
     """
 
@@ -37,6 +45,7 @@ class ExplainRow:
     inputs: tuple[str, ...]
     shape: tuple[int, ...] | None
     outside: str | None = None
+    way_out: str | None = None
 
     @property
     def runs_as(self) -> str:
@@ -47,10 +56,11 @@ class ExplainRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """outputs: the paths of the nodes whose results the network returns."""
+    """outputs: the paths of the nodes whose results the network returns. speed: what to expect, if it was measured."""
 
     rows: list[ExplainRow]
     outputs: tuple[str, ...]
+    speed: Speed | None = None
 
     @property
     def delta_share(self) -> float:
@@ -78,13 +88,35 @@ class Explanation:
             )
             for row in self.rows
         ]
-        delta = sum(row.kind == "delta" for row in self.rows)
-        total = sum(row.macs for row in self.rows)
-        tail = (
-            f"{delta} delta nodes do {self.delta_share:.1%} of {total / 1e9:.3g} GMAC, "
-            f"{len(self.islands)} nodes stay dense, state {size_text(sum(row.state_bytes for row in self.rows))}"
+        return "\n".join([table(head, body), *self._dense(), self.summary])
+
+    @property
+    def summary(self) -> str:
+        """N of M nodes sparse, X % of the work; and the expected speed."""
+        delta, dense = sum(row.kind == "delta" for row in self.rows), len(self.islands)
+        total, state = sum(row.macs for row in self.rows), sum(row.state_bytes for row in self.rows)
+        text = (
+            f"{delta} of {delta + dense} nodes sparse: delta nodes do {self.delta_share:.1%} of "
+            f"{total / 1e9:.3g} GMAC, {dense} nodes stay dense, state {size_text(state)}"
         )
-        return table(head, body) + "\n" + tail
+        return text if self.speed is None else f"{text}\n{self.speed}"
+
+    @property
+    def advice(self) -> list[tuple[float, list[ExplainRow], str]]:
+        """Dense nodes that have one way out together, with their share of the work; what does most comes first."""
+        groups: dict[str, list[ExplainRow]] = {}
+        for row in self.islands:
+            groups.setdefault(row.way_out or "", []).append(row)
+        found = [(sum(row.share for row in rows), rows, way) for way, rows in groups.items()]
+        return sorted(found, key=lambda group: -group[0])
+
+    def _dense(self) -> list[str]:
+        lines = ["", "What stays dense, and the way out:"] if self.islands else []
+        for share, rows, way in self.advice:
+            more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+            lines.append(f"  {share:.1%} of the work: {', '.join(row.path for row in rows[:LISTED])}{more}")
+            lines += textwrap.wrap(way, 100, initial_indent="    -> ", subsequent_indent="       ")
+        return [*lines, ""] if lines else []
 
 
 @dataclass(frozen=True)
@@ -253,7 +285,7 @@ def explain(program: Program) -> Explanation:
         n for n in program.plan.graph.graph.nodes if n.op in ("call_function", "call_method", "call_module")
     ]
     total = sum(node.meta.get("macs", 0) for node in nodes if node.target not in (sparsify, densify)) or 1
-    rows = []
+    rows, before = [], _before_deltas(nodes)
     for node in nodes:
         kind = "dense"
         if node.target in (sparsify, densify):
@@ -262,12 +294,13 @@ def explain(program: Program) -> Explanation:
             kind = "delta"
         macs = 0 if kind in ("sparsify", "densify") else node.meta.get("macs", 0)
         edge = program.edges.get(node.name)
+        reason = node.meta.get("why_dense", "unknown") if kind == "dense" else None
         rows.append(
             ExplainRow(
                 path=node.meta.get("path", node.name),
                 operator=label(node),
                 kind=kind,
-                reason=node.meta.get("why_dense", "unknown") if kind == "dense" else None,
+                reason=reason,
                 macs=macs,
                 share=macs / total,
                 threshold=node.meta.get("threshold"),
@@ -276,10 +309,20 @@ def explain(program: Program) -> Explanation:
                 inputs=_read_by(node),
                 shape=node.meta.get("shape"),
                 outside=program.outside.get(node.name),
+                way_out=None if reason is None else way_out(reason, macs / total, node not in before),
             )
         )
     (output,) = (node for node in program.plan.graph.graph.nodes if node.op == "output")
     return Explanation(rows, _read_by(output))
+
+
+def _before_deltas(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes that a delta node follows."""
+    before: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if any(user in before or user.target is sparsify or is_delta(user) for user in node.users):
+            before.add(node)
+    return before
 
 
 def _read_by(node: fx.Node) -> tuple[str, ...]:
