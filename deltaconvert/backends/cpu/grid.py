@@ -87,11 +87,15 @@ class Grid:
     def touched(self, mask: Tensor) -> Tensor:
         """int64, the tiles in which `mask` (N, 1, H, W) has a pixel."""
         height, width = self._out_size
+        if self.tile_pixels == 1:
+            return mask.view(-1).nonzero().view(-1)
         self._padded[:, :height, :width] = mask[:, 0]
-        tiles = self._padded.view(
-            self._streams, self._counts[0], self.edges[0], self._counts[1], self.edges[1]
-        )
-        return tiles.any(4).any(2).view(-1).nonzero().view(-1)
+        lines = self._padded.view(self._streams, self._counts[0], self.edges[0], -1)
+        if self.edges == (4, 4):
+            found = lines.view(torch.int32).amax(2)  # four truth values are one integer, never a negative one
+        else:
+            found = lines.any(2).view(self._streams, self._counts[0], self._counts[1], self.edges[1]).any(3)
+        return found.view(-1).nonzero().view(-1)
 
     def gather(self, rows: Tensor, tiles: Tensor, fill: float, windows: Tensor) -> None:
         """Copy the windows of `tiles` into `windows` (tiles * window_pixels, C); outside the map lies `fill`."""
