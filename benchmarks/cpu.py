@@ -311,7 +311,10 @@ def tables(facts: dict[str, Any]) -> str:
     body = []
     for (name, case), rows in cases.items():
         for row in rows:
-            each = (f"{row['medians_ms'][key]:.0f} ms, {row['ratios'][key]:.3g}x" for key in names)
+            each = (
+                f"{row['medians_ms'][key]:.0f} ms, {row['ratios'][key]:.3g}x" if key in row["ratios"] else ""
+                for key in names
+            )
             shares = (f"{row[key]:.1%}" for key in ("density", "changed_last", "work"))
             body.append((name, case, *shares, f"{row['delta_ms']:.1f} ms", *each))
     head = ("network", "case", "box", "last map", "work", "delta", *names)

@@ -72,14 +72,15 @@ class Edge:
             self.rows, self.values = rows, new.permute(0, 3, 1, 2)
             self.mark(candidates, self.pixel_count)
             return
-        pixels = listed(candidates)
-        rows = rows.index_select(0, pixels)
-        kept = moved(rows, self.rows.index_select(0, pixels), self.threshold).nonzero().view(-1)
-        pixels = pixels.index_select(0, kept)
-        self.rows.index_copy_(0, pixels, rows.index_select(0, kept))
-        mask = torch.zeros_like(candidates)
-        mask.view(-1)[pixels] = True
-        self.mark(mask, self.pixel_count, len(pixels), pixels)
+        changed = moved(self.rows - rows, self.threshold).logical_and_(candidates.view(-1))
+        pixels = listed(changed)
+        if 2 * len(pixels) > self.pixel_count:  # copy the fewer ones: those that stay, into the new map
+            still = listed(changed.logical_not())
+            rows.index_copy_(0, still, self.rows.index_select(0, still))
+            self.rows, self.values = rows, new.permute(0, 3, 1, 2)
+        else:
+            self.rows.index_copy_(0, pixels, rows.index_select(0, pixels))
+        self.mark(changed.view(candidates.shape), self.pixel_count, len(pixels), pixels)
 
     @property
     def changed(self) -> bool:
@@ -99,9 +100,9 @@ def listed(mask: Tensor) -> Tensor:
     return mask.view(-1).nonzero().view(-1)
 
 
-def moved(new: Tensor, stored: Tensor, threshold: Amount) -> Tensor:
-    """bool (rows): some channel moved by more than `threshold`; NaN moves always. `stored` is overwritten."""
-    by = stored.sub_(new).abs_()
+def moved(by: Tensor, threshold: Amount) -> Tensor:
+    """bool (rows): some channel moved by more than `threshold`; NaN moves always. `by`, how far, is overwritten."""
+    by = by.abs_()
     still = (by <= threshold).all(1) if isinstance(threshold, Tensor) else by.amax(1) <= threshold
     return still.logical_not_()
 
@@ -188,7 +189,7 @@ class Commit:
     def rows(self, places: Tensor, new: Tensor) -> None:
         edge = self.edge
         if edge.threshold is not None:
-            changed = moved(new, edge.rows.index_select(0, places), edge.threshold)
+            changed = moved(edge.rows.index_select(0, places).sub_(new), edge.threshold)
             if self._candidates is not None:
                 changed &= self._candidates.index_select(0, places)
             kept = changed.nonzero().view(-1)
