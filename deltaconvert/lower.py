@@ -54,9 +54,9 @@ class Program:
         self._backend.play(self._steps, frame)
         return [output(frame.values) for output in self._outputs]
 
-    def counts(self) -> Tensor:
-        """int64 (edges, 2): the pixels of each edge that the last frame computed, and those that changed."""
-        return self._backend.counts(list(self.edges.values()))
+    def count(self) -> Tensor:
+        """Once a frame. int64 (2, edges, 2): of this frame and of all so far, the pixels computed and changed."""
+        return self._backend.count(list(self.edges.values()))
 
     def reset(self, streams: slice = slice(None)) -> None:
         """Forget what `streams` have seen: their next frame is computed in full."""
@@ -184,7 +184,7 @@ class Program:
         if output.op == "placeholder":
             return lambda values: values[slot]
         # What an island keeps for the next frame stays its own: the caller gets a copy.
-        return lambda values: pytree.tree_map_only(Tensor, torch.clone, values[slot])
+        return lambda values: _copy(values[slot])
 
     def _slot(self, node: fx.Node) -> int:
         return self._slots.setdefault(node, len(self._slots))
@@ -260,6 +260,10 @@ def threshold_of(meta: dict[str, Any]) -> Any:
     if "shares" not in meta:
         return meta.get("threshold")
     return (meta["threshold"] * meta["shares"]).to(meta["device"], meta["dtype"])
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else pytree.tree_map_only(Tensor, torch.clone, value)
 
 
 def _attribute(root: Any, path: str) -> Tensor:

@@ -214,24 +214,20 @@ class Tally:
     """Counts of the frames so far. They stay on the device until somebody asks."""
 
     frames: int = 0
-    last: Any = None  # int64 (edges, 2): computed and changed pixels of the last frame
-    total: Any = None  # the same over all frames
+    counted: Any = None  # int64 (2, edges, 2): of the last frame and of all, the pixels computed and changed
     ran: dict[str, int] = field(default_factory=dict)  # dense node name -> frames in which it ran
 
     def add(self, program: Program) -> None:
         self.frames += 1
         if program.edges:
-            self.last = program.counts()
-            self.total = self.last.clone() if self.total is None else self.total + self.last
+            self.counted = program.count()
         for name, island in program.islands.items():
             self.ran[name] = self.ran.get(name, 0) + island.ran
 
     def stats(self, program: Program) -> Stats:
         layers, gates = [], {}
-        last, total = (
-            [(0, 0)] * len(program.edges) if counts is None else counts.tolist()
-            for counts in (self.last, self.total)
-        )
+        none = [(0, 0)] * len(program.edges)
+        last, total = (none, none) if self.counted is None else self.counted.tolist()
         counts = dict(zip(program.edges, zip(last, total, strict=True), strict=True))
         for node in program.plan.graph.graph.nodes:
             if node.name in program.edges:

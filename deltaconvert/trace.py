@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,7 +36,16 @@ class Signature:
     out_constants: dict[int, Any]
     sizes: tuple[tuple[int, ...], ...] | None = None
 
+    @cached_property
+    def _plain(self) -> bool:
+        """A call takes nothing but tensors, by their place."""
+        flat = pytree.tree_structure(((0,) * self.spec.num_leaves, {}))
+        return not self.constants and self.spec == flat
+
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+        by_place = self._plain and not kwargs and len(args) == self.spec.num_leaves
+        if by_place and all(isinstance(arg, Tensor) for arg in args):
+            return list(args)  # to flatten them takes 10 us, a tenth of a still frame on a GPU
         leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
         if spec != self.spec:
             raise InputError(

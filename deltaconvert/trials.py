@@ -183,7 +183,7 @@ class Trials:
 
     def _work(self) -> Tensor:
         """Of the last frame, on the device: nothing waits for it."""
-        done = (self._program.counts()[:, 0].double() * self._macs).sum()
+        done = (self._program.count()[0, :, 0].double() * self._macs).sum()
         return (done + self._islands) / self._all
 
     def _plan(self, model: DeltaModel, frame: Sequence[Tensor]) -> Program:

@@ -85,9 +85,3 @@ __device__ __forceinline__ void wait_for_predecessor() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-
-// Add `amount` of every thread of a block to *total. All threads of the block must call it.
-__device__ __forceinline__ void count_up(int* total, bool one) {
-    const int ones = __syncthreads_count(one);
-    if (threadIdx.x == 0 && ones) atomicAdd(total, ones);
-}

@@ -14,18 +14,22 @@ struct Reach {
     const int* changed;
     const int* rows;  // SOURCES: OH x row_taps, OW x col_taps
     const int* cols;
-    int kind, H, W, kh, kw, sh, sw, ph, pw, dh, dw, row_taps, col_taps, unused;
+    int kind, H, W, kh, kw, sh, sw, ph, pw, dh, dw, row_taps, col_taps;
+    int of;  // which listing of the same launch makes the mask; or -1
 };
 
-// The candidates of a step, from the masks of its inputs: `list` of their places n * H * W + y * W + x, `count` of them.
+// The candidates of a step, from the masks of its inputs: `bits`, one a pixel, and `list` of their places
+// n * H * W + y * W + x, `count` of them.
 struct Listing {
-    u32* mask;  // of the output
+    u32* bits;
+    u32* compared;  // the output's mask if a threshold follows: cleared for `commit`. Without one `bits` are that mask
     int* changed;
     int* list;
     int* count;
     int first, inputs;  // its reaches
-    int all;     // no threshold follows, so that every candidate is a change; else the mask is cleared for `commit`
-    int behind;  // it reads the mask of a listing before it
+    int behind;         // it reads the bits of a listing before it
+    int turn;           // words of 32 pixels of those before it, in warps
+    int kept, unused;   // where its bits are kept in shared memory, in words; or -1
     int H, W;
 };
 
@@ -93,8 +97,10 @@ extern "C" __global__ void sparsify(const seen* frame, long long sn, long long s
 #pragma unroll
     for (int lanes = 16 / PIXELS; lanes > 0; lanes /= 2) word |= __shfl_xor_sync(~0u, word, lanes);
     if (y < H && x % 32 == 0) mask[(n * H + y) * words + x / 32] = word;
+    int ones = 0;
 #pragma unroll
-    for (int p = 0; p < PIXELS; p++) count_up(changed + n, moved >> p & 1);
+    for (int p = 0; p < PIXELS; p++) ones += __syncthreads_count(moved >> p & 1);
+    if (threadIdx.x == 0 && ones) atomicAdd(changed + n, ones);
     if (i == 0) atomicAdd(computed, H * W);
 }
 
@@ -164,13 +170,26 @@ __device__ __forceinline__ u32 candidates(const Reach& r, int n, int y, int x) {
     if (r.kind == PIXEL) return mask[y * words + x / 32];
     const int first = x * r.sw - r.pw, at = first >> 5;
     u32 seen[4] = {};  // what the window's rows hold from word `at` on
-    for (int i = 0; i < r.kh; i++) {
-        const int row = y * r.sh - r.ph + i * r.dh;
-        if ((u32)row >= (u32)r.H) continue;
+    int cols[4];
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            if ((u32)(at + k) < (u32)words) seen[k] |= mask[row * words + at + k];
+    for (int k = 0; k < 4; k++) cols[k] = min(max(at + k, 0), words - 1);
+    for (int top = 0; top < r.kh; top += 4) {
+        u32 read[4][4];  // all of them on their way at once
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32* row = mask + min(max(y * r.sh - r.ph + (top + i) * r.dh, 0), r.H - 1) * words;
+#pragma unroll
+            for (int k = 0; k < 4; k++) read[i][k] = top + i < r.kh && k < r.sw + 2 ? row[cols[k]] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                if ((u32)(y * r.sh - r.ph + (top + i) * r.dh) < (u32)r.H) seen[k] |= read[i][k];
     }
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+        if (cols[k] != at + k) seen[k] = 0;  // beside the map
     u32 from[3], out[2] = {};
 #pragma unroll
     for (int k = 0; k < 3; k++) from[k] = __funnelshift_r(seen[k], seen[k + 1], first & 31);
@@ -181,37 +200,64 @@ __device__ __forceinline__ u32 candidates(const Reach& r, int n, int y, int x) {
     return r.sw == 1 ? out[0] : even(out[0]) | even(out[1]) << 16;
 }
 
-#ifndef SHARERS
-#define SHARERS 1  // blocks that share the masks of a stream; more than one from compute capability 9.0 on
-#endif
-#if SHARERS > 1 && __CUDA_ARCH__ >= 900
-#define CLUSTER __cluster_dims__(SHARERS, 1, 1)
-// Everyone who shares a stream is here, and sees what the others wrote.
-__device__ __forceinline__ void meet() {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-#else
-#define CLUSTER
-__device__ __forceinline__ void meet() { __syncthreads(); }
-#endif
-
-// The candidates of several steps, one after the other: at threshold 0 masks depend on masks alone, so those of a whole
-// network are known before its first convolution. blockIdx.y is a stream, a warp 32 words of its mask at a time.
-//
-// table: `listings` Listings, then their Reaches, `longs` words of 8 bytes together. A list's order is the hardware's:
-// no pixel's value may depend on its place in it.
-extern "C" __global__ void CLUSTER __launch_bounds__(1024) spread(const u64* table, int longs, int listings) {
+// Copy the parameters of a launch: `listings` Listings, then their Reaches, `longs` words of 8 bytes together.
+__device__ __forceinline__ Listing* parameters(const u64* table, int longs) {
     extern __shared__ u64 shared[];
     for (int i = threadIdx.x; i < longs; i += blockDim.x) shared[i] = table[i];
     __syncthreads();
-    wait_for_predecessor();
-    const Reach* reaches = (const Reach*)((const Listing*)shared + listings);
+    return (Listing*)shared;
+}
+
+// List the candidates in the words of a warp; (y, x) is the first pixel of a lane's. The order of a list is the
+// hardware's: no pixel's value may depend on its place in it.
+__device__ __forceinline__ void list_words(const Listing& to, int n, int y, int x, u32 word) {
+    const int lane = threadIdx.x & 31, place = (n * to.H + y) * to.W + x;
+    int before = __popc(word);  // candidates of the lanes up to this one
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+        const int others = __shfl_up_sync(~0u, before, lanes);
+        if (lane >= lanes) before += others;
+    }
+    const int total = __shfl_sync(~0u, before, 31);
+    if (total == 0) return;
+    int start = lane == 0 ? atomicAdd(to.count, total) : 0;
+    start = __shfl_sync(~0u, start, 0) + before - __popc(word);
+    for (u32 left = __ballot_sync(~0u, word != 0); left; left &= left - 1) {  // a word at a time, a lane a pixel
+        const int other = __ffs(left) - 1;
+        const u32 bits = __shfl_sync(~0u, word, other);
+        const int to_place = __shfl_sync(~0u, start, other), of_place = __shfl_sync(~0u, place, other);
+        if (bits >> lane & 1) to.list[to_place + __popc(bits & ((1u << lane) - 1))] = of_place + lane;
+    }
+}
+
+// The candidates of several steps. blockIdx.y is a stream, a warp 32 words of its mask at a time.
+//
+// At threshold 0 masks depend on masks alone, so those of a whole network are known before its first convolution. Large
+// masks are a launch each. Small ones, one after the other, are the work of one block (gridDim.x == 1), which keeps their
+// bits, and in `counts` the number of them, in shared memory: 0.3 us each, where blocks that meet take 2 to 3.
+//
+// then_list: list them too; else `list` does, with more blocks, and no mask waits for it.
+extern "C" __global__ void __launch_bounds__(1024) spread(const u64* table, int longs, int listings, int then_list) {
+    Listing* all = parameters(table, longs);
+    Reach* reaches = (Reach*)(all + listings);
+    int* counts = (int*)((u64*)all + longs);
+    u32* kept = (u32*)(counts + listings);
     const int n = blockIdx.y, lane = threadIdx.x & 31;
+    const bool alone = gridDim.x == 1;
+    if (alone) {
+        for (int k = threadIdx.x; k < listings; k += blockDim.x) counts[k] = 0;
+        for (Reach* r = reaches + threadIdx.x; (u64*)r < (u64*)all + longs; r += blockDim.x) {
+            if (r->of < 0) continue;
+            r->changed = counts + r->of - n;
+            if (all[r->of].kept >= 0) r->mask = kept + all[r->of].kept - (size_t)n * r->H * words_of(r->W);
+        }
+        __syncthreads();
+    }
+    wait_for_predecessor();
     const int warp = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, warps = gridDim.x * blockDim.x >> 5;
     for (int k = 0; k < listings; k++) {
-        const Listing& to = ((const Listing*)shared)[k];
-        if (to.behind) meet();
+        const Listing& to = all[k];
+        if (to.behind) __syncthreads();
         const int row_words = words_of(to.W), words = to.H * row_words;
         for (int first = warp * 32; first < words; first += warps * 32) {
             const int mine = first + lane, y = mine / row_words, x = (mine - y * row_words) * 32;
@@ -234,59 +280,117 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024) spread(const u64* tab
             }
             if (mine >= words) word = 0;
             if (to.W - x < 32) word &= (1u << (to.W - x)) - 1;
-            if (mine < words) to.mask[(size_t)n * words + mine] = to.all ? word : 0;
-            int before = __popc(word);  // candidates of the lanes up to this one
+            if (mine < words) {
+                to.bits[(size_t)n * words + mine] = word;
+                if (to.compared) to.compared[(size_t)n * words + mine] = 0;
+                if (alone && to.kept >= 0) kept[to.kept + mine] = word;
+            }
+            if (!__any_sync(~0u, word != 0)) continue;
+            if (!to.compared) {
+                int total = __popc(word);
 #pragma unroll
-            for (int lanes = 1; lanes < 32; lanes *= 2) {
-                const int others = __shfl_up_sync(~0u, before, lanes);
-                if (lane >= lanes) before += others;
+                for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_xor_sync(~0u, total, lanes);
+                if (lane == 0) atomicAdd(alone ? counts + k : to.changed + n, total);
             }
-            const int total = __shfl_sync(~0u, before, 31);
-            if (total == 0) continue;
-            int start = 0;
-            if (lane == 0) {
-                start = atomicAdd(to.count, total);
-                if (to.all) atomicAdd(to.changed + n, total);
-            }
-            start = __shfl_sync(~0u, start, 0) + before - __popc(word);
-            const int place = (n * to.H + y) * to.W + x;
-            for (u32 left = __ballot_sync(~0u, word != 0); left; left &= left - 1) {  // a word at a time, a lane a pixel
-                const int other = __ffs(left) - 1;
-                const u32 bits = __shfl_sync(~0u, word, other);
-                const int to_place = __shfl_sync(~0u, start, other), of_place = __shfl_sync(~0u, place, other);
-                if (bits >> lane & 1) to.list[to_place + __popc(bits & ((1u << lane) - 1))] = of_place + lane;
-            }
+            if (then_list) list_words(to, n, y, x, word);
         }
     }
+    if (!alone) return;
+    __syncthreads();
+    for (int k = threadIdx.x; k < listings; k += blockDim.x)
+        if (!all[k].compared) all[k].changed[n] = counts[k];
+}
+
+// The lists of what `spread` found. blockIdx.y is a stream, a warp takes every `warps`-th 32 words of it.
+extern "C" __global__ void list(const u64* table, int longs, int listings) {
+    const Listing* all = parameters(table, longs);
+    wait_for_predecessor();
+    const int n = blockIdx.y, lane = threadIdx.x & 31, warps = gridDim.x * blockDim.x >> 5;
+    int k = 0;
+    for (int turn = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;; turn += warps) {
+        while (k < listings && turn >= all[k].turn + (words_of(all[k].W) * all[k].H + 31) / 32) k++;
+        if (k == listings) return;
+        const Listing& to = all[k];
+        const int row_words = words_of(to.W), words = row_words * to.H, mine = (turn - to.turn) * 32 + lane;
+        const int y = mine / row_words, x = (mine - y * row_words) * 32;
+        list_words(to, n, y, x, mine < words ? to.bits[(size_t)n * words + mine] : 0);
+    }
+}
+
+// Bring C values into the second-level cache. A warp does it.
+__device__ __forceinline__ void prefetch(const value* from, int C) {
+#if __CUDA_ARCH__ >= 800
+    for (int c = (threadIdx.x & 31) * 8 * VECTOR; c < C; c += 32 * 8 * VECTOR)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + c));
+#endif
+}
+
+// Whether a pixel of C channels, sc apart, moved by more than the threshold. A warp looks at it.
+__device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, const value* stored, int C,
+                                              number threshold, bool vectors) {
+    const int lane = threadIdx.x & 31;
+    bool moved = false;
+    if (vectors) {
+#pragma unroll 4
+        for (int c = lane * VECTOR; c < C; c += 32 * VECTOR) {
+            const Vector a = load(fresh + c), b = load(stored + c);
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) moved |= differs(a.of[j], b.of[j], threshold);
+        }
+    } else {
+#pragma unroll 4
+        for (int c = lane; c < C; c += 32) moved |= differs(fresh[c * sc], stored[c], threshold);
+    }
+    return __any_sync(~0u, moved);
 }
 
 // Store the listed pixels of `fresh` (any strides) that changed, and mark them. A warp is a pixel.
-// threshold < 0: all of them changed and are marked already.
+// threshold < 0: all of them changed and are marked already. early: the list is older than the kernel before this one.
 extern "C" __global__ void commit(const value* fresh, long long sn, long long sc, long long sh, long long sw,
                                   value* stored, int pitch, u32* mask, int* changed, const int* list,
-                                  const int* count, int C, int H, int W, number threshold) {
-    wait_for_predecessor();
+                                  const int* count, int C, int H, int W, number threshold, int early) {
+    if (!early) wait_for_predecessor();
     const int lane = threadIdx.x & 31, warps = gridDim.x * blockDim.x >> 5, total = *count;
-    int marked = 0, stream = 0;  // counted for one stream at a time: most of a list lies in few
-    for (int w = (blockIdx.x * blockDim.x + threadIdx.x) >> 5; w < total; w += warps) {
-        const int place = list[w], n = place / (H * W), y = (place - n * H * W) / W, x = place - (n * H + y) * W;
+    int w = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    if (blockIdx.x > 0 && w - (int)(threadIdx.x >> 5) >= total) return;
+    int place = w < total ? list[w] : 0;
+    // Counted by the block, for the stream it begins in: most of a list lies in few, and thousands of warps that add to
+    // one number take 2 ns each.
+    __shared__ int of_block;
+    const int first = blockIdx.x * blockDim.x >> 5, stream = first < total ? list[first] / (H * W) : 0;
+    if (threadIdx.x == 0) of_block = 0;
+    __syncthreads();
+    if (early) {
+        prefetch(stored + (size_t)place * pitch, C);
+        wait_for_predecessor();
+    }
+    int marked = 0;
+    for (; w < total; w += warps, place = w < total ? list[w] : 0) {
+        const int n = place / (H * W), y = (place - n * H * W) / W, x = place - (n * H + y) * W;
         const value* from = fresh + n * sn + y * sh + x * sw;
         value* pixel = stored + (size_t)place * pitch;
+        const bool vectors = sc == 1 && C % VECTOR == 0 && pitch % VECTOR == 0 && (u64)from % sizeof(Vector) == 0;
         if (threshold >= 0) {
-            bool moved = false;
-            for (int c = lane; c < C; c += 32) moved |= differs(from[c * sc], pixel[c], threshold);
-            if (!__any_sync(~0u, moved)) continue;
-            if (n != stream && lane == 0 && marked) atomicAdd(changed + stream, marked);
-            if (n != stream) marked = 0;
-            stream = n, marked++;
+            if (!pixel_differs(from, sc, pixel, C, threshold, vectors)) continue;
+            if (n == stream) marked++;
+            if (lane == 0 && n != stream) atomicAdd(changed + n, 1);
             if (lane == 0) atomicOr(mask + (n * H + y) * words_of(W) + x / 32, 1u << (x & 31));
         }
-        for (int c = lane; c < C; c += 32) pixel[c] = from[c * sc];
+        if (vectors) {
+#pragma unroll 4
+            for (int c = lane * VECTOR; c < C; c += 32 * VECTOR) *(Vector*)(pixel + c) = load(from + c);
+        } else {
+#pragma unroll 4
+            for (int c = lane; c < C; c += 32) pixel[c] = from[c * sc];
+        }
     }
-    if (lane == 0 && marked) atomicAdd(changed + stream, marked);
+    if (lane == 0 && marked) atomicAdd(&of_block, marked);
+    __syncthreads();
+    if (threadIdx.x == 0 && of_block) atomicAdd(changed + stream, of_block);
 }
 
-// The counts of a frame, for every edge: counted[2 * edge] pixels were computed and counted[2 * edge + 1] changed.
+// The counts of a frame, for every edge: counted[2 * edge] pixels were computed and counted[2 * edge + 1] changed; and
+// behind those of all edges the same of all frames.
 // computed: the counter of each edge; changed: the first of its `streams` counters.
 extern "C" __global__ void tally(const int* counters, const int* __restrict__ computed,
                                  const int* __restrict__ changed, const int* __restrict__ streams, long long* counted,
@@ -296,6 +400,9 @@ extern "C" __global__ void tally(const int* counters, const int* __restrict__ co
     if (edge >= edges) return;
     long long sum = 0;
     for (int n = 0; n < streams[edge]; n++) sum += counters[changed[edge] + n];
-    counted[2 * edge] = counters[computed[edge]];
-    counted[2 * edge + 1] = sum;
+    const long long found[2] = {counters[computed[edge]], sum};
+    for (int i = 0; i < 2; i++) {
+        counted[2 * edge + i] = found[i];
+        counted[2 * (edges + edge) + i] += found[i];
+    }
 }

@@ -100,6 +100,9 @@ class Backend:
 
     takes_bytes = False
 
+    def __init__(self) -> None:
+        self._total: Tensor | int = 0
+
     @property
     def outside(self) -> dict[str, str]:
         return {}
@@ -131,9 +134,11 @@ class Backend:
         """Run one frame."""
         one_by_one(steps, frame)
 
-    def counts(self, edges: Sequence[Edge]) -> Tensor:
-        """int64 (edges, 2): computed and changed pixels of the last frame."""
-        return torch.stack([torch.stack(edge.counts()) for edge in edges])
+    def count(self, edges: Sequence[Edge]) -> Tensor:
+        """Once a frame. int64 (2, edges, 2): of this frame and of all so far, the pixels computed and changed."""
+        counted = torch.stack([torch.stack(edge.counts()) for edge in edges])
+        self._total = self._total + counted
+        return torch.stack([counted, self._total])
 
 
 class FrameEdge(Edge):

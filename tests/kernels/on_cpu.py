@@ -48,7 +48,7 @@ class Kernel:
         path = f'-DSOURCE="{HERE.parents[1] / "kernels" / source}"'
         self._run = library(HERE / "kernel_on_cpu.cpp", *quiet, path, *defines).run
 
-    def __call__(self, grid: tuple[int, ...], block: int, *args: Tensor | np.generic) -> None:
+    def __call__(self, grid: tuple[int, ...], block: int, *args: Any, **options: Any) -> None:
         memory = [np.uint64(arg.data_ptr()) if isinstance(arg, Tensor) else arg for arg in args]
         held = [np.array([value]) for value in memory]
         addresses = np.array([value.ctypes.data for value in held], dtype=np.uint64)
@@ -57,7 +57,7 @@ class Kernel:
 
 
 class Recording:
-    def __init__(self, device: torch.device, start: Any, finish: Any):
+    def __init__(self, device: torch.device, start: Any, join: Any, finish: Any):
         self._start, self._finish, self.outside = start, finish, {}
 
     def play(self, steps: Any, frame: Any) -> None:
@@ -69,12 +69,13 @@ class Recording:
 
 def without_a_gpu(patch: pytest.MonkeyPatch) -> None:
     """For the time of a test, backend="cuda" runs on the CPU."""
-    properties = SimpleNamespace(multi_processor_count=1, major=7)
+    properties = SimpleNamespace(multi_processor_count=1, major=7, shared_memory_per_block_optin=60 << 10)
     patch.setattr(cuda, "why_not", lambda device: None)
     patch.setattr(cuda, "Kernel", Kernel)
     patch.setattr(cuda, "Recording", Recording)
     patch.setattr(cuda, "THREADS", 64)
     patch.setattr(cuda.means, "on_current_stream", lambda device: contextlib.nullcontext())
+    patch.setattr(cuda.Backend, "aside", lambda backend: contextlib.nullcontext())
     patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))

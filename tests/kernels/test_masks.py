@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.marks import Listed, Listing, Marks, needed, table_of
-from deltaconvert.backends.cuda.marks import _in_order as in_order
+from deltaconvert.backends.cuda.marks import Listed, Listing, Marks, in_levels, needed, table_of
 from deltaconvert.backends.reference import differs
 from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
@@ -68,12 +67,18 @@ def _listing(pairs: list[tuple[Reach, Marks]], size: tuple[int, int], compared: 
     streams = len(pairs[0][1].bits)
     places = torch.full((streams * size[0] * size[1],), -1, dtype=torch.int32)
     listed = Listed(places, torch.zeros(1, dtype=torch.int32))
-    return Listing(_empty_marks(streams, size), listed, not compared, pairs)
+    marks = _empty_marks(streams, size)
+    return Listing(marks, listed, marks.bits.clone() if compared else marks.bits, pairs)
 
 
-def _spread(*listings: Listing) -> None:
-    table = torch.frombuffer(bytearray(table_of(in_order(listings))), dtype=torch.uint8)
-    _call("run_spread", table, len(table) // 8, len(listings), len(listings[0].marks.bits), 64)
+def _spread(*listings: Listing, then_list: bool = True, kept: int = 1000) -> None:
+    """By one block, which keeps so many words in shared memory; a single listing by several."""
+    table, _ = table_of(in_levels(listings), kept)
+    packed = torch.frombuffer(bytearray(table), dtype=torch.uint8)
+    args = packed, len(packed) // 8, len(listings), len(listings[0].marks.bits)
+    _call("run_spread", *args, 1 + (len(listings) == 1), then_list)
+    if not then_list:
+        _call("run_list", *args)
 
 
 def _check_listing(listing: Listing, expected: Tensor) -> None:
@@ -82,7 +87,8 @@ def _check_listing(listing: Listing, expected: Tensor) -> None:
     assert count == expected.sum()
     assert torch.equal(listing.listed.places[:count].sort().values, expected.flatten().nonzero()[:, 0].int())
     assert (listing.listed.places[count:] == -1).all()
-    marked = expected if listing.all else torch.zeros_like(expected)
+    compared = listing.bits is not listing.marks.bits
+    marked = torch.zeros_like(expected) if compared else expected
     assert torch.equal(listing.marks.bits, _marks(marked).bits), "bits beside the map stay 0"
     assert torch.equal(listing.marks.changed, marked.flatten(1).sum(1).int())
 
@@ -132,7 +138,8 @@ def test_other_reaches(size):
 
 
 @pytest.mark.parametrize("size", [(17, 45), (40, 64)])
-def test_a_network_in_one_launch(size):
+@pytest.mark.parametrize("then_list, kept", [(True, 1000), (False, 1000), (True, 80), (False, 0)])
+def test_a_network_in_one_launch(size, then_list, kept):
     """Levels that read each other's masks, inputs that are joined, and a step that compares."""
     mask = torch.rand(3, 1, *size) < torch.tensor([0.0, 0.01, 1.0]).view(3, 1, 1, 1)
     source = _marks(mask)
@@ -142,7 +149,7 @@ def test_a_network_in_one_launch(size):
     second = _listing([(same, first.marks)], size)
     smaller = _listing([(half, second.marks), (half, source)], half.out_size)
     aside = _listing([(Pixel(), source)], size, compared=True)
-    _spread(first, second, smaller, aside)
+    _spread(first, second, smaller, aside, then_list=then_list, kept=kept)
     once = same.spread(mask)
     twice = same.spread(once)
     _check_listing(first, once)

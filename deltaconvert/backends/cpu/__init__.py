@@ -65,6 +65,7 @@ class Backend:
         self._grid = lru_cache(maxsize=None)(Grid)
         self.orders: dict[Any, bytes] = {}  # see PackedConv
         self._settled: dict[Any, dict[str, Any]] = {}  # what equal steps of this program settled
+        self._total: Tensor | int = 0
 
     @property
     def outside(self) -> dict[str, str]:
@@ -108,8 +109,10 @@ class Backend:
     def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
         one_by_one(steps, frame)
 
-    def counts(self, edges: Sequence[Any]) -> Tensor:
-        return torch.tensor([edge.counts() for edge in edges], dtype=torch.int64)
+    def count(self, edges: Sequence[Any]) -> Tensor:
+        counted = torch.tensor([edge.counts() for edge in edges], dtype=torch.int64)
+        self._total = self._total + counted
+        return torch.stack([counted, self._total])
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Uninitialised memory, the same for every step: valid until the next call."""

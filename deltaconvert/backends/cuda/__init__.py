@@ -10,7 +10,8 @@ its own is computed whole by torch, inside the graph, and its candidates are sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from deltaconvert.backends.cuda.convs import Head, blocks_at_once
 from deltaconvert.backends.cuda.heads import head_of
-from deltaconvert.backends.cuda.kernels import TYPES, Kernel, why_not
+from deltaconvert.backends.cuda.kernels import TYPES, Kernel, on_current_stream, why_not
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
 from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, side_of
 from deltaconvert.backends.cuda.recording import Recording
@@ -166,6 +167,8 @@ class Backend:
         self._recording: Recording | None = None
         self._behind: dict[int, Listings] = {}  # a source -> the lists that it decides about
         self.place = 0  # of the next step among all
+        self._side: torch.cuda.Stream | None = None  # where lists are made beside the first steps
+        self._forked = self._joined = False  # something runs there; the next launch waits for it
         self.launches = 0  # so far, by this backend
         self.kernel = lru_cache(maxsize=None)(_kernel)
         self.tuner = Tuner(self._untailed)
@@ -241,9 +244,36 @@ class Backend:
         if listings is not None:
             listings.run(self)
 
-    def launch(self, kernel: Kernel, grid: tuple[int, ...], threads: int, *args: Tensor | np.generic) -> None:
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, ...],
+        threads: int,
+        *args: Tensor | np.generic,
+        shared_bytes: int | None = None,
+    ) -> None:
         self.launches += 1
-        kernel(grid, threads, *args)
+        kernel(grid, threads, *args, overlap=not self._joined, shared_bytes=shared_bytes)
+        self._joined = False
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is launched inside runs beside what is launched after, until `join`."""
+        here, launches = torch.cuda.current_stream(), self.launches
+        if self._side is None:
+            self._side = torch.cuda.Stream()
+        self._side.wait_stream(here)
+        self._joined = True
+        with torch.cuda.stream(self._side), on_current_stream(here.device):
+            yield
+        self.launches, self._forked, self._joined = launches, True, False
+
+    def join(self) -> None:
+        """The next launch waits for what was launched aside, and starts when all before it has ended."""
+        if self._forked:
+            assert self._side is not None
+            torch.cuda.current_stream().wait_stream(self._side)
+            self._forked, self._joined = False, True
 
     def is_early(self, listed: Listed) -> bool:
         """Whether a list is there when the next kernel starts: all launches but the one before it have ended then."""
@@ -261,7 +291,7 @@ class Backend:
     def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
         if self._recording is None:
             device = next(value.device for value in frame.values if isinstance(value, Tensor))
-            self._recording = Recording(device, self._start, self._finish)
+            self._recording = Recording(device, self._start, self.join, self._finish)
         self._recording.play(steps, frame)
 
     @property
@@ -269,7 +299,7 @@ class Backend:
         """Nodes that the graph could not hold, and why; known after the first frame."""
         return {} if self._recording is None else self._recording.outside
 
-    def counts(self, edges: Sequence[Any]) -> Tensor:
+    def count(self, edges: Sequence[Any]) -> Tensor:
         assert self._counted is not None
         return self._counted
 
@@ -278,7 +308,8 @@ class Backend:
             self._counters[: self._used].zero_()
 
     def _finish(self) -> None:
-        """Gather the counts of all edges; part of the graph."""
+        """Gather the counts of all edges and add them to those of the frames before; part of the graph."""
+        self.join()
         if self._counters is None:
             return
         if self._counted is None:
@@ -288,7 +319,9 @@ class Backend:
                 [len(edge.marks.changed) for edge in self._edges],
             ]
             self._places = torch.tensor(at, dtype=torch.int32, device=self._counters.device)
-            self._counted = torch.zeros(len(self._edges), 2, dtype=torch.int64, device=self._counters.device)
+            self._counted = torch.zeros(
+                2, len(self._edges), 2, dtype=torch.int64, device=self._counters.device
+            )
         edges = len(self._edges)
         tally = self.kernel("masks.cu", "tally", torch.float32)
         grid = (-(-edges // THREADS),)
@@ -316,7 +349,8 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
         edge.marks.seen = (reach, first) if alone and isinstance(reach, Window) else None
         among = [marks for reach, marks in read if keeps_places(reach)]
         edge.marks.covers = frozenset(among).union(*(marks.covers for marks in among))
-    backend.add_listing(behind, Listing(edge.marks, listed, not compared, pairs))
+    bits = torch.zeros_like(edge.marks.bits) if compared else edge.marks.bits
+    backend.add_listing(behind, Listing(edge.marks, listed, bits, pairs))
     return listed
 
 
@@ -347,6 +381,8 @@ class Step:
         """Nothing is kept beside the edges."""
 
     def run(self) -> None:
+        if self.candidates.aside:
+            self._backend.join()
         self._compute()
 
     def compute(self, candidates: Listed) -> None:
@@ -393,6 +429,7 @@ class Step:
             np.int32(height),
             np.int32(width),
             _number(-1.0 if edge.threshold is None else edge.threshold, fresh.dtype),
+            np.int32(self._backend.is_early(self.candidates)),
         )
         if edge.threshold is not None:
             self._backend.list_behind(edge.marks)

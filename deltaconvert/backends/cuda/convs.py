@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cuda.tail import NoKernel
+from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
-from deltaconvert.reach import Window
+from deltaconvert.ops.linear import MapLinear
+from deltaconvert.reach import Pixel, Window
 
 STEP = 128  # bytes of a row in a step of the sum, in kernels/conv_tiles.cu and conv_wgmma.cu
 SHARED_BYTES = 228 << 10  # of a multiprocessor; a block takes 1 KB for itself
@@ -49,6 +52,17 @@ def conv(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any
     layer = f"{edge.values.dtype} {shapes} {window_of(source, window)}"
     best: Head = tuner.best(layer, candidates(*parts), source, edge)
     return best
+
+
+def linear(operator: MapLinear, inputs: Sequence[Any], edge: Any, tuner: Any) -> Head:
+    """Of maps of one pixel: a 1x1 convolution. Elsewhere a matrix product of torch is faster."""
+    (source,) = inputs
+    on_pixels = Conv2d(operator.weight.unflatten(1, (-1, 1, 1)), operator.bias, (1, 1), (0, 0), (1, 1), 1)
+    if source.values.shape[2:] != (1, 1) or edge.values.device.type != "cuda":
+        raise NoKernel("a matrix product")
+    if not _on_tensor_cores(on_pixels, edge):
+        raise NoKernel("a matrix product without tensor cores")
+    return conv(on_pixels, [Pixel()], inputs, edge, tuner)
 
 
 def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> dict[str, Callable[[], Head]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.convs import Head, conv, window_of
+from deltaconvert.backends.cuda.convs import Head, conv, linear, window_of
 from deltaconvert.backends.cuda.kernels import TYPES
 from deltaconvert.backends.cuda.means import BoxMeans, lanes_of, packed_mean
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
@@ -18,6 +18,7 @@ from deltaconvert.ops.channels import Channels, Concat
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.linear import MapLinear
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.places import Places
 from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
@@ -53,6 +54,8 @@ def head_of(
         head = _same_map(mine, edge, tail, first)
     elif isinstance(first, (Conv2d, ConvTranspose2d)):
         head = conv(first, reaches, mine, edge, tuner)
+    elif isinstance(first, MapLinear):
+        head = linear(first, mine, edge, tuner)
     else:
         head = _PACKERS[type(first)](first, reaches, mine, edge)
     if head.channels != channels:

@@ -69,8 +69,19 @@ class Kernel:
             function.max_dynamic_shared_size_bytes = self._shared_bytes
         return function
 
-    def __call__(self, grid: tuple[int, ...], block: int, *args: Tensor | np.generic) -> None:
-        """args: tensors go by their address, everything else is a numpy scalar of the parameter's type."""
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: int,
+        *args: Tensor | np.generic,
+        overlap: bool = True,
+        shared_bytes: int | None = None,
+    ) -> None:
+        """args: tensors go by their address, everything else is a numpy scalar of the parameter's type.
+
+        overlap: it may start before the one before it ends. shared_bytes: of this launch, if not all it may use.
+        """
+        shared_bytes = self._shared_bytes if shared_bytes is None else shared_bytes
         passed = []
         for arg in args:
             if isinstance(arg, Tensor):
@@ -79,11 +90,11 @@ class Kernel:
                 passed.append(arg)
             else:
                 raise TypeError(f"a kernel's argument is a {type(arg).__name__}: {arg!r}")
-        driver = _driver() if self._waits else None
+        driver = _driver() if self._waits and overlap else None
         if driver is None or torch.cuda.get_device_capability() < (9, 0):
-            self._function(grid, (block,), tuple(passed), shared_mem=self._shared_bytes)
+            self._function(grid, (block,), tuple(passed), shared_mem=shared_bytes)
         else:
-            _launch_early(driver, self._function.kernel.ptr, grid, block, self._shared_bytes, passed)
+            _launch_early(driver, self._function.kernel.ptr, grid, block, shared_bytes, passed)
 
 
 def _launch_early(

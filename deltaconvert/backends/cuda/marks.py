@@ -1,7 +1,7 @@
 """Masks on the device and the lists of pixels made from them: `struct Listing` of kernels/masks.cu.
 
 At threshold 0 masks depend on masks alone. So the lists of all steps behind a *source*, a node that compares, are made
-in one launch right after it: those of a network without thresholds behind its input.
+right after it, in few launches: those of a network without thresholds behind its input.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import Tensor
 from deltaconvert.backends.cuda.tail import device_bytes
 from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
-THREADS = 1024
-SHARERS = 8  # blocks of a cluster, which share the masks of a stream
-SHARED_BYTES = 40 << 10  # for the parameters of a launch
+THREADS = 1024  # of a block that works alone
+TABLE_BYTES = 40 << 10  # of shared memory, for the parameters of a launch
+LISTING_BYTES, REACH_BYTES = 72, 88
+SMALL = 4 * THREADS  # words of a mask that a block alone makes in four rounds, in the time of a launch
 _KINDS = {Pixel: 0, Sources: 3, Everything: 4}  # the enum of kernels/masks.cu; windows are 1, transposed 2
 
 
@@ -64,101 +65,167 @@ class Marks:
 
 @dataclass(eq=False)
 class Listed:
-    """A list of pixels on the device. launch: how many kernels the frame had launched when it was made."""
+    """A list of pixels on the device. launch: how many kernels had been launched when it was made."""
 
     places: Tensor  # int32
     count: Tensor  # int32 (1)
     launch: int = 0
+    aside: bool = False  # made beside the steps that do not need it
 
 
 @dataclass(eq=False)
 class Listing:
     """How the candidates of a step come from the marks of its inputs.
 
-    after: the listings of the same launch that it reads.
+    bits: of the candidates, as in Marks; those of the marks themselves where no threshold follows.
     """
 
     marks: Marks
     listed: Listed
-    all: bool
+    bits: Tensor
     pairs: list[tuple[Reach, Marks]]
     tables: list[Tensor] = field(default_factory=list)
 
-    def pack(self, first: int, behind: bool) -> bytes:
-        addresses = [
-            t.data_ptr() for t in (self.marks.bits, self.marks.changed, self.listed.places, self.listed.count)
-        ]
-        return struct.pack("=4Q6i", *addresses, first, len(self.pairs), self.all, behind, *self.marks.size)
+    @property
+    def words(self) -> int:
+        """Of 32 pixels, in a stream's mask."""
+        return self.bits[0].numel()
+
+    @property
+    def turns(self) -> int:
+        """Of a warp, to see all of them."""
+        return -(-self.words // 32)
+
+    @property
+    def table_bytes(self) -> int:
+        return LISTING_BYTES + REACH_BYTES * len(self.pairs)
+
+    def pack(self, first: int, behind: bool, turn: int, kept: int) -> bytes:
+        compared = 0 if self.bits is self.marks.bits else self.marks.bits.data_ptr()
+        others = (self.marks.changed, self.listed.places, self.listed.count)
+        addresses = [self.bits.data_ptr(), compared, *(t.data_ptr() for t in others)]
+        return struct.pack(
+            "=5Q8i", *addresses, first, len(self.pairs), behind, turn, kept, 0, *self.marks.size
+        )
 
 
 class Listings:
-    """The listings behind one source: a launch, or several where their parameters need more room."""
+    """The listings behind one source. The first launch is waited for, the others run beside the steps before theirs."""
 
     def __init__(self) -> None:
         self._listings: list[Listing] = []
-        self._launches: list[tuple[Tensor, int]] = []
+        self._launches: list[_Launch] = []
 
     def add(self, listing: Listing) -> None:
         self._listings.append(listing)
 
     def run(self, backend: Any) -> None:
+        backend.join()  # these may read what was made aside
         if not self._launches:
-            self._pack()
-        device = self._listings[0].marks.bits.device
-        sharers = SHARERS if torch.cuda.get_device_capability(device) >= (9, 0) else 1
-        kernel = backend.kernel("masks.cu", "spread", torch.float32, SHARED_BYTES, SHARERS=sharers)
-        streams = len(self._listings[0].marks.bits)
-        for table, count in self._launches:
-            longs = np.int32(table.numel() // 8)
-            backend.launch(kernel, (sharers, streams), THREADS, table, longs, np.int32(count))
+            self._launches = [_Launch(part) for part in parts_of(self._listings)]
+        first, *others = self._launches
+        first.run(backend)
+        if others:
+            with backend.aside():
+                for launch in others:
+                    launch.run(backend)
+        for launch in others:
+            launch.note(backend.launches, aside=True)
+
+
+class _Launch:
+    """levels: one of large masks, or several of small ones."""
+
+    def __init__(self, levels: Sequence[Sequence[Listing]]):
+        self._listings = [listing for level in levels for listing in level]
+        some = self._listings[0].bits
+        properties = torch.cuda.get_device_properties(some.device)
+        self._device, self._streams = some.device, len(some)
+        self._alone = is_small(levels[0])
+        self._room = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
+        table, kept = table_of(levels, (self._room - TABLE_BYTES) // 4 - 1024 if self._alone else 0)
+        self._table = device_bytes(table, self._device)
+        self._shared_bytes = len(table) + 4 * len(self._listings) + 4 * kept
+        turns = sum(listing.turns for listing in self._listings)
+        self._then_list = not self._alone or turns <= THREADS // 32
+        most = -(-8 * properties.multi_processor_count // self._streams)
+        self._blocks = max(2, min(-(-turns // 8), most))
+
+    def run(self, backend: Any) -> None:
+        spread = backend.kernel("masks.cu", "spread", torch.float32, self._room)
+        grid, threads = ((1, self._streams), THREADS) if self._alone else ((self._blocks, self._streams), 256)
+        args = (self._table, np.int32(self._table.numel() // 8), np.int32(len(self._listings)))
+        flag = np.int32(self._then_list)
+        backend.launch(spread, grid, threads, *args, flag, shared_bytes=self._shared_bytes)
+        if not self._then_list:
+            lists = backend.kernel("masks.cu", "list", torch.float32)
+            grid = (self._blocks, self._streams)
+            backend.launch(lists, grid, 256, *args, shared_bytes=self._table.numel())
+        self.note(backend.launches, aside=False)
+
+    def note(self, launches: int, aside: bool) -> None:
         for listing in self._listings:
-            listing.listed.launch = backend.launches
-
-    def _pack(self) -> None:
-        device = self._listings[0].marks.bits.device
-        for part in _parts(_in_order(self._listings)):
-            self._launches.append((device_bytes(table_of(part), device), len(part)))
+            listing.listed.launch, listing.listed.aside = launches, aside
 
 
-def table_of(listings: Sequence[tuple[Listing, bool]]) -> bytes:
-    """The parameters of `spread`: its listings, then their reaches."""
-    packed, reaches = b"", b""
-    for listing, behind in listings:
-        packed += listing.pack(len(reaches) // REACH_BYTES, behind)
-        for reach, marks in listing.pairs:
-            bytes_of_reach, tables = pack(reach, marks)
-            reaches += bytes_of_reach
-            listing.tables += tables
-    return packed + reaches
-
-
-def _in_order(listings: Sequence[Listing]) -> list[tuple[Listing, bool]]:
-    """By the number of listings that one waits for; and whether it is the first to wait for those before it."""
-    depth: dict[Marks, int] = {}
-    for listing in listings:
-        depth[listing.marks] = 1 + max((depth.get(marks, -1) for _, marks in listing.pairs), default=-1)
-    ordered = sorted(listings, key=lambda listing: depth[listing.marks])
-    levels = [depth[listing.marks] for listing in ordered]
-    return [(o, i > 0 and levels[i] != levels[i - 1]) for i, o in enumerate(ordered)]
-
-
-def _parts(listings: Sequence[tuple[Listing, bool]]) -> list[list[tuple[Listing, bool]]]:
-    parts: list[list[tuple[Listing, bool]]] = [[]]
-    for listing, behind in listings:
-        size = sum(
-            LISTING_BYTES + REACH_BYTES * len(other.pairs) for other, _ in [*parts[-1], (listing, behind)]
-        )
-        if size > SHARED_BYTES:
+def parts_of(listings: Sequence[Listing]) -> list[list[list[Listing]]]:
+    """The levels of each launch: a large one alone, small ones together while their parameters have room."""
+    parts: list[list[list[Listing]]] = []
+    room = 0
+    for level in in_levels(listings):
+        size = sum(listing.table_bytes for listing in level)
+        if size > TABLE_BYTES:  # more inputs than a network has
+            parts += [[[listing]] for listing in level]
+            room = 0
+            continue
+        if not is_small(level) or size > room:
             parts.append([])
-        parts[-1].append((listing, behind))
+            room = TABLE_BYTES
+        parts[-1].append(level)
+        room = room - size if is_small(level) else 0
     return parts
 
 
-LISTING_BYTES, REACH_BYTES = 56, 88
+def is_small(level: Sequence[Listing]) -> bool:
+    return sum(listing.words for listing in level) <= SMALL
 
 
-def pack(reach: Reach, marks: Marks) -> tuple[bytes, list[Tensor]]:
-    """struct Reach of kernels/masks.cu, and the tables whose addresses it holds."""
+def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int]:
+    """The parameters of `spread`: its listings, then their reaches; and the words of `room` that masks are kept in."""
+    packed, reaches, turn, kept = b"", b"", 0, 0
+    places: dict[Marks, int] = {}
+    for i, level in enumerate(levels):
+        for j, listing in enumerate(level):
+            fits = kept + listing.words <= room
+            first = len(reaches) // REACH_BYTES
+            packed += listing.pack(first, i > 0 and j == 0, turn, kept if fits else -1)
+            turn += listing.turns
+            kept += listing.words if fits else 0
+            for reach, marks in listing.pairs:
+                bytes_of_reach, tables = pack(reach, marks, places.get(marks, -1))
+                reaches += bytes_of_reach
+                listing.tables += tables
+            if listing.bits is listing.marks.bits:
+                places[listing.marks] = len(packed) // LISTING_BYTES - 1
+    return packed + reaches, kept
+
+
+def in_levels(listings: Sequence[Listing]) -> list[list[Listing]]:
+    """By the number of listings that one waits for. A listing comes behind those that it reads."""
+    depth: dict[Marks, int] = {}
+    for listing in listings:
+        depth[listing.marks] = 1 + max((depth.get(marks, -1) for _, marks in listing.pairs), default=-1)
+    levels: list[list[Listing]] = [[] for _ in range(1 + max(depth.values()))]
+    for listing in listings:
+        levels[depth[listing.marks]].append(listing)
+    return levels
+
+
+def pack(reach: Reach, marks: Marks, place: int) -> tuple[bytes, list[Tensor]]:
+    """struct Reach of kernels/masks.cu, and the tables whose addresses it holds.
+
+    place: of the listing that makes the marks among those of the launch; or -1.
+    """
     window, taps, tables = (0,) * 8, (0, 0), []
     if isinstance(reach, Window):
         kind = 2 if reach.transposed else 1
@@ -169,7 +236,7 @@ def pack(reach: Reach, marks: Marks) -> tuple[bytes, list[Tensor]]:
         tables = [t.to(marks.bits.device, torch.int32).contiguous() for t in (reach.rows, reach.cols)]
         taps = (reach.rows.shape[1], reach.cols.shape[1])
     addresses = [t.data_ptr() for t in (marks.bits, marks.changed, *tables)]
-    numbers = (kind, *marks.size, *window, *taps, 0)
+    numbers = (kind, *marks.size, *window, *taps, place)
     return struct.pack("=4Q14i", *addresses, *[0] * (4 - len(addresses)), *numbers), tables
 
 

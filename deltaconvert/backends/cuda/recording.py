@@ -21,8 +21,15 @@ class Recording:
     depends on it, runs after the graph, one launch at a time: `outside` names those nodes and says why.
     """
 
-    def __init__(self, device: torch.device, start: Callable[[], None], finish: Callable[[], None]):
-        self._device, self._start, self._finish = device, start, finish
+    def __init__(
+        self,
+        device: torch.device,
+        start: Callable[[], None],
+        join: Callable[[], None],
+        finish: Callable[[], None],
+    ):
+        """start: before the steps. join: what they launched aside has ended. finish: behind the steps, joined too."""
+        self._device, self._start, self._join, self._finish = device, start, join, finish
         self._known = False  # what the graph holds
         self._graph: torch.cuda.CUDAGraph | None = None
         self._late: list[Any] = []
@@ -83,7 +90,9 @@ class Recording:
             self._start()
             for step in steps:
                 step(self._still)
-            if not self._late:
+            if self._late:
+                self._join()
+            else:
                 self._finish()
         self._graph = graph
 

@@ -1,0 +1,123 @@
+"""What starting kernels early and making lists aside give: one network with and without, in one run; and a timeline.
+
+    python benchmarks/launches.py [--network resnet50] [--batch 1] [--type half] [--densities 0,1,5,25] [--timeline 5]
+
+A time is the median over frames of the graph alone, between two events on the device, on the video of
+benchmarks/gpu.py. Needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import deltaconvert
+from benchmarks.gpu import environment, video
+from benchmarks.gpu_dense import TYPES, channels, network
+from deltaconvert.backends import cuda
+from deltaconvert.report import table
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "as it is": contextlib.nullcontext,
+    "plain launches": lambda: mock.patch.object(cuda.kernels, "_driver", lambda: None),
+    "lists all ahead": lambda: mock.patch.object(
+        cuda.Backend, "aside", lambda backend: contextlib.nullcontext()
+    ),
+}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", default="resnet50")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--type", default="half", choices=TYPES)
+    parser.add_argument("--size", default="1080x1920")
+    parser.add_argument("--densities", default="0,1,5,25", help="percent of the frame")
+    parser.add_argument("--threshold", type=float, default=0.0, help="of activations")
+    parser.add_argument("--timeline", type=float, help="print the kernels of a frame of this density")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    model = network(options.network, options.type)
+    size = [int(side) for side in options.size.split("x")]
+    base = torch.rand(options.batch, channels(model), *size, device="cuda", dtype=TYPES[options.type])
+    results: dict[str, dict[str, float]] = {}
+    for name, variant in VARIANTS.items():
+        with variant():
+            delta = deltaconvert.convert(model, base, threshold={"activation": options.threshold})
+            delta(base)  # the graph is captured now
+        results[name] = {density: milliseconds(delta, base, density) for density in densities(options)}
+        if options.timeline is not None and name == "as it is":
+            print(timeline(delta, list(video(base, options.timeline / 100, 6))))
+    print(
+        table(["", *densities(options)], [[n, *(f"{t:.3f}" for t in r.values())] for n, r in results.items()])
+    )
+    if options.out:
+        found = {
+            **environment(),
+            "options": {k: str(v) for k, v in vars(options).items()},
+            "graph_ms": results,
+        }
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def densities(options: argparse.Namespace) -> list[str]:
+    return [f"{density}%" for density in options.densities.split(",")]
+
+
+def milliseconds(delta: deltaconvert.DeltaModel, base: torch.Tensor, density: str, frames: int = 20) -> float:
+    recording = delta._program._backend._recording
+    times = []
+    for frame in video(base, float(density.rstrip("%")) / 100, frames):
+        for slot in recording._inputs.values():
+            slot.copy_(frame)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(400_000)  # the graph is queued before it may start
+        start.record()
+        recording._graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[3:])
+
+
+def timeline(delta: deltaconvert.DeltaModel, frames: list[torch.Tensor]) -> str:
+    """Microseconds from the start of a frame: kernels start before the one before them ends."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for frame in frames[:-1]:
+        delta(frame)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        delta(frames[-1])
+        torch.cuda.synchronize()
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+        found.export_chrome_trace(file.name)
+        events = json.load(file)["traceEvents"]
+    events = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    events.sort(key=lambda e: e["ts"])
+    first = events[0]["ts"]
+    body, end = [], 0.0
+    for e in events:
+        begin = e["ts"] - first
+        body.append((f"{begin:.1f}", f"{e['dur']:.1f}", f"{begin + e['dur'] - end:.1f}", e["name"][:40]))
+        end = max(end, begin + e["dur"])
+    return table(("starts", "runs", "ends after the last", "kernel"), body)
+
+
+if __name__ == "__main__":
+    main()

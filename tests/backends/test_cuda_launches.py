@@ -1,0 +1,81 @@
+"""backends/cuda/kernels.py and marks.py: kernels that start early, lists made aside."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import random
+
+import pytest
+import torch
+from oracle import assert_same_bits, scripted_video
+from torch import nn
+
+import deltaconvert
+import model_zoo
+from deltaconvert.backends import cuda
+from deltaconvert.backends.cuda import kernels
+
+
+def small_boxes(base: torch.Tensor, frames: int):
+    """A few pixels that change anywhere: kernels that are done at once, and so close to each other."""
+    draw = random.Random(0)
+    for _ in range(frames):
+        base = base.clone()
+        y, x = (draw.randrange(side - 6) for side in base.shape[2:])
+        base[..., y : y + 6, x : x + 6] = torch.rand_like(base[..., y : y + 6, x : x + 6])
+        yield base
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+def test_what_overlaps_gives_the_bits_of_one_after_the_other(gpu, name, monkeypatch):
+    """Beside another stream's work, so that kernels start at odd times; every frame against a state full of NaN."""
+    network = model_zoo.create(name, seed=0).half()
+    base = torch.rand(2, 3, 224, 320).half()
+    model = deltaconvert.convert(network, base)
+    model(base)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "_driver", lambda: None)  # plain launches, in one stream
+        patch.setattr(cuda.Backend, "aside", lambda backend: contextlib.nullcontext())
+        plain = copy.deepcopy(model)
+        plain(base)  # captures its graph
+    beside, noise = torch.cuda.Stream(), torch.randn(1024, 1024)
+    for t, frame in enumerate(small_boxes(base, 40)):
+        with torch.cuda.stream(beside):
+            for _ in range(t % 5):
+                noise = torch.tanh(noise @ noise)
+        output = model(frame)
+        plain.reset()
+        assert_same_bits(output, plain(frame), f"frame {t}")
+
+
+@pytest.mark.gpu
+def test_lists_are_made_aside_in_every_order(gpu):
+    """A large input, whose mask is a launch of its own, several inputs of the graph, and thresholds behind."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 1, 1),
+    ).eval()  # fmt: skip
+    video = scripted_video((2, 3, 420, 480), torch.float32)
+    for threshold in (0.0, {"1": 0.05}):
+        ours, theirs = (
+            deltaconvert.convert(network, video[0], threshold=threshold, backend=b)
+            for b in ("cuda", "reference")
+        )
+        for t, frame in enumerate(video):
+            ours(frame), theirs(frame)
+            masks = theirs.masks()
+            for path, mask in ours.masks().items():
+                assert torch.equal(mask, masks[path]), f"frame {t}: masks of {path} differ"
+
+
+def test_without_the_drivers_bindings_launches_are_plain(monkeypatch):
+    def missing(name: str):
+        raise ImportError(name)
+
+    kernels._driver.cache_clear()
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert kernels._driver() is None
+    kernels._driver.cache_clear()
