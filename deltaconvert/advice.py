@@ -20,7 +20,7 @@ _WAYS = [(re.compile(pattern), way) for pattern, way in (
      "its offsets say what a pixel reads, so nothing is known before: a dilated convolution does not have that"),
     (r"no operator for",
      "write it with the operators that docs/operators.md lists, or add it: CONTRIBUTING.md shows one in 40 lines"),
-    (r"cannot be traced",
+    (r"cannot be traced|cannot trace|cannot capture",
      "its forward branches on values, or calls what tracing cannot follow: branch on sizes and on settings from "
      "__init__, or move it behind the network"),
     (r"has batch \d+, the frame has", "keep the images of a batch apart: no reshape across the batch before it"),

@@ -50,7 +50,7 @@ class ExplainRow:
     @property
     def runs_as(self) -> str:
         """Its kind, and why it is no faster one."""
-        text = self.kind if self.reason is None else f"{self.kind}: {self.reason}"
+        text = self.kind if self.reason is None else f"{self.kind}: {self.reason.splitlines()[0]}"
         return text if self.outside is None else f"{text}; after the CUDA graph: {self.outside}"
 
 

@@ -13,6 +13,8 @@ import deltaconvert
 from deltaconvert import explain_page
 from deltaconvert.advice import way_out
 from deltaconvert.cli import app
+from deltaconvert.measure import Dense
+from deltaconvert.model import DeltaModel
 
 SIZE = (1, 3, 24, 32)
 
@@ -90,6 +92,29 @@ def test_the_speed_is_measured_on_a_copy(delta):
     assert "where 5% of the frame moves" in str(found)
     assert delta.stats().frames == frames and torch.equal(delta(frame), expected)
     assert delta.stats().work == 0, "the state is as it was"
+
+
+class Counted(nn.Module):
+    """A backbone, and what a detector does with it: how many boxes there are is for values to say."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x):
+        y = self.backbone(x)
+        return y[y > 0][: int((y > 0).sum())]
+
+
+def test_a_network_that_is_converted_in_parts():
+    """It is measured against the network that it was, not against its own parts."""
+    delta = deltaconvert.convert(Counted().eval(), torch.rand(SIZE))
+    dense = Dense(delta)
+    assert not any(isinstance(module, DeltaModel) for module in dense.graph.modules())
+    (network,) = delta.explain().islands
+    assert "branches on values" in network.way_out and "\n" not in network.runs_as
+    frame = torch.rand(SIZE)
+    torch.testing.assert_close(dense(frame)[0], delta(frame), rtol=1e-4, atol=1e-5)
 
 
 class Tags(HTMLParser):
