@@ -95,9 +95,10 @@ Build = Callable[[], nn.Module]
 
 def networks(patterns: Sequence[str]) -> Iterator[tuple[str, Build]]:
     """Those whose names match one of `patterns`, such as timm.resnet*."""
-    zoos = {
+    named = [p[5:] for p in patterns if p.startswith("timm.") and not set(p) & set("*?[")]
+    zoos: dict[str, Callable[[], Iterator[tuple[str, Build]]]] = {
         "torchvision": torchvision_networks,
-        "timm": timm_networks,
+        "timm": lambda: timm_networks(named),
         "smp": smp_networks,
         "ultralytics": yolo_networks,
     }
@@ -131,11 +132,12 @@ def torchvision_networks() -> Iterator[tuple[str, Build]]:
         yield f"torchvision.{name}", lambda name=name, options=options: models.get_model(name, **options)
 
 
-def timm_networks() -> Iterator[tuple[str, Build]]:
+def timm_networks(named: Sequence[str] = ()) -> Iterator[tuple[str, Build]]:
+    """Those that are `named`, or the sweep's choice."""
     torchvision()
     import timm
 
-    for name in small_and_large():
+    for name in named or small_and_large():
         yield f"timm.{name}", lambda name=name: timm.create_model(name, pretrained=False)
 
 

@@ -89,7 +89,7 @@ def test_an_exported_conversion_is_saved_with_its_size(backend, tmp_path):
     frame = torch.randn(SHAPE).double()
     model = deltaconvert.convert(network, frame, backend=backend)
     model.save(tmp_path / "network.delta")
-    again = deltaconvert.load(tmp_path / "network.delta")
+    again = deltaconvert.load(tmp_path / "network.delta", device=frame.device)
     assert_close(again(frame), network(frame))
     assert again.info == model.info
     with pytest.raises(InputError, match="alone"):

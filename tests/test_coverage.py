@@ -1,0 +1,90 @@
+"""benchmarks/coverage.py and zoos.py: a sample of the public networks; all of them where slow tests run."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import coverage, zoos  # noqa: E402
+from benchmarks.coverage_page import matches, page  # noqa: E402
+
+SAMPLE = {
+    "torchvision.squeezenet1_1": "symbolic",
+    "timm.test_resnet": "symbolic",
+    "timm.test_efficientnet_gn": "symbolic",
+    "timm.tf_mobilenetv3_small_minimal_100": "export",
+}
+DETECTORS = ("rcnn", "ssd", "retinanet", "fcos", "keypoint")
+
+
+def build_of(name):
+    package, _, network = name.partition(".")
+    pytest.importorskip("torch" if package == "torchvision" else package, reason=f"needs {package}")
+    try:
+        models = zoos.torchvision().models
+    except ImportError:
+        pytest.skip("needs torchvision")
+    if package == "timm":
+        import timm
+
+        return lambda: timm.create_model(network, pretrained=False)
+    options = {"weights_backbone": None} if any(part in network for part in DETECTORS) else {}
+    return lambda: models.get_model(network, weights=None, **options)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_sample(name):
+    row = coverage.examine(build_of(name), ["reference"])
+    assert matches(row) and row["way"] == SAMPLE[name] and row["share"] > 0.95, row
+
+
+RESULTS = json.loads(coverage.RESULTS.read_text())["networks"] if coverage.RESULTS.exists() else {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, row in RESULTS.items() if matches(row)])
+def test_what_matched_still_does(name):
+    builds = dict(zoos.networks([name]))
+    if name not in builds:
+        pytest.skip(f"needs {name.partition('.')[0]}")
+    assert matches(coverage.examine(builds[name], ["reference"]))
+
+
+def test_differences_are_seen():
+    a = {"x": [torch.ones(2, 3), torch.zeros(0, 4)], "n": 3}
+    assert coverage.difference(a, a) == 0
+    assert coverage.difference({"x": [torch.ones(2, 3) * 1.5, torch.zeros(0, 4)], "n": 3}, a) == 0.5
+    assert coverage.difference({"x": [torch.ones(2, 2), torch.zeros(0, 4)], "n": 3}, a) == math.inf
+    assert coverage.difference({"x": [torch.ones(2, 3)], "n": 3}, a) == math.inf
+    nan = {"x": [torch.full((2, 3), math.nan), torch.zeros(0, 4)], "n": 3}
+    assert coverage.difference(nan, a) == math.inf
+    assert coverage.finite(nan) == 0
+
+
+def test_a_network_that_takes_too_much_is_an_error():
+    def forever():
+        while True:
+            pass
+
+    def fails():
+        raise ValueError("why")
+
+    rows = dict(coverage.apart({"good": lambda: {"share": 1}, "slow": forever, "bad": fails}, 2, 1.0, 8))
+    assert (
+        rows["good"]["share"] == 1
+        and "killed" in rows["slow"]["error"]
+        and rows["bad"]["error"] == "ValueError: why"
+    )
+
+
+def test_the_page_is_current():
+    """docs/coverage.md is what coverage.json says."""
+    if not RESULTS:
+        pytest.skip("no results yet")
+    assert coverage.DOCS.read_text() == page(json.loads(coverage.RESULTS.read_text()))
