@@ -187,7 +187,19 @@ def parts_of(listings: Sequence[Listing]) -> list[list[list[Listing]]]:
 
 
 def is_small(level: Sequence[Listing]) -> bool:
-    return sum(listing.words for listing in level) <= SMALL
+    return sum(listing.words * _effort(listing) for listing in level) <= SMALL
+
+
+def _effort(listing: Listing) -> int:
+    """Of a word: some reaches are looked at bit by bit (`has_words` in kernels/masks.cu)."""
+    return 1 if all(_has_words(reach) for reach, _ in listing.pairs) else 16
+
+
+def _has_words(reach: Reach) -> bool:
+    if isinstance(reach, Window):
+        near = reach.kernel[1] <= 32 and reach.stride[1] <= 2 and reach.dilation[1] == 1
+        return near and not reach.transposed
+    return isinstance(reach, Pixel | Everything)
 
 
 def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int]:
