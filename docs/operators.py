@@ -1,4 +1,4 @@
-"""Writes docs/operators.md: what runs as deltas, how networks may write it, where it stays dense, how the cpu runs it.
+"""Writes docs/operators.md: what runs as deltas, how networks may write it, where it stays dense, how it is run.
 
     python docs/operators.py            writes the table anew
     python docs/operators.py --check    fails if it is not current
@@ -32,8 +32,9 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import deltaconvert  # noqa: E402
-from deltaconvert.backends import cpu  # noqa: E402
+from deltaconvert.backends import cpu, cuda  # noqa: E402
 from deltaconvert.backends.cpu.steps import Step  # noqa: E402
+from deltaconvert.backends.cuda.tail import NoKernel  # noqa: E402
 from deltaconvert.ops import base  # noqa: E402
 from deltaconvert.ops.fused import head_of  # noqa: E402
 from deltaconvert.passes import adopt_operators  # noqa: E402
@@ -67,6 +68,10 @@ The `reference` backend computes the whole map of every operator. The `cpu` back
 
 """
 
+CUDA = """The `cuda` backend computes the candidates of a step by a kernel of `kernels/`. Convolutions of one group
+run on tensor cores where the type and the GPU have them.
+"""
+
 
 class Record:
     """What conversions came to."""
@@ -76,6 +81,7 @@ class Record:
         self.made: dict[Any, dict[type, None]] = {}  # code of a spelling -> operators that it made
         self.refused: dict[Any, dict[str, None]] = {}  # code of a spelling, or operator -> why it stays dense
         self.steps: dict[type, dict[type, None]] = {}  # operator -> steps of the cpu backend
+        self.kernels: dict[type, dict[str, None]] = {}  # operator -> kernels of the cuda backend
 
     def find(self, target: Any) -> base.Spelling | None:
         """base.find, whose spellings note down what they return and what they refuse."""
@@ -96,12 +102,16 @@ class Record:
         return noting
 
     def step(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        """The cpu backend's choice of a step, noted down."""
+        """The cpu backend's choice of a step, noted down; and the kernel that the cuda backend would take."""
 
-        def noting(backend: Any, made: base.Operator, *args: Any, **kwargs: Any) -> Any:
-            step = real(backend, made, *args, **kwargs)
+        def noting(
+            backend: Any, made: base.Operator, reaches: Any, inputs: Any, shape: Any, dtype: Any, *rest: Any
+        ) -> Any:
+            step = real(backend, made, reaches, inputs, shape, dtype, *rest)
             if self.on:
-                self.steps.setdefault(type(head_of(made)), {})[type(step)] = None
+                kind = type(head_of(made))
+                self.steps.setdefault(kind, {})[type(step)] = None
+                self.kernels.setdefault(kind, {})[_kernel(made, reaches, inputs, shape, dtype)] = None
             return step
 
         return noting
@@ -180,7 +190,11 @@ def document(found: Record) -> str:
     if unproved:
         raise SystemExit(f"tests/ops converts no delta node from {', '.join(unproved)}: add one")
     kinds = [(_step(step), WHOLE if step is Step else _first_line(step)) for step in cpu.KINDS]
-    lines = [INTRODUCTION + _markdown(("by", "how"), kinds), ""]
+    lines = [INTRODUCTION + _markdown(("by", "how"), kinds), "", CUDA]
+    used = {name for kernels in found.kernels.values() for name in kernels} - {"whole"}
+    kernels = [(name, _first_comment(ROOT / "kernels" / f"{name}.cu")) for name in sorted(used)]
+    whole = ("whole", "The whole map by torch, inside the graph; its candidates are stored.")
+    lines += [_markdown(("by", "how"), [*kernels, whole]), ""]
     rows, parts = [], []
     for kind in sorted(base.operator_types().values(), key=lambda kind: (kind.__module__, kind.__name__)):
         codes = [code for code, made in found.made.items() if kind in made]
@@ -196,12 +210,36 @@ def document(found: Record) -> str:
                 _calls(targets),
                 ", ".join(inspect.signature(kind).parameters),
                 ", ".join(map(_step, steps)),
+                ", ".join(sorted(found.kernels.get(kind, ()), key=lambda name: (name == "whole", name))),
                 "; ".join(dict.fromkeys(reasons)),
             )
         )
-    lines += [_markdown(("operator", "written as", "options", "cpu", "stays dense"), rows), ""]
+    lines += [_markdown(("operator", "written as", "options", "cpu", "cuda", "stays dense"), rows), ""]
     lines += ["Operators that conversion makes of others:", "", _markdown(("operator", ""), parts), ""]
     return "\n".join(lines)
+
+
+def _kernel(made: base.Operator, reaches: Any, inputs: Any, shape: Any, dtype: torch.dtype) -> str:
+    """The source of kernels/ that computes a step, without its ending; `whole` if there is none."""
+    *sources, edge = (
+        cuda.Edge(tuple(size), dtype, torch.device("cpu"), None)
+        for size in (*(source.values.shape for source in inputs), shape)
+    )
+    try:
+        head, _ = cuda.heads.head_of(made, reaches, sources, edge)
+    except NoKernel:
+        return "whole"
+    return head.source.removesuffix(".cu")
+
+
+def _first_comment(source: Path) -> str:
+    """The sentence that a kernel's source begins with."""
+    words = []
+    for line in source.read_text().splitlines():
+        if not line.startswith("// "):
+            break
+        words.append(line.removeprefix("//").strip())
+    return " ".join(words)
 
 
 def _step(step: type[Step]) -> str:

@@ -42,12 +42,15 @@ def test_networks(backend, name, dtype):
     check_operator(NETWORKS[name](), (2, 3, 6, 5), dtype=dtype, threshold=0.1, backend=backend)
 
 
-def test_function(backend):
-    bn = norm(3)
+FUNCTIONS = {
+    "F": lambda m, x: F.batch_norm(x, m.mean, m.var, m.weight, m.bias, eps=0.1),
+    "torch": lambda m, x: torch.batch_norm(x, m.weight, m.bias, m.mean, m.var, False, 0.1, 0.1, False),
+}
 
-    def call(m, x):
-        return F.batch_norm(x, m.mean, m.var, m.weight, m.bias, eps=0.1)
 
+@pytest.mark.parametrize("home", FUNCTIONS)
+def test_function(backend, home):
+    bn, call = norm(3), FUNCTIONS[home]
     module = Call(call, mean=bn.running_mean, var=bn.running_var, weight=bn.weight, bias=bn.bias)
     check_operator(module, (2, 3, 6, 5), backend=backend)
 

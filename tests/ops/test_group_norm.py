@@ -19,6 +19,9 @@ NORMS = {
     "torch.group_norm": lambda m, x: torch.group_norm(x, 3, m.weight, m.bias),
     "nn.InstanceNorm2d": nn.InstanceNorm2d(6),
     "affine": nn.InstanceNorm2d(6, affine=True),
+    "torch.instance_norm": lambda m, x: torch.instance_norm(
+        x, m.weight, m.bias, None, None, True, 0.1, 0.1, False
+    ),
     "F.instance_norm": lambda m, x: F.instance_norm(x, weight=m.weight, eps=0.1),
     "stored statistics": nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
     "F.instance_norm, stored": lambda m, x: F.instance_norm(x, m.bias, m.weight, use_input_stats=False),
