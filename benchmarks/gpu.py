@@ -356,9 +356,10 @@ def tables(facts: dict[str, Any]) -> str:
         body.append((*own, f"{rows[0]['best']}, {dense:.3g} ms", *(boxes.get(name, "") for name in names)))
         for row in rows:
             case = row["case"] + (f", threshold {row['threshold']:.2g}" if row["threshold"] else "")
+            of_last = ("work", "efficiency", "roofline")  # the last frame's: a clip's frames are not alike
             numbers = (
-                f"{row[key]:.3g}"
-                for key in ("delta_ms", "p99_ms", "host_ms", "ratio", "work", "efficiency", "roofline")
+                f"{row[key]:.3g}" if row["density"] is not None or key not in of_last else ""
+                for key in ("delta_ms", "p99_ms", "host_ms", "ratio", *of_last)
             )
             memory = (f"{row[key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))
             details.append((*own, case, f"{row['dense_ms']:.3g}", *numbers, *memory))
