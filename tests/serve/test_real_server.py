@@ -1,0 +1,106 @@
+"""The server as its users start it, from the command line: under a load generator, and seen by a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from serving import frame, png
+
+pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+WRK = shutil.which("wrk")
+
+
+@pytest.fixture
+def address(file, clip):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "deltaconvert",
+        "serve",
+        str(file),
+        "--port",
+        str(port),
+        "--max-fps",
+        "100000",
+    ]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    server = subprocess.Popen([*command, "--files", str(clip.parent)], env=env)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1800):  # torch and Starlette take a while to import on a busy machine
+            try:
+                urllib.request.urlopen(f"{address}/healthz")
+                break
+            except OSError:
+                assert server.poll() is None, "the server ended"
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def ask(address, path, method="GET", body=None, **headers):
+    request = urllib.request.Request(address + path, data=body, method=method, headers=headers)
+    return urllib.request.urlopen(request).read()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(WRK is None, reason="needs wrk (apt install wrk)")
+def test_under_load(address, tmp_path):
+    """Four connections for five seconds: every answer is a result, none is lost, memory per stream is bounded."""
+    (tmp_path / "frame.png").write_bytes(png(frame(0)))
+    script = tmp_path / "post.lua"
+    script.write_text(
+        f"""
+        local file = io.open("{tmp_path}/frame.png", "rb")
+        wrk.method, wrk.body = "POST", file:read("*a")
+        wrk.headers["Content-Type"] = "image/png"
+        local count = 0
+        request = function()
+          count = count + 1
+          return wrk.format(nil, "/streams/camera" .. (count % 3) .. "/frames")
+        end
+        """
+    )
+    command = [WRK, "-t1", "-c4", "-d5s", "--timeout", "20s", "-s", str(script), address]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    print(said)
+    assert "Non-2xx" not in said and "Socket errors" not in said
+    stats = json.loads(ask(address, "/streams"))
+    assert sorted(stats) == ["camera0", "camera1", "camera2"]
+    assert all(s["frames"] > 0 and s["failed"] == 0 and s["density"] == 0 for s in stats.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_seen_by_a_browser(address, tmp_path):
+    """The page shows the stream: its name and picture are in the document after the scripts ran."""
+    ask(address, "/streams/road", "PUT", json.dumps({"url": "file:///clip.mp4", "loop": True}).encode())
+    options = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    )
+    command = [
+        CHROMIUM,
+        *options.split(),
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path}",
+    ]
+    command += ["--virtual-time-budget=8000", "--timeout=20000", "--dump-dom", address]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert 'src="/streams/road/live"' in page and "1 streams" in page
+    assert "frames" in page.split("<figcaption>")[1]
