@@ -226,7 +226,7 @@ def _kernel(made: base.Operator, reaches: Any, inputs: Any, shape: Any, dtype: t
         for size in (*(source.values.shape for source in inputs), shape)
     )
     try:
-        head, _ = cuda.heads.head_of(made, reaches, sources, edge)
+        head, _ = cuda.heads.head_of(made, reaches, sources, edge, None)
     except NoKernel:
         return "whole"
     return head.source.removesuffix(".cu")
