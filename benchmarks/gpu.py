@@ -152,8 +152,8 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    delta = deltaconvert.convert(model, base)
-    delta(base)
+    exact = deltaconvert.convert(model, base)
+    exact(base)
     torch.cuda.synchronize()
     ready, limits = time.perf_counter() - start, ceilings(unit.type)
     shared = {
@@ -166,8 +166,7 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     }
     rows = []
     for case, density, threshold, frames in cases(base, options):
-        if threshold:
-            delta = deltaconvert.convert(model, base, threshold={"input": threshold})
+        delta = deltaconvert.convert(model, base, threshold={"input": threshold}) if threshold else exact
         delta.reset()
         for frame in frames[:3]:
             delta(frame)
