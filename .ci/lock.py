@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 if sys.version_info >= (3, 11):
@@ -21,7 +22,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
-EXTRAS = ("onnx", "video", "plot", "serve")
+EXTRAS = ("onnx", "video", "plot", "metrics", "report", "serve")
 
 
 def wanted() -> list[str]:
@@ -40,7 +41,13 @@ def lock() -> int:
         "--no-emit-index-url",
         "--no-emit-find-links",
     ]
-    done = subprocess.run(command, input="\n".join(wanted()), text=True, capture_output=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        nothing = Path(scratch) / "override.txt"
+        nothing.write_text(
+            "torch; sys_platform == 'none'\n"
+        )  # nor what torch brings, where a package asks for it
+        command += ["--override", str(nothing)]
+        done = subprocess.run(command, input="\n".join(wanted()), text=True, capture_output=True)
     if done.returncode:
         print(done.stderr)
         return 1
