@@ -10,6 +10,7 @@ it is a question about the outside, not about this tree.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -51,8 +52,13 @@ def lock() -> int:
     if done.returncode:
         print(done.stderr)
         return 1
-    LOCK.write_text(f"# Written by python .ci/lock.py. torch is not in it: see Makefile.\n{done.stdout}")
-    print(f"{LOCK.name}: {done.stdout.count('==')} packages")
+    packages = [
+        text for text in re.split(r"\n(?=\S)", done.stdout.strip()) if "sys_platform == 'none'" not in text
+    ]
+    LOCK.write_text(
+        "\n".join(["# Written by python .ci/lock.py. torch is not in it: see Makefile.", *packages, ""])
+    )
+    print(f"{LOCK.name}: {len(packages)} packages")
     return 0
 
 
