@@ -44,9 +44,8 @@ def lock() -> int:
     ]
     with tempfile.TemporaryDirectory() as scratch:
         nothing = Path(scratch) / "override.txt"
-        nothing.write_text(
-            "torch; sys_platform == 'none'\n"
-        )  # nor what torch brings, where a package asks for it
+        # Nor what torch brings, where a package asks for it.
+        nothing.write_text("torch; sys_platform == 'none'\n")
         command += ["--override", str(nothing)]
         done = subprocess.run(command, input="\n".join(wanted()), text=True, capture_output=True)
     if done.returncode:

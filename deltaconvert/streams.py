@@ -129,10 +129,8 @@ class StreamPool:
             if len(self._slots) == self.capacity:
                 self._grow(stream)
             index = min(set(range(self.capacity)) - {slot.index for slot in self._slots.values()})
-            if snapshot is not None:
-                self._model.restore(
-                    index, snapshot
-                )  # refuses what does not fit; it counts from the first frame on
+            if snapshot is not None:  # what does not fit is refused here; it counts from the first frame on
+                self._model.restore(index, snapshot)
             with self._book:
                 self._slots[stream] = _Slot(index, snapshot)
 
@@ -151,7 +149,8 @@ class StreamPool:
     def put(self, stream: Hashable, *args: Any, **kwargs: Any) -> int:
         """Hand over a stream's newest frame: one call of the network, for a batch of one image. Returns its number.
 
-        It replaces a frame that no step has taken, which counts as dropped. Frames may be on another device.
+        It replaces a frame that no step has taken, which counts as dropped. Frames may be on another device. They are
+        not copied until a step takes them: do not write to them before.
         InputError, with the stream as it was, for one that does not fit.
         """
         frames = self._model.signature.flatten(args, kwargs)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Call, assert_close, assert_same_bits, examples, scripted_video
+from oracle import Call, assert_close, assert_same_bits, examples, no_waiting, scripted_video
 from test_networks import RECIPE, Drawn, video_of
 from torch import Tensor, nn
 
@@ -134,15 +132,6 @@ def test_equals_reference(gpu, recipe, threshold, stream):
             assert torch.equal(masks[path], mask), f"frame {t}: masks of {path} differ"
         counted = [(row.computed, row.density) for row in theirs.stats().layers]
         assert [(row.computed, row.density) for row in ours.stats().layers] == counted, f"frame {t}"
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def small() -> nn.Module:

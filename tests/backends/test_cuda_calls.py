@@ -6,12 +6,10 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
-from oracle import assert_close, assert_same_bits, edges, generator, scripted_video
+from oracle import assert_close, assert_same_bits, edges, generator, no_waiting, scripted_video
 from torch import Tensor, nn
 
 import deltaconvert
@@ -20,15 +18,6 @@ from deltaconvert.errors import InputError
 
 pytestmark = pytest.mark.gpu
 SHAPE = (2, 3, 66, 94)
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def dense(network: nn.Module, frames: list[Tensor]) -> list[Tensor]:
