@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel
-from deltaconvert.exported import export, read
+from deltaconvert.exported import export, export_any_batch, read
 from deltaconvert.trace import Traced, trace
 
 OTHER = (
@@ -31,7 +31,8 @@ def capture(
     """The graph of model(*args, **kwargs), by the first way that gives one whose outputs equal the network's:
 
     symbolic tracing, whose graph holds for every size, if no module with convolutions defeats it; torch.export, for
-    the size of the example; symbolic tracing with any such module kept whole. UnsupportedModel where none does.
+    the size of the example, and any batch where it can; symbolic tracing with any such module kept whole.
+    UnsupportedModel where none does.
 
     leaves: as in trace.trace; torch.export knows nothing of modules that stay whole, so it is not asked then.
     """
@@ -48,7 +49,7 @@ def capture(
         return traced
     ways: list[Callable[[], Traced]] = [lambda: trace(model, args, kwargs, leaves, may_stay=is_light)]
     if not leaves:
-        ways.append(lambda: export(model, args, kwargs))
+        ways.append(lambda: _exported(model, args, kwargs, expected))
     ways.append(lambda: trace(model, args, kwargs, leaves))
     reasons: list[UnsupportedModel] = []
     for way in ways:
@@ -62,6 +63,24 @@ def capture(
     if len(ways) == 3 and str(reasons[1]) != refusal:
         refusal += f"\n  {reasons[1]}"
     raise UnsupportedModel(refusal) from reasons[-1]
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> Traced:
+    """What torch.export captures: for any batch, where that equals the network on the example and on one image more."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    if all(leaf.dim() == 4 for leaf in leaves if isinstance(leaf, Tensor)):
+        more = [torch.cat((x, x[-1:].flip(3))) if isinstance(x, Tensor) else x for x in leaves]
+        images, named = pytree.tree_unflatten(more, spec)
+        try:
+            other = copy.deepcopy(model)(*copy.deepcopy(images), **copy.deepcopy(named))
+            traced = _checked(model, lambda: export_any_batch(model, images, named), images, named, other)
+            return _checked(model, lambda: traced, args, kwargs, expected)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # it computes with the number of images, or takes no other
+            if "data-dependent" in str(error):
+                raise
+    return export(model, args, kwargs)
 
 
 def is_light(module: nn.Module) -> bool:
@@ -93,6 +112,7 @@ def _explained(traced: Traced, reasons: Sequence[UnsupportedModel]) -> Traced:
             f"traced symbolically, around {', '.join(traced.opaque)}: {next(iter(traced.opaque.values()))}"
         )
     elif reasons:
-        traced.how = "captured by torch.export, for this size alone"
+        free = traced.signature.sizes is not None and None in traced.signature.sizes[0]
+        traced.how = f"captured by torch.export, for this size alone{' and any batch' * free}"
         traced.how += f": {str(reasons[0]).splitlines()[0]}"
     return traced

@@ -55,8 +55,8 @@ def convert(
     leaves: module classes or paths that run whole, as they are.
     keep_dense: paths of nodes, or patterns of them, that stay dense.
 
-    A network that symbolic tracing cannot see is captured by torch.export, for the size of `example` alone;
-    info["capture"] of the result says which way was taken, and why.
+    A network that symbolic tracing cannot see is captured by torch.export, for the size of `example` alone, and any
+    batch where it can be; info["capture"] of the result says which way was taken, and why.
 
     Raises UnsupportedModel if the network as a whole cannot be captured, InputError for options and inputs that do not
     fit, such as a path or pattern that means no node. An operator that deltaconvert does not know is no error: it stays

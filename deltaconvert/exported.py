@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import UnsupportedModel
@@ -29,13 +29,43 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 
     UnsupportedModel where torch.export cannot: control flow on values, calls that leave torch.
     """
+    return _traced(_program(model, args, kwargs), args, kwargs)
+
+
+def export_any_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """The same for these sizes and any batch, which is what all inputs begin with. torch takes a batch of one for a
+    constant, so give two.
+
+    UnsupportedModel also where the graph depends on the batch.
+    """
+    free = pytree.tree_map(lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, (args, kwargs))
+    program = _program(model, args, kwargs, dynamic_shapes=_by_name(model, *free))
+    if not _is_dynamic(program):
+        raise UnsupportedModel("it computes with the number of images")
+    return _traced(program, args, kwargs)
+
+
+def _program(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **shapes: Any
+) -> ExportedProgram:
     try:
         # A copy: forward caches what it computes on some networks, and under export those are no real tensors.
         with _quiet():
-            program = torch.export.export(copy.deepcopy(model), args, kwargs, strict=False)
+            return torch.export.export(copy.deepcopy(model), args, kwargs, strict=False, **shapes)
     except Exception as error:
         raise UnsupportedModel(f"torch.export cannot capture it: {first_line(error)}") from error
-    return read(program, args, kwargs)
+
+
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a call by the names of forward, as torch.export wants to hear of them."""
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    named: dict[str, Any] = {}
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if name in bound and parameter.kind is parameter.VAR_KEYWORD:
+            named |= bound[name]
+        elif name in bound:
+            named[name] = bound[name]
+    return named
 
 
 @contextmanager
@@ -55,12 +85,16 @@ def _quiet() -> Iterator[None]:
 
 def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
     """The graph of an exported program for the call program.module()(*args, **kwargs)."""
+    if _is_dynamic(program):  # what follows from the sizes becomes numbers: those of the example
+        return export(program.module(), args, kwargs)
+    return _traced(program, args, kwargs)
+
+
+def _traced(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
     leaves, spec = pytree.tree_flatten((args, kwargs))
     if program.call_spec.in_spec != spec:
         raise UnsupportedModel("the program was exported for other inputs than the example")
     frames = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if _is_dynamic(program):  # what follows from the sizes becomes numbers: those of the example
-        return export(program.module(), args, kwargs)
     try:
         graph = _flat(program, leaves, frames)
     except WriteToView:  # functionalise's way is short and keeps names; torch's own knows every view
@@ -71,7 +105,8 @@ def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
     graph.graph.output_node().args = (tuple(value for value in outputs if isinstance(value, fx.Node)),)
     graph.recompile()
     given = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
-    sizes = tuple(tuple(frame.shape) for frame in frames)
+    batch = [None] if _is_dynamic(program) else []
+    sizes = tuple((*batch, *frame.shape[len(batch) :]) for frame in frames)
     return Traced(graph, Signature(spec, given, program.call_spec.out_spec, constants, sizes))
 
 

@@ -504,11 +504,12 @@ def signature_from_json(value: Any) -> Signature:
     return Signature(specs[0], constants[0], specs[1], constants[1], _sizes_from_json(value.get("sizes")))
 
 
-def _sizes_from_json(value: Any) -> tuple[tuple[int, ...], ...] | None:
+def _sizes_from_json(value: Any) -> tuple[tuple[int | None, ...], ...] | None:
     if value is None:
         return None
     sizes = tuple(tuple(_list(size)) for size in _list(value))
-    if not all(type(side) is int and 0 < side <= MAX_INT for size in sizes for side in size):
+    sides = [side for size in sizes for side in size if side is not None]
+    if not all(type(side) is int and 0 < side <= MAX_INT for side in sides):
         raise ContainerError("the sizes of its inputs are no sizes")
     return sizes
 

@@ -348,7 +348,7 @@ class DeltaModel(nn.Module):
             )
 
     def _check_sizes(self, frames: Sequence[Tensor]) -> None:
-        if self.signature.sizes is not None and self.signature.sizes != _sizes(frames):
+        if self.signature.sizes is not None and not self.signature.fits(_sizes(frames)):
             raise InputError(
                 f"the inputs have shapes {_text(_sizes(frames))}; the network was captured for "
                 f"{_text(self.signature.sizes)} alone: convert it once for each size"
@@ -402,5 +402,5 @@ def _sizes(frames: Sequence[Tensor]) -> Sizes:
     return tuple(tuple(frame.shape) for frame in frames)
 
 
-def _text(sizes: Sizes) -> str:
-    return ", ".join("x".join(map(str, size)) for size in sizes)
+def _text(sizes: Sequence[Sequence[int | None]]) -> str:
+    return ", ".join("x".join("N" if n is None else str(n) for n in size) for size in sizes)

@@ -27,14 +27,21 @@ class Signature:
 
     Inputs: `spec` unflattens the leaves of (args, kwargs); `constants` holds the leaves that are no tensors, by their
     place. Outputs: `out_spec` likewise, `out_constants` for outputs that are no tensors. `sizes`: the shapes of the
-    tensors, where the graph holds for these alone.
+    tensors, where the graph holds for these alone; None in one for a side that may have any length.
     """
 
     spec: pytree.TreeSpec
     constants: dict[int, Any]
     out_spec: pytree.TreeSpec
     out_constants: dict[int, Any]
-    sizes: tuple[tuple[int, ...], ...] | None = None
+    sizes: tuple[tuple[int | None, ...], ...] | None = None
+
+    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """The graph holds for inputs of these shapes."""
+        return self.sizes is None or all(
+            len(own) == len(shape) and all(a in (None, b) for a, b in zip(own, shape, strict=True))
+            for own, shape in zip(self.sizes, shapes, strict=True)
+        )
 
     @cached_property
     def _plain(self) -> bool:

@@ -78,7 +78,7 @@ def test_an_exported_graph_holds_for_its_size(backend):
     frame = torch.randn(SHAPE).double()
     model = deltaconvert.convert(network, frame, backend=backend)
     model(frame)
-    with pytest.raises(InputError, match=r"was captured for 2x4x13x18 alone"):
+    with pytest.raises(InputError, match=r"was captured for Nx4x13x18 alone"):
         model(torch.randn(2, 4, 13, 16).double())
     frame[:, :, 3:5, 4:9] += 1
     assert_close(model(frame), network(frame))
@@ -94,6 +94,42 @@ def test_an_exported_conversion_is_saved_with_its_size(backend, tmp_path):
     assert again.info == model.info
     with pytest.raises(InputError, match="alone"):
         again(torch.randn(2, 4, 13, 16).double())
+
+
+def test_an_exported_graph_holds_for_every_batch(backend, tmp_path):
+    network = call(lambda m, x: m.block(x).flatten(2).mean(2), block=Branches())
+    frame = torch.randn(1, 4, 13, 18).double()
+    model = deltaconvert.convert(network, frame, backend=backend)
+    assert "any batch" in model.info["capture"]
+    model.save(tmp_path / "network.delta")
+    for each in (model, deltaconvert.load(tmp_path / "network.delta", device=frame.device)):
+        wider = each.for_streams(3)
+        calls = scripted_videos([(3, 4, 13, 18)], torch.float64)
+        for frames in calls:
+            assert_close(wider(*frames), network(*frames))
+        assert_close(each(frame), network(frame))
+        with pytest.raises(InputError, match=r"was captured for Nx4x13x18 alone"):
+            each(torch.randn(1, 4, 13, 16).double())
+
+
+def test_a_graph_that_depends_on_the_batch_holds_for_that_of_the_example():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Branches()
+
+        def forward(self, x):
+            return (
+                self.block(x).reshape(1, -1, 13, 18) if int(x.shape[0]) == 1 else self.block(x) * x.shape[0]
+            )
+
+    torch.manual_seed(0)
+    network, frame = Counts().eval().double(), torch.randn(1, 4, 13, 18).double()
+    model = deltaconvert.convert(network, frame)
+    assert "any batch" not in model.info["capture"]
+    assert_close(model(frame), network(frame))
+    with pytest.raises(InputError, match="alone"):
+        model.for_streams(2)
 
 
 def test_programs_convert_without_their_class(backend):

@@ -27,10 +27,10 @@ def spell_aten(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphM
     """
 
     def spell_aten(gm: fx.GraphModule) -> fx.GraphModule:
-        gm.graph.eliminate_dead_code()
         for node in list(gm.graph.nodes):
             if not node.users and aten_name(node) in _CHECKS:
                 gm.graph.erase_node(node)
+        gm.graph.eliminate_dead_code()
         _take_values(gm)
         with torch.no_grad():
             _Speller(gm).run(*frames)
