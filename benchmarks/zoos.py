@@ -122,9 +122,7 @@ def torchvision_networks() -> Iterator[tuple[str, Build]]:
             continue
         options: dict[str, Any] = {"weights": None}
         if name in models.list_models(models.detection):
-            options |= {"weights_backbone": None, "min_size": 97, "max_size": 129}
-            if name.startswith("ssd"):
-                options = {"weights": None, "weights_backbone": None}
+            options |= {"weights_backbone": None, **_boxes(name)}
         if name in models.list_models(models.segmentation):
             options["weights_backbone"] = None
         if name in ("googlenet", "inception_v3"):
@@ -132,17 +130,37 @@ def torchvision_networks() -> Iterator[tuple[str, Build]]:
         yield f"torchvision.{name}", lambda name=name, options=options: models.get_model(name, **options)
 
 
+def _boxes(name: str) -> dict[str, Any]:
+    """Settings of a detector: all boxes count, since random weights are sure of none; few of them where each costs."""
+    if name.startswith("ssd"):
+        return {"score_thresh": 0.0, "topk_candidates": 20}
+    small = {"min_size": 97, "max_size": 129}
+    if "rcnn" in name:
+        return {**small, "box_score_thresh": 0.0, "box_detections_per_img": 10}
+    return {**small, "score_thresh": 0.0}
+
+
 def timm_networks(named: Sequence[str] = ()) -> Iterator[tuple[str, Build]]:
     """Those that are `named`, or the sweep's choice."""
     torchvision()
     import timm
 
+    known = set(timm.list_models())
     for name in named or small_and_large():
+        if name not in known:
+            print(f"timm {timm.__version__} has no {name}")
+            continue
         yield f"timm.{name}", lambda name=name: timm.create_model(name, pretrained=False)
 
 
 VARIANTS = Path(__file__).parent / "results" / "timm_variants.json"
 LARGEST = 45e6  # parameters: what a core converts and runs in a minute
+
+
+def parameters(name: str) -> int:
+    """Of a network by its full name, where they are known without making it; else those of a middling one."""
+    sizes = json.loads(VARIANTS.read_text()) if VARIANTS.exists() else {}
+    return next((family[name[5:]] for family in sizes.values() if name[5:] in family), 30_000_000)
 
 
 def small_and_large() -> list[str]:

@@ -3,10 +3,12 @@
 import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -75,12 +77,45 @@ def test_a_network_that_takes_too_much_is_an_error():
     def fails():
         raise ValueError("why")
 
-    rows = dict(coverage.apart({"good": lambda: {"share": 1}, "slow": forever, "bad": fails}, 2, 1.0, 8))
+    tasks = {"good": lambda: {"share": 1}, "slow": forever, "bad": fails}
+    rows = dict(coverage.apart(tasks, 2, 1.0, 8))
     assert (
         rows["good"]["share"] == 1
         and "killed" in rows["slow"]["error"]
         and rows["bad"]["error"] == "ValueError: why"
     )
+
+
+def test_what_is_not_done_in_time_is_left_for_the_next_run():
+    tasks = {
+        "fast": lambda: {"share": 1},
+        "forever": lambda: time.sleep(60),
+        "never begun": lambda: {"share": 1},
+    }
+    started = time.time()
+    assert [name for name, _ in coverage.apart(tasks, 1, 60, 8, stop=1.0)] == ["fast"]
+    assert time.time() - started < 20
+
+
+def test_rounding_that_a_network_amplifies_is_judged_in_float64():
+    row = {"finite": 1.0, "difference": 1e-3}
+    assert not matches(row)
+    assert matches(row | {"difference_double": 1e-12}) and not matches(row | {"difference_double": 1e-6})
+    assert not matches({"finite": 1.0, "difference": 0.0, "difference_cpu": 1e-3})
+    assert not matches({"finite": 0.0, "difference": 0.0})
+
+    class Sharp(nn.Module):
+        """A folded norm differs in the last bits; this makes them the first ones."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            return (self.norm(self.conv(x)) * 1e4).sin()
+
+    row = coverage.examine(Sharp, ["reference"])
+    assert row["difference"] > 1e-5 and matches(row), row
 
 
 def test_the_page_is_current():
