@@ -9,7 +9,8 @@ Each network has random weights, its norms the statistics of a frame (a fresh ne
 would hide their errors), and a process of its own with limits on time and memory. It is converted at threshold 0 and
 plays 6 frames of odd size: first, still, a patch, one pixel, two corners, all. `difference` is the largest one to the
 dense network, as a part of the largest value of that output. Up to 1e-5 that is rounding. Random networks can amplify
-rounding without bounds, so what differs by more is judged in float64, where it is a match up to 1e-9.
+rounding without bounds, so what differs by more is judged in float64, where it is a match up to 1e-9, or ten times what
+the dense network's own output moves by when each weight moves by its last bit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 from benchmarks import zoos  # noqa: E402
-from benchmarks.coverage_page import ROUNDING, matches, page  # noqa: E402
+from benchmarks.coverage_page import ROUNDING, ROUNDING_DOUBLE, matches, page  # noqa: E402
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
 SIZES = ((97, 129), (96, 160), (224, 224), (256, 256))  # the first that the network runs on
@@ -162,8 +163,9 @@ def examine(build: Any, backends: list[str]) -> dict[str, Any]:
     row |= differences
     if max(differences.values()) > ROUNDING:
         try:
-            _, differences = _play(build, backends, torch.float64)
+            found, differences = _play(build, backends, torch.float64)
             row |= {f"{name}_double": value for name, value in differences.items()}
+            row |= {name: value for name, value in found.items() if name == "sensitivity"}
         except Exception as error:
             row["double"] = f"it does not run in float64: {error}"[:300]
     return row
@@ -189,7 +191,18 @@ def _play(build: Any, backends: list[str], dtype: torch.dtype) -> tuple[dict[str
         differences["difference" if backend == backends[0] else f"difference_{backend}"] = max(errors)
         if backend == backends[0]:
             row |= describe(delta)
+    if dtype is torch.float64 and max(differences.values()) > ROUNDING_DOUBLE:
+        row["sensitivity"] = max(map(_sensitivity(model), video, expected))
     return row, differences
+
+
+def _sensitivity(model: nn.Module) -> Callable[[Any, Any], float]:
+    """How far a call's output moves when each weight of the dense network moves by its last bit."""
+    other = copy.deepcopy(model)
+    for weight in (*other.parameters(), *other.buffers()):
+        if weight.is_floating_point():
+            weight *= 1 + torch.finfo(weight.dtype).eps * torch.randn_like(weight).sign()
+    return lambda call, expected: difference(copy.deepcopy(other)(*call), expected)
 
 
 def describe(delta: Any) -> dict[str, Any]:

@@ -159,6 +159,8 @@ LARGEST = 45e6  # parameters: what a core converts and runs in a minute
 
 def parameters(name: str) -> int:
     """Of a network by its full name, where they are known without making it; else those of a middling one."""
+    if name.startswith("torchvision."):
+        return int(torchvision().models.get_model_weights(name[12:]).DEFAULT.meta["num_params"])
     sizes = json.loads(VARIANTS.read_text()) if VARIANTS.exists() else {}
     return next((family[name[5:]] for family in sizes.values() if name[5:] in family), 30_000_000)
 
