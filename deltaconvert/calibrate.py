@@ -77,6 +77,7 @@ def calibrate(
     rounds: int = 2,
     limit: int = FRAMES,
     resume: str | Path | None = None,
+    at_once: int = 1,
     progress: bool = True,
 ) -> Calibration:
     """Find the thresholds of `delta` that stay within `budget` on a clip and do the least work; `delta` stays as it is.
@@ -91,6 +92,7 @@ def calibrate(
     guide: the metric that sensitivities are measured with; relative L2 unless said. It should be smooth.
     method: "allocate" or "front_to_back".    gates, rounds: what `allocate` tries at the input; how often it allocates.
     resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was.
+    at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
     progress: show a bar on a terminal.
 
     Nothing is drawn at random: the same frames give the same thresholds. The clip should show what the camera will,
@@ -111,6 +113,7 @@ def calibrate(
             guide=guide,
             file=None if resume is None else Path(resume),
             told=tell,
+            **{"workers" if delta.device.type == "cpu" else "streams": at_once},
         )
         search = Search(trials, budget)
         setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
@@ -142,8 +145,14 @@ class Search:
         self.tried: dict[Setting, Outcome] = {}
 
     def look(self, setting: Setting) -> Outcome:
-        self.tried[setting] = self.trials(setting)
-        return self.tried[setting]
+        (outcome,) = self.look_at([setting])
+        return outcome
+
+    def look_at(self, settings: Sequence[Setting]) -> list[Outcome]:
+        """The outcome of each: side by side where the trials can."""
+        found = self.trials.many(settings)
+        self.tried.update(zip(settings, found, strict=True))
+        return found
 
     def fits(self, setting: Setting) -> bool:
         return self.look(setting).loss <= self.budget
@@ -164,13 +173,17 @@ class Search:
         setting = replace(self.exact(), gate=Gate(dilate=3))
         share = self.budget / len(setting.shares)
         for place in range(len(setting.shares)):
-            spent = self.look(setting).loss
-            for rung in RUNGS:
-                raised = setting.at(place, rung)
-                if self.look(raised).loss > spent + share:
+            spent, raised = self.look(setting).loss, [setting.at(place, rung) for rung in RUNGS]
+            for outcome, candidate in zip(self._one_after_the_other(raised), raised, strict=False):
+                if outcome.loss > spent + share:
                     break
-                setting = raised
+                setting = candidate
         return setting
+
+    def _one_after_the_other(self, settings: Sequence[Setting]) -> Iterator[Outcome]:
+        """Their outcomes; as many as run at a time are tried ahead."""
+        for first in range(0, len(settings), self.trials.at_once):
+            yield from self.look_at(settings[first : first + self.trials.at_once])
 
     def allocate(self, gates: Sequence[Gate], rounds: int) -> Setting:
         """The input first, then the layers together, then each of them apart."""
@@ -182,28 +195,31 @@ class Search:
             for rung in INPUT_RUNGS
         ]
         # A higher input threshold may lose less: what hardly ever changes is at least of one piece.
+        self.look_at(ladder)
         found = sorted(ladder, key=self._rank)[:CANDIDATES]
-        found = [self.scaled(setting, TRIES, but=inputs) for setting in found]
-        found.append(self.scaled(replace(min(found, key=self._rank), weighted=True), TRIES, but=inputs))
-        setting = min(found, key=self._rank)
+        found += [replace(setting, weighted=True) for setting in found]
+        setting = min(self.scaled(found, TRIES, but=inputs), key=self._rank)
         for number in range(rounds):
-            moved = self.scaled(self.reallocated(setting, STEP ** (0.5**number)), TRIES)
-            setting = min((setting, moved), key=self._rank)
+            moved = self.scaled([self.reallocated(setting, STEP ** (0.5**number))], TRIES)
+            setting = min((setting, *moved), key=self._rank)
         return self.best()
 
-    def scaled(self, setting: Setting, tries: int, but: Collection[int] = ()) -> Setting:
-        """The setting, but for some sites, times the largest factor found within the budget, by halving the interval of
-        its logarithm."""
-        low, high = None, None  # factors within and beyond the budget
-        factor = 1.0
+    def scaled(self, settings: Sequence[Setting], tries: int, but: Collection[int] = ()) -> list[Setting]:
+        """Each setting, but for some sites, times the largest factor found within the budget, by halving the interval
+        of its logarithm."""
+        low: list[float | None] = [None] * len(settings)  # factors within and beyond the budget
+        high, factors = list(low), [1.0] * len(settings)
         for _ in range(tries):
-            if self.fits(setting.times(factor, but)):
-                low = factor
-                factor = math.sqrt(low * high) if high else low * 4
-            else:
-                high = factor
-                factor = math.sqrt(low * high) if low else high / 4
-        return setting.times(low or factor, but)
+            tried = [setting.times(factor, but) for setting, factor in zip(settings, factors, strict=True)]
+            for place, outcome in enumerate(self.look_at(tried)):
+                (low if outcome.loss <= self.budget else high)[place] = factors[place]
+                below, above = low[place], high[place]
+                if below and above:
+                    factors[place] = math.sqrt(below * above)
+                else:
+                    factors[place] *= 4 if below else 1 / 4
+        ends = zip(settings, low, factors, strict=True)
+        return [setting.times(below or factor, but) for setting, below, factor in ends]
 
     def reallocated(self, setting: Setting, step: float) -> Setting:
         """Each threshold lower, as it is, or higher, so that the predicted work is least at the same predicted loss.
@@ -214,12 +230,17 @@ class Search:
         options: list[
             list[tuple[float, float, float]]
         ] = []  # for each site: (factor, loss, work) against now
-        for place, share in enumerate(setting.shares):
-            seen = [(1.0, 0.0, 0.0)]
-            for factor in (1 / step, step):
-                outcome = self.look(setting.at(place, share * factor))
-                seen.append((factor, outcome.guide**2 - base.guide**2, outcome.work - base.work))
-            options.append(seen)
+        factors = (1 / step, step)
+        moved = [
+            setting.at(place, share * factor)
+            for place, share in enumerate(setting.shares)
+            for factor in factors
+        ]
+        outcomes = iter(self.look_at(moved))
+        for _ in setting.shares:
+            seen = [(factor, next(outcomes)) for factor in factors]
+            gains = [(f, found.guide**2 - base.guide**2, found.work - base.work) for f, found in seen]
+            options.append([(1.0, 0.0, 0.0), *gains])
 
         def chosen(price: float) -> list[tuple[float, float, float]]:
             return [min(seen, key=lambda option: option[2] + price * option[1]) for seen in options]
@@ -231,8 +252,7 @@ class Search:
                 low = price
             else:
                 high = price
-        factors = [option[0] for option in chosen(high)]
-        shares = tuple(share * factor for share, factor in zip(setting.shares, factors, strict=True))
+        shares = tuple(share * option[0] for share, option in zip(setting.shares, chosen(high), strict=True))
         return replace(setting, shares=shares)
 
     def _rank(self, setting: Setting) -> tuple[bool, float]:

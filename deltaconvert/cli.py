@@ -100,6 +100,13 @@ Gate = Annotated[
         "nonfinite=hold (repeat the option for several)."
     ),
 ]
+Monitor = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Compute a random tile of every so manyth frame again, dense, and tell the error; 0: none.",
+    ),
+]
 Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 
@@ -285,6 +292,7 @@ def run(
     threshold: Threshold = None,
     gate: Gate = None,
     compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
+    monitor: Monitor = 0,
     backend: Backend = "auto",
     json_output: Json = False,
 ) -> None:
@@ -304,6 +312,7 @@ def run(
             first = recipe.prepare(resize(reader.peek(), pixels))
             with _as_usage("--threshold"):
                 model = model.with_thresholds(rules, *model.signature.call([first])[0])
+        model.monitor(every=monitor)
         summary = watch_video(
             model,
             reader,
@@ -334,6 +343,7 @@ def report(
         str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
     ] = None,
     compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
+    monitor: Monitor = 0,
     backend: Backend = "auto",
 ) -> None:
     """Run a network on a video and write what it did as one HTML page: layers, times, errors, pictures."""
@@ -346,6 +356,7 @@ def report(
     page.require()
     model, out = container.load(file, backend=backend), out or file.with_suffix(".html")
     recipe = feed.from_json(model.info.get("recipe"))
+    model.monitor(every=monitor)
     written = page.Page(model, f"{file.name} on {Path(video).name}")
     with videos.read(video, limit=limit) as reader, _progress(video, reader.frames) as progress:
         frames = (resize(frame, pixels) for frame in progress(reader))

@@ -19,6 +19,7 @@ from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.gate import Gate
 from deltaconvert.lower import Program
 from deltaconvert.memory import within_memory
+from deltaconvert.monitor import Monitor
 from deltaconvert.plan import Plan, plan
 from deltaconvert.report import Explanation, Stats, Tally, explain
 from deltaconvert.thresholds import Rule, Threshold, Thresholds, refuse_unknown
@@ -62,6 +63,7 @@ class DeltaModel(nn.Module):
             self._program = self._program_for(frames)
         self._size = _sizes(frames)
         self._interrupted = False
+        self._monitor: Monitor | None = None
         super().train(False)
 
     @property
@@ -189,6 +191,9 @@ class DeltaModel(nn.Module):
             outputs = self._program.run(frames)
             self._interrupted = False
             self._tally.add(self._program)
+            if self._monitor is not None and self._monitor.due():
+                with parts.dense_parts(self.graph):
+                    self._monitor.look(self._program.plan, frames, outputs)
         return self.signature.unflatten(outputs)
 
     @in_turn
@@ -251,11 +256,27 @@ class DeltaModel(nn.Module):
             )
 
     @in_turn
+    def monitor(self, every: int = 100, *, tile: int = 64, seed: int = 0) -> None:
+        """From now on compute a random tile of every `every`th frame again, dense, and keep the difference; 0 stops.
+
+        stats().observed tells. tile: its side in pixels of the frame; where it lies follows from the seed. A look costs
+        what the network takes on the part of the frame that the tile depends on, which may be all of it.
+        """
+        for name, value, least in (("every", every, 0), ("tile", tile, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"monitor: {name} is {value!r}: it is a number from {least}")
+        self._monitor = Monitor(self.graph, every, tile, seed) if every else None
+        if self._monitor is not None:
+            with torch.inference_mode(False), torch.no_grad(), parts.dense_parts(self.graph):
+                self._monitor.prepare(self._program.plan, self.blank_frames())
+
+    @in_turn
     def stats(self) -> Stats:
         """What the frames so far changed and cost, node by node; see report.Stats."""
-        return parts.told(
-            self._tally.stats(self._program), {path: part.stats() for path, part in self._parts.items()}
-        )
+        found = self._tally.stats(self._program)
+        if self._monitor is not None:
+            found = replace(found, observed=self._monitor.observed())
+        return parts.told(found, {path: part.stats() for path, part in self._parts.items()})
 
     def explain(self, speed: bool = False) -> Explanation:
         """One row for each node: delta or dense, why not and the way out, share of the work, state; print it.
@@ -313,12 +334,12 @@ class DeltaModel(nn.Module):
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         nn.Module.__init__(twin)
-        run = ("_modules", "_program", "_tally", "_turns", "_plans", "_backend", "_interrupted")
+        run = ("_modules", "_program", "_tally", "_turns", "_plans", "_backend", "_interrupted", "_monitor")
         for name, value in vars(self).items():
             if name not in run and name not in vars(twin):
                 setattr(twin, name, copy.copy(value))
         twin.graph = copy.deepcopy(self.graph, memo)
-        twin._backend, twin._interrupted = self._backend, False
+        twin._backend, twin._interrupted, twin._monitor = self._backend, False, None
         twin._plans = {size: Plan(copy.deepcopy(p.graph, memo), p.streams) for size, p in self._plans.items()}
         twin._turns = Turns(twin._like[0][2])
         with twin._turns.turn():

@@ -100,9 +100,16 @@ class Page:
             ]
             facts.append(("relative L2, at most", f"{max(errors):.3g}"))
             times["dense"] = (dense, DENSE)
+        observed = self.model.stats().observed
+        if observed is not None and observed.looks:
+            facts.append(("relative L2, by the monitor", f"{observed.relative:.3g}"))
         charts.append(_chart("Milliseconds", times, "{:.1f} ms"))
         if errors[0] is not None:
             charts.append(_chart("Difference to dense, relative L2", {"error": (errors, DELTA)}, "{:.3g}"))
+        elif observed is not None and len(observed.each) > 1:
+            charts.append(
+                _chart("Error that the monitor saw, relative L2", {"error": (observed.each, DELTA)}, "{:.3g}")
+            )
         strip = torch.tensor(self.layers[1:]).T  # nodes, frames
         top = float(self.often.max()) / count
         return {

@@ -3,6 +3,8 @@
 Every input of an operator has one reach. `spread` takes the mask of that input, bool (N, 1, H, W), to the output
 pixels that can have changed, bool (N, 1, H', W'). One invariant holds for all of them: *a mask of ones stays a mask
 of ones*. That is why a first frame, a reset or a joined stream needs no branch in any operator.
+
+`reads` goes the other way: the box of input pixels that a box of output pixels reads, None for the whole map.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]
+Span = tuple[int, int]  # rows or columns, from the first to the one behind the last
+Box = tuple[Span, Span]  # rows, columns
 
 
 class Reach(Protocol):
     def spread(self, mask: Tensor) -> Tensor: ...
+
+    def reads(self, box: Box) -> Box | None: ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class Pixel:
 
     def spread(self, mask: Tensor) -> Tensor:
         return mask
+
+    def reads(self, box: Box) -> Box | None:
+        return box
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,9 @@ class Everything:
     def spread(self, mask: Tensor) -> Tensor:
         changed = mask.flatten(1).any(1).view(-1, 1, 1, 1)
         return changed.expand(-1, 1, *self.size).contiguous()
+
+    def reads(self, box: Box) -> Box | None:
+        return None
 
 
 class Window:
@@ -67,6 +79,19 @@ class Window:
     def spread(self, mask: Tensor) -> Tensor:
         out = self._reached(mask)
         return out if self.orphans is None else _with_orphans(out, self.orphans, mask)
+
+    def reads(self, box: Box) -> Box | None:
+        return self._span(0, box[0]), self._span(1, box[1])
+
+    def _span(self, axis: int, span: Span) -> Span:
+        stride, padding = self.stride[axis], self.padding[axis]
+        far = (self.kernel[axis] - 1) * self.dilation[axis]  # from its first tap to its last
+        if self.transposed:
+            first, last = -((far - padding - span[0]) // stride), (span[1] - 1 + padding) // stride
+        else:
+            first, last = span[0] * stride - padding, (span[1] - 1) * stride - padding + far
+        size = self.in_size[axis]
+        return min(max(first, 0), size), min(max(last + 1, 0), size)
 
     def _reached(self, mask: Tensor) -> Tensor:
         # A square window is a column of taps after a row of taps: kh + kw passes instead of kh * kw.
@@ -118,6 +143,14 @@ class Sources:
             for part in parts[1:]:
                 out = out | part
         return out if self.orphans is None else _with_orphans(out, self.orphans, mask)
+
+    def reads(self, box: Box) -> Box | None:
+        taps = (table[slice(*span)] for table, span in zip((self.rows, self.cols), box, strict=True))
+        inside = [part[part >= 0] for part in taps]
+        if not all(part.numel() for part in inside):
+            return (0, 0), (0, 0)
+        rows, columns = ((int(part.min()), int(part.max()) + 1) for part in inside)
+        return rows, columns
 
 
 def _with_orphans(out: Tensor, orphans: Tensor, mask: Tensor) -> Tensor:

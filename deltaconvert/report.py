@@ -15,6 +15,7 @@ from deltaconvert.lower import Program
 from deltaconvert.ops.fused import Fused
 
 if TYPE_CHECKING:
+    from deltaconvert.monitor import Observed
     from deltaconvert.speed import Speed
 
 LISTED = 4  # paths named with one way out
@@ -143,11 +144,13 @@ class LayerStats:
 @dataclass(frozen=True)
 class Stats:
     """gates: for each gated input, by path, "held": pixels with NaN or infinity that were kept out so far, "cuts": full
-    frames after a cut so far, "waiting": tiles that wait for their turn now."""
+    frames after a cut so far, "waiting": tiles that wait for their turn now. observed: what a monitor saw, if one
+    looks."""
 
     frames: int
     layers: list[LayerStats]
     gates: dict[str, dict[str, int]] = field(default_factory=dict)
+    observed: Observed | None = None
 
     @property
     def macs_done(self) -> int:
@@ -182,6 +185,7 @@ class Stats:
             "mean_work": self.mean_work,
             "state_bytes": self.state_bytes,
             "gates": self.gates,
+            "observed": None if self.observed is None else self.observed.to_json(),
             "layers": [asdict(layer) for layer in self.layers],
         }
 
@@ -206,6 +210,8 @@ class Stats:
         )
         for path, counts in self.gates.items():
             tail += f"\ngate of {path}: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+        if self.observed is not None:
+            tail += f"\n{self.observed}"
         return table(head, body) + "\n" + tail
 
 

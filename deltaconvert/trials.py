@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.backends import reference
 from deltaconvert.check import names_of, sparsify
+from deltaconvert.crew import side_by_side
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate, Watch
 from deltaconvert.lower import Program
@@ -73,6 +74,8 @@ class Trials:
 
     frames: calls of the network's inputs. decode: what the metric is given of an output, to keep memory small.
     file: outcomes are kept there, a line each, and known ones are not tried again.
+    workers, streams: settings that are tried at a time: in processes of one thread each, on the CPU; as streams of one
+    batch, which costs little more than one of them where launching kernels is what takes the time.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class Trials:
         guide: Metric | None = None,
         file: Path | None = None,
         told: Callable[[Setting, Outcome], None] = lambda setting, outcome: None,
+        workers: int = 1,
+        streams: int = 1,
     ):
         if len(frames) < 2:
             raise InputError(
@@ -92,6 +97,10 @@ class Trials:
             )
         self.model, self.frames, self.metric, self.guide, self.told = model, frames, metric, guide, told
         self._decode = decode or (lambda output: output)
+        self._workers = workers if model.device.type == "cpu" else 1
+        alone = model.signature.sizes is not None or any(len(x) != 1 or x.dim() != 4 for x in frames[0])
+        self.streams = 1 if alone else streams
+        self.at_once = self._workers * self.streams
         with torch.inference_mode(False), torch.no_grad():
             self._program = self._plan(model, frames[0])
             self.sites = self._sites()
@@ -104,9 +113,9 @@ class Trials:
             for node in self._program.plan.graph.graph.nodes
             if node.target is not sparsify
         }
-        macs = [nodes.get(name, {}).get("macs", 0) for name in self._program.edges]
-        pixels = [edge.mask.numel() for edge in self._program.edges.values()]
-        self._islands = sum(nodes[name].get("macs", 0) for name in self._program.islands)
+        macs = [nodes.get(name, {}).get("macs", 0) / self.streams for name in self._program.edges]
+        pixels = [edge.mask[0].numel() for edge in self._program.edges.values()]
+        self._islands = sum(nodes[name].get("macs", 0) for name in self._program.islands) / self.streams
         self._all = max(self._islands + sum(macs), 1)
         a_pixel = [count / size for count, size in zip(macs, pixels, strict=True)]
         self._macs = torch.tensor(a_pixel, dtype=torch.float64, device=model.device)
@@ -118,14 +127,24 @@ class Trials:
                 self._known[key] = Outcome(**outcome)
 
     def __call__(self, setting: Setting) -> Outcome:
-        key = self._key(setting)
-        if key not in self._known:
-            self._known[key] = self._try(setting)
-            if self._file is not None:
-                with self._file.open("a") as out:
-                    out.write(json.dumps([key, vars(self._known[key])]) + "\n")
-        self.told(setting, self._known[key])
-        return self._known[key]
+        (outcome,) = self.many([setting])
+        return outcome
+
+    def many(self, settings: Sequence[Setting]) -> list[Outcome]:
+        """The outcome of each; those that are not known yet are tried side by side."""
+        fresh = {self._key(setting): setting for setting in settings}
+        fresh = {key: setting for key, setting in fresh.items() if key not in self._known}
+        keys = list(fresh)
+        groups = [keys[first : first + self.streams] for first in range(0, len(keys), self.streams)]
+        tried = side_by_side(self._try, [[fresh[key] for key in group] for group in groups], self._workers)
+        for place, outcomes in tried:
+            for key, outcome in zip(groups[place], outcomes, strict=True):
+                self._known[key] = outcome
+                if self._file is not None:
+                    with self._file.open("a") as out:
+                        out.write(json.dumps([key, vars(outcome)]) + "\n")
+                self.told(fresh[key], outcome)
+        return [self._known[self._key(setting)] for setting in settings]
 
     def thresholds(self, setting: Setting) -> Thresholds:
         """The rules that convert takes. Nodes that only other sizes have go by the middle share of their kind."""
@@ -142,52 +161,80 @@ class Trials:
             rules.update((as_rule(name), rule) for name in site.names)
         return Thresholds(rules, setting.gate)
 
-    def place(self, setting: Setting) -> None:
-        """Set the thresholds of the program and forget its state."""
-        for site, share in zip(self.sites, setting.shares, strict=True):
-            edge, amount = site.edge, share * site.scale
+    def place(self, settings: Sequence[Setting]) -> None:
+        """Give each stream of the program its thresholds, the last setting to those that are left over, and forget its
+        state."""
+        settings = [*settings, *[settings[-1]] * (self.streams - len(settings))]
+        for place, site in enumerate(self.sites):
+            edge, amounts = site.edge, [setting.shares[place] * site.scale for setting in settings]
+            edge.threshold = _threshold(site, amounts, [setting.weighted for setting in settings])
             if isinstance(edge, reference.FrameEdge):
-                where = (tuple(edge.values.shape), edge.values.dtype, edge.values.device, amount)
-                gated = site.kind == "input" and setting.gate.to_json()
-                edge.threshold, edge.watch = amount, Watch(setting.gate, *where) if gated else None
-            else:
-                by_channels = amount * site.shares if setting.weighted and site.shares is not None else amount
-                edge.threshold = by_channels if amount > 0 else None
+                gates = [setting.gate if site.kind == "input" else Gate() for setting in settings]
+                edge.watch = _watch(edge, gates, amounts)
         self._program.reset()
 
-    def play(self, setting: Setting, frames: Sequence[Sequence[Tensor]]) -> list[tuple[Any, float]]:
-        """(decoded output, work) of each frame."""
-        self.place(setting)
-        return [(self._decode(self._run(frame)), float(self._work())) for frame in frames]
+    def play(
+        self, settings: Sequence[Setting], frames: Iterable[Sequence[Tensor]], decode: Decode | None = None
+    ) -> Iterator[tuple[list[Any], list[float]]]:
+        """Of each frame, for each setting, up to as many as there are streams: the decoded output and the work."""
+        self.place(settings)
+        decode = decode or self._decode
+        for frame in frames:
+            outputs = self._run(frame)[: len(settings)]
+            yield [decode(output) for output in outputs], self._work()[: len(settings)].tolist()
 
-    def _try(self, setting: Setting) -> Outcome:
-        self.place(setting)
-        difference, seen, outputs, work = Difference(), [], [], []
+    def _try(self, settings: Sequence[Setting]) -> list[Outcome]:
+        self.place(settings)
+        differences = [Difference() for _ in settings]
+        seen: list[list[Any]] = [[] for _ in settings]
+        outputs: list[list[Any]] = [[] for _ in settings]
+        work = []
         for place, frame in enumerate(self.frames):
-            output = self._run(frame)
+            dense, found = _tensors(self.dense[place]), self._run(frame)
             work += [self._work()] if place else []
-            difference.add(output, _tensors(self.dense[place]))
-            seen.append(self._decode(output))
-            if self.guide is not None:
-                outputs.append(output)
-        loss = float(self.metric(seen, self._seen))
-        guide = difference.relative if self.guide is None else float(self.guide(outputs, self.dense))
-        return Outcome(loss, guide, float(torch.stack(work).mean()))
+            for stream, output in zip(range(len(settings)), found, strict=False):
+                if self.guide is None:
+                    differences[stream].add(output, dense)
+                else:
+                    outputs[stream].append(output)
+                seen[stream].append(self._decode(output))
+        done = torch.stack(work).mean(0).tolist()
+        return [
+            Outcome(
+                float(self.metric(seen[stream], self._seen)),
+                differences[stream].relative
+                if self.guide is None
+                else float(self.guide(outputs[stream], self.dense)),
+                done[stream],
+            )
+            for stream in range(len(settings))
+        ]
 
-    def _run(self, frame: Sequence[Tensor]) -> Any:
+    def _run(self, frame: Sequence[Tensor]) -> list[Any]:
+        """The output of each stream."""
+        if self.streams > 1:
+            frame = [x.repeat(self.streams, *[1] * (x.dim() - 1)) for x in frame]
         with torch.inference_mode(False), torch.no_grad():
-            return self.model.signature.unflatten(self._program.run(frame))
+            output = self.model.signature.unflatten(self._program.run(frame))
+        if self.streams == 1:
+            return [output]
+        return [
+            pytree.tree_map_only(Tensor, lambda leaf: leaf[stream : stream + 1], output)  # noqa: B023
+            for stream in range(self.streams)
+        ]
 
     def _call(self, frame: Sequence[Tensor]) -> Any:
         return self.model.signature.unflatten(list(self.model.graph(*frame)))
 
     def _work(self) -> Tensor:
-        """Of the last frame, on the device: nothing waits for it."""
-        done = (self._program.count()[0, :, 0].double() * self._macs).sum()
-        return (done + self._islands) / self._all
+        """(streams): of the last frame, on the device: nothing waits for it."""
+        done = torch.stack([edge.candidates.sum((1, 2, 3)) for edge in self._program.edges.values()])
+        return ((done.double() * self._macs[:, None]).sum(0) + self._islands) / self._all
 
     def _plan(self, model: DeltaModel, frame: Sequence[Tensor]) -> Program:
         exact = Thresholds.of(0.0)
+        if self.streams > 1:
+            frame = [x.repeat(self.streams, 1, 1, 1) for x in frame]
         return Program(plan(copy.deepcopy(model.graph), frame, exact, model.keep_dense), reference)
 
     def _sites(self) -> list[Site]:
@@ -197,7 +244,7 @@ class Trials:
         some = self.frames[:: max(1, len(self.frames) // 4)][:4]
         for frame in some:
             self._program.reset()
-            self._program.run(frame)
+            self._run(frame)
             for name in sums:
                 sums[name] += float(self._program.edges[name].values.abs().mean(dtype=torch.float32)) / len(
                     some
@@ -221,6 +268,51 @@ class Trials:
     def _key(self, setting: Setting) -> str:
         text = json.dumps([[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()])
         return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _threshold(site: Site, amounts: list[float], weighted: list[bool]) -> Any:
+    """What a site compares with: a number or (C) where all streams have the same, else (N, 1 or C, 1, 1)."""
+    edge = site.edge
+    shares = site.shares if site.shares is not None else torch.ones(())
+    by_channels = [wanted and site.shares is not None for wanted in weighted]
+    exact = 0.0 if isinstance(edge, reference.FrameEdge) else None
+    if len({(amount, wanted) for amount, wanted in zip(amounts, by_channels, strict=True)}) == 1:
+        amount = amounts[0] if amounts[0] > 0 else exact
+        return amount * shares if amount and by_channels[0] else amount
+    if exact is None:  # every candidate is a change
+        amounts = [amount if amount > 0 else -1.0 for amount in amounts]
+    table = torch.tensor(amounts, dtype=edge.values.dtype, device=edge.values.device).view(-1, 1, 1, 1)
+    if not any(by_channels):
+        return table
+    rows = [shares if wanted else torch.ones_like(shares) for wanted in by_channels]
+    return table * torch.stack(rows)[:, :, None, None]
+
+
+class _Watches:
+    """A gate for each stream."""
+
+    def __init__(self, watches: list[Watch]):
+        self._watches = watches
+
+    def look(self, frame: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+        streams = zip(self._watches, frame.split(1), stored.split(1), strict=True)
+        frames, masks = zip(*(watch.look(*stream) for watch, *stream in streams), strict=True)
+        return torch.cat(frames), torch.cat(masks)
+
+    def reset(self, streams: slice) -> None:
+        for watch in self._watches[streams]:
+            watch.reset(slice(None))
+
+
+def _watch(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
+    if not any(gate.to_json() for gate in gates):
+        return None
+    shape = (1, *edge.values.shape[1:])
+    watches = [
+        Watch(gate, shape, edge.values.dtype, edge.values.device, amount)
+        for gate, amount in zip(gates, amounts, strict=True)
+    ]
+    return watches[0] if len(watches) == 1 else _Watches(watches)
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from deltaconvert.errors import InputError
 from deltaconvert.measure import BASELINE, Dense, Difference, quantile, timed
 from deltaconvert.model import DeltaModel
+from deltaconvert.monitor import Observed
 from deltaconvert.overlay import heatmap, overlay
 from deltaconvert.video import VideoReader, VideoWriter
 
@@ -55,6 +56,7 @@ class Summary:
     works: list[float] = field(default_factory=list)
     delta_ms: list[float] = field(default_factory=list)
     dense_ms: list[float] = field(default_factory=list)
+    observed: Observed | None = None  # what the model's monitor saw
 
     def add(self, seen: Seen) -> None:
         self.frames += 1
@@ -82,6 +84,8 @@ class Summary:
             out["speedup"] = quantile(self.dense_ms, 0.5) / median if self.dense_ms else None
             out["difference"] = self.difference.to_json()
             out["baseline"] = BASELINE
+        if self.observed is not None:
+            out["observed"] = self.observed.to_json()
         return out
 
     def __str__(self) -> str:
@@ -97,6 +101,8 @@ class Summary:
         if self.difference.frames:
             maximum, relative = self.difference.maximum, self.difference.relative
             lines.append(f"  difference to dense: at most {maximum:.3g}, relative L2 {relative:.3g}")
+        if self.observed is not None:
+            lines.append(f"  {self.observed}")
         return "\n".join(lines)
 
 
@@ -170,6 +176,7 @@ def watch_video(
                     else overlay(seen.frame, seen.mask, label=label)
                 )
                 writer.write(shown)
+    summary.observed = model.stats().observed
     return summary
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.calibrate import Search
-from deltaconvert.errors import InputError
+from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.gate import Gate
 from deltaconvert.metrics import relative_l2
 from deltaconvert.trials import Setting, Trials
@@ -73,10 +73,33 @@ def test_allocation_beats_one_scale_for_all(delta):
     frames = clip()
     trials = Trials(deltaconvert.convert(net, frames[0]), [[x] for x in frames], relative_l2)
     search = Search(trials, 0.05)
-    plain = search.scaled(Setting((0.05,) + (0.1,) * (len(trials.sites) - 1)), tries=8)
+    (plain,) = search.scaled([Setting((0.05,) + (0.1,) * (len(trials.sites) - 1))], tries=8)
     best = search.allocate([Gate()], rounds=2)
     assert search.look(best).loss <= 0.05
     assert search.look(best).work < search.look(plain).work
+
+
+@pytest.mark.parametrize("ways", [{"streams": 3}, {"workers": 2}, {"workers": 2, "streams": 2}])
+def test_trials_side_by_side_are_those_one_by_one(delta, ways):
+    """Several thresholds as streams of one batch, or in several processes: the same losses and the same work."""
+    frames, sites = [[x] for x in clip()], 3
+    settings = [
+        Setting((0.1 * k,) * sites, weighted=k == 2, gate=Gate(smooth=3, noise=2.0) if k % 2 else Gate())
+        for k in range(5)
+    ]
+    alone = Trials(delta, frames, relative_l2).many(settings)
+    together = Trials(delta, frames, relative_l2, **ways).many(settings)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert vars(ours) == pytest.approx(vars(theirs), rel=1e-4, abs=1e-6)
+    assert alone[0].loss < 1e-6 < alone[1].loss
+
+
+def test_a_worker_that_fails_is_told(delta):
+    def broken(ours, dense):
+        raise ValueError("no such metric")
+
+    with pytest.raises(DeltaConvertError, match="a worker ended"):
+        Trials(delta, [[x] for x in clip()], broken, workers=2).many([Setting((s,) * 3) for s in (0.1, 0.2)])
 
 
 def test_a_users_metric_and_decode(delta):

@@ -30,10 +30,28 @@ def spread_of_each_pixel(operator, size, channels):
     out_shape = tuple(operator(torch.zeros(shape, dtype=torch.float64)).shape)
     (reach,) = operator.reaches([shape], out_shape)
     masks = torch.eye(shape[0], dtype=torch.bool).view(shape[0], 1, *size)
+    check_boxes(reach, reach.spread(masks) if size != (1, 1) else None, size)
     ones = reach.spread(torch.ones_like(masks))
     assert ones.shape == (shape[0], 1, *out_shape[2:]) and ones.all(), "a mask of ones stays a mask of ones"
     assert not reach.spread(torch.zeros_like(masks)).any(), "nothing comes from nothing"
     return reach.spread(masks)
+
+
+def check_boxes(reach, spread, size):
+    """The box that a box of output pixels reads holds everything that spreads to it."""
+    if spread is None:  # one pixel is the whole map
+        return
+    rows, columns = spread.shape[2:]
+    for box in (((0, rows), (0, columns)), ((rows // 2, rows), (0, 1)), ((0, 1), (columns // 2, columns))):
+        read = reach.reads(box)
+        seen = spread[:, 0, slice(*box[0]), slice(*box[1])].flatten(1).any(1).view(size)
+        inside = torch.zeros_like(seen)
+        if read is None:
+            inside[:] = True
+        else:
+            assert all(0 <= span[0] <= span[1] <= side for span, side in zip(read, size, strict=True))
+            inside[slice(*read[0]), slice(*read[1])] = True
+        assert not (seen & ~inside).any(), (box, read)
 
 
 def check_equal(operator, size, channels=1):

@@ -14,7 +14,9 @@ from deltaconvert.reach import Reach
 
 NAME = "reference"
 PASSES = ()  # what a backend does to a plan before its nodes become steps
-Amount = float | Tensor  # a threshold; (C) has one for each channel
+Amount = (
+    float | Tensor
+)  # a threshold; (C) has one for each channel, (N, 1 or C, 1, 1) for each stream as well
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -83,7 +85,7 @@ def differs(new: Tensor, stored: Tensor, threshold: Amount) -> Tensor:
     At threshold 0 bits are compared, so that -0.0 after 0.0 is a change and a NaN that stays is none.
     """
     if isinstance(threshold, Tensor):
-        threshold = threshold.view(-1, 1, 1)
+        threshold = threshold.view(-1, 1, 1) if threshold.dim() == 1 else threshold
     elif threshold == 0:
         integer = INTEGER[new.element_size()]
         return (new.contiguous().view(integer) != stored.contiguous().view(integer)).any(1, keepdim=True)

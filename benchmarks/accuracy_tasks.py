@@ -1,0 +1,443 @@
+"""The tasks of accuracy.py: trained networks on clips of ../shared/data, and what they are scored against."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+LABELS = next((folder for folder in (DATA / "labels", ROOT / "labels") if folder.exists()), DATA / "labels")
+sys.path[:0] = [str(ROOT), str(DATA)]
+
+from deltaconvert.metrics import average_precision, relative_l2, segmentation  # noqa: E402
+from model_zoo.fastestdet import decode as decode_boxes  # noqa: E402
+
+CONFIDENCE = 0.05  # average precision looks at weak boxes too
+VEHICLES = (1, 2, 3, 5, 7)  # of COCO: bicycle, car, motorcycle, bus, truck
+
+
+@dataclass
+class Task:
+    """One network on one clip.
+
+    frames: uint8 (H, W, 3) by number; prepare: to the network's input; decode: of an output, what `score` takes.
+    score(found, dense, numbers): higher is better; `truth` says what it is against. accepted: the loss of it that the
+    issue accepts. resized: what `decode` makes of the output of an input at a share of the resolution.
+    metric(ours, dense): what thresholds are calibrated by, of what `features` makes of outputs: it is smoother than a
+    score of a few frames. spent: the loss of it that both ways of calibration may cause, as the share that one
+    threshold for all layers would cause it with; or `budget`, the loss itself. streams: settings tried at a time.
+    """
+
+    name: str
+    network: nn.Module
+    frames: Callable[[Sequence[int]], Iterator[Tensor]]
+    calibration: Sequence[int]
+    test: Sequence[int]
+    prepare: Callable[[Tensor], Tensor]
+    decode: Callable[[Any], Any]
+    resized: Callable[[Any, tuple[int, int]], Any]
+    score: Callable[[list[Any], list[Any], Sequence[int]], float]
+    truth: str
+    accepted: float
+    features: Callable[[Any], Any]
+    streams: int
+    spent: float = 0.0
+    budget: float = 0.0
+    metric: Callable[[Sequence[Any], Sequence[Any]], float] = relative_l2
+    guide: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
+
+
+# ---- frames
+
+
+def sample(begin: int, end: int, count: int) -> list[int]:
+    """Half of the frames far apart, so that what was dropped can add up; the others in a row, as a video has them."""
+    near = count // 2
+    step = max(1, (end - near - begin) // (count - near))
+    return [*range(begin, begin + step * (count - near), step), *range(end - near, end)]
+
+
+def clip_of(name: str) -> Callable[[Sequence[int]], Iterator[Tensor]]:
+    """The frames of a video by number, in order; by OpenCV where PyAV is missing."""
+
+    def frames(numbers: Sequence[int]) -> Iterator[Tensor]:
+        wanted, path = set(numbers), DATA / "videos" / name
+        for place, frame in enumerate(_decoded(path)):
+            if place in wanted:
+                yield frame
+            if place >= max(wanted):
+                return
+
+    return frames
+
+
+def _decoded(path: Path) -> Iterator[Tensor]:
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        import cv2
+
+        video = cv2.VideoCapture(str(path))
+        while True:
+            good, frame = video.read()
+            if not good:
+                return
+            yield torch.from_numpy(frame[:, :, ::-1].copy())
+    from deltaconvert import video as videos
+
+    yield from videos.read(path)
+
+
+def highway_frames(numbers: Sequence[int]) -> Iterator[Tensor]:
+    for number in numbers:
+        yield picture_of(LABELS / f"cdnet_highway/input/in{number:06d}.jpg")
+
+
+def picture_of(path: Path) -> Tensor:
+    """uint8 (H, W, 3)."""
+    import numpy as np
+    from PIL import Image
+
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+
+
+# ---- detection
+
+
+def detector(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.interpolate(x.flip(1) / 255, size=size, mode="bilinear")
+
+
+def boxes(output: Any) -> Tensor:
+    return decode_boxes(output.cpu(), confidence=CONFIDENCE)[0]
+
+
+def boxes_of_smaller(size: tuple[int, int], factor: float) -> Callable[[Any, tuple[int, int]], Tensor]:
+    def boxes_at(output: Any, full: tuple[int, int]) -> Tensor:
+        found = boxes(output)
+        down, right = full[0] / (output.shape[2] * 16), full[1] / (output.shape[3] * 16)
+        return found * torch.tensor([right, down, right, down, 1, 1])
+
+    return boxes_at
+
+
+def of_classes(found: list[Tensor], classes: Sequence[int]) -> list[Tensor]:
+    """The boxes of some classes, all as class 0."""
+    kept = [image[torch.isin(image[:, 5].long(), torch.tensor(classes))].clone() for image in found]
+    for image in kept:
+        image[:, 5] = 0
+    return kept
+
+
+def sure_boxes(classes: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Of an output how sure it is of each class at each place, and where it sees the boxes, as far as it is sure."""
+
+    def features(output: Tensor) -> Tensor:
+        picked = output[:, [5 + label for label in classes]]
+        sure = output[:, :1] ** 0.6 * picked**0.4
+        return torch.cat([sure, output[:, 1:5] * sure.amax(1, keepdim=True)], 1)
+
+    return features
+
+
+def detection_task(
+    name: str,
+    frames: Any,
+    numbers: Any,
+    size: Any,
+    classes: Sequence[int],
+    truth_of: Any,
+    said: str,
+    spent: float,
+) -> Task:
+    import zoo
+
+    def score(found: list[Any], dense: list[Any], numbers: Sequence[int]) -> float:
+        return average_precision(of_classes(found, classes), [truth_of(number) for number in numbers])
+
+    return Task(
+        name=name,
+        network=zoo.load("fastestdet"),
+        frames=frames,
+        calibration=numbers[0],
+        test=numbers[1],
+        prepare=detector(size),
+        decode=boxes,
+        resized=boxes_of_smaller(size, 1.0),
+        score=score,
+        truth=said,
+        accepted=0.005,
+        features=sure_boxes(classes),
+        streams=16,
+        spent=spent,
+    )
+
+
+def pets(calibration: int, test: int) -> Task:
+    rows: dict[int, list[list[float]]] = {}
+    for line in (LABELS / "pets_s2l1/sort_frcnn_det.txt").read_text().splitlines():
+        frame, _, x, y, w, h, confidence, *_ = map(float, line.split(","))
+        if confidence > 0.5:
+            scale = 0.625 * 2  # the video's pixels, then the network's
+            box = [x * scale, y * scale * 736 / 720, (x + w) * scale, (y + h) * scale * 736 / 720]
+            rows.setdefault(int(frame) - 1, []).append([*box, 1, 0])
+    numbers = (sample(100, 350, calibration), range(400, 400 + test))
+    return detection_task(
+        "pets",
+        clip_of("pets_vtest_480x360.mp4"),
+        numbers,
+        (736, 960),
+        [0],
+        lambda n: torch.tensor(rows.get(n, [])).view(-1, 6),
+        "AP50 against the reference boxes",
+        0.05,
+    )
+
+
+def highway(calibration: int, test: int) -> Task:
+    """CDnet's masks say which pixels move; their connected parts are the vehicles. All 200 labelled frames: the first
+    ones calibrate."""
+
+    def truth_of(number: int) -> Tensor:
+        from scipy import ndimage
+
+        mask = picture_of(LABELS / f"cdnet_highway/groundtruth/gt{number:06d}.png")[:, :, 0].numpy() == 255
+        parts, _ = ndimage.label(mask)
+        found = []
+        for rows, columns in ndimage.find_objects(parts):
+            if (rows.stop - rows.start) * (columns.stop - columns.start) >= 300:
+                found.append([columns.start * 2, rows.start * 2, columns.stop * 2, rows.stop * 2, 1, 0])
+        return torch.tensor(found, dtype=torch.float32).view(-1, 6)
+
+    numbers = (sample(470, 510, calibration), range(510, 510 + min(test, 160)))
+    return detection_task(
+        "highway",
+        highway_frames,
+        numbers,
+        (480, 640),
+        VEHICLES,
+        truth_of,
+        "AP50 against boxes of the human masks",
+        0.03,
+    )
+
+
+# ---- poses, labels, classes
+
+
+def juggle(calibration: int, test: int) -> Task:
+    import zoo
+
+    def prepare(x: Tensor) -> Tensor:
+        return (F.interpolate(x, size=(353, 641), mode="bilinear", antialias=True) - 128) / 128
+
+    def decode(output: Any) -> Tensor:
+        return points(output, (353, 641))
+
+    def points(output: Any, size: tuple[int, int]) -> Tensor:
+        """(17, 3): x, y in pixels of the full input, and the probability: of the highest place of each heat map."""
+        heat = F.interpolate(
+            output[0], size=(size[0] // 2, size[1] // 2), mode="bicubic", align_corners=True
+        )[0]
+        best, place = heat.flatten(1).max(1)
+        x, y = place % heat.shape[2], place // heat.shape[2]
+        return torch.stack([x * 2.0, y * 2.0, best.sigmoid()], 1).cpu()
+
+    def score(found: list[Any], dense: list[Any], numbers: Any = None) -> float:
+        """The share of the key points that the dense network is sure of which are within 8 pixels of where it sees them
+        (a thirtieth of the man's height)."""
+        hits = total = 0
+        for ours, theirs in zip(found, dense, strict=True):
+            sure = theirs[:, 2] > 0.5
+            hits += int(((ours - theirs)[:, :2].norm(dim=1)[sure] <= 8).sum())
+            total += int(sure.sum())
+        return hits / max(total, 1)
+
+    return Task(
+        name="juggle",
+        network=zoo.load("posenet"),
+        frames=clip_of("sam2_05_default_juggle.mp4"),
+        calibration=sample(0, 47, calibration),
+        test=range(247 - min(test, 200), 247),
+        prepare=prepare,
+        decode=decode,
+        resized=points,
+        score=score,
+        truth="key points within 8 pixels of the dense network's",
+        accepted=0.005,
+        features=lambda output: output[0].sigmoid(),
+        streams=16,
+        spent=0.02,
+    )
+
+
+def road(calibration: int, test: int) -> Task:
+    import zoo
+
+    def prepare(x: Tensor) -> Tensor:
+        mean, std = torch.tensor([72.39, 82.91, 73.16]), torch.tensor([45.32, 46.15, 44.91])
+        x = (x.flip(1) - mean.view(1, 3, 1, 1).to(x)) / std.view(1, 3, 1, 1).to(x) / 255
+        return x[:, :, : x.shape[2] // 8 * 8, : x.shape[3] // 8 * 8]
+
+    def decode(output: Any) -> Tensor:
+        return output.argmax(1).to(torch.uint8)
+
+    def resized(output: Any, size: tuple[int, int]) -> Tensor:
+        return decode(F.interpolate(output, size, mode="bilinear"))
+
+    return Task(
+        name="road",
+        network=zoo.load("espnet_city"),
+        frames=clip_of("bgs_video.avi"),
+        calibration=sample(0, 170, calibration),
+        test=range(374 - min(test, 200), 374),
+        prepare=prepare,
+        decode=decode,
+        resized=resized,
+        score=lambda found, dense, numbers: 1 - segmentation(found, dense),
+        truth="mean IoU with the dense network's labels",
+        accepted=0.005,
+        features=lambda output: output.softmax(1),
+        streams=12,
+        spent=0.01,
+    )
+
+
+def bottle(calibration: int, test: int) -> Task:
+    import zoo
+
+    def score(found: list[Any], dense: list[Any], numbers: Any = None) -> float:
+        return sum(bool(a.argmax() == b.argmax()) for a, b in zip(found, dense, strict=True)) / len(dense)
+
+    def decode(output: Any) -> Tensor:
+        return output.cpu()
+
+    return Task(
+        name="bottle",
+        network=zoo.load("mobilenetv2"),
+        frames=clip_of("intel_bottle-detection.mp4"),
+        calibration=sample(100, 580, calibration),
+        test=range(600, 600 + test),
+        prepare=lambda x: F.interpolate(x, size=(352, 640), mode="bilinear") / 127.5 - 1,
+        decode=decode,
+        resized=lambda output, size: decode(output),
+        score=score,
+        truth="frames with the dense network's class",
+        accepted=0.005,
+        features=lambda output: output,
+        streams=16,
+        spent=0.01,
+    )
+
+
+# ---- restoration
+
+
+def restoration_task(
+    name: str,
+    network: nn.Module,
+    frames: Any,
+    numbers: tuple[Sequence[int], Sequence[int]],
+    prepare: Any,
+    picture_to: Callable[[Tensor], Tensor],
+    resized: Any,
+    said: str,
+) -> Task:
+    """Calibrated against the truth of the calibration frames: a denoiser's own outputs differ from each other by what
+    it leaves of the noise."""
+    kept: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def clean(numbers: Sequence[int], device: torch.device) -> list[Tensor]:
+        if tuple(numbers) not in kept:
+            kept[tuple(numbers)] = [picture_to(p).half().to(device) for p in frames(numbers)]
+        return kept[tuple(numbers)]
+
+    def error(found: Sequence[Any], numbers: Sequence[int]) -> float:
+        """Mean squared error; values are 0 to 1."""
+        pairs = zip(found, clean(numbers, found[0].device), strict=True)
+        errors = [(a.float().clamp(0, 1) - b.float()).square().mean() for a, b in pairs]
+        return float(torch.stack(errors).mean())
+
+    def psnr(found: Sequence[Any], numbers: Sequence[int]) -> float:
+        return -10 * math.log10(error(found, numbers))
+
+    return Task(
+        name=name,
+        network=network,
+        frames=frames,
+        calibration=numbers[0],
+        test=numbers[1],
+        prepare=prepare,
+        decode=lambda output: output.half(),
+        resized=resized,
+        score=lambda found, dense, numbers: psnr(found, numbers),
+        truth=said,
+        accepted=0.1,
+        features=lambda output: output.half(),
+        streams=8,
+        budget=0.05,
+        metric=lambda ours, dense: psnr(dense, numbers[0]) - psnr(ours, numbers[0]),
+        guide=lambda ours, dense: math.sqrt(error(ours, numbers[0])),
+    )
+
+
+def upscale(calibration: int, test: int) -> Task:
+    import zoo
+
+    return restoration_task(
+        "upscale",
+        zoo.load("span_x4"),
+        clip_of("sam2_05_default_juggle.mp4"),
+        (sample(0, 47, calibration), range(247 - min(test, 200), 247)),
+        lambda x: F.interpolate(x, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 255) / 255,
+        lambda picture: picture.permute(2, 0, 1)[None] / 255,
+        lambda output, size: F.interpolate(output, [4 * s for s in size], mode="bicubic").half(),
+        "PSNR against the full-size frame, dB",
+    )
+
+
+class Denoised(nn.Module):
+    """The picture without the noise that the network finds in it."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.network(x)
+
+
+def denoise(calibration: int, test: int) -> Task:
+    """PETS with fresh sensor noise of deviation 25 in every frame."""
+    import zoo
+
+    draw = torch.Generator().manual_seed(0)
+
+    def prepare(x: Tensor) -> Tensor:
+        clean = x.mean(1, keepdim=True)
+        return (clean + torch.randn(clean.shape, generator=draw).to(x) * 25) / 255
+
+    return restoration_task(
+        "denoise",
+        Denoised(zoo.load("dncnn_s25")),
+        clip_of("pets_vtest_480x360.mp4"),
+        (sample(100, 350, calibration), range(400, 400 + test)),
+        prepare,
+        lambda picture: picture.permute(2, 0, 1)[None].float().mean(1, keepdim=True) / 255,
+        lambda output, size: F.interpolate(output, size, mode="bicubic").half(),
+        "PSNR against the frame before noise was added, dB",
+    )
+
+
+TASKS: dict[str, Callable[[int, int], Task]] = {
+    task.__name__: task for task in (pets, highway, juggle, road, bottle, upscale, denoise)
+}
