@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from deltaconvert.arrivals import Arrivals
 from deltaconvert.errors import DeltaConvertError, InputError, StreamError
 from deltaconvert.model import DeltaModel
+
+SHARED_BYTES = (
+    1 << 20
+)  # up to here outputs of a step stay rows of one tensor, which lives as long as any of them
 
 
 @dataclass
@@ -69,7 +74,7 @@ class Result:
     """What a step made of a stream's frame.
 
     number: the frame's, as `put` gave it. output: as the dense network gives it for a batch of one.
-    error: what the network raised on it, then there is no output; the stream and the others are as they were.
+    error: what the network raised on it, then there is no output; the stream and the others go on from full frames.
     latency: seconds from `put`.
     """
 
@@ -97,6 +102,7 @@ class StreamPool:
         self._slots: dict[Hashable, _Slot] = {}
         self._book = threading.Lock()  # of slots and waiting frames; never held while the network runs
         self._running = threading.RLock()  # of the network and its state
+        self._arrivals = Arrivals(model.device)
         self._provide(model, 1 << (streams - 1).bit_length())
 
     @property
@@ -149,8 +155,9 @@ class StreamPool:
     def put(self, stream: Hashable, *args: Any, **kwargs: Any) -> int:
         """Hand over a stream's newest frame: one call of the network, for a batch of one image. Returns its number.
 
-        It replaces a frame that no step has taken, which counts as dropped. Frames may be on another device. They are
-        not copied until a step takes them: do not write to them before.
+        It replaces a frame that no step has taken, which counts as dropped. Frames from host memory are on their way to
+        the device at once; from pinned memory, and on the network's own device, they are read until a step has taken
+        them: do not write to them before.
         InputError, with the stream as it was, for one that does not fit.
         """
         frames = self._model.signature.flatten(args, kwargs)
@@ -160,6 +167,7 @@ class StreamPool:
                     f"input {place} of stream {stream!r} is {frame.dtype} {tuple(frame.shape)}; the network takes "
                     f"{row.dtype} {(1, *row.shape[1:])}"
                 )
+        frames = self._arrivals.bring(frames)
         with self._book:
             slot = self._slot(stream)
             slot.dropped += slot.waiting is not None
@@ -264,25 +272,26 @@ class StreamPool:
         self._model.take_over(before)
 
     def _run(self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]) -> None:
-        """Run frames of the streams `taken`. If the network raises, the batch holds what it held before."""
-        before = {
-            stream: [rows[slot.index].clone() for rows in self._batch] for stream, slot in taken.items()
-        }
+        """Run frames of the streams `taken`. If the network raises, these slots are blank and start over: the frame
+        must not meet the network again when another stream's comes."""
         try:
-            for stream, slot in taken.items():
-                self._fill(slot, [frame[0] for frame in frames[stream]])
+            self._fill([slot.index for slot in taken.values()], list(frames.values()))
+            for slot in taken.values():
                 if slot.snapshot is not None:
                     self._model.restore(slot.index, slot.snapshot)
                 elif slot.fresh:
                     self._model.reset(slot.index)
             outputs = _call(self._model, self._batch)
         except BaseException:
-            for stream, slot in taken.items():
-                self._fill(slot, before[stream])
+            for slot in taken.values():
+                slot.fresh = True
+                for rows in self._batch:
+                    rows[slot.index].zero_()
             raise
         now = time.monotonic()
+        rows_of = _by_stream(outputs, self.capacity)
         for slot in taken.values():
-            slot.output = _row(outputs, slot.index)
+            slot.output = rows_of(slot.index)
             slot.fresh, slot.snapshot = False, None
             slot.frames, slot.latency = slot.frames + 1, now - slot.taken_since
 
@@ -298,13 +307,26 @@ class StreamPool:
                 errors[stream] = error
         return errors
 
-    def _fill(self, slot: _Slot, frames: Sequence[Tensor]) -> None:
-        for rows, frame in zip(self._batch, frames, strict=True):
-            rows[slot.index].copy_(frame, non_blocking=True)
+    def _fill(self, places: Sequence[int], frames: Sequence[Sequence[Tensor]]) -> None:
+        for rows, new in zip(self._batch, zip(*frames, strict=True), strict=True):
+            self._arrivals.wait(new)
+            torch._foreach_copy_([rows[place : place + 1] for place in places], list(new))
 
 
-def _row(outputs: Any, index: int) -> Any:
-    return pytree.tree_map_only(Tensor, lambda rows: rows[index : index + 1], outputs)
+def _by_stream(outputs: Any, capacity: int) -> Callable[[int], Any]:
+    """The output of each stream, a batch of one. Large ones are copies: else the last output of a stream that sleeps
+    would keep those of all others in memory."""
+    leaves, spec = pytree.tree_flatten(outputs)
+    rows = [leaf.split(1) if isinstance(leaf, Tensor) else [leaf] * capacity for leaf in leaves]
+    large = [capacity > 1 and isinstance(leaf, Tensor) and leaf.nbytes > SHARED_BYTES for leaf in leaves]
+
+    def of(index: int) -> Any:
+        picked = [
+            row[index].clone() if copied else row[index] for row, copied in zip(rows, large, strict=True)
+        ]
+        return pytree.tree_unflatten(picked, spec)
+
+    return of
 
 
 @torch.no_grad()

@@ -34,6 +34,11 @@ LOST_FRAMES_TOLERATED = 2  # containers miscount by a frame or two (edit lists, 
 FPS_IF_UNKNOWN = 25.0  # raw streams and some cameras state no rate
 
 
+def is_address(source: str | Path | int) -> bool:
+    """Whether `source` comes over the network, from a camera that may come and go."""
+    return str(source).startswith(URL_PREFIXES)
+
+
 def read(source: str | Path | int, *, limit: int | None = None) -> VideoReader:
     """Open a video file, a stream or a camera for reading.
 
@@ -273,7 +278,7 @@ def _locate(source: str | Path | int) -> tuple[str, dict[str, Any]]:
     text = str(source)
     if text.isdecimal():
         return _camera(int(text))
-    if text.startswith(URL_PREFIXES):
+    if is_address(text):
         # TCP: over UDP a busy camera loses packets, and each smears the picture, which looks like change.
         options = {"rtsp_transport": "tcp"} if text.startswith("rtsp://") else {}
         return text, {"options": options, "timeout": NETWORK_TIMEOUT}
@@ -308,7 +313,7 @@ def _why_not_open(source: str | Path | int, error: Exception) -> str:
     text, reason = str(source), _reason(error)
     if text.isdecimal():
         return f"camera {text}: cannot be opened ({reason}); is another program using it? may you read it?"
-    if text.startswith(URL_PREFIXES):
+    if is_address(text):
         if type(error).__name__ == "ExitError":
             reason = f"no answer within {NETWORK_TIMEOUT:.0f} s"
         return f"{text}: cannot be opened ({reason}); check the address, the password and the network"

@@ -1,8 +1,10 @@
-"""Images for the tests of the server."""
+"""Images and requests for the tests of the server."""
 
 from __future__ import annotations
 
 import io
+import socket
+import urllib.request
 
 import torch
 from PIL import Image
@@ -21,3 +23,14 @@ def png(image: Tensor) -> bytes:
     out = io.BytesIO()
     Image.fromarray(image.numpy()).save(out, "PNG")
     return out.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def ask(address, path, method="GET", body=None, **headers):
+    request = urllib.request.Request(address + path, data=body, method=method, headers=headers)
+    return urllib.request.urlopen(request).read()

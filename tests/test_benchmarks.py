@@ -1,5 +1,6 @@
 """benchmarks/: what the scripts write down, on a network that takes no time."""
 
+import argparse
 import functools
 import json
 import sys
@@ -250,22 +251,73 @@ def test_gpu_units():
     assert gpu._unit("hrnet_w32:tf32:64").size == (384, 288)
 
 
-def test_the_most_cameras():
-    """Doubled, then bisected."""
-    assert streams.most(lambda count: 5.0 * count, 256)[0] == 6
-    assert streams.most(lambda count: 1.0, 9)[0] == 9
-    count, tried = streams.most(lambda count: 100.0, 256)
-    assert count == 0 and tried == {1: 100.0}
+class Fits:
+    def __init__(self, fits):
+        self.fits = fits
+
+    def facts(self):
+        return {"fits": self.fits}
+
+
+@pytest.mark.parametrize("most", [0, 1, 6, 9, 100])
+@pytest.mark.parametrize("guess", [0, 6, 50, 400])
+def test_the_most_cameras(most, guess):
+    """From a guess outwards, then bisected, to one or 2.5 %."""
+    found = streams.most(lambda count: Fits(count <= most), guess, 128)
+    assert most - max(1, most // 40) < found["cameras"] <= most and len(found["tried"]) <= 14
+    assert all(facts["fits"] == (count <= most) for count, facts in found["tried"].items())
+    assert streams.most(lambda count: Fits(True), guess, 9)["cameras"] == 9
+
+
+class Slow:
+    """A server that takes four cameras at a time, and its clock: 50 ms a step, 10 us a look."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        self.now += 1e-5
+        return self.now
+
+    def begin(self, cameras):
+        self.frames = {}
+
+    def put(self, camera, frame):
+        self.frames[camera] = frame
+
+    def launch(self):
+        self.now += 0.05
+        taken = list(self.frames)[:4]
+        for camera in taken:
+            del self.frames[camera]
+        return taken
+
+
+@pytest.mark.parametrize("cameras, fits", [(1, True), (4, True), (12, False)])
+def test_cameras_in_real_time(monkeypatch, cameras, fits):
+    """Ten frames a second each: of twelve cameras eight can be answered, and each waits for a step before its own."""
+    server = Slow()
+    monkeypatch.setattr(streams, "time", server)
+    options = argparse.Namespace(fps=10.0, device="cpu", seconds=0.5)
+    trial = streams.Trial(server, cameras, [[0]] * 12, options)
+    assert trial.fits == fits
+    if fits:
+        facts = trial.facts()
+        assert 50 <= facts["p50_ms"] <= trial.p99 <= 99 and facts["late"] == 0 and facts["complete"] == 1
+        assert facts["step_ms"] == pytest.approx(50, abs=0.1)
 
 
 def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch):
     if not streams.VIDEOS.exists():
         pytest.skip(f"{streams.VIDEOS} is not there")
     monkeypatch.setattr(engines, "ENGINES", {"torch channels_last": engines.ENGINES["torch channels_last"]})
+    monkeypatch.setattr(streams, "WARM", 0.1)
     out = tmp_path / "streams.json"
-    size = "--networks fastestdet --size 32x64 --steps 3 --frames 4 --most 2".split()
+    size = (
+        "--networks fastestdet --size 32x64 --fps 5 --seconds 0.4 --frames 2 --capacity 1 --batches 1".split()
+    )
     monkeypatch.setattr(sys, "argv", ["benchmarks/streams.py", *size, "--out", str(out)])
     streams.main()
     (row,) = json.loads(out.read_text())["results"]
     assert row["network"] == "fastestdet" and row["size"] == [32, 64]
-    assert {"1", "2"} >= set(row["dense"]["p99_ms"]) and row["delta"]["p99_ms"]["1"] > 0
+    assert row["dense"]["engine"] == "torch channels_last" and row["delta"]["tried"]["1"]["complete"] > 0
+    assert row["delta"]["relative_l2"] < 1 and 0 <= row["delta"]["density"] <= 1

@@ -162,6 +162,72 @@ def test_an_error_stays_with_its_stream(backend):
     assert pool.stats()["a"].failed == 3 and pool.stats()["b"].failed == 0
 
 
+def test_a_frame_that_raised_is_gone(backend):
+    """It does not meet the network again with another stream's frame."""
+    fussy = Call(
+        lambda m, x: m.fussy(m.conv(x)) * 2, conv=nn.Conv2d(3, 4, 3, padding=1), fussy=Fussy()
+    ).eval()
+    pool = StreamPool(deltaconvert.convert(fussy, video()[0], backend=backend), streams=2)
+    pool.join("a"), pool.join("b")
+    for number, bad in enumerate((True, False, True)):
+        pool.put("a", video()[number] * (1e5 if bad else 1))
+        assert (pool.step()["a"].error is not None) == bad
+        pool.put("b", video(1)[number])
+        assert_close(only(pool.step(), "b"), fussy(video(1)[number]))
+
+
+def test_outputs_do_not_keep_each_other_in_memory(backend):
+    """A stream that sleeps keeps its last output, not the batch that it was part of."""
+    size = (1, 3, 160, 220)
+    model = Call(lambda m, x: (m.conv(x), m.conv(x).mean((2, 3))), conv=nn.Conv2d(3, 8, 3)).eval()
+    pool = StreamPool(deltaconvert.convert(model, torch.rand(size), backend=backend), streams=2)
+    pool.join("a"), pool.join("b")
+    frames = {"a": torch.rand(size), "b": torch.rand(size)}
+    for stream, frame in frames.items():
+        pool.put(stream, frame)
+    for stream, result in pool.step().items():
+        assert_close(result.output, model(frames[stream]))
+        large, _ = result.output
+        assert large.untyped_storage().nbytes() == large.nbytes > 2**20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pinned", [False, True])
+def test_frames_from_host_memory(gpu, pinned):
+    """They are brought over beside what runs, in the order of their arrival, and the newest wins."""
+    with torch.device("cpu"):
+        frames = [torch.rand(1, 3, 270, 480) for _ in range(24)]
+    model = network().to(gpu)
+    pool = StreamPool(deltaconvert.convert(model, frames[0].to(gpu), backend="cuda"), streams=4)
+    given = [frame.pin_memory() if pinned else frame for frame in frames]
+    for stream in range(4):
+        pool.join(stream)
+    for start in range(0, 24, 8):
+        for number in range(8):
+            pool.put(number % 4, given[start + number])
+        for stream, result in pool.step().items():
+            assert_close(result.output, model(frames[start + 4 + stream].to(gpu)))
+    assert all(stats.dropped == 3 for stats in pool.stats().values())
+
+
+@pytest.mark.gpu
+def test_frames_made_on_another_stream(gpu):
+    """The step reads a frame when the work that makes it has ended."""
+    model = network().to(gpu)
+    pool = StreamPool(deltaconvert.convert(model, torch.rand(1, 3, 270, 480), backend="cuda"))
+    pool.join("a")
+    large, side = torch.rand(4000, 4000), torch.cuda.Stream()
+    for _ in range(4):
+        with torch.cuda.stream(side):
+            for _ in range(8):  # milliseconds
+                product = large @ large
+            frame = product[: 3 * 270, :480].reshape(1, 3, 270, 480) * 1e-3
+            pool.put("a", frame)
+        output = only(pool.step(), "a")
+        side.synchronize()
+        assert_close(output, model(frame))
+
+
 def test_refusals_leave_the_pool_as_it_was(backend):
     pool = StreamPool(converted(backend), limit=2)
     pool.join("a")

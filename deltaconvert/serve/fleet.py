@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import anyio.to_thread
@@ -83,6 +84,7 @@ class Rays:
             for _ in range(workers)
         ]
         self._places: dict[str, int] = {}
+        self._joining: dict[str, asyncio.Task[None]] = {}
         self._sources: dict[str, Sequence[Any]] = {}
         ray.get([worker.alive.remote() for worker in self._workers])  # they have loaded the file
 
@@ -95,12 +97,22 @@ class Rays:
         return result
 
     async def join(self, stream: str) -> None:
-        if stream in self._places:
-            return
-        held = list(self._places.values())
-        place = min(range(len(self._workers)), key=held.count)
-        await self._ask(place, "join", stream)
-        self._places.setdefault(stream, place)
+        """Several requests may bring a new stream at once: it has one place, and all wait until it is there."""
+        if stream not in self._places:
+            held = list(self._places.values())
+            place = self._places[stream] = min(range(len(self._workers)), key=held.count)
+            self._joining[stream] = asyncio.create_task(self._join(stream, place))
+        if stream in self._joining:
+            await asyncio.shield(self._joining[stream])
+
+    async def _join(self, stream: str, place: int) -> None:
+        try:
+            await self._ask(place, "join", stream)
+        except BaseException:
+            del self._places[stream]
+            raise
+        finally:
+            del self._joining[stream]
 
     async def drop(self, stream: str) -> None:
         await self.call(stream, "drop")
@@ -147,10 +159,12 @@ class Rays:
         raise Refused(503, f"worker {place} does not come back")
 
     async def _revive(self, place: int) -> None:
+        """Give a worker that starts anew its streams back; what it refuses now is no fault of who asks."""
         for stream in [stream for stream, where in self._places.items() if where == place]:
-            await self._remote(place, "join", stream)
-            if stream in self._sources:
-                await self._remote(place, "watch", stream, *self._sources[stream])
+            with suppress(Refused):
+                await self._remote(place, "join", stream)
+                if stream in self._sources:
+                    await self._remote(place, "watch", stream, *self._sources[stream], True)
 
     async def _remote(self, place: int, method: str, *args: Any) -> Any:
         try:

@@ -23,6 +23,11 @@ class Refused(DeltaConvertError):
         return Refused, (self.status, str(self))  # it comes back from worker processes
 
 
+def without_password(text: str) -> str:
+    """An address, or a message with one, as others may see it."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
 @dataclass(frozen=True)
 class Limits:
     """max_bytes: of a request's body. max_pixels: of a decoded image. max_fps: of one stream. max_streams: of a worker.

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from deltaconvert import feed, video
 from deltaconvert.container import load
-from deltaconvert.errors import DeltaConvertError, InputError, StreamError
+from deltaconvert.errors import DeltaConvertError, InputError, StreamError, VideoError
 from deltaconvert.measure import quantile
 from deltaconvert.overlay import overlay
 from deltaconvert.serve import images
-from deltaconvert.serve.limits import Limits, Refused
+from deltaconvert.serve.limits import Limits, Refused, without_password
 from deltaconvert.serve.results import describe
 from deltaconvert.streams import Result, StreamPool
 from deltaconvert.watch import resize
@@ -28,6 +28,7 @@ from deltaconvert.watch import resize
 PATIENCE = 30.0  # seconds that a request waits for its frame's result
 LOOKED_AT = 5.0  # seconds that a stream is drawn after somebody asked for its picture
 LATENCIES = 256  # of each stream, that percentiles are taken of
+RETRY, LONGEST = 0.5, 30.0  # seconds until a lost camera is tried again: at first, doubled up to the longest
 
 
 @dataclass
@@ -113,14 +114,21 @@ class Worker:
             raise Refused(422, result["error"])
         return result
 
-    def watch(self, stream: str, source: str, loop: bool = False) -> None:
-        """Read a video or a camera into a stream until it ends; again and again if `loop`. One source at a time."""
+    def watch(self, stream: str, source: str, loop: bool = False, patient: bool = False) -> None:
+        """Read a video into a stream until it ends, again and again if `loop`; or a camera, which is tried again when
+        it is lost. One source at a time. patient: a camera that does not answer now is tried again as well."""
         camera = self._camera(stream)
         camera.stop.set()
-        camera.stop, camera.source = threading.Event(), source
-        with _refusing(422):
-            reader = video.read(source)
-        arguments = (stream, camera, camera.stop, reader, loop)
+        camera.stop = threading.Event()
+        reader = None
+        try:
+            with _refusing(422):
+                reader = video.read(source)
+        except Refused:
+            if not (patient and video.is_address(source)):
+                raise
+        camera.source = without_password(source)
+        arguments = (stream, camera, camera.stop, source, reader, loop)
         threading.Thread(target=self._read, args=arguments, name=f"read {stream}", daemon=True).start()
 
     def result(self, stream: str) -> dict[str, Any]:
@@ -189,28 +197,66 @@ class Worker:
         return number
 
     def _read(
-        self, stream: str, camera: _Camera, stop: threading.Event, reader: video.VideoReader, loop: bool
+        self,
+        stream: str,
+        camera: _Camera,
+        stop: threading.Event,
+        source: str,
+        reader: video.VideoReader | None,
+        loop: bool,
     ) -> None:
-        """A thread that feeds a stream: as fast as the video plays, whether or not the network keeps up."""
-        failed = ""
+        """A thread that feeds a stream."""
+        live, failed = video.is_address(source), ""
         try:
             while not stop.is_set():
-                due = time.monotonic()
-                for frame in reader:
-                    if stop.is_set():
-                        return
-                    self._put(stream, frame)
-                    due += 1 / min(reader.fps, self._limits.max_fps)
-                    stop.wait(max(0.0, due - time.monotonic()))
-                if not loop:
+                if reader is None:
+                    reader = self._found_again(camera, stop, source) if live else video.read(source)
+                if reader is None:
                     return
-                reader = video.read(reader.source)
+                try:
+                    self._feed(stream, stop, reader, paced=not live)
+                except VideoError:
+                    if not live:
+                        raise
+                if not (live or loop):
+                    return
+                reader = None
         except DeltaConvertError as error:
-            failed = str(error)
+            failed = without_password(str(error))
         finally:
-            reader.close()
+            if reader is not None:
+                reader.close()
             if camera.stop is stop:
                 camera.source = f"ended: {failed}" if failed else None
+
+    def _feed(self, stream: str, stop: threading.Event, reader: video.VideoReader, paced: bool) -> None:
+        """All frames of a reader, whether or not the network keeps up. paced: as fast as the video plays. A camera's
+        come by themselves; those beyond the limit are left out, since who waits falls behind it."""
+        due = time.monotonic()
+        for frame in reader:
+            if stop.is_set():
+                return
+            if paced:
+                self._put(stream, frame)
+                due += 1 / min(reader.fps, self._limits.max_fps)
+                stop.wait(max(0.0, due - time.monotonic()))
+            elif time.monotonic() >= due:
+                self._put(stream, frame)
+                due = time.monotonic() + 1 / self._limits.max_fps
+
+    def _found_again(self, camera: _Camera, stop: threading.Event, source: str) -> video.VideoReader | None:
+        """A lost camera, when it answers again; None if it is not wanted any more."""
+        pause = RETRY
+        while not stop.wait(pause):
+            try:
+                reader = video.read(source)
+            except VideoError as error:
+                camera.source = f"lost, tried again: {without_password(str(error))}"
+                pause = min(2 * pause, LONGEST)
+            else:
+                camera.source = without_password(source)
+                return reader
+        return None
 
     def _steps(self) -> None:
         while True:
@@ -222,7 +268,7 @@ class Worker:
             for stream, result in self._pool.step().items():
                 name = str(stream)
                 if name in self._cameras:
-                    self._finish(name, self._cameras[name], result, shown[name])
+                    self._finish(name, self._cameras[name], result, shown.get(name))
             with self._new:
                 self._new.notify_all()
 

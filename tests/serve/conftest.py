@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
 import pytest
 import torch
-from serving import HEIGHT, WIDTH, frame
+from serving import HEIGHT, WIDTH, frame, free_port
 from torch import nn
 
 import deltaconvert
@@ -51,3 +57,35 @@ def clip(tmp_path_factory):
         for seed in range(12):
             out.write(frame(seed))
     return path
+
+
+@pytest.fixture
+def address(file, clip):
+    """Of a server that was started from the command line."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "deltaconvert",
+        "serve",
+        str(file),
+        "--port",
+        str(port),
+        "--max-fps",
+        "100000",
+    ]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    server = subprocess.Popen([*command, "--files", str(clip.parent)], env=env)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1800):  # torch and Starlette take a while to import on a busy machine
+            try:
+                urllib.request.urlopen(f"{address}/healthz")
+                break
+            except OSError:
+                assert server.poll() is None, "the server ended"
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)

@@ -47,13 +47,17 @@ def test_killed_under_load(fleet, expected):
         places = {stream: stats[stream]["worker"] for stream in STREAMS}
         assert sorted(places.values()) == [0, 0, 1, 1]
 
+        numbers = {stream: [] for stream in STREAMS}
+
         async def camera(stream):
-            return [(await play(fleet, stream, seed, expected))["frame"] for seed in range(12)]
+            for seed in range(12):
+                numbers[stream].append((await play(fleet, stream, seed, expected))["frame"])
 
         cameras = [asyncio.create_task(camera(stream)) for stream in STREAMS]
-        await asyncio.sleep(0.1)
+        while min(map(len, numbers.values())) < 2:
+            await asyncio.sleep(0.01)
         os.kill(await fleet._remote(0, "pid"), signal.SIGKILL)
-        numbers = dict(zip(STREAMS, await asyncio.gather(*cameras), strict=True))
+        await asyncio.gather(*cameras)
         for stream, place in places.items():
             if place == 1:  # undisturbed
                 assert numbers[stream] == list(range(1, 13))
@@ -77,6 +81,18 @@ def test_a_stream_moves(fleet, expected):
         await fleet.drop("mover")
         with pytest.raises(Refused, match="no stream"):
             await fleet.call("mover", "result")
+
+    asyncio.run(scenario())
+
+
+def test_a_new_stream_in_many_requests_at_once(fleet):
+    async def scenario():
+        await asyncio.gather(*(fleet.join(name) for name in ["twin", "other", "twin", "other", "twin"]))
+        held = [await fleet._remote(place, "stats") for place in (0, 1)]
+        for name in ("twin", "other"):
+            assert [name in stats for stats in held].count(True) == 1
+            await fleet.call(name, "result")
+            await fleet.drop(name)
 
     asyncio.run(scenario())
 

@@ -3,59 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 
 import pytest
-from serving import frame, png
+from serving import ask, frame, png
 
 pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WRK = shutil.which("wrk")
-
-
-@pytest.fixture
-def address(file, clip):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "deltaconvert",
-        "serve",
-        str(file),
-        "--port",
-        str(port),
-        "--max-fps",
-        "100000",
-    ]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    server = subprocess.Popen([*command, "--files", str(clip.parent)], env=env)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(1800):  # torch and Starlette take a while to import on a busy machine
-            try:
-                urllib.request.urlopen(f"{address}/healthz")
-                break
-            except OSError:
-                assert server.poll() is None, "the server ended"
-                time.sleep(0.1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def ask(address, path, method="GET", body=None, **headers):
-    request = urllib.request.Request(address + path, data=body, method=method, headers=headers)
-    return urllib.request.urlopen(request).read()
 
 
 @pytest.mark.slow

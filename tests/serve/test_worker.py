@@ -1,0 +1,97 @@
+"""A worker's sources: a camera that is lost is found again, a file ends."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from serving import frame
+
+from deltaconvert import video
+from deltaconvert.errors import VideoError
+from deltaconvert.serve import worker as module
+from deltaconvert.serve.limits import Refused, without_password
+from deltaconvert.serve.worker import Worker
+
+URL = "rtsp://user:secret@camera/1"
+
+
+class Playing:
+    """A reader that gives three frames and then fails or ends."""
+
+    fps = 500.0
+
+    def __init__(self, fails):
+        self.fails = fails
+
+    def __iter__(self):
+        yield from (frame(seed) for seed in range(3))
+        if self.fails:
+            raise VideoError(f"{URL}: frame 3 cannot be decoded")
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def worker(file, monkeypatch):
+    monkeypatch.setattr(module, "RETRY", 0.01)
+    worker = Worker(file, threads=1)
+    worker.join("a")
+    yield worker
+    worker.close()
+
+
+def until(true):
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_lost_camera_is_tried_until_it_answers(worker, monkeypatch, fails):
+    """It failed or its stream ended, then does not answer twice."""
+    tries = []
+
+    def read(source):
+        tries.append(source)
+        if len(tries) in (2, 3):
+            raise VideoError(f"{source}: cannot be opened")
+        return Playing(fails)
+
+    monkeypatch.setattr(video, "read", read)
+    worker.watch("a", URL)
+    until(lambda: len(tries) > 6)
+    stats = worker.stats()["a"]
+    assert set(tries) == {URL} and stats["frames"] + stats["dropped"] > 3
+    assert "secret" not in str(stats["source"])
+    worker.drop("a")
+    time.sleep(0.1)
+    count = len(tries)
+    time.sleep(0.3)
+    assert len(tries) == count, "nobody wants it any more"
+
+
+def test_a_camera_that_never_answered(worker, monkeypatch):
+    """It is refused; of a worker that started anew it is wanted all the same."""
+    answers = []
+
+    def read(source):
+        if not answers:
+            raise VideoError(f"{source}: cannot be opened")
+        return Playing(fails=False)
+
+    monkeypatch.setattr(video, "read", read)
+    with pytest.raises(Refused, match="cannot be opened"):
+        worker.watch("a", URL)
+    assert worker.stats()["a"]["source"] is None
+    worker.watch("a", URL, patient=True)
+    until(lambda: "lost" in str(worker.stats()["a"]["source"]))
+    answers.append(1)
+    until(lambda: worker.stats()["a"]["frames"] > 0)
+
+
+def test_passwords_are_not_shown():
+    assert without_password(f"{URL}: no answer") == "rtsp://camera/1: no answer"
+    assert without_password("file:///a@b") == "file:///a@b"
