@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
-from deltaconvert.calibrate import Search  # noqa: E402
+from deltaconvert.calibrate import GATES, Search  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.trials import Setting, Trials  # noqa: E402
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--calibration", type=int, default=12)
-    parser.add_argument("--factors", default="0.5,0.71,1,1.41,2,2.83,4")
+    parser.add_argument("--factors", default="0.35,0.5,0.71,1,1.41,2,2.83")
     parser.add_argument("--budgets", default="1", help="times the task's own")
     parser.add_argument("--workers", type=int, default=1, help="processes, on the CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="no part starts after so many")
@@ -57,7 +57,6 @@ def main() -> None:
     until = time.monotonic() + options.seconds
     for name in options.tasks.split(","):
         begin = time.time()
-        torch.backends.cudnn.allow_tf32 = name in ("upscale", "denoise")  # most of the arithmetic
         with torch.no_grad():
             Run(TASKS[name](options.calibration, options.frames), options, until).all()
         print(f"{name}: {time.time() - begin:.0f} s", flush=True)
@@ -74,7 +73,8 @@ class Run:
         fresh = {**environment(), "rows": [], "settings": {}}
         self.kept = json.loads(self.out.read_text()) if self.out.exists() else fresh
         self.kept.setdefault("gpu", torch.cuda.get_device_name() if self.device.type == "cuda" else None)
-        task.network.eval().to(self.device)
+        self.type = torch.float16 if self.device.type == "cuda" else torch.float32
+        task.network.eval().to(self.device, self.type)
 
     def all(self) -> None:
         task, options = self.task, self.options
@@ -85,7 +85,8 @@ class Run:
             clip,
             task.metric,
             decode=task.features,
-            guide=task.guide or (lambda ours, dense: task.metric(*map(self._features, (ours, dense)))),
+            guide=task.guide or task.metric,
+            file=self.folder / f"{task.name}_trials.jsonl",
             workers=options.workers,
             streams=task.streams if self.device.type == "cuda" else 1,
         )
@@ -94,17 +95,31 @@ class Run:
         self.dense = [task.decode(task.network(x)) for x in self.test]
         self.dense_score = task.score(self.dense, self.dense, task.test)
         self._row("dense", 1.0, 1.0, self.dense_score)
-        self._play(trials, {("one threshold", share): everywhere.times(share) for share in UNIFORM})
         budget = task.budget or trials(everywhere.times(task.spent)).loss
         for share in map(float, options.budgets.split(",")):
+            settings = {}
             for way in WAYS:
-                setting = self._calibrated(way, trials, budget, share)
-                factors = map(float, options.factors.split(","))
-                self._play(
-                    trials, {(f"{way} {share:g}", factor): setting.times(factor) for factor in factors}
-                )
-        if options.simple:
+                found = self._calibrated(way, trials, budget, share)
+                for factor in map(float, options.factors.split(",")):
+                    settings[f"{way} {share:g}", factor] = found.times(factor)
+            self._play(trials, settings)
+        self._keep_best(trials)
+        self._play(trials, {("one threshold", share): everywhere.times(share) for share in UNIFORM})
+        if options.simple and time.monotonic() < self.until:
             self._simple()
+
+    def _keep_best(self, trials: Trials) -> None:
+        """The thresholds with the least work at the accepted loss, for convert(threshold=...)."""
+        rows = [row for row in self.kept["rows"] if row["way"].startswith("ours")]
+        rows = [row for row in rows if row["loss"] <= self.task.accepted]
+        if rows:
+            best = min(rows, key=lambda row: row["work"])
+            setting = self._setting(self.kept["settings"][best["way"]]).times(best["strength"])
+            trials.thresholds(setting).write(self.folder / f"{self.task.name}_best.json", found=best)
+
+    @staticmethod
+    def _setting(kept: dict[str, Any]) -> Setting:
+        return Setting(tuple(kept["shares"]), kept["weighted"], Gate.of(kept["gate"]))
 
     def _simple(self) -> None:
         for count in (2, 3, 5):
@@ -114,9 +129,6 @@ class Run:
             self._row("lower resolution", scale, *self._smaller(self.test, scale))
         for share in (0.002, 0.005, 0.01, 0.02, 0.05):
             self._row("frame gate", share, *self._gated(share))
-
-    def _features(self, outputs: Sequence[Any]) -> list[Any]:
-        return [self.task.features(output) for output in outputs]
 
     def _calibrated(self, way: str, trials: Trials, budget: float, share: float) -> Setting:
         """Found once; the thresholds lie beside the rows, so that others can run them."""
@@ -144,7 +156,7 @@ class Run:
             if self.options.tried:
                 tried = [[s.shares, s.weighted, s.gate.to_json(), vars(o)] for s, o in search.tried.items()]
                 file.with_name(f"{file.stem}_tried.json").write_text(json.dumps(tried))
-        return Setting(tuple(kept["shares"]), kept["weighted"], Gate.of(kept["gate"]))
+        return self._setting(kept)
 
     def _play(self, trials: Trials, settings: dict[tuple[str, float], Setting]) -> None:
         """A row for each setting, as many at a time as the trials have streams."""
@@ -187,7 +199,7 @@ class Run:
 
     def _inputs(self, numbers: Sequence[int]) -> list[Tensor]:
         pictures = (p.permute(2, 0, 1)[None].float().to(self.device) for p in self.task.frames(numbers))
-        return [self.task.prepare(picture).contiguous() for picture in pictures]
+        return [self.task.prepare(picture).to(self.type).contiguous() for picture in pictures]
 
     def _has(self, way: str, strength: float) -> bool:
         return any((row["way"], row["strength"]) == (way, strength) for row in self.kept["rows"])
@@ -213,17 +225,6 @@ class Run:
 
     def _write(self) -> None:
         self.out.write_text(json.dumps(self.kept, indent=1) + "\n")
-
-
-GATES = (
-    Gate(),
-    Gate(dilate=2),
-    Gate(smooth=3),
-    Gate(smooth=5),
-    Gate(smooth=9, dilate=2),
-    Gate(smooth=5, noise=3.0, dilate=2),
-    Gate(smooth=9, noise=3.0, dilate=2, peak=16.0),
-)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ VEHICLES = (1, 2, 3, 5, 7)  # of COCO: bicycle, car, motorcycle, bus, truck
 class Task:
     """One network on one clip.
 
-    frames: uint8 (H, W, 3) by number; prepare: to the network's input; decode: of an output, what `score` takes.
+    frames: uint8 (H, W, 3) by number; prepare: to the network's input, of the task's own size or another; decode: of an
+    output, what `score` takes.
     score(found, dense, numbers): higher is better; `truth` says what it is against. accepted: the loss of it that the
     issue accepts. resized: what `decode` makes of the output of an input at a share of the resolution.
     metric(ours, dense): what thresholds are calibrated by, of what `features` makes of outputs: it is smoother than a
@@ -42,7 +43,7 @@ class Task:
     frames: Callable[[Sequence[int]], Iterator[Tensor]]
     calibration: Sequence[int]
     test: Sequence[int]
-    prepare: Callable[[Tensor], Tensor]
+    prepare: Callable[..., Tensor]
     decode: Callable[[Any], Any]
     resized: Callable[[Any, tuple[int, int]], Any]
     score: Callable[[list[Any], list[Any], Sequence[int]], float]
@@ -113,8 +114,8 @@ def picture_of(path: Path) -> Tensor:
 # ---- detection
 
 
-def detector(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    return lambda x: F.interpolate(x.flip(1) / 255, size=size, mode="bilinear")
+def detector(own: tuple[int, int]) -> Callable[..., Tensor]:
+    return lambda x, size=own: F.interpolate(x.flip(1) / 255, size=size, mode="bilinear")
 
 
 def boxes(output: Any) -> Tensor:
@@ -142,6 +143,7 @@ def sure_boxes(classes: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """Of an output how sure it is of each class at each place, and where it sees the boxes, as far as it is sure."""
 
     def features(output: Tensor) -> Tensor:
+        output = output.float()
         picked = output[:, [5 + label for label in classes]]
         sure = output[:, :1] ** 0.6 * picked**0.4
         return torch.cat([sure, output[:, 1:5] * sure.amax(1, keepdim=True)], 1)
@@ -199,7 +201,7 @@ def pets(calibration: int, test: int) -> Task:
         [0],
         lambda n: torch.tensor(rows.get(n, [])).view(-1, 6),
         "AP50 against the reference boxes",
-        0.05,
+        0.1,
     )
 
 
@@ -227,7 +229,7 @@ def highway(calibration: int, test: int) -> Task:
         VEHICLES,
         truth_of,
         "AP50 against boxes of the human masks",
-        0.03,
+        0.1,
     )
 
 
@@ -237,8 +239,8 @@ def highway(calibration: int, test: int) -> Task:
 def juggle(calibration: int, test: int) -> Task:
     import zoo
 
-    def prepare(x: Tensor) -> Tensor:
-        return (F.interpolate(x, size=(353, 641), mode="bilinear", antialias=True) - 128) / 128
+    def prepare(x: Tensor, size: tuple[int, int] = (353, 641)) -> Tensor:
+        return (F.interpolate(x, size=size, mode="bilinear", antialias=True) - 128) / 128
 
     def decode(output: Any) -> Tensor:
         return points(output, (353, 641))
@@ -246,7 +248,7 @@ def juggle(calibration: int, test: int) -> Task:
     def points(output: Any, size: tuple[int, int]) -> Tensor:
         """(17, 3): x, y in pixels of the full input, and the probability: of the highest place of each heat map."""
         heat = F.interpolate(
-            output[0], size=(size[0] // 2, size[1] // 2), mode="bicubic", align_corners=True
+            output[0].float(), size=(size[0] // 2, size[1] // 2), mode="bicubic", align_corners=True
         )[0]
         best, place = heat.flatten(1).max(1)
         x, y = place % heat.shape[2], place // heat.shape[2]
@@ -262,6 +264,12 @@ def juggle(calibration: int, test: int) -> Task:
             total += int(sure.sum())
         return hits / max(total, 1)
 
+    def strayed(ours: Sequence[Any], dense: Sequence[Any]) -> float:
+        """How far the sure key points are from dense's, root mean square, in 16 pixels; further counts as that."""
+        ours, dense = torch.stack(list(ours)), torch.stack(list(dense))
+        far = (ours - dense)[:, :, :2].norm(dim=2)[dense[:, :, 2] > 0.5]
+        return float((far / 16).clamp(max=1).square().mean().sqrt())
+
     return Task(
         name="juggle",
         network=zoo.load("posenet"),
@@ -274,16 +282,18 @@ def juggle(calibration: int, test: int) -> Task:
         score=score,
         truth="key points within 8 pixels of the dense network's",
         accepted=0.005,
-        features=lambda output: output[0].sigmoid(),
+        features=decode,
         streams=16,
-        spent=0.02,
+        spent=0.05,
+        metric=strayed,
     )
 
 
 def road(calibration: int, test: int) -> Task:
     import zoo
 
-    def prepare(x: Tensor) -> Tensor:
+    def prepare(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        x = x if size is None else F.interpolate(x, size=size, mode="bilinear")
         mean, std = torch.tensor([72.39, 82.91, 73.16]), torch.tensor([45.32, 46.15, 44.91])
         x = (x.flip(1) - mean.view(1, 3, 1, 1).to(x)) / std.view(1, 3, 1, 1).to(x) / 255
         return x[:, :, : x.shape[2] // 8 * 8, : x.shape[3] // 8 * 8]
@@ -293,6 +303,15 @@ def road(calibration: int, test: int) -> Task:
 
     def resized(output: Any, size: tuple[int, int]) -> Tensor:
         return decode(F.interpolate(output, size, mode="bilinear"))
+
+    def by_class(ours: Sequence[Any], dense: Sequence[Any]) -> float:
+        """Relative L2 of each class's probabilities, root mean square over the classes that dense sees anywhere."""
+        square = torch.stack([(a - b).square().sum((0, 2, 3)) for a, b in zip(ours, dense, strict=True)]).sum(
+            0
+        )
+        reference = torch.stack([b.square().sum((0, 2, 3)) for b in dense]).sum(0)
+        seen = torch.stack([b.amax((0, 2, 3)) for b in dense]).amax(0) > 0.5
+        return float((square / reference)[seen].mean().sqrt())
 
     return Task(
         name="road",
@@ -306,9 +325,10 @@ def road(calibration: int, test: int) -> Task:
         score=lambda found, dense, numbers: 1 - segmentation(found, dense),
         truth="mean IoU with the dense network's labels",
         accepted=0.005,
-        features=lambda output: output.softmax(1),
+        features=lambda output: output.float().softmax(1),
         streams=12,
         spent=0.01,
+        metric=by_class,
     )
 
 
@@ -327,13 +347,13 @@ def bottle(calibration: int, test: int) -> Task:
         frames=clip_of("intel_bottle-detection.mp4"),
         calibration=sample(100, 580, calibration),
         test=range(600, 600 + test),
-        prepare=lambda x: F.interpolate(x, size=(352, 640), mode="bilinear") / 127.5 - 1,
+        prepare=lambda x, size=(352, 640): F.interpolate(x, size=size, mode="bilinear") / 127.5 - 1,
         decode=decode,
         resized=lambda output, size: decode(output),
         score=score,
         truth="frames with the dense network's class",
         accepted=0.005,
-        features=lambda output: output,
+        features=lambda output: output.float(),
         streams=16,
         spent=0.01,
     )
@@ -384,7 +404,7 @@ def restoration_task(
         accepted=0.1,
         features=lambda output: output.half(),
         streams=8,
-        budget=0.05,
+        budget=0.1,
         metric=lambda ours, dense: psnr(dense, numbers[0]) - psnr(ours, numbers[0]),
         guide=lambda ours, dense: math.sqrt(error(ours, numbers[0])),
     )
@@ -398,7 +418,7 @@ def upscale(calibration: int, test: int) -> Task:
         zoo.load("span_x4"),
         clip_of("sam2_05_default_juggle.mp4"),
         (sample(0, 47, calibration), range(247 - min(test, 200), 247)),
-        lambda x: F.interpolate(x, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 255) / 255,
+        lambda x, size=(180, 320): F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 255) / 255,
         lambda picture: picture.permute(2, 0, 1)[None] / 255,
         lambda output, size: F.interpolate(output, [4 * s for s in size], mode="bicubic").half(),
         "PSNR against the full-size frame, dB",
@@ -422,7 +442,8 @@ def denoise(calibration: int, test: int) -> Task:
 
     draw = torch.Generator().manual_seed(0)
 
-    def prepare(x: Tensor) -> Tensor:
+    def prepare(x: Tensor, size: tuple[int, int] = (360, 480)) -> Tensor:
+        x = x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear")
         clean = x.mean(1, keepdim=True)
         return (clean + torch.randn(clean.shape, generator=draw).to(x) * 25) / 255
 

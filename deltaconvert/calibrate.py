@@ -25,13 +25,26 @@ from deltaconvert.thresholds import Thresholds
 from deltaconvert.trials import Decode, Outcome, Setting, Trials
 
 FRAMES = 40  # of a clip, where nobody says how many
-START = 0.05  # of a site's magnitude: where activations start; gates and statistics at a tenth of it
 INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
-CANDIDATES = 3  # gates and input thresholds that the layers are tried with
-TRIES = 5  # of a common scale
+STARTS = (
+    0.0125,
+    0.05,
+    0.2,
+)  # of a site's magnitude: where activations start; gates and statistics at a tenth of it
+CANDIDATES = 4  # of these that are looked at closer
+TRIES = 4  # of a common scale
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
 STEP = 4.0  # by which one threshold is raised and lowered to see what it does; a round takes its root
-GATES = (Gate(), Gate(dilate=2), Gate(smooth=3), Gate(smooth=5), Gate(smooth=9, dilate=2))
+# Noise of one deviation must not pass `peak`, which smoothing has not made smaller: it grows with `smooth`.
+GATES = (
+    Gate(),
+    Gate(dilate=2),
+    Gate(dilate=8, weak=0.25),
+    Gate(smooth=5, peak=10.0),
+    Gate(smooth=5, peak=10.0, dilate=8, weak=0.25),
+    Gate(smooth=9, peak=18.0, dilate=4),
+    Gate(smooth=9, peak=18.0, dilate=12, weak=0.25),
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,8 @@ def calibrate(
     metric: relative_l2, noise (0.01 is a PSNR of 40 dB), top1, segmentation, detection, keypoints (see
         deltaconvert.metrics), or a function of two lists, our outputs and the dense ones, that gives a loss.
     decode: applied to every output before the metric sees it: boxes of a detector, labels of a segmentation.
-    guide: the metric that sensitivities are measured with; relative L2 unless said. It should be smooth.
+    guide: the metric that sensitivities are measured with; relative L2 of the outputs unless said. It should be smooth;
+        `metric` itself may be it.
     method: "allocate" or "front_to_back".    gates, rounds: what `allocate` tries at the input; how often it allocates.
     resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was.
     at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
@@ -188,15 +202,16 @@ class Search:
     def allocate(self, gates: Sequence[Gate], rounds: int) -> Setting:
         """The input first, then the layers together, then each of them apart."""
         inputs = [place for place, site in enumerate(self.trials.sites) if site.kind == "input"]
-        start = tuple(START if site.kind == "activation" else START / 10 for site in self.trials.sites)
-        ladder = [
-            Setting(tuple(rung if place in inputs else share for place, share in enumerate(start)), gate=gate)
+        rest = [1.0 if site.kind == "activation" else 0.1 for site in self.trials.sites]
+        grid = [
+            Setting(tuple(rung if place in inputs else start * r for place, r in enumerate(rest)), gate=gate)
             for gate in gates
             for rung in INPUT_RUNGS
+            for start in STARTS
         ]
         # A higher input threshold may lose less: what hardly ever changes is at least of one piece.
-        self.look_at(ladder)
-        found = sorted(ladder, key=self._rank)[:CANDIDATES]
+        self.look_at(grid)
+        found = sorted(grid, key=self._rank)[:CANDIDATES]
         found += [replace(setting, weighted=True) for setting in found]
         setting = min(self.scaled(found, TRIES, but=inputs), key=self._rank)
         for number in range(rounds):

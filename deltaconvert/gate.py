@@ -31,6 +31,8 @@ class Gate:
         from the frames; 0 is off.
     peak: whatever `smooth` and `noise` say, a pixel that moved by over peak times the threshold is a change.
     dilate: a change takes the pixels around it along, so far on every side.
+    weak: of those it takes the ones that moved (smoothed) by over `weak` thresholds; 0 takes all of them. With it a
+        threshold may stand far above the noise, and `dilate` be large: the faint parts of what moves come along.
     cut: the share of changed pixels of a stream from which on its frame is full.
     refresh: every pixel is taken over at least once in so many frames, tile by tile; 0 is off.
     max_density: at most this share of a stream's tiles of 16 pixels changes in a frame: the most changed first; those
@@ -45,6 +47,7 @@ class Gate:
     noise: float = 0.0
     peak: float = 4.0
     dilate: int = 0
+    weak: float = 0.0
     cut: float = 1.0
     refresh: int = 0
     max_density: float = 1.0
@@ -73,6 +76,7 @@ class Gate:
             (0 <= self.noise < 100, f"noise={self.noise}: a number of deviations, 0 to 100"),
             (1 <= self.peak < 1e9, f"peak={self.peak}: at least 1 threshold"),
             (0 <= self.dilate <= 64, f"dilate={self.dilate}: 0 to 64 pixels"),
+            (0 <= self.weak <= 1, f"weak={self.weak}: a share of the threshold, 0 to 1"),
             (0 < self.cut <= 1, f"cut={self.cut}: a share above 0, up to 1 (off)"),
             (self.refresh >= 0, f"refresh={self.refresh}: a number of frames, or 0 (off)"),
             (0 < self.max_density <= 1, f"max_density={self.max_density}: a share above 0, up to 1 (off)"),
@@ -130,7 +134,8 @@ class Watch:
             frame = torch.where(finite, frame, stored.nan_to_num(0.0))
         same_bits = ~_differs(frame, stored)
         change = (frame - stored).abs().amax(1, keepdim=True)
-        changed = grown(self._moved(frame, stored, change), gate.dilate) & ~same_bits
+        moved, faint = self._moved(frame, stored, change)
+        changed = (moved | (grown(moved, gate.dilate) & faint)) & ~same_bits
         if gate.max_density < 1:
             changed = self._most_changed(changed, change) | stored.isnan().any(1, keepdim=True)
         if gate.refresh:
@@ -143,11 +148,12 @@ class Watch:
             changed = changed | full
         return frame, changed
 
-    def _moved(self, frame: Tensor, stored: Tensor, change: Tensor) -> Tensor:
-        """bool (N, 1, H, W): beyond the threshold, and beyond the noise. NaN moves always."""
+    def _moved(self, frame: Tensor, stored: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """bool (N, 1, H, W): beyond the threshold and the noise, NaN always; and what such a pixel takes along."""
         gate, limit = self.gate, self.threshold
         if limit == 0:
-            return _differs(frame, stored)
+            moved = _differs(frame, stored)
+            return moved, torch.ones_like(moved)
         smoothed, least = change, torch.full_like(self._noise, limit)
         if gate.smooth > 1:
             smoothed = (
@@ -158,7 +164,7 @@ class Watch:
         moved = ~(smoothed <= (least if gate.noise > 0 else limit)) | ~(change <= limit * gate.peak)
         if gate.noise > 0:
             self._learn(frame, moved)
-        return moved
+        return moved, ~(smoothed <= limit * gate.weak) if gate.weak > 0 else torch.ones_like(moved)
 
     def _learn(self, frame: Tensor, moved: Tensor) -> None:
         """Noise is what stands between a frame and the last one where nothing moved."""

@@ -24,10 +24,11 @@ Metric = Callable[[Sequence[Any], Sequence[Any]], float]
 
 def relative_l2(ours: Sequence[Any], dense: Sequence[Any]) -> float:
     """sqrt(sum of squared differences / sum of squares) over all outputs of all frames."""
-    square = reference = 0.0
-    for a, b in _pairs(ours, dense):
-        square += float((a.double() - b.double()).square().sum())
-        reference += float(b.double().square().sum())
+    sums = [
+        torch.stack([(a.double() - b.double()).square().sum(), b.double().square().sum()])
+        for a, b in _pairs(ours, dense)
+    ]
+    square, reference = torch.stack(sums).sum(0).tolist() if sums else (0.0, 0.0)
     return math.sqrt(square / reference) if reference else math.sqrt(square)
 
 

@@ -195,20 +195,18 @@ class Trials:
             for stream, output in zip(range(len(settings)), found, strict=False):
                 if self.guide is None:
                     differences[stream].add(output, dense)
-                else:
+                elif self.guide is not self.metric:
                     outputs[stream].append(output)
                 seen[stream].append(self._decode(output))
-        done = torch.stack(work).mean(0).tolist()
-        return [
-            Outcome(
-                float(self.metric(seen[stream], self._seen)),
-                differences[stream].relative
-                if self.guide is None
-                else float(self.guide(outputs[stream], self.dense)),
-                done[stream],
-            )
-            for stream in range(len(settings))
-        ]
+        outcomes = []
+        for stream, done in enumerate(torch.stack(work).mean(0).tolist()[: len(settings)]):
+            loss = guide = float(self.metric(seen[stream], self._seen))
+            if self.guide is None:
+                guide = differences[stream].relative
+            elif self.guide is not self.metric:
+                guide = float(self.guide(outputs[stream], self.dense))
+            outcomes.append(Outcome(loss, guide, done))
+        return outcomes
 
     def _run(self, frame: Sequence[Tensor]) -> list[Any]:
         """The output of each stream."""

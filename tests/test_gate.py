@@ -43,7 +43,7 @@ def density(model) -> float:
 @pytest.mark.parametrize("size", [(1, 1), (9, 70), (37, 21)])
 def test_every_setting_on_every_backend(backend, size):
     """The masks are those of a Watch alone, the output is the dense network's on what was taken over."""
-    gate = {"smooth": 3, "noise": 2.0, "dilate": 1, "cut": 0.9, "refresh": 7, "max_density": 0.5}
+    gate = {"smooth": 3, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9, "refresh": 7, "max_density": 0.5}
     video = scripted_video((2, 3, *size), torch.float64)
     draw = generator(5)
     video = [x + torch.randn(x.shape, dtype=x.dtype, generator=draw) * 0.02 for x in video]
@@ -123,6 +123,22 @@ def test_nothing_stays_beyond_the_peak(smooth, noise, peak, dilate, seed):
         _, mask = watch.look(frame, stored)
         stored = torch.where(mask, frame, stored)
         assert float((frame - stored).abs().max()) <= 0.1 * peak
+
+
+def test_faint_pixels_come_along_with_strong_ones(backend):
+    """Within `dilate` of a change what moved by over `weak` thresholds is taken over, and nothing else."""
+    frame = torch.full((1, 3, 20, 30), 0.5)
+    model = convert(frame, {"dilate": 4, "weak": 0.3}, threshold=0.1, backend=backend)
+    model(frame)
+    frame = frame.clone()
+    frame[:, :, 5, 5] += 0.2  # strong
+    frame[:, :, 5:9, 6] += 0.05  # faint, beside it
+    frame[:, :, 6, 7] += 0.02  # below `weak`
+    frame[:, :, 5, 20] += 0.05  # faint, far away
+    model(frame)
+    expected = torch.zeros(20, 30, dtype=torch.bool)
+    expected[5, 5] = expected[5:9, 6] = True
+    assert torch.equal(model.input_masks()[0], expected)
 
 
 @given(st.integers(1, 40), st.integers(1, 70), st.sampled_from([1, 2, 5, 30]))

@@ -1,0 +1,126 @@
+"""What accuracy.py wrote, as curves and as a table.
+
+python benchmarks/accuracy_page.py FOLDER [--svg docs/accuracy.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+SHOWN = ("pets", "highway", "juggle", "road", "bottle", "upscale", "denoise")
+STYLES = {  # way: colour, marker, name
+    "ours": ("#d95f02", "o", "calibrate"),
+    "paper": ("#7b6ca8", "s", "paper's procedure"),
+    "one threshold": ("#4f8f6b", "^", "one threshold"),
+    "lower resolution": ("#999999", "v", "lower resolution"),
+    "skipped frames": ("#bbbbbb", "x", "skipped frames"),
+    "frame gate": ("#555555", "+", "whole-frame gate"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--svg", type=Path)
+    options = parser.parse_args()
+    tasks = {
+        name: json.loads((options.folder / f"{name}.json").read_text())["rows"]
+        for name in _found(options.folder)
+    }
+    print(table(tasks))
+    if options.svg:
+        draw(tasks, options.svg)
+
+
+def least(rows: Sequence[Row], way: str) -> float:
+    """The least work of a way at the accepted loss: of all its points, and between neighbours on one curve."""
+    best = math.inf
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        if way_of(row) == way:
+            curves.setdefault(row["way"], []).append(row)
+    for curve in curves.values():
+        curve.sort(key=lambda row: row["work"])
+        for here, right in zip(curve, [*curve[1:], None], strict=True):
+            if here["loss"] <= here["accepted"]:
+                best = min(best, here["work"])
+            elif right is not None and right["loss"] <= here["accepted"] < here["loss"]:
+                part = (here["accepted"] - right["loss"]) / (here["loss"] - right["loss"])
+                best = min(best, right["work"] + part * (here["work"] - right["work"]))
+    return best
+
+
+def way_of(row: Row) -> str:
+    """Without its budget: ours 0.3 is ours."""
+    return next((way for way in STYLES if row["way"].startswith(way)), row["way"])
+
+
+def table(tasks: dict[str, list[Row]]) -> str:
+    """The least work at the accepted loss, by way; the last column is ours against the paper's."""
+    head = ("task", "dense score", *(name for _, _, name in STYLES.values()), "calibrate / paper's")
+    lines = [head, ["---"] * len(head)]
+    for task, rows in tasks.items():
+        works = {way: least(rows, way) for way in STYLES}
+        dense = next(row for row in rows if row["way"] == "dense")
+        ratio = works["ours"] / works["paper"]
+        cells = [f"{work:.3f}".lstrip("0") if work <= 1 else "-" for work in works.values()]
+        told = f"{ratio:.2f}" if math.isfinite(ratio) else "-"
+        lines.append((f"{task}: {dense['truth']}", f"{dense['score']:.4g}", *cells, told))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(tasks: dict[str, list[Row]], out: Path) -> None:
+    """Loss against work, one panel a task; what is accepted is a dotted line."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "deltaconvert", "svg.fonttype": "none"}):
+        columns = 4
+        figure = Figure(figsize=(3.1 * columns, 2.7 * -(-len(tasks) // columns)), layout="constrained")
+        grid = figure.subplots(-(-len(tasks) // columns), columns, squeeze=False).flatten()
+        for axes in grid[len(tasks) :]:
+            axes.set_visible(False)
+        for axes, (task, rows) in zip(grid, tasks.items(), strict=False):
+            _panel(axes, task, rows)
+        handles, labels = grid[0].get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        figure.legend(
+            unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique), frameon=False
+        )
+        figure.savefig(out, metadata={"Date": None})
+
+
+def _panel(axes: Any, task: str, rows: Sequence[Row]) -> None:
+    accepted = rows[0]["accepted"]
+    for way, (colour, marker, name) in STYLES.items():
+        for curve in dict.fromkeys(row["way"] for row in rows if way_of(row) == way):
+            points = sorted((row["work"], row["loss"] / accepted) for row in rows if row["way"] == curve)
+            axes.plot(
+                *zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1, label=name
+            )
+    axes.axhline(1, color="#000000", linestyle=":", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(-2, 60)
+    axes.set_xscale("log")
+    axes.set_xlim(0.02, 1.05)
+    axes.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1], ["2%", "5%", "10%", "20%", "50%", "100%"])
+    axes.set_title(task, fontsize=10)
+    axes.set_xlabel("multiply-accumulates")
+    axes.set_ylabel(f"loss, in {accepted:g}" + (" dB" if accepted == 0.1 else ""))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _found(folder: Path) -> list[str]:
+    return [name for name in SHOWN if (folder / f"{name}.json").exists()]
+
+
+if __name__ == "__main__":
+    main()

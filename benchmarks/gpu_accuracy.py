@@ -1,0 +1,149 @@
+"""Trained networks at calibrated thresholds on a GPU: batch 8 of real clips at 1080p, against the best dense network.
+
+    python benchmarks/gpu_accuracy.py FOLDER [--tasks pets,road] [--batch 8] --out FILE
+
+FOLDER is what accuracy.py wrote: the thresholds are those of FOLDER/TASK_best.json, which do the least work at the loss
+that is accepted. The images of a batch are the clip at eight places, enlarged to 1080p. Dense engines are those of
+gpu_dense.py, all in half precision; the loss is the task's metric against the dense network on the same frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import deltaconvert  # noqa: E402
+from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
+from benchmarks.gpu import read  # noqa: E402
+from benchmarks.gpu_dense import MODES, engines, median_ms, timed  # noqa: E402
+
+SIZE = (1080, 1920)
+SIZES = {"pets": (1088, 1920), "highway": (1088, 1920), "juggle": (1089, 1921), "bottle": (1088, 1920)}
+DEVICE = "cuda"
+APART = 20  # frames between the images of a batch
+FIRST = 6  # frames that settle: full, captured, played
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=30)
+    parser.add_argument("--modes", nargs="*", choices=MODES, default=["compile"], help="of torch.compile")
+    parser.add_argument("--warm", action="store_true", help="compile the dense networks and stop")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
+    facts = {"results": []} if options.warm else read(options.out)
+    known = {row["task"] for row in facts["results"]}
+    for name in options.tasks.split(","):
+        thresholds = options.folder / f"{name}_best.json"
+        if name in known or not thresholds.exists():
+            continue
+        row = measure(TASKS[name](4, 150), thresholds, options)
+        gc.collect()
+        torch.cuda.empty_cache()
+        if row is None:
+            continue
+        facts["results"].append(row)
+        options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        print(
+            f"{name}: {row['ratio']:.2f}x, {row['delta_ms']:.2f} of {row['dense_ms']:.2f} ms, work {row['work']:.3f}"
+        )
+    ratios = [row["ratio"] for row in facts["results"]]
+    if ratios:
+        print(f"geometric mean of {len(ratios)}: {math.prod(ratios) ** (1 / len(ratios)):.2f}x")
+
+
+@torch.no_grad()
+def measure(task: Task, thresholds: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+    batch = options.batch
+    while True:
+        try:
+            return at_batch(task, thresholds, batch, options)
+        except (torch.OutOfMemoryError, deltaconvert.DeltaConvertError) as error:
+            if batch == 1 or "memory" not in str(error):
+                raise
+            print(f"{task.name}: batch {batch} does not fit")
+        batch //= 2
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespace) -> dict[str, Any] | None:
+    frames = batches(task, batch, options.frames + FIRST)
+    model = task.network.eval().to(DEVICE, torch.float16)
+    runs = engines(model, frames[0], tuple(options.modes))
+    if options.warm:
+        return None
+    still = frames[0].contiguous(memory_format=torch.channels_last)
+    dense = {name: median_ms(run, still, 10) for name, run in runs.items()}
+    best = min(dense, key=lambda name: dense[name])
+    runs = {"eager": runs["eager"], best: runs[best]}
+    delta = deltaconvert.convert(model, frames[0], threshold=thresholds)
+    for frame in frames[:FIRST]:
+        delta(frame)
+    before = delta.stats()
+    times, _, _ = timed(delta, frames[FIRST:])
+    again = median_ms(runs[best], still, 20)
+    after = delta.stats()
+    done = sum(layer.total_macs_done for layer in after.layers) - sum(
+        layer.total_macs_done for layer in before.layers
+    )
+    work = done / (after.macs_dense * len(times))
+    delta.reset()
+    ours, theirs = [], []
+    for frame in frames:
+        ours.append(task.features(delta(frame)))
+        theirs.append(task.features(model(frame)))
+    loss = float(deltaconvert.metrics.relative_l2(ours[1:], theirs[1:]))
+    return {
+        "task": task.name,
+        "batch": batch,
+        "shape": list(frames[0].shape),
+        "best": best,
+        "dense_all_ms": dense,
+        "dense_ms": again,
+        "delta_ms": statistics.median(times),
+        "p99_ms": sorted(times)[int(len(times) * 0.99)],
+        "ratio": again / statistics.median(times),
+        "work": work,
+        "features_relative_l2": loss,
+        "thresholds": thresholds.name,
+        "state_bytes": after.state_bytes,
+    }
+
+
+def batches(task: Task, batch: int, count: int) -> list[Tensor]:
+    """half (batch, C, H, W): the test frames from `batch` places on, one after the other."""
+    first = min(task.test)
+    apart = min(APART, (len(task.test) - count) // max(batch - 1, 1))
+    wanted = {first + place * apart + step for place in range(batch) for step in range(count)}
+    numbers = sorted(wanted)
+    pictures = dict(zip(numbers, task.frames(numbers), strict=True))
+    size = SIZES.get(task.name, SIZE)
+    found = []
+    for step in range(count):
+        images = [pictures[first + place * apart + step] for place in range(batch)]
+        x = torch.stack(images).permute(0, 3, 1, 2).to(DEVICE).float()
+        found.append(task.prepare(x, size).half().contiguous())
+    return found
+
+
+if __name__ == "__main__":
+    main()
