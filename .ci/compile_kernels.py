@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class Compiler(NamedTuple):
     name: str
     architectures: tuple[str, ...]
     compile: Callable[..., Result]  # source, architecture, macros
+    at_once: int = 1
 
 
 def find_compiler() -> Compiler | None:
@@ -69,14 +71,16 @@ def _nvcc() -> Compiler | None:
         with tempfile.TemporaryDirectory() as folder:
             command = [path, "-cubin", f"-arch=sm_{arch}", "-std=c++17", *_defines(macros)]
             command += ["-o", f"{folder}/cubin", str(source)]
-            before = os.times()
-            done = subprocess.run(command, capture_output=True, text=True)
-            after = os.times()
-        seconds = after.children_user + after.children_system - before.children_user - before.children_system
-        return Result(done.stdout + done.stderr if done.returncode else None, seconds)
+            with tempfile.TemporaryFile("w+") as said:
+                process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+                _, status, used = os.wait4(process.pid, 0)  # its own times, whatever runs beside it
+                process.returncode = os.waitstatus_to_exitcode(status)
+                said.seek(0)
+                log = said.read() if process.returncode else None
+        return Result(log, used.ru_utime + used.ru_stime)
 
     listed = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-    return Compiler(path, _known(listed.split()), run)
+    return Compiler(path, _known(listed.split()), run, at_once=os.cpu_count() or 1)
 
 
 def _nvrtc_of_cuda_bindings() -> Compiler | None:
@@ -157,12 +161,13 @@ def main(arguments: list[str]) -> int:
         return 1 if os.environ.get("CI") else 0
     bad = 0
     print(f"kernels: {compiler.name}, sm_{', '.join(compiler.architectures)}")
-    for source in sources:
-        todo: list[tuple[str, tuple[str, ...]]] = [(arch, ()) for arch in compiler.architectures]
-        if ARCHITECTURE_OF_VARIANTS.rstrip("a") in compiler.architectures:
-            todo += [(ARCHITECTURE_OF_VARIANTS, macros) for macros in VARIANTS]
-        for arch, macros in todo:
-            log, seconds = compiler.compile(source, arch, macros)
+    todo: list[tuple[str, tuple[str, ...]]] = [(arch, ()) for arch in compiler.architectures]
+    if ARCHITECTURE_OF_VARIANTS.rstrip("a") in compiler.architectures:
+        todo += [(ARCHITECTURE_OF_VARIANTS, macros) for macros in VARIANTS]
+    every = [(source, arch, macros) for source in sources for arch, macros in todo]
+    with ThreadPoolExecutor(compiler.at_once) as pool:
+        results = pool.map(lambda job: compiler.compile(*job), every)
+        for (source, arch, macros), (log, seconds) in zip(every, results, strict=True):
             slow = seconds > GATE
             bad += log is not None or slow
             word = "ERROR" if log is not None else f"slower than {GATE:.0f} s" if slow else "ok"

@@ -227,7 +227,10 @@ class Trials:
     def _work(self) -> Tensor:
         """(streams): of the last frame, on the device: nothing waits for it."""
         done = torch.stack([edge.candidates.sum((1, 2, 3)) for edge in self._program.edges.values()])
-        return ((done.double() * self._macs[:, None]).sum(0) + self._islands) / self._all
+        found = ((done.double() * self._macs[:, None]).sum(0) + self._islands) / self._all
+        return (
+            found if self.streams > 1 else found.mean(0, keepdim=True)
+        )  # of the images of the clip's own batch
 
     def _plan(self, model: DeltaModel, frame: Sequence[Tensor]) -> Program:
         exact = Thresholds.of(0.0)

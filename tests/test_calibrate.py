@@ -94,6 +94,17 @@ def test_trials_side_by_side_are_those_one_by_one(delta, ways):
     assert alone[0].loss < 1e-6 < alone[1].loss
 
 
+def test_the_work_of_a_batch_is_that_of_all_its_images(delta):
+    frames = clip(3)
+    still = [[torch.cat((frames[0], frame))] for frame in frames]
+    moving = [[torch.cat((frame, frame))] for frame in frames]
+    half, whole = (
+        Trials(deltaconvert.convert(network(), calls[0][0]), calls, relative_l2) for calls in (still, moving)
+    )
+    everywhere = Setting((0.0,) * len(half.sites))
+    assert half(everywhere).work == pytest.approx(whole(everywhere).work / 2, rel=1e-6) != 0
+
+
 def test_a_worker_that_fails_is_told(delta):
     def broken(ours, dense):
         raise ValueError("no such metric")

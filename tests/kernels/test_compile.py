@@ -1,4 +1,4 @@
-"""Every CUDA source compiles by itself, all macros defaulted, for every supported GPU, and fast."""
+"""Every CUDA source compiles by itself, all macros defaulted, and fast; for every supported GPU in `make check`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_there_are_kernels():
 
 
 @needs_compiler
-@pytest.mark.parametrize("arch", compiler.architectures if compiler else ())
+@pytest.mark.parametrize("arch", compiler.architectures[-1:] if compiler else ())  # `make check` has them all
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_kernel_compiles(source, arch):
     log, seconds = compiler.compile(source, arch)
