@@ -10,22 +10,25 @@ if TYPE_CHECKING:
     from deltaconvert.container import load
     from deltaconvert.convert import convert
     from deltaconvert.errors import DeltaConvertError
-    from deltaconvert.export import export_onnx
+    from deltaconvert.export import export_onnx, export_pt2
     from deltaconvert.formats import load_network
     from deltaconvert.gate import Gate
     from deltaconvert.model import DeltaModel
+    from deltaconvert.program import DeltaProgram
     from deltaconvert.session import DeltaSession
     from deltaconvert.streams import StreamPool
 
 __all__ = [
     "DeltaConvertError",
     "DeltaModel",
+    "DeltaProgram",
     "DeltaSession",
     "Gate",
     "StreamPool",
     "calibrate",
     "convert",
     "export_onnx",
+    "export_pt2",
     "load",
     "load_network",
 ]
@@ -34,12 +37,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "DeltaConvertError": "errors",
     "DeltaModel": "model",
+    "DeltaProgram": "program",
     "DeltaSession": "session",
     "Gate": "gate",
     "StreamPool": "streams",
     "calibrate": "calibrate",
     "convert": "convert",
     "export_onnx": "export",
+    "export_pt2": "export",
     "load": "container",
     "load_network": "formats",
 }

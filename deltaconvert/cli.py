@@ -199,6 +199,9 @@ def export(
     triton: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a model of a Triton repository, of that name.")
     ] = None,
+    pt2: Annotated[
+        Path | None, typer.Option(help="Write a program of torch.export: its deltas are operators of torch.")
+    ] = None,
     dense_above: Annotated[
         float | None,
         typer.Option(
@@ -207,26 +210,32 @@ def export(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Write a converted network in a form that runs without deltaconvert."""
-    if onnx is None and triton is None:
-        raise _usage("is needed, or --triton", "--onnx")
+    """Write a converted network in a form for other programs."""
+    if onnx is None and triton is None and pt2 is None:
+        raise _usage("is needed, or --triton, or --pt2", "--onnx")
     import deltaconvert
-    from deltaconvert.export import export_onnx, export_triton
+    from deltaconvert.export import export_onnx, export_pt2, export_triton
 
     model = deltaconvert.load(file, backend="reference")
-    written = [path for path in (onnx, triton and triton / "1" / "model.onnx") if path is not None]
+    runners = {
+        onnx: "DeltaSession",
+        triton and triton / "1" / "model.onnx": "DeltaSession",
+        pt2: "DeltaProgram",
+    }
+    written = {path: runner for path, runner in runners.items() if path is not None}
     with _working(f"writing {', '.join(map(str, written))}"):
         if onnx is not None:
             export_onnx(model, onnx, dense_above=dense_above)
         if triton is not None:
             export_triton(model, triton, dense_above=dense_above)
+        if pt2 is not None:
+            export_pt2(model, pt2)
     if json_output:
         facts = [{"file": str(path), "bytes": path.stat().st_size} for path in written]
         return _print_json({"files": facts, "input": [list(shape) for shape, _ in model.inputs]})
-    for path in written:
-        typer.echo(
-            f"{path}: {path.stat().st_size / 1e6:.1f} MB; run it with deltaconvert.DeltaSession({str(path)!r})"
-        )
+    for path, runner in written.items():
+        size = path.stat().st_size / 1e6
+        typer.echo(f"{path}: {size:.1f} MB; run it with deltaconvert.{runner}({str(path)!r})")
     if triton is not None:
         typer.echo(f"serve it with tritonserver --model-repository={triton.parent}")
 

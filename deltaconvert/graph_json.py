@@ -193,6 +193,13 @@ def _node_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str
     return out
 
 
+def operator_to_json(packer: Packer, operator: Operator) -> dict[str, Any]:
+    """One operator alone: its class and what its __init__ took."""
+    pack = partial(packer.value, words=_is_setting, where=type(operator).__name__)
+    settings = {key: pack(value, name=key) for key, value in operator.settings().items()}
+    return {"type": type(operator).__name__, "settings": settings}
+
+
 def _nn_modules() -> dict[str, type[nn.Module]]:
     """The modules of torch.nn that deltaconvert knows: one whose options it does not know stays as it is."""
     return {cls.__name__: cls for cls in known_modules() if cls.__module__.startswith("torch.nn.modules.")}
@@ -332,7 +339,7 @@ def _node_from_json(
         return graph.create_node("get_attr", f"tensors.{name}", name=name)
     if op in ("operator", "module"):
         home = "operators" if op == "operator" else "modules_"
-        build = _operator if op == "operator" else _module
+        build = operator_from_json if op == "operator" else _module
         # Behind "at_", because a module has attributes `to` and `half`.
         root.get_submodule(home).add_module(f"at_{name}", build(entry, unpacker))
         return graph.create_node("call_module", f"{home}.at_{name}", args, kwargs, name=name)
@@ -364,7 +371,7 @@ def _node_from_json(
     raise ContainerError(f"node {name} is of an unknown kind {op[:80]!r}")
 
 
-def _operator(entry: dict[str, Any], unpacker: Unpacker) -> Operator:
+def operator_from_json(entry: dict[str, Any], unpacker: Unpacker) -> Operator:
     kind = entry.get("type")
     cls = operator_types().get(kind) if isinstance(kind, str) else None
     if cls is None:

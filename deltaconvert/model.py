@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert import parts, snapshot
+from deltaconvert import compiled, parts, snapshot
 from deltaconvert.check import names_of, sparsify
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.gate import Gate
@@ -64,7 +64,16 @@ class DeltaModel(nn.Module):
         self._size = _sizes(frames)
         self._interrupted = False
         self._monitor: Monitor | None = None
+        self._enrol()
         super().train(False)
+
+    def _enrol(self) -> None:
+        """What a graph of torch.compile calls in place of forward."""
+        outputs: Any = self._program.plan.graph.graph.output_node().args[0]
+        tensors = all(isinstance(output, fx.Node) for output in outputs)
+        self._compiled = compiled.frame_operator(len(outputs)) if tensors else None
+        self._number = compiled.enrol(self)
+        self.register_buffer("_order", torch.zeros((), device=self.device), persistent=False)
 
     @property
     def backend(self) -> str:
@@ -174,6 +183,16 @@ class DeltaModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The dense network's call. InputError, with the state untouched, for inputs that do not fit."""
         frames = self.signature.flatten(args, kwargs)
+        if self._compiled is None or not torch.compiler.is_compiling():
+            return self.signature.unflatten(self.frame(frames))
+        if torch.compiler.is_exporting():
+            raise DeltaConvertError("torch.export cannot keep a network's state: use deltaconvert.export_pt2")
+        outputs = self._compiled(self._order, self._number, frames)
+        return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
+
+    @torch.compiler.disable(reason="the network returns sizes of its frame, which no operator of torch can")
+    def frame(self, frames: Sequence[Tensor]) -> list[Any]:
+        """The call on flat inputs, as the signature flattens them; the flat outputs."""
         self._check(frames)
         # Outputs are ordinary tensors, and state made under inference_mode could not be written outside it.
         with (
@@ -194,7 +213,7 @@ class DeltaModel(nn.Module):
             if self._monitor is not None and self._monitor.due():
                 with parts.dense_parts(self.graph):
                     self._monitor.look(self._program.plan, frames, outputs)
-        return self.signature.unflatten(outputs)
+        return outputs
 
     @in_turn
     def reset(self, stream: int | None = None) -> None:
@@ -344,6 +363,7 @@ class DeltaModel(nn.Module):
         twin._turns = Turns(twin._like[0][2])
         with twin._turns.turn():
             twin._program, twin._tally = Program(twin._plans[twin._size], twin._backend), Tally()
+        twin._enrol()
         return nn.Module.train(twin, False)
 
     def _check(self, frames: Sequence[Tensor]) -> None:
@@ -388,12 +408,29 @@ class DeltaModel(nn.Module):
             warnings.warn(
                 f"the input size changed from {_text(self._size)} to {_text(sizes)}: "
                 "planned anew, the state starts over",
-                stacklevel=4,
+                stacklevel=7,
             )
         self._program, self._size = program, sizes
 
+    def output_forms(self, sizes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each flat output for inputs of these sizes, which are planned for if they are new."""
+        frames = [
+            torch.zeros(size, dtype=dtype, device=device)
+            for size, (_, dtype, device) in zip(sizes, self._like, strict=True)
+        ]
+        with torch.inference_mode(False), torch.no_grad(), self._turns.turn():
+            self._check(frames)
+            outputs: Any = self._plan_for(frames).graph.graph.output_node().args[0]
+        return [(tuple(output.meta["shape"]), output.meta["dtype"]) for output in outputs]
+
     def _program_for(self, frames: Sequence[Tensor]) -> Program:
-        """A program with fresh state; the plan of a size is made once."""
+        """A program with fresh state."""
+        program = Program(self._plan_for(frames), self._backend)
+        self._tally = Tally()
+        return program
+
+    def _plan_for(self, frames: Sequence[Tensor]) -> Plan:
+        """Made once for a size."""
         sizes = _sizes(frames)
         if sizes not in self._plans:
             with parts.dense_parts(self.graph):
@@ -405,9 +442,7 @@ class DeltaModel(nn.Module):
                 nodes = self._plans[sizes].graph.graph.nodes
                 placed = [pair for node in nodes for pair in node.meta.get("placed", ())]
                 self._thresholds = self._thresholds.resolved(placed)
-        program = Program(self._plans[sizes], self._backend)
-        self._tally = Tally()
-        return program
+        return self._plans[sizes]
 
 
 def _path(node: fx.Node) -> str:

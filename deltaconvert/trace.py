@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,11 +42,12 @@ class Signature:
             for own, shape in zip(self.sizes, shapes, strict=True)
         )
 
-    @cached_property
-    def _plain(self) -> bool:
-        """A call takes nothing but tensors, by their place."""
+    _plain: bool = field(init=False)  # a call takes nothing but tensors, by their place
+
+    def __post_init__(self) -> None:
         flat = pytree.tree_structure(((0,) * self.spec.num_leaves, {}))
-        return not self.constants and self.spec == flat
+        # Not when it is first asked for: that would be while torch.compile looks on, which takes no locks.
+        object.__setattr__(self, "_plain", not self.constants and self.spec == flat)
 
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
         by_place = self._plain and not kwargs and len(args) == self.spec.num_leaves

@@ -157,6 +157,27 @@ def test_the_file_is_what_convert_takes(delta, tmp_path):
     assert any(isinstance(e.threshold, float | Tensor) for e in edges(model).values())
 
 
+@pytest.mark.gpu
+def test_what_was_found_travels_to_cuda_and_back(gpu, tmp_path):
+    with torch.device("cpu"):
+        frames = clip()
+        model = deltaconvert.convert(network(), frames[0])
+        found = deltaconvert.calibrate(model, frames, budget=0.05, rounds=1, progress=False)
+        ours = deltaconvert.convert(network(), frames[0], threshold=found.thresholds)
+        ours.save(tmp_path / "here.delta")
+    on_gpu = deltaconvert.load(tmp_path / "here.delta", device="cuda")
+    assert on_gpu.backend == "cuda" and on_gpu.thresholds == ours.thresholds
+    assert max(ours.thresholds.values()) > 0
+    on_gpu.save(tmp_path / "there.delta")
+    with torch.device("cpu"):
+        back = deltaconvert.load(tmp_path / "there.delta")
+        assert back.thresholds == ours.thresholds and back.rules == ours.rules
+        for t, frame in enumerate(frames):
+            expected = ours(frame)
+            assert torch.equal(back(frame), expected), f"frame {t}"
+            assert_close(on_gpu(frame.to(gpu)).cpu(), expected, f"frame {t} on the GPU")
+
+
 def test_frames_from_files(delta, tmp_path):
     """uint8 images, a folder of them and a video come to the same inputs, by the recipe in the model's file."""
     pytest.importorskip("av")

@@ -81,6 +81,10 @@ def video(*shape, frames=3):
         x[..., number : number + 3, 2:6] += 0.3
 
 
+def bits(tensors):
+    return {name: (t.dtype, t.shape, t.contiguous().numpy().tobytes()) for name, t in tensors.items()}
+
+
 # ---- what is saved comes back
 
 
@@ -95,6 +99,34 @@ def test_the_zoo_comes_back(name, tmp_path):
     assert back.thresholds == ours.thresholds and max(back.thresholds.values()) > 0
     for frame in video(1, channels, side, side):
         torch.testing.assert_close(back(frame), ours(frame), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", model_zoo.names())
+def test_to_cuda_and_back(gpu, name, tmp_path):
+    """Weights, description and plan are the same to the last bit after a stay on the GPU."""
+    side, channels = SIZES.get(name, 64), model_zoo.recipe(name).input_size[0]
+    here, there, back = (tmp_path / f"{name}.delta" for name in ("here", "there", "back"))
+    with torch.device("cpu"):
+        example = next(video(1, channels, side, side))
+        ours = deltaconvert.convert(
+            model_zoo.create(name, seed=1), example, threshold="10%", backend="reference"
+        )
+        ours.save(here)
+    on_gpu = deltaconvert.load(here, device="cuda")
+    assert on_gpu.backend == "cuda" and on_gpu.rules == ours.rules
+    on_gpu(example.to(gpu))
+    on_gpu.save(there)
+    with torch.device("cpu"):
+        returned = load(there)
+        returned.save(back)
+        assert returned.explain() == ours.explain() and returned.thresholds == ours.thresholds
+        for frame in video(1, channels, side, side):
+            torch.testing.assert_close(returned(frame), ours(frame), rtol=0, atol=0)
+    network, tensors = container._read(here.read_bytes())
+    for path in (there, back):
+        again, weights = container._read(path.read_bytes())
+        assert again == network and bits(weights) == bits(tensors)
 
 
 def test_dense_parts_and_nested_outputs_come_back(tmp_path):

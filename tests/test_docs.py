@@ -71,6 +71,5 @@ def test_the_table_of_networks_is_current():
 
 def test_the_export_page_runs(tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    (block,) = _blocks(ROOT / "docs" / "export.md")
-    (tmp_path / "page.py").write_text(block)
+    (tmp_path / "page.py").write_text("\n".join(_blocks(ROOT / "docs" / "export.md")))
     _run(["page.py"], tmp_path, ROOT)

@@ -1,4 +1,4 @@
-"""export: a converted network as a file that runs without deltaconvert."""
+"""export: a converted network as a file for other programs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ def export_onnx(delta: DeltaModel, path: str | Path, *, dense_above: float | Non
     from deltaconvert.export.onnx_file import write
 
     write(delta, Path(path), dense_above)
+
+
+def export_pt2(delta: DeltaModel, path: str | Path) -> None:
+    """Write the converted network as a program of torch.export for the size that it ran last; see docs/export.md.
+
+    The program is (frame, everything_changed, state) -> outputs. Its delta operators are torch.ops.deltaconvert.*,
+    which `import deltaconvert.library` registers; deltaconvert.DeltaProgram runs it. Raises ExportError where
+    torch.export cannot write a part of the network.
+    """
+    from deltaconvert.export.pt2 import write
+
+    write(delta, Path(path))
 
 
 def export_triton(delta: DeltaModel, folder: str | Path, *, dense_above: float | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from one_each import ONE_EACH, network_of
 from oracle import Call, generator, leaves, scripted_videos
 from torch import nn
 
@@ -32,113 +32,74 @@ def session_of(model, path, dense_above=None, **options):
     return DeltaSession(path, providers=["CPUExecutionProvider"], **options)
 
 
-def assert_equal(got, expected, where):
+def assert_equal(got, expected, where, tolerance=TOLERANCE):
     got = got if isinstance(got, list) else [got]
     for a, b in zip(got, leaves(expected), strict=True):
         b = b.numpy()
         assert a.shape == b.shape and a.dtype == b.dtype, where
         if b.dtype.kind == "f":
-            assert np.abs(a - b).max() <= TOLERANCE * max(1, np.abs(b).max()), where
+            assert np.abs(a - b).max() <= tolerance * max(1, np.abs(b).max()), where
         else:
             assert (a == b).all(), where
 
 
-def check(network, shapes, path, *, dense_above=ALWAYS_SPARSE, repeats=1, seed=0, resets=(), **options):
-    """The scripted video through both; the outputs of earlier frames stay as they were."""
+def check(
+    network,
+    shapes,
+    path,
+    *,
+    dense_above=(ALWAYS_SPARSE,),
+    repeats=1,
+    seed=0,
+    resets=(),
+    tolerance=TOLERANCE,
+    **options,
+):
+    """The scripted video through the model and one session for each `dense_above`; the outputs of earlier frames stay
+    as they were."""
     shapes = [shapes] if isinstance(shapes[0], int) else shapes
     calls = scripted_videos(shapes, torch.float32, seed) * repeats
     model = deltaconvert.convert(network.eval(), calls[0], backend="reference", **options)
-    session = session_of(model, path, dense_above)
+    sessions = [session_of(model, path, share) for share in dense_above]
     kept = []
     for t, call in enumerate(calls):
         if t in resets:
-            model.reset(0)
-            session.reset(0)
-        got = session(*(frame.numpy() for frame in call))
-        assert_equal(got, model(*call), f"frame {t}")
-        kept.append((got, [x.copy() for x in (got if isinstance(got, list) else [got])]))
+            for each in (model, *sessions):
+                each.reset(0)
+        expected = model(*call)
+        for session in sessions:
+            got = session(*(frame.numpy() for frame in call))
+            assert_equal(got, expected, f"frame {t}", tolerance)
+            kept.append((got, [x.copy() for x in (got if isinstance(got, list) else [got])]))
     for got, copies in kept:
         for a, b in zip(got if isinstance(got, list) else [got], copies, strict=True):
             np.testing.assert_array_equal(a, b)
-    return session
-
-
-ONE_EACH = {
-    "conv": nn.Conv2d(3, 5, 3, padding=1),
-    "conv stride": nn.Conv2d(3, 5, (3, 2), (2, 3), (2, 0)),
-    "conv dilation": nn.Conv2d(3, 5, 3, padding=4, dilation=2),
-    "conv of padding": nn.Conv2d(3, 4, 1, padding=2),
-    "many channels": nn.Sequential(nn.Conv2d(3, 130, 1), nn.Conv2d(130, 6, 3, 2, 1), nn.ReLU()),
-    "grouped": nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1, groups=2), nn.Conv2d(4, 8, 3, groups=4)),
-    "transposed": nn.ConvTranspose2d(3, 4, 4, 2, 1),
-    "transposed, odd": nn.ConvTranspose2d(3, 4, 3, 2, 0),
-    "transposed, holes": nn.ConvTranspose2d(3, 4, 2, 3, 0, output_padding=1),
-    "max pool": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
-    "max pool dilated": nn.MaxPool2d(2, 1, 1, dilation=2),
-    "average pool": nn.AvgPool2d(3, 2, 1),
-    "average pool, uneven": nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
-    "batch norm": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)),
-    "group norm": nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(3, 6)),
-    "instance norm": nn.InstanceNorm2d(3),
-    "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
-    "bicubic": nn.Upsample(size=(19, 9), mode="bicubic", align_corners=True),
-    "nearest": nn.Upsample(scale_factor=2),
-    "nearest, odd": nn.Upsample(size=(17, 30)),
-    "adaptive": nn.AdaptiveAvgPool2d((3, 4)),
-    "adaptive max": nn.AdaptiveMaxPool2d((3, 4)),
-    "shuffle": nn.Sequential(nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.Conv2d(3, 2, 3)),
-    "unshuffle": Call(lambda self, x: F.pixel_unshuffle(x[:, :, :12, :18], 3)),
-    "pad": Call(lambda self, x: F.pad(x, (1, 2, 0, 3), value=0.5) * 2),
-    "reflect": Call(lambda self, x: F.pad(x, (1, 2, 2, 1), "reflect")),
-    "crop": Call(lambda self, x: x[:, 1:, 2:-1, ::2]),
-    "roll and flip": Call(lambda self, x: x.roll((1, -2), (2, 3)).flip(3).flip(1)),
-    "gate": Call(lambda self, x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)) + x.amax(1, keepdim=True)),
-    "beside": Call(lambda self, x: x + F.adaptive_avg_pool2d(x, (None, 1))),
-    "tokens": Call(
-        lambda self, x: self.linear(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),
-        linear=nn.Linear(3, 5),
-        norm=nn.LayerNorm(3),
-    ),
-    "channels": Call(
-        lambda self, x: F.channel_shuffle(torch.cat([x, x[:, [2, 0, 1]]], 1), 2)[:, 1:].softmax(1)
-    ),
-    "labels": Call(lambda self, x: x.argmax(1, keepdim=True)),
-    "classifier": nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)
-    ),
-    "flatten": nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(36, 7)),
-    "functions": Call(
-        lambda self, x: (
-            torch.where(x > 0, F.gelu(x), F.hardswish(x)) + F.mish(x).clamp(-0.2, 0.3) * x.abs().sqrt()
-        )
-    ),
-}
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_operators(tmp_path, name, batch):
-    torch.manual_seed(0)
-    network = nn.Sequential(ONE_EACH[name], nn.Identity())
-    for part in network.modules():
-        for weight in part.parameters(recurse=False):
-            nn.init.normal_(weight, std=0.5)
-    check(network, (batch, 3, 13, 19), tmp_path / "m.onnx")
+    check(network_of(name), (batch, 3, 13, 19), tmp_path / "m.onnx")
 
 
-SMALL = ("resnet18", "mobilenetv3_small", "fastestdet")
-SLOW = tuple(sorted(set(model_zoo.names()) - set(SMALL)))
+SMALL = ("fastestdet", "mobilenetv3_small")
+OTHERS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in sorted({*model_zoo.names()} - {*SMALL}))
+# torch itself is off by 3e-5 from float64 there: untrained weights lead to values of thousands.
+UNEVEN = {"efficientdet_d1": 6e-5}
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("name", [*SMALL, *OTHERS])
 def test_zoo(tmp_path, name):
-    """The sparse functions alone; then 112 frames in which the dense network takes its turns."""
+    """112 frames: by the sparse functions alone, and with the dense network taking its turns."""
     size = (128, 128) if "efficientdet" in name else (32, 64)
-    shape = (1, model_zoo.recipe(name).input_size[0], *size)
-    network = model_zoo.create(name, seed=0)
-    check(network, shape, tmp_path / "m.onnx")
-    if name == "mobilenetv3_small":
-        check(network, shape, tmp_path / "m.onnx", dense_above=0.3, repeats=7)
+    check(
+        model_zoo.create(name, seed=0),
+        (1, model_zoo.recipe(name).input_size[0], *size),
+        tmp_path / "m.onnx",
+        dense_above=(ALWAYS_SPARSE, 0.3),
+        repeats=7,
+        tolerance=UNEVEN.get(name, TOLERANCE),
+    )
 
 
 def small():
@@ -159,7 +120,7 @@ def test_thresholds_streams_and_resets(tmp_path, rules, dense_above):
         small(),
         (3, 3, 20, 33),
         tmp_path / "m.onnx",
-        dense_above=dense_above,
+        dense_above=(dense_above,),
         threshold=rules,
         resets=(3, 7),
         repeats=2,

@@ -1,0 +1,67 @@
+"""A frame of a DeltaModel as one operator of torch, which torch.compile takes into its graph as it is."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+if TYPE_CHECKING:
+    from deltaconvert.model import DeltaModel
+
+# Operators of torch take tensors and numbers, so that a model in a compiled graph goes by a number.
+_models: WeakValueDictionary[int, DeltaModel] = WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def enrol(model: DeltaModel) -> int:
+    """The number that the operator knows the model by, while it lives."""
+    number = next(_numbers)
+    _models[number] = model
+    return number
+
+
+@cache
+def frame_operator(outputs: int) -> Any:
+    """(order, the model's number, flat frames) -> the flat outputs of its next frame.
+
+    One for each number of outputs: torch cannot compile an operator that writes and returns a list. It does not write
+    to `order`, but says so, so that torch drops, merges and reorders no frames.
+    """
+    results = ", ".join(["Tensor"] * outputs)
+    operator = torch.library.custom_op(
+        f"deltaconvert::frame_{outputs}",
+        _frame,
+        mutates_args=("order",),
+        schema=f"(Tensor(a!) order, int model, Tensor[] frames) -> ({results})",
+        tags=(torch.Tag.cudagraph_unsafe,),  # a model's own CUDA graph cannot be captured into another one
+    )
+    operator.register_fake(_forms)
+    return getattr(torch.ops.deltaconvert, f"frame_{outputs}").default
+
+
+def _frame(order: Tensor, model: int, frames: list[Tensor]) -> Any:
+    return _results([_own(output, frames) for output in _models[model].frame(frames)])
+
+
+def _forms(order: Tensor, model: int, frames: list[Tensor]) -> Any:
+    sizes = [tuple(int(side) for side in each.shape) for each in frames]
+    with unset_fake_temporarily():
+        forms = _models[model].output_forms(sizes)
+    return _results([torch.empty(shape, dtype=dtype, device=order.device) for shape, dtype in forms])
+
+
+def _results(tensors: list[Tensor]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _own(output: Tensor, frames: list[Tensor]) -> Tensor:
+    """In memory of its own, laid out as `_forms` says."""
+    output = output.contiguous()
+    memory = output.untyped_storage().data_ptr()
+    return output.clone() if any(each.untyped_storage().data_ptr() == memory for each in frames) else output
