@@ -1,7 +1,7 @@
 """Cameras that one machine serves in real time: 30 frames a second each, 99 % of the answers within 33 ms.
 
     python benchmarks/streams.py --out FILE [--networks resnet50,...] [--device cuda --type half] [--thresholds FOLDER]
-    python benchmarks/streams.py calibrate --thresholds FOLDER      thresholds for these networks, on other frames
+    python benchmarks/streams.py --workers 2 --device cuda ...       one process for each GPU: alone, then together
 
 Each camera plays one of the clips of ../shared/data/videos from another place, over and over, and has its own phase:
 its frames arrive every 33.3 ms, whatever the server does. They are bytes in (pinned) host memory, as a decoder leaves
@@ -17,138 +17,73 @@ from __future__ import annotations
 
 import argparse
 import copy
-import fcntl
 import heapq
 import json
 import math
+import multiprocessing
+import os
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
-sys.path[:0] = [str(ROOT), str(DATA)]
+sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-import model_zoo  # noqa: E402
 from benchmarks import engines, gpu_dense  # noqa: E402
-from benchmarks.accuracy import CONFIDENCE, box_loss, clip_of  # noqa: E402
+from benchmarks.cameras import CASES, clips  # noqa: E402
 from deltaconvert import measure  # noqa: E402
 from deltaconvert.arrivals import Arrivals  # noqa: E402
-from deltaconvert.calibrate import Search  # noqa: E402
-from deltaconvert.gate import Gate  # noqa: E402
-from deltaconvert.metrics import relative_l2  # noqa: E402
 from deltaconvert.report import table  # noqa: E402
-from deltaconvert.thresholds import Thresholds  # noqa: E402
-from deltaconvert.trials import Trials  # noqa: E402
-from model_zoo.fastestdet import decode as decode_boxes  # noqa: E402
 
-VIDEOS = DATA / "videos"
-CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4", "sam2_04_coffee.mp4", "bgs_video.avi")
-SIZES = {"fastestdet": (736, 960)}
-SIZE = (1080, 1920)
 BUDGET_MS = 33.0
 WARM = 0.7  # seconds
 APART = 17  # frames of its clip from one camera to the next
 HOPELESS = 0.03  # of the frames late: the trial ends
-CALIBRATED = range(90, 96)  # frames of each clip; the first ones are played
-
-
-class OfBytes(nn.Module):
-    """uint8 frames (N, H, W, 3) to what the network was trained on: times `scale`, minus `shift`, by channel."""
-
-    def __init__(self, network: nn.Module, scale: Sequence[float], shift: Sequence[float]):
-        super().__init__()
-        self.network = network
-        self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1))
-        self.register_buffer("shift", torch.tensor(shift).view(-1, 1, 1))
-
-    def forward(self, frames: Tensor) -> Any:
-        return self.network(frames.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale - self.shift)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, and how its thresholds are calibrated.
-
-    sites: where it has any, beside the input: each costs a comparison of the whole map, so few and where masks have
-    grown. budget: of the metric, as benchmarks/accuracy.py has it. headless: without the mean over the map and what
-    follows it: under random weights the scores hardly see what moves, and would let thresholds grow without end.
-    """
-
-    make: Callable[[], nn.Module]
-    budget: float
-    sites: Sequence[str] = ()
-    headless: bool = False
-    metric: Callable[[Sequence[Any], Sequence[Any]], float] = relative_l2
-    decode: Callable[[Any], Any] | None = None
-    bgr: bool = False
-
-
-def resnet50() -> nn.Module:
-    recipe = model_zoo.recipe("resnet50")
-    scale = [recipe.scale / std for std in recipe.std]
-    shift = [mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True)]
-    return OfBytes(model_zoo.create("resnet50", seed=0), scale, shift)
-
-
-def trained(name: str, scale: float, shift: float) -> nn.Module:
-    import zoo
-
-    return OfBytes(zoo.load(name), [scale] * 3, [shift] * 3)
-
-
-def detection(ours: Sequence[Any], dense: Sequence[Any]) -> float:
-    return box_loss(range(80))(*([image for batch in found for image in batch] for found in (ours, dense)))
-
-
-CASES = {
-    "resnet50": Case(
-        resnet50,
-        0.02,
-        ["network.relu", *(f"network.layer{n}.{last}.relu3" for n, last in ((1, 2), (2, 3), (3, 2), (3, 5)))],
-        headless=True,
-    ),
-    "mobilenetv2": Case(lambda: trained("mobilenetv2", 1 / 127.5, 1.0), 0.1),
-    "fastestdet": Case(
-        lambda: trained("fastestdet", 1 / 255, 0.0),
-        0.02,
-        metric=detection,
-        decode=lambda output: decode_boxes(output.cpu(), confidence=CONFIDENCE),
-        bgr=True,
-    ),
-}
 
 
 def main() -> None:
     options = arguments()
-    if options.action == "calibrate":
-        for name in options.networks.split(","):
-            calibrate(name, options)
-        return
     facts: dict[str, Any] = {**measure.environment(), "device": device_name(options), "results": []}
-    for name in options.networks.split(","):
-        facts["results"].append(row(name, options))
+    names = options.networks.split(",")
+    crews = {name: [Worker(name, options, gpu) for gpu in range(options.workers)] for name in names}
+    prepared = [
+        worker.answer() for crew in crews.values() for worker in crew
+    ]  # all at once, then measured in turn
+    print(f"{len(prepared)} prepared", flush=True)
+    for crew in crews.values():
+        facts["results"].append(alone_and_together(crew) if len(crew) > 1 else dense_and_delta(crew[0]))
+        for worker in crew:
+            worker.end()
         if options.out:
             options.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(tables(facts), flush=True)
+
+
+def dense_and_delta(worker: Worker) -> dict[str, Any]:
+    found = {**worker.measure("about"), "dense": worker.measure("dense"), "delta": worker.measure("delta")}
+    return {**found, "ratio": found["delta"]["cameras"] / max(1, found["dense"]["cameras"])}
+
+
+def alone_and_together(crew: Sequence[Worker]) -> dict[str, Any]:
+    """What the first worker serves while the others do nothing, and what each serves while all do."""
+    found = {**crew[0].measure("about"), "workers": len(crew), "alone": crew[0].measure("delta")}
+    for worker in crew:
+        worker.begin("delta")
+    return {**found, "together": [worker.answer() for worker in crew]}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", nargs="?", choices=("run", "calibrate"), default="run")
     parser.add_argument("--networks", default=",".join(CASES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--type", choices=tuple(gpu_dense.TYPES), default="float")
@@ -161,67 +96,100 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batches", default="8", help="of the dense engines")
     parser.add_argument("--capacity", type=int, default=64, help="streams that the pool is made for")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with a GPU of its own")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a trial, after warming up")
     parser.add_argument("--frames", type=int, default=60, help="of each clip")
-    parser.add_argument("--lock", type=Path, help="a file that the timed part holds")
     parser.add_argument("--profile", action="store_true", help="print what a step's time goes to")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
-def row(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    model, images = network(name, options), clips(name, options, range(options.frames))
-    example = images[0][0].to(options.device)
-    file = Path(options.thresholds) / f"{name}.json"
-    threshold = str(file) if file.exists() else {"input": float(options.thresholds)}
-    delta = deltaconvert.convert(model, example, threshold=threshold)
-    found: dict[str, Any] = {
-        "network": name,
-        "size": list(example.shape[1:3]),
-        "type": options.type,
-        "fps": options.fps,
-        "threshold": threshold,
-        "dense": {"cameras": 0},
-    }
-    batches = map(int, options.batches.split(","))
-    servers = [Batched(model, delta.graph, example, batch, options) for batch in batches]
-    print(name, "is prepared", flush=True)
-    with turn(options.lock):
-        while servers:
-            served = dense(servers.pop(), images, options)
-            print(name, "dense", served, flush=True)
-            found["dense"] = max(found["dense"], served, key=lambda served: served["cameras"])
-        found["delta"] = pooled(delta, images, 3 * found["dense"]["cameras"], options)
-    found["ratio"] = found["delta"]["cameras"] / max(1, found["dense"]["cameras"])
-    print(name, "delta", found["delta"], flush=True)
-    return found
+class Worker:
+    """A process that prepares a network, and then measures what it is asked for: it may have to wait for others."""
+
+    def __init__(self, name: str, options: argparse.Namespace, gpu: int):
+        spawn = multiprocessing.get_context("spawn")
+        self._line, theirs = spawn.Pipe()
+        spawn.Process(target=work, args=(theirs, name, options, gpu), daemon=True).start()
+        theirs.close()  # so that a process that died ends the line
+
+    def begin(self, what: str) -> None:
+        self._line.send(what)
+
+    def answer(self) -> Any:
+        return self._line.recv()
+
+    def measure(self, what: str) -> Any:
+        self.begin(what)
+        return self.answer()
+
+    def end(self) -> None:
+        self._line.send(None)
 
 
-def dense(server: Batched, images: list[list[Tensor]], options: argparse.Namespace) -> dict[str, Any]:
-    guess = int(server.facts["batch"] / server.facts["batch_ms"] * 1e3 / options.fps)
-    return server.facts | most(lambda count: Trial(server, count, images, options), guess, 4096)
+def work(line: Any, name: str, options: argparse.Namespace, gpu: int) -> None:
+    if options.workers > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    bench = Bench(name, options)
+    line.send("prepared")
+    while (what := line.recv()) is not None:
+        found = getattr(bench, what)()
+        print(name, gpu, what, found, flush=True)
+        line.send(found)
 
 
-def pooled(
-    delta: deltaconvert.DeltaModel, images: list[list[Tensor]], guess: int, options: argparse.Namespace
-) -> dict[str, Any]:
-    pool = Pooled(delta, options.capacity)
-    found = most(lambda count: Trial(pool, count, images, options), guess, options.capacity)
-    cameras = max(1, found["cameras"])
-    if options.profile:
-        profile(pool, images, cameras, options)
-    return {**found, "capacity": options.capacity, **pool.facts(delta, images, cameras)}
+class Bench:
+    """A network, its clips and its dense engines; the pool comes when it is asked for, since it takes the memory."""
 
+    def __init__(self, name: str, options: argparse.Namespace):
+        kind, device = gpu_dense.TYPES[options.type], options.device
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.type == "tf32"
+        torch.backends.cudnn.benchmark = device == "cuda"
+        model = CASES[name].make().eval().to(device, kind)
+        self._name, self._options = name, options
+        self._images = clips(name, options.size, device, range(options.frames))
+        example = self._images[0][0].to(device)
+        file = Path(options.thresholds) / f"{name}.json"
+        self._threshold: Any = str(file) if file.exists() else {"input": float(options.thresholds)}
+        self._delta = deltaconvert.convert(model, example, threshold=self._threshold)
+        batches = [int(batch) for batch in options.batches.split(",") if batch]
+        self._servers = [Batched(model, self._delta.graph, example, batch, options) for batch in batches]
+        self._pool: Pooled | None = None
+        self._guess = max(1, 3 * options.capacity // 4)
 
-@contextmanager
-def turn(file: Path | None) -> Iterator[None]:
-    """Alone with the machine among those that have the same lock: they prepare beside each other."""
-    if file is None:
-        yield
-        return
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    def about(self) -> dict[str, Any]:
+        (shape, _), *_ = self._delta.inputs
+        options = self._options
+        return {
+            "network": self._name,
+            "size": list(shape[1:3]),
+            "type": options.type,
+            "fps": options.fps,
+            "threshold": self._threshold,
+        }
+
+    def dense(self) -> dict[str, Any]:
+        """Of the batch that serves most."""
+        found: dict[str, Any] = {"cameras": 0}
+        while self._servers:
+            server = self._servers.pop()
+            guess = int(server.facts["batch"] / server.facts["batch_ms"] * 1e3 / self._options.fps)
+            served = server.facts | self._most(server, guess, 4096)
+            found = max(found, served, key=lambda served: served["cameras"])
+            self._guess = 3 * found["cameras"]
+        return found
+
+    def delta(self) -> dict[str, Any]:
+        capacity = self._options.capacity
+        self._pool = self._pool or Pooled(self._delta, capacity)
+        found = self._most(self._pool, self._guess, capacity)
+        self._guess = cameras = max(1, found["cameras"])
+        if self._options.profile:
+            profile(self._pool, self._images, cameras, self._options)
+        return {**found, "capacity": capacity, **self._pool.facts(self._delta, self._images, cameras)}
+
+    def _most(self, server: Server, guess: int, limit: int) -> dict[str, Any]:
+        return most(lambda count: Trial(server, count, self._images, self._options), guess, limit)
 
 
 # ---- servers
@@ -460,66 +428,9 @@ def profile(pool: Pooled, images: list[list[Tensor]], cameras: int, options: arg
         print(watching.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60)[:7000])
 
 
-# ---- frames
-
-
 def frame_of(images: list[list[Tensor]], camera: int, number: int) -> Tensor:
     clip = images[camera % len(images)]
     return clip[(number + APART * (camera // len(images))) % len(clip)]
-
-
-def clips(
-    name: str, options: argparse.Namespace, numbers: Sequence[int], files: Sequence[str] = CLIPS
-) -> list[list[Tensor]]:
-    """Frames (1, H, W, 3) of every clip, as a decoder leaves them: in the memory of the host, pinned for a GPU."""
-    size = tuple(map(int, options.size.split("x"))) if options.size else SIZES.get(name, SIZE)
-    found = []
-    for file in files:
-        if not (VIDEOS / file).exists():
-            raise SystemExit(f"the clips are not there: {VIDEOS / file}")
-        frames = (frame.flip(2) if CASES[name].bgr else frame for frame in clip_of(file)(numbers))
-        found.append([scaled(frame, size, options.device) for frame in frames])
-    return found
-
-
-def scaled(frame: Tensor, size: tuple[int, ...], device: str) -> Tensor:
-    """Bilinear, every pixel of a frame by itself: the codec's noise stays in it, as it does for a player."""
-    image = F.interpolate(frame.permute(2, 0, 1)[None].to(device).float(), size, mode="bilinear")
-    image = image.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
-    return image.pin_memory() if device == "cuda" else image
-
-
-def network(name: str, options: argparse.Namespace) -> nn.Module:
-    kind = options.type
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
-    torch.backends.cudnn.benchmark = options.device == "cuda"
-    return CASES[name].make().eval().to(options.device, gpu_dense.TYPES[kind])
-
-
-def calibrate(name: str, options: argparse.Namespace) -> None:
-    """Thresholds within the case's budget, on a batch of all clips, of frames that are not played."""
-    case = CASES[name]
-    model = case.make().eval().to(options.device)
-    if case.headless:
-        model.network.avgpool = model.network.fc = nn.Identity().eval()
-    videos = clips(name, options, CALIBRATED)
-    frames = [torch.cat(batch).to(options.device) for batch in zip(*videos, strict=True)]
-    delta = deltaconvert.convert(model, frames[0], backend="reference")
-    trials = Trials(delta, [[frame] for frame in frames], case.metric, decode=case.decode)
-    wanted = [site for site in trials.sites if site.kind == "input" or set(site.names) & set(case.sites)]
-    assert len(wanted) == 1 + len(case.sites), [site.names for site in trials.sites]
-    trials.sites = [
-        replace(site, shares=None) for site in wanted
-    ]  # by channels torch would compare, on a GPU
-    search = Search(trials, case.budget)
-    setting = search.allocate((Gate(),), rounds=1)
-    outcome = search.look(setting)
-    found = {"budget": case.budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
-    print(name, found, flush=True)
-    rules = trials.thresholds(setting).rules
-    folder = Path(options.thresholds)
-    folder.mkdir(parents=True, exist_ok=True)
-    Thresholds({**rules, "activation": 0.0}).write(folder / f"{name}.json", found=found)
 
 
 def device_name(options: argparse.Namespace) -> str:
@@ -537,7 +448,14 @@ def tables(facts: dict[str, Any]) -> str:
             f"{r['ratio']:.1f}",
         )
         for r in facts["results"]
+        if "ratio" in r
     ]
+    for r in facts["results"]:
+        if "workers" in r:
+            together = " + ".join(str(worker["cameras"]) for worker in r["together"])
+            body.append(
+                (r["network"], f"{r['workers']} GPUs", f"alone {r['alone']['cameras']}", together, "")
+            )
     return table(head, body)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cpu, engines, gpu, memory, streams  # noqa: E402
+from benchmarks import cameras, cpu, engines, gpu, memory, streams  # noqa: E402
 
 
 @pytest.fixture
@@ -292,13 +292,13 @@ class Slow:
         return taken
 
 
-@pytest.mark.parametrize("cameras, fits", [(1, True), (4, True), (12, False)])
-def test_cameras_in_real_time(monkeypatch, cameras, fits):
+@pytest.mark.parametrize("count, fits", [(1, True), (4, True), (12, False)])
+def test_cameras_in_real_time(monkeypatch, count, fits):
     """Ten frames a second each: of twelve cameras eight can be answered, and each waits for a step before its own."""
     server = Slow()
     monkeypatch.setattr(streams, "time", server)
     options = argparse.Namespace(fps=10.0, device="cpu", seconds=0.5)
-    trial = streams.Trial(server, cameras, [[0]] * 12, options)
+    trial = streams.Trial(server, count, [[0]] * 12, options)
     assert trial.fits == fits
     if fits:
         facts = trial.facts()
@@ -306,18 +306,43 @@ def test_cameras_in_real_time(monkeypatch, cameras, fits):
         assert facts["step_ms"] == pytest.approx(50, abs=0.1)
 
 
-def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch):
-    if not streams.VIDEOS.exists():
-        pytest.skip(f"{streams.VIDEOS} is not there")
+class Here(streams.Worker):
+    """A worker in this process, on one engine."""
+
+    def __init__(self, name, options, gpu):
+        self.bench = streams.Bench(name, options)
+        self.answers = ["prepared"]
+
+    def begin(self, what):
+        self.answers.append(getattr(self.bench, what)())
+
+    def answer(self):
+        return self.answers.pop(0)
+
+    def end(self):
+        pass
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
+    if not cameras.VIDEOS.exists():
+        pytest.skip(f"{cameras.VIDEOS} is not there")
     monkeypatch.setattr(engines, "ENGINES", {"torch channels_last": engines.ENGINES["torch channels_last"]})
     monkeypatch.setattr(streams, "WARM", 0.1)
+    monkeypatch.setattr(streams, "Worker", Here)
     out = tmp_path / "streams.json"
     size = (
         "--networks fastestdet --size 32x64 --fps 5 --seconds 0.4 --frames 2 --capacity 1 --batches 1".split()
     )
-    monkeypatch.setattr(sys, "argv", ["benchmarks/streams.py", *size, "--out", str(out)])
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarks/streams.py", *size, "--workers", str(workers), "--out", str(out)]
+    )
     streams.main()
     (row,) = json.loads(out.read_text())["results"]
     assert row["network"] == "fastestdet" and row["size"] == [32, 64]
-    assert row["dense"]["engine"] == "torch channels_last" and row["delta"]["tried"]["1"]["complete"] > 0
-    assert row["delta"]["relative_l2"] < 1 and 0 <= row["delta"]["density"] <= 1
+    deltas = [row["delta"]] if workers == 1 else [row["alone"], *row["together"]]
+    for delta in deltas:
+        assert delta["tried"]["1"]["complete"] > 0
+        assert delta["relative_l2"] < 1 and 0 <= delta["density"] <= 1
+    if workers == 1:
+        assert row["dense"]["engine"] == "torch channels_last"

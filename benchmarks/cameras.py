@@ -1,0 +1,156 @@
+"""The networks and clips of benchmarks/streams.py, and the thresholds that suit them.
+
+python benchmarks/cameras.py --thresholds FOLDER [--networks resnet50,...] [--device cuda]      calibrates
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+sys.path[:0] = [str(ROOT), str(DATA)]
+
+import deltaconvert  # noqa: E402
+import model_zoo  # noqa: E402
+from benchmarks.accuracy_tasks import clip_of, sure_boxes  # noqa: E402
+from deltaconvert.calibrate import Search  # noqa: E402
+from deltaconvert.gate import Gate  # noqa: E402
+from deltaconvert.metrics import relative_l2  # noqa: E402
+from deltaconvert.thresholds import Thresholds  # noqa: E402
+from deltaconvert.trials import Trials  # noqa: E402
+
+VIDEOS = DATA / "videos"
+CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4", "sam2_04_coffee.mp4", "bgs_video.avi")
+SIZES = {"fastestdet": (736, 960)}
+SIZE = (1080, 1920)
+CALIBRATED = range(90, 96)  # frames of each clip; the first ones are played
+
+
+class OfBytes(nn.Module):
+    """uint8 frames (N, H, W, 3) to what the network was trained on: times `scale`, minus `shift`, by channel."""
+
+    def __init__(self, network: nn.Module, scale: Sequence[float], shift: Sequence[float]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1))
+        self.register_buffer("shift", torch.tensor(shift).view(-1, 1, 1))
+
+    def forward(self, frames: Tensor) -> Any:
+        return self.network(frames.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale - self.shift)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and how its thresholds are calibrated.
+
+    sites: where it has any, beside the input: each costs a comparison of the whole map, so few and where masks have
+    grown. budget: relative L2 of the outputs, or of what `features` makes of them. headless: without the mean over the
+    map and what follows it: under random weights the scores hardly see what moves, and would let thresholds grow.
+    """
+
+    make: Callable[[], nn.Module]
+    budget: float
+    sites: Sequence[str] = ()
+    headless: bool = False
+    features: Callable[[Any], Any] | None = None
+    bgr: bool = False
+
+
+def resnet50() -> nn.Module:
+    recipe = model_zoo.recipe("resnet50")
+    scale = [recipe.scale / std for std in recipe.std]
+    shift = [mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True)]
+    return OfBytes(model_zoo.create("resnet50", seed=0), scale, shift)
+
+
+def trained(name: str, scale: float, shift: float) -> nn.Module:
+    import zoo
+
+    return OfBytes(zoo.load(name), [scale] * 3, [shift] * 3)
+
+
+CASES = {
+    "resnet50": Case(
+        resnet50,
+        0.02,
+        ["network.relu", *(f"network.layer{n}.{last}.relu3" for n, last in ((1, 2), (2, 3), (3, 2), (3, 5)))],
+        headless=True,
+    ),
+    "mobilenetv2": Case(lambda: trained("mobilenetv2", 1 / 127.5, 1.0), 0.1),
+    "fastestdet": Case(
+        lambda: trained("fastestdet", 1 / 255, 0.0),
+        0.1,
+        features=sure_boxes(range(80)),
+        bgr=True,
+    ),
+}
+
+
+def clips(name: str, size: str | None, device: str, numbers: Sequence[int]) -> list[list[Tensor]]:
+    """Frames (1, H, W, 3) of every clip, as a decoder leaves them: in the memory of the host, pinned for a GPU."""
+    pixels = tuple(map(int, size.split("x"))) if size else SIZES.get(name, SIZE)
+    found = []
+    for file in CLIPS:
+        if not (VIDEOS / file).exists():
+            raise SystemExit(f"the clips are not there: {VIDEOS / file}")
+        frames = (frame.flip(2) if CASES[name].bgr else frame for frame in clip_of(file)(numbers))
+        found.append([scaled(frame, pixels, device) for frame in frames])
+    return found
+
+
+def scaled(frame: Tensor, size: tuple[int, ...], device: str) -> Tensor:
+    """Bilinear, every pixel of a frame by itself: the codec's noise stays in it, as it does for a player."""
+    image = F.interpolate(frame.permute(2, 0, 1)[None].to(device).float(), size, mode="bilinear")
+    image = image.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+    return image.pin_memory() if device == "cuda" else image
+
+
+def calibrate(name: str, device: str, folder: Path) -> None:
+    """Thresholds within the case's budget, on a batch of all clips, of frames that are not played."""
+    case = CASES[name]
+    model = case.make().eval().to(device)
+    if case.headless:
+        model.network.avgpool = model.network.fc = nn.Identity().eval()
+    videos = clips(name, None, device, CALIBRATED)
+    frames = [torch.cat(batch).to(device) for batch in zip(*videos, strict=True)]
+    delta = deltaconvert.convert(model, frames[0], backend="reference")
+    trials = Trials(delta, [[frame] for frame in frames], relative_l2, decode=case.features)
+    wanted = [site for site in trials.sites if site.kind == "input" or set(site.names) & set(case.sites)]
+    assert len(wanted) == 1 + len(case.sites), [site.names for site in trials.sites]
+    trials.sites = [
+        replace(site, shares=None) for site in wanted
+    ]  # by channels torch would compare, on a GPU
+    search = Search(trials, case.budget)
+    setting = search.allocate((Gate(),), rounds=1)
+    outcome = search.look(setting)
+    found = {"budget": case.budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
+    print(name, found, flush=True)
+    rules = trials.thresholds(setting).rules
+    folder.mkdir(parents=True, exist_ok=True)
+    Thresholds({**rules, "activation": 0.0}).write(folder / f"{name}.json", found=found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", default=",".join(CASES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--thresholds", type=Path, required=True, help="a folder, for NETWORK.json")
+    options = parser.parse_args()
+    for name in options.networks.split(","):
+        calibrate(name, options.device, options.thresholds)
+
+
+if __name__ == "__main__":
+    main()
