@@ -47,7 +47,8 @@ class DeltaProgram:
             for state in self.metadata["states"]
             for shape, dtype in [_form(state)]
         }
-        self._new = torch.ones(self.streams, dtype=torch.bool)  # streams whose next frame is computed in full
+        # Streams whose next frame is computed in full.
+        self._new = torch.ones(self.streams, dtype=torch.bool, device="cpu")
 
     def __call__(self, *frames: Tensor) -> Any:
         """The network's outputs for the next frame, nested as the network returns them. InputError, with the state

@@ -39,6 +39,19 @@ def tolerance(dtype: torch.dtype, like: Tensor) -> float:
     return (1e-10 if dtype == torch.float64 else 2e-5) * max(1.0, largest)
 
 
+@torch.no_grad()
+def rounding(network: nn.Module, inputs: Sequence[Tensor]) -> float:
+    """How far the dense network itself is from float64, as a share of its largest output.
+
+    Untrained weights can amplify rounding beyond what `tolerance` leaves room for; then this says so.
+    """
+    exact = copy.deepcopy(network).double()(*(each.double() for each in inputs))
+    return max(
+        float((a - b).abs().max() / b.abs().max())
+        for a, b in zip(leaves(network(*inputs)), leaves(exact), strict=True)
+    )
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal to the last bit, the sign of zero included."""
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -39,7 +39,7 @@ def model_of(delta: DeltaModel, dense_above: float | None = None) -> onnx.ModelP
 
     if any(dtype not in (torch.float32, torch.int64, torch.uint8) for _, dtype in delta.example):
         raise ExportError("the network computes in another type than float32: convert it again in float32")
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         found = planned(delta, "ONNX")
         return Network(found.plan, found.names, dense_above).proto(_metadata(found))
 

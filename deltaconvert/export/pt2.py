@@ -31,7 +31,7 @@ def write(delta: DeltaModel, path: Path) -> None:
 
 def program_of(delta: DeltaModel) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
     """The program, for the CPU, and what a runner needs to know of it."""
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         found = planned(delta, "a .pt2")
         frames, states = list(found.names.frames.items()), list(found.names.states.values())
         inputs: dict[str, Any] = {

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from deltaconvert.model import DeltaModel
 
+# One instance of the network serves them in turns. By the other strategy, `direct`, each sequence has an instance to
+# itself, and of three cameras the last one waits for ever.
+SEQUENCES = 64
 IDLE_MICROSECONDS = 10_000_000  # Triton's default is one second: a camera that pauses would lose its state
 _TYPES = {
     TensorProto.FLOAT: "TYPE_FP32",
@@ -55,7 +58,8 @@ def config(model: onnx.ModelProto, name: str) -> str:
     lines = [f'name: "{name}"', 'platform: "onnxruntime_onnx"', "max_batch_size: 0"]
     lines += [f"input [ {{ {_described(inputs[name])} }} ]" for name in frames]
     lines += [f"output [ {{ {_described(value)} }} ]" for value in outputs]
-    lines += ["sequence_batching {", f"  max_sequence_idle_microseconds: {IDLE_MICROSECONDS}", "  direct { }"]
+    lines += ["sequence_batching {", f"  max_sequence_idle_microseconds: {IDLE_MICROSECONDS}"]
+    lines += [f"  oldest {{ max_candidate_sequences: {SEQUENCES} }}"]
     lines += ["  control_input [ {", f'    name: "{EVERY}"']
     lines += ["    control [ { kind: CONTROL_SEQUENCE_START bool_false_true: [ false, true ] } ]", "  } ]"]
     for state in states:

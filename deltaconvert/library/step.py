@@ -73,7 +73,8 @@ class Tiles(Grid):
 def placed(text: str, shapes: tuple[Shape, ...], weights: tuple[tuple[Shape, torch.dtype], ...]) -> Place:
     """shapes: N C H W of the maps, and of the result."""
     outline = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in weights]
-    return Place(restore(text, outline), shapes[:-1], shapes[-1])
+    with torch.device("cpu"):  # whatever the caller's default is
+        return Place(restore(text, outline), shapes[:-1], shapes[-1])
 
 
 def whole(call: Call, weights: Sequence[Tensor], threshold: Amount | None) -> Tensor:

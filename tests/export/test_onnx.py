@@ -1,16 +1,14 @@
 """export_onnx and DeltaSession: exported networks in onnxruntime against the Python backends."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from one_each import ONE_EACH, network_of
-from oracle import Call, generator, leaves, scripted_videos
+from oracle import Call, generator, leaves, rounding, scripted_videos
 from torch import nn
 
 import deltaconvert
@@ -84,21 +82,21 @@ def test_operators(tmp_path, name, batch):
 
 SMALL = ("fastestdet", "mobilenetv3_small")
 OTHERS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in sorted({*model_zoo.names()} - {*SMALL}))
-# torch itself is off by 3e-5 from float64 there: untrained weights lead to values of thousands.
-UNEVEN = {"efficientdet_d1": 6e-5}
 
 
 @pytest.mark.parametrize("name", [*SMALL, *OTHERS])
 def test_zoo(tmp_path, name):
     """112 frames: by the sparse functions alone, and with the dense network taking its turns."""
     size = (128, 128) if "efficientdet" in name else (32, 64)
+    shape = (1, model_zoo.recipe(name).input_size[0], *size)
+    network = model_zoo.create(name, seed=0).eval()
     check(
-        model_zoo.create(name, seed=0),
-        (1, model_zoo.recipe(name).input_size[0], *size),
+        network,
+        shape,
         tmp_path / "m.onnx",
         dense_above=(ALWAYS_SPARSE, 0.3),
         repeats=7,
-        tolerance=UNEVEN.get(name, TOLERANCE),
+        tolerance=max(TOLERANCE, 4 * rounding(network, [torch.randn(shape)])),
     )
 
 
@@ -268,41 +266,3 @@ def test_from_the_shell(tmp_path):
     )
     assert_equal(DeltaSession(tmp_path / "m.onnx")(frame.numpy()), model(frame), "")
     assert CliRunner().invoke(app, call[:2]).exit_code == 2
-
-
-def test_triton(tmp_path):
-    """The configuration, read back by Triton's own protobuf."""
-    from google.protobuf import text_format
-
-    # The module alone: the package around it wants gRPC.
-    package = importlib.util.find_spec("tritonclient")
-    if package is None:
-        pytest.skip("needs tritonclient")
-    file = Path(package.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
-    spec = importlib.util.spec_from_file_location("model_config_pb2", file)
-    model_config = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(model_config)
-
-    from deltaconvert.export import export_triton
-
-    frame = torch.rand(1, 3, 16, 20)
-    export_triton(deltaconvert.convert(small(), frame), tmp_path / "small")
-    proto = onnx.load(tmp_path / "small" / "1" / "model.onnx")
-    config = text_format.Parse((tmp_path / "small" / "config.pbtxt").read_text(), model_config.ModelConfig())
-    assert config.name == "small" and config.max_batch_size == 0
-    assert [(value.name, list(value.dims)) for value in config.input] == [("frame", [1, 3, 16, 20])]
-    assert [value.name for value in config.output] == ["output"]
-    batching = config.sequence_batching
-    assert [control.name for control in batching.control_input] == ["everything_changed"]
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*proto.graph.input, *proto.graph.output)
-    }
-    states = [(s.input_name, s.output_name) for s in batching.state]
-    assert states == [(name, f"{name}_out") for name in shapes if name.endswith(".state")]
-    assert len(states) == len(set(states)) > 1
-    for state in batching.state:
-        assert list(state.dims) == shapes[state.input_name] == shapes[state.output_name]
-        assert list(state.initial_state[0].dims) == list(state.dims) and state.initial_state[0].zero_data
-    with pytest.raises(ExportError, match="2 streams"):
-        export_triton(deltaconvert.convert(small(), frame.repeat(2, 1, 1, 1)), tmp_path / "two")
