@@ -25,6 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deltaconvert.backends import cuda
+from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import convs
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.backends.cuda.tail import Tail
@@ -123,7 +124,7 @@ class Layer:
         self.steps = convs.steps_of(self.operator, self.source)
 
     def _edge(self, shape: tuple[int, ...]) -> cuda.Edge:
-        return cuda.Edge(shape, self.dtype, torch.device("cuda", 0), None)
+        return cuda.Edge(Map(shape, self.dtype, torch.device("cuda", 0)))
 
     def launch(self, backend: cuda.Backend, way: str, tile: dict[str, int]) -> Any:
         window = self.reach if isinstance(self.reach, convs.Window) else None

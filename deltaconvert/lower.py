@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from deltaconvert.backends.base import Backend, Map
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.gate import Watch
 from deltaconvert.plan import Plan
@@ -35,9 +36,11 @@ class Program:
     """
 
     def __init__(self, plan: Plan, backend: ModuleType):
-        self.plan, self._backend = plan, backend.Backend()
+        self.plan = plan
+        self._backend: Backend = backend.Backend()
         self._notes = backend.NAME
         self.edges: dict[str, Any] = {}  # node name -> edge
+        self.watches: dict[str, Watch] = {}  # sparsify's name -> the gate at work on it
         self._slots: dict[fx.Node, int] = {}
         self._inputs: list[int] = []
         self._outputs: list[Callable[[list[Any]], Any]] = []
@@ -62,6 +65,8 @@ class Program:
         """Forget what `streams` have seen: their next frame is computed in full."""
         for edge in self.edges.values():
             edge.reset(streams)
+        for watch in self.watches.values():
+            watch.reset(streams)
         for island in self.islands.values():
             island.forget()
 
@@ -78,6 +83,8 @@ class Program:
         for stream, state in states:
             for name, edge in self.edges.items():
                 edge.put(stream, state[name])
+            for watch in self.watches.values():  # what it learnt of the noise is no part of a state
+                watch.reset(slice(stream, stream + 1))
         for step in self._operators:
             step.rebuild()
         for island in self.islands.values():
@@ -86,11 +93,10 @@ class Program:
     @property
     def outside(self) -> dict[str, str]:
         """Nodes that do not run as part of a frame's CUDA graph, and why; empty on other backends."""
-        found: dict[str, str] = self._backend.outside
-        return found
+        return self._backend.outside
 
     def state_bytes(self) -> int:
-        return sum(edge.state_bytes() for edge in self.edges.values())
+        return sum(part.state_bytes() for part in (*self.edges.values(), *self.watches.values()))
 
     def _bind(self, node: fx.Node) -> None:
         if node.op == "output":
@@ -113,10 +119,12 @@ class Program:
 
     def _bind_sparsify(self, node: fx.Node) -> None:
         meta = node.meta
-        where = (meta["shape"], meta["dtype"], meta["device"], meta["threshold"])
-        watch = Watch(meta["gate"], *where) if "gate" in meta else None
-        edge = self._backend.sparsify(*where, watch)
-        self.edges[node.name] = edge
+        kept = _kept(meta)
+        watch = None
+        if "gate" in meta:
+            watch = Watch(meta["gate"], kept.shape, kept.dtype, kept.device, meta["threshold"])
+            self.watches[node.name] = watch
+        self.edges[node.name] = edge = self._backend.sparsify(kept, watch)
         (dense,) = node.args
         source = self._slots[dense.args[0] if self._is_cast_on_the_way(dense) else dense]
         self._steps.append(Step(node, lambda frame: edge.run(frame.values[source])))
@@ -138,10 +146,7 @@ class Program:
             operator,
             reaches,
             [self.edges[source.name] for source in node.args],
-            meta["shape"],
-            meta["dtype"],
-            meta["device"],
-            threshold_of(meta),
+            _kept(meta),
             meta.setdefault(self._notes, {}),
         )
         self.edges[node.name] = step.edge
@@ -253,6 +258,10 @@ def is_pure(node: fx.Node) -> bool:
         None,
         "torch.functional",
     )
+
+
+def _kept(meta: dict[str, Any]) -> Map:
+    return Map(meta["shape"], meta["dtype"], meta["device"], threshold_of(meta))
 
 
 def threshold_of(meta: dict[str, Any]) -> Any:

@@ -239,7 +239,7 @@ class Tally:
             if node.name in program.edges:
                 layers.append(self._delta(node, program.edges[node.name], *counts[node.name]))
                 if "gate" in node.meta:
-                    gates[node.meta.get("path", node.name)] = program.edges[node.name].watch.report()
+                    gates[node.meta.get("path", node.name)] = program.watches[node.name].report()
             elif node.meta.get("macs") and node.op in ("call_function", "call_method", "call_module"):
                 layers.append(self._dense(node, program.islands[node.name].ran))
         return Stats(self.frames, layers, gates)

@@ -33,6 +33,7 @@ from torch import nn  # noqa: E402
 
 import deltaconvert  # noqa: E402
 from deltaconvert.backends import cpu, cuda  # noqa: E402
+from deltaconvert.backends.base import Map  # noqa: E402
 from deltaconvert.backends.cpu.steps import Step  # noqa: E402
 from deltaconvert.backends.cuda.tail import NoKernel  # noqa: E402
 from deltaconvert.ops import base  # noqa: E402
@@ -105,13 +106,13 @@ class Record:
         """The cpu backend's choice of a step, noted down; and the kernel that the cuda backend would take."""
 
         def noting(
-            backend: Any, made: base.Operator, reaches: Any, inputs: Any, shape: Any, dtype: Any, *rest: Any
+            backend: Any, made: base.Operator, reaches: Any, inputs: Any, kept: Map, notes: Any
         ) -> Any:
-            step = real(backend, made, reaches, inputs, shape, dtype, *rest)
+            step = real(backend, made, reaches, inputs, kept, notes)
             if self.on:
                 kind = type(head_of(made))
                 self.steps.setdefault(kind, {})[type(step)] = None
-                self.kernels.setdefault(kind, {})[_kernel(made, reaches, inputs, shape, dtype)] = None
+                self.kernels.setdefault(kind, {})[_kernel(made, reaches, inputs, kept)] = None
             return step
 
         return noting
@@ -219,11 +220,11 @@ def document(found: Record) -> str:
     return "\n".join(lines)
 
 
-def _kernel(made: base.Operator, reaches: Any, inputs: Any, shape: Any, dtype: torch.dtype) -> str:
+def _kernel(made: base.Operator, reaches: Any, inputs: Any, kept: Map) -> str:
     """The source of kernels/ that computes a step, without its ending; `whole` if there is none."""
     *sources, edge = (
-        cuda.Edge(tuple(size), dtype, torch.device("cpu"), None)
-        for size in (*(source.values.shape for source in inputs), shape)
+        cuda.Edge(Map(tuple(size), kept.dtype, torch.device("cpu")))
+        for size in (*(source.values.shape for source in inputs), kept.shape)
     )
     try:
         head, _ = cuda.heads.head_of(made, reaches, sources, edge, None)

@@ -8,29 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.base import Amount, Map
 from deltaconvert.gate import Watch
-from deltaconvert.ops.base import Operator, Shape
+from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Reach
 
 NAME = "reference"
 PASSES = ()  # what a backend does to a plan before its nodes become steps
-Amount = (
-    float | Tensor
-)  # a threshold; (C) has one for each channel, (N, 1 or C, 1, 1) for each stream as well
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Edge:
-    """One delta: the map as it stands (values, N C H W) and the pixels that changed in this frame (mask, N 1 H W).
+    """One delta: the map as it stands (values, N C H W) and the pixels that changed in this frame (mask, N 1 H W)."""
 
-    threshold: None where every candidate counts as a change; else the largest change that is dropped, of all channels
-    or, (C), of each.
-    """
-
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: Amount | None):
-        self.threshold = threshold
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.mask = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool, device=device)
+    def __init__(self, kept: Map):
+        self.threshold = kept.threshold
+        self.values = torch.empty(kept.shape, dtype=kept.dtype, device=kept.device)
+        self.mask = torch.zeros_like(self.values[:, :1], dtype=torch.bool)
         self.candidates = self.mask
         self.reset(slice(None))
 
@@ -98,8 +92,6 @@ def one_by_one(steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
 
 
 class Backend:
-    """Makes the steps of one program. takes_bytes: its deltas read bytes where their values are floats."""
-
     takes_bytes = False
 
     def __init__(self) -> None:
@@ -109,35 +101,23 @@ class Backend:
     def outside(self) -> dict[str, str]:
         return {}
 
-    def sparsify(
-        self,
-        shape: Shape,
-        dtype: torch.dtype,
-        device: torch.device,
-        threshold: float,
-        watch: Watch | None = None,
-    ) -> FrameEdge:
-        return FrameEdge(shape, dtype, device, threshold, watch)
+    def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
+        return FrameEdge(kept, watch)
 
     def step(
         self,
         operator: Operator,
         reaches: Sequence[Reach],
         inputs: Sequence[Edge],
-        shape: Shape,
-        dtype: torch.dtype,
-        device: torch.device,
-        threshold: Amount | None,
+        kept: Map,
         notes: dict[str, Any],
     ) -> Step:
-        return Step(operator, reaches, inputs, Edge(shape, dtype, device, threshold))
+        return Step(operator, reaches, inputs, Edge(kept))
 
     def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
-        """Run one frame."""
         one_by_one(steps, frame)
 
     def count(self, edges: Sequence[Edge]) -> Tensor:
-        """Once a frame. int64 (2, edges, 2): of this frame and of all so far, the pixels computed and changed."""
         counted = torch.stack([torch.stack(edge.counts()) for edge in edges])
         self._total = self._total + counted
         return torch.stack([counted, self._total])
@@ -146,26 +126,9 @@ class Backend:
 class FrameEdge(Edge):
     """A delta that dense values come in by. watch: the gate that decides what is new, if there is one."""
 
-    def __init__(
-        self,
-        shape: Shape,
-        dtype: torch.dtype,
-        device: torch.device,
-        threshold: float,
-        watch: Watch | None = None,
-    ):
+    def __init__(self, kept: Map, watch: Watch | None):
         self.watch = watch
-        super().__init__(shape, dtype, device, threshold)
-
-    def reset(self, streams: slice) -> None:
-        super().reset(streams)
-        if self.watch is not None:
-            self.watch.reset(streams)
-
-    def put(self, stream: int, values: Tensor) -> None:
-        super().put(stream, values)
-        if self.watch is not None:  # what it learnt of the noise is no part of a snapshot
-            self.watch.reset(slice(stream, stream + 1))
+        super().__init__(kept)
 
     def run(self, frame: Tensor) -> None:
         every = torch.ones_like(self.mask)
@@ -174,9 +137,6 @@ class FrameEdge(Edge):
             return
         frame, self.mask = self.watch.look(frame, self.values)
         self.values, self.candidates = torch.where(self.mask, frame, self.values), every
-
-    def state_bytes(self) -> int:
-        return super().state_bytes() + (0 if self.watch is None else self.watch.state_bytes())
 
 
 class Step:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaconvert.backends import cuda
+from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import convs
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import Listed
@@ -33,7 +34,7 @@ LAYERS = {  # in, out, kernel, stride, height and width; a map is added to every
 
 
 def edge_of(values: Tensor) -> cuda.Edge:
-    edge = cuda.Edge(tuple(values.shape), values.dtype, DEVICE, None)
+    edge = cuda.Edge(Map(tuple(values.shape), values.dtype, DEVICE))
     edge.values.copy_(values)
     return edge
 

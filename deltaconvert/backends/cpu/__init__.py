@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu.averages import Averages
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge, FrameEdge
@@ -31,9 +32,9 @@ from deltaconvert.backends.cpu.shuffles import Shuffles
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.backends.cpu.tiles import Tiles
 from deltaconvert.backends.cpu.weighted import Weighted
-from deltaconvert.backends.reference import Amount, one_by_one
+from deltaconvert.backends.reference import one_by_one
 from deltaconvert.gate import Watch
-from deltaconvert.ops.base import Operator, Shape
+from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused, stages_of
@@ -71,31 +72,21 @@ class Backend:
     def outside(self) -> dict[str, str]:
         return {}
 
-    def sparsify(
-        self,
-        shape: Shape,
-        dtype: torch.dtype,
-        device: torch.device,
-        threshold: float,
-        watch: Watch | None = None,
-    ) -> FrameEdge:
-        return FrameEdge(shape, dtype, threshold, watch)
+    def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
+        return FrameEdge(kept, watch)
 
     def step(
         self,
         operator: Operator,
         reaches: Sequence[Reach],
         inputs: Sequence[Edge],
-        shape: Shape,
-        dtype: torch.dtype,
-        device: torch.device,
-        threshold: Amount | None,
+        kept: Map,
         notes: dict[str, Any],
     ) -> Step:
-        """notes: what a step settled for this node of the plan, kept for the next program of the same plan."""
         kind = self._kind(operator, reaches, inputs)
-        step = kind(self, operator, reaches, inputs, Edge(shape, dtype, threshold))
-        key = (kind, _outline(operator), *(tuple(source.values.shape) for source in inputs), shape, dtype)
+        step = kind(self, operator, reaches, inputs, Edge(kept))
+        sizes = (tuple(source.values.shape) for source in inputs)
+        key = (kind, _outline(operator), *sizes, kept.shape, kept.dtype)
         step.settle(notes if notes else self._settled.setdefault(key, notes))
         notes.update(self._settled.get(key, notes))
         return step

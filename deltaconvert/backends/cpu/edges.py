@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.reference import INTEGER, Amount, fill_unseen
+from deltaconvert.backends.base import Amount, Map
+from deltaconvert.backends.reference import INTEGER, fill_unseen
 from deltaconvert.gate import Watch
-from deltaconvert.ops.base import Shape
 
 
 class Edge:
@@ -18,10 +18,10 @@ class Edge:
     Masks are never written after they were made: edges share them.
     """
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, threshold: Amount | None):
-        n, channels, height, width = shape
-        self.threshold, self.beside = threshold, 0  # bytes that its step keeps beside the map
-        self.values = torch.empty(n, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
+    def __init__(self, kept: Map):
+        n, channels, height, width = kept.shape
+        self.threshold, self.beside = kept.threshold, 0  # bytes that its step keeps beside the map
+        self.values = torch.empty(n, height, width, channels, dtype=kept.dtype).permute(0, 3, 1, 2)
         self.rows = self.values.permute(0, 2, 3, 1).view(-1, channels)
         self.pixel_count = n * height * width
         self._none = torch.zeros(n, 1, height, width, dtype=torch.bool)
@@ -113,27 +113,23 @@ class FrameEdge(Edge):
 
     watch: the gate that decides what is new, if there is one."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, threshold: float, watch: Watch | None = None):
-        self.stored, self.watch = torch.empty(shape, dtype=dtype), watch
-        super().__init__(shape, dtype, threshold)
-        self._limit = threshold
-        self._integer = INTEGER[dtype.itemsize]
+    threshold: float
+
+    def __init__(self, kept: Map, watch: Watch | None):
+        self.stored, self.watch = torch.empty(kept.shape, dtype=kept.dtype), watch
+        super().__init__(kept)
+        self._integer = INTEGER[kept.dtype.itemsize]
 
     def reset(self, streams: slice) -> None:
         super().reset(streams)
         fill_unseen(self.stored[streams])
-        if self.watch is not None:
-            self.watch.reset(streams)
 
     def put(self, stream: int, values: Tensor) -> None:
         super().put(stream, values)
         self.stored[stream] = values
-        if self.watch is not None:  # what it learnt of the noise is no part of a snapshot
-            self.watch.reset(slice(stream, stream + 1))
 
     def state_bytes(self) -> int:
-        watched = 0 if self.watch is None else self.watch.state_bytes()
-        return super().state_bytes() + self.stored.nbytes + watched
+        return super().state_bytes() + self.stored.nbytes
 
     def run(self, frame: Tensor) -> None:
         frame = frame.contiguous()
@@ -166,10 +162,10 @@ class FrameEdge(Edge):
         self.rows.index_copy_(0, pixels, new.view(-1, channels))
 
     def _differs(self, frame: Tensor) -> Tensor:
-        if self._limit == 0:
+        if self.threshold == 0:
             per_channel = frame.view(self._integer) != self.stored.view(self._integer)
         else:
-            per_channel = ((frame - self.stored).abs_() <= self._limit).logical_not_()
+            per_channel = ((frame - self.stored).abs_() <= self.threshold).logical_not_()
         if frame.shape[1] > 4:
             return per_channel.any(1, keepdim=True)
         changed = per_channel[:, :1]

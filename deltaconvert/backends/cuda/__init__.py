@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda.convs import Head, blocks_at_once
 from deltaconvert.backends.cuda.heads import head_of
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel, on_current_stream, why_not
@@ -27,7 +28,7 @@ from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, side_of
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.tail import NoKernel, Tail, device_bytes
 from deltaconvert.backends.cuda.tuning import Tuner
-from deltaconvert.backends.reference import Amount, differs, fill_unseen
+from deltaconvert.backends.reference import differs, fill_unseen
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator, Shape
@@ -46,12 +47,12 @@ BLOCKS_PER_PROCESSOR = 8
 class Edge:
     """One delta: values (N, C, H, W; channels last in memory, a pixel every `pitch` values) and marks."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, threshold: Amount | None):
-        n, channels, height, width = shape
-        self.threshold, self.pitch = threshold, pitch_of(channels, dtype)
+    def __init__(self, kept: Map):
+        n, channels, height, width = kept.shape
+        self.threshold, self.pitch = kept.threshold, pitch_of(channels, kept.dtype)
         self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
         self.beside = 0  # bytes of what a step keeps beside it
-        memory = torch.zeros(n, height, width, self.pitch, dtype=dtype, device=device)
+        memory = torch.zeros(n, height, width, self.pitch, dtype=kept.dtype, device=kept.device)
         self.values = memory[..., :channels].permute(0, 3, 1, 2)
         self.marks: Marks
         self.computed: Tensor  # int32 (1), pixels that this frame computed
@@ -86,31 +87,14 @@ class FrameEdge(Edge):
     watch: the gate that decides what is new, if there is one.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        shape: Shape,
-        dtype: torch.dtype,
-        device: torch.device,
-        threshold: float,
-        watch: Watch | None = None,
-    ):
+    threshold: float
+
+    def __init__(self, backend: Backend, kept: Map, watch: Watch | None):
         self.watch = watch
-        super().__init__(shape, dtype, device, threshold)
-        self._limit = threshold
-        self.marks = backend.marks(shape, device, backend.place)
-        self.computed = backend.counter(1, device)
+        super().__init__(kept)
+        self.marks = backend.marks(kept.shape, kept.device, backend.place)
+        self.computed = backend.counter(1, kept.device)
         self._backend = backend
-
-    def reset(self, streams: slice) -> None:
-        super().reset(streams)
-        if self.watch is not None:
-            self.watch.reset(streams)
-
-    def put(self, stream: int, values: Tensor) -> None:
-        super().put(stream, values)
-        if self.watch is not None:  # what it learnt of the noise is no part of a snapshot
-            self.watch.reset(slice(stream, stream + 1))
 
     def run(self, frame: Tensor) -> None:
         if self.watch is not None:
@@ -137,7 +121,7 @@ class FrameEdge(Edge):
             np.int32(channels),
             np.int32(height),
             np.int32(width),
-            _number(self._limit, self.values.dtype),
+            _number(self.threshold, self.values.dtype),
         )
         self._backend.list_behind(self.marks)
 
@@ -148,9 +132,6 @@ class FrameEdge(Edge):
         self.marks.put(mask)
         self.computed.fill_(mask.numel())
         self._backend.list_behind(self.marks)
-
-    def state_bytes(self) -> int:
-        return super().state_bytes() + (0 if self.watch is None else self.watch.state_bytes())
 
 
 class Backend:
@@ -173,17 +154,10 @@ class Backend:
         self.kernel = lru_cache(maxsize=None)(_kernel)
         self.tuner = Tuner(self._untailed)
 
-    def sparsify(
-        self,
-        shape: Shape,
-        dtype: torch.dtype,
-        device: torch.device,
-        threshold: float,
-        watch: Watch | None = None,
-    ) -> FrameEdge:
+    def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
         self.place += 1
-        with torch.cuda.device(device):
-            edge = FrameEdge(self, shape, dtype, device, threshold, watch)
+        with torch.cuda.device(kept.device):
+            edge = FrameEdge(self, kept, watch)
         self._edges.append(edge)
         return edge
 
@@ -192,16 +166,13 @@ class Backend:
         operator: Operator,
         reaches: Sequence[Reach],
         inputs: Sequence[Edge],
-        shape: Shape,
-        dtype: torch.dtype,
-        device: torch.device,
-        threshold: Amount | None,
+        kept: Map,
         notes: dict[str, Any],
     ) -> Step | InBoxes:
-        edge = Edge(shape, dtype, device, threshold)
+        edge = Edge(kept)
         self._edges.append(edge)
         self.place += 1
-        with torch.cuda.device(device):
+        with torch.cuda.device(kept.device):
             side = side_of(operator, inputs[0], edge)
             if side is None:
                 return Step(self, operator, reaches, inputs, edge)
@@ -212,7 +183,7 @@ class Backend:
         n, channels, *size = source.values.shape
         means: Any = BoxMeans(side)
         reach = means.reach(size)
-        edge = Edge((n, channels, *reach.out_size), source.values.dtype, source.values.device, None)
+        edge = Edge(Map((n, channels, *reach.out_size), source.values.dtype, source.values.device))
         edge.of_boxes = (side, size[0], size[1])
         return Step(self, means, [reach], [source], edge)
 
