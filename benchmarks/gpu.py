@@ -16,6 +16,7 @@ times the share of multiply-accumulates at changed pixels over delta time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import platform
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +36,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
+from benchmarks import gpu_dense  # noqa: E402
 from benchmarks.gpu_dense import MODES, TYPES, ceilings, channels, engines, median_ms, network, timed  # noqa: E402
 from deltaconvert.report import table  # noqa: E402
 
 VIDEOS = ROOT.parent / "shared" / "data" / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4")
-WARM_SECONDS = 80
 GREY_LEVELS = 10  # the input threshold of clips: what a codec adds stays below it
 SIZES = {"hrnet_w32": (384, 288)}
 SIZE = (1080, 1920)  # of all others
@@ -73,13 +75,15 @@ def main() -> None:
         print(tables(json.loads(options.file.read_text())))
         return
     if options.action == "warm":
-        engines(*_model_and_frame(_unit(options.units)), tuple(options.modes))
+        unit = _unit(options.units)
+        gpu_dense.warm(*_model_and_frame(unit), options.modes[0], options.kept / str(unit))
         return
     facts = read(options.out)
     units = [_unit(text) for text in options.units.split(",")] if options.units else of_worth()
     units = [unit for unit in units if not any(_is_of(row, unit) for row in facts["results"])]
     began = time.perf_counter()
-    warm(units[: options.ahead], options)
+    if options.ahead:
+        compile_ahead(units[: options.ahead], options)
     for unit in units:
         if time.perf_counter() - began > options.seconds:
             print(f"time is over before {unit}")
@@ -103,13 +107,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=1e9, help="no unit starts after so many")
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES), help="of torch.compile")
-    parser.add_argument("--ahead", type=int, default=0, help="units compiled first, side by side")
+    parser.add_argument("--kept", type=Path, help="folder of what torch compiled, for later runs")
+    parser.add_argument(
+        "--ahead", type=int, default=0, help="units compiled first, side by side, into --kept"
+    )
+    parser.add_argument("--ahead-seconds", type=float, default=80)
+    parser.add_argument("--side-by-side", type=int, default=6)
     parser.add_argument("--no-clips", dest="clips", action="store_false")
     parser.add_argument("--profile", type=float, help="print the kernels of frames of this density")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.action == "table" and options.file is None:
         parser.error("table needs the JSON file of an earlier run")
+    if options.kept is None and (options.ahead or options.action == "warm"):
+        parser.error("what is compiled ahead needs a folder: --kept")
     return options
 
 
@@ -125,17 +136,22 @@ def read(out: Path | None) -> dict[str, Any]:
     return {**facts, "results": []}
 
 
-def warm(units: Sequence[Unit], options: argparse.Namespace) -> None:
-    """Compile the dense networks in processes of their own, so that a measurement finds them in torch's cache."""
-    script = [sys.executable, __file__, "warm", "--modes", *options.modes, "--units"]
-    running = [subprocess.Popen([*script, str(unit)], stdout=subprocess.DEVNULL) for unit in units]
-    until = time.monotonic() + WARM_SECONDS
-    for process in running:
-        try:
-            process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:  # its unit compiles by itself
-            process.kill()
-            process.wait()
+def compile_ahead(units: Sequence[Unit], options: argparse.Namespace) -> None:
+    """Compile the dense networks side by side, in processes of their own, into options.kept."""
+    todo = [(unit, mode) for unit in units for mode in options.modes]
+    todo = [(unit, mode) for unit, mode in todo if not (options.kept / str(unit) / f"{mode}.bin").exists()]
+    until = time.monotonic() + options.ahead_seconds
+
+    def compile_one(unit: Unit, mode: str) -> None:
+        script = [sys.executable, __file__, "warm", "--kept", str(options.kept)]
+        left = max(0.0, until - time.monotonic())
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its unit compiles by itself
+            subprocess.run(
+                [*script, "--modes", mode, "--units", str(unit)], timeout=left, capture_output=True
+            )
+
+    with ThreadPoolExecutor(options.side_by_side) as pool:
+        list(pool.map(lambda pair: compile_one(*pair), todo))
 
 
 @torch.no_grad()
@@ -143,7 +159,9 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a unit, one for each case."""
     began = time.perf_counter()
     model, base = _model_and_frame(unit)
-    runs = engines(model, base, tuple(options.modes))
+    kept = None if options.kept is None else options.kept / str(unit)
+    runs = engines(model, base, tuple(options.modes), kept)
+    compiled_after = time.perf_counter() - began
     nhwc = base.contiguous(memory_format=torch.channels_last)
     dense = {name: median_ms(run, nhwc, options.frames // 2) for name, run in runs.items()}
     best = min(dense, key=lambda name: dense[name])
@@ -199,7 +217,9 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
         print(f"{unit} {case}: {told}", flush=True)
         if options.profile is not None and density == options.profile / 100:
             profile(delta, frames)
-    print(f"{unit} took {time.perf_counter() - began:.0f} s, first frame after {ready:.1f} s", flush=True)
+    print(
+        f"{unit} took {time.perf_counter() - began:.0f} s: dense {compiled_after:.0f} s, first frame {ready:.1f} s"
+    )
     return rows
 
 
@@ -260,7 +280,13 @@ def _decoded(path: Path, count: int) -> list[Tensor]:
 
 
 def work_of(delta: deltaconvert.DeltaModel) -> tuple[float, float]:
-    """(bytes, operations) of the last frame: candidates read and written once, weights where there are any."""
+    """(bytes, operations) of the last frame."""
+    moved, operations = zip(*work_by_layer(delta).values(), strict=True)
+    return sum(moved), sum(operations)
+
+
+def work_by_layer(delta: deltaconvert.DeltaModel) -> dict[str, tuple[float, float]]:
+    """{path: (bytes, operations)} of the last frame: candidates read and written once, weights where there are any."""
     explained = {row.path: row for row in delta.explain().rows}
     program = delta._program
     size = next(iter(program.edges.values())).values.element_size()
@@ -271,14 +297,14 @@ def work_of(delta: deltaconvert.DeltaModel) -> tuple[float, float]:
         for node in program.plan.graph.graph.nodes
         if node.op == "call_module"
     }
-    moved = operations = 0.0
+    found = {}
     for layer in delta.stats().layers:
         row = explained[layer.path]
         maps = [row.shape, *(explained[p].shape for p in row.inputs if p in explained)]
         values = sum(torch.Size(shape).numel() for shape in maps if shape)
-        moved += size * (values * layer.computed + weights.get(layer.path, 0) * (layer.computed > 0))
-        operations += 2 * layer.macs_done
-    return moved, operations
+        moved = size * (values * layer.computed + weights.get(layer.path, 0) * (layer.computed > 0))
+        found[layer.path] = (moved, 2.0 * layer.macs_done)
+    return found
 
 
 def profile(delta: deltaconvert.DeltaModel, frames: list[Tensor]) -> None:
@@ -366,10 +392,10 @@ def tables(facts: dict[str, Any]) -> str:
     where = (
         f"{facts['gpu']}, torch {facts['torch']}, CUDA {facts['cuda']}, {facts['date']}, `{facts['command']}`"
     )
-    return "\n\n".join([_markdown(head, body), where, _markdown(columns.split(","), details)])
+    return "\n\n".join([markdown(head, body), where, markdown(columns.split(","), details)])
 
 
-def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -11,6 +11,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,21 +40,44 @@ def channels(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def engines(model: nn.Module, frame: Tensor, modes: tuple[str, ...]) -> dict[str, Run]:
-    """The ways to run the dense network on frames like `frame`, by name; the first takes any frame."""
+def engines(
+    model: nn.Module, frame: Tensor, modes: tuple[str, ...], kept: Path | None = None
+) -> dict[str, Run]:
+    """The ways to run the dense network on frames like `frame`, by name; the first takes any frame.
+
+    kept: where `warm` has put what torch compiled, if anything.
+    """
+    eager, frame = _eager(model, frame)
+    runs: dict[str, Run] = {"eager": eager, "graph": captured(eager, frame)}
+    for name in modes:
+        file = None if kept is None else kept / f"{name}.bin"
+        if file is not None and file.exists():
+            torch.compiler.load_cache_artifacts(file.read_bytes())
+        runs[name] = captured(compiled(eager, name), frame)
+    return runs
+
+
+@torch.no_grad()
+def warm(model: nn.Module, frame: Tensor, mode: str, kept: Path) -> None:
+    """Compile, and keep what came of it: as the only work of a process, since torch tells of all that it compiled."""
+    eager, frame = _eager(model, frame)
+    compiled(eager, mode)(frame)
+    artifacts = torch.compiler.save_cache_artifacts()
+    if artifacts is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        (kept / f"{mode}.bin").write_bytes(artifacts[0])
+
+
+def _eager(model: nn.Module, frame: Tensor) -> tuple[Run, Tensor]:
     side = min(256, *frame.shape[2:])
     traced = trace(model, (frame[:1, :, :side, :side].contiguous(),), {}).graph
     graph = copy.deepcopy(normalise(traced)).to(memory_format=torch.channels_last)
-    frame = frame.contiguous(memory_format=torch.channels_last)
+    return lambda frame: graph(frame)[0], frame.contiguous(memory_format=torch.channels_last)
 
-    def eager(frame: Tensor) -> Any:
-        return graph(frame)[0]
 
-    runs: dict[str, Run] = {"eager": eager, "graph": captured(eager, frame)}
-    for name in modes:
-        torch.compiler.reset()
-        runs[name] = captured(torch.compile(eager, mode=MODES[name], dynamic=False), frame)
-    return runs
+def compiled(run: Run, mode: str) -> Run:
+    torch.compiler.reset()
+    return torch.compile(run, mode=MODES[mode], dynamic=False)
 
 
 def captured(run: Run, frame: Tensor) -> Run:

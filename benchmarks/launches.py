@@ -105,9 +105,10 @@ def timeline(delta: deltaconvert.DeltaModel, frames: list[torch.Tensor]) -> str:
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         delta(frames[-1])
         torch.cuda.synchronize()
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
-        found.export_chrome_trace(file.name)
-        events = json.load(file)["traceEvents"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        found.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
     events = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     events.sort(key=lambda e: e["ts"])
     first = events[0]["ts"]

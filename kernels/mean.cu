@@ -1,4 +1,4 @@
-// Means of windows, each by a whole block: of a map in boxes, and of such means, which stand for a box of pixels each.
+// Means of windows, or the largest of their values, each by a whole block: of a map in boxes, and of such means, which stand for a box of pixels each.
 //
 // A thread sums every so many pixels of a window, and the threads' sums are added in a tree: an order that depends on
 // nothing that changed.
@@ -6,6 +6,9 @@
 
 #ifndef LANES
 #define LANES 4  // threads side by side, each with WIDTH channels; a power of two
+#endif
+#ifndef LARGEST  // value, else the mean
+#define LARGEST 0
 #endif
 #define THREADS 256
 
@@ -17,6 +20,7 @@ struct Head {
 };
 
 __device__ __forceinline__ int within(int first, int length, int end) { return min(first + length, end) - first; }
+__device__ __forceinline__ number joined(number a, number b) { return LARGEST ? b > a || b != b ? b : a : a + b; }
 
 extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restrict__ head,
                                                             const Operand* __restrict__ operands, value* out, int pitch,
@@ -35,7 +39,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restri
         const int n = place / (OH * OW), pixel = place % (OH * OW);
         const int top = pixel / OW * h.kh, left = pixel % OW * h.kw;
         const int rows = within(top, h.kh, h.H), cols = within(left, h.kw, h.W);
-        number v[WIDTH] = {};
+        number v[WIDTH];
+#pragma unroll
+        for (int j = 0; j < WIDTH; j++) v[j] = LARGEST ? -(number)(1.0 / 0.0) : 0;
         if (c < channels) {
 #pragma unroll 4
             for (int p = first; p < rows * cols; p += apart) {
@@ -44,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restri
                 number tap[WIDTH];
                 fetch(tap, h.at + ((size_t)(n * h.H + row) * h.W + col) * h.pitch + c);
 #pragma unroll
-                for (int j = 0; j < WIDTH; j++) v[j] += pixels * tap[j];
+                for (int j = 0; j < WIDTH; j++) v[j] = joined(v[j], LARGEST ? tap[j] : pixels * tap[j]);
             }
         }
 #pragma unroll
@@ -53,14 +59,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restri
         for (int others = apart / 2; others > 0; others /= 2) {
             if (first < others)
 #pragma unroll
-                for (int j = 0; j < WIDTH; j++) sums[j][thread] += sums[j][thread + others * LANES];
+                for (int j = 0; j < WIDTH; j++) {
+                    sums[j][thread] = joined(sums[j][thread], sums[j][thread + others * LANES]);
+                }
             __syncthreads();
         }
         if (first == 0 && c < channels) {
             const number pixels = (number)within(top * h.box_h, rows * h.box_h, h.full_h) *
                                   within(left * h.box_w, cols * h.box_w, h.full_w);
 #pragma unroll
-            for (int j = 0; j < WIDTH; j++) v[j] = sums[j][thread] / pixels;
+            for (int j = 0; j < WIDTH; j++) v[j] = LARGEST ? sums[j][thread] : sums[j][thread] / pixels;
             finish(v, operands, out, pitch, channels, place, n, c);
         }
         __syncthreads();

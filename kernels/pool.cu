@@ -1,8 +1,11 @@
-// Max and average pooling.
+// Max, average and norm pooling.
 #include "tail.cuh"
 
 #ifndef AVERAGE  // else the maximum
 #define AVERAGE 0
+#endif
+#ifndef NORM  // of an average: the root of the sum of these powers instead
+#define NORM 0
 #endif
 #ifndef KH  // of a small window, whose pixels are all read before the first is needed; else 0
 #define KH 0
@@ -15,6 +18,10 @@ struct Head {
     int with_padding, divisor;  // of an average: count the padding; or divide by this, if not 0
 };
 #include "rows.cuh"
+__device__ __forceinline__ number powered(number v) {
+    if (NORM == 0 || NORM == 1) return v;
+    return NORM == 2 ? v * v : pow(v, (number)NORM);
+}
 constexpr int ROWS_AT_ONCE = KH ? KH : 1, COLS_AT_ONCE = KW ? KW : 1;
 
 __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& parameters, int place, int n, int y, int x, int c) {
@@ -43,7 +50,7 @@ __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& parameters,
                 taps += inside[k];
 #pragma unroll
                 for (int j = 0; j < WIDTH; j++) {
-                    const number tap = get(read[k].of[j]);
+                    const number tap = powered(get(read[k].of[j]));
                     const number then = AVERAGE ? v[j] + tap : tap > v[j] || tap != tap ? tap : v[j];
                     v[j] = inside[k] ? then : v[j];
                 }
@@ -55,5 +62,10 @@ __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& parameters,
         taps = (min(top + kh, h.H + h.ph) - top) * (min(left + kw, h.W + h.pw) - left);
     const number divisor = h.divisor ? h.divisor : taps;
 #pragma unroll
-    for (int j = 0; j < WIDTH; j++) v[j] /= divisor;
+    for (int j = 0; j < WIDTH; j++) {
+        v[j] /= divisor;
+        if (NORM == 0) continue;
+        v[j] *= kh * kw;  // as torch has it: also of windows that reach over the edge
+        if (NORM != 1) v[j] = NORM == 2 ? sqrt(v[j]) : pow(v[j], 1 / (number)NORM);
+    }
 }

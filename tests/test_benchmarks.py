@@ -172,7 +172,7 @@ def without_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu.deltaconvert, "convert", by_reference)
     monkeypatch.setattr(gpu, "environment", lambda: dict(GPU))
     monkeypatch.setattr(gpu, "_model_and_frame", lambda unit: (model, base))
-    monkeypatch.setattr(gpu, "engines", lambda model, frame, modes: {"eager": model, "graph": model})
+    monkeypatch.setattr(gpu, "engines", lambda model, frame, *rest: {"eager": model, "graph": model})
     monkeypatch.setattr(gpu, "median_ms", lambda run, frame, repeats: 4.0)
     monkeypatch.setattr(gpu, "ceilings", lambda kind: {"bytes_per_second": 1e9, "flops_per_second": 1e12})
     monkeypatch.setattr(

@@ -52,6 +52,16 @@ LAYERS = {
     ),
     "silu": lambda: (nn.Sequential(conv(8, 16, 3), nn.SiLU(), nn.MaxPool2d(3, 2, 1)), 8),
     "norm": lambda: (nn.Sequential(nn.BatchNorm2d(8), nn.ReLU6(), nn.AvgPool2d(3, 2, 1), nn.PReLU(8)), 8),
+    "group norm": lambda: (nn.Sequential(conv(8, 12, 1), nn.GroupNorm(3, 12), nn.ReLU()), 8),
+    "layer norm": lambda: (
+        Call(lambda m, x: m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=nn.LayerNorm(24)),
+        24,
+    ),
+    "softmax": lambda: (nn.Sequential(conv(8, 21, 1), nn.Softmax(1)), 8),
+    "shuffle": lambda: (
+        nn.Sequential(nn.ChannelShuffle(3), nn.AdaptiveMaxPool2d((5, 7)), nn.LPPool2d(2, 2)),
+        12,
+    ),
     "concat": lambda: (Call(lambda m, x: torch.cat([m.a(x), x], 1).relu(), a=conv(8, 5, 1)), 8),
     "resize": lambda: (
         nn.Sequential(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracle import Call, assert_close, assert_same_bits, scripted_video
 from torch import nn
+from torch.nn import functional as F
 
 import deltaconvert
 import model_zoo
@@ -82,3 +83,43 @@ def test_pools_of_small_and_large_windows():
         nn.MaxPool2d(3, 1, 1), nn.AvgPool2d((5, 4), 1, (2, 0)), nn.MaxPool2d(2, 2, ceil_mode=True)
     )
     check(network.eval(), (2, 10, 17, 19))
+
+
+def test_norms_and_functions_of_channels():
+    network = Call(
+        lambda m, x: torch.cat(
+            [
+                m.group(m.a(x)),
+                m.instance(x).softmax(1),
+                x.std(1, keepdim=True),
+                m.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+                x.argmax(1, keepdim=True) * x[:, :1],
+            ],
+            1,
+        ),
+        a=nn.Conv2d(6, 8, 1),
+        group=nn.GroupNorm(2, 8),
+        instance=nn.InstanceNorm2d(6, affine=True),
+        layer=nn.LayerNorm(6),
+    ).eval()
+    assert whole(check(network, (2, 6, 37, 21))) == ["Fused"]  # what is behind the arg max
+
+
+def test_copies_and_other_pools():
+    network = Call(
+        lambda m, x: torch.cat(
+            [
+                F.channel_shuffle(x, 3)[:, [4, 0, 2], 1:-2].flip(1, 3) * F.adaptive_max_pool2d(x[:, :3], 1),
+                F.interpolate(F.lp_pool2d(x, 3.0, 2).abs(), (15, 11)),
+                F.pad(F.adaptive_max_pool2d(x, (13, 9)), (1, 1, 2, 0, 1, 0), value=3.0),
+            ],
+            1,
+        )
+    ).eval()
+    assert whole(check(network, (2, 6, 18, 11))) == []
+
+
+def whole(model: deltaconvert.DeltaModel) -> list[str]:
+    """The operators that torch computes."""
+    steps = [getattr(step, "_step", step) for step in model._program._operators]
+    return [type(step.operator).__name__ for step in steps if step._compute == step._whole]

@@ -49,7 +49,12 @@ class OverChannels(Operator):
         super().__init__()
         self.function, self.dim, self.options = function, dim, options
         self._call = _SAME.get(function) or _ONE[function]
-        self._options = {**options, "keepdim": True} if function in _ONE else options
+        self._options = {**options, "keepdim": True} if self.makes_one else options
+
+    @property
+    def makes_one(self) -> bool:
+        """Of all channels of a pixel one value."""
+        return self.function in _ONE
 
     def forward(self, x: Tensor) -> Tensor:
         return self._call(x, dim=self.dim, **self._options)
@@ -63,7 +68,7 @@ class OverChannels(Operator):
         if not layout.in_order(layout.dims[place], 1):
             return None
         moved = OverChannels(self.function, 1, self.options)
-        return moved, layout.without_channels() if self.function in _ONE else layout
+        return moved, layout.without_channels() if self.makes_one else layout
 
     def rows(self, rows: Tensor) -> Tensor:
         """The same function of pixels (n, C)."""

@@ -110,9 +110,11 @@ static inline unsigned __ballot_sync(unsigned, bool one) {
 }
 static inline bool __any_sync(unsigned, bool one) { return __ballot_sync(~0u, one) != 0; }
 template <class T> static T from_lane(T value, int lane) {
-    unsigned long long said[32];
-    all_lanes((unsigned long long)value, said);
-    return (T)said[lane];
+    unsigned long long said[32], bits = 0;
+    memcpy(&bits, &value, sizeof(value));
+    all_lanes(bits, said);
+    memcpy(&value, &said[lane], sizeof(value));
+    return value;
 }
 template <class T> static T __shfl_sync(unsigned, T value, int lane) { return from_lane(value, lane); }
 template <class T> static T __shfl_xor_sync(unsigned, T value, int bits) {

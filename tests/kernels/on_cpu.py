@@ -39,6 +39,7 @@ def library(source: Path, *defines: str) -> ctypes.CDLL:
 
 class Kernel:
     def __init__(self, source: str, name: str, macros: dict[str, Any], shared_bytes: int = 0):
+        self.name = name
         defines = [f"-D{key}={text}" for key, text in sorted({**macros, "NAME": name}.items())]
         quiet = [
             "-Wno-parentheses",

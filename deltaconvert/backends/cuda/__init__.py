@@ -24,7 +24,7 @@ from deltaconvert.backends.cuda.convs import Head, blocks_at_once
 from deltaconvert.backends.cuda.heads import head_of
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel, on_current_stream, why_not
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
-from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, side_of
+from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.tail import NoKernel, Tail, device_bytes
 from deltaconvert.backends.cuda.tuning import Tuner
@@ -173,19 +173,19 @@ class Backend:
         self._edges.append(edge)
         self.place += 1
         with torch.cuda.device(kept.device):
-            side = side_of(operator, inputs[0], edge)
-            if side is None:
+            boxed = boxes_of(operator, inputs[0], edge)
+            if boxed is None:
                 return Step(self, operator, reaches, inputs, edge)
-            boxes = self._boxes(side, inputs[0])
+            boxes = self._boxes(boxed, inputs[0])
             return InBoxes(boxes, Step(self, operator, reaches, [boxes.edge, *inputs[1:]], edge))
 
-    def _boxes(self, side: int, source: Edge) -> Step:
-        n, channels, *size = source.values.shape
-        means: Any = BoxMeans(side)
-        reach = means.reach(size)
-        edge = Edge(Map((n, channels, *reach.out_size), source.values.dtype, source.values.device))
-        edge.of_boxes = (side, size[0], size[1])
-        return Step(self, means, [reach], [source], edge)
+    def _boxes(self, boxed: BoxMeans, source: Edge) -> Step:
+        n, _, *size = source.values.shape
+        reach, (channels, dtype) = boxed.reach(size), boxed.form(source)
+        edge = Edge(Map((n, channels, *reach.out_size), dtype, source.values.device))
+        edge.of_boxes = (boxed.side, size[0], size[1])
+        operator: Any = boxed
+        return Step(self, operator, [reach], [source], edge)
 
     def _untailed(self, head: Head, edge: Edge) -> _Launch:
         return _Launch(self, head, Tail(edge.values.shape[1], edge.values.dtype, edge.values.device), edge)

@@ -9,21 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cuda import norms
 from deltaconvert.backends.cuda.convs import Head, conv, linear, window_of
 from deltaconvert.backends.cuda.kernels import TYPES
-from deltaconvert.backends.cuda.means import BoxMeans, lanes_of, packed_mean
+from deltaconvert.backends.cuda.means import BoxMeans, BoxMoments, lanes_of, packed_mean
+from deltaconvert.backends.cuda.norms import makes_places
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
 from deltaconvert.ops.base import Operator
-from deltaconvert.ops.channels import Channels, Concat
+from deltaconvert.ops.channels import ChannelIndex, Channels, ChannelShuffle, Concat
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.group_norm import Normalise, Statistics
+from deltaconvert.ops.layer_norm import ChannelNorm
 from deltaconvert.ops.linear import MapLinear
+from deltaconvert.ops.over_channels import OverChannels
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.places import Places
-from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
+from deltaconvert.ops.pool import AvgPool2d, LpPool2d, MaxPool2d
 from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
-from deltaconvert.reach import Pixel, Sources
+from deltaconvert.reach import Sources
 
 MOST_PARTS = 16  # of kernels/pointwise.cu
 UNROLLED_TAPS = 16  # of kernels/pool.cu
@@ -38,7 +43,7 @@ def head_of(
     """
     n, channels, height, width = edge.values.shape
     dtype, size = edge.values.dtype, (height, width)
-    if dtype not in TYPES or inputs[0].values.dtype != dtype:
+    if not _types_fit(operator, inputs[0], edge):
         raise NoKernel("another type")
     if n * height * width * -(-channels // 2) >= 2**32:
         raise NoKernel("a map of more than 32 bits")
@@ -49,8 +54,10 @@ def head_of(
     if isinstance(operator, Fused):
         first, own = operator.head, operator.head_inputs
         stages = list(zip(list(operator.stages)[1:], operator.counts, operator.slots, strict=True))  # type: ignore[arg-type]
+    if stages and makes_places(first):
+        raise NoKernel("places of channels with something fused behind them")
     mine, others = others[:own], others[own:]
-    if first.elementwise:
+    if first.elementwise and not isinstance(first, Normalise):
         head = _same_map(mine, edge, tail, first)
     elif isinstance(first, (Conv2d, ConvTranspose2d)):
         head = conv(first, reaches, mine, edge, tuner)
@@ -65,6 +72,18 @@ def head_of(
         others = others[count:]
         tail.then(stage, [*values[:slot], "v", *values[slot:]])
     return head, tail
+
+
+def _types_fit(operator: Operator, source: Any, edge: Any) -> bool:
+    """Kernels make the type that they read, but for channels' places and for moments, which are more exact."""
+    types = source.values.dtype, edge.values.dtype
+    if makes_places(operator):
+        return types[0] in TYPES and edge.threshold is None
+    return types[0] in TYPES and types[1] in TYPES and (types[0] == types[1] or _of_moments(operator))
+
+
+def _of_moments(operator: Any) -> bool:
+    return isinstance(operator, BoxMoments | Statistics)
 
 
 def _same_map(inputs: Sequence[Any], edge: Any, tail: Tail, stage: Operator) -> Head:
@@ -108,38 +127,42 @@ def _channels(operator: Channels, reaches: Any, inputs: Sequence[Any], edge: Any
 
 def _pool(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
     (source,) = inputs
-    average = isinstance(operator, AvgPool2d)
-    divisor = (operator.divisor_override or 0) if average else 0
-    numbers = (*window_of(source, reaches[0]), average and operator.count_include_pad, divisor)
+    average = not isinstance(operator, MaxPool2d)
+    divisor = getattr(operator, "divisor_override", None) or 0
+    numbers = (*window_of(source, reaches[0]), getattr(operator, "count_include_pad", False), divisor)
     kh, kw = reaches[0].kernel
     return Head(
         "pool.cu",
         struct.pack("=Q13i4x", source.values.data_ptr(), *numbers),
-        macros={"AVERAGE": int(average), **({"KH": kh, "KW": kw} if kh * kw <= UNROLLED_TAPS else {})},
+        macros={
+            "AVERAGE": int(average),
+            "NORM": getattr(operator, "norm", 0),
+            **({"KH": kh, "KW": kw} if kh * kw <= UNROLLED_TAPS else {}),
+        },
         channels=source.values.shape[1],
     )
 
 
 def _resample(operator: Interpolate, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
     (source,) = inputs
+    if reaches[0].single and operator.mode.startswith("nearest"):
+        return _copied(operator, reaches, inputs, edge)
     weights = operator.weights(reaches[0], tuple(source.values.shape), torch.float64)
-    return _weighted(source, edge, reaches[0], weights, 0.0)
+    return _weighted(source, edge, reaches[0], weights)
 
 
 def _mean(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
     (source,) = inputs
     channels = source.values.shape[1]
-    lanes = {"LANES": lanes_of(channels, edge.values.dtype)}
-    return Head("mean.cu", packed_mean(operator, source), "means", lanes, channels=channels)
+    macros = {"LANES": lanes_of(channels, edge.values.dtype), "LARGEST": int(operator.kind == "max")}
+    return Head("mean.cu", packed_mean(operator, source), "means", macros, channels=channels)
 
 
 def _adaptive(operator: AdaptivePool2d, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
-    if operator.kind != "avg":
-        raise NoKernel("the largest of boxes of several sizes")
     if not isinstance(reaches[0], Sources):
         return _mean(operator, reaches, inputs, edge)
     weights = [_averaging(table) for table in (reaches[0].rows, reaches[0].cols)]
-    return _weighted(inputs[0], edge, reaches[0], weights, 0.0)
+    return _weighted(inputs[0], edge, reaches[0], weights, LARGEST=int(operator.kind == "max"))
 
 
 def _averaging(table: Tensor) -> Tensor:
@@ -158,20 +181,38 @@ def _shuffle(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge:
     return Head("shuffle.cu", struct.pack("=Q6i", source.values.data_ptr(), *numbers), channels=outputs)
 
 
-def _copied(operator: Places, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
+def _copied(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
+    """Places, nearest interpolation, and operators on channels alone."""
     (source,) = inputs
-    channels = torch.arange(source.values.shape[1]).view(1, -1)
-    if not torch.equal(operator.copied(channels), channels):
-        raise NoKernel("it moves channels as well")
-    if isinstance(reaches[0], Pixel):
-        return _parts([(source, 0, 0, 1)], source.values.shape[1])
-    tables = reaches[0].rows, reaches[0].cols
-    ones = (torch.ones(table.shape, dtype=torch.float64) for table in tables)
-    return _weighted(source, edge, reaches[0], tuple(ones), operator.fill)
+    device, reach, size = edge.values.device, reaches[0], edge.values.shape[2:]
+    tables = (reach.rows, reach.cols) if isinstance(reach, Sources) else map(torch.arange, size)
+    rows, cols = (table.flatten().to(device, torch.int32) for table in tables)
+    channels = _channels_of(operator, source.values.shape[1], device)
+    reordered = channels.tolist() != list(range(source.values.shape[1]))
+    padded = torch.full((-(-len(channels) // 8) * 8,), -1, dtype=torch.int32, device=device)
+    padded[: len(channels)] = channels
+    kept = (rows, cols, padded)
+    addresses = [t.data_ptr() for t in (source.values, *kept)]
+    fill, numbers = getattr(operator, "fill", 0.0), (source.pitch, *source.values.shape[2:], 0)
+    return Head(
+        "copies.cu",
+        struct.pack("=4Qd4i", *addresses, fill, *numbers),
+        macros={"REORDERED": int(reordered)},
+        weights=kept,
+        channels=len(channels),
+    )
 
 
-def _weighted(source: Any, edge: Any, reach: Sources, weights: Sequence[Tensor], fill: float) -> Head:
-    """Sums over the rows and columns of `reach`; a place outside the map holds `fill`."""
+def _channels_of(operator: Any, channels: int, device: torch.device) -> Tensor:
+    """int64 (C'): the channels that an operator copies, in their order; -1 for a constant. Asked of itself, twice."""
+    copy = operator.copied if operator.copies else lambda x: operator(x[..., None, None])[..., 0, 0]
+    places = torch.arange(channels, dtype=torch.float64, device=device).view(1, -1)
+    once, again = copy(places), copy(places + channels)
+    return torch.where(again == once + channels, once, -1).flatten().long()
+
+
+def _weighted(source: Any, edge: Any, reach: Sources, weights: Sequence[Tensor], **macros: int) -> Head:
+    """Sums over the rows and columns of `reach`."""
     number = torch.float64 if edge.values.dtype == torch.float64 else torch.float32
     device = edge.values.device
     rows, cols = (table.to(device, torch.int32).contiguous() for table in (reach.rows, reach.cols))
@@ -180,7 +221,8 @@ def _weighted(source: Any, edge: Any, reach: Sources, weights: Sequence[Tensor],
     numbers = (source.pitch, *source.values.shape[2:], rows.shape[1], cols.shape[1], 0)
     return Head(
         "resample.cu",
-        struct.pack("=5Qd6i", *addresses, fill, *numbers),
+        struct.pack("=5Q6i", *addresses, *numbers),
+        macros=macros,
         weights=(rows, cols, row_weights, col_weights),
         channels=source.values.shape[1],
     )
@@ -200,10 +242,18 @@ _PACKERS = _Packers(
         Channels: _channels,
         MaxPool2d: _pool,
         AvgPool2d: _pool,
+        LpPool2d: _pool,
         Interpolate: _resample,
         Places: _copied,
         PixelShuffle: _shuffle,
         PixelUnshuffle: _shuffle,
+        ChannelIndex: _copied,
+        ChannelShuffle: _copied,
+        OverChannels: norms.over_channels,
+        ChannelNorm: norms.channel_norm,
+        Normalise: norms.normalise,
+        Statistics: norms.statistics,
+        BoxMoments: norms.moments,
         BoxMeans: _mean,
         AdaptivePool2d: _adaptive,
     }

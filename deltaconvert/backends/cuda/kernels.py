@@ -58,13 +58,13 @@ class Kernel:
 
     def __init__(self, source: str, name: str, macros: Mapping[str, Any], shared_bytes: int = 0):
         options = tuple(sorted((k, str(v)) for k, v in macros.items()))
-        self._name, self._shared_bytes = name, shared_bytes
+        self.name, self._shared_bytes = name, shared_bytes
         self._module = _compiled(source, options, torch.cuda.current_device())
         self._waits = source_of(source).count("wait_for_predecessor()") > 1  # one is its definition
 
     @cached_property
     def _function(self) -> Any:
-        function = self._module.result().get_function(self._name)
+        function = self._module.result().get_function(self.name)
         if self._shared_bytes > 48 << 10:
             function.max_dynamic_shared_size_bytes = self._shared_bytes
         return function

@@ -1,4 +1,4 @@
-"""Means of whole maps, in boxes: a change reads its own box again, and the means of the boxes are few."""
+"""Means, maxima and moments of whole maps, in boxes: a change reads its own box again, and the boxes are few."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from deltaconvert.backends.cuda.kernels import TYPES, on_current_stream
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import head_of
+from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.ops.resample import AdaptivePool2d
 from deltaconvert.reach import Window
 
@@ -20,17 +21,35 @@ PIXELS = 16  # of a box that a thread sums: enough to have many loads on their w
 
 
 class BoxMeans:
-    """What a step asks of an operator: the mean of each box of side x side pixels; the last ones may be smaller."""
+    """What a step asks of an operator: the mean of each box of side x side pixels; the last ones may be smaller.
+
+    kind: "avg"; or "max", the largest value instead.
+    """
 
     elementwise = False
 
-    def __init__(self, side: int):
-        self.side = side
+    def __init__(self, side: int, kind: str):
+        self.side, self.kind = side, kind
 
     def reach(self, size: Sequence[int]) -> Window:
         height, width = size
         box, out = (self.side, self.side), (-(-height // self.side), -(-width // self.side))
         return Window(box, box, (0, 0), (1, 1), (height, width), out)
+
+    def form(self, source: Any) -> tuple[int, torch.dtype]:
+        """Channels and type of what it makes."""
+        return source.values.shape[1], source.values.dtype
+
+
+class BoxMoments(BoxMeans):
+    """Of each channel of a box the mean, behind all of these the sums of squares around it."""
+
+    def __init__(self, side: int):
+        super().__init__(side, "moments")
+
+    def form(self, source: Any) -> tuple[int, torch.dtype]:
+        wide = torch.float64 if source.values.dtype == torch.float64 else torch.float32
+        return 2 * source.values.shape[1], wide
 
 
 class InBoxes:
@@ -58,17 +77,20 @@ def every_pixel(edge: Any) -> Listed:
     return Listed(places, places.new_tensor([pixels]), -1)
 
 
-def side_of(operator: Operator, source: Any, edge: Any) -> int | None:
-    """The side of the boxes where an operator, or the head of a fused one, is the mean of a large map."""
+def boxes_of(operator: Operator, source: Any, edge: Any) -> BoxMeans | None:
+    """What is kept of boxes where an operator, or the head of a fused one, takes all of a large map together."""
     head = head_of(operator)
-    if not _is_mean(head) or tuple(edge.values.shape[2:]) != (1, 1) or source.values.dtype not in TYPES:
+    whole = isinstance(head, AdaptivePool2d) and tuple(edge.values.shape[2:]) == (1, 1)
+    if source.values.dtype not in TYPES or not (whole or isinstance(operator, Statistics)):
         return None
     _, channels, height, width = source.values.shape
     pixels = THREADS // lanes_of(channels, source.values.dtype) * PIXELS
     side = 1
     while 4 * side * side <= pixels:
         side *= 2
-    return side if height * width > 4 * pixels else None
+    if isinstance(operator, Statistics):
+        return BoxMoments(side)
+    return BoxMeans(side, head.kind) if height * width > 4 * pixels else None  # type: ignore[union-attr]
 
 
 def lanes_of(channels: int, dtype: torch.dtype) -> int:
@@ -84,7 +106,3 @@ def packed_mean(operator: Operator | BoxMeans, source: Any) -> bytes:
     full = source.of_boxes or (1, height, width)
     numbers = (source.pitch, height, width, *window, full[0], *full, 0)
     return struct.pack("=Q10i", source.values.data_ptr(), *numbers)
-
-
-def _is_mean(head: Operator) -> bool:
-    return isinstance(head, AdaptivePool2d) and head.kind == "avg"

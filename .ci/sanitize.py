@@ -1,0 +1,235 @@
+"""Play small networks on the GPU under each tool of compute-sanitizer. Fails on a finding in a kernel of ours.
+
+    python .ci/sanitize.py [memcheck racecheck synccheck initcheck] [--logs FOLDER] [--limit 300]
+    python .ci/sanitize.py play [graph]      what is played, without a tool
+
+Every kernel of kernels/*.cu is launched, on full, partly changed and still frames, with and without thresholds.
+torch's allocator is off, so that each tensor's bounds are known; a graph cannot be captured then, and frames are played
+launch by launch. memcheck plays graphs as well. What cuDNN and torch do is not judged; nor what the driver's interface
+answers: cuda-bindings asks for functions that an older driver has not, and is told so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+OPTIONS = {"synccheck": ["--num-cuda-barriers", "65536"], "racecheck": ["--num-cuda-barriers", "65536"]}
+RUNS = ("memcheck", "memcheck graph", "racecheck", "synccheck", "initcheck")
+OF_HOPPER = "conv_wgmma.cu"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="*", help="tools; or play, and graph")
+    parser.add_argument("--logs", type=Path, help="where what they print is kept")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for each run")
+    options = parser.parse_args()
+    if options.what[:1] == ["play"]:
+        play("graph" in options.what)
+        return 0
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if tool is None:
+        print("there is no compute-sanitizer: it comes with the CUDA toolkit")
+        return 1
+    logs = options.logs or Path(mkdtemp())
+    logs.mkdir(parents=True, exist_ok=True)
+    runs = [run for run in RUNS if not options.what or run.split()[0] in options.what]
+    subprocess.run([sys.executable, __file__, "play", "graph"], check=True)  # compiles, and chooses tiles
+    running = {run: _start(tool, run, logs) for run in runs}
+    return max([_judge(run, process, logs, options.limit) for run, process in running.items()])
+
+
+def _start(tool: str, run: str, logs: Path) -> subprocess.Popen[bytes]:
+    name, *graph = run.split()
+    command = [tool, "--tool", name, "--report-api-errors", "no", "--print-limit", "100000"]
+    command += ["--show-backtrace", "no", *OPTIONS.get(name, []), sys.executable]
+    environment = dict(os.environ) if graph else {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    with (logs / f"{run.replace(' ', '_')}.txt").open("wb") as log:
+        return subprocess.Popen(
+            [*command, __file__, "play", *graph], stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+
+
+def _judge(run: str, process: subprocess.Popen[bytes], logs: Path, limit: float) -> int:
+    try:
+        process.wait(limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    path = logs / f"{run.replace(' ', '_')}.txt"
+    text = path.read_text(errors="replace")
+    found, others, ours = [], 0, re.compile(rf"\b(at|in) ({'|'.join(kernels())})\b(?!\.)")
+    for finding in findings(text):
+        if ours.search(finding):
+            found.append(finding)
+        else:
+            others += 1
+    ended = "PLAYED" in text
+    print(
+        f"{run}: {len(found)} findings in our kernels, {others} elsewhere" + ("" if ended else "; not ended")
+    )
+    for finding in found[:5]:
+        print(finding[:1500])
+    if not ended:
+        print(text[-1500:])
+    return int(bool(found) or not ended)
+
+
+def findings(text: str) -> Iterator[str]:
+    """The reports in what a tool printed: a line at the margin of the box, and those that stand further in."""
+    report: list[str] = []
+    for line in text.splitlines():
+        inside = re.match(r"=========( +)(\S.*)?$", line)
+        if inside is None:
+            continue
+        if len(inside[1]) > 1:
+            report.append(line)
+            continue
+        if len(report) > 1:
+            yield "\n".join(report)
+        report = [line]
+    if len(report) > 1:
+        yield "\n".join(report)
+
+
+def kernels() -> set[str]:
+    """The names of all kernels."""
+    text = "".join(path.read_text() for path in (ROOT / "kernels").glob("*.cu*"))
+    return set(re.findall(r"__global__ void (?:CLUSTER )?(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text))
+
+
+# ---- what is played
+
+
+def play(graph: bool) -> None:
+    import torch
+    from oracle import assert_close, scripted_video
+
+    import deltaconvert
+    from deltaconvert.backends import cuda
+
+    played = set()
+
+    class Noted(cuda.Kernel):
+        def __init__(self, source: str, *rest: Any):
+            self._source = source
+            super().__init__(source, *rest)
+
+        def __call__(self, *args: Any, **options: Any) -> None:
+            played.add(self._source)
+            super().__call__(*args, **options)
+
+    cuda.Kernel = Noted  # type: ignore[misc]
+    if not graph:
+        cuda.Recording = _by_steps()  # type: ignore[misc, assignment]
+    torch.set_default_device("cuda")
+    bounds = {"float": 1e-4, "tf32": 1e-2, "half": 2e-2}
+    for name, network, shape, kind, threshold in cases():
+        torch.backends.cudnn.allow_tf32 = kind == "tf32"
+        dtype = torch.float16 if kind == "half" else torch.float32
+        network = network.to("cuda", dtype).eval()
+        video = [frame.to(dtype) for frame in scripted_video(shape, torch.float32)]
+        model = deltaconvert.convert(network, video[0], threshold=threshold)
+        for t in (0, 1, 2, 4, 7, 10, 10):
+            output = model(video[t])
+        with torch.no_grad():
+            expected = network(video[10])
+        if not threshold:
+            error = (output - expected).abs().max() / expected.abs().max()
+            assert error <= bounds[kind], f"{name} {kind}: off by {error:.2g}"
+        assert_close(output, model(video[10]), "a still frame")
+        print(f"{name} {kind} {threshold}", flush=True)
+    every = {path.name for path in (ROOT / "kernels").glob("*.cu")}
+    if torch.cuda.get_device_capability() != (9, 0):
+        every.discard(OF_HOPPER)
+    assert played == every, f"not played: {every - played}"
+    torch.cuda.synchronize()
+    print("PLAYED")
+
+
+def _by_steps() -> type:
+    """A Recording without a graph."""
+    import torch
+
+    from deltaconvert.backends.cuda.kernels import on_current_stream
+
+    class BySteps:
+        def __init__(self, device: torch.device, start: Any, join: Any, finish: Any):
+            self._device, self._start, self._finish = device, start, finish
+            self.outside: dict[str, str] = {}
+
+        def play(self, steps: Any, frame: Any) -> None:
+            with on_current_stream(self._device):
+                self._start()
+                for step in steps:
+                    step(frame)
+                self._finish()
+
+    return BySteps
+
+
+def cases() -> Iterator[tuple[str, Any, tuple[int, ...], str, float]]:
+    """(name, network, shape of a frame, type of numbers, threshold)."""
+    import torch
+    from oracle import Call
+    from torch import nn
+    from torch.nn import functional as F
+
+    torch.manual_seed(0)
+
+    def conv(*args: int, **options: Any) -> nn.Module:
+        return nn.Conv2d(*args, **options)
+
+    mixed = Call(
+        lambda m, x: m.head(torch.cat([m.up(m.block(m.stem(x))), m.shuffle(m.stem(x))], 1)),
+        stem=nn.Sequential(conv(3, 24, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1, 1)),
+        block=nn.Sequential(
+            conv(24, 24, 3, padding=1, groups=24), nn.SiLU(), conv(24, 40, 1), nn.AvgPool2d(3, 1, 1)
+        ),
+        up=nn.ConvTranspose2d(40, 16, 2, stride=2),
+        shuffle=nn.PixelShuffle(2),
+        head=conv(22, 8, 3, padding=1),
+    )
+    gate = Call(
+        lambda m, x: m.a(x) * m.b(x.mean((2, 3), keepdim=True)).sigmoid(), a=conv(8, 16, 1), b=conv(8, 16, 1)
+    )
+    norms = Call(
+        lambda m, x: (
+            torch.cat([m.group(x).softmax(1), m.shuffle(x), F.adaptive_max_pool2d(x, (150, 140))], 1)
+            * F.adaptive_max_pool2d(m.a(x), 1).sigmoid()
+        ),
+        a=conv(12, 36, 1),
+        group=nn.GroupNorm(3, 12),
+        shuffle=nn.ChannelShuffle(2),
+    )
+    many = nn.Sequential(
+        conv(3, 8, 3, stride=2, padding=1), nn.ReLU(), conv(8, 8, 3, padding=2, dilation=2), nn.ReLU(),
+        nn.Upsample(scale_factor=1.5, mode="bilinear"), conv(8, 8, 3, padding=1),
+    )  # fmt: skip
+    for kind in ("half", "tf32", "float"):
+        for threshold in (0.0, 0.1):
+            yield "mixed", mixed, (2, 3, 36, 52), kind, threshold
+        yield "a gate", gate, (2, 8, 150, 140), kind, 0.0
+        yield "norms", norms, (2, 12, 150, 140), kind, 0.0
+    for kind in ("half", "tf32"):
+        yield "a long sum", nn.Sequential(conv(256, 64, 3, padding=1), nn.ReLU()), (1, 256, 30, 31), kind, 0.0
+        yield "wide", nn.Sequential(conv(64, 200, 3, padding=1)), (2, 64, 40, 50), kind, 0.0
+    for threshold in (0.0, 0.1):
+        yield "lists aside", many, (2, 3, 260, 320), "float", threshold
+
+
+if __name__ == "__main__":
+    sys.exit(main())
