@@ -15,8 +15,10 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
@@ -36,7 +38,7 @@ def main() -> int:
     )
     parser.add_argument("what", nargs="*", help="tools; or play, and graph")
     parser.add_argument("--logs", type=Path, help="where what they print is kept")
-    parser.add_argument("--limit", type=float, default=900, help="seconds for each run")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for all of it")
     options = parser.parse_args()
     if options.what[:1] == ["play"]:
         play("graph" in options.what)
@@ -50,7 +52,8 @@ def main() -> int:
     runs = [run for run in RUNS if not options.what or run.split()[0] in options.what]
     subprocess.run([sys.executable, __file__, "play", "graph"], check=True)  # compiles, and chooses tiles
     running = {run: _start(tool, run, logs) for run in runs}
-    return max([_judge(run, process, logs, options.limit) for run, process in running.items()])
+    until = time.monotonic() + options.limit
+    return max([_judge(run, process, logs, until) for run, process in running.items()])
 
 
 def _start(tool: str, run: str, logs: Path) -> subprocess.Popen[bytes]:
@@ -60,15 +63,19 @@ def _start(tool: str, run: str, logs: Path) -> subprocess.Popen[bytes]:
     environment = dict(os.environ) if graph else {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     with (logs / f"{run.replace(' ', '_')}.txt").open("wb") as log:
         return subprocess.Popen(
-            [*command, __file__, "play", *graph], stdout=log, stderr=subprocess.STDOUT, env=environment
+            [*command, __file__, "play", *graph],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # what it starts is stopped with it
         )
 
 
-def _judge(run: str, process: subprocess.Popen[bytes], logs: Path, limit: float) -> int:
+def _judge(run: str, process: subprocess.Popen[bytes], logs: Path, until: float) -> int:
     try:
-        process.wait(limit)
+        process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
     path = logs / f"{run.replace(' ', '_')}.txt"
     text = path.read_text(errors="replace")
     found, others, ours = [], 0, re.compile(rf"\b(at|in) ({'|'.join(kernels())})\b(?!\.)")
@@ -143,7 +150,7 @@ def play(graph: bool) -> None:
         network = network.to("cuda", dtype).eval()
         video = [frame.to(dtype) for frame in scripted_video(shape, torch.float32)]
         model = deltaconvert.convert(network, video[0], threshold=threshold)
-        for t in (0, 1, 2, 4, 7, 10, 10):
+        for t in (0, 1, 2, 10):
             output = model(video[t])
         with torch.no_grad():
             expected = network(video[10])
