@@ -26,7 +26,7 @@ EXTRAS     ?= $(if $(filter 12,$(CUDA)),cuda12,cuda13),dev
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cuda soak check bench wheel clean
+.PHONY: help setup demo test test-cuda sanitize soak check bench wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -42,6 +42,9 @@ test: setup ## run the tests, but for the slow ones and those that need a GPU
 
 test-cuda: setup ## run the tests that need a GPU; without one this fails
 	DELTACONVERT_NEEDS_GPU=1 $(BIN)/python -m pytest -q -m gpu
+
+sanitize: setup ## every kernel under compute-sanitizer; needs a GPU and the CUDA toolkit
+	$(BIN)/python .ci/sanitize.py
 
 soak: setup ## cameras come, go and misbehave for five minutes: outputs right, memory flat
 	DELTACONVERT_SOAK_MINUTES=$${DELTACONVERT_SOAK_MINUTES:-5} $(BIN)/python -m pytest -q -s tests/faults/test_soak.py

@@ -6,7 +6,7 @@
 A unit is a network, a type of numbers and a batch; clips are played at batch 1. Units are measured one by one, the
 most telling first, and added to FILE, which is read first: what it holds on this GPU is not measured again, so that a
 run may be cut into slices. Dense engines are those of gpu_dense.py; each case times the best of them again beside the
-converted network.
+converted network. Neither pays for copying frames to where it reads them.
 
 `floor` is the least a frame can take on this GPU: its bytes (candidates read and written once, weights of the layers
 that have any) over the rate of a large copy, or its operations over that of a large product. `efficiency` is dense time
@@ -188,7 +188,8 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
         delta.reset()
         for frame in frames[:3]:
             delta(frame)
-        times, host, output = timed(delta, frames[3:])
+        (buffer,) = delta.frame_buffers()
+        times, host, output = timed(delta, frames[3:], buffer.copy_)
         again = median_ms(runs[best], nhwc, 10)
         stats, (bytes_moved, operations) = delta.stats(), work_of(delta)
         floor = max(bytes_moved / limits["bytes_per_second"], operations / limits["flops_per_second"]) * 1e3

@@ -7,7 +7,6 @@ engine but the first is a CUDA graph of its own that is replayed on one frame: n
 from __future__ import annotations
 
 import copy
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -98,21 +97,26 @@ def captured(run: Run, frame: Tensor) -> Run:
     return replay
 
 
-def timed(run: Run, frames: list[Tensor]) -> tuple[list[float], float, Any]:
+def timed(
+    run: Run, frames: list[Tensor], place: Callable[[Tensor], Tensor] = lambda frame: frame
+) -> tuple[list[float], float, Any]:
     """(milliseconds of each frame on the device, of a call on the host, the last output).
 
-    The frames are queued one after the other; a frame's time lies between two events.
+    The frames are queued one after the other; a frame's time lies between two events. place: puts a frame where it is
+    read from, as a decoder would, before its time starts.
     """
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(frames) + 1)]
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in frames]
     torch.cuda.synchronize()
-    start = time.perf_counter()
-    marks[0].record()
-    for frame, mark in zip(frames, marks[1:], strict=True):
-        output = run(frame)
-        mark.record()
-    host = (time.perf_counter() - start) / len(frames) * 1e3
+    host = 0.0
+    for frame, (start, end) in zip(frames, events, strict=True):
+        there = place(frame)
+        start.record()
+        before = time.perf_counter()
+        output = run(there)
+        host += time.perf_counter() - before
+        end.record()
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) for a, b in itertools.pairwise(marks)], host, output
+    return [start.elapsed_time(end) for start, end in events], host / len(frames) * 1e3, output
 
 
 def median_ms(run: Run, frame: Tensor, repeats: int) -> float:

@@ -83,7 +83,7 @@ def milliseconds(delta: deltaconvert.DeltaModel, base: torch.Tensor, density: st
     recording = delta._program._backend._recording
     times = []
     for frame in video(base, float(density.rstrip("%")) / 100, frames):
-        for slot in recording._inputs.values():
+        for slot in recording.inputs.values():
             slot.copy_(frame)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(400_000)  # the graph is queued before it may start

@@ -95,6 +95,12 @@ class Program:
         """Nodes that do not run as part of a frame's CUDA graph, and why; empty on other backends."""
         return self._backend.outside
 
+    @property
+    def buffers(self) -> list[Tensor] | None:
+        """The memory that every frame is read from; empty before the first one; None where there is none."""
+        found: dict[int, Tensor] | None = self._backend.buffers
+        return None if found is None else [found[slot] for slot in self._inputs if slot in found]
+
     def state_bytes(self) -> int:
         return sum(part.state_bytes() for part in (*self.edges.values(), *self.watches.values()))
 

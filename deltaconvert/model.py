@@ -180,8 +180,23 @@ class DeltaModel(nn.Module):
         """Zeros of the shapes, types and device of its inputs, flat."""
         return self._blank(self.streams)
 
+    def frame_buffers(self) -> list[Tensor]:
+        """The memory that frames are read from, flat: fill it and call the network with it, and nothing is copied.
+
+        On a CUDA device it belongs to the frame's graph, which the first frame makes; it stays the same until the size
+        changes. Write to it on the stream that calls the network: what is written before a call is its frame. On other
+        devices these are new tensors.
+        """
+        found = self._program.buffers
+        if found == []:
+            raise InputError("there is no graph to fill before the first frame: call the network once")
+        return self.blank_frames() if found is None else found
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The dense network's call. InputError, with the state untouched, for inputs that do not fit."""
+        """The dense network's call. InputError, with the state untouched, for inputs that do not fit.
+
+        Outputs are the caller's: new tensors that no later frame writes to.
+        """
         frames = self.signature.flatten(args, kwargs)
         if self._compiled is None or not torch.compiler.is_compiling():
             return self.signature.unflatten(self.frame(frames))

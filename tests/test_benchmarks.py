@@ -176,7 +176,9 @@ def without_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu, "median_ms", lambda run, frame, repeats: 4.0)
     monkeypatch.setattr(gpu, "ceilings", lambda kind: {"bytes_per_second": 1e9, "flops_per_second": 1e12})
     monkeypatch.setattr(
-        gpu, "timed", lambda run, frames: ([1.0] * len(frames), 0.5, [run(frame) for frame in frames][-1])
+        gpu,
+        "timed",
+        lambda run, frames, *place: ([1.0] * len(frames), 0.5, [run(frame) for frame in frames][-1]),
     )
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)

@@ -98,6 +98,10 @@ class Backend:
         self._total: Tensor | int = 0
 
     @property
+    def buffers(self) -> None:
+        return None
+
+    @property
     def outside(self) -> dict[str, str]:
         return {}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -94,6 +95,74 @@ def test_frames_from_host_memory(gpu):
                 mine.fill_(float("nan"))  # it was read before the call returned
     assert all(output.device == gpu for output in outputs)
     assert_all_close(outputs, expected)
+
+
+def test_frames_that_are_not_copied(gpu):
+    """Written where the graph reads them, on the stream of the call; outputs of earlier frames stay as they were."""
+    network = model_zoo.create("resnet18", seed=0).to(gpu)
+    video = scripted_video(SHAPE, torch.float32)
+    expected = dense(network, video)
+    model = deltaconvert.convert(network, video[0])
+    with pytest.raises(InputError, match="call the network once"):
+        model.frame_buffers()
+    outputs = [model(video[0])]
+    (buffer,) = model.frame_buffers()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with no_waiting(), torch.cuda.stream(stream):
+        for frame in video[1:]:
+            buffer.copy_(frame)
+            outputs.append(model(buffer))
+    assert_all_close(outputs, expected)
+
+
+def test_models_on_two_devices_at_once(gpu):
+    """Each in a thread of its own, whose current device is another one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    devices = [torch.device("cuda", place) for place in range(2)]
+    networks = [model_zoo.create("resnet18", seed=place).to(device) for place, device in enumerate(devices)]
+    videos = [
+        [frame.to(device) for frame in scripted_video(SHAPE, torch.float32, place)]
+        for place, device in enumerate(devices)
+    ]
+    expected = [dense(network, video) for network, video in zip(networks, videos, strict=True)]
+
+    def work(place: int) -> list[Tensor]:
+        with torch.cuda.device(1 - place):
+            model = deltaconvert.convert(networks[place], videos[place][0], threshold={"activation": 0.0})
+            outputs = [model(frame) for frame in videos[place]]
+            model.reset()
+            again = [model(frame) for frame in videos[place]]
+            torch.cuda.synchronize(devices[place])
+        for t, (one, other) in enumerate(zip(outputs, again, strict=True)):
+            assert_same_bits(one, other, f"frame {t} on device {place}, after a reset")
+        return outputs
+
+    with ThreadPoolExecutor(2) as pool:
+        for place, outputs in enumerate(pool.map(work, range(2))):
+            assert all(output.device == devices[place] for output in outputs)
+            assert_all_close(outputs, expected[place])
+
+
+def test_a_stream_moves_to_another_device(gpu):
+    """A snapshot of one device's model goes on in another's, to the same bits."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    video = scripted_video(SHAPE, torch.float32)
+    models = []
+    for place in range(2):
+        device = torch.device("cuda", place)
+        network = model_zoo.create("resnet18", seed=0).to(device)
+        models.append(deltaconvert.convert(network, video[0].to(device)))
+    for frame in video[:4]:
+        models[0](frame.to("cuda:0"))
+    models[1](video[0].to("cuda:1"))
+    for stream in range(SHAPE[0]):
+        models[1].restore(stream, models[0].snapshot(stream))
+    here, there = models[0](video[4].to("cuda:0")), models[1](video[4].to("cuda:1"))
+    assert_same_bits(here.cpu(), there.cpu())
+    assert models[0].stats().work == models[1].stats().work < 1
 
 
 def test_models_in_threads(gpu):

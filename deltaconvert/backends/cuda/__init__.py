@@ -270,6 +270,11 @@ class Backend:
         """Nodes that the graph could not hold, and why; known after the first frame."""
         return {} if self._recording is None else self._recording.outside
 
+    @property
+    def buffers(self) -> dict[int, Tensor]:
+        """Where frames are read from, by their slots; none before the first frame."""
+        return {} if self._recording is None else self._recording.inputs
+
     def count(self, edges: Sequence[Any]) -> Tensor:
         assert self._counted is not None
         return self._counted

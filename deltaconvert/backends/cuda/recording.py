@@ -31,6 +31,7 @@ class Recording:
         """start: before the steps. join: what they launched aside has ended. finish: behind the steps, joined too."""
         self._device, self._start, self._join, self._finish = device, start, join, finish
         self._known = False  # what the graph holds
+        self.inputs: dict[int, torch.Tensor] = {}  # slot -> the memory that frames are read from
         self._graph: torch.cuda.CUDAGraph | None = None
         self._late: list[Any] = []
         self.outside: dict[str, str] = {}
@@ -43,7 +44,7 @@ class Recording:
                 self._replay(frame)
 
     def _first(self, steps: Sequence[Any], frame: Any) -> None:
-        self._inputs = {slot: value for slot, value in enumerate(frame.values) if value is not None}
+        self.inputs = {slot: value for slot, value in enumerate(frame.values) if value is not None}
         waiting: dict[fx.Node, str] = {}
         early, self._late = [], []
         side, here = torch.cuda.Stream(), torch.cuda.current_stream()
@@ -63,9 +64,9 @@ class Recording:
             self._finish()
         here.wait_stream(side)
         self.outside = {node.name: reason for node, reason in waiting.items()}
-        self._inputs = {slot: value.clone() for slot, value in self._inputs.items()}
+        self.inputs = {slot: value.clone() for slot, value in self.inputs.items()}
         self._still = type(frame)(list(frame.values), list(frame.changed))
-        for slot, value in self._inputs.items():
+        for slot, value in self.inputs.items():
             self._still.values[slot] = value
         try:
             self._capture([step for step in early if step.node.op != "get_attr"], side)
@@ -97,14 +98,15 @@ class Recording:
         self._graph = graph
 
     def _replay(self, frame: Any) -> None:
-        for slot, value in self._inputs.items():
-            value.copy_(frame.values[slot], non_blocking=True)
+        for slot, value in self.inputs.items():
+            if frame.values[slot] is not value:
+                value.copy_(frame.values[slot], non_blocking=True)
         if self._graph is None:
             self._start()
         else:
             self._graph.replay()
         for slot, value in enumerate(self._still.values):
-            if slot not in self._inputs:
+            if slot not in self.inputs:
                 frame.values[slot] = value
         if self._late:
             with on_current_stream(self._device):

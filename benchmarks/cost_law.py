@@ -1,0 +1,70 @@
+"""The cost of a frame as a law: milliseconds = a + b * work, for each unit that benchmarks/gpu.py measured.
+
+    python benchmarks/cost_law.py benchmarks/results/gpu.json       a table, for docs/performance.md
+
+work: the share of the network's multiply-accumulates at changed pixels. a is what a frame costs in which nothing
+changes, b what the whole network costs on top: b against the dense network's time is how well the work itself runs.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.gpu import markdown
+
+
+class Law(NamedTuple):
+    """a and b in milliseconds; off: the largest error of a point, as a share of it."""
+
+    a: float
+    b: float
+    off: float
+
+
+def fit(points: Sequence[tuple[float, float]]) -> Law:
+    """Of (work, milliseconds): the law of the least squares of relative errors, so that short frames count too."""
+    ones = sum(1 / t**2 for _, t in points)
+    works = sum(w / t**2 for w, t in points)
+    squares = sum(w * w / t**2 for w, t in points)
+    times, both = sum(1 / t for _, t in points), sum(w / t for w, t in points)
+    scale = ones * squares - works * works
+    if len(points) < 2 or scale <= 1e-12 * ones * squares:
+        raise ValueError(f"no line goes through {points}: they need two different shares of work")
+    a, b = (times * squares - both * works) / scale, (both * ones - times * works) / scale
+    return Law(a, b, max(abs(a + b * w - t) / t for w, t in points))
+
+
+def laws(facts: dict[str, Any]) -> list[tuple[str, Law, float]]:
+    """(unit, its law, the dense network's milliseconds) of the boxes at threshold 0."""
+    units: dict[str, list[dict[str, Any]]] = {}
+    for row in facts["results"]:
+        if row["density"] is not None and row["threshold"] == 0:
+            units.setdefault(f"{row['network']}, {row['type']}, batch {row['batch']}", []).append(row)
+    return [
+        (
+            name,
+            fit([(row["work"], row["delta_ms"]) for row in rows]),
+            statistics.median(row["dense_ms"] for row in rows),
+        )
+        for name, rows in units.items()
+    ]
+
+
+def main() -> None:
+    facts = json.loads(Path(sys.argv[1]).read_text())
+    body = [
+        (name, f"{dense:.3g}", f"{law.a:.2g}", f"{law.b:.3g}", f"{law.b / dense:.2f}", f"{law.off:.0%}")
+        for name, law, dense in laws(facts)
+    ]
+    print(markdown(("unit", "dense, ms", "a, ms", "b, ms", "b of dense", "a point is off by at most"), body))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""benchmarks/cost_law.py and gpu_profile.py: what they make of measurements."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import cost_law, gpu_profile  # noqa: E402
+
+
+def test_cost_law():
+    """It finds the line through points that lie on one, weighs relative errors, and needs two shares of work."""
+    law = cost_law.fit([(w, 0.2 + 3 * w) for w in (0.0, 0.05, 0.3, 1.0)])
+    assert law.a == pytest.approx(0.2) and law.b == pytest.approx(3) and law.off < 1e-9
+    bent = cost_law.fit([(0.0, 0.1), (0.1, 0.4), (1.0, 3.0)])
+    assert bent.off < 0.05 and bent.a == pytest.approx(0.1, rel=0.05)
+    for points in ([], [(0.5, 1.0)], [(0.5, 1.0), (0.5, 2.0)]):
+        with pytest.raises(ValueError, match="two different shares"):
+            cost_law.fit(points)
+    row = {"network": "one", "type": "half", "batch": 1, "threshold": 0.0, "dense_ms": 4.0}
+    rows = [{**row, "density": w, "work": w, "delta_ms": 1 + 2 * w} for w in (0.0, 0.5, 1.0)]
+    clip = {**row, "density": None, "work": 0.3, "delta_ms": 9.0}
+    ((name, law, dense),) = cost_law.laws({"results": [*rows, clip]})
+    assert name == "one, half, batch 1" and law.b == pytest.approx(2) and dense == 4
+
+
+def test_kernels_of_layers():
+    """Kernels of one name belong to their launches in order; those of torch to the layer that follows."""
+    launches = [
+        gpu_profile.Launch(*pair) for pair in (("", "spread"), ("a", "conv"), ("b", "rows"), ("c", "conv"))
+    ]
+    names = ["copy", "spread(x)", "conv(x)", "torch", "rows(x)", "conv(y)", "copy"]
+    assert gpu_profile.layers_of(names, launches) == ["a", "", "a", "b", "b", "c", ""]
+    events = [gpu_profile.Event(name, t, t + 1.5) for t, name in enumerate(names)]
+    assert gpu_profile.by_layer(events, launches)["b"] == [1.0, 1.0]
+
+
+def test_what_ncu_prints():
+    metric = gpu_profile.METRICS["alone_us"]
+    text = f"""==PROF== Connected
+"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","conv","{metric}","nsecond","1,500"
+"1","rows","{metric}","nsecond","700"
+"""
+    assert gpu_profile.read_ncu(text) == [
+        {"name": "conv", "alone_us": 1.5},
+        {"name": "rows", "alone_us": 0.7},
+    ]
+    assert gpu_profile.read_ncu("no GPU") == []
