@@ -160,7 +160,8 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     began = time.perf_counter()
     model, base = _model_and_frame(unit)
     kept = None if options.kept is None else options.kept / str(unit)
-    runs = engines(model, base, tuple(options.modes), kept)
+    rare = [mode for mode in options.if_kept if kept is not None and (kept / f"{mode}.bin").exists()]
+    runs = engines(model, base, (*options.modes, *rare), kept)
     compiled_after = time.perf_counter() - began
     nhwc = base.contiguous(memory_format=torch.channels_last)
     dense = {name: median_ms(run, nhwc, options.frames // 2) for name, run in runs.items()}
