@@ -6,8 +6,8 @@
 A group is the layers of one kind on maps of one size. Frames are those of gpu.py, and run as they always do: one CUDA
 graph whose kernels start early. `now` is what each kernel adds to the chain, from the end of the kernel before it to
 its own: they sum to the frame. `floor` is what its bytes or its operations take at the rate of a large copy or product
-(gpu.py). With --ncu, Nsight Compute runs each kernel alone: `alone` is how long that takes, `dram` what share of the
-memory's rate it draws then, `tensor` how busy its tensor cores are.
+(gpu.py). With --ncu, Nsight Compute runs each kernel alone: `alone` is how long that takes, `memory` and `products`
+what share of those rates it reaches then.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ METRICS = {
     "alone_us": "gpu__time_duration.sum",
     "dram_bytes": "dram__bytes.sum",
     "l2_bytes": "lts__t_bytes.sum",
-    "tensor_percent": "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_elapsed",
 }
 FRAMES = 8  # the last one is looked at
 
@@ -166,9 +165,11 @@ def timeline(delta: Any, frames: Sequence[torch.Tensor]) -> list[Event]:
 
     for frame in frames[:-1]:
         delta(frame)
+    (buffer,) = delta.frame_buffers()
+    buffer.copy_(frames[-1])
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        delta(frames[-1])
+        delta(buffer)
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -193,10 +194,9 @@ def by_layer_alone(
 ) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for layer, row in zip(layers_of([row["name"] for row in alone], launches), alone, strict=True):
-        of_layer = found.setdefault(layer, dict.fromkeys((*METRICS, "busy_us"), 0.0))
+        of_layer = found.setdefault(layer, dict.fromkeys(METRICS, 0.0))
         for key in METRICS:
             of_layer[key] += row.get(key, 0.0)
-        of_layer["busy_us"] += row["alone_us"] * row.get("tensor_percent", 0.0) / 100
     return found
 
 
@@ -225,16 +225,19 @@ def layers_of(names: Sequence[str], launches: Sequence[Launch]) -> list[str]:
 def grouped(
     delta: Any, groups_of: Groups, chain: dict[str, list[float]], limits: dict[str, float]
 ) -> dict[str, Any]:
-    """{group: launches, floor_us, now_us}, in the order of the network."""
+    """{group: kernels, floor_us, now_us, operations}, in the order of the network."""
     work = work_by_layer(delta)
     groups: dict[str, Any] = {}
     for layer, spent in chain.items():
-        group = groups.setdefault(groups_of(layer), {"kernels": 0, "floor_us": 0.0, "now_us": 0.0})
+        group = groups.setdefault(
+            groups_of(layer), {"kernels": 0, "floor_us": 0.0, "now_us": 0.0, "operations": 0.0}
+        )
         moved, operations = work.get(layer, (0.0, 0.0))
         floor = max(moved / limits["bytes_per_second"], operations / limits["flops_per_second"])
         group["kernels"] += len(spent)
         group["floor_us"] += floor * 1e6
         group["now_us"] += sum(spent)
+        group["operations"] += operations
     return groups
 
 
@@ -312,9 +315,11 @@ def play(unit: Unit, densities: Sequence[float]) -> None:
         *before, last = frames(density)
         for frame in before:
             delta(frame)
+        (buffer,) = delta.frame_buffers()
+        buffer.copy_(last)
         torch.cuda.synchronize()
         torch.cuda.cudart().cudaProfilerStart()
-        delta(last)
+        delta(buffer)
         torch.cuda.synchronize()
         torch.cuda.cudart().cudaProfilerStop()
 
@@ -328,16 +333,19 @@ def tables(facts: dict[str, Any]) -> str:
     for unit in facts["units"]:
         name = Unit(unit["network"], unit["type"], unit["batch"])
         for row in unit["rows"]:
-            head = ["group", "kernels", "floor", "now", "gap", "alone", "dram", "tensor"]
+            head = ["group", "kernels", "floor", "now", "gap", "alone", "memory", "products"]
             body = []
             for group, found in [*row["groups"].items(), ("all", _total(row["groups"]))]:
                 now, floor, alone = found["now_us"], found["floor_us"], found.get("alone_us", 0.0)
                 cells = [group, str(found["kernels"]), *(f"{us:.1f}" for us in (floor, now, now - floor))]
                 if alone:
-                    rate = found["dram_bytes"] / (alone * 1e-6) / unit["bytes_per_second"]
-                    cells += [f"{alone:.1f}", f"{rate:.0%}", f"{found['busy_us'] / alone:.0%}"]
+                    rate = found["dram_bytes"] / alone * 1e6 / unit["bytes_per_second"]
+                    products = found["operations"] / alone * 1e6 / unit["flops_per_second"]
+                    cells += [f"{alone:.1f}", f"{rate:.0%}", f"{products:.0%}"]
                 body.append([*cells, *[""] * (len(head) - len(cells))])
-            parts.append(f"{name}, {row['density']:.0%}: {row['frame_us']:.0f} us\n\n{markdown(head, body)}")
+            parts.append(
+                f"{name}, {row['density']:.0%}: {row['frame_us']:.0f} us a frame\n\n{markdown(head, body)}"
+            )
     return "\n\n".join(parts)
 
 
