@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import hashlib
 import json
 import platform
 import statistics
@@ -160,8 +161,7 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     began = time.perf_counter()
     model, base = _model_and_frame(unit)
     kept = None if options.kept is None else options.kept / str(unit)
-    rare = [mode for mode in options.if_kept if kept is not None and (kept / f"{mode}.bin").exists()]
-    runs = engines(model, base, (*options.modes, *rare), kept)
+    runs = engines(model, base, tuple(options.modes), kept)
     compiled_after = time.perf_counter() - began
     nhwc = base.contiguous(memory_format=torch.channels_last)
     dense = {name: median_ms(run, nhwc, options.frames // 2) for name, run in runs.items()}
@@ -181,6 +181,7 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
         "best": best,
         "dense_all_ms": dense,
         "first_frame_seconds": ready,
+        "code": code(),
         **limits,
     }
     rows = []
@@ -344,6 +345,12 @@ def environment() -> dict[str, str]:
     }
 
 
+def code() -> str:
+    """Of the kernels and of what launches them: rows of other code are not of one run."""
+    files = sorted([*(ROOT / "kernels").glob("*.cu*"), *(ROOT / "deltaconvert/backends/cuda").glob("*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 def _model_and_frame(unit: Unit) -> tuple[torch.nn.Module, Tensor]:
     model = network(unit.network, unit.type)
     shape = (unit.batch, channels(model), *unit.size)
@@ -394,6 +401,9 @@ def tables(facts: dict[str, Any]) -> str:
     where = (
         f"{facts['gpu']}, torch {facts['torch']}, CUDA {facts['cuda']}, {facts['date']}, `{facts['command']}`"
     )
+    versions = {row.get("code") for row in facts["results"]}
+    if len(versions) > 1:
+        where += f"; {len(versions)} versions of the kernels, each row says which"
     return "\n\n".join([markdown(head, body), where, markdown(columns.split(","), details)])
 
 

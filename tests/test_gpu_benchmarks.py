@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cost_law, gpu_profile  # noqa: E402
+from benchmarks import cost_law, gpu_profile
 
 
 def test_cost_law():
