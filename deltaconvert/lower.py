@@ -98,7 +98,7 @@ class Program:
     @property
     def buffers(self) -> list[Tensor] | None:
         """The memory that every frame is read from; empty before the first one; None where there is none."""
-        found: dict[int, Tensor] | None = self._backend.buffers
+        found = self._backend.buffers
         return None if found is None else [found[slot] for slot in self._inputs if slot in found]
 
     def state_bytes(self) -> int:

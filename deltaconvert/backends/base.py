@@ -43,6 +43,10 @@ class Backend(Protocol):
     def outside(self) -> dict[str, str]:
         """Nodes that do not run as part of a frame's CUDA graph, and why."""
 
+    @property
+    def buffers(self) -> dict[int, Tensor] | None:
+        """The memory that every frame is read from, by slots; empty before the first one; None where there is none."""
+
     def sparsify(self, kept: Map, watch: Watch | None) -> Any:
         """The edge that dense values come in by. watch: the gate that decides what is new, if there is one."""
 

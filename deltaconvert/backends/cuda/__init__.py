@@ -272,7 +272,6 @@ class Backend:
 
     @property
     def buffers(self) -> dict[int, Tensor]:
-        """Where frames are read from, by their slots; none before the first frame."""
         return {} if self._recording is None else self._recording.inputs
 
     def count(self, edges: Sequence[Any]) -> Tensor:
