@@ -12,6 +12,7 @@ from torch import fx
 from deltaconvert.advice import way_out
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.lower import Program
+from deltaconvert.ops.expanded import Expanded
 from deltaconvert.ops.fused import Fused
 
 if TYPE_CHECKING:
@@ -340,8 +341,6 @@ def _read_by(node: fx.Node) -> tuple[str, ...]:
 def label(node: fx.Node) -> str:
     """What a node calls, for people: Conv2d + relu, linear, view."""
     operator = operator_of(node)
-    if isinstance(operator, Fused):
-        return " + ".join(_name(stage) for stage in operator.stages)
     if operator is not None:
         return _name(operator)
     if node.op == "call_module":
@@ -350,6 +349,10 @@ def label(node: fx.Node) -> str:
 
 
 def _name(operator: Any) -> str:
+    if isinstance(operator, Fused):
+        return " + ".join(map(_name, operator.stages))
+    if isinstance(operator, Expanded):
+        return f"{_name(operator.pixels)} + {_name(operator.window)}"
     return str(getattr(operator, "function", type(operator).__name__))
 
 

@@ -81,14 +81,17 @@ def fuse(gm: fx.GraphModule, chain: Sequence[fx.Node]) -> None:
             slots += operator.slots
         else:
             stages.append(operator)
+    inherit(adopt(gm, chain[-1], Fused(stages, counts, slots, head_inputs), inputs), chain)
+    for node in reversed(chain[:-1]):
+        gm.graph.erase_node(node)
+
+
+def inherit(fused: fx.Node, chain: Sequence[fx.Node]) -> None:
+    """What is known of the nodes of `chain` is known of the one that they became."""
     parts = [name for node in chain for name in names_of(node)]
     placed = [pair for node in chain for pair in node.meta.get("placed", ())]
-    fused = adopt(gm, chain[-1], Fused(stages, counts, slots, head_inputs), inputs)
-    fused.meta.update(
-        path=parts[0], parts=parts, placed=placed, macs=sum(node.meta["macs"] for node in chain)
-    )
+    macs = sum(node.meta["macs"] for node in chain)
+    fused.meta.update(path=parts[0], parts=parts, placed=placed, macs=macs)
     for user in fused.users:
         if user.target is densify:
             describe(user, fused)
-    for node in reversed(chain[:-1]):
-        gm.graph.erase_node(node)

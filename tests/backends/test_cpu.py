@@ -9,6 +9,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.backends.cpu import bands, tiles
+from deltaconvert.backends.cpu.edges import store
 from deltaconvert.backends.cpu.packed import Epilogue, PackedConv
 from deltaconvert.backends.cpu.steps import FULL_ENOUGH, chunks, sizes_below
 from deltaconvert.ops.conv import Conv2d
@@ -54,12 +55,14 @@ def test_skip_in_the_epilogue(name):
 
 
 def test_joined_convolution_stores_nothing_between():
-    depthwise = nn.Sequential(nn.Conv2d(4, 24, 1), nn.ReLU6(), nn.Conv2d(24, 24, 3, padding=1, groups=24))
+    depthwise = nn.Sequential(
+        nn.Conv2d(4, 24, 3, padding=1), nn.ReLU6(), nn.Conv2d(24, 24, 3, padding=1, groups=24)
+    )
     module = nn.Sequential(depthwise, nn.ReLU6(), nn.Conv2d(24, 6, 1))
     frame = torch.randn(1, 4, 12, 10)
     delta = deltaconvert.convert(module.eval(), frame, backend="cpu")
     shapes = [mask.shape[2:] for mask in delta.masks().values()]
-    assert len(shapes) == 3, f"input, expansion, and the rest in one: {list(delta.masks())}"
+    assert len(shapes) == 3, f"input, first convolution, and the rest in one: {list(delta.masks())}"
     assert [row.operator for row in delta.explain().rows if row.kind == "delta"] == [
         "Conv2d + relu6",
         "Conv2d + relu6 + Conv2d",
@@ -113,6 +116,23 @@ def test_bands(monkeypatch, shape):
         fresh.reset()
         assert_same_bits(outputs, fresh(frame), f"frame {t} against a reset model")
     assert used, "no frame was computed in bands"
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.float64, torch.int64, torch.bool))
+@pytest.mark.parametrize("channels", (1, 2, 3, 4, 6, 8))
+def test_rows_are_stored_bit_by_bit(dtype, channels):
+    rows, places = torch.zeros(20, channels, dtype=dtype), torch.tensor([0, 3, 19])
+    for new in (
+        (torch.randn(3, channels) * 99).to(dtype),
+        (torch.randn(3, 9) * 99).to(dtype)[:, 1 : channels + 1],
+    ):
+        for count in (0, 1, 3):
+            expected = rows.clone()
+            if count and dtype.is_floating_point:
+                new[0, 0] = float("nan")
+            expected[places[:count]] = new[:count]
+            store(rows, places[:count], new[:count])
+            assert torch.equal(rows.view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_weights_are_kept_once_for_each_order():

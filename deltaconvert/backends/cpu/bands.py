@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Edge
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.ops.conv import Conv2d
-from deltaconvert.ops.fused import head_of
+from deltaconvert.ops.expanded import Expanded, window_of
+from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.reach import Everything, Pixel, Reach, Window
 
 # The C library gives blocks above 32 MB back to the system, and the next frame pages them in again; bands stay in the
 # cache until they are stored, but oneDNN sets itself up for each. 16->96 channels at 360x640: 55 ms whole and 24 in
 # bands on Zen 4, 56 and 38 on Zen 3; 64->64 with 3x3 at 360x480 the same either way. So it is measured.
-BAND_BYTES = 4 << 20  # of a band's output
+BAND_BYTES = 8 << 20  # of a band's output
 GAIN = 0.9  # bands have to be so much faster
 
 
@@ -36,7 +36,8 @@ class Computing(Step):
 
     def _dense_way(self, every: Tensor) -> dict[str, Any]:
         whole = super()._dense_way(every)
-        self._bands = self._in_bands() if self.edge.values.nbytes >= 2 * BAND_BYTES else None
+        large = self._row_bytes() * self.edge.values.shape[2] >= 2 * BAND_BYTES
+        self._bands = self._in_bands() if large else None
         if self._bands is None:
             return whole
         banded = super()._dense_way(every) | {"bands": True}
@@ -44,8 +45,21 @@ class Computing(Step):
         return banded if banded["dense_seconds"] < GAIN * whole["dense_seconds"] else whole
 
     def _in_bands(self) -> Bands | None:
-        convolves = isinstance(head_of(self.operator), Conv2d) or isinstance(self.reaches[0], Pixel)
-        return Bands(self._compute, self.reaches, self.edge) if convolves else None
+        convolves = isinstance(window_of(head_of(self.operator)), Conv2d) or isinstance(
+            self.reaches[0], Pixel
+        )
+        height = max(1, BAND_BYTES // self._row_bytes())
+        return Bands(self._compute, self.reaches, self.edge, height) if convolves else None
+
+    def _row_bytes(self) -> int:
+        """What is made for a row of the output: of the widest map on the way."""
+        (_, channels, height, width), made = self.edge.values.shape, self.inputs[0].values
+        head, *tail = stages_of(self.operator)
+        widest = max([channels, *(int(s.weight.shape[0]) for s in tail if isinstance(s, Conv2d))])
+        values = widest * width
+        if isinstance(head, Expanded):
+            values = max(values, head.channels * made.shape[3] * made.shape[2] // height)
+        return int(values * made.element_size())
 
     def _compute_all(self, candidates: Tensor) -> None:
         if self._bands is None or self.edge.threshold is not None:
@@ -61,11 +75,9 @@ class Computing(Step):
 class Bands:
     """Horizontal bands of one map. All have one height, the last one starts further up: oneDNN prepares itself once."""
 
-    def __init__(self, compute: Compute, reaches: Sequence[Reach], edge: Edge):
+    def __init__(self, compute: Compute, reaches: Sequence[Reach], edge: Edge, height: int):
         self._compute, self._reaches, self._edge = compute, reaches, edge
-        _, channels, height, width = edge.values.shape
-        row = channels * width * edge.values.element_size()
-        self._height = max(1, min(height, BAND_BYTES // row))
+        self._height = min(height, edge.values.shape[2])
         first = reaches[0]
         self._kernel, self._stride, self._padding, self._dilation = 1, 1, 0, 1
         if isinstance(first, Window):
@@ -83,13 +95,12 @@ class Bands:
                     source[own] if isinstance(reach, Everything) else source[own, :, start:end]
                     for source, reach in zip(inputs[1:], self._reaches[1:], strict=True)
                 ]
-                out[own, :, start:end] = self._compute.band([self._rows(inputs[0][own], start), *beside])
+                first, above, below = self._rows(inputs[0][own], start)
+                out[own, :, start:end] = self._compute.band([first, *beside], above, below)
 
-    def _rows(self, source: Tensor, start: int) -> Tensor:
+    def _rows(self, source: Tensor, start: int) -> tuple[Tensor, int, int]:
+        """The rows that a band reads, and how many are missing above and below."""
         first = start * self._stride - self._padding
         end = first + (self._height - 1) * self._stride + self._dilation * (self._kernel - 1) + 1
         above, below = max(0, -first), max(0, end - source.shape[2])
-        rows = source[:, :, max(0, first) : end - below]
-        if not (above or below):
-            return rows
-        return F.pad(rows.permute(0, 2, 3, 1), (0, 0, 0, 0, above, below)).permute(0, 3, 1, 2)
+        return source[:, :, max(0, first) : end - below], above, below

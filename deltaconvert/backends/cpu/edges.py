@@ -11,6 +11,8 @@ from deltaconvert.backends.base import Amount, Map
 from deltaconvert.backends.reference import INTEGER, fill_unseen
 from deltaconvert.gate import Watch
 
+WORDS = (torch.complex128, torch.float64)
+
 
 class Edge:
     """One delta: values (N, C, H, W; channels last in memory), mask (N, 1, H, W), and the list of changed pixels.
@@ -76,10 +78,10 @@ class Edge:
         pixels = listed(changed)
         if 2 * len(pixels) > self.pixel_count:  # copy the fewer ones: those that stay, into the new map
             still = listed(changed.logical_not())
-            rows.index_copy_(0, still, self.rows.index_select(0, still))
+            store(rows, still, self.rows.index_select(0, still))
             self.rows, self.values = rows, new.permute(0, 3, 1, 2)
         else:
-            self.rows.index_copy_(0, pixels, rows.index_select(0, pixels))
+            store(self.rows, pixels, rows.index_select(0, pixels))
         self.mark(changed.view(candidates.shape), self.pixel_count, len(pixels), pixels)
 
     @property
@@ -94,6 +96,17 @@ class Edge:
 
     def state_bytes(self) -> int:
         return self.values.nbytes + self._none.nbytes + self.beside
+
+
+def store(rows: Tensor, places: Tensor, new: Tensor) -> None:
+    """rows[places] = new, by the widest words that rows are made of: torch copies one after the other.
+
+    8192 rows of 64 floats on a Zen 3 core: 490 us by floats, 240 by words of 16 bytes.
+    """
+    word = next((w for w in WORDS if rows.shape[1] * rows.itemsize % w.itemsize == 0), rows.dtype)
+    if new.storage_offset() or not new.is_contiguous():
+        new = new.clone(memory_format=torch.contiguous_format)
+    rows.view(word).index_copy_(0, places, new.view(word))
 
 
 def listed(mask: Tensor) -> Tensor:
@@ -192,7 +205,7 @@ class Commit:
             if len(kept) < len(places):
                 places, new = places.index_select(0, kept), new.index_select(0, kept)
             self._stored.append(places)
-        edge.rows.index_copy_(0, places, new)
+        store(edge.rows, places, new)
 
     def finish(self, candidates: Tensor, pixels: Tensor | None, computed: int) -> None:
         edge = self.edge

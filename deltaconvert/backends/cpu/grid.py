@@ -100,6 +100,10 @@ class Grid:
     def gather(self, rows: Tensor, tiles: Tensor, fill: float, windows: Tensor) -> None:
         """Copy the windows of `tiles` into `windows` (tiles * window_pixels, C); outside the map lies `fill`."""
         torch.index_select(rows, 0, self._laid_out(self._reads.index_select(0, tiles)), out=windows)
+        self.fill_outside(windows, tiles, fill)
+
+    def fill_outside(self, windows: Tensor, tiles: Tensor, fill: float) -> None:
+        """Put `fill` where the windows of `tiles` reach over the map's edge."""
         if bool(self._at_border.index_select(0, tiles).any()):
             outside = self._laid_out(self._outside.index_select(0, tiles)).nonzero().view(-1)
             windows.index_fill_(0, outside, fill)

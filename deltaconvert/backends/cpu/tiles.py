@@ -13,6 +13,7 @@ from deltaconvert.backends.cpu.edges import Commit, Edge
 from deltaconvert.backends.cpu.steps import CHUNK_ROWS, chunks, sizes_below, tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.expanded import Expanded, window_of
 from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Window
 
@@ -36,12 +37,12 @@ class Tiles(Computing):
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
-        first, head = reaches[0], head_of(operator)
+        first, head = reaches[0], window_of(head_of(operator))
         windowed = isinstance(first, Window) and type(head).on_windows is not Operator.on_windows
         return windowed and head.position_free and tail_is_free(operator, reaches, inputs)
 
     def prepare(self) -> None:
-        head, window = head_of(self.operator), self.reaches[0]
+        head, window = window_of(head_of(self.operator)), self.reaches[0]
         assert isinstance(window, Window)
         product = isinstance(head, Conv2d) and head.groups == 1
         many = self.inputs[0].rows.shape[1] >= TAPS_FROM_CHANNELS
@@ -64,7 +65,9 @@ class Tiles(Computing):
             window.transposed,
             *way,
         )
-        bytes_each = self._grid.window_pixels * source.shape[1] * source.element_size()
+        head = head_of(self.operator)
+        channels = head.channels if isinstance(head, Expanded) else source.shape[1]
+        bytes_each = self._grid.window_pixels * channels * source.element_size()
         most = CHUNK_ROWS // self._grid.tile_pixels
         room = TAPS_BYTES if self._grid.tile_pixels == 1 else TILES_BYTES
         largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
@@ -85,7 +88,7 @@ class Tiles(Computing):
             found.append(super()._compare() | {"way": way})
         if not any(notes["steady"] for notes in found):
             # Tiles that share pixels disagree about them: tiles of one pixel share none.
-            way = STRIP if isinstance(head_of(self.operator), Conv2d) else (1, "")
+            way = STRIP if isinstance(window_of(head_of(self.operator)), Conv2d) else (1, "")
             self._compute_by(way)
             found.append(super()._compare() | {"way": way})
         best = min((notes for notes in found if notes["steady"]), key=self._cost)
