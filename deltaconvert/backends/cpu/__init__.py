@@ -92,7 +92,7 @@ class Backend:
         kind = self._kind(operator, reaches, inputs)
         step = kind(self, operator, reaches, inputs, Edge(kept))
         sizes = (tuple(source.values.shape) for source in inputs)
-        key = (kind, _outline(operator), *sizes, kept.shape, kept.dtype)
+        key = (kind, _outline(operator), *sizes, kept.shape, kept.dtype, kept.threshold is None)
         step.settle(notes if notes else self._settled.setdefault(key, notes))
         notes.update(self._settled.get(key, notes))
         return step

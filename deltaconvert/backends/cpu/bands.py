@@ -17,10 +17,10 @@ from deltaconvert.reach import Everything, Pixel, Reach, Window
 
 # The C library gives blocks above 32 MB back to the system, and the next frame pages them in again; bands stay in the
 # cache until they are stored, but oneDNN sets itself up for each. 16->96 channels at 360x640: 55 ms whole and 24 in
-# bands on Zen 4, 56 and 38 on Zen 3; 64->64 with 3x3 at 360x480 the same either way. So it is measured.
+# bands on Zen 4, 56 and 38 on Zen 3.
 BAND_BYTES = 8 << 20  # of a band's output
-# What bands may take of the time of the whole map. By itself a layer finds the memory that it freed a moment ago; within
-# a frame it does not: 64->64 with 3x3 at 360x480 takes 57 to 84 ms whole and 47 in bands where both took 46 (Xeon).
+# What bands may take of the time of the whole map. By itself a layer finds the memory that it freed a moment ago, in a
+# frame it does not: 64->64 with 3x3 at 360x480 takes 57 to 84 ms whole and 47 in bands, alone 46 both (Xeon).
 GAIN = 1.1
 
 
@@ -39,7 +39,7 @@ class Computing(Step):
     def _dense_way(self, every: Tensor) -> dict[str, Any]:
         whole = super()._dense_way(every)
         large = self._row_bytes() * self.edge.values.shape[2] >= 2 * BAND_BYTES
-        self._bands = self._in_bands() if large else None
+        self._bands = self._in_bands() if large and self.edge.threshold is None else None
         if self._bands is None:
             return whole
         banded = super()._dense_way(every) | {"bands": True}

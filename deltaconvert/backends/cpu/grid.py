@@ -31,6 +31,7 @@ class Grid:
     ):
         self._streams, self._out_size, self.taps = streams, out_size, taps
         self.edges = tuple(min(tile, size) for size in out_size)
+        self.overlaps = any(size % edge for size, edge in zip(out_size, self.edges, strict=True))
         self._counts = tuple(-(-size // edge) for size, edge in zip(out_size, self.edges, strict=True))
         axes = []
         for axis in (0, 1):

@@ -196,6 +196,7 @@ class Step:
                 break
         self.sizes = sizes
         self._compute_all(every)
+        edge.threshold = threshold  # comparing takes its time as well
         enough = edge.rows.numel() >= ENOUGH_VALUES
         replaceable = enough and _same(sparse, edge.rows)
         found: dict[str, Any] = {
@@ -208,7 +209,6 @@ class Step:
             found |= self._dense_found
         # A mask of ones is what the dense operator is for.
         share = min(1.0, found["dense_seconds"] / found["seconds"]) if replaceable else 2.0
-        edge.threshold = threshold
         edge.stand_still()
         for touched in (edge, *self.inputs):
             touched.reset(slice(None))

@@ -73,7 +73,7 @@ class Tiles(Computing):
         largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
         # Never one alone: a batch of one takes another way through torch, to other bits.
         self.sizes = sizes_below(largest, 2)
-        self.backwards = None if self._grid.tile_pixels == 1 else False
+        self.backwards = False if self._grid.overlaps else None
         self.bind(Compute(self.operator, self._widths(), self.backend.orders, self._grid))
 
     def settle(self, notes: dict[str, Any]) -> None:
