@@ -110,7 +110,7 @@ class Program:
         elif node.op == "placeholder":
             self._inputs.append(self._slot(node))
         elif node.op == "get_attr":
-            value = _attribute(self.plan.graph, str(node.target))
+            value = attribute_of(self.plan.graph, str(node.target))
             slot = self._slot(node)
             self._steps.append(Step(node, lambda frame: frame.put(slot, value, False)))
         elif node.target is sparsify:
@@ -281,7 +281,7 @@ def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else pytree.tree_map_only(Tensor, torch.clone, value)
 
 
-def _attribute(root: Any, path: str) -> Tensor:
+def attribute_of(root: Any, path: str) -> Tensor:
     for part in path.split("."):
         root = getattr(root, part)
     return root.detach() if isinstance(root, torch.Tensor) else root

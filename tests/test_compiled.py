@@ -47,7 +47,7 @@ def _nothing_compiled():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_video(backend, compiler):
     """With work before and after it in the same graph; a reset between frames."""
     video = scripted_video((2, 3, 20, 24), torch.float32)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 OPSET = 20
 DOMAIN = "deltaconvert"
+EVERY = "everything_changed"  # the input: streams whose frame is computed in full
 TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float64: TensorProto.DOUBLE,

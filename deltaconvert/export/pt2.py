@@ -15,7 +15,7 @@ from deltaconvert.errors import ExportError
 from deltaconvert.export.planned import Planned, planned
 from deltaconvert.library import register
 from deltaconvert.library.described import describe
-from deltaconvert.lower import _attribute
+from deltaconvert.lower import attribute_of
 from deltaconvert.ops.fused import head_of
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class _Writer:
         if is_delta(node):
             return self._operator(node)
         if node.op == "get_attr":
-            return self._kept(str(node.target), _attribute(self.plan, str(node.target)))
+            return self._kept(str(node.target), attribute_of(self.plan, str(node.target)))
         if node.op == "call_module":
             self.root[str(node.target)] = self.plan.get_submodule(str(node.target))
         copied = self.graph.node_copy(node, self.values.__getitem__)

@@ -49,7 +49,7 @@ def write(delta: DeltaModel, folder: Path, dense_above: float | None) -> None:
 
 def config(model: onnx.ModelProto, name: str) -> str:
     """The text of config.pbtxt."""
-    from deltaconvert.export.network import EVERY
+    from deltaconvert.export.graph import EVERY
 
     inputs = {value.name: value for value in model.graph.input}
     states = [name for name in inputs if name.endswith(".state")]

@@ -80,8 +80,9 @@ def test_operators(tmp_path, name, batch):
     check(network_of(name), (batch, 3, 13, 19), tmp_path / "m.onnx")
 
 
-SMALL = ("fastestdet", "mobilenetv3_small")
-OTHERS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in sorted({*model_zoo.names()} - {*SMALL}))
+BOTH = (ALWAYS_SPARSE, 0.3)
+SMALL = {"fastestdet": (ALWAYS_SPARSE,), "mobilenetv3_small": BOTH}
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in model_zoo.names() if name not in SMALL]
 
 
 @pytest.mark.parametrize("name", [*SMALL, *OTHERS])
@@ -94,7 +95,7 @@ def test_zoo(tmp_path, name):
         network,
         shape,
         tmp_path / "m.onnx",
-        dense_above=(ALWAYS_SPARSE, 0.3),
+        dense_above=SMALL.get(name, BOTH),
         repeats=7,
         tolerance=max(TOLERANCE, 4 * rounding(network, [torch.randn(shape)])),
     )

@@ -191,13 +191,14 @@ def test_the_program_alone(tmp_path):
     assert len(functional.graph_signature.user_inputs_to_mutate) == len(state)
 
 
-def test_compiled_and_ahead_of_time(tmp_path):
-    """Inductor updates the maps in place as well."""
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled(tmp_path, compiler):
+    """Compilers update the maps in place as well."""
     video = scripted_video((1, 3, 16, 20), torch.float32)
     model = deltaconvert.convert(small(), video[0], backend="reference")
     deltaconvert.export_pt2(model, tmp_path / "m.pt2")
     program = DeltaProgram(tmp_path / "m.pt2")
-    program._call = torch.compile(program._call, fullgraph=True)
+    program._call = torch.compile(program._call, fullgraph=True, backend=compiler)
     for t, frame in enumerate(video):
         assert_close(program(frame), model(frame), f"frame {t}")
 
