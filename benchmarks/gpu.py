@@ -1,7 +1,8 @@
 """GPU speed, dense against delta in one run: a textured box moves over a still textured background, and real clips.
 
     python benchmarks/gpu.py --out FILE [--units resnet50:half:1,...] [--seconds 420]
-    python benchmarks/gpu.py table FILE       the table of the README
+    python benchmarks/gpu.py readme FILE      the table of the README
+    python benchmarks/gpu.py table FILE       all of it
 
 A unit is a network, a type of numbers and a batch; clips are played at batch 1. Units are measured one by one, the
 most telling first, and added to FILE, which is read first: what it holds on this GPU is not measured again, so that a
@@ -48,6 +49,29 @@ SIZES = {"hrnet_w32": (384, 288)}
 SIZE = (1080, 1920)  # of all others
 
 
+NAMES = {
+    "resnet50": "ResNet-50",
+    "mobilenetv2": "MobileNetV2",
+    "dncnn": "DnCNN",
+    "unet": "U-Net",
+    "hrnet_w32": "HRNet-W32",
+    "deeplabv3_resnet50": "DeepLabV3 (ResNet-50)",
+    "efficientnet_b0": "EfficientNet-B0",
+}
+SHOWN = (  # in the README
+    "resnet50:tf32:8",
+    "resnet50:half:8",
+    "resnet50:tf32:1",
+    "resnet50:half:1",
+    "mobilenetv2:half:8",
+    "dncnn:half:1",
+    "unet:half:8",
+    "hrnet_w32:half:32",
+    "deeplabv3_resnet50:half:1",
+    "efficientnet_b0:half:8",
+)
+
+
 class Unit(NamedTuple):
     network: str
     type: str
@@ -72,8 +96,8 @@ def of_worth() -> list[Unit]:
 
 def main() -> None:
     options = arguments()
-    if options.action == "table":
-        print(tables(json.loads(options.file.read_text())))
+    if options.action in ("table", "readme"):
+        print((tables if options.action == "table" else readme)(json.loads(options.file.read_text())))
         return
     if options.action == "warm":
         unit = _unit(options.units)
@@ -101,7 +125,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", nargs="?", choices=("measure", "table", "warm"), default="measure")
+    parser.add_argument(
+        "action", nargs="?", choices=("measure", "table", "readme", "warm"), default="measure"
+    )
     parser.add_argument("file", nargs="?", type=Path, help="of an earlier run, for table")
     parser.add_argument("--units", help="network:type:batch, ...; all of them without it")
     parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
@@ -118,8 +144,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", type=float, help="print the kernels of frames of this density")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.action == "table" and options.file is None:
-        parser.error("table needs the JSON file of an earlier run")
+    if options.action in ("table", "readme") and options.file is None:
+        parser.error("a table needs the JSON file of an earlier run")
     if options.kept is None and (options.ahead or options.action == "warm"):
         parser.error("what is compiled ahead needs a folder: --kept")
     return options
@@ -383,7 +409,7 @@ def tables(facts: dict[str, Any]) -> str:
     body, details = [], []
     for unit in units:
         rows = [row for row in facts["results"] if _is_of(row, unit)]
-        boxes = {row["case"]: f"{row['ratio']:.2g}x" for row in rows if row["density"] is not None}
+        boxes = {row["case"]: times_faster(row["ratio"]) for row in rows if row["density"] is not None}
         dense = statistics.median(row["dense_ms"] for row in rows)
         title = f"{unit.network} {unit.size[1]}x{unit.size[0]}"
         own = (title, str(unit.batch), unit.type)
@@ -405,6 +431,25 @@ def tables(facts: dict[str, Any]) -> str:
     if len(versions) > 1:
         where += f"; {len(versions)} versions of the kernels, each row says which"
     return "\n\n".join([markdown(head, body), where, markdown(columns.split(","), details)])
+
+
+def readme(facts: dict[str, Any]) -> str:
+    """The table of the README: its units, as many of them as were measured."""
+    body = []
+    for unit in map(_unit, SHOWN):
+        rows = [row for row in facts["results"] if _is_of(row, unit) and row["density"] is not None]
+        if rows:
+            numbers = f"{unit.type.replace('tf32', 'TF32')}, {unit.batch}"
+            dense = f"{statistics.median(row['dense_ms'] for row in rows):#.3g} ms"
+            body.append((NAMES[unit.network], numbers, dense, *(times_faster(row["ratio"]) for row in rows)))
+    cases = ("still", "1%", "5%", "10%", "25%", "50%", "100%")
+    return markdown(("network", "numbers, batch", "best dense", *cases), body)
+
+
+def times_faster(ratio: float) -> str:
+    """Two digits: 0.90x, 7.3x, 150x."""
+    text = f"{ratio:#.2g}".rstrip(".")
+    return f"{float(text):.0f}x" if "e" in text else f"{text}x"
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

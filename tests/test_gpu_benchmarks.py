@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cost_law, gpu_profile
+from benchmarks import cost_law, gpu, gpu_profile
 
 
 def test_cost_law():
@@ -51,3 +52,11 @@ def test_what_ncu_prints():
         {"name": "rows", "alone_us": 0.7},
     ]
     assert gpu_profile.read_ncu("no GPU") == []
+
+
+def test_the_readme_says_what_was_measured():
+    root = Path(__file__).parents[1]
+    facts = json.loads((root / "benchmarks/results/gpu.json").read_text())
+    assert gpu.readme(facts) in (root / "README.md").read_text(), "python benchmarks/gpu.py readme gpu.json"
+    texts = [gpu.times_faster(ratio) for ratio in (0.9, 7.349, 9.97, 13.2, 152)]
+    assert texts == ["0.90x", "7.3x", "10x", "13x", "150x"]
