@@ -57,14 +57,13 @@ def laws(facts: dict[str, Any]) -> list[tuple[str, Law, float]]:
     ]
 
 
-def main() -> None:
-    facts = json.loads(Path(sys.argv[1]).read_text())
+def table(facts: dict[str, Any]) -> str:
     body = [
-        (name, f"{dense:.3g}", f"{law.a:.2g}", f"{law.b:.3g}", f"{law.b / dense:.2f}", f"{law.off:.0%}")
+        (name, f"{dense:.3g}", f"{law.a:.2f}", f"{law.b:.3g}", f"{law.b / dense:.2f}", f"{law.off:.0%}")
         for name, law, dense in laws(facts)
     ]
-    print(markdown(("unit", "dense, ms", "a, ms", "b, ms", "b of dense", "a point is off by at most"), body))
+    return markdown(("unit", "dense, ms", "a, ms", "b, ms", "b of dense", "a point is off by at most"), body)
 
 
 if __name__ == "__main__":
-    main()
+    print(table(json.loads(Path(sys.argv[1]).read_text())))

@@ -328,25 +328,38 @@ def play(unit: Unit, densities: Sequence[float]) -> None:
 
 
 def tables(facts: dict[str, Any]) -> str:
-    """Markdown: for each unit and density floor, now and gap of each group, in microseconds."""
+    """Markdown: of each unit `floor / now / gap` in microseconds, by group and density; then what ncu found."""
     parts = []
     for unit in facts["units"]:
         name = Unit(unit["network"], unit["type"], unit["batch"])
-        for row in unit["rows"]:
-            head = ["group", "kernels", "floor", "now", "gap", "alone", "memory", "products"]
-            body = []
-            for group, found in [*row["groups"].items(), ("all", _total(row["groups"]))]:
-                now, floor, alone = found["now_us"], found["floor_us"], found.get("alone_us", 0.0)
-                cells = [group, str(found["kernels"]), *(f"{us:.1f}" for us in (floor, now, now - floor))]
-                if alone:
-                    rate = found["dram_bytes"] / alone * 1e6 / unit["bytes_per_second"]
-                    products = found["operations"] / alone * 1e6 / unit["flops_per_second"]
-                    cells += [f"{alone:.1f}", f"{rate:.0%}", f"{products:.0%}"]
-                body.append([*cells, *[""] * (len(head) - len(cells))])
-            parts.append(
-                f"{name}, {row['density']:.0%}: {row['frame_us']:.0f} us a frame\n\n{markdown(head, body)}"
-            )
+        rows = unit["rows"]
+        cases = [f"{row['density']:.0%}" if row["density"] else "still" for row in rows]
+        everything = [{**row["groups"], "all": _total(row["groups"])} for row in rows]
+        body = [
+            (group, str(found["kernels"]), *(_cell(groups[group]) for groups in everything))
+            for group, found in everything[0].items()
+        ]
+        parts.append(f"{name}, floor / now / gap:\n\n{markdown(('group', 'kernels', *cases), body)}")
+        if "alone_us" in everything[0]["all"]:
+            body = [
+                (group, *(_alone(groups[group], unit) for groups in everything)) for group in everything[0]
+            ]
+            parts.append(f"{name}, alone / memory / products:\n\n{markdown(('group', *cases), body)}")
     return "\n\n".join(parts)
+
+
+def _cell(found: dict[str, float]) -> str:
+    now, floor = found["now_us"], found["floor_us"]
+    return " / ".join(f"{us:.0f}" for us in (floor, now, now - floor))
+
+
+def _alone(found: dict[str, float], unit: dict[str, Any]) -> str:
+    alone = found.get("alone_us", 0.0)
+    if not alone:
+        return ""
+    memory = found["dram_bytes"] / alone * 1e6 / unit["bytes_per_second"]
+    products = found["operations"] / alone * 1e6 / unit["flops_per_second"]
+    return f"{alone:.0f} / {memory:.0%} / {products:.0%}"
 
 
 def _total(groups: dict[str, dict[str, float]]) -> dict[str, float]:

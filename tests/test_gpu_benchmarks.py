@@ -54,9 +54,12 @@ def test_what_ncu_prints():
     assert gpu_profile.read_ncu("no GPU") == []
 
 
-def test_the_readme_says_what_was_measured():
+def test_the_pages_say_what_was_measured():
     root = Path(__file__).parents[1]
     facts = json.loads((root / "benchmarks/results/gpu.json").read_text())
     assert gpu.readme(facts) in (root / "README.md").read_text(), "python benchmarks/gpu.py readme gpu.json"
+    assert cost_law.table(facts) in (root / "docs/performance.md").read_text(), (
+        "python benchmarks/cost_law.py"
+    )
     texts = [gpu.times_faster(ratio) for ratio in (0.9, 7.349, 9.97, 13.2, 152)]
     assert texts == ["0.90x", "7.3x", "10x", "13x", "150x"]
