@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # Operators of torch take tensors and numbers, so that a model in a compiled graph goes by a number.
 _models: WeakValueDictionary[int, DeltaModel] = WeakValueDictionary()
 _numbers = itertools.count()
+# A model's own CUDA graph cannot be captured into another one. Early versions of torch have no word for that.
+_OPTIONS: dict[str, Any] = (
+    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+)
 
 
 def enrol(model: DeltaModel) -> int:
@@ -39,7 +43,7 @@ def frame_operator(outputs: int) -> Any:
         _frame,
         mutates_args=("order",),
         schema=f"(Tensor(a!) order, int model, Tensor[] frames) -> ({results})",
-        tags=(torch.Tag.cudagraph_unsafe,),  # a model's own CUDA graph cannot be captured into another one
+        **_OPTIONS,
     )
     operator.register_fake(_forms)
     return getattr(torch.ops.deltaconvert, f"frame_{outputs}").default

@@ -205,7 +205,7 @@ class DeltaModel(nn.Module):
         outputs = self._compiled(self._order, self._number, frames)
         return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
 
-    @torch.compiler.disable(reason="the network returns sizes of its frame, which no operator of torch can")
+    @torch.compiler.disable  # of networks that return sizes of their frame, which no operator of torch can
     def frame(self, frames: Sequence[Tensor]) -> list[Any]:
         """The call on flat inputs, as the signature flattens them; the flat outputs."""
         self._check(frames)
