@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cuda.functions import RARE, literal
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
@@ -73,7 +74,7 @@ class Tail:
 
     def _expression(self, stage: Operator, values: Sequence[str]) -> str:
         if isinstance(stage, Pointwise):
-            function = _FUNCTIONS.get(stage.function)
+            function = _FUNCTIONS.get(stage.function) or RARE.get(stage.function)
             if function is None:
                 raise NoKernel(stage.function)
             return function(values[0], **stage.options)
@@ -97,7 +98,7 @@ class Tail:
                 and (other.dim() < 3 or other.shape[-2:] != (1, 1))
             ):
                 raise NoKernel("a constant row, column or map")
-            left, right = values[0], self.constant(other) if isinstance(other, Tensor) else _literal(other)
+            left, right = values[0], self.constant(other) if isinstance(other, Tensor) else literal(other)
         if stage.reverse:
             left, right = right, left
         if stage.function in ("maximum", "minimum"):
@@ -115,20 +116,11 @@ def device_bytes(packed: bytes, device: torch.device) -> Tensor:
     return torch.tensor(list(packed), dtype=torch.uint8, device=device)
 
 
-def _literal(value: Any) -> str:
-    value = float(value)
-    if math.isnan(value):
-        return "((number)(0.0 / 0.0))"
-    if math.isinf(value):
-        return f"((number)({'-' if value < 0 else ''}1.0 / 0.0))"
-    return f"((number){value!r})"
-
-
 def _clamped(v: str, low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return f"{v} < {_literal(low)} ? {_literal(low)} : {v} > {_literal(high)} ? {_literal(high)} : {v}"
+        return f"{v} < {literal(low)} ? {literal(low)} : {v} > {literal(high)} ? {literal(high)} : {v}"
     bound, sign = (low, "<") if low is not None else (high, ">")
-    return f"{v} {sign} {_literal(bound)} ? {_literal(bound)} : {v}"
+    return f"{v} {sign} {literal(bound)} ? {literal(bound)} : {v}"
 
 
 def _hard(v: str) -> str:
@@ -138,21 +130,21 @@ def _hard(v: str) -> str:
 
 def _gelu(v: str, approximate: str) -> str:
     if approximate == "tanh":
-        inner = f"{_literal(math.sqrt(2 / math.pi))} * ({v} + {_literal(0.044715)} * {v} * {v} * {v})"
-        return f"{_literal(0.5)} * {v} * (1 + tanh({inner}))"
-    return f"{_literal(0.5)} * {v} * (1 + erf({v} * {_literal(math.sqrt(0.5))}))"
+        inner = f"{literal(math.sqrt(2 / math.pi))} * ({v} + {literal(0.044715)} * {v} * {v} * {v})"
+        return f"{literal(0.5)} * {v} * (1 + tanh({inner}))"
+    return f"{literal(0.5)} * {v} * (1 + erf({v} * {literal(math.sqrt(0.5))}))"
 
 
 def _softplus(v: str, beta: float, threshold: float) -> str:
-    scaled = f"{v} * {_literal(beta)}"
-    return f"{scaled} > {_literal(threshold)} ? {v} : log1p(exp({scaled})) / {_literal(beta)}"
+    scaled = f"{v} * {literal(beta)}"
+    return f"{scaled} > {literal(threshold)} ? {v} : log1p(exp({scaled})) / {literal(beta)}"
 
 
 # Comparisons are written so that NaN goes through, as it does in torch.
 _FUNCTIONS: dict[str, Callable[..., str]] = {
     "relu": lambda v: f"{v} < 0 ? (number)0 : {v}",
     "relu6": lambda v: _clamped(v, 0, 6),
-    "leaky_relu": lambda v, negative_slope=0.01: f"{v} > 0 ? {v} : {v} * {_literal(negative_slope)}",
+    "leaky_relu": lambda v, negative_slope=0.01: f"{v} > 0 ? {v} : {v} * {literal(negative_slope)}",
     "hardtanh": lambda v, min_val=-1.0, max_val=1.0: _clamped(v, min_val, max_val),
     "clamp": lambda v, min=None, max=None: _clamped(v, min, max),
     "sigmoid": lambda v: f"1 / (1 + exp(-{v}))",
@@ -161,7 +153,7 @@ _FUNCTIONS: dict[str, Callable[..., str]] = {
     "hardswish": lambda v: f"{v} * {_hard(v)}",
     "gelu": lambda v, approximate="none": _gelu(v, approximate),
     "tanh": lambda v: f"tanh({v})",
-    "elu": lambda v, alpha=1.0: f"{v} > 0 ? {v} : {_literal(alpha)} * expm1({v})",
+    "elu": lambda v, alpha=1.0: f"{v} > 0 ? {v} : {literal(alpha)} * expm1({v})",
     "softplus": lambda v, beta=1.0, threshold=20.0: _softplus(v, beta, threshold),
     "exp": lambda v: f"exp({v})",
     "log": lambda v: f"log({v})",
