@@ -7,11 +7,11 @@ from typing import Any
 
 Row = dict[str, Any]
 ROUNDING, ROUNDING_DOUBLE = 1e-5, 1e-9  # of the largest output
-MIXERS = ("mixer_", "gmixer_", "gmlp_", "resmlp_")  # linear layers over all pixels, in place of convolutions
+MIXERS = ("mixer_", "gmixer_", "gmlp_", "resmlp_", "sequencer")  # linear layers or LSTMs over all pixels
 ATTENTION = tuple(  # families that multiply maps with each other; what torch counts of it depends on the kernel
     "beit botnet cait coat convit cpubone crossvit csatv2 davit deit edgenext efficientformer efficientvit eva fastvit "
     "gcvit halonet hiera levit lowformer maxvit mobilenetv4_hybrid mobilenetv5 mobilevit mvitv2 nest nextvit pit_ pvt "
-    "swin test_vit tiny_vit twins visformer vit volo xcit".split()
+    "samvit swin test_vit tiny_vit twins visformer vit volo xcit".split()
 )
 WAYS = {
     "symbolic": "symbolic tracing",

@@ -70,6 +70,14 @@ class Layout:
         """The last dimension replaced by the channels of a map of `size`."""
         return Layout(tuple(size), (*self.dims[:-1], _joined([Atom(1, 1, size[1])])))
 
+    def with_axis(self, dim: int, axis: int, length: int) -> Layout | None:
+        """The layout of a map whose `axis` has another length; None where dimension `dim` is not that axis, whole and
+        in order."""
+        if not self.in_order(self.dims[dim], axis):
+            return None
+        size = (*self.size[:axis], length, *self.size[axis + 1 :])
+        return Layout(size, (*self.dims[:dim], _joined([Atom(axis, 1, length)]), *self.dims[dim + 1 :]))
+
     def permute(self, order: Sequence[int]) -> Layout:
         return Layout(self.size, tuple(self.dims[place] for place in order))
 

@@ -42,7 +42,7 @@ def delta():
     [
         ("keep_dense names it", "leave the name out"),
         ("deltaconvert has no operator for topk", "end the network before it"),
-        ("deltaconvert has no operator for matmul", "1x1 convolution"),
+        ("it is no product with a matrix of weights", "1x1 convolution"),
         ("deltaconvert has no operator for MultiheadAttention", "attention reads the whole map"),
         ("deltaconvert has no operator for fft2", "CONTRIBUTING.md"),
         ("cannot be traced: symbolically traced variables", "branches on values"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from deltaconvert.ops.base import Operator, StaysDense, constant, spelled
+from deltaconvert.layout import Layout
+from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
 from deltaconvert.ops.places import crop, flip
 
 
 class Concat(Operator):
-    """N C1 H W, N C2 H W, ... -> N (C1 + C2 + ...) H W; `dim` is 1 or -3, which differ where it runs dense."""
+    """N C1 H W, N C2 H W, ... -> N (C1 + C2 + ...) H W; `dim` is 1, -3, or where another layout has the channels."""
 
     integers = True
 
@@ -25,6 +27,15 @@ class Concat(Operator):
 
     def forward(self, *xs: Tensor) -> Tensor:
         return torch.cat(xs, self.dim)
+
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return None if self.dim in (1, -3) else f"it joins along dimension {self.dim}, not along the channels"
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        place = self.dim % len(layouts[0].dims)
+        channels = sum(layout.size[1] for layout in layouts)
+        first, *others = (layout.with_axis(place, 1, channels) for layout in layouts)
+        return None if first is None or any(other != first for other in others) else (Concat(), first)
 
 
 class Channels(Operator):
@@ -67,8 +78,6 @@ class ChannelShuffle(Operator):
 @spelled(torch.cat, torch.concat, torch.concatenate)
 def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> tuple[Operator, list[Any]]:
     dim = constant(dim if axis is None else axis, "dim")
-    if dim not in (1, -3):
-        raise StaysDense(f"it joins along dimension {dim}, not along the channels")
     if not isinstance(tensors, list | tuple) or not all(isinstance(t, Node) for t in tensors):
         raise StaysDense("it joins constants")
     return Concat(dim), list(tensors)

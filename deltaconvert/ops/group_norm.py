@@ -57,10 +57,10 @@ class Statistics(Operator):
     def of_parts(self, pixels: Tensor, inside: Tensor) -> Tensor:
         """Per channel the mean and the sum of squares around it, in double."""
         pixels, count = pixels.to(_wide(pixels.dtype)), inside.sum(1).double()
-        mean = _sums(pixels * inside) / count
+        mean = sums(pixels * inside) / count
         away = (pixels - mean.unsqueeze(1).to(pixels.dtype)) * inside
         # The second pass corrects what the first one lost to rounding.
-        left, squares = _sums(torch.cat([away, away * away], 2)).double().chunk(2, 1)
+        left, squares = sums(torch.cat([away, away * away], 2)).double().chunk(2, 1)
         mean = mean.to(pixels.dtype).double()
         return torch.cat([mean + left / count, squares - left * left / count], 1)
 
@@ -103,7 +103,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def _sums(values: Tensor) -> Tensor:
+def sums(values: Tensor) -> Tensor:
     """(parts, a power of two, C) -> (parts, C), by halves: single additions give the same bits wherever they run."""
     while values.shape[1] > 1:
         half = values.shape[1] // 2

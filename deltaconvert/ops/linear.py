@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaconvert.layout import Atom, Layout
-from deltaconvert.ops.base import Operator, Shape, constant, spelled
+from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Everything, Reach
 
@@ -71,6 +73,22 @@ class MapLinear(Operator):
 @spelled(F.linear)
 def _function(input: Any, weight: Any, bias: Any = None) -> tuple[Operator, list[Any]]:
     return Linear(constant(weight, "its weight"), constant(bias, "its bias")), [input]
+
+
+@spelled(torch.matmul, operator.matmul, "matmul", torch.mm, "mm")
+def _matmul(input: Any, other: Any) -> tuple[Operator, list[Any]]:
+    return _addmm(None, input, other)
+
+
+@spelled(torch.addmm)
+def _addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> tuple[Operator, list[Any]]:
+    if not isinstance(mat2, Tensor) or mat2.dim() != 2:
+        raise StaysDense("it is no product with a matrix of weights")
+    if (beta, alpha) != (1, 1):
+        raise StaysDense(f"beta={beta}, alpha={alpha}")
+    if isinstance(input, Tensor) and input.shape != mat2.shape[1:]:
+        raise StaysDense("what it adds is no bias")
+    return Linear(mat2.t(), constant(input, "its bias")), [mat1]
 
 
 @spelled(nn.Linear)

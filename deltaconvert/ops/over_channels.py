@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
+from deltaconvert.ops.spatial_norm import spatial_norm
 
 # name -> function of a map and its dimension of channels. The names are also what a saved graph holds.
 _SAME: dict[str, Callable[..., Tensor]] = {
@@ -165,13 +166,24 @@ _spell_spread("var")
 _spell_spread("std")
 
 
-@spelled(torch.linalg.vector_norm, torch.linalg.norm)
+@spelled(torch.linalg.vector_norm)
 def _vector_norm(
     x: Any, ord: Any = 2, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
 ) -> tuple[Operator, list[Any]]:
     if dtype is not None:
         raise StaysDense(f"dtype={dtype}")
+    if isinstance(dim, list | tuple) and len(dim) == 2 and _order(ord) == 2:
+        return spatial_norm(x, dim, keepdim)
     return reduce_channels("vector_norm", x, dim, keepdim, ord=_order(ord))
+
+
+@spelled(torch.linalg.norm)
+def _linalg_norm(
+    x: Any, ord: Any = None, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
+) -> tuple[Operator, list[Any]]:
+    if isinstance(dim, list | tuple) and len(dim) == 2 and ord not in (None, "fro"):
+        raise StaysDense(f"its order is {ord!r}, of matrices")
+    return _vector_norm(x, ord, dim, keepdim, dtype=dtype)
 
 
 @spelled(torch.norm, torch.functional.norm, "norm")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
 from deltaconvert.reach import Pixel, Reach, Sources
 
@@ -39,13 +40,28 @@ class Crop(Places):
 
     def __init__(self, rows: Bounds, cols: Bounds, channels: Bounds):
         super().__init__()
-        self.rows, self.cols, self.channels = tuple(rows), tuple(cols), tuple(channels)
+        self.rows, self.cols, self.channels = _three(rows), _three(cols), _three(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         index = [slice(None), slice(*self.channels), slice(*self.rows), slice(*self.cols)]
         while index[-1] == slice(None):  # where it runs dense, x may have fewer dimensions
             index.pop()
         return x[tuple(index)]
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        """Slices of dimensions that are the channels, rows or columns of the map."""
+        layout, found = layouts[0], dict.fromkeys((1, 2, 3), WHOLE)
+        for dim, bounds in enumerate((self.channels, self.rows, self.cols), 1):
+            if bounds == WHOLE:
+                continue
+            axis = next((axis for axis in (1, 2, 3) if layout.in_order(layout.dims[dim], axis)), None)
+            kept = (
+                layout.with_axis(dim, axis, len(range(layout.size[axis])[slice(*bounds)])) if axis else None
+            )
+            if axis is None or kept is None:
+                return None
+            layout, found[axis] = kept, bounds
+        return Crop(found[2], found[3], found[1]), layout
 
     def along(self, axis: int, places: Tensor) -> Tensor:
         return places[slice(*(self.rows, self.cols)[axis])]
@@ -86,6 +102,12 @@ class Flip(Places):
 
     def _turns(self, dim: int) -> bool:
         return any(d % 4 == dim for d in self.dims)
+
+
+def _three(bounds: Sequence[int | None]) -> Bounds:
+    """A list, as a file holds them, is a tuple."""
+    start, stop, step = bounds
+    return start, stop, step
 
 
 def crop(x: Any, index: Any) -> tuple[Operator, list[Any]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
-from deltaconvert.ops.over_channels import reduce_channels
+from deltaconvert.ops.over_channels import OverChannels, reduce_channels
 from deltaconvert.reach import Everything, Reach, Sources
 
 
@@ -121,6 +121,8 @@ class SpatialMean(AdaptivePool2d):
 
     def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
         (layout,) = layouts
+        if len(self.dims) == 1 and self.keepdim:
+            return OverChannels("mean", self.dims[0], {}).on_maps(layouts)
         pooled = layout.pooled([dim % len(layout.dims) for dim in self.dims], self.keepdim)
         return None if pooled is None else (SpatialMean((2, 3)), pooled)
 

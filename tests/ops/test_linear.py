@@ -17,6 +17,13 @@ def back(x):
     return x[:, :, None, None]
 
 
+def gated(m, wide):
+    """N H W 8 -> N H W 6: two channels scaled by two others, beside four that are convolved."""
+    scale, kept, mixed = torch.split(wide, [2, 2, 4], dim=-1)
+    mixed = m.conv(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return torch.cat([scale * kept, mixed], dim=-1)
+
+
 ON_CHANNELS = {
     "N H W C": lambda m, x: m.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "two transposes": lambda m, x: m.linear(x.transpose(1, 2).transpose(2, 3)).movedim(-1, 1),
@@ -36,6 +43,10 @@ ON_CHANNELS = {
     "channels in another order": lambda m, x: m.linear(
         x.view(2, 2, 3, 4, 5).permute(0, 3, 4, 2, 1).flatten(3)
     ).permute(0, 3, 1, 2),
+    "a matrix": lambda m, x: (x.permute(0, 2, 3, 1) @ m.linear.weight.t() + m.linear.bias).permute(
+        0, 3, 1, 2
+    ),
+    "a gated block": lambda m, x: m.linear(gated(m, m.wide(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2),
     "an MLP with a residual": lambda m, x: (
         lambda t: (t + m.out(F.gelu(m.linear(t)))).permute(0, 3, 1, 2) + x
     )(x.permute(0, 2, 3, 1)),
@@ -46,12 +57,15 @@ ON_CHANNELS = {
 @pytest.mark.parametrize("name", ON_CHANNELS)
 def test_on_channels(backend, name, dtype):
     module = Call(ON_CHANNELS[name], linear=nn.Linear(6, 5), out=nn.Linear(5, 6, bias=False))
+    module.wide, module.conv = nn.Linear(6, 8), nn.Conv2d(4, 4, 3, padding=1)
     check_operator(module, A, dtype=dtype, threshold=0.1, backend=backend)
 
 
 HEADS = {
     "flatten": lambda m, x: back(m.whole(x.flatten(1))),
     "view": lambda m, x: back(m.whole(x.view(x.size(0), -1))),
+    "a product": lambda m, x: back(x.flatten(1) @ m.whole.weight.t() + m.whole.bias),
+    "addmm": lambda m, x: back(torch.addmm(m.whole.bias, x.flatten(1), m.whole.weight.t())),
     "of N H W C": lambda m, x: back(m.whole(x.permute(0, 2, 3, 1).reshape(2, -1))),
     "pooled": lambda m, x: back(m.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))),
     "pooled and squeezed": lambda m, x: m.linear(x.mean((2, 3), True).squeeze(-1).squeeze(-1)).view(
@@ -122,6 +136,11 @@ DENSE = {
     "along the width": (lambda m, x: m.width(x), "runs along the width"),
     "rows of the map": (lambda m, x: m.width(x.flatten(1, 2)), "not N C H W"),
     "a computed weight": (lambda m, x: F.linear(x, x[0, 0]), "its weight is computed in every frame"),
+    "a product of maps": (lambda m, x: x @ x.transpose(2, 3), "no product with a matrix of weights"),
+    "a scaled product": (
+        lambda m, x: torch.addmm(m.whole.bias, x.flatten(1), m.whole.weight.t(), alpha=2),
+        "alpha=2",
+    ),
     "the head of one stream": (lambda m, x: m.whole(x.flatten()[:120]), "not N C H W"),
 }
 

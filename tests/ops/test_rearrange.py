@@ -25,6 +25,19 @@ DELTA = {
     "into channels": lambda m, x: (
         x[:, :, :, :4].view(2, 12, 2, 2, 2, 2).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
     ),
+    "slices of N H W C": lambda m, x: x.permute(0, 2, 3, 1)[:, 1:3, ::2, 3:].permute(0, 3, 1, 2).relu(),
+    "joined in N H W C": lambda m, x: (
+        (lambda t: torch.cat([t, t[..., 1:3]], -1))(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu()
+    ),
+    "joined in tokens": lambda m, x: (
+        (lambda t: torch.cat([t, t.relu()], 2))(x.flatten(2).transpose(1, 2))
+        .transpose(1, 2)
+        .view(2, 24, 4, 6)
+        .relu()
+    ),
+    "means of channels in N H W C": lambda m, x: (
+        (lambda t: t - t.mean(-1, keepdim=True))(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu()
+    ),
     "a width of one": lambda m, x: x.mean((2, 3), keepdim=True).view(2, 12).view(2, 12, 1, 1) * x,
 }
 

@@ -12,7 +12,7 @@ from deltaconvert.ops.places import Bounds
 
 @in_onnx(Concat)
 def concat(g: Scope, op: Concat, *xs: str) -> str:
-    return g.Concat(*xs, axis=g.axis)
+    return g.Concat(*xs, axis=op.dim if g.axis == 1 else -1)
 
 
 @in_onnx(Channels)
