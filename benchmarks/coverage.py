@@ -43,6 +43,7 @@ from benchmarks import zoos  # noqa: E402
 from benchmarks.coverage_page import ROUNDING, ROUNDING_DOUBLE, matches, page  # noqa: E402
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
+LARGE = 300e6  # parameters; such a network would still run when all others have ended
 SIZES = ((97, 129), (96, 160), (224, 224), (256, 256))  # the first that the network runs on
 
 
@@ -77,7 +78,8 @@ def main() -> None:
         for name, build in zoos.networks(options.patterns)
         if options.again or name not in found["networks"]
     }
-    tasks = {name: tasks[name] for name in sorted(tasks, key=lambda name: _cost(name, found["networks"]))}
+    known = json.loads(RESULTS.read_text())["networks"] if RESULTS.exists() else {}
+    tasks = {name: tasks[name] for name in sorted(tasks, key=lambda name: _cost(name, known))}
     for name, row in apart(tasks, options.workers, options.seconds, options.memory, options.stop):
         found["networks"][name] = {**row, "where": where}
         print(f"{name:50s} {line(row)}", flush=True)
@@ -175,6 +177,8 @@ def _play(build: Any, backends: list[str], dtype: torch.dtype) -> tuple[dict[str
     """What the network converts to on the first backend; and by how much it differs on each, over the video."""
     torch.manual_seed(0)
     model = build().eval()
+    if sum(p.numel() for p in model.parameters()) > LARGE:
+        torch.set_num_threads(4)
     size, example = frames_for(model)
     settle(model, example(clip(size)[0]))
     model, video = model.to(dtype), [example(frame.to(dtype)) for frame in clip(size)]

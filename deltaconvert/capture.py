@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.exported import export, export_any_batch, read
-from deltaconvert.trace import Traced, trace
+from deltaconvert.trace import Traced, first_line, trace
 
 OTHER = (
     "computes something else than its traced graph, so it depends on more than its inputs (random numbers, counters, "
@@ -90,9 +90,14 @@ def is_light(module: nn.Module) -> bool:
 
 def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: Any, expected: Any) -> Traced:
     """The traced graph is the network: equal outputs on the example, or UnsupportedModel."""
-    traced = way()
     frames = [leaf.clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    got = traced.signature.unflatten(traced.graph(*frames))
+    try:
+        traced = way()
+        got = traced.signature.unflatten(traced.graph(*frames))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UnsupportedModel(f"its captured graph does not run: {first_line(error)}") from error
     leaves, spec = pytree.tree_flatten(expected)
     ours, our_spec = pytree.tree_flatten(got)
     if spec == our_spec and all(map(_equal, leaves, ours)):

@@ -193,6 +193,15 @@ def test_exported_operators_are_known(backend, name):
         assert_close(model(*frames), network(*frames))
 
 
+def test_views_of_what_lies_otherwise_in_memory(backend):
+    """What a graph calls contiguous need not be: a converted network has strides of its own."""
+    network = call(lambda m, x: m.a(x).flatten(2).transpose(1, 2).contiguous().view(2, -1), a=conv())
+    calls = scripted_videos([SHAPE], torch.float64)
+    model = deltaconvert.convert(exported(network), calls[0], backend=backend)
+    for frames in calls:
+        assert_close(model(*frames), network(*frames))
+
+
 def test_what_no_way_captures_says_why():
     network = call(lambda m, x: x + torch.randn(1))
     with pytest.raises(UnsupportedModel, match="random"):

@@ -25,9 +25,9 @@ DELTA = {
     "into channels": lambda m, x: (
         x[:, :, :, :4].view(2, 12, 2, 2, 2, 2).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
     ),
-    "slices of N H W C": lambda m, x: x.permute(0, 2, 3, 1)[:, 1:3, ::2, 3:].permute(0, 3, 1, 2).relu(),
+    "slices of N H W C": lambda m, x: x.relu().permute(0, 2, 3, 1)[:, 1:3, ::2, 3:].permute(0, 3, 1, 2) * 2,
     "joined in N H W C": lambda m, x: (
-        (lambda t: torch.cat([t, t[..., 1:3]], -1))(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu()
+        (lambda t: torch.cat([t, t[..., 1:3]], -1))(x.relu().permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * 2
     ),
     "joined in tokens": lambda m, x: (
         (lambda t: torch.cat([t, t.relu()], 2))(x.flatten(2).transpose(1, 2))
