@@ -34,8 +34,8 @@ from [coverage.json](../benchmarks/results/coverage.json), where `python benchma
 Random weights, norms with the statistics of a frame; threshold 0, reference backend, 6 frames of odd size. *Difference*
 is the largest one to the dense network in any frame, as a part of the largest value of that output. A *match* differs
 by less than {ROUNDING:g}; or, where a random network amplifies the rounding of float32, by less than
-{ROUNDING_DOUBLE:g}, or ten times what the dense output moves by when each weight moves by its last bit, when both run
-in float64 (marked 64). Detectors keep boxes however unsure they are, R-CNNs ten of
+{ROUNDING_DOUBLE:g} when both run in float64 (marked 64), or by less than ten times what the dense output moves by
+there when each weight moves by its last bit (*its own*). Detectors keep boxes however unsure they are, R-CNNs ten of
 them. timm: of each family with convolutions the smallest variant and the largest one of up to 45 million parameters.
 *Work in deltas* is the share of all multiply-accumulates; a *pure CNN* multiplies no maps with each other (attention)
 and mixes no tokens.
@@ -145,8 +145,10 @@ def _why(row: Row) -> str:
 
 
 def _difference(row: Row) -> str:
-    double = row.get("difference_double")
-    return f"{row['difference']:.0e}" + ("" if double is None else f", {double:.0e} (64)")
+    double, own = row.get("difference_double"), row.get("sensitivity")
+    text = f"{row['difference']:.0e}"
+    text += "" if double is None else f", {double:.0e} (64)"
+    return text if own is None else f"{text}, its own {own:.0e}"
 
 
 def _line(text: str) -> str:

@@ -44,6 +44,8 @@ ONE_EACH = {
     "channels": Call(
         lambda self, x: F.channel_shuffle(torch.cat([x, x[:, [2, 0, 1]]], 1), 2)[:, 1:].softmax(1)
     ),
+    "norms of channels": Call(lambda self, x: x * x.norm(dim=(2, 3), keepdim=True)),
+    "joined side by side": Call(lambda self, x: torch.cat([x, x.relu()], 3) * 2),
     "labels": Call(lambda self, x: x.argmax(1, keepdim=True)),
     "classifier": nn.Sequential(
         nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)
