@@ -12,6 +12,7 @@ which share of candidates on the dense operator is faster.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -115,9 +116,7 @@ class Backend:
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Uninitialised memory, the same for every step: valid until the next call."""
-        size = 1
-        for length in shape:
-            size *= length
+        size = math.prod(shape)
         if dtype not in self._scratch or self._scratch[dtype].numel() < size:
             self._scratch[dtype] = torch.empty(size, dtype=dtype)
         return self._scratch[dtype][:size].view(tuple(shape))

@@ -25,9 +25,9 @@ TILES, ROW, STRIP = (4, ""), (1, "row"), (1, "strip")
 TILES_BYTES = 4 << 20
 # From so many channels on taps are tried beside tiles: below, gathering nine of them costs more than tiles waste.
 TAPS_FROM_CHANNELS = 128
-# A chunk of taps. Few rows leave the product waiting for its weights: ResNet-50 at 720p, a box of 5 %, takes 257 ms at
-# 2 MB, 206 at 8, 220 at 16 (Zen 4).
-TAPS_BYTES = 8 << 20
+# A chunk of what a product reads. Few rows leave it waiting for its weights: ResNet-50 at 720p, a box of 5 %, takes
+# 257 ms with 2 MB of taps, 206 with 8, 220 with 16 (Zen 4).
+PRODUCT_BYTES = 8 << 20
 PATCH = 0.1  # share of the map whose pixels change, in one square: tiles waste a border around it
 NEVER_DENSE = 1.5  # what it is worth that the dense operator can take over
 
@@ -44,11 +44,12 @@ class Tiles(Computing):
     def prepare(self) -> None:
         head, window = window_of(head_of(self.operator)), self.reaches[0]
         assert isinstance(window, Window)
-        product = isinstance(head, Conv2d) and head.groups == 1
+        self._product = isinstance(head, Conv2d) and head.groups == 1
         many = self.inputs[0].rows.shape[1] >= TAPS_FROM_CHANNELS
-        self._ways = [TILES, *([STRIP, ROW] if product and many else [])]
+        self._ways = [TILES, *([STRIP, ROW] if self._product and many else [])]
         if isinstance(head, Conv2d) and max(window.dilation) > 1:
             self._ways = [STRIP]  # the box around dilated taps is mostly holes
+        self._fill = self.operator.fill
         self._compute_by(self._ways[0])
 
     def _compute_by(self, way: tuple[int, str]) -> None:
@@ -69,7 +70,7 @@ class Tiles(Computing):
         channels = head.channels if isinstance(head, Expanded) else source.shape[1]
         bytes_each = self._grid.window_pixels * channels * source.element_size()
         most = CHUNK_ROWS // self._grid.tile_pixels
-        room = TAPS_BYTES if self._grid.tile_pixels == 1 else TILES_BYTES
+        room = PRODUCT_BYTES if self._product else TILES_BYTES
         largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
         # Never one alone: a batch of one takes another way through torch, to other bits.
         self.sizes = sizes_below(largest, 2)
@@ -113,7 +114,7 @@ class Tiles(Computing):
             windows = self.backend.scratch(
                 (len(chunk) * self._grid.window_pixels, source.rows.shape[1]), source.rows.dtype
             )
-            self._grid.gather(source.rows, chunk, self.operator.fill, windows)
+            self._grid.gather(source.rows, chunk, self._fill, windows)
             places = self._grid.places(chunk)
             beside = self._taken_beside(places)
             value = self._placed(self._compute.windows(windows, chunk, beside), places)
