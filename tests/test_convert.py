@@ -138,6 +138,24 @@ def test_outputs_are_the_callers(backend):
             tensor.fill_(float("nan"))
 
 
+def test_frames_written_where_they_are_read(backend):
+    """Several inputs, of which one stays as it was; a size that changes has buffers of its own."""
+    network = call(lambda m, x, y: m.a(x) + m.b(y)[:, :, None, None], a=conv(), b=nn.Linear(5, 4))
+    vector = torch.randn(2, 5).double()
+    model = deltaconvert.convert(network, (video()[0], vector), backend=backend)
+    model(video()[0], vector)
+    buffers = model.frame_buffers()
+    assert [(x.shape, x.dtype) for x in buffers] == [(x.shape, x.dtype) for x in (video()[0], vector)]
+    buffers[1].copy_(vector)
+    for frame in video():
+        buffers[0].copy_(frame)
+        assert_close(model(*buffers), dense(network, [frame, vector]))
+    smaller = video()[0][..., 1:].contiguous()
+    with pytest.warns(UserWarning, match="the input size changed"):
+        model(smaller, vector)
+    assert model.frame_buffers()[0].shape == smaller.shape
+
+
 def test_several_inputs(backend):
     network = call(lambda m, x, y: m.a(x) + m.b(y)[:, :, None, None], a=conv(), b=nn.Linear(5, 4))
     model = deltaconvert.convert(network, (video()[0], torch.randn(2, 5).double()), backend=backend)
