@@ -11,7 +11,7 @@ _WAYS = [(re.compile(pattern), way) for pattern, way in (
     (r"keep_dense names it", "that is your keep_dense: leave the name out, and it runs as deltas"),
     (r"no operator for (topk|sort|argsort|nonzero|nms|unique|masked_select|where)\b",
      "this reads values, not places: end the network before it, convert(model.backbone, ...), and do it on outputs"),
-    (r"no operator for (bmm|einsum|baddbmm|__matmul__)|no product with a matrix of weights",
+    (r"no operator for (bmm|baddbmm|__matmul__)|no product with a matrix of weights",
      "write a product with weights as nn.Linear or a 1x1 convolution; a product of two maps needs all of both: keep it "
      "where maps are small"),
     (r"no operator for .*([Aa]ttention)",

@@ -46,6 +46,7 @@ ONE_EACH = {
     ),
     "norms of channels": Call(lambda self, x: x * x.norm(dim=(2, 3), keepdim=True)),
     "joined side by side": Call(lambda self, x: torch.cat([x, x.relu()], 3) * 2),
+    "local responses": Call(lambda self, x: F.local_response_norm(F.relu(x), 3, 0.5)),
     "labels": Call(lambda self, x: x.argmax(1, keepdim=True)),
     "classifier": nn.Sequential(
         nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)

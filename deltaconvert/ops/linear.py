@@ -94,3 +94,30 @@ def _addmm(input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -
 @spelled(nn.Linear)
 def _module(module: nn.Linear, input: Any) -> tuple[Operator, list[Any]]:
     return Linear(module.weight, module.bias), [input]
+
+
+@spelled(torch.einsum)
+def _einsum(equation: Any, *operands: Any) -> tuple[Operator, list[Any]]:
+    """A product with a matrix of weights: "bhwc,oc->bhwo", or of the channels of a map: "bchw,oc->bohw"."""
+    reason = StaysDense("it is no product with a matrix of weights")
+    operands = (
+        tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    )
+    if not isinstance(equation, str) or len(operands) != 2:
+        raise reason
+    read, _, written = equation.replace(" ", "").partition("->")
+    names = read.split(",")
+    if isinstance(operands[0], Tensor):
+        operands, names = operands[::-1], names[::-1]
+    (x, weight), (of_x, of_weight) = operands, names
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or len(set(of_weight)) != 2:
+        raise reason
+    inner, outer = sorted(of_weight, key=lambda name: name not in of_x)
+    if of_x.count(inner) != 1 or outer in of_x or written != of_x.replace(inner, outer):
+        raise reason
+    weight = weight if of_weight == outer + inner else weight.t()
+    if of_x[-1] == inner:
+        return Linear(weight, None), [x]
+    if of_x.index(inner) == 1 and len(of_x) == 4:
+        return Conv2d(weight[:, :, None, None], None, (1, 1), (0, 0), (1, 1), 1), [x]
+    raise reason

@@ -46,6 +46,11 @@ ON_CHANNELS = {
     "a matrix": lambda m, x: (x.permute(0, 2, 3, 1) @ m.linear.weight.t() + m.linear.bias).permute(
         0, 3, 1, 2
     ),
+    "einsum": lambda m, x: torch.einsum("bhwc,oc->bhwo", x.permute(0, 2, 3, 1), m.linear.weight).permute(
+        0, 3, 1, 2
+    ),
+    "einsum of a map": lambda m, x: torch.einsum("bchw, oc -> bohw", x, m.linear.weight),
+    "einsum, weights first": lambda m, x: torch.einsum("co,bchw->bohw", m.linear.weight.t(), [x][0]),
     "a gated block": lambda m, x: m.linear(gated(m, m.wide(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2),
     "an MLP with a residual": lambda m, x: (
         lambda t: (t + m.out(F.gelu(m.linear(t)))).permute(0, 3, 1, 2) + x
@@ -137,6 +142,14 @@ DENSE = {
     "rows of the map": (lambda m, x: m.width(x.flatten(1, 2)), "not N C H W"),
     "a computed weight": (lambda m, x: F.linear(x, x[0, 0]), "its weight is computed in every frame"),
     "a product of maps": (lambda m, x: x @ x.transpose(2, 3), "no product with a matrix of weights"),
+    "einsum of maps": (
+        lambda m, x: torch.einsum("bchw,bdhw->bcd", x, x),
+        "no product with a matrix of weights",
+    ),
+    "einsum that sums twice": (
+        lambda m, x: torch.einsum("bchw,wh->bc", x, m.rows.weight),
+        "no product with a matrix of weights",
+    ),
     "a scaled product": (
         lambda m, x: torch.addmm(m.whole.bias, x.flatten(1), m.whole.weight.t(), alpha=2),
         "alpha=2",
@@ -148,5 +161,5 @@ DENSE = {
 @pytest.mark.parametrize("name", DENSE)
 def test_stays_dense(backend, name):
     function, reason = DENSE[name]
-    module = Call(function, width=nn.Linear(5, 3), whole=nn.Linear(120, 5))
+    module = Call(function, width=nn.Linear(5, 3), rows=nn.Linear(4, 5), whole=nn.Linear(120, 5))
     check_operator(module, A, backend=backend, expect="dense", reason=reason)
