@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from deltaconvert.errors import DeltaConvertError
+
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
 
@@ -50,6 +52,10 @@ def frame_operator(outputs: int) -> Any:
 
 
 def _frame(order: Tensor, model: int, frames: list[Tensor]) -> Any:
+    if model not in _models:
+        raise DeltaConvertError(
+            "a compiled graph calls a converted network that is no longer there, or elsewhere"
+        )
     return _results([_own(output, frames) for output in _models[model].frame(frames)])
 
 

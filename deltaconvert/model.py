@@ -200,7 +200,7 @@ class DeltaModel(nn.Module):
         frames = self.signature.flatten(args, kwargs)
         if self._compiled is None or not torch.compiler.is_compiling():
             return self.signature.unflatten(self.frame(frames))
-        if torch.compiler.is_exporting():
+        if not torch.compiler.is_dynamo_compiling():
             raise DeltaConvertError("torch.export cannot keep a network's state: use deltaconvert.export_pt2")
         outputs = self._compiled(self._order, self._number, frames)
         return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])

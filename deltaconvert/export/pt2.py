@@ -162,5 +162,6 @@ class _Writer:
         return None if threshold is None else float(threshold), shares
 
     def _kept(self, name: str, tensor: Tensor) -> fx.Node:
-        self.root[name] = tensor
+        part = tensor.nbytes < tensor.untyped_storage().nbytes()  # torch's writer is not sure of such
+        self.root[name] = tensor.clone() if part else tensor
         return self.graph.get_attr(name)
