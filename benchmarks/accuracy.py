@@ -30,12 +30,14 @@ import deltaconvert  # noqa: E402
 from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from deltaconvert.calibrate import GATES, Search  # noqa: E402
+from deltaconvert.crew import side_by_side  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.trials import Setting, Trials  # noqa: E402
 
 UNIFORM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 WAYS = ("ours", "paper")
 ROUNDS = 3  # of allocation
+SCORERS = 6  # processes
 
 
 def main() -> None:
@@ -45,8 +47,8 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, default=200)
-    parser.add_argument("--calibration", type=int, default=12)
-    parser.add_argument("--factors", default="0.35,0.5,0.71,1,1.41,2,2.83")
+    parser.add_argument("--calibration", type=int, default=14)
+    parser.add_argument("--factors", default="0.35,0.5,0.71,1,1.41,2,2.83,4,5.66,8")
     parser.add_argument("--budgets", default="1", help="times the task's own")
     parser.add_argument("--workers", type=int, default=1, help="processes, on the CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="no part starts after so many")
@@ -73,7 +75,8 @@ class Run:
         fresh = {**environment(), "rows": [], "settings": {}}
         self.kept = json.loads(self.out.read_text()) if self.out.exists() else fresh
         self.kept.setdefault("gpu", torch.cuda.get_device_name() if self.device.type == "cuda" else None)
-        self.type = torch.float16 if self.device.type == "cuda" else torch.float32
+        half = self.device.type == "cuda" and not task.precise
+        self.type = torch.float16 if half else torch.float32
         task.network.eval().to(self.device, self.type)
 
     def all(self) -> None:
@@ -167,13 +170,14 @@ class Run:
         for first in range(0, len(todo), trials.streams):
             rows, group = zip(*todo[first : first + trials.streams], strict=True)
             played = list(trials.play(group, frames, decode=self.task.decode))
-            for stream, row in enumerate(rows):
-                works = [work[stream] for _, work in played[1:]]
-                found = [outputs[stream] for outputs, _ in played]
-                self._row(*row, sum(works) / len(works), self._score(found))
+            works = [sum(work) / len(work) for work in zip(*(work for _, work in played[1:]), strict=True)]
+            found = list(zip(*(outputs for outputs, _ in played), strict=True))
+            scored = side_by_side(self._score, found, SCORERS if self.task.on_host else 1)
+            for stream, score in scored:
+                self._row(*rows[stream], works[stream], score)
 
-    def _score(self, found: list[Any]) -> float:
-        return self.task.score(found, self.dense, self.task.test)
+    def _score(self, found: Sequence[Any]) -> float:
+        return self.task.score(list(found), self.dense, self.task.test)
 
     def _smaller(self, clip: list[Tensor], scale: float) -> tuple[float, float]:
         size = [max(32, round(side * scale / 32) * 32) for side in clip[0].shape[2:]]

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 Row = dict[str, Any]
@@ -41,21 +42,37 @@ def main() -> None:
 
 
 def least(rows: Sequence[Row], way: str) -> float:
-    """The least work of a way at the accepted loss: of all its points, and between neighbours on one curve."""
-    best = math.inf
+    """The least work of a way at the accepted loss: where its curve crosses it.
+
+    A score of some hundred frames jumps, by 0.01 in average precision: a curve is made to rise with less work (isotonic
+    regression), so that a point that is better than its neighbours by chance counts with them.
+    """
+    best = 1.0
     curves: dict[str, list[Row]] = {}
     for row in rows:
         if way_of(row) == way:
             curves.setdefault(row["way"], []).append(row)
     for curve in curves.values():
-        curve.sort(key=lambda row: row["work"])
-        for here, right in zip(curve, [*curve[1:], None], strict=True):
-            if here["loss"] <= here["accepted"]:
-                best = min(best, here["work"])
-            elif right is not None and right["loss"] <= here["accepted"] < here["loss"]:
-                part = (here["accepted"] - right["loss"]) / (here["loss"] - right["loss"])
-                best = min(best, right["work"] + part * (here["work"] - right["work"]))
+        curve.sort(key=lambda row: -row["work"])
+        work, loss = 1.0, 0.0
+        for row, level in zip(curve, rising([row["loss"] for row in curve]), strict=True):
+            if level > row["accepted"]:
+                if way in ("ours", "paper", "one threshold"):  # all strengths between two exist
+                    work += (row["accepted"] - loss) / (level - loss) * (row["work"] - work)
+                break
+            work, loss = row["work"], level
+        best = min(best, work)
     return best
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The nearest sequence that never falls (least squares: neighbours that fall are averaged)."""
+    groups: list[list[float]] = []
+    for value in values:
+        groups.append([value])
+        while len(groups) > 1 and mean(groups[-2]) > mean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [mean(group) for group in groups for _ in group]
 
 
 def way_of(row: Row) -> str:
@@ -71,7 +88,7 @@ def table(tasks: dict[str, list[Row]]) -> str:
         works = {way: least(rows, way) for way in STYLES}
         dense = next(row for row in rows if row["way"] == "dense")
         ratio = works["ours"] / works["paper"]
-        cells = [f"{work:.3f}".lstrip("0") if work <= 1 else "-" for work in works.values()]
+        cells = [f"{work:.3f}".lstrip("0") if work < 0.999 else "-" for work in works.values()]
         told = f"{ratio:.2f}" if math.isfinite(ratio) else "-"
         lines.append((f"{task}: {dense['truth']}", f"{dense['score']:.4g}", *cells, told))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

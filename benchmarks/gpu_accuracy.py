@@ -53,7 +53,7 @@ def main() -> None:
     known = {row["task"] for row in facts["results"]}
     for name in options.tasks.split(","):
         thresholds = options.folder / f"{name}_best.json"
-        if name in known or not thresholds.exists():
+        if name in known or not (options.warm or thresholds.exists()):
             continue
         row = measure(TASKS[name](4, 150), thresholds, options)
         gc.collect()

@@ -34,15 +34,15 @@ STARTS = (
 CANDIDATES = 4  # of these that are looked at closer
 TRIES = 4  # of a common scale
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
-STEP = 4.0  # by which one threshold is raised and lowered to see what it does; a round takes its root
+STEP = 4.0  # by which one threshold is raised and lowered to see what it does; its root after a round that gave nothing
 # Noise of one deviation must not pass `peak`, which smoothing has not made smaller: it grows with `smooth`.
 GATES = (
     Gate(),
     Gate(dilate=2),
     Gate(dilate=8, weak=0.25),
-    Gate(smooth=5, peak=10.0),
     Gate(smooth=5, peak=10.0, dilate=8, weak=0.25),
     Gate(smooth=9, peak=18.0, dilate=4),
+    Gate(smooth=9, peak=18.0, dilate=12),
     Gate(smooth=9, peak=18.0, dilate=12, weak=0.25),
 )
 
@@ -200,11 +200,10 @@ class Search:
             yield from self.look_at(settings[first : first + self.trials.at_once])
 
     def allocate(self, gates: Sequence[Gate], rounds: int) -> Setting:
-        """The input first, then the layers together, then each of them apart."""
-        inputs = [place for place, site in enumerate(self.trials.sites) if site.kind == "input"]
+        """The input and the layers together, then each layer apart; then the input again, for the layers found."""
         rest = [1.0 if site.kind == "activation" else 0.1 for site in self.trials.sites]
         grid = [
-            Setting(tuple(rung if place in inputs else start * r for place, r in enumerate(rest)), gate=gate)
+            self._with_input(Setting(tuple(start * share for share in rest), gate=gate), rung)
             for gate in gates
             for rung in INPUT_RUNGS
             for start in STARTS
@@ -213,15 +212,42 @@ class Search:
         self.look_at(grid)
         found = sorted(grid, key=self._rank)[:CANDIDATES]
         found += [replace(setting, weighted=True) for setting in found]
-        setting = min(self.scaled(found, TRIES, but=inputs), key=self._rank)
+        setting = min(self.scaled(found, TRIES, but=self._inputs), key=self._rank)
+        step = STEP
         for number in range(rounds):
-            moved = self.scaled([self.reallocated(setting, STEP ** (0.5**number))], TRIES)
-            setting = min((setting, *moved), key=self._rank)
+            moved = self.scaled(self.reallocated(setting, step), TRIES, start=2.0)
+            best = min((setting, *moved), key=self._rank)
+            if best == setting:
+                step = math.sqrt(step)
+            setting = self.regated(best, gates) if number == 0 else best
         return self.best()
 
-    def scaled(self, settings: Sequence[Setting], tries: int, but: Collection[int] = ()) -> list[Setting]:
-        """Each setting, but for some sites, times the largest factor found within the budget, by halving the interval
-        of its logarithm."""
+    def regated(self, setting: Setting, gates: Sequence[Gate]) -> Setting:
+        """With the gate and the input's threshold that suit its layers best."""
+        share = max((setting.shares[place] for place in self._inputs), default=0.0)
+        others = [
+            self._with_input(replace(setting, gate=gate), share * 2 ** (half / 2))
+            for gate in gates
+            for half in range(-3, 4)
+        ]
+        self.look_at(others)
+        found = sorted(others, key=self._rank)[:CANDIDATES]
+        return min((setting, *self.scaled(found, TRIES, start=2.0)), key=self._rank)
+
+    @property
+    def _inputs(self) -> list[int]:
+        return [place for place, site in enumerate(self.trials.sites) if site.kind == "input"]
+
+    def _with_input(self, setting: Setting, share: float) -> Setting:
+        for place in self._inputs:
+            setting = setting.at(place, share)
+        return setting
+
+    def scaled(
+        self, settings: Sequence[Setting], tries: int, but: Collection[int] = (), start: float = 4.0
+    ) -> list[Setting]:
+        """Each setting, but for some sites, times the largest factor found within the budget: by steps of `start`, then
+        by halving the interval of its logarithm."""
         low: list[float | None] = [None] * len(settings)  # factors within and beyond the budget
         high, factors = list(low), [1.0] * len(settings)
         for _ in range(tries):
@@ -232,29 +258,30 @@ class Search:
                 if below and above:
                     factors[place] = math.sqrt(below * above)
                 else:
-                    factors[place] *= 4 if below else 1 / 4
+                    factors[place] *= start if below else 1 / start
         ends = zip(settings, low, factors, strict=True)
         return [setting.times(below or factor, but) for setting, below, factor in ends]
 
-    def reallocated(self, setting: Setting, step: float) -> Setting:
-        """Each threshold lower, as it is, or higher, so that the predicted work is least at the same predicted loss.
+    def reallocated(self, setting: Setting, step: float) -> list[Setting]:
+        """Each threshold lower, as it is, or higher by `step`, so that the predicted work is least at the same
+        predicted loss; and the same moves by their root and their fourth root, since predictions hold for small ones.
 
         Squares of the guide's loss add up, errors of different layers being independent; so does saved work, nearly.
         """
         base = self.look(setting)
+        factors = (1 / step, step)
+        alone = [
+            setting.at(n, share * factor) for n, share in enumerate(setting.shares) for factor in factors
+        ]
+        outcomes = iter(self.look_at(alone))
         options: list[
             list[tuple[float, float, float]]
         ] = []  # for each site: (factor, loss, work) against now
-        factors = (1 / step, step)
-        moved = [
-            setting.at(place, share * factor)
-            for place, share in enumerate(setting.shares)
-            for factor in factors
-        ]
-        outcomes = iter(self.look_at(moved))
         for _ in setting.shares:
-            seen = [(factor, next(outcomes)) for factor in factors]
-            gains = [(f, found.guide**2 - base.guide**2, found.work - base.work) for f, found in seen]
+            moved = [(factor, next(outcomes)) for factor in factors]
+            gains = [(f, found.guide**2 - base.guide**2, found.work - base.work) for f, found in moved]
+            # That less work loses less is chance: others are not to spend it.
+            gains = [(f, loss if work > 0 else max(loss, 0.0), work) for f, loss, work in gains]
             options.append([(1.0, 0.0, 0.0), *gains])
 
         def chosen(price: float) -> list[tuple[float, float, float]]:
@@ -267,8 +294,14 @@ class Search:
                 low = price
             else:
                 high = price
-        shares = tuple(share * option[0] for share, option in zip(setting.shares, chosen(high), strict=True))
-        return replace(setting, shares=shares)
+        moves = [option[0] for option in chosen(high)]
+        return [
+            replace(
+                setting,
+                shares=tuple(share * move**part for share, move in zip(setting.shares, moves, strict=True)),
+            )
+            for part in (1, 0.5, 0.25)
+        ]
 
     def _rank(self, setting: Setting) -> tuple[bool, float]:
         """Those within the budget by their work, the others behind them by their loss."""

@@ -348,3 +348,23 @@ def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
         assert delta["relative_l2"] < 1 and 0 <= delta["density"] <= 1
     if workers == 1:
         assert row["dense"]["engine"] == "torch channels_last"
+
+
+def test_accuracy_page(tmp_path):
+    """The work at the accepted loss lies on a curve that rises; a lucky point counts with its neighbours."""
+    from benchmarks.accuracy_page import STYLES, draw, least, rising, table
+
+    assert rising([0, 2, 1, 3]) == [0, 1.5, 1.5, 3] and rising([3, 2, 1]) == [2, 2, 2]
+    curve = {0.8: 0.0, 0.4: 0.004, 0.2: 0.012, 0.1: 0.0, 0.05: 0.5}
+    rows = [
+        {"way": way, "work": work * (2 if way == "paper 1" else 1), "loss": loss, "accepted": 0.005}
+        for way in ("ours 1", "paper 1", *(way for way in STYLES if way not in ("ours", "paper")))
+        for work, loss in curve.items()
+    ]
+    rows.append({"way": "dense", "work": 1.0, "loss": 0.0, "accepted": 0.005, "truth": "T", "score": 0.9})
+    ours = least(rows, "ours")
+    assert 0.2 < ours < 0.4 and least(rows, "paper") == pytest.approx(2 * ours)
+    assert table({"a": rows}).splitlines()[-1].endswith("| 0.50 |")
+    pytest.importorskip("matplotlib")
+    draw({"a": rows}, tmp_path / "a.svg")
+    assert "calibrate" in (tmp_path / "a.svg").read_text()

@@ -50,7 +50,9 @@ def delta():
 def test_the_budget_is_kept_and_work_is_saved(delta, method):
     """What is promised on the clip is what the model does on it."""
     frames = clip()
-    found = deltaconvert.calibrate(delta, frames, budget=0.05, method=method, rounds=1, progress=False)
+    found = deltaconvert.calibrate(
+        delta, frames, budget=0.05, method=method, gates=[Gate(), Gate(smooth=3)], rounds=1, progress=False
+    )
     assert 0 < found.loss <= 0.05 and found.work < 0.9
     assert max(delta.thresholds.values()) == 0  # it stays as it was
     ours, dense, work = [], [], []
