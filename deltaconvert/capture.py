@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.exported import export, export_any_batch, read
 from deltaconvert.trace import Traced, first_line, trace
 
+# torch.fx and torch.export switch things of the whole process while they look on: one network at a time.
+_ALONE = threading.RLock()
 OTHER = (
     "computes something else than its traced graph, so it depends on more than its inputs (random numbers, counters, "
     "Python state), or x += y writes to a map that it reads under another name: convert the deterministic part of it, "
@@ -92,7 +95,8 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
     """The traced graph is the network: equal outputs on the example, or UnsupportedModel."""
     frames = [leaf.clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     try:
-        traced = way()
+        with _ALONE:
+            traced = way()
         got = traced.signature.unflatten(traced.graph(*frames))
     except torch.OutOfMemoryError:
         raise

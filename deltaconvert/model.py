@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from deltaconvert import compiled, parts, snapshot
 from deltaconvert.check import names_of, sparsify
@@ -198,10 +199,11 @@ class DeltaModel(nn.Module):
         Outputs are the caller's: new tensors that no later frame writes to.
         """
         frames = self.signature.flatten(args, kwargs)
-        if self._compiled is None or not torch.compiler.is_compiling():
-            return self.signature.unflatten(self.frame(frames))
-        if not torch.compiler.is_dynamo_compiling():
+        # What torch says of exporting and compiling holds for the whole process: another thread's call is a frame.
+        if torch.compiler.is_exporting() and any(map(is_fake, frames)):
             raise DeltaConvertError("torch.export cannot keep a network's state: use deltaconvert.export_pt2")
+        if self._compiled is None or not torch.compiler.is_dynamo_compiling():
+            return self.signature.unflatten(self.frame(frames))
         outputs = self._compiled(self._order, self._number, frames)
         return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
 

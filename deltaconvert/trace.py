@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -125,13 +126,17 @@ for _function, _plain in OUT_OF_PLACE.items():
 
 
 class _Tracer(fx.Tracer):
-    """Traces into everything but operators that deltaconvert knows and modules asked to stay whole."""
+    """Traces into everything but operators that deltaconvert knows and modules asked to stay whole.
+
+    torch.fx looks on through the modules of the whole process: what other threads call meanwhile runs as it is.
+    """
 
     def __init__(self, args: Any, kwargs: Any, keep: Sequence[Any], opaque: dict[str, str]):
         super().__init__()
         self._call = args, kwargs
         self._keep, self._opaque = tuple(keep), opaque
         self._known = known_modules()
+        self._thread = threading.get_ident()
         self.failed_at: str | None = None
         self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
         self.constants: dict[int, Any] = {}
@@ -156,11 +161,18 @@ class _Tracer(fx.Tracer):
             return path
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed_at = self.failed_at or self.path_of_module(m)  # the innermost module unwinds first
             raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """Flat placeholders for the tensors, the user's nesting around them, and the outputs flat again."""

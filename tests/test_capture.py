@@ -1,9 +1,20 @@
 """capture.py and exported.py: networks that symbolic tracing cannot see, and what torch.export makes of them."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import Call, anatomy, assert_close, assert_kind, assert_untouched, check_exact, scripted_videos
+from oracle import (
+    Call,
+    anatomy,
+    assert_close,
+    assert_kind,
+    assert_untouched,
+    check_exact,
+    scripted_video,
+    scripted_videos,
+)
 from torch import nn
 
 import deltaconvert
@@ -206,3 +217,48 @@ def test_what_no_way_captures_says_why():
     network = call(lambda m, x: x + torch.randn(1))
     with pytest.raises(UnsupportedModel, match="random"):
         capture(network, (torch.randn(SHAPE).double(),), {})
+
+
+def test_networks_in_threads():
+    """Each thread captures its own network, some with torch.export, while another thread calls dense and delta ones."""
+    networks = [call(lambda m, x: m.c(x).relu(), c=conv()), Branches().eval().double()] * 3
+    frames = scripted_video(SHAPE, torch.float64, 3)
+    other = call(lambda m, x: m.b(m.a(x).relu() + x), a=conv(), b=conv())
+    delta, want = deltaconvert.convert(other, frames[0]), other(frames[1])
+    failures, over = [], threading.Event()
+
+    def work(network):
+        try:
+            model = deltaconvert.convert(network, frames[0])
+            for frame in frames:
+                assert_close(model(frame), network(frame), "in a thread")
+        except BaseException as error:  # a thread's own failure would be printed and forgotten
+            failures.append(error)
+
+    def look_on():
+        try:
+            while not over.is_set():
+                assert torch.equal(other(frames[1]), want)
+                assert_close(delta(frames[1]), want, "beside")
+        except BaseException as error:
+            failures.append(error)
+
+    beside = threading.Thread(target=look_on)
+    threads = [threading.Thread(target=work, args=(network,)) for network in networks]
+    for thread in (beside, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    over.set()
+    beside.join()
+    assert not failures, failures
+    assert not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def test_a_delta_model_is_not_for_torch_export():
+    frames = scripted_video(SHAPE, torch.float64, 3)
+    network = call(lambda m, x: m.c(x).relu(), c=conv())
+    delta = deltaconvert.convert(network, frames[0])
+    with pytest.raises(Exception, match="export_pt2"):
+        torch.export.export(delta, (frames[0],), strict=False)
+    assert_close(delta(frames[1]), network(frames[1]), "after")
