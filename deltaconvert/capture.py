@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel
-from deltaconvert.exported import export, export_any_batch, read
+from deltaconvert.exported import export, export_any_batch, is_dynamic, read
 from deltaconvert.trace import Traced, first_line, trace
 
 # torch.fx and torch.export switch things of the whole process while they look on: one network at a time.
@@ -47,8 +47,14 @@ def capture(
     except Exception as error:
         raise InputError(f"the network does not run on the example: {error}") from error
     if isinstance(model, ExportedProgram):
-        traced = _checked(network, lambda: read(model, args, kwargs), args, kwargs, expected)
-        traced.how = "read from a program of torch.export, for this size alone"
+        # What follows from open sizes becomes numbers: those of the example.
+        again = is_dynamic(model)
+        traced = _checked(
+            network,
+            lambda: _exported(network, args, kwargs, expected) if again else read(model, args, kwargs),
+            *(args, kwargs, expected),
+        )
+        traced.how = f"read from a program of torch.export, for this size alone{_and_batch(traced)}"
         return traced
     ways: list[Callable[[], Traced]] = [lambda: trace(model, args, kwargs, leaves, may_stay=is_light)]
     if not leaves:
@@ -121,7 +127,11 @@ def _explained(traced: Traced, reasons: Sequence[UnsupportedModel]) -> Traced:
             f"traced symbolically, around {', '.join(traced.opaque)}: {next(iter(traced.opaque.values()))}"
         )
     elif reasons:
-        free = traced.signature.sizes is not None and None in traced.signature.sizes[0]
-        traced.how = f"captured by torch.export, for this size alone{' and any batch' * free}"
+        traced.how = f"captured by torch.export, for this size alone{_and_batch(traced)}"
         traced.how += f": {str(reasons[0]).splitlines()[0]}"
     return traced
+
+
+def _and_batch(traced: Traced) -> str:
+    sizes = traced.signature.sizes
+    return " and any batch" if sizes is not None and None in sizes[0] else ""

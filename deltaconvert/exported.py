@@ -30,7 +30,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 
     UnsupportedModel where torch.export cannot: control flow on values, calls that leave torch.
     """
-    return _traced(_program(model, args, kwargs), args, kwargs)
+    return read(_program(model, args, kwargs), args, kwargs)
 
 
 def export_any_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
@@ -41,9 +41,9 @@ def export_any_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     """
     free = pytree.tree_map(lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, (args, kwargs))
     program = _program(model, args, kwargs, dynamic_shapes=_by_name(model, *free))
-    if not _is_dynamic(program):
+    if not is_dynamic(program):
         raise UnsupportedModel("it computes with the number of images")
-    return _traced(program, args, kwargs)
+    return read(program, args, kwargs)
 
 
 def _program(
@@ -85,13 +85,7 @@ def _quiet() -> Iterator[None]:
 
 
 def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-    """The graph of an exported program for the call program.module()(*args, **kwargs)."""
-    if _is_dynamic(program):  # what follows from the sizes becomes numbers: those of the example
-        return export(program.module(), args, kwargs)
-    return _traced(program, args, kwargs)
-
-
-def _traced(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """The graph of an exported program for the call program.module()(*args, **kwargs); only the batch may be open."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     if program.call_spec.in_spec != spec:
         raise UnsupportedModel("the program was exported for other inputs than the example")
@@ -106,12 +100,13 @@ def _traced(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     graph.graph.output_node().args = (tuple(value for value in outputs if isinstance(value, fx.Node)),)
     graph.recompile()
     given = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
-    batch = [None] if _is_dynamic(program) else []
+    batch = [None] if is_dynamic(program) else []
     sizes = tuple((*batch, *frame.shape[len(batch) :]) for frame in frames)
     return Traced(graph, Signature(spec, given, program.call_spec.out_spec, constants, sizes))
 
 
-def _is_dynamic(program: ExportedProgram) -> bool:
+def is_dynamic(program: ExportedProgram) -> bool:
+    """Some side of an input may have several lengths."""
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     return any(type(side) is not int for v in values if isinstance(v, Tensor) for side in v.shape)
 

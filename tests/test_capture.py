@@ -204,6 +204,16 @@ def test_exported_operators_are_known(backend, name):
         assert_close(model(*frames), network(*frames))
 
 
+def test_a_program_for_any_batch(backend):
+    network = call(lambda m, x: m.b(m.norm(m.a(x)).relu()), a=conv(), norm=nn.BatchNorm2d(4), b=conv())
+    program = exported(network, dynamic_shapes=(({0: AUTO, 2: AUTO},),))
+    model = deltaconvert.convert(program, torch.randn(SHAPE).double(), backend=backend)
+    assert model.info["capture"].endswith("for this size alone and any batch")
+    wider = model.for_streams(3)
+    for frames in scripted_videos([(3, *SHAPE[1:])], torch.float64):
+        assert_close(wider(*frames), network(*frames))
+
+
 def test_views_of_what_lies_otherwise_in_memory(backend):
     """What a graph calls contiguous need not be: a converted network has strides of its own."""
     network = call(lambda m, x: m.a(x).flatten(2).transpose(1, 2).contiguous().view(2, -1), a=conv())
