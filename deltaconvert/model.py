@@ -143,16 +143,32 @@ class DeltaModel(nn.Module):
 
         args, kwargs: one call of the network, on a frame that relative thresholds are measured on.
         """
-        self._refuse_parts("other thresholds")
-        frames = self.signature.flatten(args, kwargs)
-        self._check(frames)
+        rules = Thresholds.of(threshold)
+        rules = rules if rules.gate is not None else replace(rules, gate=self.gate)
         with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
-            rules = Thresholds.of(threshold)
-            rules = rules if rules.gate is not None else replace(rules, gate=self.gate)
-            model = DeltaModel(self.graph, self.signature, frames, rules, self._backend, self.keep_dense)
+            model = self._under(rules, self.signature.flatten(args, kwargs))
         # Rules of this model may name nodes that only another size has.
         refuse_unknown((name for name in rules.rules if name not in self.rules), model.names, "threshold")
         model.info = self.info
+        return model
+
+    def _under(self, rules: Thresholds, frames: Sequence[Tensor]) -> DeltaModel:
+        """The same under other rules, its parts too; each measures on what it is called with for `frames`."""
+        self._check(frames)
+        graph, converted = self.graph, {}
+        if self._parts:
+            with parts.dense_parts(self.graph):
+                graph = copy.deepcopy(self.graph)
+            calls = parts.calls_of(graph, list(self._parts), (tuple(frames), {}))
+            for path, part in self._parts.items():
+                if path not in calls:
+                    raise InputError(
+                        f"the network does not get to {path} on this frame: give one on which it does"
+                    )
+                called, named = calls[path]
+                converted[path] = part._under(rules, part.signature.flatten(called, named))
+        model = DeltaModel(graph, self.signature, frames, rules, self._backend, self.keep_dense)
+        model.install(converted)
         return model
 
     def for_streams(self, streams: int) -> DeltaModel:

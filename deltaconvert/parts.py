@@ -75,7 +75,7 @@ def find_parts(model: nn.Module, traced: Traced, call: Call, build: Build) -> di
         if home == WHOLE:
             inside, inner, path = model, call, ""
         else:
-            calls = _calls(model, [home], call)
+            calls = calls_of(model, [home], call)
             if home not in calls:
                 continue
             inside, inner, path = model.get_submodule(home), calls[home], f"{home}."
@@ -94,7 +94,7 @@ def _largest(module: nn.Module, call: Call, prefix: str, build: Build) -> dict[s
     found: dict[str, DeltaModel] = {}
     todo = [name for name, child in module.named_children() if not is_light(child)]
     while todo:
-        calls = _calls(module, todo, call)
+        calls = calls_of(module, todo, call)
         deeper = []
         for path in todo:
             part = module.get_submodule(path)
@@ -141,7 +141,7 @@ def _images(call: Call) -> int | None:
     return batches.pop() if len(batches) == 1 else None
 
 
-def _calls(module: nn.Module, paths: Sequence[str], call: Call) -> dict[str, Call]:
+def calls_of(module: nn.Module, paths: Sequence[str], call: Call) -> dict[str, Call]:
     """What one call of `module` calls the modules at `paths` with; nothing for those that it calls more than once."""
     found: dict[str, list[Call]] = {path: [] for path in paths}
     model = copy.deepcopy(module)

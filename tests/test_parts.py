@@ -111,7 +111,24 @@ def test_what_parts_do_not_have(network, tmp_path):
     with pytest.raises(ContainerError, match="Detector"):
         model.save(tmp_path / "detector.delta")
     with pytest.raises(InputError, match="convert it again"):
-        model.with_thresholds(0.1, frames)
+        model.for_streams(3)
+
+
+def test_other_thresholds(backend, network):
+    calls = scripted_videos([SHAPE], torch.float64)
+    exact = deltaconvert.convert(network, (list(calls[0][0]),), backend=backend)
+    exact(list(calls[0][0]))
+    model = exact.with_thresholds({"heads.shared.*": "50%", "backbone.0": 0.3}, list(calls[0][0]))
+    fresh = deltaconvert.convert(
+        network, (list(calls[0][0]),), threshold={"heads.shared.*": "50%", "backbone.0": 0.3}, backend=backend
+    )
+    assert model.thresholds == fresh.thresholds and max(model.thresholds.values()) == 0.3
+    assert set(exact.thresholds.values()) == {0.0}
+    for (frames,) in calls:
+        assert_close(model(list(frames)), fresh(list(frames)))
+        assert_close(exact(list(frames)), dense(network, [list(frames)]))
+    with pytest.raises(InputError, match="nothing"):
+        exact.with_thresholds({"nothing": 0.1}, list(calls[0][0]))
 
 
 class Inner(nn.Module):
