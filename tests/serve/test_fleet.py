@@ -16,6 +16,7 @@ from deltaconvert.serve.fleet import Rays  # noqa: E402
 from deltaconvert.serve.limits import Limits, Refused  # noqa: E402
 
 STREAMS = ["a", "b", "c", "d"]
+TF32 = 1e-2  # what is left of a number there, on a GPU
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,10 @@ def fleet(file):
     ray.shutdown()
 
 
-async def play(fleet, stream, seed, expected):
+async def play(fleet, stream, seed, expected, tolerance=None):
     result = await fleet.call(stream, "frame", png(frame(seed)), "image/png")
-    torch.testing.assert_close(torch.tensor(result["outputs"][0]["values"]), expected(frame(seed)))
+    found = torch.tensor(result["outputs"][0]["values"])
+    torch.testing.assert_close(found, expected(frame(seed)), rtol=tolerance, atol=tolerance)
     return result
 
 
@@ -93,6 +95,35 @@ def test_a_new_stream_in_many_requests_at_once(fleet):
             assert [name in stats for stats in held].count(True) == 1
             await fleet.call(name, "result")
             await fleet.drop(name)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_for_each_worker(file, expected, fleet):
+    """Streams on two GPUs, one that moves from one to the other, one whose worker is killed."""
+
+    async def scenario():
+        workers = Rays(2, gpus=1, file=str(file), limits=Limits(), device="cuda", threads=1)
+        seen = [
+            await worker.__ray_call__.remote(lambda self: os.environ["CUDA_VISIBLE_DEVICES"])
+            for worker in workers._workers
+        ]
+        assert sorted(seen) == ["0", "1"]
+        for stream in STREAMS:
+            await workers.join(stream)
+        for seed in range(3):
+            await asyncio.gather(*(play(workers, stream, seed, expected, TF32) for stream in STREAMS))
+        stats = await workers.stats()
+        assert sorted(stats[stream]["worker"] for stream in STREAMS) == [0, 0, 1, 1]
+        await workers.move("a", 1 - stats["a"]["worker"])
+        await play(workers, "a", 2, expected, TF32)
+        assert (await workers.stats())["a"]["density"] == 0  # it knew the frame
+        os.kill(await workers._remote(0, "pid"), signal.SIGKILL)
+        await asyncio.gather(*(play(workers, stream, 3, expected, TF32) for stream in STREAMS))
+        assert await workers.alive() == [True, True]
+        workers.close()
 
     asyncio.run(scenario())
 
