@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.backends.base import Backend, Map
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.gate import Watch
+from deltaconvert.passes.place_thresholds import is_of_frame
 from deltaconvert.plan import Plan
 
 # Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
@@ -47,6 +48,7 @@ class Program:
         self._steps: list[Step] = []
         self.islands: dict[str, _Island] = {}  # dense node name -> its step
         self._operators: list[Any] = []  # the backend's steps
+        self._frame_edges: list[Any] = []  # that nothing but a frame comes in by, without a gate
         for node in plan.graph.graph.nodes:
             self._bind(node)
 
@@ -62,13 +64,19 @@ class Program:
         return self._backend.count(list(self.edges.values()))
 
     def reset(self, streams: slice = slice(None)) -> None:
-        """Forget what `streams` have seen: their next frame is computed in full."""
+        """Forget what `streams` have seen: their next frame is computed in full. It wakes all."""
+        self.sleep(())
         for edge in self.edges.values():
             edge.reset(streams)
         for watch in self.watches.values():
             watch.reset(streams)
         for island in self.islands.values():
             island.forget()
+
+    def sleep(self, streams: Collection[int]) -> None:
+        """The images of `streams` are those of the frame before, until it is said again: nobody needs to look."""
+        for edge in self._frame_edges:
+            edge.sleep(streams)
 
     def forms(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
         """What a stream's state is made of: of each edge dtype and (C, H, W)."""
@@ -79,7 +87,8 @@ class Program:
         return {name: edge.values[stream].clone() for name, edge in self.edges.items()}
 
     def go_on_from(self, states: Iterable[tuple[int, Mapping[str, Tensor]]]) -> None:
-        """Let streams go on from states that `state_of` took, here or in a program with the same edges."""
+        """Let streams go on from states that `state_of` took, here or in a program with the same edges; all wake."""
+        self.sleep(())
         for stream, state in states:
             for name, edge in self.edges.items():
                 edge.put(stream, state[name])
@@ -132,6 +141,8 @@ class Program:
             self.watches[node.name] = watch
         self.edges[node.name] = edge = self._backend.sparsify(kept, watch)
         (dense,) = node.args
+        if watch is None and is_of_frame(dense):
+            self._frame_edges.append(edge)
         source = self._slots[dense.args[0] if self._is_cast_on_the_way(dense) else dense]
         self._steps.append(Step(node, lambda frame: edge.run(frame.values[source])))
 

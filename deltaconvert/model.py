@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
@@ -256,6 +256,15 @@ class DeltaModel(nn.Module):
         self._program.reset(slice(None) if stream is None else slice(stream, stream + 1))
         for part in self._parts.values():
             part.reset(stream)
+
+    @in_turn
+    def sleep(self, streams: Collection[int]) -> None:
+        """Say that the images of `streams` (indices in the batch) are those of the frame before: nobody looks whether
+        they changed, until it is said again, or a stream starts over or goes on from a snapshot. A gate looks all the
+        same."""
+        for stream in streams:
+            self._check_stream(stream)
+        self._program.sleep(streams)
 
     @in_turn
     def snapshot(self, stream: int = 0) -> bytes:

@@ -275,7 +275,9 @@ class StreamPool:
         """Run frames of the streams `taken`. If the network raises, these slots are blank and start over: the frame
         must not meet the network again when another stream's comes."""
         try:
-            self._fill([slot.index for slot in taken.values()], list(frames.values()))
+            places = [slot.index for slot in taken.values()]
+            self._fill(places, list(frames.values()))
+            self._model.sleep(set(range(self.capacity)).difference(places))
             for slot in taken.values():
                 if slot.snapshot is not None:
                     self._model.restore(slot.index, slot.snapshot)

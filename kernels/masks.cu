@@ -60,13 +60,14 @@ struct __align__(PIXELS * sizeof(value)) Run { value of[PIXELS]; };
 struct __align__(4 * sizeof(value)) Stored { value of[4]; };
 
 extern "C" __global__ void sparsify(const seen* frame, long long sn, long long sc, long long sh, long long sw,
-                                    value* stored, int pitch, u32* mask, int* changed, int* computed, int C, int H,
-                                    int W, number threshold) {
+                                    value* stored, int pitch, const int* awake, u32* mask, int* changed,
+                                    int* computed, int C, int H, int W, number threshold) {
     wait_for_predecessor();
     const int words = words_of(W), n = blockIdx.y;
+    const bool looks = awake[n];  // the image of a stream that sleeps is the one that was compared before
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) * PIXELS, y = i / (words * 32), x = i - y * words * 32;
     u32 moved = 0;  // a bit of each pixel
-    if (y < H && x < W) {
+    if (looks && y < H && x < W) {
         const seen* fresh = frame + n * sn + y * sh + x * sw;
         value* pixel = stored + ((size_t)(n * H + y) * W + x) * pitch;
 #if CHANNELS
@@ -101,7 +102,7 @@ extern "C" __global__ void sparsify(const seen* frame, long long sn, long long s
 #pragma unroll
     for (int p = 0; p < PIXELS; p++) ones += __syncthreads_count(moved >> p & 1);
     if (threadIdx.x == 0 && ones) atomicAdd(changed + n, ones);
-    if (i == 0) atomicAdd(computed, H * W);
+    if (looks && i == 0) atomicAdd(computed, H * W);
 }
 
 // The 32 bits of a row of `words` words from column `first` on, wherever that is.

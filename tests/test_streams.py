@@ -82,6 +82,28 @@ def test_nothing_waits(backend):
     assert_same_bits(pool.latest("a"), first, "the last output")
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_streams_that_sleep_are_not_looked_at(backend, threshold):
+    """What lies in their place of the batch changes nothing; when they wake they go on from what they saw last."""
+    model, alone = (converted(backend, threshold=threshold).for_streams(3) for _ in range(2))
+    frames = [torch.cat([video(seed)[t] for seed in range(3)]) for t in range(6)]
+    shown = frames[0].clone()
+    model(shown), alone(shown)
+    for t, awake in enumerate([{0}, {0, 2}, {1}, {0, 1, 2}, {2}], start=1):
+        model.sleep({0, 1, 2} - awake)
+        for stream in range(3):
+            if stream in awake:
+                shown[stream] = frames[t][stream]
+        noisy = shown.clone()
+        if backend != "reference":
+            noisy[[stream for stream in range(3) if stream not in awake]] += 5
+        for found, expected in zip(model(noisy), alone(shown), strict=True):
+            assert_same_bits(found, expected, f"frame {t}")
+        assert torch.equal(model.input_masks(), alone.input_masks())
+    with pytest.raises(InputError, match="no stream 3"):
+        model.sleep([3])
+
+
 def test_the_newest_frame_wins(backend):
     pool = StreamPool(converted(backend))
     pool.join("a")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -133,6 +133,9 @@ class FrameEdge(Edge):
     def __init__(self, kept: Map, watch: Watch | None):
         self.watch = watch
         super().__init__(kept)
+
+    def sleep(self, streams: Collection[int]) -> None:
+        """These streams' images are those of the frame before; they are compared all the same."""
 
     def run(self, frame: Tensor) -> None:
         every = torch.ones_like(self.mask)

@@ -178,14 +178,17 @@ def test_sparsify(shape, threshold):
     before = stored[..., :channels].permute(0, 3, 1, 2).clone()
     frame = before + 0.5 * torch.rand(shape) * (torch.rand(n, 1, height, width) < 0.3)
     marks, computed = _empty_marks(n, (height, width)), torch.zeros(1, dtype=torch.int32)
+    awake = torch.ones(n, dtype=torch.int32)
+    awake[1:2] = 0
+    marks.bits[:] = -1
     _call(
-        "run_sparsify", frame, *_longs(frame.stride()), stored, pitch, marks.bits, marks.changed, computed,
+        "run_sparsify", frame, *_longs(frame.stride()), stored, pitch, awake, marks.bits, marks.changed, computed,
         n, channels, height, width, ctypes.c_float(threshold),
     )  # fmt: skip
-    expected = differs(frame, before, threshold)
+    expected = differs(frame, before, threshold) & awake.view(-1, 1, 1, 1).bool()
     assert torch.equal(marks.bits, _marks(expected).bits)
     assert torch.equal(marks.changed, expected.flatten(1).sum(1).int())
-    assert int(computed) == n * height * width
+    assert int(computed) == int(awake.sum()) * height * width
     assert torch.equal(stored[..., :channels].permute(0, 3, 1, 2), torch.where(expected, frame, before))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -131,6 +131,7 @@ class FrameEdge(Edge):
     def __init__(self, kept: Map, watch: Watch | None):
         self.stored, self.watch = torch.empty(kept.shape, dtype=kept.dtype), watch
         super().__init__(kept)
+        self._asleep: Collection[int] = ()
         self._integer = INTEGER[kept.dtype.itemsize]
 
     def reset(self, streams: slice) -> None:
@@ -144,10 +145,14 @@ class FrameEdge(Edge):
     def state_bytes(self) -> int:
         return super().state_bytes() + self.stored.nbytes
 
+    def sleep(self, streams: Collection[int]) -> None:
+        """These streams' images are those of the frame before, until it is said again."""
+        self._asleep = streams
+
     def run(self, frame: Tensor) -> None:
         frame = frame.contiguous()
         if self.watch is None:
-            changed = self._differs(frame)
+            changed = self._changed(frame)
         else:
             frame, changed = self.watch.look(frame, self.stored)
             changed = changed.contiguous()
@@ -174,11 +179,21 @@ class FrameEdge(Edge):
         self.stored.view(-1).index_copy_(0, places, new)
         self.rows.index_copy_(0, pixels, new.view(-1, channels))
 
-    def _differs(self, frame: Tensor) -> Tensor:
+    def _changed(self, frame: Tensor) -> Tensor:
+        """bool (N, 1, H, W)."""
+        if not self._asleep:
+            return self._differs(frame, self.stored)
+        changed = torch.zeros_like(frame[:, :1], dtype=torch.bool)
+        for stream in set(range(len(frame))) - set(self._asleep):
+            here = slice(stream, stream + 1)
+            changed[here] = self._differs(frame[here], self.stored[here])
+        return changed
+
+    def _differs(self, frame: Tensor, stored: Tensor) -> Tensor:
         if self.threshold == 0:
-            per_channel = frame.view(self._integer) != self.stored.view(self._integer)
+            per_channel = frame.view(self._integer) != stored.view(self._integer)
         else:
-            per_channel = ((frame - self.stored).abs_() <= self.threshold).logical_not_()
+            per_channel = ((frame - stored).abs_() <= self.threshold).logical_not_()
         if frame.shape[1] > 4:
             return per_channel.any(1, keepdim=True)
         changed = per_channel[:, :1]

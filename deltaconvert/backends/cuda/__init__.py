@@ -10,7 +10,7 @@ its own is computed whole by torch, inside the graph, and its candidates are sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -92,9 +92,15 @@ class FrameEdge(Edge):
     def __init__(self, backend: Backend, kept: Map, watch: Watch | None):
         self.watch = watch
         super().__init__(kept)
+        self._awake = torch.ones(kept.shape[0], dtype=torch.int32, device=kept.device)
         self.marks = backend.marks(kept.shape, kept.device, backend.place)
         self.computed = backend.counter(1, kept.device)
         self._backend = backend
+
+    def sleep(self, streams: Collection[int]) -> None:
+        """These streams' images are those of the frame before, until it is said again."""
+        awake = [int(stream not in streams) for stream in range(len(self._awake))]
+        self._awake.copy_(torch.tensor(awake, dtype=torch.int32), non_blocking=True)
 
     def run(self, frame: Tensor) -> None:
         if self.watch is not None:
@@ -115,6 +121,7 @@ class FrameEdge(Edge):
             *_strides(frame),
             self.values,
             np.int32(self.pitch),
+            self._awake,
             self.marks.bits,
             self.marks.changed,
             self.computed,
