@@ -102,8 +102,9 @@ class StreamPool:
         self._slots: dict[Hashable, _Slot] = {}
         self._book = threading.Lock()  # of slots and waiting frames; never held while the network runs
         self._running = threading.RLock()  # of the network and its state
+        self._joining = threading.Lock()  # one stream joins at a time; it may take as long as converting
         self._arrivals = Arrivals(model.device)
-        self._provide(model, 1 << (streams - 1).bit_length())
+        self._model, self._batch = _planned(model, 1 << (streams - 1).bit_length())
 
     @property
     def capacity(self) -> int:
@@ -123,17 +124,25 @@ class StreamPool:
     def join(self, stream: Hashable, snapshot: bytes | None = None) -> None:
         """Give `stream` a slot; its first frame is full, or goes on from a snapshot that `snapshot` took.
 
-        Where no slot is free, the network is planned for twice as many; the streams in it keep their state. Planning
-        takes as long as converting: ask for room in time (`streams`). StreamError, with all other streams as they
-        were, if the stream is in the pool, at the limit, or where memory does not suffice.
+        Where no slot is free, the network is planned for twice as many, beside the steps that other threads run; the
+        streams in it keep their state. Planning takes as long as converting: ask for room in time (`streams`).
+        StreamError, with all other streams as they were, if the stream is in the pool, at the limit, or where memory
+        does not suffice.
         """
-        with self._running:
+        with self._joining:
             if stream in self._slots:
                 raise StreamError(f"stream {stream!r} is in the pool already: drop it first")
             if len(self._slots) >= self._limit:
                 raise StreamError(f"no room for stream {stream!r}: the pool's limit is {self._limit} streams")
-            if len(self._slots) == self.capacity:
-                self._grow(stream)
+            wider = self._wider(stream) if len(self._slots) == self.capacity else None
+            self._take_in(stream, snapshot, wider)
+
+    def _take_in(
+        self, stream: Hashable, snapshot: bytes | None, wider: tuple[DeltaModel, list[Tensor]] | None
+    ) -> None:
+        with self._running:
+            if wider is not None:
+                self._move_to(*wider)
             index = min(set(range(self.capacity)) - {slot.index for slot in self._slots.values()})
             if snapshot is not None:  # what does not fit is refused here; it counts from the first frame on
                 self._model.restore(index, snapshot)
@@ -248,28 +257,18 @@ class StreamPool:
             raise StreamError(f"there is no stream {stream!r} in the pool: join it first")
         return self._slots[stream]
 
-    def _provide(self, model: DeltaModel, capacity: int) -> None:
-        """A network for `capacity` streams, which has run once: unused slots are settled, kernels compiled."""
-        wider = model.for_streams(capacity)
-        batch = wider.blank_frames()
-        outputs = _call(wider, batch)
-        for place, output in enumerate(pytree.tree_leaves(outputs)):
-            if isinstance(output, Tensor) and (output.dim() == 0 or len(output) != capacity):
-                raise InputError(
-                    f"output {place} of the network has shape {tuple(output.shape)} for a batch of {capacity}: "
-                    "it is not one row a stream. Convert the part of the network before it"
-                )
-        self._model, self._batch = wider, batch
-
-    def _grow(self, stream: Hashable) -> None:
-        before, frames = self._model, self._batch
+    def _wider(self, stream: Hashable) -> tuple[DeltaModel, list[Tensor]]:
         try:
-            self._provide(before, 2 * before.streams)
+            return _planned(self._model, 2 * self.capacity)
         except (DeltaConvertError, MemoryError, RuntimeError) as error:
             raise StreamError(f"no room for stream {stream!r}: {error}") from error
-        for wide, narrow in zip(self._batch, frames, strict=True):
+
+    def _move_to(self, model: DeltaModel, batch: list[Tensor]) -> None:
+        before, frames = self._model, self._batch
+        for wide, narrow in zip(batch, frames, strict=True):
             wide[: len(narrow)] = narrow
-        self._model.take_over(before)
+        model.take_over(before)
+        self._model, self._batch = model, batch
 
     def _run(self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]) -> None:
         """Run frames of the streams `taken`. If the network raises, these slots are blank and start over: the frame
@@ -313,6 +312,21 @@ class StreamPool:
         for rows, new in zip(self._batch, zip(*frames, strict=True), strict=True):
             self._arrivals.wait(new)
             torch._foreach_copy_([rows[place : place + 1] for place in places], list(new))
+
+
+def _planned(model: DeltaModel, capacity: int) -> tuple[DeltaModel, list[Tensor]]:
+    """The network for `capacity` streams, and frames for it. It has run once: unused slots are settled, kernels
+    compiled."""
+    wider = model.for_streams(capacity)
+    batch = wider.blank_frames()
+    outputs = _call(wider, batch)
+    for place, output in enumerate(pytree.tree_leaves(outputs)):
+        if isinstance(output, Tensor) and (output.dim() == 0 or len(output) != capacity):
+            raise InputError(
+                f"output {place} of the network has shape {tuple(output.shape)} for a batch of {capacity}: "
+                "it is not one row a stream. Convert the part of the network before it"
+            )
+    return wider, batch
 
 
 def _by_stream(outputs: Any, capacity: int) -> Callable[[int], Any]:

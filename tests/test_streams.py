@@ -147,6 +147,35 @@ def test_it_grows_and_keeps_the_state(backend):
         assert_close(results[place].output, network()(frames[0] + place))
 
 
+def test_steps_go_on_while_it_grows(backend, monkeypatch):
+    pool = StreamPool(converted(backend))
+    pool.join("a")
+    plan, planning, seen = deltaconvert.DeltaModel.for_streams, threading.Event(), threading.Event()
+
+    def slow(model, streams):
+        planning.set()
+        assert seen.wait(60)
+        return plan(model, streams)
+
+    monkeypatch.setattr(deltaconvert.DeltaModel, "for_streams", slow)
+    other = threading.Thread(target=pool.join, args=("b",))
+    other.start()
+    assert planning.wait(60)
+    frames = video()
+    for frame in frames[:3]:
+        pool.put("a", frame)
+        assert_close(only(pool.step(), "a"), network()(frame))
+    assert "b" not in pool
+    seen.set()
+    while other.is_alive():
+        pool.put("a", frames[2])
+        assert_close(only(pool.step(), "a"), network()(frames[2]))
+    pool.put("a", frames[2]), pool.put("b", frames[3])
+    results = pool.step()
+    assert pool.stats()["a"].density == 0, "it went on from what it saw"
+    assert_close(results["b"].output, network()(frames[3]))
+
+
 def test_a_stream_moves_to_another_pool(backend):
     here, there = StreamPool(converted(backend), streams=2), StreamPool(converted(backend), streams=2)
     alone = StreamPool(converted(backend), streams=2)
