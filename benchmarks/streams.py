@@ -94,6 +94,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--thresholds", default="8", help="grey levels for the input, or a folder of NETWORK.json"
     )
+    parser.add_argument("--engines", default=",".join(engines.ENGINES), help="dense ones on the CPU")
     parser.add_argument("--batches", default="8", help="of the dense engines")
     parser.add_argument("--capacity", type=int, default=64, help="streams that the pool is made for")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with a GPU of its own")
@@ -252,7 +253,7 @@ def fastest(
         best = min(times, key=lambda name: times[name])
         return best, captured[best], times[best]
     ready = engines.prepare(
-        engines.Network(model, graph, batch, torch.get_num_threads()), list(engines.ENGINES)
+        engines.Network(model, graph, batch, torch.get_num_threads()), options.engines.split(",")
     ).ready
     seconds = {}
     for name, engine in ready.items():
@@ -324,7 +325,7 @@ class Trial:
         self._cuda = options.device == "cuda"
         self._latencies: list[float] = []
         self._steps: list[float] = []
-        warm = WARM * 30 / options.fps
+        warm = max(WARM, 3 * self._period)
         self._expected = count * options.seconds * options.fps
         server.begin(count)
         self._play(warm, options.seconds)
