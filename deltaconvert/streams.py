@@ -275,8 +275,8 @@ class StreamPool:
         must not meet the network again when another stream's comes."""
         try:
             places = [slot.index for slot in taken.values()]
+            self._model.sleep(set(range(self.capacity)).difference(places))  # and wait for the step before
             self._fill(places, list(frames.values()))
-            self._model.sleep(set(range(self.capacity)).difference(places))
             for slot in taken.values():
                 if slot.snapshot is not None:
                     self._model.restore(slot.index, slot.snapshot)
@@ -315,8 +315,8 @@ class StreamPool:
 
 
 def _planned(model: DeltaModel, capacity: int) -> tuple[DeltaModel, list[Tensor]]:
-    """The network for `capacity` streams, and frames for it. It has run once: unused slots are settled, kernels
-    compiled."""
+    """The network for `capacity` streams, and the memory that it reads frames from. It has run once: unused slots are
+    settled, kernels compiled."""
     wider = model.for_streams(capacity)
     batch = wider.blank_frames()
     outputs = _call(wider, batch)
@@ -326,7 +326,8 @@ def _planned(model: DeltaModel, capacity: int) -> tuple[DeltaModel, list[Tensor]
                 f"output {place} of the network has shape {tuple(output.shape)} for a batch of {capacity}: "
                 "it is not one row a stream. Convert the part of the network before it"
             )
-    return wider, batch
+    buffers = wider.frame_buffers()
+    return wider, buffers if len(buffers) == len(batch) else batch
 
 
 def _by_stream(outputs: Any, capacity: int) -> Callable[[int], Any]:

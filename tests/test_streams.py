@@ -148,14 +148,15 @@ def test_it_grows_and_keeps_the_state(backend):
 
 
 def test_steps_go_on_while_it_grows(backend, monkeypatch):
-    pool = StreamPool(converted(backend))
+    model = network()  # made once: another thread draws random numbers too
+    pool = StreamPool(converted(backend, model))
     pool.join("a")
     plan, planning, seen = deltaconvert.DeltaModel.for_streams, threading.Event(), threading.Event()
 
-    def slow(model, streams):
+    def slow(delta, streams):
         planning.set()
         assert seen.wait(60)
-        return plan(model, streams)
+        return plan(delta, streams)
 
     monkeypatch.setattr(deltaconvert.DeltaModel, "for_streams", slow)
     other = threading.Thread(target=pool.join, args=("b",))
@@ -164,16 +165,16 @@ def test_steps_go_on_while_it_grows(backend, monkeypatch):
     frames = video()
     for frame in frames[:3]:
         pool.put("a", frame)
-        assert_close(only(pool.step(), "a"), network()(frame))
+        assert_close(only(pool.step(), "a"), model(frame))
     assert "b" not in pool
     seen.set()
     while other.is_alive():
         pool.put("a", frames[2])
-        assert_close(only(pool.step(), "a"), network()(frames[2]))
+        assert_close(only(pool.step(), "a"), model(frames[2]))
     pool.put("a", frames[2]), pool.put("b", frames[3])
     results = pool.step()
     assert pool.stats()["a"].density == 0, "it went on from what it saw"
-    assert_close(results["b"].output, network()(frames[3]))
+    assert_close(results["b"].output, model(frames[3]))
 
 
 def test_a_stream_moves_to_another_pool(backend):
