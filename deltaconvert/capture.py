@@ -17,7 +17,7 @@ from deltaconvert.exported import export, export_any_batch, is_dynamic, read
 from deltaconvert.trace import Traced, first_line, trace
 
 # torch.fx and torch.export switch things of the whole process while they look on: one network at a time.
-_ALONE = threading.RLock()
+ALONE = threading.RLock()
 OTHER = (
     "computes something else than its traced graph, so it depends on more than its inputs (random numbers, counters, "
     "Python state), or x += y writes to a map that it reads under another name: convert the deterministic part of it, "
@@ -101,7 +101,7 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
     """The traced graph is the network: equal outputs on the example, or UnsupportedModel."""
     frames = [leaf.clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     try:
-        with _ALONE:
+        with ALONE:
             traced = way()
         got = traced.signature.unflatten(traced.graph(*frames))
     except torch.OutOfMemoryError:

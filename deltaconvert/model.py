@@ -215,13 +215,14 @@ class DeltaModel(nn.Module):
         Outputs are the caller's: new tensors that no later frame writes to.
         """
         frames = self.signature.flatten(args, kwargs)
-        # What torch says of exporting and compiling holds for the whole process: another thread's call is a frame.
-        if torch.compiler.is_exporting() and any(map(is_fake, frames)):
+        if torch.compiler.is_dynamo_compiling():
+            if self._compiled is not None:
+                outputs = self._compiled(self._order, self._number, frames)
+                return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
+        # torch says of the whole process that it is exporting: another thread's call is a frame.
+        elif torch.compiler.is_exporting() and any(map(is_fake, frames)):
             raise DeltaConvertError("torch.export cannot keep a network's state: use deltaconvert.export_pt2")
-        if self._compiled is None or not torch.compiler.is_dynamo_compiling():
-            return self.signature.unflatten(self.frame(frames))
-        outputs = self._compiled(self._order, self._number, frames)
-        return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
+        return self.signature.unflatten(self.frame(frames))
 
     @torch.compiler.disable  # of networks that return sizes of their frame, which no operator of torch can
     def frame(self, frames: Sequence[Tensor]) -> list[Any]:

@@ -13,6 +13,7 @@ import torch
 from onnx import inliner
 from torch import fx
 
+from deltaconvert.capture import ALONE
 from deltaconvert.check import names_of, operator_of
 from deltaconvert.errors import ExportError
 from deltaconvert.export.graph import DOMAIN, OPSET, Body, Scope
@@ -73,7 +74,7 @@ class Islands:
 def _by_torch(island: fx.GraphModule, examples: tuple[Any, ...], path: str) -> onnx.ModelProto:
     file = io.BytesIO()
     try:
-        with warnings.catch_warnings():
+        with ALONE, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.onnx.export(island, examples, dynamo=True, verbose=False, opset_version=OPSET)

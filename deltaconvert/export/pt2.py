@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from deltaconvert.capture import ALONE
 from deltaconvert.check import densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.errors import ExportError
 from deltaconvert.export.planned import Planned, planned
@@ -43,7 +44,8 @@ def program_of(delta: DeltaModel) -> tuple[torch.export.ExportedProgram, dict[st
         }
         frame = Frame(in_operators(found), delta.signature.unflatten)
         try:
-            program = torch.export.export(frame, (), inputs, strict=False)
+            with ALONE:
+                program = torch.export.export(frame, (), inputs, strict=False)
         except Exception as error:
             raise ExportError(f"torch.export cannot write the network: {error}") from error
     program.example_inputs = None  # they would take as much room as the state
