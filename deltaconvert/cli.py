@@ -390,6 +390,10 @@ def calibrate(
     ] = "relative_l2",
     method: Annotated[str, typer.Option(help="allocate, or the paper's front_to_back.")] = "allocate",
     frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
+    at_once: Annotated[
+        int,
+        typer.Option(min=1, help="Trials at a time: processes on the CPU, streams of one batch on a GPU."),
+    ] = 1,
     resume: Annotated[
         Path | None, typer.Option(help="Keep trials there, and go on where they stopped.")
     ] = None,
@@ -406,7 +410,14 @@ def calibrate(
         module, _, name = metric.partition(":")
         judge = factory_of(module, name) if name else metric
     found = deltaconvert.calibrate(
-        model, video, budget=budget, metric=judge, method=method, limit=frames, resume=resume
+        model,
+        video,
+        budget=budget,
+        metric=judge,
+        method=method,
+        limit=frames,
+        resume=resume,
+        at_once=at_once,
     )
     found.write(output)
     if apply:

@@ -435,7 +435,17 @@ def small(tmp_path, monkeypatch):
 
 
 def test_calibrate(small, clip):
-    options = ("--metric", "cli_small:worst", "--budget", 0.8, "--method", "front_to_back", "--json")
+    options = (
+        "--metric",
+        "cli_small:worst",
+        "--budget",
+        0.8,
+        "--method",
+        "front_to_back",
+        "--at-once",
+        2,
+        "--json",
+    )
     facts = json.loads(call("calibrate", small, "--video", clip, "--frames", 3, *options).stdout)
     assert facts["file"] == "a.json" and 0 < facts["loss"] <= 0.8 and facts["metric"] == "worst"
     run = ("run", small, "--video", clip, "--limit", 3, "--json", *BACKEND)
@@ -448,5 +458,8 @@ def test_report(small, clip):
     pytest.importorskip("PIL")
     call("report", small, "--video", clip, "--limit", 4, *BACKEND)
     assert "multiply-accumulates" in Path("a.html").read_text()
-    call("run", small, "--video", clip, "--limit", 3, "--out", "hot.mp4", "--overlay", "heatmap", *BACKEND)
-    assert Path("hot.mp4").stat().st_size > 0
+    hot = ("--out", "hot.mp4", "--overlay", "heatmap", "--no-compare", "--monitor", 1)
+    told = call("run", small, "--video", clip, "--limit", 3, *hot, *BACKEND).stdout
+    assert Path("hot.mp4").stat().st_size > 0 and "error observed in 3 frames" in told
+    call("report", small, "--video", clip, "--limit", 4, "--no-compare", "--monitor", 1, *BACKEND)
+    assert "by the monitor" in Path("a.html").read_text()
