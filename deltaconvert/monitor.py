@@ -34,7 +34,7 @@ class Observed:
 
     looks: frames that were looked at. relative: L2 of the differences to that of the dense values, over all looks;
     maximum: the largest difference; each: the relative error of each of the last looks, in order. recomputed: the mean
-    share of the frame that a look computes again.
+    share of the frame that a look computes again. Outputs that differ in shape are infinitely far apart.
     """
 
     looks: int
@@ -44,7 +44,9 @@ class Observed:
     recomputed: float
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """None for what is not finite."""
+        finite = {name: _finite(value) for name, value in asdict(self).items() if name != "each"}
+        return {**finite, "each": [_finite(error) for error in self.each]}
 
     def __str__(self) -> str:
         if not self.looks:
@@ -133,7 +135,8 @@ class _Part:
             pairs = [(_cut(outputs[place], ours), _cut(theirs[place], own)) for place, ours, own in self.maps]
         found = []
         for a, b in pairs:
-            if a.shape != b.shape:  # lists of boxes and the like
+            if a.shape != b.shape:  # lists of boxes, of which one has more
+                found.append(torch.full((3,), math.inf, dtype=torch.float64, device=b.device))
                 continue
             a, b = a.to(torch.float64), b.to(torch.float64)
             difference = a - b
@@ -304,5 +307,11 @@ def _cut(x: Tensor, box: Box | None) -> Tensor:
     return x if box is None else x[:, :, slice(*box[0]), slice(*box[1])]
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _relative(square: float, reference: float) -> float:
+    if math.isinf(square):
+        return math.inf
     return math.sqrt(square / reference) if reference else math.sqrt(square)

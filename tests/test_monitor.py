@@ -125,6 +125,23 @@ def test_it_stops_and_leaves_no_trace(backend):
             delta.monitor(**wrong)
 
 
+def test_more_boxes_than_dense_are_infinitely_far():
+    class Boxes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nonzero(self.conv(x) > self.conv.bias)
+
+    delta = converted(Boxes(), "cpu", threshold={"input": 1e9})
+    delta.monitor(every=1)
+    for frame in creeping(3):
+        delta(frame - 0.5)
+    seen = delta.stats().observed
+    assert seen.each[0] == 0 and math.isinf(seen.relative) and seen.to_json()["relative"] is None
+
+
 def test_another_size_has_its_own_tiles():
     delta = converted(Maps(), "cpu")
     delta.monitor(every=1, tile=16)
