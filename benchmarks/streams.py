@@ -23,6 +23,7 @@ import math
 import multiprocessing
 import os
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -51,7 +52,9 @@ HOPELESS = 0.03  # of the frames late: the trial ends
 
 def main() -> None:
     options = arguments()
-    facts: dict[str, Any] = {**measure.environment(), "device": device_name(options), "results": []}
+    command = shlex.join(["python", "benchmarks/streams.py", *sys.argv[1:]])
+    facts: dict[str, Any] = {**measure.environment(), "command": command, "device": device_name(options)}
+    facts["results"] = []
     names = options.networks.split(",")
     crews = {name: [Worker(name, options, gpu) for gpu in range(options.workers)] for name in names}
     prepared = [
