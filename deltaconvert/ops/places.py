@@ -44,7 +44,7 @@ class Crop(Places):
 
     def forward(self, x: Tensor) -> Tensor:
         index = [slice(None), slice(*self.channels), slice(*self.rows), slice(*self.cols)]
-        while index[-1] == slice(None):  # where it runs dense, x may have fewer dimensions
+        while len(index) > 1 and index[-1] == slice(None):  # where it runs dense, x may have fewer dimensions
             index.pop()
         return x[tuple(index)]
 

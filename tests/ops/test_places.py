@@ -28,6 +28,7 @@ PLACES = {
     "columns behind dots": lambda m, x: x[..., 2:],
     "channels behind dots": lambda m, x: x[..., 1:3, :, :],
     "dots between": lambda m, x: x[:, 1:, ..., 2:4],
+    "all of it": lambda m, x: x[:] * 2,
     "nothing taken away": lambda m, x: x[:, :, :, :] * 2,
     "focus": lambda m, x: torch.cat(
         [x[..., ::2, :-1:2], x[..., ::2, 1::2], x[..., 0:9:2, 0:8:2], x[..., ::2, 1::2]], 1
