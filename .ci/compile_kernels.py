@@ -35,8 +35,8 @@ ARCHITECTURE_OF_VARIANTS = "90a"
 VARIANTS = (
     ("TYPE=0",),
     ("TYPE=2",),
-    ("TYPE=3", "SPLIT=4"),
-    ("TYPE=2", "PIECE=8", "TRANSPOSE=1", "STRIDE_H=2", "STRIDE_W=2"),
+    ("TYPE=3", "SPLIT=4", "COMPARE=1"),
+    ("TYPE=2", "PIECE=8", "TRANSPOSE=1", "STRIDE_H=2", "STRIDE_W=2", "UP_H=2", "UP_W=2"),
 )
 GATE = 5.0  # CPU seconds for one file and one architecture; full unrolling of a convolution takes 30 to 60
 

@@ -49,6 +49,8 @@ LAYERS = {
     "r50 3x3 256": (256, 256, 3, 1, 68, 120, False),
     "r50 1x1 256>1024+": (256, 1024, 1, 1, 68, 120, True),
     "r50 1x1 1024>256": (1024, 256, 1, 1, 68, 120, False),
+    "deeplab 3x3 512": (512, 512, 3, 1, 135, 240, False),
+    "unet 3x3 1024>512": (1024, 512, 3, 1, 135, 240, False),
     "r50 3x3 512": (512, 512, 3, 1, 34, 60, False),
     "r50 1x1 512>2048+": (512, 2048, 1, 1, 34, 60, True),
     "unet 3x3 64": (64, 64, 3, 1, 540, 960, False),
@@ -77,7 +79,8 @@ def variants(
         found[name] = ("wgmma", {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": split, **more})
 
     if depthwise:
-        return {"pixel": ("pixel", {}), "channel": ("channel", {})}
+        ways = convs.THREADS_OF_CHANNELS
+        return {f"c{w}x{r}/{a}": ("channel", {"thread": (w, r, a)}) for w, r, a in ways}  # type: ignore[dict-item]
     mma("64x64", BM=64, BN=64, WARPS_M=2, WARPS_N=2, STAGES=5)
     mma("128x64", BM=128, BN=64, WARPS_M=4, WARPS_N=2, STAGES=4)
     wgmma(64, 64, 3)
@@ -130,7 +133,7 @@ class Layer:
         window = self.reach if isinstance(self.reach, convs.Window) else None
         parts = self.operator, window, self.source, self.edge
         if way in ("pixel", "channel"):
-            head = (convs.by_pixel if way == "pixel" else convs.by_channel)(*parts)
+            head = convs.by_pixel(*parts) if way == "pixel" else convs.by_channel(*parts, **tile)  # type: ignore[arg-type]
         else:
             head = (convs.by_wgmma if way == "wgmma" else convs.by_tiles)(*parts, tile)
         tail = Tail(self.shape[1], self.dtype, self.edge.values.device)

@@ -8,10 +8,10 @@
 // pass through the one stage that is free.
 //
 // Where few pixels changed large tiles would leave most of the GPU idle. SMALL: as long as tiles of 64 x 64 all run at a
-// time, they are taken; they make the same sums in the same order. SPLIT: then the blocks of a cluster share the steps of a sum, as in
-// kernels/conv_tiles.cu; else a block does all shares, and adds them in the same order.
+// time, they are taken; they make the same sums in the same order. SPLIT: then the blocks of a cluster share the steps of
+// a sum, as in kernels/conv_tiles.cu; else a block does all shares, and adds them in the same order.
 //
-// Launch: 2 * BM threads, STAGES * (BM + BN) * 128 + BM * 20 + SMALL_STAGES * 8 bytes of shared memory. Only for sm_90a.
+// Launch: 2 * BM threads, STAGES * (BM + BN) * 128 + BM * 21 + SMALL_STAGES * 8 bytes of shared memory. Only for sm_90a.
 #include "tensor.cuh"
 
 #ifndef BM
@@ -35,6 +35,13 @@
 #ifndef AT_ONCE  // blocks of a multiprocessor
 #define AT_ONCE 1
 #endif
+#ifndef UP_H  // a listed pixel makes UP_H x UP_W pixels of the output, one behind the other in the product's channels
+#define UP_H 1
+#define UP_W 1
+#endif
+#ifndef COMPARE  // store and mark only pixels that moved by more than a threshold; a tile holds all channels
+#define COMPARE 0
+#endif
 #ifndef ROUND  // of single precision to TF32: without, the tensor cores cut the last 13 bits off
 #define ROUND 1
 #endif
@@ -43,8 +50,6 @@
 #define PIECES (STEP / PIECE)  // of a row
 #define BYTES (STAGES * (BM + BN) * STEP)
 #define SMALL_STAGES (BYTES / (128 * STEP))
-static_assert(SPLIT == 1 || BM * (BN + 8) * 4 <= BYTES, "a cluster's sums lie where the stages were");
-static_assert(BM % SPLIT == 0, "each block of a cluster finishes as many rows");
 
 struct Tap {
     int offset;  // from the row's first pixel, in pieces
@@ -150,10 +155,55 @@ struct Work {
     int pitch, channels;
     const int* list;
     int listed, OH, OW, early;
+    u32* mask;  // with COMPARE
+    int* changed;
+    number threshold;
 };
 
-// Compute all that is listed in tiles of M pixels times N channels, in S stages, P steps at a time.
-template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const Head& h, const Work& work) {
+// Finish channels `first` to `first` + WIDTH - 1 of a listed pixel. only_compare: whether one of them moved; nothing is
+// stored.
+__device__ __forceinline__ bool finish(number (&v)[WIDTH], const Work& work, int place, int first, bool only_compare) {
+    int channels = work.channels;
+    const int n = place / (work.OH * work.OW);
+    if (UP_H * UP_W > 1) {
+        channels /= UP_H * UP_W;
+        const int part = first / channels, y = place / work.OW, x = place - y * work.OW;  // y goes on over the streams
+        place = (y * UP_H + part / UP_W) * (work.OW * UP_W) + x * UP_W + part % UP_W;
+        first -= part * channels;
+    }
+    const Pack pack = finished(v, work.operands, channels, place, n, first);
+    Pack* const to = (Pack*)(work.out + (size_t)place * work.pitch + first);
+    bool any = false;
+    if (only_compare) {
+        const Pack stored = *to;
+#pragma unroll
+        for (int j = 0; j < WIDTH; j++) any |= differs(pack.of[j], stored.of[j], work.threshold);
+    } else {
+        *to = pack;
+    }
+    return any;
+}
+
+// With COMPARE: mark listed pixels that moved, a lane a pixel. Most of a list lies in few streams; they are counted
+// together.
+__device__ __forceinline__ void mark(const Work& work, int place, bool moved) {
+    const int lane = threadIdx.x & 31, pixels = work.OH * work.OW, n = place / pixels;
+    if (moved) {
+        const int y = place / work.OW, x = place - y * work.OW;  // y goes on over the streams
+        atomicOr(work.mask + y * ((work.OW + 31) / 32) + x / 32, 1u << (x & 31));
+    }
+    const u32 all = __ballot_sync(~0u, moved);
+    if (!all) return;
+    const int most = __shfl_sync(~0u, n, __ffs(all) - 1);
+    const u32 same = __ballot_sync(~0u, moved && n == most);
+    if (lane == 0) atomicAdd(work.changed + most, __popc(same));
+    if (moved && n != most) atomicAdd(work.changed + n, 1);
+}
+
+// Compute all that is listed in tiles of M pixels times N channels, in S stages, P steps at a time. TOGETHER: the
+// blocks of a cluster share each sum.
+template <int M, int N, int S, int P, bool TOGETHER>
+__device__ __forceinline__ void walk(const Head& h, const Work& work) {
     constexpr int STAGE = (M + N) * STEP, AHEAD = S - P;  // steps on their way
     constexpr int ROWS = M * PIECES / THREADS;                 // that a thread gathers a piece of
     constexpr int GROUP_N = N * M / 64 * 128 / THREADS;   // channels of a warpgroup, which multiplies 64 rows
@@ -161,6 +211,8 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
     // Channels that pass through the free stage at a time. The pitch keeps a warp's stores in different banks.
     constexpr int CHUNK = STAGE >= THREADS * 80 ? 32 : 16, CHUNK_PITCH = CHUNK + 8, SUMS_PITCH = N + 8;
     static_assert(THREADS / 2 * CHUNK_PITCH * 4 <= STAGE, "sums pass through a stage");
+    static_assert(!TOGETHER || (M % SPLIT == 0 && M * SUMS_PITCH * 4 <= S * STAGE),
+                  "a cluster's sums lie where the stages were, and each block finishes as many rows");
     static_assert(P <= 2 && AHEAD >= P, "two steps at a time, others on their way");
     static_assert(GROUP_N % 32 == 0 && S * STAGE <= BYTES, "the same threads and memory for every tile");
 
@@ -169,15 +221,15 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
         Bits inside[M];    // a bit for each tap
         int base[M];       // the first tap's pixel, in pieces from `at`
         int places[2][M];  // -1 past the list; in turns, the last tile is still being finished
+        u32 moved[2][M / 32];  // a bit of each row, with COMPARE
     };
     Rows& rows = *(Rows*)(memory + BYTES);
     const u32 stages = shared_address(memory), arrived = stages + BYTES + (int)sizeof(Rows);
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = warp / 4;
     const int group_m = group % (M / 64) * 64, group_n = group / (M / 64) * GROUP_N;
     const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
-    const bool together =
-        SPLIT > 1 && rounds(total * SPLIT) * (h.steps / SPLIT + START_TOGETHER) < rounds(total) * (h.steps + START);
-    const int members = together ? SPLIT : 1, rank = blockIdx.x % members;
+    constexpr bool IN_SHARES = SPLIT > 1 && !TOGETHER;  // as a cluster adds them
+    const int members = TOGETHER ? SPLIT : 1, rank = blockIdx.x % members;
     const int first_step = rank * h.steps / members;
     const int steps = ((rank + 1) * h.steps / members - first_step + P - 1) / P * P;  // zeros change no sum
     const int stride = gridDim.x / members;
@@ -187,6 +239,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
     publish();
 
     const auto describe = [&](int block, int turn) {
+        if (COMPARE && thread < M / 32) rows.moved[turn][thread] = 0;
         if (thread >= M || block >= total) return;
         const int at = block / blocks_n * M + thread;
         const int place = at < work.listed ? work.list[at] : -1;
@@ -245,6 +298,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
     };
 
     int block = blockIdx.x / members, turn = 0;
+    const auto is_moved = [&](int row) { return rows.moved[turn][row / 32] >> row % 32 & 1; };
     if (block >= total) {
         if (work.early && blockIdx.x == 0) wait_for_predecessor();
         return;
@@ -254,7 +308,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
     start(block, true);
     while (true) {
         const int next = block + stride, first_n = block % blocks_n * N + group_n;
-        float sums[GROUP_N / WIDE][WIDE / 2], totals[SPLIT > 1 ? GROUP_N / WIDE : 1][WIDE / 2] = {};
+        float sums[GROUP_N / WIDE][WIDE / 2], totals[IN_SHARES ? GROUP_N / WIDE : 1][WIDE / 2] = {};
         int more = 0, share = 1;
         for (int step = 0; step < steps; step += P) {
             wait<AHEAD - P>();
@@ -305,24 +359,24 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
                 end_of_stage();
             }
             wait_for_sums();
-            if (SPLIT > 1 && !together && step + 1 == share * h.steps / SPLIT) {
+            if (IN_SHARES && step + 1 == share * h.steps / SPLIT) {
 #pragma unroll
                 for (int i = 0; i < GROUP_N / WIDE; i++)
 #pragma unroll
-                    for (int j = 0; j < WIDE / 2; j++) totals[SPLIT > 1 ? i : 0][j] += sums[i][j];
+                    for (int j = 0; j < WIDE / 2; j++) totals[IN_SHARES ? i : 0][j] += sums[i][j];
                 more = 0, share++;
             }
         }
-        if (SPLIT > 1 && !together) {
+        if (IN_SHARES) {
 #pragma unroll
             for (int i = 0; i < GROUP_N / WIDE; i++)
 #pragma unroll
-                for (int j = 0; j < WIDE / 2; j++) sums[i][j] = totals[SPLIT > 1 ? i : 0][j];
+                for (int j = 0; j < WIDE / 2; j++) sums[i][j] = totals[IN_SHARES ? i : 0][j];
         }
         __syncthreads();
         const int* places = rows.places[turn];
         // Through shared memory, so that a thread finishes neighbouring channels of one pixel.
-        if (together) {
+        if (TOGETHER) {
             float* const staged = (float*)memory;
             float* const to = staged + (group_m + warp % 4 * 16 + lane / 4) * SUMS_PITCH + group_n + lane % 4 * 2;
 #pragma unroll
@@ -332,19 +386,27 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
                 *(float2*)(to + j * 8 + 8 * SUMS_PITCH) = make_float2(from[2], from[3]);
             }
             cluster_barrier();
-            for (int i = thread; i < M / SPLIT * (N / WIDTH); i += THREADS) {
-                const int row = rank * (M / SPLIT) + i / (N / WIDTH), n = i % (N / WIDTH) * WIDTH;
-                const int place = places[row], first = first_n - group_n + n;
-                if (place < 0 || first >= work.channels) continue;
-                float v[WIDTH] = {};
+#pragma unroll 1
+            for (int pass = !COMPARE; pass < 2; pass++) {
+                for (int i = thread; i < M / SPLIT * (N / WIDTH); i += THREADS) {
+                    const int row = rank * (M / SPLIT) + i / (N / WIDTH), n = i % (N / WIDTH) * WIDTH;
+                    const int place = places[row], first = first_n - group_n + n;
+                    if (place < 0 || first >= work.channels || (COMPARE && pass && !is_moved(row))) continue;
+                    float v[WIDTH] = {};
 #pragma unroll
-                for (int j = 0; j < WIDTH; j += 4)
+                    for (int j = 0; j < WIDTH; j += 4)
 #pragma unroll
-                    for (int other = 0; other < SPLIT; other++)
-                        add_from(v, j, staged + row * SUMS_PITCH + n + j, other);
+                        for (int other = 0; other < SPLIT; other++)
+                            add_from(v, j, staged + row * SUMS_PITCH + n + j, other);
 #pragma unroll
-                for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
-                finish(v, work.operands, work.out, work.pitch, work.channels, place, place / (work.OH * work.OW), first);
+                    for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
+                    if (finish(v, work, place, first, !pass)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
+                }
+                if (COMPARE && !pass) __syncthreads();
+            }
+            if (COMPARE && warp == 0) {
+                const int row = rank * (M / SPLIT) + min(lane, M / SPLIT - 1);
+                mark(work, places[row], lane < M / SPLIT && is_moved(row));
             }
             publish();
             cluster_barrier();  // before the sums are overwritten
@@ -354,30 +416,36 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
             float* const to = staged + lane / 4 * CHUNK_PITCH + lane % 4 * 2;
             if (next < total) start(next, false);
 #pragma unroll 1
-            for (int chunk = 0; chunk < GROUP_N / CHUNK; chunk++) {
-                __syncwarp();
+            for (int pass = !COMPARE; pass < 2; pass++) {
+#pragma unroll 1
+                for (int chunk = 0; chunk < GROUP_N / CHUNK; chunk++) {
+                    __syncwarp();
 #pragma unroll
-                for (int j = 0; j < GROUP_N / 8; j++) {
-                    if (j / (CHUNK / 8) != chunk) continue;
-                    const float* from = sums[j * 8 / WIDE] + j * 8 % WIDE / 2;
-                    *(float2*)(to + j * 8 % CHUNK) = make_float2(from[0], from[1]);
-                    *(float2*)(to + j * 8 % CHUNK + 8 * CHUNK_PITCH) = make_float2(from[2], from[3]);
+                    for (int j = 0; j < GROUP_N / 8; j++) {
+                        if (j / (CHUNK / 8) != chunk) continue;
+                        const float* from = sums[j * 8 / WIDE] + j * 8 % WIDE / 2;
+                        *(float2*)(to + j * 8 % CHUNK) = make_float2(from[0], from[1]);
+                        *(float2*)(to + j * 8 % CHUNK + 8 * CHUNK_PITCH) = make_float2(from[2], from[3]);
+                    }
+                    __syncwarp();
+#pragma unroll
+                    for (int i = 0; i < CHUNK / 2 / WIDTH; i++) {
+                        const int part = (i * 32 + lane) / (CHUNK / WIDTH), row = group_m + warp % 4 * 16 + part;
+                        const int n = lane % (CHUNK / WIDTH) * WIDTH, first = first_n + chunk * CHUNK + n;
+                        const int place = places[row];
+                        if (place < 0 || first >= work.channels || (COMPARE && pass && !is_moved(row))) continue;
+                        float v[WIDTH] = {};
+#pragma unroll
+                        for (int j = 0; j < WIDTH; j += 4)
+                            add_four(v, j, *(float4*)(staged + part * CHUNK_PITCH + n + j));
+#pragma unroll
+                        for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
+                        if (finish(v, work, place, first, !pass)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
+                    }
                 }
-                __syncwarp();
-#pragma unroll
-                for (int i = 0; i < CHUNK / 2 / WIDTH; i++) {
-                    const int row = (i * 32 + lane) / (CHUNK / WIDTH), n = lane % (CHUNK / WIDTH) * WIDTH;
-                    const int place = places[group_m + warp % 4 * 16 + row], first = first_n + chunk * CHUNK + n;
-                    if (place < 0 || first >= work.channels) continue;
-                    float v[WIDTH] = {};
-#pragma unroll
-                    for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(float4*)(staged + row * CHUNK_PITCH + n + j));
-#pragma unroll
-                    for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
-                    finish(v, work.operands, work.out, work.pitch, work.channels, place, place / (work.OH * work.OW),
-                           first);
-                }
+                if (COMPARE && !pass) __syncthreads();
             }
+            if (COMPARE && warp < M / 32) mark(work, places[thread], is_moved(thread));
         }
         if (next >= total) return;
         block = next, turn ^= 1;
@@ -386,14 +454,23 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
 
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
-         const int* list, const int* count, int OH, int OW, int early) {
+         const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, number threshold) {
     const Head h = *head;
     if (!early) wait_for_predecessor();
-    const Work work = {operands, out, pitch, channels, list, *count, OH, OW, early};
-#if SMALL
-    const int small_tiles = (work.listed + 63) / 64 * ((channels + 63) / 64);
-    if (small_tiles <= (int)gridDim.x) return walk<64, 64, SMALL_STAGES, 2>(h, work);
+    const Work work = {operands, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
+    const bool fits = !COMPARE || channels <= 64;  // a tile of 64 x 64
+    const int few = (work.listed + 63) / 64 * ((channels + 63) / 64);  // tiles of 64 x 64
+#if SPLIT > 1
+    // In steps of a block. Large tiles read less from the cache for each product, small ones keep more multiprocessors
+    // busy.
+    const int many = (work.listed + BM - 1) / BM * ((channels + BN - 1) / BN);
+    if (rounds(many * SPLIT) * (h.steps / SPLIT + START_TOGETHER) < rounds(many) * (h.steps + START)) {
+        if (fits && few * SPLIT * AT_ONCE <= (int)gridDim.x) return walk<64, 64, SMALL_STAGES, 1, true>(h, work);
+        return walk<BM, BN, STAGES, 1, true>(h, work);
+    }
+#elif SMALL
+    if (fits && few <= (int)gridDim.x) return walk<64, 64, SMALL_STAGES, 2, false>(h, work);
 #endif
-    walk<BM, BN, STAGES, 1>(h, work);
+    walk<BM, BN, STAGES, 1, false>(h, work);
 }
 #endif

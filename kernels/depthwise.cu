@@ -1,5 +1,6 @@
-// Depthwise convolution of listed pixels. A thread is WIDTH channels and every so many pixels; where they fit, the
-// weights of its channels stay in registers. It sums over taps in their order, whatever else changed.
+// Depthwise convolution of listed pixels. A thread is WIDTH channels and RUN pixels that follow each other in the list,
+// and every so many of those; where they fit, the weights of its channels stay in registers. Pixels that lie side by
+// side, as most of a list do, share what they read. A pixel sums over taps in their order, whatever else changed.
 #include "tail.cuh"
 
 #ifndef KH
@@ -7,6 +8,15 @@
 #endif
 #ifndef KW
 #define KW 3
+#endif
+#ifndef SW  // the stride along a row
+#define SW 1
+#endif
+#ifndef RUN  // 1 with a dilation
+#define RUN 1
+#endif
+#ifndef AT_ONCE  // blocks of a multiprocessor
+#define AT_ONCE 4
 #endif
 constexpr int TAPS = KH * KW;
 constexpr bool HOLD = TAPS * WIDTH * sizeof(number) <= 288;
@@ -19,15 +29,43 @@ struct Head {
     int pitch, H, W, sh, sw, ph, pw, dh, dw, unused;
 };
 
+// v: of PIXELS side by side, the first of which reads from row `top` and column `left` on, at `from`.
+template <int PIXELS, bool BESIDE>
+__device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, number (&held)[HOLD ? TAPS : 1][WIDTH],
+                                    const value* weights, const value* from, int top, int left) {
+    constexpr int COLS = (PIXELS - 1) * SW + KW;
+#pragma unroll ROWS_AT_ONCE
+    for (int i = 0; i < KH; i++) {
+        const bool row_inside = (u32)(top + i * h.dh) < (u32)h.H;
+        const value* row = from + (long long)i * h.dh * h.W * h.pitch;
+        Pack read[COLS];
+#pragma unroll
+        for (int k = 0; k < COLS; k++) {
+            const int col = BESIDE ? k : k * h.dw;
+            read[k] = row_inside && (u32)(left + col) < (u32)h.W ? *(const Pack*)(row + col * h.pitch) : Pack{};
+        }
+#pragma unroll
+        for (int k = 0; k < KW; k++) {
+            number loaded[WIDTH];
+            if (!HOLD) fetch(loaded, weights + (size_t)(i * KW + k) * h.pitch);
+            const number(&weight)[WIDTH] = HOLD ? held[HOLD ? i * KW + k : 0] : loaded;
+#pragma unroll
+            for (int p = 0; p < PIXELS; p++)
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) v[p][j] += get(read[p * SW + k].of[j]) * weight[j];
+        }
+    }
+}
+
 // out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
 // than the kernel before this one.
-extern "C" __global__ void __launch_bounds__(128, 3)
+extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     depthwise(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
               const int* list, const int* count, int OH, int OW, int early) {
     const int packs = (channels + WIDTH - 1) / WIDTH;
-    const int thread = blockIdx.x * blockDim.x + threadIdx.x, apart = gridDim.x * blockDim.x / packs;
+    const int thread = blockIdx.x * blockDim.x + threadIdx.x, apart = gridDim.x * blockDim.x / packs * RUN;
     const int c = thread % packs * WIDTH;
-    int at = thread / packs;
+    int at = thread / packs * RUN;
     if (!early) wait_for_predecessor();
     const int listed = *count;
     if (at >= min(listed, apart)) {
@@ -42,33 +80,49 @@ extern "C" __global__ void __launch_bounds__(128, 3)
 #pragma unroll
         for (int tap = 0; tap < TAPS; tap++) fetch(held[HOLD ? tap : 0], h.weight + (size_t)tap * h.pitch + c);
     if (early) wait_for_predecessor();
-    for (int next, place = list[at]; at < listed; at += apart, place = next) {
-        next = list[min(at + apart, listed - 1)];
-        const int n = place / (OH * OW), pixel = place - n * OH * OW, y = pixel / OW;
-        const int top = y * h.sh - h.ph, left = (pixel - y * OW) * h.sw - h.pw;
-        const value* row = h.at + (((long long)n * h.H + top) * h.W + left) * h.pitch + c;
-        number v[WIDTH];
+    int places[RUN];
 #pragma unroll
-        for (int j = 0; j < WIDTH; j++) v[j] = bias[j];
-#pragma unroll ROWS_AT_ONCE
-        for (int i = 0; i < KH; i++) {
-            const bool row_inside = (u32)(top + i * h.dh) < (u32)h.H;
-            Pack read[KW];
+    for (int p = 0; p < RUN; p++) places[p] = list[min(at + p, listed - 1)];
+    while (at < listed) {
+        const int first = at, later = at += apart;
+        int next[RUN];
 #pragma unroll
-            for (int k = 0; k < KW; k++) {
-                const bool inside = row_inside && (u32)(left + k * h.dw) < (u32)h.W;
-                read[k] = inside ? *(const Pack*)(row + ((long long)i * h.dh * h.W + k * h.dw) * h.pitch) : Pack{};
-            }
+        for (int p = 0; p < RUN; p++) next[p] = list[min(later + p, listed - 1)];
+        const auto corner = [&](int place, int& n, int& top, int& left) {
+            n = place / (OH * OW);
+            const int pixel = place - n * OH * OW, y = pixel / OW;
+            top = y * h.sh - h.ph, left = (pixel - y * OW) * h.sw - h.pw;
+            return h.at + (((long long)n * h.H + top) * h.W + left) * h.pitch + c;
+        };
+        bool beside = RUN > 1 && first + RUN <= listed && places[0] % OW + RUN <= OW;
 #pragma unroll
-            for (int k = 0; k < KW; k++) {
-                const int tap = i * KW + k;
-                number loaded[WIDTH];
-                if (!HOLD) fetch(loaded, h.weight + (size_t)tap * h.pitch + c);
-                const number(&weight)[WIDTH] = HOLD ? held[HOLD ? tap : 0] : loaded;
+        for (int p = 1; p < RUN; p++) beside &= places[p] == places[0] + p;
+        int n, top, left;
+        if (beside) {
+            const value* from = corner(places[0], n, top, left);
+            number v[RUN][WIDTH];
 #pragma unroll
-                for (int j = 0; j < WIDTH; j++) v[j] += get(read[k].of[j]) * weight[j];
+            for (int p = 0; p < RUN; p++)
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) v[p][j] = bias[j];
+            sum<RUN, true>(v, h, held, h.weight + c, from, top, left);
+#pragma unroll
+            for (int p = 0; p < RUN; p++) finish(v[p], operands, out, pitch, channels, places[0] + p, n, c);
+        } else {
+#pragma unroll 1
+            for (int p = 0; p < RUN && first + p < listed; p++) {
+                int place = places[0];  // places[p], which stay in registers
+#pragma unroll
+                for (int q = 1; q < RUN; q++) place = p == q ? places[q] : place;
+                const value* from = corner(place, n, top, left);
+                number v[1][WIDTH];
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) v[0][j] = bias[j];
+                sum<1, false>(v, h, held, h.weight + c, from, top, left);
+                finish(v[0], operands, out, pitch, channels, place, n, c);
             }
         }
-        finish(v, operands, out, pitch, channels, place, n, c);
+#pragma unroll
+        for (int p = 0; p < RUN; p++) places[p] = next[p];
     }
 }

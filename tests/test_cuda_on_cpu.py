@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import Call, assert_close, assert_same_bits, scripted_video
 from torch import nn
-from torch.nn import functional as F
 
 import deltaconvert
 import model_zoo
@@ -47,12 +47,39 @@ def check(network: nn.Module, shape: tuple[int, ...], **options) -> deltaconvert
 
 def test_a_step_is_one_launch_and_all_lists_are_one():
     model = check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50))
-    beside = 2  # the lists, the counts
+    beside = 3  # the lists, the counts, the output
     assert model._program._backend.launches == 6 * (len(model._program.edges) + beside)
 
 
 def test_thresholds():
     check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50), threshold={"activation": 0.05})
+
+
+class Skips(nn.Module):
+    """Two concatenations, maps of which are read by others as well, and one that cannot be in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.up, self.beside = nn.ConvTranspose2d(12, 8, 2, stride=2), nn.Conv2d(8, 5, 3, padding=1, groups=1)
+        self.after, self.depthwise = nn.Conv2d(16, 6, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x):
+        skip = self.first(x).relu()
+        deep = self.up(self.deep(F.max_pool2d(skip, 2)).relu())
+        joined = self.after(torch.cat((skip, deep), 1)).relu()
+        odd = torch.cat((joined, self.beside(skip)), 1)
+        return torch.cat((self.depthwise(deep) + skip, odd), 1), odd
+
+
+@pytest.mark.parametrize("options", [{}, {"threshold": {"activation": 0.05}}])
+def test_concatenations_in_place(options):
+    model = check(Skips().eval(), (2, 3, 16, 20), **options)
+    notes = [node.meta.get("cuda", {}) for node in model._program.plan.graph.graph.nodes]
+    assert sum("joins" in note for note in notes) == 1
+    parts = [note["part"][0] for note in notes if "part" in note]
+    assert parts == [parts[0]] * 3, "two maps and what joins them"
+    assert model._program.edges[parts[0]].values.shape[1] == 16
 
 
 def test_weighted_thresholds():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+import deltaconvert
 from deltaconvert.backends import cuda
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import convs
@@ -90,3 +93,70 @@ def test_every_tile(gpu, layer, kind):
             assert out.values[~chosen].isnan().all(), f"{name} wrote what was not listed"
             same = bits.setdefault(made.cluster, out.values.clone())
             assert torch.equal(fresh, same[chosen]), f"{name}: bits depend on the list or the tile"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+@torch.no_grad()
+def test_windows_side_by_side(gpu, kind, threshold):
+    """A transposed convolution that walks its input's changes: near torch, the same bits as in a fresh network."""
+    dtype, bound = TYPES[kind]
+    torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    conv, up = nn.Conv2d(5, 96, 3, padding=1), nn.ConvTranspose2d(96, 40, 2, stride=2)
+    network = nn.Sequential(conv, nn.ReLU(), up, nn.ReLU()).to(DEVICE, dtype).eval()
+    frames = torch.randn(4, 2, 5, 37, 45, device=DEVICE, dtype=dtype)
+    moved = torch.zeros(37, 45, device=DEVICE, dtype=torch.bool)
+    moved[3:9, 20:40] = moved[30:, :2] = True
+    delta = deltaconvert.convert(network, frames[0], threshold={"activation": threshold}, backend="cuda")
+    frame = frames[0]
+    for fresh in frames:
+        frame = torch.where(moved, fresh, frame)
+        out = delta(frame)
+    assert {layer.computed for layer in delta.stats().layers} != {1.0}
+    if threshold == 0:
+        error = (out.double() - network.double()(frame.double())).norm() / out.double().norm()
+        assert error < 2 * bound  # two roundings
+        delta.reset()
+        assert torch.equal(delta(frame), out)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["half", "tf32"])
+@pytest.mark.parametrize(
+    "tile", [(128, 128, 3, 1), (128, 64, 3, 1), (64, 128, 3, 2), (64, 64, 4, 4)], ids=str
+)
+@torch.no_grad()
+def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):
+    """Outputs and masks are those of a step that compares afterwards, from scratch memory."""
+    dtype, _ = TYPES[kind]
+    torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    names = ("BM", "BN", "STAGES", "SPLIT")
+    forced = dict(zip(names, tile, strict=True))
+    monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: {"forced": forced})
+    channels = (128, 96, 64, 40) if tile[1] == 128 else (64, 40, 64, 24)
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise((64, *channels)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+    network = nn.Sequential(*layers).to(DEVICE, dtype).eval()
+    frames = torch.randn(8, 2, 64, 61, 83, device=DEVICE, dtype=dtype)
+    masks = torch.rand(8, 2, 1, 61, 83, device=DEVICE) < torch.tensor(
+        [1, 0.3, 0.001, 0, 0.05, 1, 0.01, 0.6]
+    ).view(8, 1, 1, 1, 1)
+    options = {"threshold": {"activation": 0.3}, "backend": "cuda"}
+    ours = deltaconvert.convert(network, frames[0], **options)
+    assert all(step._launch.compares for step in ours._program._operators)
+    with monkeypatch.context() as patch:
+        patch.setattr(convs, "_has_threshold", lambda edge: False)
+        apart = deltaconvert.convert(network, frames[0], **options)
+    frame, dropped = frames[0], 0
+    for t, (fresh, mask) in enumerate(zip(frames, masks, strict=True)):
+        frame = torch.where(mask, frame + 0.5 * fresh, frame)
+        assert torch.equal(ours(frame), apart(frame)), f"frame {t}"
+        theirs = apart.masks()
+        for path, marked in ours.masks().items():
+            assert torch.equal(marked, theirs[path]), f"frame {t}: {path}"
+        counts = [(layer.computed, layer.density) for layer in ours.stats().layers]
+        assert counts == [(layer.computed, layer.density) for layer in apart.stats().layers]
+        dropped += sum(density < computed for computed, density in counts)
+    assert dropped, "the threshold drops something"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deltaconvert.backends.cuda import convs, pitch_of
 from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.reach import Window
 
 
@@ -80,6 +81,26 @@ def test_wgmma_reads_the_convolution(dtype, inputs, outputs, kernel, stride, pad
     operator = Conv2d(weight, bias, stride, padding, dilation, 1)
     source = edge_of(x)
     tile = {"BM": 64, "BN": 64, "STAGES": 3, "SPLIT": 1}
-    head = convs.by_wgmma(operator, window, source, SimpleNamespace(values=x), tile)
+    head = convs.by_wgmma(operator, window, source, SimpleNamespace(values=x, threshold=None), tile)
     out = read_as_wgmma(head, source, size, 64)[:, :outputs]
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 1)])
+def test_windows_side_by_side_are_products_of_pixels(kernel):
+    x, weight, bias = torch.randn(2, 5, 4, 3), torch.randn(5, 16, *kernel), torch.randn(16)
+    operator = ConvTranspose2d(weight, bias, kernel, (0, 0), (0, 0), 1, (1, 1))
+    assert convs.up_of(operator) == kernel
+    made = convs.on_pixels(operator)(x).unflatten(1, (*kernel, 16))
+    laid_out = made.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)
+    torch.testing.assert_close(laid_out, operator(x))
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding, more, groups",
+    [(3, 2, 0, 0, 1), (2, 2, 1, 0, 1), (2, 2, 0, 1, 1), (2, 2, 0, 0, 2)],
+)
+def test_other_transposed_ones_are_not(kernel, stride, padding, more, groups):
+    parts = (stride,) * 2, (padding,) * 2, (more,) * 2, groups, (1, 1)
+    operator = ConvTranspose2d(torch.randn(16, 16 // groups, kernel, kernel), None, *parts)
+    assert convs.up_of(operator) == (1, 1)

@@ -77,6 +77,7 @@ def without_a_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cuda, "THREADS", 64)
     patch.setattr(cuda.means, "on_current_stream", lambda device: contextlib.nullcontext())
     patch.setattr(cuda.Backend, "aside", lambda backend: contextlib.nullcontext())
+    patch.setattr(cuda.Backend, "mark", lambda backend: 0)
     patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))

@@ -33,7 +33,7 @@ def _edge(values: Tensor) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("blocks", [1, 7])
+@pytest.mark.parametrize("blocks, thread", [(1, (8, 1, 3)), (7, (2, 4, 4)), (2, (4, 2, 4))])
 @pytest.mark.parametrize(
     "channels, kernel, stride, padding, dilation",
     [
@@ -43,8 +43,8 @@ def _edge(values: Tensor) -> SimpleNamespace:
         (9, (1, 7), (1, 2), (0, 3), (1, 1)),
     ],
 )
-def test_listed_pixels(dtype, blocks, channels, kernel, stride, padding, dilation):
-    """Of a list in any order, and no others."""
+def test_listed_pixels(dtype, blocks, thread, channels, kernel, stride, padding, dilation):
+    """Of a list in any order, some of them side by side, and no others."""
     torch.manual_seed(channels)
     x, weight = torch.randn(2, channels, 9, 11, dtype=dtype), torch.randn(channels, 1, *kernel, dtype=dtype)
     bias = torch.randn(channels, dtype=dtype)
@@ -52,10 +52,10 @@ def test_listed_pixels(dtype, blocks, channels, kernel, stride, padding, dilatio
     n, _, height, width = expected.shape
     source, out = _edge(x), _edge(torch.full_like(expected, 7))
     window = Window(kernel, stride, padding, dilation, (9, 11), (height, width))
-    head = by_channel(Conv2d(weight, bias, stride, padding, dilation, channels), window, source, out)
+    head = by_channel(Conv2d(weight, bias, stride, padding, dilation, channels), window, source, out, thread)
     listed = torch.randperm(n * height * width)[: n * height * width // 2].int()
-    width_of_a_thread = min(16 // dtype.itemsize, out.pitch)
-    macros = {**head.macros, "TYPE": TYPES[dtype], "WIDTH": width_of_a_thread}
+    listed[: len(listed) // 2] = listed[: len(listed) // 2].sort().values
+    macros = {**head.macros, "TYPE": TYPES[dtype]}
     Kernel(head.source, head.name, macros)(
         (blocks,),
         head.threads,

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.marks import Listed, Listing, Marks, in_levels, needed, table_of
+from deltaconvert.backends.cuda.marks import Listed, Listing, Marks, in_levels, needed, spans_of, table_of
 from deltaconvert.backends.reference import differs
+from deltaconvert.ops.resample import Interpolate
 from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
 HERE = Path(__file__).parent
@@ -25,6 +26,7 @@ SIZES = [(1, 1), (3, 2), (8, 8), (7, 9), (13, 21), (2, 33), (3, 70)]
 WINDOWS = [  # kernel, stride, padding, dilation
     (1, 1, 0, 1), (1, 2, 0, 1), (2, 2, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 1), (7, 2, 3, 1), (8, 3, 2, 1),
     (9, 1, 4, 1), (3, 1, 2, 2), (2, 1, 3, 1), (11, 4, 5, 1), (32, 2, 16, 1), (33, 1, 16, 1),
+    (3, 1, 12, 12), (3, 1, 36, 36), (3, 2, 4, 4), (2, 2, 1, 5), (4, 2, 1, 1), (33, 1, 64, 4),
 ]  # fmt: skip
 
 
@@ -135,6 +137,21 @@ def test_other_reaches(size):
     shifted = Sources(rows[:, :1] - 1, cols[:, :1] - 1)  # -1 lies outside
     for reach in (Pixel(), Everything((2, 3)), Sources(rows, cols), Sources(rows[:, :1], cols), shifted):
         _check(reach, _masks(size)[-16:], compared=isinstance(reach, Pixel))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [1.5, 2, 8])
+def test_stretched_and_moved(size, scale):
+    """Tables whose columns lie near each other, or not; some of them outside the map."""
+    operator = Interpolate(None, (scale, scale), "bilinear", False, None, False)
+    shape = (1, 1, *size)
+    (reach,) = operator.reaches([shape], tuple(operator.forward(torch.zeros(shape)).shape))
+    assert isinstance(reach, Sources) and spans_of(reach.cols) is not None
+    _check(reach, _masks(size)[-16:])
+    rows, cols = reach.rows, reach.cols
+    moved = Sources(rows, torch.where(cols > 0, cols - 1, -1))
+    for other in (moved, Sources(rows.flip(0), cols.flip(0)), Sources(rows, cols * 0)):
+        _check(other, _masks(size)[-16:])
 
 
 @pytest.mark.parametrize("size", [(17, 45), (40, 64)])

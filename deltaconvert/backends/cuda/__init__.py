@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cuda.convs import Head, blocks_at_once
+from deltaconvert.backends.cuda.concats import join_concats
+from deltaconvert.backends.cuda.convs import Head, blocks_at_once, pitch_of
 from deltaconvert.backends.cuda.heads import head_of
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel, on_current_stream, why_not
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
@@ -37,7 +38,7 @@ from deltaconvert.reach import Pixel, Reach, Window
 __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
-PASSES = ()
+PASSES = (join_concats,)
 THREADS = 256
 COUNTERS = 1 << 18
 # Blocks of the kernels that walk a list: enough to fill the device, few enough that a still frame's cost nothing.
@@ -47,13 +48,18 @@ BLOCKS_PER_PROCESSOR = 8
 class Edge:
     """One delta: values (N, C, H, W; channels last in memory, a pixel every `pitch` values) and marks."""
 
-    def __init__(self, kept: Map):
+    def __init__(self, kept: Map, part: Tensor | None = None):
+        """part: its memory, N H W and channels, where others lie beside it."""
         n, channels, height, width = kept.shape
-        self.threshold, self.pitch = kept.threshold, pitch_of(channels, kept.dtype)
+        self.threshold, pitch = kept.threshold, pitch_of(channels, kept.dtype)
         self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
         self.beside = 0  # bytes of what a step keeps beside it
-        memory = torch.zeros(n, height, width, self.pitch, dtype=kept.dtype, device=kept.device)
-        self.values = memory[..., :channels].permute(0, 3, 1, 2)
+        self.planes: Planes | None = None  # where the values are needed as a dense map
+        if part is None:
+            part = torch.zeros(n, height, width, pitch, dtype=kept.dtype, device=kept.device)
+        self.pitch = part.stride(2)
+        self.is_part = self.pitch > pitch  # of another edge's memory
+        self.values = part[..., :channels].permute(0, 3, 1, 2)
         self.marks: Marks
         self.computed: Tensor  # int32 (1), pixels that this frame computed
         self.reset(slice(None))
@@ -64,6 +70,8 @@ class Edge:
     def put(self, stream: int, values: Tensor) -> None:
         """Go on from `values` (C H W)."""
         self.values[stream] = values
+        if self.planes is not None:
+            self.planes.put(stream, values)
 
     @property
     def mask(self) -> Tensor:
@@ -75,10 +83,51 @@ class Edge:
         return True
 
     def dense(self) -> Tensor:
-        return self.values.clone(memory_format=torch.contiguous_format)
+        """N C H W in memory, read-only. Of a step it is the same tensor in every frame."""
+        if self.planes is None:
+            return self.values.clone(memory_format=torch.contiguous_format)
+        return self.planes.current()
 
     def state_bytes(self) -> int:
-        return self.values.untyped_storage().nbytes() + self.marks.bits.nbytes + self.beside
+        kept = self.beside + (0 if self.planes is None else self.planes.state_bytes())
+        own = 0 if self.is_part else self.values.untyped_storage().nbytes()
+        return own + self.marks.bits.nbytes + kept
+
+
+class Planes:
+    """The values of a step's edge as a dense map, N C H W: what a frame computed is laid out anew."""
+
+    def __init__(self, backend: Backend, edge: Edge, computed: Listed):
+        self._backend, self._edge, self._computed = backend, edge, computed
+        self._values: Tensor | None = None  # nobody asked yet
+
+    def current(self) -> Tensor:
+        edge = self._edge
+        if self._values is None:
+            self._values = edge.values.clone(memory_format=torch.contiguous_format)
+        _, channels, height, width = edge.values.shape
+        vector = max(1, 16 // edge.values.dtype.itemsize)
+        self._backend.launch(
+            self._backend.kernel("planes.cu", "planes", edge.values.dtype, WIDTH=min(vector, edge.pitch)),
+            (blocks_of(edge),),
+            THREADS,
+            edge.values,
+            np.int32(edge.pitch),
+            self._values,
+            self._computed.places,
+            self._computed.count,
+            np.int32(channels),
+            np.int32(height),
+            np.int32(width),
+        )
+        return self._values
+
+    def put(self, stream: int, values: Tensor) -> None:
+        if self._values is not None:
+            self._values[stream] = values
+
+    def state_bytes(self) -> int:
+        return 0 if self._values is None else self._values.nbytes
 
 
 class FrameEdge(Edge):
@@ -153,13 +202,16 @@ class Backend:
         self._edges: list[Edge] = []
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._recording: Recording | None = None
+        self._joined_maps: dict[str, Tensor] = {}  # of concatenations whose inputs are parts of them
         self._behind: dict[int, Listings] = {}  # a source -> the lists that it decides about
         self.place = 0  # of the next step among all
         self._side: torch.cuda.Stream | None = None  # where lists are made beside the first steps
         self._forked = self._joined = False  # something runs there; the next launch waits for it
+        self._events: list[torch.cuda.Event] = []  # of this frame's launches there
+        self._awaited = 0  # so many of them
         self.launches = 0  # so far, by this backend
         self.kernel = lru_cache(maxsize=None)(_kernel)
-        self.tuner = Tuner(self._untailed)
+        self.tuner = Tuner(partial(_Launch, self))
 
     def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
         self.place += 1
@@ -176,15 +228,27 @@ class Backend:
         kept: Map,
         notes: dict[str, Any],
     ) -> Step | InBoxes:
-        edge = Edge(kept)
+        edge = Edge(kept, self._part(kept, notes))
         self._edges.append(edge)
         self.place += 1
         with torch.cuda.device(kept.device):
+            if notes.get("joins"):
+                return Step(self, operator, reaches, inputs, edge, in_place=True)
             boxed = boxes_of(operator, inputs[0], edge)
             if boxed is None:
                 return Step(self, operator, reaches, inputs, edge)
             boxes = self._boxes(boxed, inputs[0])
             return InBoxes(boxes, Step(self, operator, reaches, [boxes.edge, *inputs[1:]], edge))
+
+    def _part(self, kept: Map, notes: dict[str, Any]) -> Tensor | None:
+        """The memory of a map that a concatenation holds, or of the concatenation (`concats.py`)."""
+        if "part" not in notes:
+            return None
+        name, (n, channels, height, width), first = notes["part"]
+        if name not in self._joined_maps:
+            shape = (n, height, width, pitch_of(channels, kept.dtype))
+            self._joined_maps[name] = torch.zeros(shape, dtype=kept.dtype, device=kept.device)
+        return self._joined_maps[name][..., first:]
 
     def _boxes(self, boxed: BoxMeans, source: Edge) -> Step:
         n, _, *size = source.values.shape
@@ -193,9 +257,6 @@ class Backend:
         edge.of_boxes = (boxed.side, size[0], size[1])
         operator: Any = boxed
         return Step(self, operator, [reach], [source], edge)
-
-    def _untailed(self, head: Head, edge: Edge) -> _Launch:
-        return _Launch(self, head, Tail(edge.values.shape[1], edge.values.dtype, edge.values.device), edge)
 
     def counter(self, length: int, device: torch.device) -> Tensor:
         """int32 (length), 0 at the start of every frame."""
@@ -246,12 +307,23 @@ class Backend:
             yield
         self.launches, self._forked, self._joined = launches, True, False
 
-    def join(self) -> None:
-        """The next launch waits for what was launched aside, and starts when all before it has ended."""
-        if self._forked:
+    def mark(self) -> int:
+        """Inside `aside`: a place that `join` can wait for."""
+        self._events.append(torch.cuda.Event())
+        self._events[-1].record()
+        return len(self._events)
+
+    def join(self, mark: int | None = None) -> None:
+        """The next launch waits for what was launched aside up to a mark, or for all of it, and starts when all before
+        it has ended."""
+        if mark is None and self._forked:
             assert self._side is not None
             torch.cuda.current_stream().wait_stream(self._side)
-            self._forked, self._joined = False, True
+            self._forked, self._joined, self._awaited = False, True, len(self._events)
+        elif mark is not None and mark > self._awaited:
+            mark = min(mark + 1, len(self._events))  # the next one is most likely there: half as many waits
+            torch.cuda.current_stream().wait_event(self._events[mark - 1])
+            self._joined, self._awaited = True, mark
 
     def is_early(self, listed: Listed) -> bool:
         """Whether a list is there when the next kernel starts: all launches but the one before it have ended then."""
@@ -286,6 +358,7 @@ class Backend:
         return self._counted
 
     def _start(self) -> None:
+        self._events, self._awaited = [], 0
         if self._counters is not None:
             self._counters[: self._used].zero_()
 
@@ -336,6 +409,20 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
     return listed
 
 
+def changes_of(backend: Backend, edge: Edge) -> Listed:
+    """The list of an edge's changed pixels."""
+    if edge.marks.listed is None:
+        n, _, height, width = edge.values.shape
+        shape, device, source = (n, 1, height, width), edge.values.device, edge.marks.source
+        copied = backend.marks(shape, device, source)
+        listed = Listed(
+            torch.zeros(n * height * width, dtype=torch.int32, device=device), backend.counter(1, device)
+        )
+        backend.add_listing(source, Listing(copied, listed, copied.bits, [(Pixel(), edge.marks)]))
+        edge.marks.listed = listed
+    return edge.marks.listed
+
+
 class Step:
     """One operator: compute the candidates and store them."""
 
@@ -346,11 +433,18 @@ class Step:
         reaches: Sequence[Reach],
         inputs: Sequence[Edge],
         edge: Edge,
+        in_place: bool = False,
     ):
+        """in_place: the inputs are parts of the edge already."""
         self.operator, self.inputs, self.edge = operator, inputs, edge
         self.candidates = candidates_of(backend, reaches, inputs, edge)
-        edge.computed = self.candidates.count
+        self._rows = self.candidates  # what the kernel walks
+        edge.computed, edge.planes = self.candidates.count, Planes(backend, edge, self.candidates)
         self._backend = backend
+        self._compute: Callable[[], None]
+        if in_place:
+            self._compute = lambda: None
+            return
         try:
             head, tail = head_of(operator, reaches, inputs, edge, backend.tuner)
         except NoKernel:
@@ -358,13 +452,14 @@ class Step:
         else:
             self._launch = _Launch(backend, head, tail, edge)
             self._compute = self._listed
+            if head.up != (1, 1):
+                self._rows = changes_of(backend, inputs[0])
 
     def rebuild(self) -> None:
         """Nothing is kept beside the edges."""
 
     def run(self) -> None:
-        if self.candidates.aside:
-            self._backend.join()
+        self._backend.join(max(self.candidates.aside, self._rows.aside))
         self._compute()
 
     def compute(self, candidates: Listed) -> None:
@@ -372,13 +467,17 @@ class Step:
         self._launch(self.edge.values, candidates)
 
     def _listed(self) -> None:
-        """Candidates alone. A threshold decides about whole pixels, so where there is one they wait in scratch."""
+        """Candidates alone. A threshold decides about whole pixels, so a kernel that has not all of their channels at
+        hand leaves them in scratch."""
         edge = self.edge
         if edge.threshold is None:
-            self._launch(edge.values, self.candidates)
+            self._launch(edge.values, self._rows)
+        elif self._launch.compares:
+            self._launch(edge.values, self._rows)
+            self._backend.list_behind(edge.marks)
         else:
             fresh = self._backend.scratch(edge)
-            self._launch(fresh, self.candidates)
+            self._launch(fresh, self._rows)
             self._commit(fresh)
 
     def _whole(self) -> None:
@@ -434,14 +533,25 @@ class _Launch:
     """A computing kernel with its parameters on the device."""
 
     def __init__(self, backend: Backend, head: Head, tail: Tail, edge: Edge):
-        _, self._channels, self._height, self._width = edge.values.shape
+        _, channels, height, width = edge.values.shape
+        rows, cols = head.up
+        self._channels, self._height, self._width = channels * rows * cols, height // rows, width // cols
         self._pitch, self._threads = edge.pitch, head.threads
         vector = max(1, 16 // edge.values.dtype.itemsize)
-        macros = {**head.macros, **tail.macros(), "WIDTH": min(vector, edge.pitch)}
+        macros = {"WIDTH": min(vector, edge.pitch), **head.macros, **tail.macros()}
         self._kernel = backend.kernel(head.source, head.name, edge.values.dtype, head.shared_bytes, **macros)
         self._head, self._operands = device_bytes(head.packed, edge.values.device), tail.packed()
         self._kept, self._backend = (head, tail), backend
-        self._blocks = blocks_of(edge, head.shared_bytes) // head.cluster * head.cluster
+        self.compares, self._more = head.compares, head.more
+        self._cluster, self._most = head.cluster, blocks_of(edge, head.shared_bytes)
+
+    @cached_property
+    def _blocks(self) -> int:
+        """As many as run at a time; clusters do not fill every multiprocessor."""
+        clusters = self._most // self._cluster
+        if self._cluster > 1:
+            clusters = min(clusters, self._kernel.clusters_at_once(self._cluster, self._threads) or clusters)
+        return clusters * self._cluster
 
     def __call__(self, out: Tensor, candidates: Listed) -> None:
         self._backend.launch(
@@ -458,16 +568,8 @@ class _Launch:
             np.int32(self._height),
             np.int32(self._width),
             np.int32(self._backend.is_early(candidates)),
+            *self._more,
         )
-
-
-def pitch_of(channels: int, dtype: torch.dtype) -> int:
-    """Values from one pixel to the next: whole vectors of 16 bytes, so that any of them can be read at once; four
-    values where a frame has fewer channels."""
-    if channels <= 4:
-        return 4
-    vector = max(1, 16 // dtype.itemsize)
-    return -(-channels // vector) * vector
 
 
 def _kernel(source: str, name: str, dtype: torch.dtype, shared_bytes: int = 0, **macros: Any) -> Kernel:

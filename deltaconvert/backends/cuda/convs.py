@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.tail import NoKernel
+from deltaconvert.backends.cuda.tail import NoKernel, Tail
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.linear import MapLinear
@@ -20,6 +21,8 @@ from deltaconvert.reach import Pixel, Window
 STEP = 128  # bytes of a row in a step of the sum, in kernels/conv_tiles.cu and conv_wgmma.cu
 SHARED_BYTES = 228 << 10  # of a multiprocessor; a block takes 1 KB for itself
 MOST_TAPS = 63  # of kernels/conv_wgmma.cu
+# Of kernels/depthwise.cu: the channels and pixels of a thread, blocks of a multiprocessor.
+THREADS_OF_CHANNELS = [(8, 1, 3), (8, 2, 3), (4, 4, 4), (2, 8, 4)]
 
 
 @dataclass
@@ -38,23 +41,35 @@ class Head:
     weights: tuple[Tensor, ...] = ()
     cluster: int = 1  # blocks of a cluster
     channels: int = 0  # that it makes; what is fused behind it may make more
+    up: tuple[int, int] = (1, 1)  # rows and columns made of a listed pixel, which is then one of the input
+    compares: bool = False  # with the threshold, stores and marks; else it stores all that it makes
+    more: tuple[Any, ...] = ()  # arguments behind those of every kernel
 
 
-def conv(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any, tuner: Any) -> Head:
+def conv(
+    operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any, tuner: Any, tail: Tail
+) -> Head:
     (source,) = inputs
     window = reaches[0] if isinstance(reaches[0], Window) else None
     parts = operator, window, source, edge
+    on_gpu = edge.values.device.type == "cuda"
+    ways: dict[str, Callable[[], Head]]
     if is_depthwise(operator):
-        return by_channel(*parts)
-    if edge.values.device.type != "cuda" or not _on_tensor_cores(operator, edge):
+        ways = {f"channel {thread}": partial(by_channel, *parts, thread) for thread in THREADS_OF_CHANNELS}
+    elif on_gpu and _on_tensor_cores(operator, edge):
+        ways = candidates(*parts)
+    else:
         return by_pixel(*parts)
+    if not on_gpu:
+        return next(iter(ways.values()))()
     shapes = tuple(source.values.shape), tuple(operator.weight.shape)
-    layer = f"{edge.values.dtype} {shapes} {window_of(source, window)}"
-    best: Head = tuner.best(layer, candidates(*parts), source, edge)
+    compared = " compared" if _has_threshold(edge) else ""
+    layer = f"{edge.values.dtype} {shapes} {window_of(source, window)} {tail.macros()}{compared}"
+    best: Head = tuner.best(layer, ways, source, edge, tail)
     return best
 
 
-def linear(operator: MapLinear, inputs: Sequence[Any], edge: Any, tuner: Any) -> Head:
+def linear(operator: MapLinear, inputs: Sequence[Any], edge: Any, tuner: Any, tail: Tail) -> Head:
     """Of maps of one pixel: a 1x1 convolution. Elsewhere a matrix product of torch is faster."""
     (source,) = inputs
     on_pixels = Conv2d(operator.weight.unflatten(1, (-1, 1, 1)), operator.bias, (1, 1), (0, 0), (1, 1), 1)
@@ -62,16 +77,26 @@ def linear(operator: MapLinear, inputs: Sequence[Any], edge: Any, tuner: Any) ->
         raise NoKernel("a matrix product")
     if not _on_tensor_cores(on_pixels, edge):
         raise NoKernel("a matrix product without tensor cores")
-    return conv(on_pixels, [Pixel()], inputs, edge, tuner)
+    return conv(on_pixels, [Pixel()], inputs, edge, tuner, tail)
 
 
 def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> dict[str, Callable[[], Head]]:
     """Ways to compute a convolution on tensor cores, by name."""
-    parts, steps = (operator, window, source, edge), steps_of(operator, source)
+    up = up_of(operator)
+    if up != (1, 1) and fits_wgmma(on_pixels(operator), source, edge):
+        operator, window = on_pixels(operator), None
+    else:
+        up = (1, 1)
+    steps = steps_of(operator, source)
     if not fits_wgmma(operator, source, edge):
-        return {"mma": partial(by_tiles, *parts, _tile(edge, steps))}
-    tiles = _wgmma_tiles(steps, edge.values.shape[1])
-    return {name: partial(by_wgmma, *parts, tile) for name, tile in tiles.items()}
+        return {"mma": partial(by_tiles, operator, window, source, edge, _tile(edge, steps))}
+    channels = len(operator.weight)
+    tiles = _wgmma_tiles(steps, channels)
+    if _has_threshold(edge) and up == (1, 1) and channels <= 128:
+        tiles = {
+            name: tile for name, tile in tiles.items() if tile["BN"] >= channels
+        }  # that hold all of them
+    return {name: partial(by_wgmma, operator, window, source, edge, tile, up) for name, tile in tiles.items()}
 
 
 def by_pixel(operator: Any, window: Window | None, source: Any, edge: Any) -> Head:
@@ -91,8 +116,10 @@ def by_pixel(operator: Any, window: Window | None, source: Any, edge: Any) -> He
     )
 
 
-def by_channel(operator: Any, window: Window | None, source: Any, edge: Any) -> Head:
-    """kernels/depthwise.cu"""
+def by_channel(
+    operator: Any, window: Window | None, source: Any, edge: Any, thread: tuple[int, int, int]
+) -> Head:
+    """kernels/depthwise.cu; thread: one of THREADS_OF_CHANNELS."""
     weight = _weight_rows(operator).to(edge.values.dtype)  # outputs, kh, kw, 1
     outputs, kh, kw, _ = weight.shape
     padded = weight.new_zeros(kh, kw, source.pitch)
@@ -101,11 +128,19 @@ def by_channel(operator: Any, window: Window | None, source: Any, edge: Any) -> 
     bias = _padded_bias(operator, source.pitch, number, padded.device)
     addresses = [t.data_ptr() for t in (source.values, padded, bias)]
     pitch, height, width, _, _, *geometry = window_of(source, window)
+    wide, run, at_once = thread
     return Head(
         "depthwise.cu",
         struct.pack("=3Q10i", *addresses, pitch, height, width, *geometry, 0),
         "depthwise",
-        {"KH": kh, "KW": kw},
+        {
+            "KH": kh,
+            "KW": kw,
+            "SW": geometry[1],
+            "RUN": run if geometry[-1] == 1 else 1,
+            "WIDTH": min(wide, 16 // edge.values.dtype.itemsize, edge.pitch),
+            "AT_ONCE": at_once,
+        },
         threads=128,
         weights=(padded, bias),
         channels=outputs,
@@ -117,11 +152,11 @@ def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile:
     dtype = edge.values.dtype
     weight = _weight_rows(operator)
     outputs, kh, kw, channels = weight.shape
-    pixel, piece = source.pitch * dtype.itemsize, piece_of(source)
+    pixel, piece, depth = source.pitch * dtype.itemsize, piece_of(source), depth_of(source)
     steps = steps_of(operator, source)
     rows = -(-outputs // tile["BN"]) * tile["BN"]
     spaced = weight.new_zeros(rows, steps * STEP // dtype.itemsize, dtype=torch.float32)
-    spaced[:outputs, : kh * kw * source.pitch].view(outputs, kh, kw, -1)[..., :channels] = weight
+    spaced[:outputs, : kh * kw * depth].view(outputs, kh, kw, -1)[..., :channels] = weight
     packed = _as_tf32(spaced) if dtype == torch.float32 else spaced.to(dtype)
     bias = _padded_bias(operator, rows, torch.float32, packed.device)
     transposed = _is_transposed(operator)
@@ -129,7 +164,7 @@ def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile:
     sign = -1 if transposed else 1
     taps = []
     for place in range(steps * STEP // piece):
-        tap, part = divmod(place, pixel // piece)
+        tap, part = divmod(place, depth * dtype.itemsize // piece)
         y, x = divmod(tap, kw)
         inside = tap < kh * kw
         taps.append((sign * y * dh, sign * x * dw, part * piece) if inside else (0, 0, -1))
@@ -148,8 +183,17 @@ def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile:
     )
 
 
-def by_wgmma(operator: Any, window: Window | None, source: Any, edge: Any, tile: dict[str, int]) -> Head:
+def by_wgmma(
+    operator: Any,
+    window: Window | None,
+    source: Any,
+    edge: Any,
+    tile: dict[str, int],
+    up: tuple[int, int] = (1, 1),
+) -> Head:
     """kernels/conv_wgmma.cu
+
+    up: of a transposed convolution that is `operator`, one on pixels.
 
     Where a pixel's channels are whole steps, the taps of the same channels follow each other: most of what a tap reads
     is what its neighbour has just read.
@@ -157,8 +201,9 @@ def by_wgmma(operator: Any, window: Window | None, source: Any, edge: Any, tile:
     dtype = edge.values.dtype
     weight = _weight_rows(operator)
     outputs, kh, kw, channels = weight.shape
-    pixel, piece = source.pitch * dtype.itemsize, piece_of(source)
-    pieces, values = pixel // piece, piece // dtype.itemsize  # of a pixel; of a piece
+    piece, depth = piece_of(source), depth_of(source)
+    values = piece // dtype.itemsize  # of a piece
+    apart, pieces = source.pitch // values, depth // values  # from pixel to pixel; of a pixel
     steps = steps_of(operator, source)
     even = steps + steps % 2  # small tiles take two steps at a time
     whole = STEP // piece  # pieces of a step
@@ -172,7 +217,7 @@ def by_wgmma(operator: Any, window: Window | None, source: Any, edge: Any, tile:
     else:
         order = [(tap, part) for tap in range(kh * kw) for part in range(pieces)]
     blocks, width = -(-outputs // tile["BN"]), tile["BN"]
-    spaced = weight.new_zeros(outputs, kh * kw, source.pitch, dtype=torch.float32)
+    spaced = weight.new_zeros(outputs, kh * kw, depth, dtype=torch.float32)
     spaced[..., :channels] = weight.flatten(1, 2)
     at = torch.tensor([tap * pieces + part for tap, part in order], device=weight.device)
     rows = weight.new_zeros(blocks * width, even * whole, values, dtype=torch.float32)
@@ -184,41 +229,79 @@ def by_wgmma(operator: Any, window: Window | None, source: Any, edge: Any, tile:
     packed = _as_tf32(tiles) if dtype == torch.float32 else tiles.to(dtype)
     bias = _padded_bias(operator, blocks * width, torch.float32, packed.device)
     _, height, across, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
-    taps = [((tap // kw * dh * across + tap % kw * dw) * pieces + part, tap) for tap, part in order]
+    taps = [((tap // kw * dh * across + tap % kw * dw) * apart + part, tap) for tap, part in order]
     many = kh * kw > 31
     table = _table("=2i", taps + [(0, 63 if many else 31)] * (even * whole - len(taps)), packed.device)
     addresses = [t.data_ptr() for t in (source.values, packed, bias, table)]
-    numbers = (pieces, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps)
+    numbers = (apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps)
     stages = tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP
-    shared_bytes = stages + tile["BM"] * 20 + stages // (128 * STEP) * 8
+    shared_bytes = stages + tile["BM"] * 21 + stages // (128 * STEP) * 8
+    compares = _has_threshold(edge) and up == (1, 1) and tile["BN"] >= outputs
+    nothing = np.uint64(0)
+    more = (edge.marks.bits, edge.marks.changed, np.float32(edge.threshold)) if compares else None
     return Head(
         "conv_wgmma.cu",
         struct.pack("=4Q12i", *addresses, *numbers),
         "conv",
-        {"AT_ONCE": blocks_at_once(shared_bytes), "PIECE": piece, "MANY_TAPS": int(many), **tile},
+        {
+            "AT_ONCE": blocks_at_once(shared_bytes),
+            "PIECE": piece,
+            "MANY_TAPS": int(many),
+            "COMPARE": int(compares),
+            **({} if up == (1, 1) else {"UP_H": up[0], "UP_W": up[1]}),
+            **tile,
+        },
         threads=2 * tile["BM"],
         shared_bytes=shared_bytes,
         weights=(packed, bias, table),
-        channels=outputs,
+        channels=outputs // (up[0] * up[1]),
         cluster=tile["SPLIT"],
+        up=up,
+        compares=compares,
+        more=more or (nothing, nothing, np.float32(0)),
     )
 
 
 def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
     """The macros of kernels/conv_wgmma.cu that are worth measuring for a sum of so many steps."""
     shapes = [(128, 128, 3), (64, 64, 3), (128, 64, 3), (64, 128, 3)]
-    tiles = [(*shape, 1) for shape in shapes if shape[1] <= max(64, channels)]
+    tiles = [(*shape, 1) for shape in shapes if shape[1] == 64 or channels > 64]
     splits = [split for split in (2, 4, 8) if steps >= 4 * split]
     tiles += [(64, 64, 4, split) for split in splits]
-    tiles += [(64, 128, 3, split) for split in splits if channels >= 128]
+    tiles += [(64, 128, 3, split) for split in splits if channels > 64]
     return {
         f"{bm}x{bn}x{stages}/{split}": {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": split}
         for bm, bn, stages, split in tiles
     }
 
 
+def _has_threshold(edge: Any) -> bool:
+    """One number for all channels."""
+    return edge.threshold is not None and not isinstance(edge.threshold, Tensor)
+
+
 def blocks_at_once(shared_bytes: int) -> int:
     return max(1, SHARED_BYTES // (shared_bytes + 1024))
+
+
+def up_of(operator: Any) -> tuple[int, int]:
+    """Rows and columns that each pixel becomes under a transposed convolution whose windows lie side by side.
+
+    Such a one is a 1x1 convolution that makes all of them; elsewhere (1, 1).
+    """
+    if not _is_transposed(operator) or operator.groups > 1 or operator.weight.shape[1] % 8:
+        return (1, 1)
+    apart = operator.padding, operator.output_padding, operator.dilation
+    up: tuple[int, int] = operator.stride
+    return up if apart == ((0, 0), (0, 0), (1, 1)) and tuple(operator.weight.shape[2:]) == up else (1, 1)
+
+
+def on_pixels(operator: ConvTranspose2d) -> Conv2d:
+    """The 1x1 convolution whose outputs are those of a transposed one, tap by tap."""
+    inputs, _, kh, kw = operator.weight.shape
+    weight = operator.weight.permute(2, 3, 1, 0).reshape(-1, inputs, 1, 1)
+    bias = None if operator.bias is None else operator.bias.repeat(kh * kw)
+    return Conv2d(weight, bias, (1, 1), (0, 0), (1, 1), 1)
 
 
 def fits_wgmma(operator: Any, source: Any, edge: Any) -> bool:
@@ -233,13 +316,27 @@ def fits_wgmma(operator: Any, source: Any, edge: Any) -> bool:
 
 def piece_of(source: Any) -> int:
     """Bytes that a thread reads of a pixel at once."""
-    return min(16, source.pitch * source.values.dtype.itemsize)
+    return min(16, depth_of(source) * source.values.dtype.itemsize)
+
+
+def depth_of(source: Any) -> int:
+    """Values of a pixel that a sum reads; a map that is part of another has more from one pixel to the next."""
+    return pitch_of(source.values.shape[1], source.values.dtype)
+
+
+def pitch_of(channels: int, dtype: torch.dtype) -> int:
+    """Values from one pixel to the next: whole vectors of 16 bytes, so that any of them can be read at once; four
+    values where a frame has fewer channels."""
+    if channels <= 4:
+        return 4
+    vector = max(1, 16 // dtype.itemsize)
+    return -(-channels // vector) * vector
 
 
 def steps_of(operator: Any, source: Any) -> int:
     """Steps of the sum over taps and channels."""
     kh, kw = operator.weight.shape[2:]
-    return -(-kh * kw * source.pitch * source.values.dtype.itemsize // STEP)
+    return -(-kh * kw * depth_of(source) * source.values.dtype.itemsize // STEP)
 
 
 def is_depthwise(operator: Any) -> bool:

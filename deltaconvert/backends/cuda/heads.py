@@ -57,20 +57,21 @@ def head_of(
     if stages and makes_places(first):
         raise NoKernel("places of channels with something fused behind them")
     mine, others = others[:own], others[own:]
-    if first.elementwise and not isinstance(first, Normalise):
+    on_same_map = first.elementwise and not isinstance(first, Normalise)
+    if on_same_map:
         head = _same_map(mine, edge, tail, first)
-    elif isinstance(first, (Conv2d, ConvTranspose2d)):
-        head = conv(first, reaches, mine, edge, tuner)
-    elif isinstance(first, MapLinear):
-        head = linear(first, mine, edge, tuner)
-    else:
-        head = _PACKERS[type(first)](first, reaches, mine, edge)
-    if head.channels != channels:
-        raise NoKernel("an elementwise operator that makes more channels")
     for stage, count, slot in stages:
         values = [tail.operand(source, size) for source in others[:count]]
         others = others[count:]
         tail.then(stage, [*values[:slot], "v", *values[slot:]])
+    if isinstance(first, (Conv2d, ConvTranspose2d)):
+        head = conv(first, reaches, mine, edge, tuner, tail)
+    elif isinstance(first, MapLinear):
+        head = linear(first, mine, edge, tuner, tail)
+    elif not on_same_map:
+        head = _PACKERS[type(first)](first, reaches, mine, edge)
+    if head.channels != channels:
+        raise NoKernel("an elementwise operator that makes more channels")
     return head, tail
 
 

@@ -96,6 +96,20 @@ class Kernel:
         else:
             _launch_early(driver, self._function.kernel.ptr, grid, block, shared_bytes, passed)
 
+    def clusters_at_once(self, cluster: int, block: int) -> int | None:
+        """How many clusters of `cluster` blocks the device holds at a time; None where the driver cannot be asked."""
+        driver = _driver()
+        if driver is None:
+            return None
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+        config.sharedMemBytes = self._shared_bytes
+        error, count = driver.cuOccupancyMaxActiveClusters(
+            driver.CUfunction(self._function.kernel.ptr), config
+        )
+        return None if int(error) or count == 0 else int(count)
+
 
 def _launch_early(
     driver: Any,

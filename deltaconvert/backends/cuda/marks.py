@@ -21,8 +21,9 @@ from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
 THREADS = 1024  # of a block that works alone
 TABLE_BYTES = 40 << 10  # of shared memory, for the parameters of a launch
-LISTING_BYTES, REACH_BYTES = 72, 88
-SMALL = 4 * THREADS  # words of a mask that a block alone makes in four rounds, in the time of a launch
+LISTING_BYTES, REACH_BYTES = 72, 96
+SMALL = THREADS + THREADS // 4  # words of a mask that a block alone makes in about the time of a launch
+TOGETHER = 4 * SMALL  # words after which another launch begins
 _KINDS = {Pixel: 0, Sources: 3, Everything: 4}  # the enum of kernels/masks.cu; windows are 1, transposed 2
 
 
@@ -70,7 +71,7 @@ class Listed:
     places: Tensor  # int32
     count: Tensor  # int32 (1)
     launch: int = 0
-    aside: bool = False  # made beside the steps that do not need it
+    aside: int = 0  # what Backend.join must wait for, where it is made beside the steps that do not need it
 
 
 @dataclass(eq=False)
@@ -127,10 +128,12 @@ class Listings:
         first.run(backend)
         if others:
             with backend.aside():
+                marks = []
                 for launch in others:
                     launch.run(backend)
-        for launch in others:
-            launch.note(backend.launches, aside=True)
+                    marks.append(backend.mark())
+            for launch, mark in zip(others, marks, strict=True):
+                launch.note(backend.launches, mark)
 
 
 class _Launch:
@@ -161,28 +164,30 @@ class _Launch:
             lists = backend.kernel("masks.cu", "list", torch.float32)
             grid = (self._blocks, self._streams)
             backend.launch(lists, grid, 256, *args, shared_bytes=self._table.numel())
-        self.note(backend.launches, aside=False)
+        self.note(backend.launches, 0)
 
-    def note(self, launches: int, aside: bool) -> None:
+    def note(self, launches: int, aside: int) -> None:
         for listing in self._listings:
             listing.listed.launch, listing.listed.aside = launches, aside
 
 
 def parts_of(listings: Sequence[Listing]) -> list[list[list[Listing]]]:
-    """The levels of each launch: a large one alone, small ones together while their parameters have room."""
+    """The levels of each launch: a large one alone, small ones together while their parameters have room and the steps
+    that wait for the first of them do not wait long for the last."""
     parts: list[list[list[Listing]]] = []
-    room = 0
+    room = words = 0
     for level in in_levels(listings):
         size = sum(listing.table_bytes for listing in level)
         if size > TABLE_BYTES:  # more inputs than a network has
             parts += [[[listing]] for listing in level]
             room = 0
             continue
-        if not is_small(level) or size > room:
+        if not is_small(level) or size > room or words >= TOGETHER:
             parts.append([])
-            room = TABLE_BYTES
+            room, words = TABLE_BYTES, 0
         parts[-1].append(level)
         room = room - size if is_small(level) else 0
+        words += sum(listing.words for listing in level)
     return parts
 
 
@@ -197,9 +202,22 @@ def _effort(listing: Listing) -> int:
 
 def _has_words(reach: Reach) -> bool:
     if isinstance(reach, Window):
-        near = reach.kernel[1] <= 32 and reach.stride[1] <= 2 and reach.dilation[1] == 1
-        return near and not reach.transposed
-    return isinstance(reach, Pixel | Everything)
+        if reach.kernel[1] > 32:
+            return False
+        if reach.transposed:
+            return reach.stride[1] == 2 and reach.dilation[1] == 1
+        return reach.stride[1] <= 2
+    return not isinstance(reach, Sources) or spans_of(reach.cols) is not None
+
+
+def spans_of(cols: Tensor) -> Tensor | None:
+    """(W + 31) / 32: the first of the columns that each 32 output pixels read (cols: W x taps, -1 for none).
+
+    None where those of any 32 pixels do not fit in 32 columns.
+    """
+    padded = F.pad(cols, (0, 0, 0, -len(cols) % 32), value=-1).view(-1, 32 * cols.shape[1])
+    first = torch.where(padded < 0, padded.max() + 1, padded).amin(1)
+    return first if bool((padded.amax(1) - first < 32).all()) else None
 
 
 def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int]:
@@ -245,11 +263,13 @@ def pack(reach: Reach, marks: Marks, place: int) -> tuple[bytes, list[Tensor]]:
     else:
         kind = _KINDS[type(reach)]  # type: ignore[index]
     if isinstance(reach, Sources):
-        tables = [t.to(marks.bits.device, torch.int32).contiguous() for t in (reach.rows, reach.cols)]
+        spans = spans_of(reach.cols)
+        tables = [reach.rows, reach.cols, *([] if spans is None else [spans])]
+        tables = [t.to(marks.bits.device, torch.int32).contiguous() for t in tables]
         taps = (reach.rows.shape[1], reach.cols.shape[1])
     addresses = [t.data_ptr() for t in (marks.bits, marks.changed, *tables)]
     numbers = (kind, *marks.size, *window, *taps, place)
-    return struct.pack("=4Q14i", *addresses, *[0] * (4 - len(addresses)), *numbers), tables
+    return struct.pack("=5Q14i", *addresses, *[0] * (5 - len(addresses)), *numbers), tables
 
 
 def needed(pairs: Sequence[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:

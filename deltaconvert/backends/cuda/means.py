@@ -17,7 +17,7 @@ from deltaconvert.ops.resample import AdaptivePool2d
 from deltaconvert.reach import Window
 
 THREADS = 256  # of kernels/mean.cu
-PIXELS = 16  # of a box that a thread sums: enough to have many loads on their way, few enough to be done soon
+PIXELS = 16  # of a map that a thread may sum without boxes
 
 
 class BoxMeans:
@@ -86,7 +86,7 @@ def boxes_of(operator: Operator, source: Any, edge: Any) -> BoxMeans | None:
     _, channels, height, width = source.values.shape
     pixels = THREADS // lanes_of(channels, source.values.dtype) * PIXELS
     side = 1
-    while 4 * side * side <= pixels:
+    while (2 * side) ** 4 <= 2 * height * width:  # a box has about as many pixels as the map has boxes
         side *= 2
     if isinstance(operator, Statistics):
         return BoxMoments(side)
@@ -104,5 +104,6 @@ def packed_mean(operator: Operator | BoxMeans, source: Any) -> bytes:
     _, _, height, width = source.values.shape
     window = (operator.side, operator.side) if isinstance(operator, BoxMeans) else (height, width)
     full = source.of_boxes or (1, height, width)
-    numbers = (source.pitch, height, width, *window, full[0], *full, 0)
+    shift = operator.side.bit_length() - 1 if isinstance(operator, BoxMeans) else -1
+    numbers = (source.pitch, height, width, *window, full[0], *full, shift)
     return struct.pack("=Q10i", source.values.data_ptr(), *numbers)

@@ -12,7 +12,8 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,27 +26,35 @@ from deltaconvert.backends.cuda.convs import Head
 from deltaconvert.backends.cuda.kernels import on_current_stream, source_of
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.backends.cuda.recording import no_garbage
+from deltaconvert.backends.cuda.tail import Tail
 
-SOURCES = ("conv_wgmma.cu", "conv_tiles.cu")  # that a choice depends on
-# Shares of the map that a choice is measured at: a small change, a usual one, a full frame. A candidate that is slower
-# than the best by SLOW at the usual one is out.
-SHARES = (0.15, 0.03, 1.0)
-SLOW = 1.5
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+SOURCES = ("conv_wgmma.cu", "conv_tiles.cu", "depthwise.cu")  # that a choice depends on
+# Shares of the map that a choice is measured at, the usual one first, and what a second counts there: few pixels are
+# what frames should have. A candidate that is slower than the best by SLOW at the usual one is out.
+SHARES = {0.15: 3.0, 0.03: 3.0, 0.5: 1.0, 1.0: 1.0}
+SLOW = 2.0
 REPEATS = 5
 
 
 class Tuner:
     """Chooses among kernels for one program.
 
-    launch(head, edge): its kernel, being compiled beside the caller.
+    launch(head, tail, edge): its kernel, being compiled beside the caller.
     """
 
-    def __init__(self, launch: Callable[[Head, Any], Callable[[Tensor, Listed], None]]):
+    def __init__(self, launch: Callable[[Head, Tail, Any], Callable[[Tensor, Listed], None]]):
         self._launch = launch
         self._choices: Choices | None = None
 
-    def best(self, layer: str, heads: Mapping[str, Callable[[], Head]], source: Any, edge: Any) -> Head:
-        """The fastest head from `source` to `edge`, whose maps are not in use yet."""
+    def best(
+        self, layer: str, heads: Mapping[str, Callable[[], Head]], source: Any, edge: Any, tail: Tail
+    ) -> Head:
+        """The fastest head from `source` to `edge`, whose maps are not in use yet, with `tail` behind it."""
         device = edge.values.device
         if self._choices is None:
             self._choices = choices_for(device)
@@ -55,9 +64,10 @@ class Tuner:
         def seconds(name: str, share: float) -> float:
             if not made:
                 made.update((name, head()) for name, head in heads.items())
-                launches.update((name, self._launch(head, edge)) for name, head in made.items())
+                launches.update((name, self._launch(head, tail, edge)) for name, head in made.items())
                 source.values.normal_(generator=torch.Generator(device).manual_seed(0))
-            places = places_of_a_box(edge.values.shape, share, device)
+            mapped = edge if made[name].up == (1, 1) else source
+            places = places_of_a_box(mapped.values.shape, share, device)
             listed = Listed(places, torch.tensor([len(places)], dtype=torch.int32, device=device))
             return seconds_of(partial(launches[name], edge.values, listed), device)
 
@@ -83,10 +93,9 @@ class Choices:
         if self.path is None or len(names) == 1:
             return names[0]
         if self._known.get(layer) not in names:
-            self._known = self._read()  # another process may have been faster
+            self._known = {**self._known, **self._read()}  # another process may have been faster
         if self._known.get(layer) not in names:
-            self._known[layer] = _fastest(names, seconds)
-            self._write()
+            self._keep(layer, _fastest(names, seconds), names)
         return self._known[layer] if self.path is not None else names[0]
 
     def _read(self) -> dict[str, str]:
@@ -97,16 +106,30 @@ class Choices:
         except (AssertionError, OSError, ValueError, AttributeError):  # none yet, or not ours: measured again
             return {}
 
-    def _write(self) -> None:
+    def _keep(self, layer: str, name: str, names: Sequence[str]) -> None:
+        """Write a choice down, unless another process did so while this one measured: then its choice counts."""
         assert self.path is not None
-        self._known = {**self._read(), **self._known}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-                json.dump(self._known, file, indent=1, sort_keys=True)
-            os.replace(file.name, self.path)
+            with _alone(self.path):
+                known = {**self._known, **self._read()}
+                if known.get(layer) not in names:
+                    known[layer] = name
+                with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
+                    json.dump(known, file, indent=1, sort_keys=True)
+                os.replace(file.name, self.path)
+            self._known = known
         except OSError:
             self.path = None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While others wait who change the same file. Systems without flock (Windows) do without."""
+    with open(path.with_suffix(".lock"), "w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def choices_for(device: torch.device) -> Choices:
@@ -120,16 +143,15 @@ def choices_for(device: torch.device) -> Choices:
 
 
 def _fastest(names: Sequence[str], seconds: Callable[[str, float], float]) -> str:
-    """The one whose largest slowdown against the best of each share is smallest."""
+    """The one that takes least, over all shares."""
     usual, *others = SHARES
-    times = {name: [seconds(name, usual)] for name in names}
-    bound = SLOW * min(first for (first,) in times.values())
-    times = {name: [first] for name, (first,) in times.items() if first <= bound}
+    times = {name: SHARES[usual] * seconds(name, usual) for name in names}
+    bound = SLOW * min(times.values())
+    times = {name: time for name, time in times.items() if time <= bound}
     for share in others:
-        for name, measured in times.items():
-            measured.append(seconds(name, share))
-    best = [min(column) for column in zip(*times.values(), strict=True)]
-    return min(times, key=lambda name: max(t / b for t, b in zip(times[name], best, strict=True)))
+        for name in times:
+            times[name] += SHARES[share] * seconds(name, share)
+    return min(times, key=lambda name: times[name])
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-3) -> float:
