@@ -431,8 +431,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
 #pragma unroll
                     for (int i = 0; i < CHUNK / 2 / WIDTH; i++) {
                         const int part = (i * 32 + lane) / (CHUNK / WIDTH), row = group_m + warp % 4 * 16 + part;
-                        const int n = lane % (CHUNK / WIDTH) * WIDTH, first = first_n + chunk * CHUNK + n;
-                        const int place = places[row];
+                        const int n = lane % (CHUNK / WIDTH) * WIDTH, place = places[row], first = first_n + chunk * CHUNK + n;
                         if (place < 0 || first >= work.channels || (COMPARE && pass && !is_moved(row))) continue;
                         float v[WIDTH] = {};
 #pragma unroll

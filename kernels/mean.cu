@@ -16,7 +16,7 @@ struct Head {
     const value* at;                    // N x H x W
     int pitch, H, W, kh, kw;            // windows lie side by side, the last ones may be smaller
     int box_h, box_w, full_h, full_w;  // a pixel stands for a box of a map of full_h x full_w
-    int shift;                         // a window is 1 << shift columns wide; -1 where that is no power of two
+    int unused;
 };
 
 __device__ __forceinline__ int within(int first, int length, int end) { return min(first + length, end) - first; }
@@ -44,14 +44,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restri
         for (int j = 0; j < WIDTH; j++) v[j] = LARGEST ? -(number)(1.0 / 0.0) : 0;
         if (c < channels) {
 #pragma unroll 8
-            for (int p = first; p < (h.shift < 0 ? rows * cols : rows << h.shift); p += apart) {
-                const int down = h.shift < 0 ? p / cols : p >> h.shift, right = p - down * (h.shift < 0 ? cols : h.kw);
-                const int row = top + down, col = left + right;
-                if (right >= cols) continue;
-                const number pixels =
-                    h.box_h == 1
-                        ? 1
-                        : within(row * h.box_h, h.box_h, h.full_h) * within(col * h.box_w, h.box_w, h.full_w);
+            for (int p = first; p < rows * cols; p += apart) {
+                const int row = top + p / cols, col = left + p % cols;
+                const number pixels = within(row * h.box_h, h.box_h, h.full_h) * within(col * h.box_w, h.box_w, h.full_w);
                 number tap[WIDTH];
                 fetch(tap, h.at + ((size_t)(n * h.H + row) * h.W + col) * h.pitch + c);
 #pragma unroll

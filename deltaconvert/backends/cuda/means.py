@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from deltaconvert.ops.resample import AdaptivePool2d
 from deltaconvert.reach import Window
 
 THREADS = 256  # of kernels/mean.cu
-PIXELS = 16  # of a map that a thread may sum without boxes
+PIXELS = 16  # that a thread sums: enough to have many loads on their way, few enough to be done soon
 
 
 class BoxMeans:
@@ -85,12 +85,20 @@ def boxes_of(operator: Operator, source: Any, edge: Any) -> BoxMeans | None:
         return None
     _, channels, height, width = source.values.shape
     pixels = THREADS // lanes_of(channels, source.values.dtype) * PIXELS
-    side = 1
-    while (2 * side) ** 4 <= 2 * height * width:  # a box has about as many pixels as the map has boxes
-        side *= 2
     if isinstance(operator, Statistics):
-        return BoxMoments(side)
-    return BoxMeans(side, head.kind) if height * width > 4 * pixels else None  # type: ignore[union-attr]
+        return BoxMoments(_largest_side(lambda side: side**2 <= pixels))
+    if height * width <= 4 * pixels:
+        return None
+    # A box has about as many pixels as the map has boxes: a full frame waits for both, one after the other.
+    return BoxMeans(_largest_side(lambda side: side**4 <= 2 * height * width), head.kind)  # type: ignore[union-attr]
+
+
+def _largest_side(fits: Callable[[int], bool]) -> int:
+    """A power of two."""
+    side = 1
+    while fits(2 * side):
+        side *= 2
+    return side
 
 
 def lanes_of(channels: int, dtype: torch.dtype) -> int:
@@ -104,6 +112,5 @@ def packed_mean(operator: Operator | BoxMeans, source: Any) -> bytes:
     _, _, height, width = source.values.shape
     window = (operator.side, operator.side) if isinstance(operator, BoxMeans) else (height, width)
     full = source.of_boxes or (1, height, width)
-    shift = operator.side.bit_length() - 1 if isinstance(operator, BoxMeans) else -1
-    numbers = (source.pitch, height, width, *window, full[0], *full, shift)
+    numbers = (source.pitch, height, width, *window, full[0], *full, 0)
     return struct.pack("=Q10i", source.values.data_ptr(), *numbers)
