@@ -358,8 +358,8 @@ def _alone(found: dict[str, float], unit: dict[str, Any]) -> str:
     if not alone:
         return ""
     memory = found["dram_bytes"] / alone * 1e6 / unit["bytes_per_second"]
-    products = found["operations"] / alone * 1e6 / unit["flops_per_second"]
-    return f"{alone:.0f} / {memory:.0%} / {products:.0%}"
+    products = found.get("operations", 0.0) / alone * 1e6 / unit["flops_per_second"]
+    return f"{alone:.0f} / {memory:.0%}" + (f" / {products:.0%}" if products else "")
 
 
 def _total(groups: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -56,10 +56,12 @@ def test_what_ncu_prints():
 
 def test_the_pages_say_what_was_measured():
     root = Path(__file__).parents[1]
-    facts = json.loads((root / "benchmarks/results/gpu.json").read_text())
-    assert gpu.readme(facts) in (root / "README.md").read_text(), "python benchmarks/gpu.py readme gpu.json"
-    assert cost_law.table(facts) in (root / "docs/performance.md").read_text(), (
-        "python benchmarks/cost_law.py"
+    record, profiles = (
+        json.loads((root / f"benchmarks/results/{name}.json").read_text()) for name in ("gpu", "gpu_profile")
     )
+    readme, page = ((root / name).read_text() for name in ("README.md", "docs/performance.md"))
+    assert gpu.readme(record) in readme, "python benchmarks/gpu.py readme gpu.json"
+    assert cost_law.table(record) in page, "python benchmarks/cost_law.py"
+    assert gpu_profile.tables(profiles) in page, "python benchmarks/gpu_profile.py table"
     texts = [gpu.times_faster(ratio) for ratio in (0.9, 7.349, 9.97, 13.2, 152)]
     assert texts == ["0.90x", "7.3x", "10x", "13x", "150x"]
