@@ -38,7 +38,7 @@ by less than {ROUNDING:g}; or, where a random network amplifies the rounding of 
 there when each weight moves by its last bit (*its own*). Detectors keep boxes however unsure they are, R-CNNs ten of
 them. timm: of each family with convolutions the smallest variant and the largest one of up to 45 million parameters.
 *Work in deltas* is the share of all multiply-accumulates; a *pure CNN* multiplies no maps with each other (attention)
-and mixes no tokens.
+and mixes no tokens. torchvision.vit_h_14 is missing: no run had the minutes and the 10 GB that it takes.
 
 """
     columns = (
