@@ -220,7 +220,7 @@ def test_gpu_runs_in_slices(without_a_gpu, monkeypatch, tmp_path, capsys):
     run_gpu(monkeypatch, "table", out)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| network | batch | type | best dense | still | 5% | 100% |"
-    assert lines[2] == "| one 1920x1080 | 2 | float | eager, 4 ms | 4x | 4x | 4x |"
+    assert lines[2] == "| one 1920x1080 | 2 | float | eager, 4 ms | 4.0x | 4.0x | 4.0x |"
     assert "a GPU, torch 2.0, CUDA 13.0, 2026-01-02, `python x`" in lines
     assert sum(line.startswith("| two") for line in lines) == 1 + 3
 
