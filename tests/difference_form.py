@@ -26,6 +26,7 @@ from deltaconvert.ops.batch_norm import BatchNorm
 from deltaconvert.ops.channels import ChannelIndex, Channels, ChannelShuffle, Concat
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
+from deltaconvert.ops.expanded import Expanded
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.ops.pad import Pad
@@ -183,7 +184,7 @@ class DifferenceForm:
             else:
                 operator = operator_of(node)
                 assert operator is not None and node.meta["delta"], f"{node.name} is no delta node"
-                value, mask = self.run(node, operator, [deltas[source] for source in node.args])
+                value, mask = self.run(node.name, operator, [deltas[source] for source in node.args])
                 deltas[node] = self.truncate(node, value, mask)
             if node in deltas:
                 value, self.masks[node.name] = deltas[node]
@@ -196,14 +197,18 @@ class DifferenceForm:
         self.first = False
         return outputs
 
-    def run(self, node: fx.Node, operator: Operator, inputs: list[Delta]) -> Delta:
+    def run(self, key: object, operator: Operator, inputs: list[Delta]) -> Delta:
+        if isinstance(operator, Expanded):
+            return self.run(
+                (key, "window"), operator.window, [self.run((key, "pixels"), operator.pixels, inputs)]
+            )
         if not isinstance(operator, Fused):
-            return self.apply(node.name, operator, inputs)
-        value = self.apply((node.name, 0), operator.head, inputs[: operator.head_inputs])
+            return self.apply(key, operator, inputs)
+        value = self.run((key, 0), operator.head, inputs[: operator.head_inputs])
         others, tail = inputs[operator.head_inputs :], list(operator.stages)[1:]
         for i, (stage, count, slot) in enumerate(zip(tail, operator.counts, operator.slots, strict=True)):
             mine, others = others[:count], others[count:]
-            value = self.apply((node.name, i + 1), stage, [*mine[:slot], value, *mine[slot:]])
+            value = self.apply((key, i + 1), stage, [*mine[:slot], value, *mine[slot:]])
         return value
 
     def apply(self, key: object, operator: Operator, inputs: list[Delta]) -> Delta:

@@ -20,11 +20,11 @@ def scarce(monkeypatch):
     made: list[weakref.ref] = []
     real = reference.Backend.step
 
-    def step(self, operator, reaches, inputs, shape, *rest):
-        if shape[2] > 16 and len([edge for edge in made if edge() is not None]) > 1:
+    def step(self, operator, reaches, inputs, kept, *rest):
+        if kept.shape[2] > 16 and len([edge for edge in made if edge() is not None]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore words")
-        result = real(self, operator, reaches, inputs, shape, *rest)
-        if shape[2] > 16:
+        result = real(self, operator, reaches, inputs, kept, *rest)
+        if kept.shape[2] > 16:
             made.append(weakref.ref(result.edge))
         return result
 

@@ -123,7 +123,7 @@ def test_an_activation_behind_a_slice_leaves_the_map_alone(backend):
 
 DENSE = {
     "cat along the width": (lambda m, x: torch.cat([x, x], 3), "along dimension 3"),
-    "cat along the batch": (lambda m, x: torch.cat([x, x]), "along dimension 0"),
+    "cat along the batch": (lambda m, x: torch.cat([x, x]), "its output has batch 4"),
     "cat with a constant": (lambda m, x: torch.cat([x, m.map], 1), "it joins constants"),
     "cat of matrices": (lambda m, x: torch.cat([x.flatten(2), x.flatten(2)], 1), "not N C H W"),
     "cat of three dimensions": (lambda m, x: torch.cat([x.flatten(2), x.flatten(2)], -3), "not N C H W"),
