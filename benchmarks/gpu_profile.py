@@ -19,7 +19,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.gpu import Unit, _model_and_frame, _unit, environment, markdown, video, work_by_layer  # noqa: E402
 from benchmarks.gpu_dense import ceilings  # noqa: E402
+from benchmarks.launches import traced  # noqa: E402
 from deltaconvert import lower  # noqa: E402
 from deltaconvert.backends import cuda  # noqa: E402
 from deltaconvert.check import operator_of  # noqa: E402
@@ -161,22 +161,11 @@ def noted() -> Iterator[list[Launch]]:
 
 def timeline(delta: Any, frames: Sequence[torch.Tensor]) -> list[Event]:
     """The last frame's kernels and copies, by their start."""
-    from torch.profiler import ProfilerActivity, profile
-
     for frame in frames[:-1]:
         delta(frame)
     (buffer,) = delta.frame_buffers()
     buffer.copy_(frames[-1])
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        delta(buffer)
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        found.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    kept = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    return sorted((Event(e["name"], e["ts"], e["ts"] + e["dur"]) for e in kept), key=lambda e: e.start)
+    return [Event(e["name"], e["ts"], e["ts"] + e["dur"]) for e in traced(lambda: delta(buffer))]
 
 
 def by_layer(events: Sequence[Event], launches: Sequence[Launch]) -> dict[str, list[float]]:

@@ -95,22 +95,27 @@ def milliseconds(delta: deltaconvert.DeltaModel, base: torch.Tensor, density: st
     return statistics.median(times[3:])
 
 
-def timeline(delta: deltaconvert.DeltaModel, frames: list[torch.Tensor]) -> str:
-    """Microseconds from the start of a frame: kernels start before the one before them ends."""
+def traced(call: Callable[[], Any]) -> list[dict[str, Any]]:
+    """The kernels and copies of `call` by their start, as Chrome's trace tells them: times in microseconds."""
     from torch.profiler import ProfilerActivity, profile
 
-    for frame in frames[:-1]:
-        delta(frame)
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        delta(frames[-1])
+        call()
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    events = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    events.sort(key=lambda e: e["ts"])
+    kept = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    return sorted(kept, key=lambda e: e["ts"])
+
+
+def timeline(delta: deltaconvert.DeltaModel, frames: list[torch.Tensor]) -> str:
+    """Microseconds from the start of a frame: kernels start before the one before them ends."""
+    for frame in frames[:-1]:
+        delta(frame)
+    events = traced(lambda: delta(frames[-1]))
     first = events[0]["ts"]
     body, end = [], 0.0
     for e in events:

@@ -67,3 +67,15 @@ def network_of(name: str) -> nn.Module:
         for weight in part.parameters(recurse=False):
             nn.init.normal_(weight, std=0.5)
     return network
+
+
+def small() -> nn.Sequential:
+    """A convolution of each common kind, the middle one with a stride: quick to export."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 2, 1, groups=8),
+        nn.Conv2d(8, 4, 1),
+    ]
+    return nn.Sequential(*layers, nn.ReLU()).eval()

@@ -196,12 +196,18 @@ def test_a_stream_moves_to_another_pool(backend):
     assert "c" not in there
 
 
-def test_an_error_stays_with_its_stream(backend):
+def fussy_pool(backend):
+    """A network whose island refuses large values, and a pool of it with the streams a and b."""
     fussy = Call(
         lambda m, x: m.fussy(m.conv(x)) * 2, conv=nn.Conv2d(3, 4, 3, padding=1), fussy=Fussy()
     ).eval()
     pool = StreamPool(deltaconvert.convert(fussy, video()[0], backend=backend), streams=2)
     pool.join("a"), pool.join("b")
+    return fussy, pool
+
+
+def test_an_error_stays_with_its_stream(backend):
+    fussy, pool = fussy_pool(backend)
     frames, others = video(), video(1)
     for t, (frame, other) in enumerate(zip(frames, others, strict=True)):
         bad = t in (0, 3, 4)
@@ -216,11 +222,7 @@ def test_an_error_stays_with_its_stream(backend):
 
 def test_a_frame_that_raised_is_gone(backend):
     """It does not meet the network again with another stream's frame."""
-    fussy = Call(
-        lambda m, x: m.fussy(m.conv(x)) * 2, conv=nn.Conv2d(3, 4, 3, padding=1), fussy=Fussy()
-    ).eval()
-    pool = StreamPool(deltaconvert.convert(fussy, video()[0], backend=backend), streams=2)
-    pool.join("a"), pool.join("b")
+    fussy, pool = fussy_pool(backend)
     for number, bad in enumerate((True, False, True)):
         pool.put("a", video()[number] * (1e5 if bad else 1))
         assert (pool.step()["a"].error is not None) == bad

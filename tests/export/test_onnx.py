@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from one_each import ONE_EACH, network_of
+from one_each import ONE_EACH, network_of, small
 from oracle import Call, generator, leaves, rounding, scripted_videos
 from torch import nn
 
@@ -101,17 +101,6 @@ def test_zoo(tmp_path, name):
         repeats=7,
         amplifies="efficientdet" in name,
     )
-
-
-def small():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 2, 1, groups=8),
-        nn.Conv2d(8, 4, 1),
-        nn.ReLU(),
-    ).eval()
 
 
 @pytest.mark.parametrize("dense_above", [ALWAYS_SPARSE, 0.5, ALWAYS_DENSE])

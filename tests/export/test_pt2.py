@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from one_each import ONE_EACH, network_of
+from one_each import ONE_EACH, network_of, small
 from oracle import Call, assert_close, leaves, rounding, scripted_video, scripted_videos
 from torch import fx, nn
 
@@ -16,17 +16,6 @@ from deltaconvert.export.planned import planned
 from deltaconvert.export.pt2 import in_operators
 from deltaconvert.ops.base import operator_types
 from deltaconvert.program import DeltaProgram
-
-
-def small() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 2, 1, groups=8),
-        nn.Conv2d(8, 4, 1),
-    ]
-    return nn.Sequential(*layers, nn.ReLU()).eval()
 
 
 def spoilt(state):
