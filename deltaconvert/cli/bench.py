@@ -1,0 +1,76 @@
+"""deltaconvert bench: times at several densities, against dense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaconvert.cli.options import (
+    Arch,
+    Backend,
+    Input,
+    Json,
+    MaybeFile,
+    Threshold,
+    numbers_of,
+    opened,
+    usage_error,
+)
+from deltaconvert.cli.show import print_json, print_table, progress_bar
+
+
+def bench(
+    file: MaybeFile = None,
+    arch: Arch = None,
+    input: Input = None,
+    threshold: Threshold = None,
+    density: Annotated[str, typer.Option(help="Shares of moving pixels, in percent.")] = "0,1,5,25,100",
+    frames: Annotated[int, typer.Option(min=1, help="Timed frames at each density.")] = 10,
+    plot: Annotated[Path | None, typer.Option(help="Draw time against density: .svg, .png or .pdf.")] = None,
+    backend: Backend = "auto",
+    json_output: Json = False,
+) -> None:
+    """Time a network against the dense one on a textured box that moves over a still background."""
+    densities = numbers_of(density, "--density")
+    if not densities or not all(0 <= share <= 100 for share in densities):
+        raise usage_error(f"{density!r} is no list of percentages such as 0,1,5", "--density")
+    from deltaconvert import measure
+    from deltaconvert import plot as pictures
+
+    if plot is not None:
+        pictures.check(plot)
+    model, recipe = opened(file, arch, input, threshold, backend)
+    from deltaconvert.feed import image_of
+
+    shares = [share / 100 for share in densities]
+    normalise = (lambda image: image) if recipe is None else (lambda image: image_of(recipe, image))
+    with progress_bar("benchmark", len(shares)) as progress:
+        rows = list(progress(measure.bench(model, shares, frames=frames, normalise=normalise)))
+    inputs = ", ".join("x".join(map(str, shape)) for shape, _ in model.example)
+    if plot is not None:
+        found = ((row.asked, row.delta_ms, row.dense_ms, row.work) for row in rows)
+        asked, delta_ms, dense_ms, works = zip(*found, strict=True)
+        title = f"{arch or file} {inputs}"
+        pictures.draw([pictures.Panel(title, asked, delta_ms, {"dense": dense_ms}, works)], plot)
+    if json_output:
+        facts = {"network": arch or str(file), "input": inputs, "backend": model.backend, "frames": frames}
+        baseline = {"baseline": measure.BASELINE}
+        return print_json(
+            {**facts, "rows": [row.to_json() for row in rows], **baseline, **measure.environment()}
+        )
+    head = ("moving", "changed", "work", "dense ms", "delta ms", "times as fast")
+    body = [
+        (
+            f"{row.asked:.1%}",
+            f"{row.density:.1%}",
+            f"{row.work:.1%}",
+            f"{row.dense_ms:.1f}",
+            f"{row.delta_ms:.1f}",
+            f"{row.ratio:.2f}",
+        )
+        for row in rows
+    ]
+    print_table(head, body)
+    typer.echo(f"input {inputs}, medians of {frames} frames; dense is {measure.BASELINE}")

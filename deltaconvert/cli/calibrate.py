@@ -1,0 +1,66 @@
+"""deltaconvert calibrate: thresholds from a clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaconvert.cli.options import File, Json, as_usage
+from deltaconvert.cli.show import print_json
+
+
+def calibrate(
+    file: File,
+    video: Annotated[
+        str, typer.Option(help="A video file, a folder of images, an address or a camera's number.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file of thresholds [FILE with .json].")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="The largest loss of the metric.")] = 0.01,
+    metric: Annotated[
+        str,
+        typer.Option(help="relative_l2, noise, top1 or segmentation; or package.module:function of yours."),
+    ] = "relative_l2",
+    method: Annotated[str, typer.Option(help="allocate, or the paper's front_to_back.")] = "allocate",
+    frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
+    at_once: Annotated[
+        int,
+        typer.Option(min=1, help="Trials at a time: processes on the CPU, streams of one batch on a GPU."),
+    ] = 1,
+    resume: Annotated[
+        Path | None, typer.Option(help="Keep trials there, and go on where they stopped.")
+    ] = None,
+    apply: Annotated[bool, typer.Option(help="Write the thresholds into FILE as well.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Find the thresholds that stay within a budget on a clip and do the least work."""
+    import deltaconvert
+    from deltaconvert.checkpoint import factory_of
+
+    model = deltaconvert.load(file)
+    output = output or file.with_suffix(".json")
+    with as_usage("--metric"):
+        module, _, name = metric.partition(":")
+        judge = factory_of(module, name) if name else metric
+    found = deltaconvert.calibrate(
+        model,
+        video,
+        budget=budget,
+        metric=judge,
+        method=method,
+        limit=frames,
+        resume=resume,
+        at_once=at_once,
+    )
+    found.write(output)
+    if apply:
+        found.model.save(file)
+    if json_output:
+        facts = {
+            name: getattr(found, name) for name in ("loss", "work", "budget", "metric", "frames", "trials")
+        }
+        return print_json({"file": str(output), **facts})
+    typer.echo(f"{output}: {found}")

@@ -1,0 +1,104 @@
+"""deltaconvert convert: a checkpoint into one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaconvert.cli.options import (
+    Arch,
+    Backend,
+    Gate,
+    Input,
+    Json,
+    Threshold,
+    as_usage,
+    example_frame,
+    needed,
+    network_of,
+    numbers_of,
+    rules_of,
+    shape_of,
+    usage_error,
+)
+from deltaconvert.cli.show import print_json, working
+
+
+def convert(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A network (ONNX, .pt2 of torch.export, TorchScript), or weights for --arch: a state_dict in "
+            ".pt, .pth, .bin or .safetensors. Its content tells which."
+        ),
+    ] = None,
+    arch: Arch = None,
+    input: Input = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    threshold: Threshold = None,
+    gate: Gate = None,
+    backend: Backend = "auto",
+    random: Annotated[
+        bool, typer.Option("--random", help="Convert untrained weights, without a checkpoint.")
+    ] = False,
+    example: Annotated[
+        Path | None, typer.Option(help="A video whose first frame thresholds in percent are measured on.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Subtracted from the scaled image: 0.485,0.456,0.406.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Divides it: 0.229,0.224,0.225.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Multiplies pixels 0..255 first [1/255].")] = None,
+    channels: Annotated[str | None, typer.Option(help="rgb, bgr or grey.")] = None,
+    multiple: Annotated[
+        int | None, typer.Option(help="Images are cut to a multiple of this many pixels.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let torch run the program that a TorchScript file is.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Convert a network or a checkpoint into one file that needs no code of the network."""
+    if (checkpoint is None) != random:
+        raise usage_error("give either a CHECKPOINT or --random", "CHECKPOINT")
+    output = needed(output, "--output")
+    rules = rules_of(threshold, gate)
+    asked = None if input is None else shape_of(input)
+    network, arch, call = network_of(checkpoint, arch, asked, trust)
+    shape = tuple(call[0].shape)
+    import deltaconvert
+    from deltaconvert import feed
+    from deltaconvert.container import save
+
+    with as_usage("--mean, --std, --scale, --channels, --multiple"):
+        fields = {"mean": numbers_of(mean, "--mean"), "std": numbers_of(std, "--std")}
+        recipe = feed.recipe_for(arch, shape, **fields, scale=scale, channels=channels, multiple=multiple)
+    frame = example_frame(recipe, shape, example).to(call[0].dtype)
+    with working(f"converting {arch}"):
+        model = deltaconvert.convert(network, (frame, *call[1:]), threshold=rules, backend=backend)
+        model.info = {
+            "arch": arch,
+            "weights": checkpoint.name if checkpoint else None,
+            "recipe": feed.to_json(recipe),
+        }
+        save(model, output)
+    rows = model.explain()
+    facts = {
+        "file": str(output),
+        "bytes": output.stat().st_size,
+        "arch": arch,
+        "weights": model.info["weights"],
+        "input": list(frame.shape),
+        "delta_nodes": sum(row.kind == "delta" for row in rows.rows),
+        "dense_nodes": len(rows.islands),
+        "delta_share": rows.delta_share,
+    }
+    if json_output:
+        return print_json(facts)
+    kind = "untrained weights" if random else str(checkpoint)
+    typer.echo(
+        f"{output}: {arch} ({kind}), {facts['delta_nodes']} delta nodes with {rows.delta_share:.1%} of "
+        f"the work, {facts['dense_nodes']} dense"
+    )

@@ -1,0 +1,60 @@
+"""deltaconvert export: ONNX, Triton, .pt2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaconvert.cli.options import File, Json, usage_error
+from deltaconvert.cli.show import print_json, working
+
+
+def export(
+    file: File,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Write ONNX: runs without deltaconvert and torch.")
+    ] = None,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a model of a Triton repository, of that name.")
+    ] = None,
+    pt2: Annotated[
+        Path | None, typer.Option(help="Write a program of torch.export: its deltas are operators of torch.")
+    ] = None,
+    dense_above: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of changed blocks above which the dense network runs; else it is worked out."
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Write a converted network in a form for other programs."""
+    if onnx is None and triton is None and pt2 is None:
+        raise usage_error("is needed, or --triton, or --pt2", "--onnx")
+    import deltaconvert
+    from deltaconvert.export import export_onnx, export_pt2, export_triton
+
+    model = deltaconvert.load(file, backend="reference")
+    runners = {
+        onnx: "DeltaSession",
+        triton and triton / "1" / "model.onnx": "DeltaSession",
+        pt2: "DeltaProgram",
+    }
+    written = {path: runner for path, runner in runners.items() if path is not None}
+    with working(f"writing {', '.join(map(str, written))}"):
+        if onnx is not None:
+            export_onnx(model, onnx, dense_above=dense_above)
+        if triton is not None:
+            export_triton(model, triton, dense_above=dense_above)
+        if pt2 is not None:
+            export_pt2(model, pt2)
+    if json_output:
+        facts = [{"file": str(path), "bytes": path.stat().st_size} for path in written]
+        return print_json({"files": facts, "input": [list(shape) for shape, _ in model.inputs]})
+    for path, runner in written.items():
+        size = path.stat().st_size / 1e6
+        typer.echo(f"{path}: {size:.1f} MB; run it with deltaconvert.{runner}({str(path)!r})")
+    if triton is not None:
+        typer.echo(f"serve it with tritonserver --model-repository={triton.parent}")

@@ -1,0 +1,211 @@
+"""The options that commands share, and what their text means."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from deltaconvert.errors import InputError
+
+if TYPE_CHECKING:
+    from deltaconvert.model import DeltaModel
+    from model_zoo import Recipe
+
+T = TypeVar("T")
+MAX_SIDE = 2**16  # pixels; an --input beyond it is a slip of the keyboard
+
+File = Annotated[Path, typer.Argument(help="A converted file.")]
+MaybeFile = Annotated[Path | None, typer.Argument(help="A converted file; else give --arch.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        help="A network: a name listed by `zoo`, or package.module:factory, or ...:factory(classes=10)."
+    ),
+]
+Input = Annotated[
+    str | None, typer.Option(metavar="NxCxHxW", help="The size of the input, such as 1x3x720x1280.")
+]
+Threshold = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The largest change that is dropped: 0.05, or 10% of a node's mean magnitude; or by kind or "
+        "path: input=0.04 (repeat the option for several). 0 is exact."
+    ),
+]
+Gate = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="How frames are looked at: smooth=5, noise=3, dilate=2, cut=0.7, refresh=300, max_density=0.2, "
+        "nonfinite=hold (repeat the option for several)."
+    ),
+]
+Monitor = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Compute a random tile of every so manyth frame again, dense, and tell the error; 0: none.",
+    ),
+]
+Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+
+
+def usage_error(message: str, option: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint=option)
+
+
+@contextmanager
+def as_usage(option: str) -> Iterator[None]:
+    """An option that does not fit is a usage error: exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        raise usage_error(str(error), option) from error
+
+
+def needed(value: T | None, option: str) -> T:
+    if value is None:
+        raise usage_error("is needed", option)
+    return value
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_SIDE for part in parts):
+        raise usage_error(f"{text!r} is no size such as 1x3x720x1280", "--input")
+    return tuple(int(part) for part in parts)
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= MAX_SIDE for part in parts):
+        raise usage_error(f"{text!r} is no size such as 640x360", "--size")
+    return int(parts[0]), int(parts[1])
+
+
+def numbers_of(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise usage_error(f"{text!r} is no list of numbers such as 0.5,1,2.5", option) from None
+
+
+def rules_of(given: Sequence[str] | None, gate: Sequence[str] | None = None) -> Any:
+    """0.05 or 10% for all; input=0.04 activation=10% by kind or path; a file of them. Settings of the gate beside."""
+    if gate:
+        from deltaconvert.gate import Gate
+        from deltaconvert.thresholds import Thresholds
+
+        with as_usage("--gate"):
+            return dataclasses.replace(Thresholds.of(rules_of(given)), gate=Gate.of(_settings(gate)))
+    if not given:
+        return 0.0
+    rules: dict[str, float | str] = {}
+    for rule in given:
+        where, equals, amount = rule.rpartition("=")
+        if not equals and len(given) > 1:
+            raise usage_error(f"{rule!r} names no node: a single threshold stands alone", "--threshold")
+        rules[where.strip()] = _number_or_text(amount.strip())
+    from deltaconvert.thresholds import Thresholds
+
+    with as_usage("--threshold"):
+        return Thresholds.of(rules.get("", rules))
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any]:
+    """smooth=5 nonfinite=hold; whole numbers are integers."""
+    settings: dict[str, Any] = {}
+    for setting in given:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise usage_error(f"{setting!r} sets nothing: write it as smooth=5", "--gate")
+        amount = text.strip()
+        settings[name.strip()] = int(amount) if amount.isdecimal() else _number_or_text(amount)
+    return settings
+
+
+def _number_or_text(text: str) -> float | str:
+    """10% stays text; Thresholds says what is wrong with other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def opened(
+    file: Path | None, arch: str | None, input: str | None, threshold: list[str] | None, backend: str
+) -> tuple[DeltaModel, Recipe | None]:
+    """The network of a file, or an untrained one by name; and how images become its input, if known."""
+    if (file is None) == (arch is None):
+        raise usage_error("give either a converted FILE or --arch", "FILE")
+    shape = None if input is None else shape_of(input)
+    rules = rules_of(threshold)
+    import deltaconvert
+    from deltaconvert import checkpoint, feed
+
+    if file is not None:
+        model = deltaconvert.load(file, backend=backend)
+        recipe = feed.from_json(model.info["recipe"]) if "recipe" in model.info else None
+        if shape is not None or threshold:
+            frame = example_frame(recipe, shape or model.example[0][0], None)
+            chosen = rules if threshold else dict(model.rules)
+            args, _ = model.signature.call([frame])
+            model = model.with_thresholds(chosen, *args)
+        return model, recipe
+    with as_usage("--arch"):
+        network = checkpoint.build(arch or "")
+    recipe = feed.recipe_for(arch or "", shape or (1, 0, 0, 0))
+    if shape is None and 0 in recipe.input_size:
+        raise usage_error("is needed for a network that is not of model_zoo", "--input")
+    frame = example_frame(recipe, shape or (1, *recipe.input_size), None)
+    return deltaconvert.convert(network, frame, threshold=rules, backend=backend), recipe
+
+
+def network_of(
+    file: Path | None, arch: str | None, shape: tuple[int, ...] | None, trust: bool
+) -> tuple[Any, str, tuple[Any, ...]]:
+    """The dense network, its name, and an example call of the right shapes."""
+    from deltaconvert.formats import NETWORKS, Kind, kind_of, load_network
+
+    kind = Kind.WEIGHTS if file is None else kind_of(file)
+    if file is not None and kind is not Kind.WEIGHTS:
+        if arch is not None and kind in NETWORKS:
+            raise usage_error(f"{file} holds its network itself: leave the name out", "--arch")
+        network, call = load_network(file, input=shape, trust=trust)
+        return network, file.name, call
+    arch, shape = needed(arch, "--arch"), needed(shape, "--input")
+    import torch
+
+    from deltaconvert import checkpoint
+
+    with as_usage("--arch"):
+        dense = checkpoint.build(arch)
+    if file is not None:
+        checkpoint.load_into(dense, checkpoint.read_state_dict(file))
+    return dense, arch, (torch.empty(shape, device="meta"),)
+
+
+def example_frame(recipe: Recipe | None, shape: tuple[int, ...], video: Path | None) -> Any:
+    """A frame of that size: of a video, or of noise; its batch is that many copies."""
+    import torch
+
+    from deltaconvert.feed import image_of
+    from deltaconvert.video import read
+    from deltaconvert.watch import resize
+
+    if video is not None and recipe is not None and len(shape) == 4:
+        with read(video, limit=1) as reader:
+            frame = resize(next(reader), (shape[3], shape[2]))
+        prepared = recipe.prepare(frame)
+        return prepared.expand(shape[0], -1, -1, -1).contiguous()
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return noise if recipe is None or len(shape) != 4 else image_of(recipe, noise)

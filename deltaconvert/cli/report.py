@@ -1,0 +1,44 @@
+"""deltaconvert report: a clip as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaconvert.cli.options import Backend, File, Monitor, size_of
+from deltaconvert.cli.show import progress_bar
+
+
+def report(
+    file: File,
+    video: Annotated[str, typer.Option(help="A video file, an address or a camera's number.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The page to write [FILE with .html].")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 100,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
+    ] = None,
+    compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
+    monitor: Monitor = 0,
+    backend: Backend = "auto",
+) -> None:
+    """Run a network on a video and write what it did as one HTML page: layers, times, errors, pictures."""
+    pixels = size_of(size)
+    from deltaconvert import container, feed, page
+    from deltaconvert import video as videos
+    from deltaconvert.measure import Dense
+    from deltaconvert.watch import resize, watch
+
+    page.require()
+    model, out = container.load(file, backend=backend), out or file.with_suffix(".html")
+    recipe = feed.from_json(model.info.get("recipe"))
+    model.monitor(every=monitor)
+    written = page.Page(model, f"{file.name} on {Path(video).name}")
+    with videos.read(video, limit=limit) as reader, progress_bar(video, reader.frames) as progress:
+        frames = (resize(frame, pixels) for frame in progress(reader))
+        written.follow(watch(model, frames, recipe.prepare, dense=Dense(model) if compare else None))
+    written.write(out)
+    typer.echo(f"{out}: {len(written.seen)} frames")

@@ -1,0 +1,80 @@
+"""deltaconvert run: a network on a video."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaconvert.cli.options import (
+    Backend,
+    File,
+    Gate,
+    Json,
+    Monitor,
+    Threshold,
+    as_usage,
+    rules_of,
+    size_of,
+)
+from deltaconvert.cli.show import print_json, progress_bar
+
+
+def run(
+    file: File,
+    video: Annotated[
+        str, typer.Option(help="A video file, an address (rtsp://, http://) or a camera's number.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write a video with the changed pixels marked.")] = None,
+    marks: Annotated[
+        str,
+        typer.Option(
+            "--overlay", help="What --out shows: the mask of each frame, or a heatmap of the last ones."
+        ),
+    ] = "mask",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
+    ] = None,
+    threshold: Threshold = None,
+    gate: Gate = None,
+    compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
+    monitor: Monitor = 0,
+    backend: Backend = "auto",
+    json_output: Json = False,
+) -> None:
+    """Run a converted network on a video, and say what it saved."""
+    rules = rules_of(threshold, gate) if threshold or gate else None
+    pixels = size_of(size)
+    from deltaconvert import container, feed
+    from deltaconvert import video as videos
+    from deltaconvert.measure import environment
+    from deltaconvert.watch import resize, watch_video
+
+    model = container.load(file, backend=backend)
+    recipe = feed.from_json(model.info.get("recipe"))
+    with videos.read(video, limit=limit) as reader, progress_bar(f"{video}", reader.frames) as progress:
+        if rules is not None:
+            rules = rules if threshold else dataclasses.replace(rules, rules=model.rules)
+            first = recipe.prepare(resize(reader.peek(), pixels))
+            with as_usage("--threshold"):
+                model = model.with_thresholds(rules, *model.signature.call([first])[0])
+        model.monitor(every=monitor)
+        summary = watch_video(
+            model,
+            reader,
+            recipe.prepare,
+            compare=compare,
+            size=pixels,
+            out=out,
+            marks=marks,
+            progress=progress,
+        )
+    if json_output:
+        facts = {"file": str(file), "video": video, "backend": model.backend, "thresholds": dict(model.rules)}
+        return print_json({**facts, **summary.to_json(), **environment()})
+    typer.echo(str(summary))
+    if out is not None:
+        typer.echo(f"  {out}: changed pixels marked")

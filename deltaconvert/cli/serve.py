@@ -1,0 +1,63 @@
+"""deltaconvert serve: cameras over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltaconvert.cli.options import Backend, File, usage_error
+from deltaconvert.cli.show import note, working
+from deltaconvert.errors import InputError
+
+
+def serve(
+    file: File,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes, by Ray where there are several; on CUDA one a GPU.")
+    ] = 1,
+    streams: Annotated[int, typer.Option(min=1, help="Streams a worker has room for at once.")] = 4,
+    max_streams: Annotated[int, typer.Option(min=1, help="Streams a worker takes in at most.")] = 64,
+    max_fps: Annotated[float, typer.Option(min=0.1, help="Frames a second that a stream may send.")] = 120.0,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Of one request.")] = 16,
+    files: Annotated[Path | None, typer.Option(help="A folder whose videos clients may name.")] = None,
+    rtsp: Annotated[bool, typer.Option(help="Whether clients may name cameras.")] = True,
+    token: Annotated[
+        str | None, typer.Option(envvar="DELTACONVERT_TOKEN", help="What every request has to bring.")
+    ] = None,
+    backend: Backend = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Serve cameras over HTTP: post frames or name a video, get JSON; a live page; metrics for Prometheus."""
+    try:
+        import uvicorn
+
+        from deltaconvert.serve.app import app as door
+        from deltaconvert.serve.fleet import Fleet, Local, Rays
+        from deltaconvert.serve.limits import Limits
+    except ImportError as error:
+        raise InputError(
+            f'serving needs more packages ({error}): pip install "deltaconvert[serve]"'
+        ) from error
+    if files is not None and not files.is_dir():
+        raise usage_error(f"{files} is no folder", "--files")
+    limits = Limits(
+        max_bytes=max_megabytes << 20, max_fps=max_fps, max_streams=max_streams, files=files, rtsp=rtsp
+    )
+    options = {
+        "file": str(file.resolve()),
+        "backend": backend,
+        "device": device,
+        "streams": streams,
+        "limits": limits,
+    }
+    with working(f"loading {file}"):
+        fleet: Fleet = (
+            Local(**options) if workers == 1 else Rays(workers, gpus=float(device == "cuda"), **options)
+        )
+    if host not in ("127.0.0.1", "localhost", "::1") and token is None:
+        note(f"warning: {host} can be reached by others, and no --token is set")
+    uvicorn.run(door(fleet, limits, token), host=host, port=port, log_level="info")

@@ -1,0 +1,78 @@
+"""What is printed: results on stdout; notes, warnings and bars on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import typer
+
+T = TypeVar("T")
+
+
+def note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    note(f"warning: {message}")
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """Lines that wrap inside their columns on a terminal; plain padded text in files and pipes."""
+    if not sys.stdout.isatty():
+        from deltaconvert.report import table
+
+        typer.echo(table(head, body))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*head)
+    for row in body:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
+    """Gives a function that wraps an iterable; on a terminal a bar on stderr follows it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def follow(items: Iterable[T]) -> Iterator[T]:
+            task = bar.add_task(title, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield follow
+
+
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(title):
+        yield
