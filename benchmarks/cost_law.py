@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu import markdown
+from benchmarks.gpu_record import markdown
 
 
 class Law(NamedTuple):

@@ -1,13 +1,14 @@
 """GPU speed, dense against delta in one run: a textured box moves over a still textured background, and real clips.
 
-    python benchmarks/gpu.py --out FILE [--units resnet50:half:1,...] [--seconds 420]
-    python benchmarks/gpu.py readme FILE      the table of the README
-    python benchmarks/gpu.py table FILE       all of it
+    python benchmarks/gpu.py --out FILE [--units resnet50:half:1,...] [--kept FOLDER --ahead 6] [--seconds 420]
+    python benchmarks/gpu.py merge FILE --out RECORD     units of FILE that are whole replace those of the record
+    python benchmarks/gpu.py readme RECORD               the table of the README
+    python benchmarks/gpu.py table RECORD                all of it
 
 A unit is a network, a type of numbers and a batch; clips are played at batch 1. Units are measured one by one, the
-most telling first, and added to FILE, which is read first: what it holds on this GPU is not measured again, so that a
-run may be cut into slices. Dense engines are those of gpu_dense.py; each case times the best of them again beside the
-converted network. Neither pays for copying frames to where it reads them.
+most telling first, and written to FILE as each is done. FILE is read first, and what it holds is not measured again: a
+run may be cut into slices, and one unit that fails costs no other. Dense engines are those of gpu_dense.py; each case
+times the best of them again beside the converted network. Neither pays for copying frames to where it reads them.
 
 `floor` is the least a frame can take on this GPU: its bytes (candidates read and written once, weights of the layers
 that have any) over the rate of a large copy, or its operations over that of a large product. `efficiency` is dense time
@@ -17,19 +18,16 @@ times the share of multiply-accumulates at changed pixels over delta time.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import hashlib
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,85 +37,71 @@ sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 from benchmarks import gpu_dense  # noqa: E402
-from benchmarks.gpu_dense import MODES, TYPES, ceilings, channels, engines, median_ms, network, timed  # noqa: E402
+from benchmarks.gpu_ahead import Ahead, kept_file, kept_files  # noqa: E402
+from benchmarks.gpu_dense import (  # noqa: E402
+    MODES,
+    TYPES,
+    alone,
+    ceilings,
+    channels,
+    engines,
+    median_ms,
+    network,
+    timed,
+)
+from benchmarks.gpu_record import (  # noqa: E402
+    Unit,
+    by_unit,
+    here_and_now,
+    merge,
+    of_worth,
+    read,
+    readme,
+    tables,
+)
 from deltaconvert.report import table  # noqa: E402
 
 VIDEOS = ROOT.parent / "shared" / "data" / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4")
 GREY_LEVELS = 10  # the input threshold of clips: what a codec adds stays below it
-SIZES = {"hrnet_w32": (384, 288)}
-SIZE = (1080, 1920)  # of all others
-
-
-NAMES = {
-    "resnet50": "ResNet-50",
-    "mobilenetv2": "MobileNetV2",
-    "dncnn": "DnCNN",
-    "unet": "U-Net",
-    "hrnet_w32": "HRNet-W32",
-    "deeplabv3_resnet50": "DeepLabV3 (ResNet-50)",
-    "efficientnet_b0": "EfficientNet-B0",
-}
-SHOWN = (  # in the README
-    "resnet50:tf32:8",
-    "resnet50:half:8",
-    "resnet50:tf32:1",
-    "resnet50:half:1",
-    "mobilenetv2:half:8",
-    "dncnn:half:1",
-    "unet:half:8",
-    "hrnet_w32:half:32",
-    "deeplabv3_resnet50:half:1",
-    "efficientnet_b0:half:8",
-)
-
-
-class Unit(NamedTuple):
-    network: str
-    type: str
-    batch: int
-
-    def __str__(self) -> str:
-        return ":".join(map(str, self))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return SIZES.get(self.network, SIZE)
-
-
-def of_worth() -> list[Unit]:
-    """All units, the most telling first: types and batches in turn, the networks side by side."""
-    networks = ("resnet50", "mobilenetv2", "efficientnet_b0", "unet", "deeplabv3_resnet50", "dncnn")
-    large = [Unit(n, kind, batch) for batch in (1, 8) for kind in ("half", "tf32") for n in networks]
-    poses = [Unit("hrnet_w32", kind, batch) for kind in ("half", "tf32") for batch in (32, 1, 64)]
-    first = [Unit("resnet50", kind, batch) for kind in ("half", "tf32") for batch in (1, 8)]
-    return list(dict.fromkeys([*first, poses[0], *large, *poses, Unit("resnet50", "float", 1)]))
 
 
 def main() -> None:
     options = arguments()
     if options.action in ("table", "readme"):
         print((tables if options.action == "table" else readme)(json.loads(options.file.read_text())))
-        return
-    if options.action == "warm":
-        unit = _unit(options.units)
-        gpu_dense.warm(*_model_and_frame(unit), options.modes[0], options.kept / str(unit))
-        return
-    facts = read(options.out)
-    units = [_unit(text) for text in options.units.split(",")] if options.units else of_worth()
-    units = [unit for unit in units if not any(_is_of(row, unit) for row in facts["results"])]
+    elif options.action == "merge":
+        record, told = merge(*(json.loads(file.read_text()) for file in (options.out, options.file)))
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        print("\n".join(told))
+    elif options.action == "warm":
+        unit, mode = Unit.of(options.units), options.modes[0]
+        gpu_dense.warm(*model_and_frame(unit), mode, kept_file(options.kept, unit, mode))
+    else:
+        measure_all(options)
+
+
+def measure_all(options: argparse.Namespace) -> None:
     began = time.perf_counter()
-    if options.ahead:
-        compile_ahead(units[: options.ahead], options)
-    for unit in units:
-        if time.perf_counter() - began > options.seconds:
-            print(f"time is over before {unit}")
-            break
-        facts["results"] += measure(unit, options)
-        if options.out:
-            options.out.write_text(json.dumps(facts, indent=1) + "\n")
-        gc.collect()
-        torch.cuda.empty_cache()
+    facts = read(options.out)
+    units = [Unit.of(text) for text in options.units.split(",")] if options.units else of_worth()
+    units = [unit for unit in units if unit not in by_unit(facts)]
+    with Ahead(units, options.modes, options.kept, options.ahead, options.seconds) as ahead:
+        while units:
+            unit = ahead.next(units)
+            if time.perf_counter() - began > options.seconds:
+                print(f"time is over before {', '.join(map(str, units))}")
+                break
+            units.remove(unit)
+            try:
+                facts["results"] += measure(unit, options)
+            except Exception:
+                traceback.print_exc()
+                torch.cuda.synchronize()  # raises where the device is lost: nothing more can be measured then
+            if options.out:
+                options.out.write_text(json.dumps(facts, indent=1) + "\n")
+            gc.collect()
+            torch.cuda.empty_cache()
     print(tables(facts))
 
 
@@ -125,69 +109,40 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "action", nargs="?", choices=("measure", "table", "readme", "warm"), default="measure"
-    )
-    parser.add_argument("file", nargs="?", type=Path, help="of an earlier run, for table")
+    actions = ("measure", "merge", "table", "readme", "warm")
+    parser.add_argument("action", nargs="?", choices=actions, default="measure")
+    parser.add_argument("file", nargs="?", type=Path, help="of an earlier run")
     parser.add_argument("--units", help="network:type:batch, ...; all of them without it")
     parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=1e9, help="no unit starts after so many")
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES), help="of torch.compile")
+    parser.add_argument("--if-kept", nargs="*", choices=MODES, default=[], help="further modes, where kept")
     parser.add_argument("--kept", type=Path, help="folder of what torch compiled, for later runs")
     parser.add_argument(
-        "--ahead", type=int, default=0, help="units compiled first, side by side, into --kept"
+        "--ahead", type=int, default=0, help="networks that are compiled at once, into --kept"
     )
-    parser.add_argument("--ahead-seconds", type=float, default=80)
-    parser.add_argument("--side-by-side", type=int, default=6)
     parser.add_argument("--no-clips", dest="clips", action="store_false")
     parser.add_argument("--profile", type=float, help="print the kernels of frames of this density")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.action in ("table", "readme") and options.file is None:
-        parser.error("a table needs the JSON file of an earlier run")
-    if options.kept is None and (options.ahead or options.action == "warm"):
+    if options.action in ("table", "readme", "merge") and options.file is None:
+        parser.error("this needs the JSON file of an earlier run")
+    if options.action == "merge" and options.out is None:
+        parser.error("merge needs the record, --out")
+    if options.kept is None and (options.ahead or options.if_kept or options.action == "warm"):
         parser.error("what is compiled ahead needs a folder: --kept")
     return options
-
-
-def read(out: Path | None) -> dict[str, Any]:
-    """The facts of an earlier slice on the same GPU and versions, or fresh ones."""
-    facts = environment()
-    if out is not None and out.exists():
-        known = json.loads(out.read_text())
-        same = all(known[key] == facts[key] for key in facts if key not in ("date", "command"))
-        if not same:
-            raise SystemExit(f"{out} was measured elsewhere: give another --out")
-        return {**known, "command": facts["command"]}
-    return {**facts, "results": []}
-
-
-def compile_ahead(units: Sequence[Unit], options: argparse.Namespace) -> None:
-    """Compile the dense networks side by side, in processes of their own, into options.kept."""
-    todo = [(unit, mode) for unit in units for mode in options.modes]
-    todo = [(unit, mode) for unit, mode in todo if not (options.kept / str(unit) / f"{mode}.bin").exists()]
-    until = time.monotonic() + options.ahead_seconds
-
-    def compile_one(unit: Unit, mode: str) -> None:
-        script = [sys.executable, __file__, "warm", "--kept", str(options.kept)]
-        left = max(0.0, until - time.monotonic())
-        with contextlib.suppress(subprocess.TimeoutExpired):  # its unit compiles by itself
-            subprocess.run(
-                [*script, "--modes", mode, "--units", str(unit)], timeout=left, capture_output=True
-            )
-
-    with ThreadPoolExecutor(options.side_by_side) as pool:
-        list(pool.map(lambda pair: compile_one(*pair), todo))
 
 
 @torch.no_grad()
 def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a unit, one for each case."""
     began = time.perf_counter()
-    model, base = _model_and_frame(unit)
-    kept = None if options.kept is None else options.kept / str(unit)
-    runs = engines(model, base, tuple(options.modes), kept)
+    model, base = model_and_frame(unit)
+    further = kept_files(options.kept, unit, options.if_kept)
+    modes = list(dict.fromkeys([*options.modes, *further]))
+    runs = engines(model, base, modes, kept_files(options.kept, unit, modes))
     compiled_after = time.perf_counter() - began
     nhwc = base.contiguous(memory_format=torch.channels_last)
     dense = {name: median_ms(run, nhwc, options.frames // 2) for name, run in runs.items()}
@@ -196,13 +151,19 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     gc.collect()
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    exact = deltaconvert.convert(model, base)
-    exact(base)
-    torch.cuda.synchronize()
-    ready, limits = time.perf_counter() - start, ceilings(unit.type)
+    with alone():
+        start = time.perf_counter()
+        exact = deltaconvert.convert(model, base)
+        exact(base)
+        torch.cuda.synchronize()
+        ready = time.perf_counter() - start
+    limits = ceilings(unit.type)
+    command = ["python benchmarks/gpu.py", f"--units {unit}", f"--frames {options.frames}", "--modes", *modes]
     shared = {
         **unit._asdict(),
+        **here_and_now(),
+        "command": " ".join(command),
+        "gpu": torch.cuda.get_device_name(),
         "shape": list(base.shape),
         "best": best,
         "dense_all_ms": dense,
@@ -355,106 +316,22 @@ def profile(delta: deltaconvert.DeltaModel, frames: list[Tensor]) -> None:
     print(table(("kernel", "a frame", "us a frame", "longest us"), body))
 
 
-def environment() -> dict[str, str]:
-    import cupy
-
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", *sys.argv]),
-        "gpu": torch.cuda.get_device_name(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cupy": cupy.__version__,
-        "cuda": str(torch.version.cuda),
-        "cudnn": str(torch.backends.cudnn.version()),
-        "deltaconvert": deltaconvert.__version__,
-    }
-
-
 def code() -> str:
     """Of the kernels and of what launches them: rows of other code are not of one run."""
     files = sorted([*(ROOT / "kernels").glob("*.cu*"), *(ROOT / "deltaconvert/backends/cuda").glob("*.py")])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def _model_and_frame(unit: Unit) -> tuple[torch.nn.Module, Tensor]:
+def model_and_frame(unit: Unit) -> tuple[torch.nn.Module, Tensor]:
     model = network(unit.network, unit.type)
     shape = (unit.batch, channels(model), *unit.size)
     return model, torch.rand(shape, device="cuda", dtype=TYPES[unit.type])
-
-
-def _unit(text: str) -> Unit:
-    name, kind, batch = text.split(":")
-    return Unit(name, kind, int(batch))
-
-
-def _is_of(row: dict[str, Any], unit: Unit) -> bool:
-    return (row["network"], row["type"], row["batch"]) == unit
 
 
 def _error(output: Any, expected: Any) -> float:
     """The largest difference in the first output, of its largest value."""
     a, b = (torch.utils._pytree.tree_leaves(value)[0] for value in (output, expected))
     return float((a - b).abs().max() / b.abs().max())
-
-
-# ---- what a JSON file says, as tables
-
-
-def tables(facts: dict[str, Any]) -> str:
-    """Markdown: how many times faster than the best dense engine of the run, by unit and case; then the details."""
-    units = list(dict.fromkeys(Unit(row["network"], row["type"], row["batch"]) for row in facts["results"]))
-    names = list(dict.fromkeys(row["case"] for row in facts["results"] if row["density"] is not None))
-    head = ("network", "batch", "type", "best dense", *names)
-    body, details = [], []
-    for unit in units:
-        rows = [row for row in facts["results"] if _is_of(row, unit)]
-        boxes = {row["case"]: times_faster(row["ratio"]) for row in rows if row["density"] is not None}
-        dense = statistics.median(row["dense_ms"] for row in rows)
-        title = f"{unit.network} {unit.size[1]}x{unit.size[0]}"
-        own = (title, str(unit.batch), unit.type)
-        body.append((*own, f"{rows[0]['best']}, {dense:.3g} ms", *(boxes.get(name, "") for name in names)))
-        for row in rows:
-            case = row["case"] + (f", threshold {row['threshold']:.2g}" if row["threshold"] else "")
-            of_last = ("work", "efficiency", "roofline")  # the last frame's: a clip's frames are not alike
-            numbers = (
-                f"{row[key]:.3g}" if row["density"] is not None or key not in of_last else ""
-                for key in ("delta_ms", "p99_ms", "host_ms", "ratio", *of_last)
-            )
-            memory = (f"{row[key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))
-            details.append((*own, case, f"{row['dense_ms']:.3g}", *numbers, *memory))
-    columns = "network,batch,type,case,dense ms,delta ms,p99 ms,host ms,ratio,work,e,of the roofline,state GB,peak GB"
-    where = (
-        f"{facts['gpu']}, torch {facts['torch']}, CUDA {facts['cuda']}, {facts['date']}, `{facts['command']}`"
-    )
-    versions = {row.get("code") for row in facts["results"]}
-    if len(versions) > 1:
-        where += f"; {len(versions)} versions of the kernels, each row says which"
-    return "\n\n".join([markdown(head, body), where, markdown(columns.split(","), details)])
-
-
-def readme(facts: dict[str, Any]) -> str:
-    """The table of the README: its units, as many of them as were measured."""
-    body = []
-    for unit in map(_unit, SHOWN):
-        rows = [row for row in facts["results"] if _is_of(row, unit) and row["density"] is not None]
-        if rows:
-            numbers = f"{unit.type.replace('tf32', 'TF32')}, {unit.batch}"
-            dense = f"{statistics.median(row['dense_ms'] for row in rows):#.3g} ms"
-            body.append((NAMES[unit.network], numbers, dense, *(times_faster(row["ratio"]) for row in rows)))
-    cases = ("still", "1%", "5%", "10%", "25%", "50%", "100%")
-    return markdown(("network", "numbers, batch", "best dense", *cases), body)
-
-
-def times_faster(ratio: float) -> str:
-    """Two digits: 0.90x, 7.3x, 150x."""
-    text = f"{ratio:#.2g}".rstrip(".")
-    return f"{float(text):.0f}x" if "e" in text else f"{text}x"
-
-
-def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,16 @@ engine but the first is a CUDA graph of its own that is replayed on one frame: n
 from __future__ import annotations
 
 import copy
+import fcntl
+import lzma
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -38,20 +43,27 @@ def channels(model: nn.Module) -> int:
     return next(p for p in model.parameters() if p.dim() == 4).shape[1]
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """The GPU for this process among those that ask for it: a measurement, or the timing of a compiler's candidates."""
+    with (Path(tempfile.gettempdir()) / "deltaconvert-gpu.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @torch.no_grad()
 def engines(
-    model: nn.Module, frame: Tensor, modes: tuple[str, ...], kept: Path | None = None
+    model: nn.Module, frame: Tensor, modes: Sequence[str], kept: Mapping[str, Path] | None = None
 ) -> dict[str, Run]:
     """The ways to run the dense network on frames like `frame`, by name; the first takes any frame.
 
-    kept: where `warm` has put what torch compiled, if anything.
+    kept: by mode, the files in which `warm` has put what torch compiled, if anything.
     """
     eager, frame = _eager(model, frame)
     runs: dict[str, Run] = {"eager": eager, "graph": captured(eager, frame)}
     for name in modes:
-        file = None if kept is None else kept / f"{name}.bin"
-        if file is not None and file.exists():
-            torch.compiler.load_cache_artifacts(file.read_bytes())
+        if kept and name in kept:
+            torch.compiler.load_cache_artifacts(lzma.decompress(kept[name].read_bytes()))
         runs[name] = captured(compiled(eager, name), frame)
     return runs
 
@@ -60,11 +72,29 @@ def engines(
 def warm(model: nn.Module, frame: Tensor, mode: str, kept: Path) -> None:
     """Compile, and keep what came of it: as the only work of a process, since torch tells of all that it compiled."""
     eager, frame = _eager(model, frame)
-    compiled(eager, mode)(frame)
+    with candidates_alone():
+        compiled(eager, mode)(frame)
     artifacts = torch.compiler.save_cache_artifacts()
     if artifacts is not None:
-        kept.mkdir(parents=True, exist_ok=True)
-        (kept / f"{mode}.bin").write_bytes(artifacts[0])
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        packed = kept.with_suffix(".part")
+        packed.write_bytes(lzma.compress(artifacts[0], preset=4))
+        packed.rename(kept)  # whoever finds it finds all of it
+
+
+@contextmanager
+def candidates_alone() -> Iterator[None]:
+    """Inductor times its candidates on a GPU that nobody else uses."""
+    from torch._inductor.runtime.benchmarking import benchmarker
+
+    timed_by = type(benchmarker).benchmark_gpu
+
+    def in_turn(*args: Any, **kwargs: Any) -> Any:
+        with alone():
+            return timed_by(*args, **kwargs)
+
+    with mock.patch.object(type(benchmarker), "benchmark_gpu", in_turn):
+        yield
 
 
 def _eager(model: nn.Module, frame: Tensor) -> tuple[Run, Tensor]:
@@ -106,16 +136,17 @@ def timed(
     read from, as a decoder would, before its time starts.
     """
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in frames]
-    torch.cuda.synchronize()
     host = 0.0
-    for frame, (start, end) in zip(frames, events, strict=True):
-        there = place(frame)
-        start.record()
-        before = time.perf_counter()
-        output = run(there)
-        host += time.perf_counter() - before
-        end.record()
-    torch.cuda.synchronize()
+    with alone():
+        torch.cuda.synchronize()
+        for frame, (start, end) in zip(frames, events, strict=True):
+            there = place(frame)
+            start.record()
+            before = time.perf_counter()
+            output = run(there)
+            host += time.perf_counter() - before
+            end.record()
+        torch.cuda.synchronize()
     return [start.elapsed_time(end) for start, end in events], host / len(frames) * 1e3, output
 
 

@@ -1,13 +1,16 @@
 """Where a frame's time goes on a GPU: what each group of layers takes, what it would take at best, and the gap.
 
-    python benchmarks/gpu_profile.py --out FILE [--units resnet50:half:8,...] [--ncu] [--seconds 250]
+    python benchmarks/gpu_profile.py --out FILE [--units resnet50:half:8,...] [--ncu 5,100] [--seconds 250]
     python benchmarks/gpu_profile.py table FILE
 
 A group is the layers of one kind on maps of one size. Frames are those of gpu.py, and run as they always do: one CUDA
 graph whose kernels start early. `now` is what each kernel adds to the chain, from the end of the kernel before it to
-its own: they sum to the frame. `floor` is what its bytes or its operations take at the rate of a large copy or product
-(gpu.py). With --ncu, Nsight Compute runs each kernel alone: `alone` is how long that takes, `memory` and `products`
-what share of those rates it reaches then.
+its own: they sum to the frame. Only where the GPU idles for longer than any kernel waits for another, which torch's
+profiler makes it do between the copy of a frame and its graph, the time is left out. `floor` is what its bytes or its
+operations take at the rate of a large copy or product (gpu.py). At the densities of --ncu, Nsight Compute runs each
+kernel alone: `alone` is how long that takes, `memory` and `products` what share of those rates it reaches then.
+
+FILE is read first: units that it holds are not measured again.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-from benchmarks.gpu import Unit, _model_and_frame, _unit, environment, markdown, video, work_by_layer  # noqa: E402
+from benchmarks.gpu import model_and_frame, video, work_by_layer  # noqa: E402
 from benchmarks.gpu_dense import ceilings  # noqa: E402
+from benchmarks.gpu_record import Unit, environment, here_and_now, markdown  # noqa: E402
 from benchmarks.launches import traced  # noqa: E402
 from deltaconvert import lower  # noqa: E402
 from deltaconvert.backends import cuda  # noqa: E402
@@ -41,12 +45,9 @@ from deltaconvert.check import operator_of  # noqa: E402
 from deltaconvert.ops.fused import head_of  # noqa: E402
 
 UNITS = (Unit("resnet50", "half", 8), Unit("hrnet_w32", "half", 32), Unit("mobilenetv2", "half", 8))
-METRICS = {
-    "alone_us": "gpu__time_duration.sum",
-    "dram_bytes": "dram__bytes.sum",
-    "l2_bytes": "lts__t_bytes.sum",
-}
+METRICS = {"alone_us": "gpu__time_duration.sum", "dram_bytes": "dram__bytes.sum"}
 FRAMES = 8  # the last one is looked at
+IDLE = 30.0  # microseconds: kernels of a graph wait for each other for less
 
 
 class Launch(NamedTuple):
@@ -72,36 +73,44 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path, help="of an earlier run, for table")
     parser.add_argument("--units", default=",".join(map(str, UNITS)))
     parser.add_argument("--densities", default="0,1,5,25,100", help="percent of the frame in the box")
-    parser.add_argument("--ncu", action="store_true", help="with Nsight Compute")
+    parser.add_argument("--ncu", default="", help="of these, under Nsight Compute as well")
     parser.add_argument("--seconds", type=float, default=1e9, help="no unit starts after so many")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    densities = [float(percent) / 100 for percent in options.densities.split(",")]
+    densities, under_ncu = (
+        [float(percent) / 100 for percent in text.split(",") if percent]
+        for text in (options.densities, options.ncu)
+    )
     if options.action == "table":
         print(tables(json.loads(options.file.read_text())))
         return
-    units = [_unit(text) for text in options.units.split(",")]
+    units = [Unit.of(text) for text in options.units.split(",")]
     if options.action == "play":
         play(units[0], densities)
         return
     facts: dict[str, Any] = {**environment(), "units": []}
+    if options.out and options.out.exists():
+        facts = json.loads(options.out.read_text())
+    known = {Unit.of_row(row) for row in facts["units"]}
     began = time.perf_counter()
     for unit in units:
+        if unit in known:
+            continue
         if time.perf_counter() - began > options.seconds:
             print(f"time is over before {unit}")
             break
-        facts["units"].append(measure(unit, densities, options.ncu))
+        facts["units"].append(measure(unit, densities, under_ncu))
         if options.out:
             options.out.write_text(json.dumps(facts, indent=1) + "\n")
     print(tables(facts))
 
 
 @torch.no_grad()
-def measure(unit: Unit, densities: Sequence[float], ncu: bool) -> dict[str, Any]:
+def measure(unit: Unit, densities: Sequence[float], ncu: Sequence[float]) -> dict[str, Any]:
     """What a unit's kernels take at each density, by group of layers."""
     limits = ceilings(unit.type)
     delta, frames, launches = prepared(unit)
-    alone = under_ncu(unit, densities) if ncu else {}
+    alone = by_ncu(unit, ncu) if ncu else {}
     groups_of, rows = Groups(delta), []
     for density in densities:
         events = timeline(delta, list(frames(density)))
@@ -118,12 +127,12 @@ def measure(unit: Unit, densities: Sequence[float], ncu: bool) -> dict[str, Any]
                 "groups": groups,
             }
         )
-    return {**unit._asdict(), **limits, "rows": rows}
+    return {**unit._asdict(), **here_and_now(), **limits, "rows": rows}
 
 
 def prepared(unit: Unit) -> tuple[deltaconvert.DeltaModel, Any, list[Launch]]:
     """A converted network whose graph is captured, its frames at a density, its launches in their order."""
-    model, base = _model_and_frame(unit)
+    model, base = model_and_frame(unit)
     delta = deltaconvert.convert(model, base)
     with noted() as launches:
         delta(base)
@@ -165,7 +174,20 @@ def timeline(delta: Any, frames: Sequence[torch.Tensor]) -> list[Event]:
         delta(frame)
     (buffer,) = delta.frame_buffers()
     buffer.copy_(frames[-1])
-    return [Event(e["name"], e["ts"], e["ts"] + e["dur"]) for e in traced(lambda: delta(buffer))]
+    return without_idle(
+        [Event(e["name"], e["ts"], e["ts"] + e["dur"]) for e in traced(lambda: delta(buffer))]
+    )
+
+
+def without_idle(events: Sequence[Event]) -> list[Event]:
+    """The same, where nothing runs for longer than IDLE moved together."""
+    found, end, cut = [], events[0].start, 0.0
+    for event in events:
+        gap = event.start - end
+        cut += gap if gap > IDLE else 0.0
+        end = max(end, event.end)
+        found.append(Event(event.name, event.start - cut, event.end - cut))
+    return found
 
 
 def by_layer(events: Sequence[Event], launches: Sequence[Launch]) -> dict[str, list[float]]:
@@ -256,7 +278,7 @@ def kind_of(operator: Any) -> str:
 # ---- Nsight Compute
 
 
-def under_ncu(unit: Unit, densities: Sequence[float]) -> dict[float, list[dict[str, Any]]]:
+def by_ncu(unit: Unit, densities: Sequence[float]) -> dict[float, list[dict[str, Any]]]:
     """Of each density, the kernels of a frame in their order: name, and METRICS."""
     tool = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
     percents = ",".join(f"{100 * density:g}" for density in densities)
@@ -329,17 +351,21 @@ def tables(facts: dict[str, Any]) -> str:
             for group, found in everything[0].items()
         ]
         parts.append(f"{name}, floor / now / gap:\n\n{markdown(('group', 'kernels', *cases), body)}")
-        if "alone_us" in everything[0]["all"]:
-            body = [
-                (group, *(_alone(groups[group], unit) for groups in everything)) for group in everything[0]
-            ]
-            parts.append(f"{name}, alone / memory / products:\n\n{markdown(('group', *cases), body)}")
+        alone = [(case, groups) for case, groups in zip(cases, everything, strict=True) if _ran_alone(groups)]
+        if alone:
+            body = [(group, *(_alone(groups[group], unit) for _, groups in alone)) for group in everything[0]]
+            head = ("group", *(case for case, _ in alone))
+            parts.append(f"{name}, alone / memory / products:\n\n{markdown(head, body)}")
     return "\n\n".join(parts)
 
 
 def _cell(found: dict[str, float]) -> str:
     now, floor = found["now_us"], found["floor_us"]
     return " / ".join(f"{us:.0f}" for us in (floor, now, now - floor))
+
+
+def _ran_alone(groups: dict[str, Any]) -> bool:
+    return "alone_us" in groups["all"]
 
 
 def _alone(found: dict[str, float], unit: dict[str, Any]) -> str:

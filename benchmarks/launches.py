@@ -24,8 +24,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deltaconvert
-from benchmarks.gpu import environment, video
+from benchmarks.gpu import video
 from benchmarks.gpu_dense import TYPES, channels, network
+from benchmarks.gpu_record import environment
 from deltaconvert.backends import cuda
 from deltaconvert.report import table
 

@@ -22,7 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deltaconvert
-from benchmarks.gpu import _model_and_frame, _unit, environment, video
+from benchmarks.gpu import model_and_frame, video
+from benchmarks.gpu_record import Unit, environment
 from benchmarks.launches import milliseconds
 from deltaconvert.backends.cuda.means import InBoxes
 from deltaconvert.backends.cuda.tuning import seconds_of
@@ -45,8 +46,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     facts: dict[str, Any] = {**environment(), "results": []}
-    for unit in map(_unit, options.units.split(",")):
-        model, base = _model_and_frame(unit)
+    for unit in map(Unit.of, options.units.split(",")):
+        model, base = model_and_frame(unit)
         delta = deltaconvert.convert(model, base)
         delta(base)
         for density in map(float, options.densities.split(",")):

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cameras, cpu, engines, gpu, memory, streams  # noqa: E402
+from benchmarks import cameras, cpu, engines, gpu, gpu_record, memory, streams  # noqa: E402
+from benchmarks.gpu_ahead import Ahead  # noqa: E402
 
 
 @pytest.fixture
@@ -170,8 +172,8 @@ def without_a_gpu(monkeypatch):
     model, base = nn.Sequential(*layers).eval(), torch.rand(2, 3, 24, 32)
     by_reference = functools.partial(gpu.deltaconvert.convert, backend="reference")
     monkeypatch.setattr(gpu.deltaconvert, "convert", by_reference)
-    monkeypatch.setattr(gpu, "environment", lambda: dict(GPU))
-    monkeypatch.setattr(gpu, "_model_and_frame", lambda unit: (model, base))
+    monkeypatch.setattr(gpu_record, "environment", lambda: dict(GPU))
+    monkeypatch.setattr(gpu, "model_and_frame", lambda unit: (model, base))
     monkeypatch.setattr(gpu, "engines", lambda model, frame, *rest: {"eager": model, "graph": model})
     monkeypatch.setattr(gpu, "median_ms", lambda run, frame, repeats: 4.0)
     monkeypatch.setattr(gpu, "ceilings", lambda kind: {"bytes_per_second": 1e9, "flops_per_second": 1e12})
@@ -182,6 +184,7 @@ def without_a_gpu(monkeypatch):
     )
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
 
 
 def run_gpu(monkeypatch, *arguments):
@@ -213,7 +216,7 @@ def test_gpu_runs_in_slices(without_a_gpu, monkeypatch, tmp_path, capsys):
     run_gpu(monkeypatch, "--units", "three:float:2", "--seconds", -1, *common)
     assert json.loads(out.read_text())["results"] == second["results"]
     assert "time is over before three:float:2" in capsys.readouterr().out
-    monkeypatch.setattr(gpu, "environment", lambda: {**GPU, "gpu": "another"})
+    monkeypatch.setattr(gpu_record, "environment", lambda: {**GPU, "gpu": "another"})
     with pytest.raises(SystemExit, match="measured elsewhere"):
         run_gpu(monkeypatch, "--units", "four:float:2", *common)
 
@@ -221,8 +224,57 @@ def test_gpu_runs_in_slices(without_a_gpu, monkeypatch, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| network | batch | type | best dense | still | 5% | 100% |"
     assert lines[2] == "| one 1920x1080 | 2 | float | eager, 4 ms | 4.0x | 4.0x | 4.0x |"
-    assert "a GPU, torch 2.0, CUDA 13.0, 2026-01-02, `python x`" in lines
+    (told,) = [line for line in lines if line.startswith("a GPU, torch 2.0, CUDA 13.0; measured ")]
+    assert all(row["commit"] in told and row["date"] in told for row in first["results"])
     assert sum(line.startswith("| two") for line in lines) == 1 + 3
+
+
+def test_gpu_units_fail_alone(without_a_gpu, monkeypatch, tmp_path, capsys):
+    """What one unit raises is printed, and the others are measured; the order is that in which they were compiled."""
+    out, seen = tmp_path / "gpu.json", []
+
+    def one(unit, options):
+        seen.append(unit.network)
+        if unit.network == "bad":
+            raise RuntimeError("too large")
+        return [
+            dict.fromkeys(("threshold", "density", "delta_ms", "p99_ms", "host_ms", "dense_ms", "ratio"), 1.0)
+            | dict.fromkeys(("work", "efficiency", "roofline", "state_bytes", "peak_bytes"), 1.0)
+            | unit._asdict()
+            | {"case": "still", "best": "eager", "date": "today", "commit": "abc"}
+        ]
+
+    ready = threading.Event()
+    compiled = {"bad": lambda: ready.wait(30), "slow": lambda: ready.wait(30), "quick": ready.set}
+    monkeypatch.setattr(Ahead, "_compile", lambda self, unit, *rest: compiled[unit.network]())
+    monkeypatch.setattr(gpu, "measure", one)
+    ahead = ("--kept", tmp_path, "--ahead", 3, "--modes", "compile")
+    run_gpu(monkeypatch, "--units", "bad:half:1,slow:half:1,quick:half:1", "--out", out, *ahead)
+    assert seen[0] == "quick" and set(seen) == {"bad", "slow", "quick"}
+    assert "too large" in capsys.readouterr().err
+    assert {row["network"] for row in json.loads(out.read_text())["results"]} == {"slow", "quick"}
+
+
+def test_gpu_merge(monkeypatch, tmp_path, capsys):
+    """Whole units replace those of the record; others are left out, and so is what was measured elsewhere."""
+    record, new = tmp_path / "record.json", tmp_path / "new.json"
+
+    def rows(unit, cases, commit):
+        return [{**gpu.Unit.of(unit)._asdict(), "case": case, "commit": commit} for case in cases]
+
+    old = rows("unet:half:1", gpu_record.BOXES, "old") + rows("resnet50:half:1", gpu_record.BOXES, "old")
+    fresh = rows("resnet50:half:1", (*gpu_record.BOXES, "a clip"), "new") + rows(
+        "unet:half:1", ("still",), "new"
+    )
+    record.write_text(json.dumps({**GPU, "results": old}))
+    new.write_text(json.dumps({**GPU, "results": fresh}))
+    run_gpu(monkeypatch, "merge", new, "--out", record)
+    merged = json.loads(record.read_text())
+    assert merged["results"] == fresh[:8] + old[:7] and "date" not in merged
+    assert "unet:half:1: left out, it has no 1%" in capsys.readouterr().out
+    new.write_text(json.dumps({**GPU, "gpu": "another", "results": fresh}))
+    with pytest.raises(SystemExit, match="another in the new file"):
+        run_gpu(monkeypatch, "merge", new, "--out", record)
 
 
 def test_gpu_clips(without_a_gpu, monkeypatch, tmp_path):
@@ -249,8 +301,8 @@ def test_gpu_clips(without_a_gpu, monkeypatch, tmp_path):
 def test_gpu_units():
     units = gpu.of_worth()
     assert len(units) == len(set(units)) == 6 * 4 + 6 + 1
-    assert str(units[0]) == "resnet50:half:1" and gpu._unit("hrnet_w32:tf32:64") in units
-    assert gpu._unit("hrnet_w32:tf32:64").size == (384, 288)
+    assert str(units[0]) == "resnet50:half:1" and gpu.Unit.of("hrnet_w32:tf32:64") in units
+    assert gpu.Unit.of("hrnet_w32:tf32:64").size == (384, 288)
 
 
 class Fits:

@@ -1,0 +1,204 @@
+"""The record of benchmarks/gpu.py: what a unit is, how a JSON file grows, and its tables.
+
+A row says by itself when, where and by which command it was measured, and the commit of the code: a record may hold
+units of several runs. A unit is one run's, always: its ratios are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import deltaconvert  # noqa: E402
+
+SIZES = {"hrnet_w32": (384, 288)}
+SIZE = (1080, 1920)  # of all others
+BOXES = ("still", "1%", "5%", "10%", "25%", "50%", "100%")  # of a whole unit
+OF_A_RUN = ("date", "command")
+NAMES = {
+    "resnet50": "ResNet-50",
+    "mobilenetv2": "MobileNetV2",
+    "dncnn": "DnCNN",
+    "unet": "U-Net",
+    "hrnet_w32": "HRNet-W32",
+    "deeplabv3_resnet50": "DeepLabV3 (ResNet-50)",
+    "efficientnet_b0": "EfficientNet-B0",
+}
+SHOWN = (  # in the README
+    "resnet50:tf32:8",
+    "resnet50:half:8",
+    "resnet50:tf32:1",
+    "resnet50:half:1",
+    "mobilenetv2:half:8",
+    "dncnn:half:1",
+    "unet:half:8",
+    "hrnet_w32:half:32",
+    "deeplabv3_resnet50:half:1",
+    "efficientnet_b0:half:8",
+)
+
+
+class Unit(NamedTuple):
+    network: str
+    type: str
+    batch: int
+
+    @classmethod
+    def of(cls, text: str) -> Unit:
+        name, kind, batch = text.split(":")
+        return cls(name, kind, int(batch))
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Unit:
+        return cls(row["network"], row["type"], row["batch"])
+
+    def __str__(self) -> str:
+        return ":".join(map(str, self))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return SIZES.get(self.network, SIZE)
+
+
+def of_worth() -> list[Unit]:
+    """All units, the most telling first: types and batches in turn, the networks side by side."""
+    networks = ("resnet50", "mobilenetv2", "efficientnet_b0", "unet", "deeplabv3_resnet50", "dncnn")
+    large = [Unit(n, kind, batch) for batch in (1, 8) for kind in ("half", "tf32") for n in networks]
+    poses = [Unit("hrnet_w32", kind, batch) for kind in ("half", "tf32") for batch in (32, 1, 64)]
+    first = [Unit("resnet50", kind, batch) for kind in ("half", "tf32") for batch in (1, 8)]
+    return list(dict.fromkeys([*first, poses[0], *large, *poses, Unit("resnet50", "float", 1)]))
+
+
+def environment() -> dict[str, str]:
+    import cupy
+
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["python", *sys.argv]),
+        "gpu": torch.cuda.get_device_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cupy": cupy.__version__,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "deltaconvert": deltaconvert.__version__,
+    }
+
+
+def here_and_now() -> dict[str, str]:
+    """Of a row: when and from which code. A tree without git is told its commit by $DELTACONVERT_COMMIT."""
+    known = os.environ.get("DELTACONVERT_COMMIT")
+    if not known:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        known = told.stdout.strip() or "unknown"
+    return {"date": time.strftime("%Y-%m-%d"), "commit": known}
+
+
+def read(out: Path | None) -> dict[str, Any]:
+    """The facts of an earlier slice on the same GPU and versions, or fresh ones."""
+    facts = environment()
+    if out is None or not out.exists():
+        return {**facts, "results": []}
+    known = json.loads(out.read_text())
+    if any(known[key] != facts[key] for key in facts if key not in OF_A_RUN):
+        raise SystemExit(f"{out} was measured elsewhere: give another --out")
+    return known
+
+
+def merge(record: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(the record with each whole unit of `new` in the place of its own, what was done to each unit)."""
+    for key in ("gpu", "torch", "cuda"):
+        if record[key] != new[key]:
+            raise SystemExit(f"{key} is {record[key]} in the record and {new[key]} in the new file")
+    units, told = by_unit(record), []
+    for unit, rows in by_unit(new).items():
+        missing = set(BOXES) - {row["case"] for row in rows}
+        if missing:
+            told.append(f"{unit}: left out, it has no {', '.join(sorted(missing))}")
+            continue
+        told.append(f"{unit}: {'replaced' if unit in units else 'new'}")
+        units[unit] = rows
+    order = {unit: place for place, unit in enumerate(of_worth())}
+    ordered = sorted(units, key=lambda unit: order.get(unit, len(order)))
+    kept = {key: value for key, value in record.items() if key not in OF_A_RUN}  # rows have their own
+    return {**kept, "results": [row for unit in ordered for row in units[unit]]}, told
+
+
+def by_unit(facts: dict[str, Any]) -> dict[Unit, list[dict[str, Any]]]:
+    units: dict[Unit, list[dict[str, Any]]] = {}
+    for row in facts["results"]:
+        units.setdefault(Unit.of_row(row), []).append(row)
+    return units
+
+
+def tables(facts: dict[str, Any]) -> str:
+    """Markdown: how many times faster than the best dense engine of the run, by unit and case; then the details."""
+    names = list(dict.fromkeys(row["case"] for row in facts["results"] if row["density"] is not None))
+    head = ("network", "batch", "type", "best dense", *names)
+    body, details = [], []
+    for unit, rows in by_unit(facts).items():
+        boxes = {row["case"]: times_faster(row["ratio"]) for row in rows if row["density"] is not None}
+        own = (f"{unit.network} {unit.size[1]}x{unit.size[0]}", str(unit.batch), unit.type)
+        dense = f"{rows[0]['best']}, {dense_ms(rows):.3g} ms"
+        body.append((*own, dense, *(boxes.get(name, "") for name in names)))
+        details += [(*own, *_details(row)) for row in rows]
+    columns = "network,batch,type,case,dense ms,delta ms,p99 ms,host ms,ratio,work,e,of the roofline,state GB,peak GB"
+    commits = sorted({f"{row['date']} at {row['commit']}" for row in facts["results"]})
+    where = f"{facts['gpu']}, torch {facts['torch']}, CUDA {facts['cuda']}; measured {', '.join(commits)}"
+    return "\n\n".join([markdown(head, body), where, markdown(columns.split(","), details)])
+
+
+def _details(row: dict[str, Any]) -> tuple[str, ...]:
+    case = row["case"] + (f", threshold {row['threshold']:.2g}" if row["threshold"] else "")
+    of_last = ("work", "efficiency", "roofline")  # the last frame's: a clip's frames are not alike
+    numbers = (
+        f"{row[key]:.3g}" if row["density"] is not None or key not in of_last else ""
+        for key in ("delta_ms", "p99_ms", "host_ms", "ratio", *of_last)
+    )
+    memory = (f"{row[key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))
+    return case, f"{row['dense_ms']:.3g}", *numbers, *memory
+
+
+def readme(facts: dict[str, Any]) -> str:
+    """The table of the README: its units, as many of them as were measured."""
+    body, units = [], by_unit(facts)
+    for unit in map(Unit.of, SHOWN):
+        rows = [row for row in units.get(unit, []) if row["density"] is not None]
+        if rows:
+            numbers = f"{unit.type.replace('tf32', 'TF32')}, {unit.batch}"
+            ratios = (times_faster(row["ratio"]) for row in rows)
+            body.append((NAMES[unit.network], numbers, f"{dense_ms(rows):#.3g} ms", *ratios))
+    return markdown(("network", "numbers, batch", "best dense", *BOXES), body)
+
+
+def dense_ms(rows: Sequence[dict[str, Any]]) -> float:
+    return statistics.median(row["dense_ms"] for row in rows)
+
+
+def times_faster(ratio: float) -> str:
+    """Two digits: 0.90x, 7.3x, 150x."""
+    text = f"{ratio:#.2g}".rstrip(".")
+    return f"{float(text):.0f}x" if "e" in text else f"{text}x"
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
