@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 from benchmarks.gpu import model_and_frame, video, work_by_layer  # noqa: E402
-from benchmarks.gpu_dense import ceilings  # noqa: E402
+from benchmarks.gpu_dense import alone, ceilings  # noqa: E402
 from benchmarks.gpu_record import Unit, environment, here_and_now, markdown  # noqa: E402
 from benchmarks.launches import traced  # noqa: E402
 from deltaconvert import lower  # noqa: E402
@@ -110,13 +110,13 @@ def measure(unit: Unit, densities: Sequence[float], ncu: Sequence[float]) -> dic
     """What a unit's kernels take at each density, by group of layers."""
     limits = ceilings(unit.type)
     delta, frames, launches = prepared(unit)
-    alone = by_ncu(unit, ncu) if ncu else {}
+    by_itself = by_ncu(unit, ncu) if ncu else {}
     groups_of, rows = Groups(delta), []
     for density in densities:
         events = timeline(delta, list(frames(density)))
         chain = by_layer(events, launches)
         groups = grouped(delta, groups_of, chain, limits)
-        for name, found in by_layer_alone(alone.get(density, []), launches).items():
+        for name, found in by_layer_alone(by_itself.get(density, []), launches).items():
             group = groups[groups_of(name)]
             for key, value in found.items():
                 group[key] = group.get(key, 0.0) + value
@@ -134,7 +134,7 @@ def prepared(unit: Unit) -> tuple[deltaconvert.DeltaModel, Any, list[Launch]]:
     """A converted network whose graph is captured, its frames at a density, its launches in their order."""
     model, base = model_and_frame(unit)
     delta = deltaconvert.convert(model, base)
-    with noted() as launches:
+    with noted() as launches, alone():
         delta(base)
     return delta, lambda density: video(base, density, FRAMES), [*launches]
 
@@ -174,9 +174,9 @@ def timeline(delta: Any, frames: Sequence[torch.Tensor]) -> list[Event]:
         delta(frame)
     (buffer,) = delta.frame_buffers()
     buffer.copy_(frames[-1])
-    return without_idle(
-        [Event(e["name"], e["ts"], e["ts"] + e["dur"]) for e in traced(lambda: delta(buffer))]
-    )
+    with alone():
+        events = traced(lambda: delta(buffer))
+    return without_idle([Event(e["name"], e["ts"], e["ts"] + e["dur"]) for e in events])
 
 
 def without_idle(events: Sequence[Event]) -> list[Event]:
@@ -351,10 +351,14 @@ def tables(facts: dict[str, Any]) -> str:
             for group, found in everything[0].items()
         ]
         parts.append(f"{name}, floor / now / gap:\n\n{markdown(('group', 'kernels', *cases), body)}")
-        alone = [(case, groups) for case, groups in zip(cases, everything, strict=True) if _ran_alone(groups)]
-        if alone:
-            body = [(group, *(_alone(groups[group], unit) for _, groups in alone)) for group in everything[0]]
-            head = ("group", *(case for case, _ in alone))
+        under_ncu = [
+            (case, groups) for case, groups in zip(cases, everything, strict=True) if _ran_alone(groups)
+        ]
+        if under_ncu:
+            body = [
+                (group, *(_alone(groups[group], unit) for _, groups in under_ncu)) for group in everything[0]
+            ]
+            head = ("group", *(case for case, _ in under_ncu))
             parts.append(f"{name}, alone / memory / products:\n\n{markdown(head, body)}")
     return "\n\n".join(parts)
 
