@@ -16,7 +16,7 @@ import deltaconvert
 import model_zoo
 from deltaconvert import container
 from deltaconvert.errors import ContainerError
-from deltaconvert.graph_json import MAX_DEPTH
+from deltaconvert.graph_json.values import MAX_DEPTH
 
 SIZES = {"unet": 48, "unet_bilinear": 48, "msrresnet_x4": 24, "deeplabv3_resnet50": 40}
 

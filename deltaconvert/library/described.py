@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from deltaconvert.graph_json import Packer, Unpacker, operator_from_json, operator_to_json
+from deltaconvert.graph_json.nodes import operator_from_json, operator_to_json
+from deltaconvert.graph_json.values import Packer, Unpacker
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import Fused, stages_of
 

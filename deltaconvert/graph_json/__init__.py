@@ -1,0 +1,7 @@
+"""A normalised graph, and the signature of its calls, as JSON and named tensors: the inside of a converted
+file.
+
+What comes back from a file is checked value by value: names are identifiers, operators are those of
+deltaconvert.ops, functions and methods those of deltaconvert.vocabulary, a node reads only nodes before it.
+docs/format.md has the form.
+"""
