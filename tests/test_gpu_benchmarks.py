@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cost_law, gpu_profile, gpu_record
+from benchmarks import cost_law, gpu_goals, gpu_pages, gpu_profile, gpu_record
 
 
 def test_cost_law():
@@ -65,12 +64,41 @@ def test_what_ncu_prints():
 
 def test_the_pages_say_what_was_measured():
     root = Path(__file__).parents[1]
-    record, profiles = (
-        json.loads((root / f"benchmarks/results/{name}.json").read_text()) for name in ("gpu", "gpu_profile")
-    )
-    readme, page = ((root / name).read_text() for name in ("README.md", "docs/performance.md"))
-    assert gpu_record.readme(record) in readme, "python benchmarks/gpu.py readme gpu.json"
-    assert cost_law.table(record) in page, "python benchmarks/cost_law.py"
-    assert gpu_profile.tables(profiles) in page, "python benchmarks/gpu_profile.py table"
+    for name in gpu_pages.PAGES:
+        text = (root / name).read_text()
+        assert "<!-- gpu: end -->" in text and gpu_pages.rewritten(text) == text, (
+            "python benchmarks/gpu_pages.py"
+        )
     texts = [gpu_record.times_faster(ratio) for ratio in (0.9, 7.349, 9.97, 13.2, 152)]
     assert texts == ["0.90x", "7.3x", "10x", "13x", "150x"]
+
+
+def test_goals():
+    """Of several boxes the worst counts; what was not measured is counted, and short frames need no efficiency."""
+    row = {
+        "network": "resnet50",
+        "type": "half",
+        "batch": 1,
+        "threshold": 0.0,
+        "density": 0.05,
+        "delta_ms": 0.3,
+    }
+    rows = [
+        {**row, "case": case, "ratio": ratio, "efficiency": e, "dense_ms": 3.0, "work": 0.1}
+        for case, ratio, e in (
+            ("still", 9, 0),
+            ("1%", 8, 0.1),
+            ("5%", 4, 0.6),
+            ("50%", 1, 0.4),
+            ("100%", 0.5, 0.9),
+        )
+    ]
+    lines = gpu_goals.table({"results": rows}).splitlines()
+    (some,) = [line for line in lines if "e at 5-50 %, dense over" in line]
+    assert "|  | resnet50:half:1 0.40 (50%) | 30 |" in some
+    (faster,) = [line for line in lines if "ResNet-50 half, batch 1, 1%" in line]
+    assert faster.endswith("| 8.00 |  |  |")
+    (everything, _) = [line for line in lines if "100 % changed" in line]
+    assert "|  | resnet50:half:1 2.00 | 30 |" in everything
+    short = gpu_goals.table({"results": [{**row, "dense_ms": 1.0} for row in rows]})
+    assert "0.40 (50%)" not in short

@@ -1,0 +1,61 @@
+"""The tables of README.md and docs/performance.md that tell of the GPU's records.
+
+    python benchmarks/gpu_pages.py      writes them anew
+
+Each stands between `<!-- gpu: its name -->` and `<!-- gpu: end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import cost_law, gpu_goals, gpu_profile, gpu_record  # noqa: E402
+
+PAGES = ("README.md", "docs/performance.md")
+
+
+def main() -> None:
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(rewritten(page.read_text()))
+
+
+def rewritten(text: str) -> str:
+    """A page, its tables as the records have them now."""
+    record, profiles = _read("gpu"), _read("gpu_profile")
+    tables = {
+        "networks": gpu_record.readme(record),
+        "goals": gpu_goals.table(record),
+        "cost law": cost_law.table(record),
+        "profile": gpu_profile.tables(profiles),
+        "measured": measured(record),
+    }
+
+    def table(found: re.Match[str]) -> str:
+        return f"<!-- gpu: {found[1]} -->\n\n{tables[found[1]]}\n\n<!-- gpu: end -->"
+
+    return re.sub(r"<!-- gpu: ([a-z ]+) -->\n.*?<!-- gpu: end -->", table, text, flags=re.DOTALL)
+
+
+def measured(record: dict[str, Any]) -> str:
+    """Where and when, in a sentence."""
+    runs = sorted({(row["date"], row["commit"]) for row in record["results"]})
+    when = ", ".join(f"{date} at {commit}" for date, commit in runs)
+    versions = f"torch {record['torch'].partition('+')[0]}, CUDA {record['cuda']}"
+    return f"{record['gpu']}, {versions}; {when}."
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    return found
+
+
+if __name__ == "__main__":
+    main()
