@@ -174,45 +174,48 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for case, density, threshold, frames in cases(base, options):
         delta = deltaconvert.convert(model, base, threshold={"input": threshold}) if threshold else exact
-        delta.reset()
-        with alone():  # a first frame measures its tiles
-            for frame in frames[:3]:
-                delta(frame)
-            torch.cuda.synchronize()
-        (buffer,) = delta.frame_buffers()
-        times, host, output = timed(delta, frames[3:], buffer.copy_)
-        again = median_ms(runs[best], nhwc, 10)
-        stats, (bytes_moved, operations) = delta.stats(), work_of(delta)
-        floor = max(bytes_moved / limits["bytes_per_second"], operations / limits["flops_per_second"]) * 1e3
-        row = {
-            **shared,
-            "case": case,
-            "density": density,
-            "threshold": threshold,
-            "dense_ms": again,
-            "delta_ms": statistics.median(times),
-            "p99_ms": sorted(times)[int(len(times) * 0.99)],
-            "host_ms": host,
-            "work": stats.work,
-            "floor_ms": floor,
-            "state_bytes": stats.state_bytes,
-            "peak_bytes": torch.cuda.max_memory_allocated() - held,
-            "layers": [round(layer.density, 4) for layer in stats.layers] if density in (None, 0.05) else [],
-        }
-        row["ratio"] = row["dense_ms"] / row["delta_ms"]
-        row["efficiency"] = row["ratio"] * row["work"]
-        row["roofline"] = floor / row["delta_ms"]
+        output, found = played(delta, frames, limits)
+        found["dense_ms"] = median_ms(runs[best], nhwc, 10)
+        found["ratio"] = found["dense_ms"] / found["delta_ms"]
+        found["efficiency"] = found["ratio"] * found["work"]
+        found["peak_bytes"] = torch.cuda.max_memory_allocated() - held
+        if density not in (None, 0.05):
+            found["layers"] = []
         if not threshold:
-            row["error"] = _error(output, runs["eager"](frames[-1]))
-        rows.append(row)
-        told = f"{row['delta_ms']:.3f} ms, dense {again:.3f}, {row['ratio']:.2f}x, e {row['efficiency']:.2f}"
+            found["error"] = _error(output, runs["eager"](frames[-1]))
+        rows.append({**shared, "case": case, "density": density, "threshold": threshold, **found})
+        told = "{delta_ms:.3f} ms, dense {dense_ms:.3f}, {ratio:.2f}x, e {efficiency:.2f}".format(**found)
         print(f"{unit} {case}: {told}", flush=True)
         if options.profile is not None and density == options.profile / 100:
             profile(delta, frames)
-    print(
-        f"{unit} took {time.perf_counter() - began:.0f} s: dense {compiled_after:.0f} s, first frame {ready:.1f} s"
-    )
+    took = time.perf_counter() - began
+    print(f"{unit} took {took:.0f} s: dense {compiled_after:.0f} s, first frame {ready:.1f} s")
     return rows
+
+
+def played(
+    delta: deltaconvert.DeltaModel, frames: list[Tensor], limits: dict[str, float]
+) -> tuple[Any, dict[str, Any]]:
+    """(the last output, what the frames took and did), from a full frame on; the first three settle."""
+    delta.reset()
+    with alone():  # a first frame measures its tiles
+        for frame in frames[:3]:
+            delta(frame)
+        torch.cuda.synchronize()
+    (buffer,) = delta.frame_buffers()
+    times, host, output = timed(delta, frames[3:], buffer.copy_)
+    stats, (bytes_moved, operations) = delta.stats(), work_of(delta)
+    floor = max(bytes_moved / limits["bytes_per_second"], operations / limits["flops_per_second"]) * 1e3
+    return output, {
+        "delta_ms": statistics.median(times),
+        "p99_ms": sorted(times)[int(len(times) * 0.99)],
+        "host_ms": host,
+        "work": stats.work,
+        "floor_ms": floor,
+        "roofline": floor / statistics.median(times),
+        "state_bytes": stats.state_bytes,
+        "layers": [round(layer.density, 4) for layer in stats.layers],
+    }
 
 
 def cases(

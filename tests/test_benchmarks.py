@@ -231,10 +231,11 @@ def test_gpu_runs_in_slices(without_a_gpu, monkeypatch, tmp_path, capsys):
 
 def test_gpu_units_fail_alone(without_a_gpu, monkeypatch, tmp_path, capsys):
     """What one unit raises is printed, and the others are measured; the order is that in which they were compiled."""
-    out, seen = tmp_path / "gpu.json", []
+    out, seen, ready = tmp_path / "gpu.json", [], threading.Event()
 
     def one(unit, options):
         seen.append(unit.network)
+        ready.set()
         if unit.network == "bad":
             raise RuntimeError("too large")
         return [
@@ -244,8 +245,7 @@ def test_gpu_units_fail_alone(without_a_gpu, monkeypatch, tmp_path, capsys):
             | {"case": "still", "best": "eager", "date": "today", "commit": "abc"}
         ]
 
-    ready = threading.Event()
-    compiled = {"bad": lambda: ready.wait(30), "slow": lambda: ready.wait(30), "quick": ready.set}
+    compiled = {"bad": lambda: ready.wait(30), "slow": lambda: ready.wait(30), "quick": lambda: None}
     monkeypatch.setattr(Ahead, "_compile", lambda self, unit, *rest: compiled[unit.network]())
     monkeypatch.setattr(gpu, "measure", one)
     ahead = ("--kept", tmp_path, "--ahead", 3, "--modes", "compile")
