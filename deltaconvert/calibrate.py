@@ -35,7 +35,8 @@ CANDIDATES = 4  # of these that are looked at closer
 TRIES = 4  # of a common scale
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
 STEP = 4.0  # by which one threshold is raised and lowered to see what it does; its root after a round that gave nothing
-# Noise of one deviation must not pass `peak`, which smoothing has not made smaller: it grows with `smooth`.
+# Noise of one deviation must not pass `peak`, which smoothing has not made smaller: it grows with `smooth` and with the
+# root of `recent`.
 GATES = (
     Gate(),
     Gate(dilate=2),
@@ -44,6 +45,9 @@ GATES = (
     Gate(smooth=9, peak=18.0, dilate=4),
     Gate(smooth=9, peak=18.0, dilate=12),
     Gate(smooth=9, peak=18.0, dilate=12, weak=0.25),
+    Gate(smooth=5, recent=12, peak=36.0, dilate=8),
+    Gate(smooth=9, recent=12, peak=64.0, dilate=8),
+    Gate(smooth=9, recent=12, peak=64.0, dilate=16),
 )
 
 
@@ -149,6 +153,18 @@ def calibrate(
 
 
 METHODS = ("allocate", "front_to_back")
+
+
+@dataclass(frozen=True)
+class Move:
+    """A threshold times `factor`: what that adds to the square of the guide's loss and to the work."""
+
+    factor: float
+    loss: float
+    work: float
+
+    def cost(self, price: float) -> float:
+        return self.work + price * self.loss
 
 
 class Search:
@@ -264,7 +280,8 @@ class Search:
 
     def reallocated(self, setting: Setting, step: float) -> list[Setting]:
         """Each threshold lower, as it is, or higher by `step`, so that the predicted work is least at the same
-        predicted loss; and the same moves by their root and their fourth root, since predictions hold for small ones.
+        predicted loss. Predictions hold for small and for few moves: also the moves' root and their fourth root, and
+        the half and the quarter of them that promise most.
 
         Squares of the guide's loss add up, errors of different layers being independent; so does saved work, nearly.
         """
@@ -274,34 +291,36 @@ class Search:
             setting.at(n, share * factor) for n, share in enumerate(setting.shares) for factor in factors
         ]
         outcomes = iter(self.look_at(alone))
-        options: list[
-            list[tuple[float, float, float]]
-        ] = []  # for each site: (factor, loss, work) against now
+        options: list[list[Move]] = []  # for each site
         for _ in setting.shares:
             moved = [(factor, next(outcomes)) for factor in factors]
-            gains = [(f, found.guide**2 - base.guide**2, found.work - base.work) for f, found in moved]
+            gains = [
+                Move(factor, found.guide**2 - base.guide**2, found.work - base.work)
+                for factor, found in moved
+            ]
             # That less work loses less is chance: others are not to spend it.
-            gains = [(f, loss if work > 0 else max(loss, 0.0), work) for f, loss, work in gains]
-            options.append([(1.0, 0.0, 0.0), *gains])
-
-        def chosen(price: float) -> list[tuple[float, float, float]]:
-            return [min(seen, key=lambda option: option[2] + price * option[1]) for seen in options]
+            gains = [move if move.work > 0 else replace(move, loss=max(move.loss, 0.0)) for move in gains]
+            options.append([Move(1.0, 0.0, 0.0), *gains])
 
         low, high = 1e-12, 1e12  # work for a unit of loss
         for _ in range(80):
             price = math.sqrt(low * high)
-            if sum(option[1] for option in chosen(price)) > 0:
+            if sum(min(seen, key=lambda move: move.cost(price)).loss for seen in options) > 0:
                 low = price
             else:
                 high = price
-        moves = [option[0] for option in chosen(high)]
-        return [
-            replace(
-                setting,
-                shares=tuple(share * move**part for share, move in zip(setting.shares, moves, strict=True)),
-            )
-            for part in (1, 0.5, 0.25)
-        ]
+        moves = [min(seen, key=lambda move: move.cost(high)) for seen in options]
+        order = sorted(range(len(moves)), key=lambda place: moves[place].cost(high))
+
+        def moved_by(part: float, count: int) -> Setting:
+            shares = list(setting.shares)
+            for place in order[:count]:
+                shares[place] *= moves[place].factor ** part
+            return replace(setting, shares=tuple(shares))
+
+        count = sum(move.factor != 1 for move in moves)
+        parts = {(1.0, count), (0.5, count), (0.25, count), (1.0, -(-count // 2)), (1.0, -(-count // 4))}
+        return [moved_by(*part) for part in sorted(parts)]
 
     def _rank(self, setting: Setting) -> tuple[bool, float]:
         """Those within the budget by their work, the others behind them by their loss."""

@@ -6,6 +6,7 @@ may become, and how much may change at once. It decides at `sparsify` and nowher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +28,8 @@ class Gate:
 
     smooth: the difference to what is stored is averaged over so many pixels squared (odd) before it is compared: noise
         averages out, motion does not.
+    recent: both sides are also averaged over about so many frames before they are compared: that finds what is faint
+        and stays; the frames themselves are compared too, at sqrt(recent) thresholds, for what moves fast.
     noise: a smoothed difference must also exceed so many deviations of its own noise, which is estimated for each pixel
         from the frames; 0 is off.
     peak: whatever `smooth` and `noise` say, a pixel that moved by over peak times the threshold is a change.
@@ -40,10 +43,11 @@ class Gate:
     nonfinite: "pass" computes with NaN and infinity as the dense network does, "hold" keeps the pixel's last value (at
         first 0), and counts it.
 
-    At threshold 0 bits are compared: smooth, noise and peak say nothing there.
+    At threshold 0 bits are compared: smooth, recent, noise and peak say nothing there.
     """
 
     smooth: int = 1
+    recent: int = 1
     noise: float = 0.0
     peak: float = 4.0
     dilate: int = 0
@@ -73,6 +77,7 @@ class Gate:
     def __post_init__(self) -> None:
         for fits, what in (
             (self.smooth % 2 == 1 and 1 <= self.smooth <= 31, f"smooth={self.smooth}: odd, 1 to 31"),
+            (1 <= self.recent <= 1000, f"recent={self.recent}: 1 (off) to 1000 frames"),
             (0 <= self.noise < 100, f"noise={self.noise}: a number of deviations, 0 to 100"),
             (1 <= self.peak < 1e9, f"peak={self.peak}: at least 1 threshold"),
             (0 <= self.dilate <= 64, f"dilate={self.dilate}: 0 to 64 pixels"),
@@ -110,6 +115,11 @@ class Watch:
         self._tick = torch.zeros((), dtype=torch.int64, device=device)
         wide = torch.promote_types(dtype, torch.float32)
         kept = gate.noise > 0 and threshold > 0
+        averaged = gate.recent > 1 and threshold > 0
+        # The running mean of the frames that were seen, and what it was when each pixel was stored.
+        self._mean = torch.zeros(shape if averaged else (n, 0, 0, 0), dtype=wide, device=device)
+        self._seen = torch.zeros((n, 1, 1, 1), dtype=wide, device=device)
+        self._then = torch.zeros_like(self._mean)
         self._last = torch.zeros(shape if kept else (n, 0, 0, 0), dtype=dtype, device=device)
         self._noise = torch.zeros((n, 1, height, width) if kept else (n, 0, 0, 0), dtype=wide, device=device)
         self._age = torch.zeros(n, 1, *self.tiles, dtype=wide, device=device)
@@ -122,6 +132,8 @@ class Watch:
 
     def reset(self, streams: slice) -> None:
         self._last[streams] = float("nan")
+        self._mean[streams] = float("nan")
+        self._seen[streams] = 0
         self._noise[streams] = 0
         self._age[streams] = 0
 
@@ -146,6 +158,9 @@ class Watch:
             full = changed.float().mean((2, 3), keepdim=True) >= gate.cut
             self.counts[1].add_(full.sum())
             changed = changed | full
+        if self._mean.numel():
+            # A mean of few frames is noise: until it is one of `recent`, frames themselves are compared alone.
+            self._then.copy_(torch.where(changed | (self._seen < gate.recent), self._mean, self._then))
         return frame, changed
 
     def _moved(self, frame: Tensor, stored: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,17 +169,28 @@ class Watch:
         if limit == 0:
             moved = _differs(frame, stored)
             return moved, torch.ones_like(moved)
-        smoothed, least = change, torch.full_like(self._noise, limit)
-        if gate.smooth > 1:
-            smoothed = (
-                box_mean((frame - stored).to(self._noise.dtype), gate.smooth).abs().amax(1, keepdim=True)
-            )
+        smoothed = self._smoothed(frame, stored) if gate.smooth > 1 or gate.recent > 1 else change
         if gate.noise > 0:
-            least = (self._noise * (gate.noise / gate.smooth)).clamp(limit, limit * gate.peak)
+            averaged = gate.smooth * math.sqrt(gate.recent)
+            least = (self._noise * (gate.noise / averaged)).clamp(limit, limit * gate.peak)
         moved = ~(smoothed <= (least if gate.noise > 0 else limit)) | ~(change <= limit * gate.peak)
         if gate.noise > 0:
             self._learn(frame, moved)
         return moved, ~(smoothed <= limit * gate.weak) if gate.weak > 0 else torch.ones_like(moved)
+
+    def _smoothed(self, frame: Tensor, stored: Tensor) -> Tensor:
+        """The difference (N, 1, H, W) averaged over pixels, and over frames where that makes it larger."""
+        gate, wide = self.gate, self._noise.dtype
+        found = box_mean((frame - stored).to(wide), gate.smooth).abs().amax(1, keepdim=True)
+        if gate.recent == 1:
+            return found
+        # At first the mean of all; then the rate at which a running mean has the noise of one of `recent` frames.
+        self._seen.add_(1)
+        mean = self._mean + (frame - self._mean) * (1 / self._seen).clamp(min=2 / (gate.recent + 1))
+        self._mean.copy_(torch.where(self._mean.isnan(), frame, mean))
+        then = torch.where(self._seen > gate.recent, self._then, self._mean)
+        lasting = box_mean(self._mean - then, gate.smooth).abs().amax(1, keepdim=True)
+        return torch.maximum(found / math.sqrt(gate.recent), lasting)
 
     def _learn(self, frame: Tensor, moved: Tensor) -> None:
         """Noise is what stands between a frame and the last one where nothing moved."""
@@ -197,7 +223,8 @@ class Watch:
         return dict(zip(("held", "cuts", "waiting"), self.counts.tolist(), strict=True))
 
     def state_bytes(self) -> int:
-        return self._last.nbytes + self._noise.nbytes + self._age.nbytes
+        kept = (self._last, self._mean, self._then, self._noise, self._age)
+        return sum(x.nbytes for x in kept)
 
 
 def box_mean(x: Tensor, size: int) -> Tensor:

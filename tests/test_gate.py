@@ -43,7 +43,8 @@ def density(model) -> float:
 @pytest.mark.parametrize("size", [(1, 1), (9, 70), (37, 21)])
 def test_every_setting_on_every_backend(backend, size):
     """The masks are those of a Watch alone, the output is the dense network's on what was taken over."""
-    gate = {"smooth": 3, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9, "refresh": 7, "max_density": 0.5}
+    gate = {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9}
+    gate |= {"refresh": 7, "max_density": 0.5}
     video = scripted_video((2, 3, *size), torch.float64)
     draw = generator(5)
     video = [x + torch.randn(x.shape, dtype=x.dtype, generator=draw) * 0.02 for x in video]
@@ -139,6 +140,28 @@ def test_faint_pixels_come_along_with_strong_ones(backend):
     expected = torch.zeros(20, 30, dtype=torch.bool)
     expected[5, 5] = expected[5:9, 6] = True
     assert torch.equal(model.input_masks()[0], expected)
+
+
+def test_what_is_faint_and_stays_is_found_by_averaging_over_frames(backend):
+    """A step of two deviations of the noise: one frame does not tell it from noise, eight together do."""
+    draw = torch.Generator().manual_seed(3)
+    scene = torch.full((1, 1, 24, 40), 0.5)
+    found = {}
+    for recent in (1, 8):
+        # Four deviations of what is left of the noise of two frames, each averaged.
+        threshold = 4 * math.sqrt(2 / recent) * 0.05 / 3
+        model = convert(scene, {"smooth": 3, "recent": recent, "peak": 30.0}, threshold, backend)
+        still = step = 0.0
+        for t in range(30):
+            frame = scene + torch.randn(scene.shape, generator=draw) * 0.05
+            frame[..., 20:] += 0.08 * (t >= 10)
+            model(frame)
+            mask = next(iter(model.masks().values()))[0, 0]
+            still += float(mask[:, :17].float().mean()) * (t > 0)
+            step += float(mask[:, 23:].float().mean()) * (t >= 10)
+        assert still < 0.05, f"noise alone, recent={recent}"
+        found[recent] = step
+    assert found[8] > 0.95 and found[1] < 0.6
 
 
 @given(st.integers(1, 40), st.integers(1, 70), st.sampled_from([1, 2, 5, 30]))
