@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from difference_form import DifferenceForm
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import (
     anatomy,
@@ -216,6 +216,16 @@ class Drawn(nn.Module):
         return {f"map {i}": maps[i] for i in self.last}
 
 
+# On CUDA its joined map has as many values from pixel to pixel as the maps that lie in it would have by themselves.
+JOINED = {
+    "steps": [("conv", 0, 0, 0), ("channels", 0, 0, 0)],
+    "size": (1, 1),
+    "batch": 1,
+    "outputs": 1,
+    "seed": 0,
+}
+
+
 def video_of(network, seed, dtype=torch.float64, noise=0.0):
     draw = generator(seed)
     frames = scripted_video(network.shape, dtype, seed)
@@ -224,6 +234,7 @@ def video_of(network, seed, dtype=torch.float64, noise=0.0):
 
 @settings(max_examples=examples(25))
 @given(recipe=RECIPE, dtype=st.sampled_from([torch.float64, torch.float64, torch.float32]))
+@example(recipe=JOINED, dtype=torch.float64)
 def test_exact_at_threshold_zero(backend, recipe, dtype):
     network = Drawn(recipe).to(dtype)
     before = anatomy(network)

@@ -48,18 +48,18 @@ BLOCKS_PER_PROCESSOR = 8
 class Edge:
     """One delta: values (N, C, H, W; channels last in memory, a pixel every `pitch` values) and marks."""
 
-    def __init__(self, kept: Map, part: Tensor | None = None):
-        """part: its memory, N H W and channels, where others lie beside it."""
+    def __init__(self, kept: Map, memory: Tensor | None = None, is_part: bool = False):
+        """memory: N H W and channels, where others lie beside it; is_part: the memory is another edge's."""
         n, channels, height, width = kept.shape
-        self.threshold, pitch = kept.threshold, pitch_of(channels, kept.dtype)
+        self.threshold = kept.threshold
         self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
         self.beside = 0  # bytes of what a step keeps beside it
         self.planes: Planes | None = None  # where the values are needed as a dense map
-        if part is None:
-            part = torch.zeros(n, height, width, pitch, dtype=kept.dtype, device=kept.device)
-        self.pitch = part.stride(2)
-        self.is_part = self.pitch > pitch  # of another edge's memory
-        self.values = part[..., :channels].permute(0, 3, 1, 2)
+        if memory is None:
+            pitch = pitch_of(channels, kept.dtype)
+            memory = torch.zeros(n, height, width, pitch, dtype=kept.dtype, device=kept.device)
+        self.pitch, self.is_part = memory.stride(2), is_part
+        self.values = memory[..., :channels].permute(0, 3, 1, 2)
         self.marks: Marks
         self.computed: Tensor  # int32 (1), pixels that this frame computed
         self.reset(slice(None))
@@ -228,7 +228,7 @@ class Backend:
         kept: Map,
         notes: dict[str, Any],
     ) -> Step | InBoxes:
-        edge = Edge(kept, self._part(kept, notes))
+        edge = Edge(kept, self._joined_memory(kept, notes), is_part="part" in notes and "joins" not in notes)
         self._edges.append(edge)
         self.place += 1
         with torch.cuda.device(kept.device):
@@ -240,7 +240,7 @@ class Backend:
             boxes = self._boxes(boxed, inputs[0])
             return InBoxes(boxes, Step(self, operator, reaches, [boxes.edge, *inputs[1:]], edge))
 
-    def _part(self, kept: Map, notes: dict[str, Any]) -> Tensor | None:
+    def _joined_memory(self, kept: Map, notes: dict[str, Any]) -> Tensor | None:
         """The memory of a map that a concatenation holds, or of the concatenation (`concats.py`)."""
         if "part" not in notes:
             return None
