@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 from benchmarks import gpu_dense  # noqa: E402
-from benchmarks.gpu_ahead import Ahead, kept_file, kept_files  # noqa: E402
+from benchmarks.gpu_ahead import compile_ahead, kept_file, kept_files  # noqa: E402
 from benchmarks.gpu_dense import (  # noqa: E402
     MODES,
     TYPES,
@@ -63,6 +63,7 @@ from deltaconvert.report import table  # noqa: E402
 
 VIDEOS = ROOT.parent / "shared" / "data" / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4")
+DISTURBED, TRIES = 0.05, 3  # dense takes so much more or less than before: somebody else was at work, again
 GREY_LEVELS = 10  # the input threshold of clips: what a codec adds stays below it
 
 
@@ -86,22 +87,21 @@ def measure_all(options: argparse.Namespace) -> None:
     facts = read(options.out)
     units = [Unit.of(text) for text in options.units.split(",")] if options.units else of_worth()
     units = [unit for unit in units if unit not in by_unit(facts)]
-    with Ahead(units, options.modes, options.kept, options.ahead, options.seconds) as ahead:
-        while units:
-            unit = ahead.next(units)
-            if time.perf_counter() - began > options.seconds:
-                print(f"time is over before {', '.join(map(str, units))}")
-                break
-            units.remove(unit)
-            try:
-                facts["results"] += measure(unit, options)
-            except Exception:
-                traceback.print_exc()
-                torch.cuda.synchronize()  # raises where the device is lost: nothing more can be measured then
-            if options.out:
-                options.out.write_text(json.dumps(facts, indent=1) + "\n")
-            gc.collect()
-            torch.cuda.empty_cache()
+    if options.ahead:
+        units = compile_ahead(units, options.modes, options.kept, options.ahead, options.ahead_seconds)
+    for place, unit in enumerate(units):
+        if time.perf_counter() - began > options.seconds:
+            print(f"time is over before {', '.join(map(str, units[place:]))}")
+            break
+        try:
+            facts["results"] += measure(unit, options)
+        except Exception:
+            traceback.print_exc()
+            torch.cuda.synchronize()  # raises where the device is lost: nothing more can be measured then
+        if options.out:
+            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        gc.collect()
+        torch.cuda.empty_cache()
     print(tables(facts))
 
 
@@ -119,9 +119,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES), help="of torch.compile")
     parser.add_argument("--if-kept", nargs="*", choices=MODES, default=[], help="further modes, where kept")
     parser.add_argument("--kept", type=Path, help="folder of what torch compiled, for later runs")
-    parser.add_argument(
-        "--ahead", type=int, default=0, help="networks that are compiled at once, into --kept"
-    )
+    parser.add_argument("--ahead", type=int, default=0, help="networks compiled at once, first, into --kept")
+    parser.add_argument("--ahead-seconds", type=float, default=120)
     parser.add_argument("--no-clips", dest="clips", action="store_false")
     parser.add_argument("--profile", type=float, help="print the kernels of frames of this density")
     parser.add_argument("--out", type=Path)
@@ -174,8 +173,11 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for case, density, threshold, frames in cases(base, options):
         delta = deltaconvert.convert(model, base, threshold={"input": threshold}) if threshold else exact
-        output, found = played(delta, frames, limits)
-        found["dense_ms"] = median_ms(runs[best], nhwc, 10)
+        for _ in range(TRIES):
+            output, found = played(delta, frames, limits)
+            found["dense_ms"] = median_ms(runs[best], nhwc, 10)
+            if abs(found["dense_ms"] / dense[best] - 1) < DISTURBED:
+                break
         found["ratio"] = found["dense_ms"] / found["delta_ms"]
         found["efficiency"] = found["ratio"] * found["work"]
         found["peak_bytes"] = torch.cuda.max_memory_allocated() - held

@@ -3,8 +3,8 @@
 import argparse
 import functools
 import json
+import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cameras, cpu, engines, gpu, gpu_record, memory, streams  # noqa: E402
-from benchmarks.gpu_ahead import Ahead  # noqa: E402
+from benchmarks import cameras, cpu, engines, gpu, gpu_ahead, gpu_record, memory, streams  # noqa: E402
 
 
 @pytest.fixture
@@ -230,29 +229,32 @@ def test_gpu_runs_in_slices(without_a_gpu, monkeypatch, tmp_path, capsys):
 
 
 def test_gpu_units_fail_alone(without_a_gpu, monkeypatch, tmp_path, capsys):
-    """What one unit raises is printed, and the others are measured; the order is that in which they were compiled."""
-    out, seen, ready = tmp_path / "gpu.json", [], threading.Event()
+    """What one unit raises is printed, and the others are measured; what could not be compiled in time comes last."""
+    out, seen = tmp_path / "gpu.json", []
 
     def one(unit, options):
         seen.append(unit.network)
-        ready.set()
         if unit.network == "bad":
             raise RuntimeError("too large")
-        return [
-            dict.fromkeys(("threshold", "density", "delta_ms", "p99_ms", "host_ms", "dense_ms", "ratio"), 1.0)
-            | dict.fromkeys(("work", "efficiency", "roofline", "state_bytes", "peak_bytes"), 1.0)
-            | unit._asdict()
-            | {"case": "still", "best": "eager", "date": "today", "commit": "abc"}
-        ]
+        numbers = ("threshold", "density", "delta_ms", "p99_ms", "host_ms", "dense_ms", "ratio", "work")
+        numbers += ("efficiency", "roofline", "state_bytes", "peak_bytes")
+        named = {"case": "still", "best": "eager", "date": "today", "commit": "abc"}
+        return [dict.fromkeys(numbers, 1.0) | unit._asdict() | named]
 
-    compiled = {"bad": lambda: ready.wait(30), "slow": lambda: ready.wait(30), "quick": lambda: None}
-    monkeypatch.setattr(Ahead, "_compile", lambda self, unit, *rest: compiled[unit.network]())
+    def compiler(command, timeout, **options):
+        unit = gpu.Unit.of(command[command.index("--units") + 1])
+        if unit.network == "slow":
+            raise subprocess.TimeoutExpired(command, timeout)
+        gpu.kept_file(tmp_path, unit, "compile").touch()
+
+    monkeypatch.setattr(gpu_ahead.subprocess, "run", compiler)
     monkeypatch.setattr(gpu, "measure", one)
-    ahead = ("--kept", tmp_path, "--ahead", 3, "--modes", "compile")
-    run_gpu(monkeypatch, "--units", "bad:half:1,slow:half:1,quick:half:1", "--out", out, *ahead)
-    assert seen[0] == "quick" and set(seen) == {"bad", "slow", "quick"}
-    assert "too large" in capsys.readouterr().err
-    assert {row["network"] for row in json.loads(out.read_text())["results"]} == {"slow", "quick"}
+    ahead = ("--kept", tmp_path, "--ahead", 2, "--modes", "compile")
+    run_gpu(monkeypatch, "--units", "slow:half:1,bad:half:1,quick:half:1", "--out", out, *ahead)
+    assert seen == ["bad", "quick", "slow"]
+    told = capsys.readouterr()
+    assert "too large" in told.err and "slow:half:1 compile was not compiled in time" in told.out
+    assert [row["network"] for row in json.loads(out.read_text())["results"]] == ["quick", "slow"]
 
 
 def test_gpu_merge(monkeypatch, tmp_path, capsys):
