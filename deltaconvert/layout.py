@@ -130,14 +130,14 @@ class Layout:
 
     def lay(self, x: Tensor) -> Tensor:
         """A map -> the tensor that holds it in this layout."""
-        atoms = self._sorted()
+        atoms = self.atoms
         order = [atoms.index(atom) for dim in self.dims for atom in dim]
         return x.reshape([atom.size for atom in atoms]).permute(order).reshape(self.shape)
 
     def map_of(self, x: Tensor) -> Tensor:
         """A tensor in this layout -> its map."""
         given = [atom for dim in self.dims for atom in dim]
-        order = [given.index(atom) for atom in self._sorted()]
+        order = [given.index(atom) for atom in self.atoms]
         return x.reshape([atom.size for atom in given]).permute(order).reshape(self.size)
 
     def spread_out(self, constant: Tensor) -> Tensor | None:
@@ -154,6 +154,16 @@ class Layout:
             spread = spread.narrow(axis, 0, 1) if stride == 0 else spread
         return spread
 
+    def keeping(self, shape: Sequence[int]) -> Layout | None:
+        """What a tensor of `shape` is likely laid out like that was made of one in this layout; None where neither the
+        shape nor N H W C tells."""
+        if tuple(shape) == self.shape:
+            return self
+        last = (0, 2, 3, 1)
+        if len(shape) != 4 or self != Layout.of(self.size).permute(last) or shape[0] != self.size[0]:
+            return None
+        return Layout.of([shape[axis] for axis in (0, 3, 1, 2)]).permute(last)
+
     def boxes(self, factor: int) -> tuple[Dim, Dim] | None:
         """Rows and columns of boxes of factor x factor pixels; None where they do not fill the map."""
         height, width = self.size[2:]
@@ -168,7 +178,9 @@ class Layout:
             return False
         return self.dims == tuple(tuple(a for a in dim if a.axis not in short) for dim in larger.dims)
 
-    def _sorted(self) -> list[Atom]:
+    @property
+    def atoms(self) -> list[Atom]:
+        """In the order in which the map holds them."""
         return sorted((atom for dim in self.dims for atom in dim), key=lambda atom: (atom.axis, -atom.step))
 
 

@@ -49,18 +49,22 @@ class DeltaSession:
         self.frames = [inputs[name] for name in json.loads(self.metadata["deltaconvert.frames"])]
         self.outputs: list[str] = json.loads(self.metadata["deltaconvert.outputs"])
         self.streams: int = inputs[EVERY].shape[0]
-        device = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
-        self._device = device
+        device = self._place()
         self._binding = self._session.io_binding()
         self._states: dict[str, Any] = {}
         self._new = np.ones(self.streams, bool)  # streams whose next frame is computed in full
         for state in json.loads(self.metadata["deltaconvert.states"]):
             value = inputs[state["input"]]
             zeros = np.zeros(value.shape, _TYPES[value.type])
-            held = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, device, 0)
+            held = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, *device)
             self._binding.bind_ortvalue_input(state["input"], held)
             self._binding.bind_ortvalue_output(state["output"], held)
             self._states[state["input"]] = held
+
+    def _place(self) -> tuple[str, int]:
+        """Where the state lies: on the GPU that runs the network, so that no frame takes it there and back."""
+        given = self._session.get_provider_options().get("CUDAExecutionProvider")
+        return ("cpu", 0) if given is None else ("cuda", int(given["device_id"]))
 
     def __call__(self, *frames: Array) -> Any:
         """The network's outputs for the next frame: an array, or a list of them. ValueError, with the state untouched,

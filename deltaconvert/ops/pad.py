@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, StaysDense, constant, spelled
 from deltaconvert.ops.places import Places
 
@@ -24,6 +26,22 @@ class Pad(Places):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, self.pads, self.mode, self.value)
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        """Around dimensions that are the channels, rows or columns of the map."""
+        layout, pads = layouts[0], dict.fromkeys((3, 2, 1), (0, 0))
+        for from_end in range(1, 4):
+            both, dim = self.beside(4 - from_end), len(layout.dims) - from_end
+            if both == (0, 0):
+                continue
+            axis = next((axis for axis in pads if dim > 0 and layout.in_order(layout.dims[dim], axis)), 0)
+            kept = layout.with_axis(dim, axis, layout.size[axis] + sum(both)) if axis else None
+            if kept is None or (axis == 1 and self.mode != "constant"):
+                return None
+            layout, pads[axis] = kept, both
+        if self.mode == "constant":
+            return Pad(sum(pads.values(), ()), self.mode, self.value), layout
+        return Pad(pads[3] + pads[2], self.mode, self.value), layout
 
     def beside(self, dim: int) -> tuple[int, int]:
         """The pads before and after dimension `dim` of N C H W."""

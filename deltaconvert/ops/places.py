@@ -80,6 +80,17 @@ class Roll(Places):
     def forward(self, x: Tensor) -> Tensor:
         return torch.roll(x, self.shifts, self.dims)
 
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return None if {d % 4 for d in self.dims} <= {2, 3} else "it rolls more than height and width"
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        (layout,) = layouts
+        axes = [
+            next((axis for axis in (2, 3) if layout.in_order(layout.dims[dim], axis)), None)
+            for dim in self.dims
+        ]
+        return None if None in axes else (Roll(self.shifts, tuple(axes)), layout)  # type: ignore[arg-type]
+
     def along(self, axis: int, places: Tensor) -> Tensor:
         return places.roll(sum(s for s, d in zip(self.shifts, self.dims, strict=True) if d % 4 == 2 + axis))
 
@@ -167,6 +178,6 @@ def _narrow(input: Any, dim: Any, start: Any, length: Any) -> tuple[Operator, li
 @spelled(torch.roll, "roll")
 def _roll(input: Any, shifts: Any, dims: Any = None) -> tuple[Operator, list[Any]]:
     dims = () if dims is None else _dims(dims)
-    if not dims or any(d % 4 not in (2, 3) for d in dims):
+    if not dims:
         raise StaysDense("it rolls more than height and width")
     return Roll(_dims(shifts), dims), [input]

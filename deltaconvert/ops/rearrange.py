@@ -1,4 +1,4 @@
-"""A map in the layout that a dense node reads: reshapes and transpositions in one."""
+"""A map in the layout that a dense node reads, and back: reshapes and transpositions in one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,20 @@ class Rearrange(Operator):
     def __init__(self, size: Sequence[int], dims: Sequence[Sequence[Sequence[int]]]):
         super().__init__()
         self.size, self.dims = tuple(size), tuple(tuple(Atom(*atom) for atom in dim) for dim in dims)
-        self._layout = Layout(self.size, self.dims)
+        self.layout = Layout(self.size, self.dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._layout.lay(x)
+        return self.layout.lay(x)
 
     def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
         return "it moves values between rows, columns and channels"
+
+
+class MapOf(Rearrange):
+    """The tensor whose dimensions are made of `dims` -> the map N C H W of `size`: what Rearrange undoes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layout.map_of(x)
+
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return "it lays out a dense result as the map that follows it"

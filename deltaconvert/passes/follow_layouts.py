@@ -15,7 +15,7 @@ from deltaconvert.layout import Atom, Layout
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import ChannelIndex
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
-from deltaconvert.ops.rearrange import Rearrange
+from deltaconvert.ops.rearrange import MapOf, Rearrange
 from deltaconvert.passes.adopt_operators import adopt, weight
 from deltaconvert.passes.decide import Seen, seen, why_dense
 from deltaconvert.thresholds import matches
@@ -30,10 +30,14 @@ def follow_layouts(
     """A pass that follows each map through reshapes and permutes, and moves the operators behind them onto the map.
 
     What comes back to N C H W is the map again, a channel index or a pixel shuffle. Where something reads another
-    layout, the map is rearranged right before it.
+    layout, the map is rearranged right before it. A dense call is likely to keep the layout of what it reads, as the
+    attention of windows does: where operators can follow it on the map, it is made a map again.
 
     before:  t = permute(x, (0, 2, 3, 1));  l = linear(norm(t));  y = permute(l, (0, 3, 1, 2));  z = add(x, y)
     after:   z = add(x, conv1x1(channel_norm(x)))
+
+    before:  w = permute(x, (0, 2, 3, 1));  y = linear(attention(linear(w)));  z = permute(y, (0, 3, 1, 2))
+    after:   z = conv1x1(map_of(attention(rearrange(conv1x1(x)))))
     """
 
     def follow_layouts(gm: fx.GraphModule) -> fx.GraphModule:
@@ -47,16 +51,21 @@ def follow_layouts(
 
 
 class _Walk:
-    """held: for each value that is a map in some layout: the map, and the layout. moved: the nodes that became maps."""
+    """held: for each value that is a map in some layout: the map, and the layout. moved: the nodes that became maps.
+    likely: for values that dense calls made of such maps, how they are most likely laid out. A layout that is not the
+    author's is still exact: it only brings pixels together that change apart."""
 
     def __init__(self, gm: fx.GraphModule, streams: int, keep_dense: Sequence[str]):
         self.gm, self.streams, self.keep_dense = gm, streams, keep_dense
         self.held: dict[fx.Node, tuple[fx.Node, Layout]] = {}
         self.moved: set[fx.Node] = set()
+        self.likely: dict[fx.Node, Layout] = {}
+        self.maps: dict[fx.Node, fx.Node] = {}  # of the values in `likely` that operators follow
         self.values: dict[fx.Node, fx.Node] = {}
 
     def visit(self, node: fx.Node) -> None:
         if not (self._follow(node) or self._take(node) or self._move(node)):
+            self._expect(node)
             for source in node.all_input_nodes:
                 if source in self.held:
                     node.replace_input_with(source, self._value(source, node))
@@ -77,10 +86,10 @@ class _Walk:
         return found is not None
 
     def _take(self, node: fx.Node) -> bool:
-        """One place of a dimension that is made of channels, as shuffles have it: these channels of the map.
+        """One place of a dimension that is made of channels, as in shuffles and in attention: these channels of the map.
 
         before:  t = reshape(permute(reshape(x, 2 C | H W), ...), 2 | C H W);  y = t[0]
-        after:   y = reshape(x[:, [0, 2, 4, ...]])
+        after:   y = x[:, [0, 2, 4, ...]]
         """
         held = self.held.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         picked = _picked(self.gm, node) if held is not None else None
@@ -90,24 +99,21 @@ class _Walk:
         if found is None or any(matches(pattern, names_of(node)) for pattern in self.keep_dense):
             return False
         channels, taken = found
-        in_order, layout = taken.reshape(taken.size), taken.reshape(node.meta["shape"])
-        if in_order is None or not in_order.is_plain or layout is None:
+        layout = taken.reshape(node.meta["shape"])
+        if layout is None:
             return False
-        with self.gm.graph.inserting_before(node):
-            place = self.gm.graph.call_function(_laid_out, (held[0],))
-            view = self.gm.graph.call_function(torch.reshape, (place, tuple(node.meta["shape"])))
-        place.meta, view.meta = {**node.meta, "shape": taken.size}, dict(node.meta)
-        view.meta["path"] = f"reshape({names_of(node)[0]})"
-        node.replace_all_uses_with(view)
-        self.gm.graph.erase_node(node)
-        call = adopt(self.gm, place, ChannelIndex(torch.tensor(channels)), [held[0]])
-        self.held[view] = call, layout
+        call = adopt(self.gm, node, ChannelIndex(torch.tensor(channels)), [held[0]])
+        call.meta["shape"] = taken.size
+        self.held[call] = call, layout
+        self.moved.add(call)
         return True
 
     def _move(self, node: fx.Node) -> bool:
         """An operator that has a spelling on maps, where that is a delta node."""
         operator = operator_of(node)
-        held = [self._held(source) for source in node.args] if operator is not None else []
+        held = (
+            [self._held(source) or self._expected(source, node) for source in node.args] if operator else []
+        )
         sources = [each for each in held if each is not None]
         if operator is None or len(sources) < len(node.args) or "dtype" not in node.meta:
             return False
@@ -122,16 +128,38 @@ class _Walk:
                 return False
         found = operator.on_maps(layouts)
         if found is None:
-            return False
+            return len(sources) == 1 and self._gather(node.args[0]) and self._move(node)
         moved, layout = found
         inputs = [seen(source)._replace(shape=each.size) for source, each in zip(maps, layouts, strict=True)]
         output = Seen("", layout.size, node.meta["dtype"], delta=True)
         if why_dense(moved, inputs, output, self.streams) is not None:
             return False
+        maps = [
+            source if self._held(own) else self._map(own, layout)
+            for own, source, layout in zip(node.args, maps, layouts, strict=True)
+        ]
         call = adopt(self.gm, node, moved, maps)
         call.meta["shape"] = layout.size
         self.held[call] = call, layout
         self.moved.add(call)
+        return True
+
+    def _gather(self, node: fx.Node) -> bool:
+        """N H W C whose channels are those of boxes of pixels, as where patches are merged: a map of its own.
+
+        before:  t = flatten(permute(reshape(x, N C H 2 W 2), N H W 2 2 C), 3)
+        after:   t = permute(pixel_unshuffle(x)[:, [0, 4, 1, 5, ...]], N H W C)
+        """
+        if node not in self.held or len(self.held[node][1].dims) != 4:
+            return False
+        source, layout = self.held[node]
+        operators = _as_operators(layout.permute((0, 3, 1, 2)))
+        if not operators:
+            return False
+        for operator in operators:
+            source = self._insert(operator, source, node)
+        self.held[node] = source, Layout.of(source.meta["shape"]).permute((0, 2, 3, 1))
+        self.moved.add(source)
         return True
 
     def _held(self, node: fx.Node) -> tuple[fx.Node, Layout] | None:
@@ -145,6 +173,40 @@ class _Walk:
             return node, Layout.of(shape)
         return None
 
+    def _expect(self, node: fx.Node) -> None:
+        """Note the likely layout of a dense value that is made of maps in other layouts."""
+        kind, shape = _kind(node), node.meta.get("shape")
+        if shape is None or not node.meta["dtype"].is_floating_point or self._held(node) is not None:
+            return
+        for source in node.all_input_nodes:
+            held = self.held.get(source)
+            layout = self.likely.get(source) if held is None else held[1]
+            if layout is None or layout.is_plain:
+                continue
+            if kind is None:
+                found = layout.keeping(shape)
+            elif held is None:
+                found = layout.permute(_order(node)) if kind == "permute" else layout.reshape(shape)
+            else:
+                found = None  # no layout followed it
+            if found is not None:
+                self.likely[node] = found
+
+    def _expected(self, node: fx.Node, reader: fx.Node) -> tuple[fx.Node, Layout] | None:
+        """A dense value and its likely layout: the one noted, or that of a map which `reader` takes beside it."""
+        layout = self.likely.get(node)
+        if layout is None and node.meta.get("shape") is not None and not node.meta.get("is_constant"):
+            beside = [self.held[other][1] for other in reader.args if other in self.held]
+            layout = next((each for each in beside if each.shape == node.meta["shape"]), None)
+        return None if layout is None else (node, layout)
+
+    def _map(self, node: fx.Node, layout: Layout) -> fx.Node:
+        """The map that a dense value in this layout is."""
+        if node not in self.maps:
+            self.likely[node] = layout
+            self.maps[node] = self._insert(MapOf(layout.size, layout.dims), node, node)
+        return self.maps[node]
+
     def _is_delta(self, node: fx.Node) -> bool:
         operator = operator_of(node)
         if operator is None:
@@ -156,13 +218,14 @@ class _Walk:
         if node in self.values:
             return self.values[node]
         source, layout = self.held[node]
-        views = [node]
-        while views[-1] is not source:
-            views.append(views[-1].args[0])  # type: ignore[arg-type]
+        views, before = [], node
+        while before is not source and before in self.held:
+            views.append(before)
+            before = before.args[0]  # type: ignore[assignment]
         operators = _as_operators(layout)
         if operators is None and source not in self.moved:
             value = node  # the network's own calls stay
-            for view in views[:-1]:
+            for view in views:
                 if operator_of(view) is None:
                     view.meta["why_dense"] = f"it makes the layout that {names_of(reader)[0]} reads"
         else:
@@ -170,13 +233,14 @@ class _Walk:
             for operator in [Rearrange(layout.size, layout.dims)] if operators is None else operators:
                 value = self._insert(operator, value, node)
             if node is not source and value is not source:
-                self._replace(node, value, views[:-1])
+                self._replace(node, value, views)
         self.values[node] = value
         return value
 
     def _insert(self, operator: Operator, source: fx.Node, like: fx.Node) -> fx.Node:
         """A call of `operator` on `source`, whose result holds the same values as `like`."""
-        with self.gm.graph.inserting_after(like if source is self.held[like][0] else source):
+        held = self.held.get(like, (source,))[0]
+        with self.gm.graph.inserting_after(like if source is held else source):
             place = self.gm.graph.call_function(_laid_out, (source,))
         shape = tuple(operator(torch.empty(source.meta["shape"], dtype=torch.bool)).shape)
         path = f"{type(operator).__name__.lower()}({names_of(like)[0]})"

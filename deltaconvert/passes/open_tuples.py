@@ -1,4 +1,4 @@
-"""chunk and split become slices."""
+"""chunk, split and unbind become slices."""
 
 from __future__ import annotations
 
@@ -20,29 +20,33 @@ _EXTREMES: dict[Any, tuple[Any, Any]] = {
     for key in keys
 }
 _CHUNK = (torch.chunk, "chunk")
+_UNBIND = (torch.unbind, "unbind")
 _SPLIT = (torch.split, torch.functional.split, "split", "split_with_sizes", torch.split_with_sizes)
 
 
 def open_tuples(gm: fx.GraphModule) -> fx.GraphModule:
-    """Replace the parts of a chunk, a split or a maximum by calls of their own, where all are taken one by one.
+    """Replace the parts of a chunk, a split, an unbind or a maximum by calls of their own, where all are taken one by
+    one.
 
     before:  t = chunk(x, 2, 1);  a = t[0];  b = t[1];  values, labels = max(x, 1)
     after:   a = x[:, 0:32];  b = x[:, 32:64];  values = amax(x, 1);  labels = argmax(x, 1)
+
+    before:  q, k, v = unbind(x, 0)
+    after:   q = x[0];  k = x[1];  v = x[2]
     """
     for node in list(gm.graph.nodes):
         if node.target in _EXTREMES:
             _open_extremes(gm, node)
-        if node.target not in _CHUNK and node.target not in _SPLIT:
+        if node.target not in (*_CHUNK, *_SPLIT, *_UNBIND):
             continue
         source, sizes, dim = _arguments(node)
         shape = source.meta.get("shape") if isinstance(source, fx.Node) else None
-        bounds = _bounds(node, sizes, dim, shape)
-        if bounds is None or not all(_takes_one(user, len(bounds)) for user in node.users):
+        parts = _parts(node, sizes, dim, shape)
+        if parts is None or not all(_takes_one(user, len(parts)) for user in node.users):
             continue
         for user in list(node.users):
-            start, stop = bounds[user.args[1]]
             with gm.graph.inserting_before(user):
-                index = (*[slice(None)] * (dim % len(shape)), slice(start, stop))
+                index = (*[slice(None)] * (dim % len(shape)), parts[user.args[1]])
                 part = gm.graph.call_function(operator.getitem, (source, index))
             part.meta = dict(user.meta)
             user.replace_all_uses_with(part)
@@ -82,20 +86,27 @@ def _arguments(node: fx.Node) -> tuple[Any, Any, Any]:
             sizes = named.get(name, sizes)
         return input, sizes, dim
 
-    return read(*node.args, **node.kwargs)
+    def read_unbind(input: Any = None, dim: Any = 0) -> tuple[Any, Any, Any]:
+        return input, None, dim
+
+    return (read_unbind if node.target in _UNBIND else read)(*node.args, **node.kwargs)
 
 
-def _bounds(node: fx.Node, sizes: Any, dim: Any, shape: Sequence[int] | None) -> list[tuple[int, int]] | None:
-    """(start, stop) of every part; None if they are not known at conversion."""
+def _parts(
+    node: fx.Node, sizes: Any, dim: Any, shape: Sequence[int] | None
+) -> Sequence[int] | list[slice] | None:
+    """The index of every part; None if they are not known at conversion."""
     if shape is None or not isinstance(dim, int):
         return None
     total = shape[dim]
+    if node.target in _UNBIND:
+        return range(total)
     if isinstance(sizes, int):
         step = -(-total // sizes) if node.target in _CHUNK else sizes
-        return [(start, min(start + step, total)) for start in range(0, total, step)]
+        return [slice(start, min(start + step, total)) for start in range(0, total, step)]
     if isinstance(sizes, list | tuple) and all(isinstance(s, int) for s in sizes):
         stops = list(accumulate(sizes))
-        return [(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+        return [slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
     return None
 
 

@@ -25,6 +25,8 @@ _WORKERS = (
     *("conv_transpose1d", "conv_transpose3d", "conv2d", "conv_transpose2d", "tensordot", "chain_matmul"),
 )
 
+_HOMES = ("torch", "builtins", "_operator", "math", "deltaconvert")
+
 
 def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphModule]:
     """A pass that runs the graph on `frames` and writes what it sees to each node's meta:
@@ -73,7 +75,12 @@ def _hides_work(node: fx.Node) -> bool:
     """Its multiply-accumulates do not follow from the shapes of its input and its output."""
     if node.op == "call_module":
         return operator_of(node) is None
-    return node.op in ("call_function", "call_method") and _name(node) in _WORKERS
+    if node.op not in ("call_function", "call_method"):
+        return False
+    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    return (
+        _name(node) in _WORKERS or home not in _HOMES
+    )  # torch.fx.wrap keeps a network's own functions whole
 
 
 def _product_macs(node: fx.Node, value: Any) -> int:

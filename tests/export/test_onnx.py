@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from one_each import ONE_EACH, network_of, small
-from oracle import Call, generator, leaves, rounding, scripted_videos
+from oracle import Call, generator, leaves, rounding, scripted_video, scripted_videos
 from torch import nn
 
 import deltaconvert
@@ -16,18 +16,35 @@ import model_zoo
 from deltaconvert.errors import ExportError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
-pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 ALWAYS_SPARSE, ALWAYS_DENSE = 2.0, -1.0
 # Sums in another order, through some layers: the largest error seen is 4e-6 of the largest value.
 TOLERANCE = 2e-5
 
 
-def session_of(model, path, dense_above=None, **options):
+CPU = "CPUExecutionProvider"
+CUDA = ("CUDAExecutionProvider", {"use_tf32": 0})  # float32 is float32, as on the CPU
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def providers(request):
+    """onnxruntime's, as DeltaSession takes them."""
+    if request.param == "cpu":
+        return [CPU]
+    if CUDA[0] not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA")
+    return [CUDA, CPU]
+
+
+def session_of(model, path, dense_above=None, providers=(CPU,)):
     from deltaconvert.session import DeltaSession
 
     deltaconvert.export_onnx(model, path, dense_above=dense_above)
-    return DeltaSession(path, providers=["CPUExecutionProvider"], **options)
+    session = DeltaSession(path, providers=providers)
+    # onnxruntime goes on without a provider whose libraries are missing: such a test would test nothing.
+    assert (CUDA in providers) == (CUDA[0] in session._session.get_providers())
+    return session
 
 
 def assert_equal(got, expected, where, tolerance=TOLERANCE):
@@ -51,6 +68,7 @@ def check(
     seed=0,
     resets=(),
     amplifies=False,
+    providers=(CPU,),
     **options,
 ):
     """The scripted video through the model and one session for each `dense_above`; the outputs of earlier frames stay
@@ -58,7 +76,7 @@ def check(
     shapes = [shapes] if isinstance(shapes[0], int) else shapes
     calls = scripted_videos(shapes, torch.float32, seed) * repeats
     model = deltaconvert.convert(network.eval(), calls[0], backend="reference", **options)
-    sessions = [session_of(model, path, share) for share in dense_above]
+    sessions = [session_of(model, path, share, providers) for share in dense_above]
     kept = []
     for t, call in enumerate(calls):
         if t in resets:
@@ -78,8 +96,8 @@ def check(
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", ONE_EACH)
-def test_operators(tmp_path, name, batch):
-    check(network_of(name), (batch, 3, 13, 19), tmp_path / "m.onnx")
+def test_operators(tmp_path, name, batch, providers):
+    check(network_of(name), (batch, 3, 13, 19), tmp_path / "m.onnx", providers=providers)
 
 
 BOTH = (ALWAYS_SPARSE, 0.3)
@@ -88,7 +106,7 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in model_zoo.names
 
 
 @pytest.mark.parametrize("name", [*SMALL, *OTHERS])
-def test_zoo(tmp_path, name):
+def test_zoo(tmp_path, name, providers):
     """112 frames: by the sparse functions alone, and with the dense network taking its turns."""
     size = (128, 128) if "efficientdet" in name else (32, 64)
     shape = (1, model_zoo.recipe(name).input_size[0], *size)
@@ -100,12 +118,13 @@ def test_zoo(tmp_path, name):
         dense_above=SMALL.get(name, BOTH),
         repeats=7,
         amplifies="efficientdet" in name,
+        providers=providers,
     )
 
 
 @pytest.mark.parametrize("dense_above", [ALWAYS_SPARSE, 0.5, ALWAYS_DENSE])
 @pytest.mark.parametrize("rules", [0.0, {"input": 0.3}, {"input": 0.1, "activation": 0.2}])
-def test_thresholds_streams_and_resets(tmp_path, rules, dense_above):
+def test_thresholds_streams_and_resets(tmp_path, rules, dense_above, providers):
     check(
         small(),
         (3, 3, 20, 33),
@@ -114,6 +133,7 @@ def test_thresholds_streams_and_resets(tmp_path, rules, dense_above):
         threshold=rules,
         resets=(3, 7),
         repeats=2,
+        providers=providers,
     )
 
 
@@ -126,7 +146,7 @@ def test_what_stays_dense_goes_through_torchs_exporter(tmp_path):
     check(network, (1, 3, 12, 9), tmp_path / "m.onnx")
 
 
-def test_bytes_and_thresholds_by_channel(tmp_path):
+def test_bytes_and_thresholds_by_channel(tmp_path, providers):
     """Frames of a camera, cast and scaled before the first delta node."""
     network = Call(lambda self, x: self.conv(x.float() / 255), conv=small()).eval()
     frames = [
@@ -136,7 +156,7 @@ def test_bytes_and_thresholds_by_channel(tmp_path):
     model = deltaconvert.convert(
         network, frames[0], threshold={"activation": "40% weighted"}, backend="reference"
     )
-    session = session_of(model, tmp_path / "m.onnx", ALWAYS_SPARSE)
+    session = session_of(model, tmp_path / "m.onnx", ALWAYS_SPARSE, providers)
     for t, frame in enumerate(frames):
         assert_equal(session(frame.numpy()), model(frame), f"frame {t}")
 
@@ -177,31 +197,46 @@ def test_names_and_metadata(tmp_path):
         assert all(not node.domain for node in function.node), "a body has standard operators only"
 
 
-def test_a_still_frame_computes_no_pixel(tmp_path):
-    """What is stored comes out, whatever computing it would give."""
+def test_a_still_frame_computes_no_pixel(tmp_path, providers):
+    """What is stored comes out, whatever computing it would give; it stays where it is, on the GPU if that computes."""
     frame = torch.rand(1, 3, 16, 20)
-    session = session_of(deltaconvert.convert(small(), frame), tmp_path / "m.onnx")
+    session = session_of(deltaconvert.convert(small(), frame), tmp_path / "m.onnx", providers=providers)
+    places = [value.data_ptr() for value in session._states.values()]
     session(frame.numpy())
+    device = "cuda" if CUDA in providers else "cpu"
+    assert {value.device_name() for value in session._states.values()} == {device}
+    *bound, _ = session._binding.get_outputs()
+    assert [value.data_ptr() for value in bound] == places
     marked = {name: value for name, value in session._states.items() if not name.startswith("input")}
     for value in marked.values():
         value.update_inplace(np.full(value.shape(), 7, np.float32))
     assert (session(frame.numpy()) == 7).all()
 
 
-def test_a_network_of_its_own_each(tmp_path):
+@pytest.mark.gpu
+def test_beside_the_cuda_backend(tmp_path, gpu, providers):
+    """A model on the GPU, and what it exports on either device."""
+    video = [frame.to(gpu) for frame in scripted_video((2, 3, 20, 33), torch.float32)]
+    model = deltaconvert.convert(small().to(gpu), video[0], threshold={"input": 0.1}, backend="cuda")
+    session = session_of(model, tmp_path / "m.onnx", ALWAYS_SPARSE, providers)
+    for t, frame in enumerate(video):
+        assert_equal(session(frame.cpu().numpy()), model(frame).cpu(), f"frame {t}")
+
+
+def test_a_network_of_its_own_each(tmp_path, providers):
     frames = torch.rand(2, 1, 3, 16, 20, generator=generator(0))
     model = deltaconvert.convert(small(), frames[0], backend="reference")
-    first = session_of(model, tmp_path / "m.onnx")
+    first = session_of(model, tmp_path / "m.onnx", providers=providers)
     second = first.another()
     for session, frame in ((first, frames[0]), (second, frames[1]), (first, frames[0]), (second, frames[0])):
         model.reset()
         assert_equal(session(frame.numpy()), model(frame), "")
 
 
-def test_errors(tmp_path):
+def test_errors(tmp_path, providers):
     frame = torch.rand(1, 3, 16, 20)
     model = deltaconvert.convert(small(), frame, backend="reference")
-    session = session_of(model, tmp_path / "m.onnx")
+    session = session_of(model, tmp_path / "m.onnx", providers=providers)
     session(frame.numpy())
     for wrong in (frame.numpy()[:, :2], frame.double().numpy()):
         with pytest.raises(ValueError, match="exported for float32"):

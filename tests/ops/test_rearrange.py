@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import Call, assert_close, assert_kind, check_operator, dense
+from oracle import Call, assert_close, assert_kind, check_operator, dense, scripted_video
 from torch import nn
 
 import deltaconvert
@@ -67,6 +67,77 @@ class ShuffleUnit(nn.Module):
 def test_shuffle_unit(backend, dtype):
     network = nn.Sequential(ShuffleUnit(), ShuffleUnit())
     check_operator(network, (2, 12, 9, 7), dtype=dtype, threshold=0.1, backend=backend)
+
+
+class Windows(nn.Module):
+    """Attention within windows of 2x2 pixels, shifted by one, of a map N H W C, as Swin writes it."""
+
+    def __init__(self, channels, heads=2):
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(channels)
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x):
+        n, height, width, channels = x.shape
+        y = torch.nn.functional.pad(self.norm(x), (0, 0, 0, width % 2, 0, height % 2)).roll((-1, -1), (1, 2))
+        down, right = (height + 1) // 2, (width + 1) // 2
+        y = y.view(n, down, 2, right, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, channels)
+        q, k, v = (
+            self.qkv(y).reshape(-1, 4, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        y = (q * 0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+        y = self.proj(y.transpose(1, 2).reshape(-1, 4, channels))
+        y = (
+            y.view(n, down, right, 2, 2, channels)
+            .permute(0, 1, 3, 2, 4, 5)
+            .reshape(n, 2 * down, 2 * right, channels)
+        )
+        return x + y.roll((1, 1), (1, 2))[:, :height, :width]
+
+
+class Swin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.windows, self.deeper = nn.Conv2d(3, 4, 2, 2), Windows(4), Windows(6)
+        self.norm, self.merge = nn.LayerNorm(16), nn.Linear(16, 6)
+        self.mlp = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6))
+
+    def forward(self, x):
+        x = self.windows(self.stem(x).permute(0, 2, 3, 1))
+        n, height, width, channels = x.shape
+        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        x = self.deeper(self.merge(self.norm(x)))
+        return (x + self.mlp(x)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("size", [(20, 28), (24, 16)])
+def test_windows(backend, size):
+    """All but the products of the attention: its Linear layers, shifts, pads, norms and merged patches are maps."""
+    torch.manual_seed(0)
+    network, shape = Swin().eval(), (2, 3, *size)
+    video = scripted_video(shape, torch.float32)
+    video = [frame.cuda() for frame in video] if backend == "cuda" else video
+    network = network.to(video[0].device)
+    model = deltaconvert.convert(network, video[0], backend=backend)
+    dense = {row.operator for row in model.explain().rows if row.kind == "dense"}
+    work = {"Linear", "LayerNorm", "Roll", "Pad", "add", "getitem", "Conv2d"}
+    assert not dense & work and "matmul" in dense, dense
+    for t, frame in enumerate(video):
+        assert_close(model(frame), network(frame), f"frame {t}")
+
+
+def test_a_window_that_nothing_touches_is_not_computed():
+    network = Windows(4).eval()
+    frame = torch.randn(1, 4, 12, 12)
+    model = deltaconvert.convert(
+        Call(lambda m, x: m.windows(x.permute(0, 2, 3, 1)), windows=network).eval(), frame
+    )
+    model(frame)
+    frame = frame.clone()
+    frame[:, :, 5, 6] += 1
+    model(frame)
+    changed = {layer.path: layer.density for layer in model.stats().layers}
+    assert changed["windows.qkv"] == 1 / 144 and changed["windows.proj"] == 4 / 144, changed
 
 
 # Something reads another layout.
