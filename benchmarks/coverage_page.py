@@ -13,6 +13,22 @@ ATTENTION = tuple(  # families that multiply maps with each other; what torch co
     "gcvit halonet hiera levit lowformer maxvit mobilenetv4_hybrid mobilenetv5 mobilevit mvitv2 nest nextvit pit_ pvt "
     "samvit swin test_vit tiny_vit twins visformer vit volo xcit".split()
 )
+ATTENTION_TEXT = """
+## What attention comes to
+
+*Windows* (Swin, MaxViT and their kind): the layout of a map is followed into its windows and through their attention,
+so that shifts, padding, norms, merged patches and Linear layers compute only the pixels that changed. What is left
+dense is the product of the attention itself, and what a network reads by indices that no layout describes; its result
+is compared, and goes on as the map it is. A function that torch.fx keeps whole (torchvision's shifted_window_attention)
+is an island with all that is in it.
+
+*All tokens with all tokens*: one change reaches every token, so nothing could be saved behind it at threshold 0. Where
+tokens are those of a map alone, Linear layers and norms are delta nodes, which pays with a threshold; a class token
+among them ends the layout, and all that follows is dense.
+
+*Attention pooling* (one query over a map) is a softmax over all pixels: an island. It holds about a tenth of the work
+of timm's resnet50_clip, nearly all of it in the projections of the last map, where most pixels change anyway.
+"""
 WAYS = {
     "symbolic": "symbolic tracing",
     "export": "torch.export",
@@ -38,7 +54,7 @@ by less than {ROUNDING:g}; or, where a random network amplifies the rounding of 
 there when each weight moves by its last bit (*its own*). Detectors keep boxes however unsure they are, R-CNNs ten of
 them. timm: of each family with convolutions the smallest variant and the largest one of up to 45 million parameters.
 *Work in deltas* is the share of all multiply-accumulates; a *pure CNN* multiplies no maps with each other (attention)
-and mixes no tokens. torchvision.vit_h_14 is missing: no run had the minutes and the 10 GB that it takes.
+and mixes no tokens.
 
 """
     columns = (
@@ -69,6 +85,7 @@ and mixes no tokens. torchvision.vit_h_14 is missing: no run had the minutes and
     text += "| operator | networks | for example |\n|---|---|---|\n"
     for operator, (count, example) in _reasons(networks).items():
         text += _row((operator, count, example)) + "\n"
+    text += ATTENTION_TEXT
     for package in packages:
         text += f"\n## {package}\n\n"
         text += "| network | size | way | work in deltas | nodes | largest islands | difference |\n"

@@ -1,10 +1,12 @@
 """Exported networks in onnxruntime: (frame, state) -> (output, state) against the dense ONNX model, in one run.
 
     python benchmarks/onnx.py [--networks resnet50,dncnn] [--densities 0,1,5,25,100] [--repeats 5] [--out FILE]
+    python benchmarks/onnx.py --device cuda   # with onnxruntime-gpu: TF32, as its CUDA provider computes by default
 
 Both are ordinary ONNX files, in sessions with the same number of threads; the frames are those of cpu.py, a box of
 fresh texture over a still textured background, and both get the same one after the other. The dense file is torch's
-own export of the network. State is bound in place (deltaconvert.DeltaSession). Writes JSON.
+own export of the network. State is bound in place (deltaconvert.DeltaSession); frames and outputs are in the memory of
+the CPU. On a GPU the dense network runs in N H W C, the faster way there. Writes JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ from benchmarks.engines import TOLERANCE, difference  # noqa: E402
 from deltaconvert import measure  # noqa: E402
 from deltaconvert.report import table  # noqa: E402
 
+DENSE = {"cpu": ["CPUExecutionProvider"], "cuda": [("CUDAExecutionProvider", {"prefer_nhwc": 1})]}
+DELTA = {"cpu": ["CPUExecutionProvider"], "cuda": None}  # DeltaSession's own choice
+BOUNDS = {"cpu": TOLERANCE, "cuda": 5e-3}  # of the largest value; TF32 was seen at 1.5e-3
 WARM = 2  # the first frame is computed in full, the second is the first of its kind
 
 
@@ -42,13 +47,24 @@ def main() -> None:
     parser.add_argument("--size", help="HxW instead of the network's own")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=list(DENSE), default="cpu")
     parser.add_argument("--files", type=Path, help="folder where the ONNX files are kept, and found again")
     parser.add_argument("--out", type=Path, help="JSON to write")
     options = parser.parse_args()
     options.scratch = tempfile.TemporaryDirectory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    facts: dict[str, Any] = {**environment(), "onnxruntime": onnxruntime.__version__, "results": []}
+    facts: dict[str, Any] = {
+        **environment(),
+        "onnxruntime": onnxruntime.__version__,
+        "device": options.device,
+    }
+    if options.device == "cuda":
+        onnxruntime.set_default_logger_severity(
+            3
+        )  # it warns of every ScatterND and of every new number of tiles
+        facts["gpu"] = torch.cuda.get_device_name()
+    facts["results"] = []
     for name in options.networks.split(","):
         facts["results"] += measure_network(name, options)
         if options.out:
@@ -80,10 +96,10 @@ def measure_network(name: str, options: argparse.Namespace) -> list[dict[str, An
         delta = deltaconvert.convert(model, base, backend="reference")
         deltaconvert.export_onnx(delta, exported)
         torch.onnx.export(model, (base,), plain, dynamo=True, verbose=False)
-    sparse = deltaconvert.DeltaSession(exported, providers=["CPUExecutionProvider"], options=threads(options))
-    dense = onnxruntime.InferenceSession(plain, threads(options), providers=["CPUExecutionProvider"])
+    sparse = deltaconvert.DeltaSession(exported, providers=DELTA[options.device], options=threads(options))
+    dense = onnxruntime.InferenceSession(plain, threads(options), providers=DENSE[options.device])
     densities = [float(percent) / 100 for percent in options.densities.split(",") if percent]
-    return [row(name, sparse, dense, base, density, options.repeats) for density in densities]
+    return [row(name, sparse, dense, base, density, options) for density in densities]
 
 
 def threads(options: argparse.Namespace) -> onnxruntime.SessionOptions:
@@ -100,14 +116,14 @@ def row(
     dense: onnxruntime.InferenceSession,
     base: torch.Tensor,
     density: float,
-    repeats: int,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Medians of `repeats` frames at one density; every frame of both is compared."""
+    """Medians of --repeats frames at one density; every frame of both is compared."""
     times: dict[str, list[float]] = {"delta": [], "dense": []}
     errors = []
     sparse.reset()
     asked = dense.get_inputs()[0].name
-    for number, frame in enumerate(video(base, density, WARM + repeats)):
+    for number, frame in enumerate(video(base, density, WARM + options.repeats)):
         values = frame.contiguous().numpy()
         runs = {
             "delta": partial(sparse, values),
@@ -118,7 +134,7 @@ def row(
             outputs[key], spent = measure.timed(runs[key])
             times[key].append(spent)
         errors.append(difference(*(torch.from_numpy(outputs[key]) for key in ("delta", "dense"))))
-    if max(errors) > TOLERANCE:
+    if max(errors) > BOUNDS[options.device]:
         raise SystemExit(
             f"{name} at {density:.0%}: the outputs differ by {max(errors):.2g} of the largest value"
         )

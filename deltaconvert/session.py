@@ -15,6 +15,8 @@ import onnxruntime
 
 EVERY = "everything_changed"
 FORMAT = 1
+# onnxruntime's own choice, to try all algorithms, tries them anew for every number of tiles that a frame changes.
+CUDA = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})
 Array = np.ndarray[Any, Any]
 
 
@@ -36,8 +38,8 @@ class DeltaSession:
         options: onnxruntime.SessionOptions | None = None,
     ):
         if providers is None:
-            wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-            providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+            cpu = "CPUExecutionProvider"
+            providers = [CUDA, cpu] if CUDA[0] in onnxruntime.get_available_providers() else [cpu]
         self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         if self.metadata.get("deltaconvert.format") != str(FORMAT):

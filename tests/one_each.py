@@ -5,6 +5,18 @@ import torch.nn.functional as F
 from oracle import Call
 from torch import nn
 
+
+def attention_of_windows(self, x):
+    """Windows of 2x2 pixels of a map that is padded and shifted, as in Swin; x: N 3 13 19."""
+    x = self.stem(x)
+    y = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).roll((-1, 1), (1, 2))
+    y = y.view(-1, 7, 2, 10, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 3)
+    q, k, v = self.qkv(y).view(-1, 4, 3, 3).permute(2, 0, 1, 3).unbind(0)
+    y = self.proj((q @ k.mT).softmax(-1) @ v)
+    y = y.view(-1, 7, 10, 2, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, 14, 20, 3)
+    return x + y.roll((1, -1), (1, 2))[:, :13, :19].permute(0, 3, 1, 2)
+
+
 ONE_EACH = {
     "conv": nn.Conv2d(3, 5, 3, padding=1),
     "conv stride": nn.Conv2d(3, 5, (3, 2), (2, 3), (2, 0)),
@@ -41,9 +53,11 @@ ONE_EACH = {
         linear=nn.Linear(3, 5),
         norm=nn.LayerNorm(3),
     ),
+    "windows": Call(attention_of_windows, stem=nn.Conv2d(3, 3, 1), qkv=nn.Linear(3, 9), proj=nn.Linear(3, 3)),
     "channels": Call(
         lambda self, x: F.channel_shuffle(torch.cat([x, x[:, [2, 0, 1]]], 1), 2)[:, 1:].softmax(1)
     ),
+    "maxima of maps": Call(lambda self, x: x * torch.sigmoid(x.amax((2, 3), keepdim=True))),
     "norms of channels": Call(lambda self, x: x * x.norm(dim=(2, 3), keepdim=True)),
     "joined side by side": Call(lambda self, x: torch.cat([x, x.relu()], 3) * 2),
     "local responses": Call(lambda self, x: F.local_response_norm(F.relu(x), 3, 0.5)),

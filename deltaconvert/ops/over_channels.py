@@ -148,7 +148,7 @@ def _spell(function: str) -> None:
         return reduce_channels(function, input, axis if dim is None else dim, keepdim, dtype=dtype)
 
 
-for _name in ("argmax", "argmin", "amax", "amin", "sum"):
+for _name in ("argmax", "argmin", "amin", "sum"):  # mean and amax, also of whole maps, are in resample.py
     _spell(_name)
 
 

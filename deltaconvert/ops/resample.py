@@ -107,24 +107,32 @@ class AdaptivePool2d(Operator):
 class SpatialMean(AdaptivePool2d):
     """N C H W -> N C 1 1: torch.mean over `dims`, height and width; as an island it means what torch means."""
 
+    KIND, WHAT = "avg", "mean"
+
     def __init__(self, dims: tuple[int, ...], keepdim: bool = True):
-        super().__init__("avg", (1, 1))
+        super().__init__(self.KIND, (1, 1))
         self.dims, self.keepdim = tuple(dims), keepdim
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.mean(x, self.dims, self.keepdim)
+        return (torch.mean if self.KIND == "avg" else torch.amax)(x, self.dims, self.keepdim)
 
     def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
         rank = len(shapes[0])
         own = sorted(dim % rank for dim in self.dims) == [2, 3]
-        return None if own else "it is not a mean over height and width"
+        return None if own else f"it is not a {self.WHAT} over height and width"
 
     def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
         (layout,) = layouts
         if len(self.dims) == 1 and self.keepdim:
             return OverChannels("mean", self.dims[0], {}).on_maps(layouts)
         pooled = layout.pooled([dim % len(layout.dims) for dim in self.dims], self.keepdim)
-        return None if pooled is None else (SpatialMean((2, 3)), pooled)
+        return None if pooled is None else (type(self)((2, 3)), pooled)
+
+
+class SpatialMax(SpatialMean):
+    """N C H W -> N C 1 1: torch.amax over `dims`, height and width; as an island it means what torch means."""
+
+    KIND, WHAT = "max", "maximum"
 
 
 def sources_of(resample: Callable[[Tensor], Tensor], size: int) -> Tensor:
@@ -222,5 +230,19 @@ def _mean(
         return reduce_channels("mean", input, dim, keepdim, dtype=dtype)
     if dim is None or dtype is not None:
         raise StaysDense("it is not a mean over height and width")
+    return _over_map(SpatialMean, input, dim, keepdim)
+
+
+@spelled(torch.amax, "amax")
+def _amax(
+    input: Any, dim: Any = None, keepdim: Any = False, *, axis: Any = None
+) -> tuple[Operator, list[Any]]:
+    dim = axis if dim is None else dim
+    if isinstance(dim, list | tuple) and len(dim) == 2:
+        return _over_map(SpatialMax, input, dim, keepdim)
+    return reduce_channels("amax", input, dim, keepdim)
+
+
+def _over_map(kind: type[SpatialMean], input: Any, dim: Any, keepdim: Any) -> tuple[Operator, list[Any]]:
     dims = [int(constant(each, "dim")) for each in (dim if isinstance(dim, list | tuple) else [dim])]
-    return SpatialMean(tuple(dims), bool(constant(keepdim, "keepdim"))), [input]
+    return kind(tuple(dims), bool(constant(keepdim, "keepdim"))), [input]

@@ -86,7 +86,7 @@ class _Walk:
         return found is not None
 
     def _take(self, node: fx.Node) -> bool:
-        """One place of a dimension that is made of channels, as in shuffles and in attention: these channels of the map.
+        """One place of a dimension that is made of channels, as in shuffles and attention: these channels of the map.
 
         before:  t = reshape(permute(reshape(x, 2 C | H W), ...), 2 | C H W);  y = t[0]
         after:   y = x[:, [0, 2, 4, ...]]
@@ -156,8 +156,8 @@ class _Walk:
         operators = _as_operators(layout.permute((0, 3, 1, 2)))
         if not operators:
             return False
-        for operator in operators:
-            source = self._insert(operator, source, node)
+        for each in operators:
+            source = self._insert(each, source, node)
         self.held[node] = source, Layout.of(source.meta["shape"]).permute((0, 2, 3, 1))
         self.moved.add(source)
         return True

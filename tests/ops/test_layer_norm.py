@@ -19,6 +19,9 @@ NORMS = {
     "tokens": lambda m, x: m.norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape),
     "weight alone": lambda m, x: m.unbiased(x.permute(last)).permute(first),
     "pooled": lambda m, x: m.norm(x.mean((2, 3), keepdim=True).flatten(1)).view(2, 6, 1, 1),
+    "channels in another order": lambda m, x: m.norm(
+        x.view(2, 2, 3, 4, 5).permute(0, 3, 4, 2, 1).flatten(3)
+    ).permute(first),
     "by hand": lambda m, x: by_hand(m, x.permute(last)).permute(first),
 }
 
@@ -80,10 +83,6 @@ DENSE = {
     "a whole map": (lambda m, x: m.whole(x), "normalises over rows or whole maps"),
     "along the width": (lambda m, x: m.width(x), "normalises over rows or whole maps"),
     "rows and channels": (lambda m, x: m.rows(x.permute(last)), "normalises over rows or whole maps"),
-    "channels in another order": (
-        lambda m, x: m.norm(x.view(2, 2, 3, 4, 5).permute(0, 3, 4, 2, 1).flatten(3)),
-        "normalises over rows or whole maps",
-    ),
 }
 
 

@@ -137,6 +137,7 @@ SPELLINGS = {
     "torch.mean": lambda m, x: torch.mean(x, dim=(2, 3), keepdim=True),
     "mean": lambda m, x: x.mean((-1, -2), True),
     "mean list": lambda m, x: x.mean([2, 3], keepdim=True),
+    "amax": lambda m, x: x.amax((2, 3), keepdim=True) * torch.amax(x, axis=(-1, -2), keepdim=True),
     "size of another": lambda m, x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
     "size of another by hand": lambda m, x: F.interpolate(
         F.max_pool2d(x, 2), size=(x.size(2), x.shape[-1]), mode="bilinear"
@@ -152,6 +153,10 @@ def test_spellings(backend, name):
 DENSE = {
     "sum over the width": (lambda m, x: x.mean(3, keepdim=True), "not a mean over height and width"),
     "channels among them": (lambda m, x: x.mean((1, 2), keepdim=True), "not a mean over height and width"),
+    "maxima over rows and channels": (
+        lambda m, x: x.amax((1, 2), keepdim=True),
+        "not a maximum over height and width",
+    ),
     "no keepdim": (lambda m, x: x.mean((2, 3)), "not N C H W"),
     "another rank": (lambda m, x: x[:, :, None].mean((2, 3), keepdim=True), "not N C H W"),
     "a mean of a matrix": (lambda m, x: x.flatten(1).mean((-2, -1), keepdim=True), "not N C H W"),

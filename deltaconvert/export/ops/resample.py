@@ -8,7 +8,7 @@ from torch import Tensor
 from deltaconvert.export.graph import Scope
 from deltaconvert.export.ops import in_onnx
 from deltaconvert.ops.base import Shape
-from deltaconvert.ops.resample import AdaptivePool2d, Interpolate, SpatialMean
+from deltaconvert.ops.resample import AdaptivePool2d, Interpolate, SpatialMax, SpatialMean
 from deltaconvert.reach import Sources
 
 
@@ -16,6 +16,11 @@ from deltaconvert.reach import Sources
 def mean(g: Scope, op: SpatialMean, x: str) -> str:
     """Where it stays dense, x may have other dimensions."""
     return g.ReduceMean(x, list(op.dims) if g.axis == 1 else [1, 2], keepdims=int(op.keepdim))
+
+
+@in_onnx(SpatialMax)
+def largest(g: Scope, op: SpatialMax, x: str) -> str:
+    return g.ReduceMax(x, list(op.dims) if g.axis == 1 else [1, 2], keepdims=int(op.keepdim))
 
 
 @in_onnx(AdaptivePool2d)
