@@ -7,6 +7,11 @@ reference backend's masks, and the task's score on the test frames, against the 
 against the dense network. `ours` and `paper` are calibrated by the same metric to the same budgets and then scaled as
 a whole; the other ways have a strength of their own. FOLDER/TASK.json gets the rows as they come, FOLDER/TASK_WAY.json
 the thresholds for convert(threshold=...); a second run takes up where the first one stopped.
+
+The rule, written down before any test frame was played: both ways see the same calibration frames, are judged by the
+same smooth metric and get the same budget, half of what one threshold of `spent` for all layers costs (restoration:
+half of the accepted loss, in dB); both are then scaled by the same factors. Gates, steps and all else that is chosen
+follow from calibration frames. What a score counts follows from the dense network alone (see Task).
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ from deltaconvert.trials import Setting, Trials  # noqa: E402
 UNIFORM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 WAYS = ("ours", "paper")
 ROUNDS = 3  # of allocation
+DRAWS = 8  # of noise of one grey level, for what the dense network is sure of
 SCORERS = 6  # processes
 
 
@@ -47,9 +53,9 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, default=200)
-    parser.add_argument("--calibration", type=int, default=14)
+    parser.add_argument("--calibration", type=int, default=30)
     parser.add_argument("--factors", default="0.35,0.5,0.71,1,1.41,2,2.83,4,5.66,8")
-    parser.add_argument("--budgets", default="1", help="times the task's own")
+    parser.add_argument("--budgets", default="0.5", help="times the task's own")
     parser.add_argument("--workers", type=int, default=1, help="processes, on the CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="no part starts after so many")
     parser.add_argument("--simple", action="store_true", help="also the ways without thresholds of their own")
@@ -95,9 +101,13 @@ class Run:
         )
         everywhere = Setting((1.0,) * len(trials.sites))
         self.test = self._inputs(task.test)
-        self.dense = [task.decode(task.network(x)) for x in self.test]
-        self.dense_score = task.score(self.dense, self.dense, task.test)
-        self._row("dense", 1.0, 1.0, self.dense_score)
+        self.dense = self._dense(0)
+        self.sure = self.dense
+        if task.sure is not None:
+            noisy = zip(*(self._dense(seed) for seed in range(1, 1 + DRAWS)), strict=True)
+            self.sure = list(map(task.sure, self.dense, noisy))
+        self.dense_scores = self._scores(self.dense)
+        self._row("dense", 1.0, 1.0, self.dense_scores)
         budget = task.budget or trials(everywhere.times(task.spent)).loss
         for share in map(float, options.budgets.split(",")):
             settings = {}
@@ -127,7 +137,7 @@ class Run:
     def _simple(self) -> None:
         for count in (2, 3, 5):
             found = [self.dense[place - place % count] for place in range(len(self.dense))]
-            self._row("skipped frames", count, 1 / count, self._score(found))
+            self._row("skipped frames", count, 1 / count, self._scores(found))
         for scale in (0.9, 0.75, 0.5):
             self._row("lower resolution", scale, *self._smaller(self.test, scale))
         for share in (0.002, 0.005, 0.01, 0.02, 0.05):
@@ -172,23 +182,34 @@ class Run:
             played = list(trials.play(group, frames, decode=self.task.decode))
             works = [sum(work) / len(work) for work in zip(*(work for _, work in played[1:]), strict=True)]
             found = list(zip(*(outputs for outputs, _ in played), strict=True))
-            scored = side_by_side(self._score, found, SCORERS if self.task.on_host else 1)
-            for stream, score in scored:
-                self._row(*rows[stream], works[stream], score)
+            scored = side_by_side(self._scores, found, SCORERS if self.task.on_host else 1)
+            for stream, scores in scored:
+                self._row(*rows[stream], works[stream], scores)
 
-    def _score(self, found: Sequence[Any]) -> float:
-        return self.task.score(list(found), self.dense, self.task.test)
+    def _dense(self, seed: int) -> list[Any]:
+        """The dense network's answers; under uniform noise of one grey level where `seed` is not 0."""
+        draw = torch.Generator().manual_seed(seed)
+        return [
+            self.task.decode(self.task.network(x))
+            for x in self._inputs(self.task.test, draw if seed else None)
+        ]
 
-    def _smaller(self, clip: list[Tensor], scale: float) -> tuple[float, float]:
+    def _scores(self, found: Sequence[Any]) -> tuple[float, float]:
+        """The task's score, and the plain one, which is the same for most."""
+        task, plain = self.task, self.task.plain or self.task.score
+        score = task.score(list(found), self.sure, task.test)
+        return score, score if task.plain is None else plain(list(found), self.dense, task.test)
+
+    def _smaller(self, clip: list[Tensor], scale: float) -> tuple[float, tuple[float, float]]:
         size = [max(32, round(side * scale / 32) * 32) for side in clip[0].shape[2:]]
         found = []
         for x in clip:
             small = F.interpolate(x, size, mode="bilinear", antialias=True)
             found.append(self.task.resized(self.task.network(small), tuple(x.shape[2:])))
         work = size[0] * size[1] / (clip[0].shape[2] * clip[0].shape[3])
-        return work, self._score(found)
+        return work, self._scores(found)
 
-    def _gated(self, share: float) -> tuple[float, float]:
+    def _gated(self, share: float) -> tuple[float, tuple[float, float]]:
         """The whole frame or nothing: it runs where more than `share` of the pixels moved by over 15 levels."""
         last, found, ran = None, [], 0
         for place, picture in enumerate(self.task.frames(self.task.test)):
@@ -199,25 +220,32 @@ class Run:
             if moved:
                 last, ran = picture, ran + 1
             found.append(self.dense[place] if moved else found[-1])
-        return ran / len(found), self.task.score(found, self.dense, self.task.test)
+        return ran / len(found), self._scores(found)
 
-    def _inputs(self, numbers: Sequence[int]) -> list[Tensor]:
-        pictures = (p.permute(2, 0, 1)[None].float().to(self.device) for p in self.task.frames(numbers))
-        return [self.task.prepare(picture).to(self.type).contiguous() for picture in pictures]
+    def _inputs(self, numbers: Sequence[int], noise: torch.Generator | None = None) -> list[Tensor]:
+        found = []
+        for frame in self.task.frames(numbers):
+            picture = frame.permute(2, 0, 1)[None].float()
+            if noise is not None:
+                picture = picture + torch.rand(picture.shape, generator=noise) * 2 - 1
+            found.append(self.task.prepare(picture.to(self.device)).to(self.type).contiguous())
+        return found
 
     def _has(self, way: str, strength: float) -> bool:
         return any((row["way"], row["strength"]) == (way, strength) for row in self.kept["rows"])
 
-    def _row(self, way: str, strength: float, work: float, score: float) -> None:
+    def _row(self, way: str, strength: float, work: float, scores: tuple[float, float]) -> None:
         if self._has(way, strength):
             return
+        score, plain = scores
         row = {
             "task": self.task.name,
             "way": way,
             "strength": strength,
             "work": work,
             "score": score,
-            "loss": self.dense_score - score,
+            "loss": self.dense_scores[0] - score,
+            "plain_loss": self.dense_scores[1] - plain,
             "frames": len(self.task.test),
             "truth": self.task.truth,
             "accepted": self.task.accepted,

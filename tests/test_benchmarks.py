@@ -406,7 +406,7 @@ def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
 
 def test_accuracy_page(tmp_path):
     """The work at the accepted loss lies on a curve that rises; a lucky point counts with its neighbours."""
-    from benchmarks.accuracy_page import STYLES, draw, least, rising, side_by_side, table
+    from benchmarks.accuracy_page import STYLES, draw, least, plain, rising, side_by_side, table
 
     assert rising([0, 2, 1, 3]) == [0, 1.5, 1.5, 3] and rising([3, 2, 1]) == [2, 2, 2]
     curve = {0.8: 0.0, 0.4: 0.004, 0.2: 0.012, 0.1: 0.0, 0.05: 0.5}
@@ -421,6 +421,8 @@ def test_accuracy_page(tmp_path):
     assert table({"a": rows}).splitlines()[-1].endswith("| 0.50 |")
     assert side_by_side({"a": rows}).splitlines()[-1].startswith(f"| a | .{round(100 * ours)} : ")
     assert least(rows, "ours", 2) < ours
+    firmer = [row | {"plain_loss": row["loss"] * 2} for row in rows]
+    assert float(plain({"a": firmer}).splitlines()[-1].split("|")[2]) > ours
     pytest.importorskip("matplotlib")
     draw({"a": rows}, tmp_path / "a.svg")
     assert "calibrate" in (tmp_path / "a.svg").read_text()
