@@ -102,7 +102,8 @@ class Gate:
 class Watch:
     """A gate at work on one input: what it keeps between frames. Plain torch, written in place: a graph can hold it.
 
-    counts: int64 (3): pixels held and full frames after a cut, so far; tiles that wait now.
+    counts: int64 (3): pixels held and full frames after a cut, so far; tiles that wait now. tick: int64, frames so far;
+    turn: int64 (1, 1, tiles down, tiles right), the frame of `refresh` in which a tile is taken over.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Watch:
         self.gate, self.threshold = gate, threshold
         self.tiles = -(-height // TILE), -(-width // TILE)
         self.counts = torch.zeros(3, dtype=torch.int64, device=device)
-        self._tick = torch.zeros((), dtype=torch.int64, device=device)
+        self.tick = torch.zeros((), dtype=torch.int64, device=device)
         wide = torch.promote_types(dtype, torch.float32)
         kept = gate.noise > 0 and threshold > 0
         averaged = gate.recent > 1 and threshold > 0
@@ -125,7 +126,7 @@ class Watch:
         self._age = torch.zeros(n, 1, *self.tiles, dtype=wide, device=device)
         count = self.tiles[0] * self.tiles[1]
         order = torch.arange(count, device=device).view(1, 1, *self.tiles)
-        self._turn = order * gate.refresh // count  # the frame, of `refresh`, in which it is a tile's turn
+        self.turn = order * gate.refresh // count
         refreshed = -(-count // gate.refresh) if gate.refresh else 0
         self._most = max(1, int(gate.max_density * count) - refreshed)
         self.reset(slice(None))
@@ -151,9 +152,9 @@ class Watch:
         if gate.max_density < 1:
             changed = self._most_changed(changed, change) | stored.isnan().any(1, keepdim=True)
         if gate.refresh:
-            turn = self._turn == self._tick % gate.refresh
+            turn = self.turn == self.tick % gate.refresh
             changed = changed | (self._pixels(turn, frame) & ~same_bits)
-            self._tick.add_(1)
+            self.tick.add_(1)
         if gate.cut < 1:
             full = changed.float().mean((2, 3), keepdim=True) >= gate.cut
             self.counts[1].add_(full.sum())

@@ -55,6 +55,21 @@ def test_thresholds():
     check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50), threshold={"activation": 0.05})
 
 
+GATES = [
+    ((2, 3, 37, 70), {"smooth": 5, "dilate": 3, "weak": 0.3}),
+    ((1, 5, 16, 200), {"dilate": 40, "refresh": 3}),
+    ((2, 3, 37, 33), {"smooth": 31, "peak": 1.5}),
+    ((1, 1, 5, 1), {"dilate": 1, "peak": 100.0}),
+]
+
+
+@pytest.mark.parametrize(("shape", "gate"), GATES, ids=str)
+def test_gates_in_two_launches(shape, gate):
+    network = nn.Conv2d(shape[1], 4, 3, padding=1).eval()
+    model = check(network, shape, threshold={"input": 0.1}, gate=gate)
+    assert next(iter(model._program.edges.values()))._gate is not None
+
+
 class Skips(nn.Module):
     """Two concatenations, maps of which are read by others as well, and one that cannot be in place."""
 

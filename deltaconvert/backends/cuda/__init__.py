@@ -22,8 +22,17 @@ from torch import Tensor
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda.concats import join_concats
 from deltaconvert.backends.cuda.convs import Head, blocks_at_once, pitch_of
+from deltaconvert.backends.cuda.gates import FastGate
+from deltaconvert.backends.cuda.gates import fits as gate_fits
 from deltaconvert.backends.cuda.heads import head_of
-from deltaconvert.backends.cuda.kernels import TYPES, Kernel, on_current_stream, why_not
+from deltaconvert.backends.cuda.kernels import (
+    TYPES,
+    Kernel,
+    number_of,
+    on_current_stream,
+    strides_of,
+    why_not,
+)
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
 from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
 from deltaconvert.backends.cuda.recording import Recording
@@ -145,6 +154,7 @@ class FrameEdge(Edge):
         self.marks = backend.marks(kept.shape, kept.device, backend.place)
         self.computed = backend.counter(1, kept.device)
         self._backend = backend
+        self._gate = FastGate(backend, self, watch) if watch is not None and gate_fits(watch) else None
 
     def sleep(self, streams: Collection[int]) -> None:
         """These streams' images are those of the frame before, until it is said again."""
@@ -167,7 +177,7 @@ class FrameEdge(Edge):
             (-(-height * self.marks.bits.shape[2] * 32 // (THREADS * pixels)), n),
             THREADS,
             frame,
-            *_strides(frame),
+            *strides_of(frame),
             self.values,
             np.int32(self.pitch),
             self._awake,
@@ -177,16 +187,20 @@ class FrameEdge(Edge):
             np.int32(channels),
             np.int32(height),
             np.int32(width),
-            _number(self.threshold, self.values.dtype),
+            number_of(self.threshold, self.values.dtype),
         )
         self._backend.list_behind(self.marks)
 
     def _run_watched(self, watch: Watch, frame: Tensor) -> None:
-        """By torch, inside the graph: what a gate looks at is more than a pixel."""
-        frame, mask = watch.look(frame.to(self.values.dtype), self.values)
-        self.values.copy_(torch.where(mask, frame, self.values))
-        self.marks.put(mask)
-        self.computed.fill_(mask.numel())
+        """What a gate looks at is more than a pixel: in launches of its own, or by torch inside the graph."""
+        frame = frame.to(self.values.dtype)
+        if self._gate is not None:
+            self._gate.run(frame)
+        else:
+            frame, mask = watch.look(frame, self.values)
+            self.values.copy_(torch.where(mask, frame, self.values))
+            self.marks.put(mask)
+            self.computed.fill_(mask.numel())
         self._backend.list_behind(self.marks)
 
 
@@ -499,7 +513,7 @@ class Step:
             (blocks_of(edge),),
             THREADS,
             fresh,
-            *_strides(fresh),
+            *strides_of(fresh),
             edge.values,
             np.int32(edge.pitch),
             edge.marks.bits,
@@ -509,7 +523,7 @@ class Step:
             np.int32(channels),
             np.int32(height),
             np.int32(width),
-            _number(-1.0 if edge.threshold is None else edge.threshold, fresh.dtype),
+            number_of(-1.0 if edge.threshold is None else edge.threshold, fresh.dtype),
             np.int32(self._backend.is_early(self.candidates)),
         )
         if edge.threshold is not None:
@@ -576,15 +590,6 @@ def _kernel(source: str, name: str, dtype: torch.dtype, shared_bytes: int = 0, *
     # Maps of integers are moved, and compared by their bits: any type of their size will do.
     kind = TYPES[dtype] if dtype in TYPES else {8: 0, 4: 1, 2: 2, 1: 4}[dtype.itemsize]
     return Kernel(source, name, {"TYPE": kind, **macros}, shared_bytes)
-
-
-def _strides(x: Tensor) -> tuple[np.int64, ...]:
-    return tuple(np.int64(stride) for stride in x.stride())
-
-
-def _number(value: float | None, dtype: torch.dtype) -> np.floating:
-    assert value is not None
-    return np.float64(value) if dtype.itemsize == 8 else np.float32(value)
 
 
 def blocks_of(edge: Edge, shared_bytes: int = 0) -> int:

@@ -233,3 +233,12 @@ def _exactly(code: str, options: tuple[str, ...]) -> Any:
 
 def _cupy() -> Any:
     return importlib.import_module("cupy")
+
+
+def strides_of(x: Tensor) -> tuple[np.int64, ...]:
+    return tuple(np.int64(stride) for stride in x.stride())
+
+
+def number_of(value: float | None, dtype: torch.dtype) -> np.floating:
+    assert value is not None
+    return np.float64(value) if dtype.itemsize == 8 else np.float32(value)
