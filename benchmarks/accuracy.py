@@ -42,6 +42,7 @@ from deltaconvert.trials import Setting, Trials  # noqa: E402
 UNIFORM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 WAYS = ("ours", "paper")
 ROUNDS = 3  # of allocation
+CHANCES = 3  # draws of noise of one grey level that tell what a score's chance is
 DRAWS = 8  # of noise of one grey level, for what the dense network is sure of
 SCORERS = 6  # processes
 
@@ -108,6 +109,9 @@ class Run:
             self.sure = list(map(task.sure, self.dense, noisy))
         self.dense_scores = self._scores(self.dense)
         self._row("dense", 1.0, 1.0, self.dense_scores)
+        if "noise" not in self.kept:
+            losses = (self._losses(self._scores(self._dense(100 + seed))) for seed in range(CHANCES))
+            self.kept["noise"] = [dict(zip(("loss", "plain_loss"), pair, strict=True)) for pair in losses]
         budget = task.budget or trials(everywhere.times(task.spent)).loss
         for share in map(float, options.budgets.split(",")):
             settings = {}
@@ -200,6 +204,9 @@ class Run:
         score = task.score(list(found), self.sure, task.test)
         return score, score if task.plain is None else plain(list(found), self.dense, task.test)
 
+    def _losses(self, scores: tuple[float, float]) -> tuple[float, float]:
+        return self.dense_scores[0] - scores[0], self.dense_scores[1] - scores[1]
+
     def _smaller(self, clip: list[Tensor], scale: float) -> tuple[float, tuple[float, float]]:
         size = [max(32, round(side * scale / 32) * 32) for side in clip[0].shape[2:]]
         found = []
@@ -237,22 +244,22 @@ class Run:
     def _row(self, way: str, strength: float, work: float, scores: tuple[float, float]) -> None:
         if self._has(way, strength):
             return
-        score, plain = scores
+        loss, plain = self._losses(scores)
         row = {
             "task": self.task.name,
             "way": way,
             "strength": strength,
             "work": work,
-            "score": score,
-            "loss": self.dense_scores[0] - score,
-            "plain_loss": self.dense_scores[1] - plain,
+            "score": scores[0],
+            "loss": loss,
+            "plain_loss": plain,
             "frames": len(self.task.test),
             "truth": self.task.truth,
             "accepted": self.task.accepted,
         }
         self.kept["rows"].append(row)
         self._write()
-        told = f"work {work:.4f} score {score:.4f} loss {row['loss']:+.4f}"
+        told = f"work {work:.4f} score {scores[0]:.4f} loss {loss:+.4f} ({plain:+.4f})"
         print(f"{self.task.name:8s} {way:17s} {strength:<6g} {told}", flush=True)
 
     def _write(self) -> None:
