@@ -41,7 +41,7 @@ from deltaconvert.trials import Setting, Trials  # noqa: E402
 
 UNIFORM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 WAYS = ("ours", "paper")
-ROUNDS = 3  # of allocation
+ROUNDS = 2  # of allocation
 CHANCES = 3  # draws of noise of one grey level that tell what a score's chance is
 DRAWS = 8  # of noise of one grey level, for what the dense network is sure of
 SCORERS = 6  # processes
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, default=200)
-    parser.add_argument("--calibration", type=int, default=30)
+    parser.add_argument("--calibration", type=int, default=24)
     parser.add_argument("--factors", default="0.35,0.5,0.71,1,1.41,2,2.83,4,5.66,8")
     parser.add_argument("--budgets", default="0.5", help="times the task's own")
     parser.add_argument("--workers", type=int, default=1, help="processes, on the CPU")
