@@ -45,9 +45,9 @@ GATES = (
     Gate(smooth=9, peak=18.0, dilate=4),
     Gate(smooth=9, peak=18.0, dilate=12),
     Gate(smooth=9, peak=18.0, dilate=12, weak=0.25),
-    Gate(smooth=5, recent=12, peak=36.0, dilate=8),
-    Gate(smooth=9, recent=12, peak=64.0, dilate=8),
     Gate(smooth=9, recent=12, peak=64.0, dilate=16),
+    Gate(smooth=9, recent=12, peak=64.0, dilate=24),
+    Gate(smooth=9, recent=8, peak=52.0, dilate=16),
 )
 
 
