@@ -104,6 +104,8 @@ def measure_network(name: str, options: argparse.Namespace) -> list[dict[str, An
 
 def threads(options: argparse.Namespace) -> onnxruntime.SessionOptions:
     found = onnxruntime.SessionOptions()
+    if options.device == "cuda":
+        return found
     found.intra_op_num_threads = options.threads
     # Threads of one session would go on spinning while the other one is timed.
     found.add_session_config_entry("session.force_spinning_stop", "1")

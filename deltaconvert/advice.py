@@ -44,6 +44,7 @@ _WAYS = [(re.compile(pattern), way) for pattern, way in (
      "compute it once, in __init__, and keep it by register_buffer"),
     (r"makes the layout that (?P<reader>\S+) reads", "it is there for {reader}: what helps that helps this"),
     (r"moves values between rows", "replace the reshape by flatten, permute or pixel_shuffle, which are followed"),
+    (r"lays out a dense result", "it makes a map of a dense result again: what helps that helps this"),
     (r"call is unusual", "call it as torch documents it"),
 )]  # fmt: skip
 

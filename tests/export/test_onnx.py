@@ -24,8 +24,17 @@ TOLERANCE = 2e-5
 
 
 CPU = "CPUExecutionProvider"
-# float32 is float32, as on the CPU; a search for the fastest convolution at each number of tiles takes minutes.
-CUDA = ("CUDAExecutionProvider", {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"})
+# float32 is float32, as on the CPU; a search for the fastest convolution at each number of tiles takes minutes; and
+# several processes share a GPU.
+CUDA = (
+    "CUDAExecutionProvider",
+    {
+        "use_tf32": 0,
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "cudnn_conv_use_max_workspace": 0,
+        "arena_extend_strategy": "kSameAsRequested",
+    },
+)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -36,12 +36,11 @@ def with_bias(g: Scope, rows: str, bias: object) -> str:
 
 
 def _grouped(g: Scope, op: Conv2d, x: str) -> str:
-    """(..., groups * C) as (..., groups, 1, C) times (groups, C, C')."""
+    """A product for each group. One of all groups at once fails or crashes where a list is empty (onnxruntime 1.30)."""
     outer, inner = op.weight.shape[:2]
-    weight = g.Transpose(
-        g.Reshape(g.weight(op.weight), [op.groups, outer // op.groups, inner]), perm=[0, 2, 1]
-    )
-    flat = g.Reshape(x, [-1, op.groups, 1, inner])
-    lead = g.Slice(g.Shape(x), [0], [-1])
-    rows = g.Reshape(g.MatMul(flat, weight), g.Concat(lead, g.constant([outer]), axis=0))
-    return with_bias(g, rows, op.bias)
+    weights = g.Reshape(g.weight(op.weight), [op.groups, outer // op.groups, inner])
+    parts = [
+        g.MatMul(part, g.Transpose(g.Gather(weights, group, axis=0), perm=[1, 0]))
+        for group, part in enumerate(g.Split(x, axis=-1, num_outputs=op.groups, outputs=op.groups))
+    ]
+    return with_bias(g, g.Concat(*parts, axis=-1), op.bias)

@@ -11,6 +11,13 @@ from deltaconvert.ops.local_response_norm import LocalResponseNorm
 def local_response_norm(g: Scope, op: LocalResponseNorm, x: str) -> str:
     if op.size % 2 == 0:
         raise TypeError("ONNX puts the odd channel of an even size on the other side")
-    maps = x if g.axis == 1 else g.Unsqueeze(x, [2, 3])
-    found = g.LRN(maps, size=op.size, alpha=op.alpha, beta=op.beta, bias=op.k)
-    return found if g.axis == 1 else g.Squeeze(found, [2, 3])
+    if g.axis == 1:
+        return g.LRN(x, size=op.size, alpha=op.alpha, beta=op.beta, bias=op.k)
+    # A list of pixels may be empty, which the LRN of CUDA refuses (onnxruntime 1.31); it is a sum of neighbours too.
+    half, lead = op.size // 2, g.Slice(g.Shape(x), [0], [-1])
+    nothing = g.Expand(0.0, g.Concat(lead, g.constant([half]), axis=0))
+    squares = g.Concat(nothing, g.Mul(x, x), nothing, axis=-1) if half else g.Mul(x, x)
+    ends = [place - 2 * half or 2**31 for place in range(op.size)]
+    beside = [g.Slice(squares, [place], [end], [-1]) for place, end in enumerate(ends)]
+    total = g.Mul(g.Sum(*beside), op.alpha / op.size)
+    return g.Div(x, g.Pow(g.Add(total, float(op.k)), float(op.beta)))

@@ -37,4 +37,6 @@ _FUNCTIONS: dict[str, Callable[..., str]] = {
 
 @in_onnx(OverChannels)
 def over_channels(g: Scope, op: OverChannels, x: str) -> str:
-    return _FUNCTIONS[op.function](g, x, g.axis, **op.options)
+    found = _FUNCTIONS[op.function](g, x, g.axis, **op.options)
+    # Of an empty list onnxruntime 1.30 keeps all channels.
+    return g.Slice(found, [0], [1], [-1]) if op.makes_one and g.axis == -1 else found

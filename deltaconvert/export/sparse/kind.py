@@ -67,12 +67,15 @@ class Kind(ABC):
             return [g.ScatterND(stored, places, new)]
         if candidates is not None:
             new, places = g.Reshape(new, [-1, channels]), g.Reshape(places, [-1, 3])
-        moved = g.Squeeze(moves(g, new, g.GatherND(stored, places), threshold, -1), [-1])
+        moved = g.Gather(moves(g, new, g.GatherND(stored, places), threshold, -1), 0, axis=-1)
         moved = g.Or(moved, g.GatherND(every, g.Slice(places, [0], [1], [1])))
         if candidates is not None:
             whole = g.Reshape(candidates, [n, height, width])
             moved = g.And(moved, g.Greater(g.GatherND(whole, places), 0.5))
-        places, new = g.Compress(places, moved, axis=0), g.Compress(new, moved, axis=0)
+        kept = g.Squeeze(
+            g.NonZero(moved), [0]
+        )  # Compress fails on CUDA where the list is empty (onnxruntime 1.31)
+        places, new = g.Gather(places, kept, axis=0), g.Gather(new, kept, axis=0)
         ones = g.Expand(1.0, g.Slice(g.Shape(places), [0], [1]))
         mask = g.ScatterND(torch.zeros(n, height, width), places, ones)
         return [g.ScatterND(stored, places, new), g.Reshape(mask, [n, 1, height, width])]
