@@ -62,7 +62,7 @@ class Place:
 class Tiles(Grid):
     """Its own scratch memory is for one thread; operators of torch may run in several."""
 
-    def touched(self, mask: Tensor) -> Tensor:
+    def touched(self, mask: Tensor, pixels: Tensor | None = None) -> Tensor:
         (height, width), (down, across) = self._out_size, self.edges
         padded = F.pad(mask[:, 0], (0, -width % across, 0, -height % down))
         lines = padded.view(self._streams, self._counts[0], down, self._counts[1], across)

@@ -23,6 +23,7 @@ from torch import Tensor
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu.averages import Averages
 from deltaconvert.backends.cpu.copies import Copies
+from deltaconvert.backends.cpu.depthwise import Depthwise
 from deltaconvert.backends.cpu.edges import Edge, FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.cpu.lines import Lines
@@ -49,6 +50,7 @@ PASSES = (join_expansions, join_pixels)
 KINDS: tuple[type[Step], ...] = (
     Parts,
     Rows,
+    Depthwise,
     Tiles,
     Averages,
     Copies,

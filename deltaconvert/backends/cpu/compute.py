@@ -47,12 +47,13 @@ class Compute:
     ):
         self._grid = grid
         head, *tail = stages_of(operator)
-        self._lead: Compute | None = None  # makes the pixels that the head's window reads
+        self.lead: Compute | None = None  # makes the pixels that the head's window reads
         if isinstance(head, Expanded):
-            self._lead, head = Compute(head.pixels, widths[:1], orders), head.window
+            self.lead, head = Compute(head.pixels, widths[:1], orders), head.window
         self._heads, counts, slots = len(widths), [], []
         if isinstance(operator, Fused):
             self._heads, counts, slots = operator.head_inputs, operator.counts, operator.slots
+        self.epilogue = Epilogue()  # what the head's own call does after it
         self._takes = 0  # the inputs of the tail that the head's own epilogue takes
         self._local: Callable[..., Tensor] = head if grid is None else head.on_windows
         self._whole: Callable[..., Tensor] = lambda *inputs: self._own(apply(head, inputs), inputs)
@@ -63,6 +64,7 @@ class Compute:
         first = 0
         if isinstance(head, Conv2d):
             epilogue, first = absorb(head, tail, counts, widths[self._heads :])
+            self.epilogue = epilogue
             self._whole = PackedConv(head, head.padding, epilogue, orders)
             self._band = PackedConv(head, (0, head.padding[1]), epilogue, orders)
             self._local = PackedConv(_on_taps(head, taps), (0, 0), epilogue, orders)
@@ -81,8 +83,8 @@ class Compute:
     def windows(self, windows: Tensor, tiles: Tensor, others: Sequence[Tensor]) -> Tensor:
         """The head alone: (tiles * window_pixels, C) -> (tiles * tile_pixels, C')."""
         assert self._grid is not None
-        if self._lead is not None:
-            windows = self._lead.rows([windows])
+        if self.lead is not None:
+            windows = self.lead.rows([windows])
             self._grid.fill_outside(windows, tiles, 0.0)
         if self._on_rows:
             return self._product(windows.view(len(tiles), -1), others)
@@ -114,7 +116,7 @@ class Compute:
         return self._finish(self._band, [first, *values[1:]])
 
     def _led(self, value: Tensor) -> Tensor:
-        return value if self._lead is None else self._lead.whole([value])
+        return value if self.lead is None else self.lead.whole([value])
 
     def _finish(self, head: Callable[..., Tensor], values: Sequence[Tensor]) -> Tensor:
         first = self._heads + self._takes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu import loops
+
 
 class Grid:
     """The tiles of one output map, and the windows of input pixels that they read.
@@ -30,9 +32,9 @@ class Grid:
         taps: str,
     ):
         self._streams, self._out_size, self.taps = streams, out_size, taps
-        self.edges = tuple(min(tile, size) for size in out_size)
+        self.edges = min(tile, out_size[0]), min(tile, out_size[1])
         self.overlaps = any(size % edge for size, edge in zip(out_size, self.edges, strict=True))
-        self._counts = tuple(-(-size // edge) for size, edge in zip(out_size, self.edges, strict=True))
+        self._counts = -(-out_size[0] // self.edges[0]), -(-out_size[1] // self.edges[1])
         axes = []
         for axis in (0, 1):
             count, edge = self._counts[axis], self.edges[axis]
@@ -85,9 +87,13 @@ class Grid:
             streams, self._counts[0] * self.edges[0], self._counts[1] * self.edges[1], dtype=torch.bool
         )
 
-    def touched(self, mask: Tensor) -> Tensor:
-        """int64, the tiles in which `mask` (N, 1, H, W) has a pixel."""
+    def touched(self, mask: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """int64, the tiles in which `mask` (N, 1, H, W) has a pixel. pixels: their list if it is known."""
         height, width = self._out_size
+        if pixels is not None and self.tile_pixels == 1:
+            return pixels
+        if pixels is not None and loops.FOUND:
+            return loops.touched(pixels, self._out_size, self.edges, self._counts, self._streams)
         if self.tile_pixels == 1:
             return mask.view(-1).nonzero().view(-1)
         self._padded[:, :height, :width] = mask[:, 0]

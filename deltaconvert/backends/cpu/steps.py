@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import stages_of
-from deltaconvert.reach import Everything, Pixel, Reach, Sources
+from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cpu import Backend
@@ -26,6 +27,7 @@ SHARES = (1, 2, 4, 8, 32)
 FULL_ENOUGH = 0.8  # a chunk filled so far costs less than several smaller ones
 # Two orders of summation agree on a random value more often than not: fewer values than this prove nothing.
 ENOUGH_VALUES = 4096
+FEW = 1 / 8  # of a map's pixels: so many are quicker taken one by one than with all others
 RUNS = 3  # the best of them counts: what disturbs a run only ever makes it slower
 
 
@@ -56,6 +58,7 @@ class Step:
         self.backwards: bool | None = None  # take the list from its end; None where pieces never overlap
         self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
         self._origins: dict[int, Tensor] = {}
+        self._tables: dict[int, Any] = {}  # see loops.reached
         self._dense_found: dict[str, Any] = {}  # measured once, however often sparse ways are tried
         self.prepare()
 
@@ -101,16 +104,31 @@ class Step:
     def _candidates(self) -> tuple[Tensor, Tensor | None]:
         """(mask, list of its pixels if it is known already)."""
         mask, pixels = None, None
-        for reach, source in zip(self.reaches, self.inputs, strict=True):
+        for place, source in enumerate(self.inputs):
             if source.count == 0 or (mask is not None and mask is source.mask):
                 continue
+            more, found = self._spread(place)
             if mask is None:
-                mask = reach.spread(source.mask)
-                pixels = source._pixels if mask is source.mask else None
+                mask, pixels = more, found
+            elif pixels is not None and found is not None and loops.FOUND:
+                mask, pixels = loops.either(mask, pixels, found)
             else:
-                mask, pixels = mask | reach.spread(source.mask), None
+                mask, pixels = mask | more, None
         assert mask is not None
         return mask, pixels
+
+    def _spread(self, place: int) -> tuple[Tensor, Tensor | None]:
+        """What input `place` makes candidates: (mask, list of its pixels if it is known)."""
+        reach, source = self.reaches[place], self.inputs[place]
+        few = loops.FOUND and source.count <= FEW * source.pixel_count
+        if few and isinstance(reach, Window) and not reach.transposed and reach.orphans is None:
+            if place not in self._tables:
+                self._tables[place] = loops.reached(reach)
+            return loops.spread(source.pixels, len(source.mask), self._tables[place], reach.out_size)
+        mask = reach.spread(source.mask)
+        if mask is not source.mask:
+            return mask, None
+        return mask, source.pixels if few else source._pixels
 
     def _widths(self) -> list[int | None]:
         """The channels of each input that is a whole map; None for a gate."""
@@ -119,8 +137,9 @@ class Step:
             for reach, source in zip(self.reaches, self.inputs, strict=True)
         ]
 
-    def _row_chunks(self) -> tuple[int, ...]:
-        width = max(self.edge.rows.shape[1], *(source.rows.shape[1] for source in self.inputs))
+    def _row_chunks(self, between: int = 0) -> tuple[int, ...]:
+        """between: the channels of a map that the step makes on its way."""
+        width = max(between, self.edge.rows.shape[1], *(source.rows.shape[1] for source in self.inputs))
         rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * width))
         return sizes_below(1 << max(6, rows.bit_length() - 1), 8)
 

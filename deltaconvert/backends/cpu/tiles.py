@@ -103,7 +103,7 @@ class Tiles(Computing):
         return notes["seconds"] * waste * (NEVER_DENSE if notes["dense_from"] > 1 else 1.0)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
-        tiles = self._grid.touched(candidates)
+        tiles = self._grid.touched(candidates, pixels)
         if self.backwards:
             tiles = tiles.flip(0)
         if len(tiles) * self._grid.tile_pixels >= self.dense_from * self.edge.pixel_count:
@@ -119,7 +119,7 @@ class Tiles(Computing):
             beside = self._taken_beside(places)
             value = self._placed(self._compute.windows(windows, chunk, beside), places)
             commit.rows(places, self._compute.tail(value, beside))
-        commit.finish(candidates, None, min(len(tiles) * self._grid.tile_pixels, self.edge.pixel_count))
+        commit.finish(candidates, pixels, min(len(tiles) * self._grid.tile_pixels, self.edge.pixel_count))
         return True
 
     def _placed(self, value: Tensor, places: Tensor) -> Tensor:

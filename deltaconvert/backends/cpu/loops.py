@@ -1,0 +1,290 @@
+"""Loops over lists of pixels, compiled by numba where it is installed (the extra "cpu").
+
+What one of them does takes torch five to ten calls, each of which walks its data once more: to compare what was
+computed with what is stored, say, and to store what moved. Numba compiles each in a second or two when it is first
+called, and keeps that on disk. Without it the cpu backend does the same by torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaconvert.reach import Window
+
+try:
+    import numba
+except ImportError:  # pragma: no cover
+    numba = None  # type: ignore[assignment]
+
+FOUND = numba is not None
+DTYPES = (torch.float32, torch.float64)
+Pair = tuple[int, int]
+BLOCK = 256  # channels of a convolution: what nine taps of them weigh stays in the innermost cache
+
+
+def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """The loop as machine code; products and sums that oneDNN rounds once are rounded once."""
+    if not FOUND:
+        return loop
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(loop)
+    except RuntimeError:  # there is no folder that it may write to
+        return numba.njit(**options)(loop)
+
+
+def listed(mask: Tensor) -> Tensor:
+    """int64, the places of a mask in memory."""
+    flat = mask.view(-1).numpy()
+    words = flat[: len(flat) // 8 * 8].view(np.int64)
+    found = np.empty(len(flat), dtype=np.int64)
+    return torch.from_numpy(found[: _listed(flat, words, found)].copy())
+
+
+@_compiled
+def _listed(flat: Any, words: Any, found: Any) -> int:
+    count = 0
+    for word in range(len(words)):
+        if words[word]:
+            for place in range(8 * word, 8 * word + 8):
+                if flat[place]:
+                    found[count] = place
+                    count += 1
+    for place in range(8 * len(words), len(flat)):
+        if flat[place]:
+            found[count] = place
+            count += 1
+    return count
+
+
+def take_over(frame: Tensor, stored: Tensor, rows: Tensor, pixels: Tensor) -> None:
+    """Copy `pixels` of a frame (N, C, H, W) to `stored`, of the same layout, and to rows (N * H * W, C)."""
+    planes = (x.view(*x.shape[:2], -1).numpy() for x in (frame, stored))
+    _take_over(*planes, rows.numpy(), pixels.numpy())
+
+
+@_compiled
+def _take_over(frame: Any, stored: Any, rows: Any, pixels: Any) -> None:
+    _, channels, plane = frame.shape
+    for pixel in pixels:
+        stream = pixel // plane
+        place = pixel - stream * plane
+        for c in range(channels):
+            value = frame[stream, c, place]
+            stored[stream, c, place] = value
+            rows[pixel, c] = value
+
+
+def renew(
+    rows: Tensor,
+    places: Tensor,
+    new: Tensor,
+    limits: Tensor,
+    candidates: Tensor | None,
+    mask: Tensor,
+    *,
+    whole: bool = False,
+) -> Tensor:
+    """Store those of `new` (n, C) in rows[places] that moved by more than `limits` (C) in some channel.
+
+    candidates: bool (pixels), the only ones that may move; None for all. whole: `new` is a row for each row of `rows`.
+    mask: bool (pixels), where they are marked. Returns their places, each once.
+    """
+    moved = np.empty(len(places), dtype=np.int64)
+    may = places.new_empty(0, dtype=torch.bool) if candidates is None else candidates
+    arrays = (x.numpy() for x in (rows, places, new.contiguous(), limits, may))
+    return torch.from_numpy(moved[: _renew(*arrays, mask.numpy(), whole, moved)])
+
+
+@_compiled
+def _renew(
+    rows: Any, places: Any, new: Any, limits: Any, may: Any, mask: Any, whole: bool, moved: Any
+) -> int:
+    count, channels = 0, rows.shape[1]
+    for i in range(len(places)):
+        place = places[i]
+        if len(may) and not may[place]:
+            continue
+        old, row = rows[place], new[place if whole else i]
+        over = np.int32(0)
+        for c in range(channels):
+            over |= np.int32(not abs(old[c] - row[c]) <= limits[c])  # a NaN is over all limits
+        if over:
+            for c in range(channels):
+                old[c] = row[c]
+            if not mask[place]:  # a NaN moves as often as its pixel is named
+                mask[place] = True
+                moved[count] = place
+                count += 1
+    return count
+
+
+def reached(window: Window) -> tuple[Any, Any]:
+    """The lines of output pixels that read a line of input pixels: int64 (H, kh), (W, kw), -1 where there is none."""
+    tables = []
+    for axis in (0, 1):
+        taps = np.arange(window.kernel[axis]) * window.dilation[axis] - window.padding[axis]
+        at = np.arange(window.in_size[axis]).reshape(-1, 1) - taps
+        line, between = np.divmod(at, window.stride[axis])
+        outside = (between != 0) | (line < 0) | (line >= window.out_size[axis])
+        tables.append(np.where(outside, -1, line))
+    return tables[0], tables[1]
+
+
+def read(window: Window) -> tuple[Any, Any]:
+    """The other way round: the lines that a line of output pixels reads, int64 (H', kh), (W', kw)."""
+    tables = []
+    for axis in (0, 1):
+        taps = np.arange(window.kernel[axis]) * window.dilation[axis] - window.padding[axis]
+        line = np.arange(window.out_size[axis]).reshape(-1, 1) * window.stride[axis] + taps
+        tables.append(np.where((line < 0) | (line >= window.in_size[axis]), -1, line))
+    return tables[0], tables[1]
+
+
+def spread(pixels: Tensor, streams: int, tables: tuple[Any, Any], out_size: Pair) -> tuple[Tensor, Tensor]:
+    """(mask (N, 1, H', W'), its pixels): what `pixels` lead to by `tables`, which `reached` or `read` made."""
+    mask = torch.zeros(streams, 1, *out_size, dtype=torch.bool)
+    most = min(mask.numel(), len(pixels) * tables[0].shape[1] * tables[1].shape[1])
+    found = np.empty(most, dtype=np.int64)
+    count = _spread(pixels.numpy(), *tables, out_size, mask.view(-1).numpy(), found)
+    return mask, torch.from_numpy(found[:count])
+
+
+@_compiled
+def _spread(pixels: Any, rows: Any, cols: Any, out_size: Pair, mask: Any, found: Any) -> int:
+    height, width = rows.shape[0], cols.shape[0]
+    count, stream, y, line = 0, 0, 0, -width  # `line` is the first pixel of the line that we are on
+    for pixel in pixels:
+        if pixel < line or pixel >= line + width:
+            stream, y = divmod(pixel // width, height)
+            line = pixel // width * width
+        for ky in range(rows.shape[1]):
+            row = rows[y, ky]
+            if row < 0:
+                continue
+            first = (stream * out_size[0] + row) * out_size[1]
+            for kx in range(cols.shape[1]):
+                col = cols[pixel - line, kx]
+                if col >= 0 and not mask[first + col]:
+                    mask[first + col] = True
+                    found[count] = first + col
+                    count += 1
+    return count
+
+
+def touched(pixels: Tensor, size: Pair, edges: Pair, counts: Pair, streams: int) -> Tensor:
+    """int64, the tiles that hold one of `pixels`: of `edges` pixels, `counts` in each of `streams` maps of `size`."""
+    flags = np.zeros(streams * counts[0] * counts[1], dtype=np.bool_)
+    found = np.empty(min(len(flags), len(pixels)), dtype=np.int64)
+    return torch.from_numpy(found[: _touched(pixels.numpy(), size, edges, counts, flags, found)])
+
+
+@_compiled
+def _touched(pixels: Any, size: Pair, edges: Pair, counts: Pair, flags: Any, found: Any) -> int:
+    count, line, first = 0, -size[1], 0  # `first` is the first tile of the line of pixels that we are on
+    for pixel in pixels:
+        if pixel < line or pixel >= line + size[1]:
+            stream, y = divmod(pixel // size[1], size[0])
+            line = pixel // size[1] * size[1]
+            first = (stream * counts[0] + y // edges[0]) * counts[1]
+        tile = first + (pixel - line) // edges[1]
+        if not flags[tile]:
+            flags[tile] = True
+            found[count] = tile
+            count += 1
+    return count
+
+
+def either(mask: Tensor, pixels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """(mask, its pixels) of all that is in `mask`, whose pixels are `pixels`, or in the list `others`."""
+    mask, found = mask.clone(), np.empty(len(pixels) + len(others), dtype=np.int64)
+    count = _either(mask.view(-1).numpy(), pixels.numpy(), others.numpy(), found)
+    return mask, torch.from_numpy(found[:count])
+
+
+@_compiled
+def _either(mask: Any, pixels: Any, others: Any, found: Any) -> int:
+    count = len(pixels)
+    found[:count] = pixels
+    for pixel in others:
+        if not mask[pixel]:
+            mask[pixel] = True
+            found[count] = pixel
+            count += 1
+    return count
+
+
+def depthwise(
+    rows: Tensor,
+    pixels: Tensor,
+    window: Window,
+    weight: Tensor,
+    bias: Tensor,
+    clamp: tuple[float, float] | None,
+    index: Tensor | None = None,
+) -> Tensor:
+    """(n, C): a depthwise convolution at `pixels` of its output, then clamped. weight: (kh, kw, C); bias: (C).
+
+    index: int64 (pixels of the input), the row that each has in `rows`; None where its row is its own.
+    """
+    low, high = clamp or (0.0, 0.0)
+    out = torch.empty(len(pixels), rows.shape[1], dtype=rows.dtype)
+    where = pixels[:0] if index is None else index
+    arrays = (x.numpy() for x in (rows, where, pixels, weight, bias))
+    sizes = (window.in_size, window.out_size, window.stride, window.padding, window.dilation)
+    _depthwise(*arrays, *sizes, clamp is not None, np.float32(low), np.float32(high), out.numpy())
+    return out
+
+
+@_compiled
+def _depthwise(
+    rows: Any,
+    index: Any,
+    pixels: Any,
+    weight: Any,
+    bias: Any,
+    size: Pair,
+    out_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    clamps: bool,
+    low: Any,
+    high: Any,
+    out: Any,
+) -> None:
+    channels = rows.shape[1]
+    for start in range(0, channels, BLOCK):
+        end = min(start + BLOCK, channels)
+        own = bias[start:end]
+        for i in range(len(pixels)):
+            line = pixels[i] // out_size[1]
+            stream = line // out_size[0]
+            top = (line - stream * out_size[0]) * stride[0] - padding[0]
+            left = (pixels[i] - line * out_size[1]) * stride[1] - padding[1]
+            total = out[i, start:end]
+            total[:] = 0
+            for ky in range(weight.shape[0]):
+                row = top + ky * dilation[0]
+                if row < 0 or row >= size[0]:
+                    continue
+                first = (stream * size[0] + row) * size[1] + left
+                for kx in range(weight.shape[1]):
+                    if left + kx * dilation[1] < 0 or left + kx * dilation[1] >= size[1]:
+                        continue
+                    pixel = first + kx * dilation[1]
+                    row_read = rows[index[pixel] if len(index) else pixel, start:end]
+                    taps = weight[ky, kx, start:end]
+                    for c in range(len(total)):
+                        total[c] += row_read[c] * taps[c]
+            for c in range(len(total)):
+                total[c] += own[c]
+            if clamps:
+                for c in range(len(total)):  # what is not above `low` becomes it, NaN too, as in oneDNN
+                    value = total[c] if total[c] > low else low
+                    total[c] = value if value < high else high

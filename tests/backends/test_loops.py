@@ -1,0 +1,148 @@
+"""What the loops of the cpu backend do, beside the same by torch; and the backend without them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_same_bits, check_operator
+from torch import nn
+
+from deltaconvert.backends.base import Map
+from deltaconvert.backends.cpu import depthwise, loops
+from deltaconvert.backends.cpu.edges import Commit, Edge, any_set, listed
+from deltaconvert.backends.cpu.grid import Grid
+from deltaconvert.reach import Window
+
+compiled = pytest.mark.skipif(not loops.FOUND, reason="numba is not installed")
+SIZES = [(1, (13, 10)), (3, (7, 9)), (2, (1, 5))]
+WINDOWS = [  # kernel, stride, padding, dilation
+    *(((3, 3), (1, 1), (1, 1), (1, 1)), ((3, 3), (2, 2), (1, 1), (1, 1)), ((1, 5), (1, 3), (0, 2), (1, 1))),
+    *(((3, 3), (1, 1), (2, 2), (2, 2)), ((5, 3), (2, 1), (2, 1), (1, 1)), ((1, 1), (2, 2), (0, 0), (1, 1))),
+]
+
+
+def window_on(size, kernel, stride, padding, dilation):
+    out = tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+    return Window(kernel, stride, padding, dilation, size, out) if min(out) > 0 else None
+
+
+def masks(streams, size):
+    for share in (0.0, 0.05, 0.5, 1.0):
+        yield torch.rand(streams, 1, *size) < share
+
+
+@compiled
+@pytest.mark.parametrize("streams, size", SIZES)
+@pytest.mark.parametrize("geometry", WINDOWS)
+def test_spread(streams, size, geometry):
+    window = window_on(size, *geometry)
+    if window is None or window.orphans is not None:
+        pytest.skip("no such map, or one that the loops leave to torch")
+    for mask in masks(streams, size):
+        found, pixels = loops.spread(listed(mask), streams, loops.reached(window), window.out_size)
+        assert torch.equal(found, window.spread(mask))
+        assert torch.equal(pixels.sort().values, listed(found))
+
+
+@compiled
+@pytest.mark.parametrize("streams, size", SIZES)
+def test_tiles_and_unions(streams, size):
+    grid = Grid(streams, size, size, (3, 3), (1, 1), (1, 1), (1, 1), False, 4, "")
+    for mask, other in zip(masks(streams, size), reversed(list(masks(streams, size))), strict=True):
+        assert torch.equal(grid.touched(mask, listed(mask)).sort().values, grid.touched(mask))
+        both, pixels = loops.either(mask, listed(mask), listed(other))
+        assert torch.equal(both, mask | other)
+        assert torch.equal(pixels.sort().values, listed(both))
+
+
+@pytest.mark.parametrize("streams, size", SIZES)
+def test_bits_of_masks(streams, size):
+    for mask in masks(streams, size):
+        assert any_set(mask) == bool(mask.any())
+        assert torch.equal(listed(mask), mask.view(-1).nonzero().view(-1))
+    for place in range(mask.numel()):
+        one = torch.arange(mask.numel()) == place
+        assert any_set(one) and listed(one).tolist() == [place]
+
+
+@compiled
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("threshold", (0.0, 0.5, "channels"))
+@pytest.mark.parametrize("restricted", (False, True))
+def test_renew_is_what_torch_does(monkeypatch, dtype, threshold, restricted):
+    shape = (2, 9, 6, 5)
+    amount = torch.rand(9, dtype=dtype) if threshold == "channels" else threshold
+    quick = Edge(Map(shape, dtype, torch.device("cpu"), amount))
+    monkeypatch.setattr(loops, "FOUND", False)
+    plain = Edge(Map(shape, dtype, torch.device("cpu"), amount))
+    assert quick.limits is not None and plain.limits is None
+    for step in range(6):  # the first finds nothing stored yet, and one holds NaN
+        new = torch.randn(60, 9, dtype=dtype) if step % 2 else plain.rows + 0.3 * torch.randn(60, 9).to(dtype)
+        new[step, 3] = float("nan")
+        candidates = torch.rand(2, 1, 6, 5) < 0.7 if restricted and step else torch.ones(2, 1, 6, 5).bool()
+        if step == 5:
+            whole = new.view(2, 6, 5, 9).permute(0, 3, 1, 2)
+            for edge in (quick, plain):
+                edge.adopt(whole, candidates, [])
+        else:
+            places = torch.arange(60) if restricted else listed(candidates)
+            places = torch.cat([places, places[-1:], places[-1:]])  # as a chunk is filled up
+            for edge in (quick, plain):
+                commit = Commit(edge, candidates if restricted else None)
+                commit.rows(places, new[places].clone())
+                commit.finish(candidates, None, len(places))
+        assert torch.equal(quick.mask, plain.mask) and quick.count == plain.count
+        assert torch.equal(quick.pixels.sort().values, plain.pixels.sort().values)
+        assert_same_bits(quick.rows, plain.rows, f"step {step}")
+
+
+@compiled
+@pytest.mark.parametrize("channels", (8, 300))
+@pytest.mark.parametrize("geometry", WINDOWS)
+@pytest.mark.parametrize("clamp", (None, (0.0, float("inf")), (-0.25, 0.5)))
+def test_depthwise(channels, geometry, clamp):
+    kernel, stride, padding, dilation = geometry
+    for streams, size in SIZES:
+        window = window_on(size, *geometry)
+        if window is None:
+            continue
+        x, weight = torch.randn(streams, channels, *size), torch.randn(channels, 1, *kernel)
+        bias = torch.randn(channels)
+        expected = F.conv2d(x, weight, bias, stride, padding, dilation, channels)
+        expected = expected if clamp is None else expected.clamp(*clamp)
+        expected = expected.permute(0, 2, 3, 1).reshape(-1, channels)
+        pixels = torch.randperm(len(expected))[:40]
+        rows, taps = x.permute(0, 2, 3, 1).reshape(-1, channels), weight[:, 0].permute(1, 2, 0).contiguous()
+        found = loops.depthwise(rows, pixels, window, taps, bias, clamp)
+        # Another order of up to fifteen products.
+        torch.testing.assert_close(found, expected[pixels], rtol=1e-5, atol=1e-5)
+
+
+def inverted_residuals():
+    def block(width, wide, stride, out):
+        return nn.Sequential(
+            *(nn.Conv2d(width, wide, 1), nn.ReLU6()),
+            *(nn.Conv2d(wide, wide, 3, stride, 1, groups=wide), nn.ReLU6(), nn.Conv2d(wide, out, 1)),
+        )
+
+    return nn.Sequential(block(5, 40, 1, 36), block(36, 80, 2, 7), block(7, 33, 1, 4), nn.Conv2d(4, 4, 3))
+
+
+@pytest.mark.parametrize("found, listed", [(True, True), (True, False), (False, False)])
+def test_networks_with_and_without(monkeypatch, found, listed):
+    if found and not loops.FOUND:
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(loops, "FOUND", found)
+    ran = []
+    if listed and found:  # the list wins every comparison
+        monkeypatch.setattr(
+            depthwise.Depthwise, "_cost", lambda self, notes: float(notes["way"] != depthwise.LISTED)
+        )
+        run = depthwise.Depthwise._computed
+        monkeypatch.setattr(
+            depthwise.Depthwise, "_computed", lambda self, places: (ran.append(1), run(self, places))[1]
+        )
+    check_operator(inverted_residuals(), (2, 5, 21, 18), dtype=torch.float32, threshold=0.1, backend="cpu")
+    assert bool(ran) == (listed and found)
