@@ -102,21 +102,28 @@ class Gate:
 class Watch:
     """A gate at work on one input: what it keeps between frames. Plain torch, written in place: a graph can hold it.
 
+    threshold: a number; or (N, 1, 1, 1), of each stream, above 0.
     counts: int64 (3): pixels held and full frames after a cut, so far; tiles that wait now. tick: int64, frames so far;
     turn: int64 (1, 1, tiles down, tiles right), the frame of `refresh` in which a tile is taken over.
     """
 
     def __init__(
-        self, gate: Gate, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, threshold: float
+        self,
+        gate: Gate,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        threshold: float | Tensor,
     ):
         n, _, height, width = shape
         self.gate, self.threshold = gate, threshold
+        self._exact = not isinstance(threshold, Tensor) and threshold == 0
         self.tiles = -(-height // TILE), -(-width // TILE)
         self.counts = torch.zeros(3, dtype=torch.int64, device=device)
         self.tick = torch.zeros((), dtype=torch.int64, device=device)
         wide = torch.promote_types(dtype, torch.float32)
-        kept = gate.noise > 0 and threshold > 0
-        averaged = gate.recent > 1 and threshold > 0
+        kept = gate.noise > 0 and not self._exact
+        averaged = gate.recent > 1 and not self._exact
         # The running mean of the frames that were seen, and what it was when each pixel was stored.
         self._mean = torch.zeros(shape if averaged else (n, 0, 0, 0), dtype=wide, device=device)
         self._seen = torch.zeros((n, 1, 1, 1), dtype=wide, device=device)
@@ -166,8 +173,9 @@ class Watch:
 
     def _moved(self, frame: Tensor, stored: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         """bool (N, 1, H, W): beyond the threshold and the noise, NaN always; and what such a pixel takes along."""
-        gate, limit = self.gate, self.threshold
-        if limit == 0:
+        gate = self.gate
+        limit: Any = self.threshold
+        if self._exact:
             moved = _differs(frame, stored)
             return moved, torch.ones_like(moved)
         smoothed = self._smoothed(frame, stored) if gate.smooth > 1 or gate.recent > 1 else change

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -290,30 +291,36 @@ def _threshold(site: Site, amounts: list[float], weighted: list[bool]) -> Any:
 
 
 class _Watches:
-    """A gate for each stream."""
+    """Gates side by side, each of some streams."""
 
-    def __init__(self, watches: list[Watch]):
-        self._watches = watches
+    def __init__(self, watches: list[Watch], streams: list[int]):
+        self._watches, self._streams = watches, streams
 
     def look(self, frame: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
-        streams = zip(self._watches, frame.split(1), stored.split(1), strict=True)
-        frames, masks = zip(*(watch.look(*stream) for watch, *stream in streams), strict=True)
+        parts = zip(self._watches, frame.split(self._streams), stored.split(self._streams), strict=True)
+        frames, masks = zip(*(watch.look(*part) for watch, *part in parts), strict=True)
         return torch.cat(frames), torch.cat(masks)
-
-    def reset(self, streams: slice) -> None:
-        for watch in self._watches[streams]:
-            watch.reset(slice(None))
 
 
 def _watch(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
+    """What looks at the frames of all streams; those in a row with the same gate are looked at together."""
     if not any(gate.to_json() for gate in gates):
         return None
-    shape = (1, *edge.values.shape[1:])
-    watches = [
-        Watch(gate, shape, edge.values.dtype, edge.values.device, amount)
-        for gate, amount in zip(gates, amounts, strict=True)
-    ]
-    return watches[0] if len(watches) == 1 else _Watches(watches)
+    values, watches, streams = edge.values, [], []
+    for (gate, exact), group in groupby(
+        zip(gates, amounts, strict=True), lambda pair: (pair[0], pair[1] == 0)
+    ):
+        limits = [amount for _, amount in group]
+        table = torch.tensor(limits, dtype=torch.float64, device=values.device).view(-1, 1, 1, 1)
+        limit = (
+            limits[0]
+            if exact or len(limits) == 1
+            else table.to(torch.promote_types(values.dtype, torch.float32))
+        )
+        shape = (len(limits), *values.shape[1:])
+        watches.append(Watch(gate, shape, values.dtype, values.device, limit))
+        streams.append(len(limits))
+    return watches[0] if len(watches) == 1 else _Watches(watches, streams)
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -81,7 +81,9 @@ def test_allocation_beats_one_scale_for_all(delta):
     assert search.look(best).work < search.look(plain).work
 
 
-@pytest.mark.parametrize("ways", [{"streams": 3}, {"workers": 2}, {"workers": 2, "streams": 2}])
+@pytest.mark.parametrize(
+    "ways", [{"streams": 3}, {"streams": 8}, {"workers": 2}, {"workers": 2, "streams": 2}]
+)
 def test_trials_side_by_side_are_those_one_by_one(delta, ways):
     """Several thresholds as streams of one batch, or in several processes: the same losses and the same work."""
     frames, sites = [[x] for x in clip()], 3
@@ -89,6 +91,9 @@ def test_trials_side_by_side_are_those_one_by_one(delta, ways):
         Setting((0.1 * k,) * sites, weighted=k == 2, gate=Gate(smooth=3, noise=2.0) if k % 2 else Gate())
         for k in range(5)
     ]
+    # In a row: they are looked at together, but for the one that compares exactly.
+    row = Gate(smooth=3, recent=2, noise=2.0, dilate=1, weak=0.5)
+    settings += [Setting((share,) * sites, gate=row) for share in (0.0, 0.02, 0.2)]
     alone = Trials(delta, frames, relative_l2).many(settings)
     together = Trials(delta, frames, relative_l2, **ways).many(settings)
     for ours, theirs in zip(together, alone, strict=True):

@@ -18,7 +18,7 @@ def fits(watch: Watch) -> bool:
     """Whether each pixel is decided by what is near it and now: no noise learnt, nothing counted over the frame."""
     gate = watch.gate
     plain = Gate(gate.smooth, peak=gate.peak, dilate=gate.dilate, weak=gate.weak, refresh=gate.refresh)
-    return watch.threshold > 0 and gate == plain
+    return not isinstance(watch.threshold, Tensor) and watch.threshold > 0 and gate == plain
 
 
 class FastGate:
@@ -35,7 +35,8 @@ class FastGate:
         (n, channels, height, width), dtype = edge.values.shape, edge.values.dtype
         blocks = -(-height // ROWS) * edge.marks.bits.shape[2], n
         sizes = [np.int32(size) for size in (n, channels, height, width)]
-        limits = [number_of(watch.threshold * share, dtype) for share in (1, gate.peak, gate.weak)]
+        limit: Any = watch.threshold
+        limits = [number_of(limit * share, dtype) for share in (1, gate.peak, gate.weak)]
         backend.launch(
             backend.kernel("gate.cu", "look", dtype, RADIUS=gate.smooth // 2),
             blocks,
