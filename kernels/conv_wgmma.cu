@@ -235,7 +235,11 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     const int stride = gridDim.x / members;
     const int piece = thread % PIECES, first_row = thread / PIECES;
 
-    if (thread < S) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrived + thread * 8) : "memory");
+    if (thread == 0) {
+#pragma unroll
+        for (int i = 0; i < S; i++)
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrived + i * 8) : "memory");
+    }
     publish();
 
     const auto describe = [&](int block, int turn) {
