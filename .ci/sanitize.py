@@ -271,7 +271,7 @@ def cases() -> Iterator[tuple[str, Any, tuple[int, ...], str, float]]:
         shuffle=nn.ChannelShuffle(2),
     )
     many = nn.Sequential(
-        conv(3, 8, 3, stride=2, padding=1), nn.ReLU(), conv(8, 8, 3, padding=2, dilation=2), nn.ReLU(),
+        conv(3, 8, 3, stride=2, padding=1), nn.ReLU(), conv(8, 8, 3, padding=2, dilation=2, groups=2), nn.ReLU(),
         nn.Upsample(scale_factor=1.5, mode="bilinear"), conv(8, 8, 3, padding=1),
     )  # fmt: skip
     for kind in ("half", "tf32", "float"):

@@ -1,4 +1,5 @@
-// Convolution on tensor cores: BM listed pixels, wherever they lie, times BN output channels.
+// Convolution as a product of matrices: BM listed pixels, wherever they lie, times BN output channels. On tensor cores, or
+// EXACT: in single precision by ordinary instructions.
 //
 // The rows of the product are gathered: for each pixel and tap the input pixel's channels, 0 outside the map. A step of
 // the sum is 128 bytes of every row, in PIECE-byte pieces that a table takes to (tap, channel).
@@ -8,7 +9,8 @@
 // change, a block computes all SPLIT sums itself and adds them in the same order: a pixel's bits depend on nothing else
 // that changed.
 //
-// TYPE 1 computes in TF32. Below compute capability 8.0 kernels/conv.cu runs instead; clusters need 9.0.
+// TYPE 1 computes in TF32 where it is not EXACT. Below compute capability 8.0 kernels/conv.cu runs instead; clusters need
+// 9.0.
 #include "tensor.cuh"
 
 #ifndef BM
@@ -32,6 +34,12 @@
 #ifndef PIECE
 #define PIECE 16
 #endif
+#ifndef EXACT
+#define EXACT 0
+#endif
+#ifndef AT_ONCE  // blocks of a multiprocessor
+#define AT_ONCE 1
+#endif
 #ifndef TRANSPOSE  // with its stride, which divides in every step
 #define TRANSPOSE 0
 #define STRIDE_H 1
@@ -50,6 +58,7 @@ static_assert(BM * SUMS_PITCH * 4 <= STAGES * STAGE, "the sums lie where the sta
 static_assert(THREADS % PIECES == 0 && BM * PIECES % THREADS == 0 && BN * 8 % THREADS == 0, "whole rows");
 static_assert(BM % SPLIT == 0, "each block of a cluster finishes as many rows");
 static_assert(TILES_N % 2 == 0, "a load of weights is two tiles");
+static_assert(TYPE == 1 || !EXACT, "the others are exact on tensor cores");
 
 struct Tap {
     short dy, dx;
@@ -92,7 +101,27 @@ __device__ __forceinline__ void add(float* to, float left, float right, bool to_
     *(float2*)to = make_float2(others.x + left, others.y + right);
 }
 
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
+// EXACT: a warp's 16 x 8 sums lie four to a thread as well: rows 4 apart of one column, eight columns side by side. Each
+// sum adds up its products one after the other.
+typedef float Sums[TILES_M][TILES_N][4];
+__device__ __forceinline__ void multiply_exactly(Sums& sums, const char* rows, const char* weights, int chunk) {
+    const int lane = threadIdx.x & 31;
+    float4 w[TILES_N];
+#pragma unroll
+    for (int j = 0; j < TILES_N; j++) w[j] = *(const float4*)(weights + place_of(0, j * 8 + lane % 8, chunk));
+#pragma unroll
+    for (int i = 0; i < TILES_M * 4; i++) {
+        const float4 a = *(const float4*)(rows + place_of(0, i * 4 + lane / 8, chunk));
+#pragma unroll
+        for (int j = 0; j < TILES_N; j++) {
+            float& sum = sums[i / 4][j][i % 4];
+            sum = __fmaf_rn(a.x, w[j].x, sum), sum = __fmaf_rn(a.y, w[j].y, sum);
+            sum = __fmaf_rn(a.z, w[j].z, sum), sum = __fmaf_rn(a.w, w[j].w, sum);
+        }
+    }
+}
+
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
          const int* list, const int* count, int OH, int OW, int early) {
     extern __shared__ __align__(128) char memory[];
@@ -158,7 +187,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
                 copy<16>(place_of(b, row, chunk), weights_at + i * weights_apart + (size_t)step * STEP, true);
             }
         };
-        float sums[TILES_M][TILES_N][4] = {}, totals[SPLIT > 1 ? TILES_M : 1][TILES_N][4] = {};
+        Sums sums = {};
+        float totals[SPLIT > 1 ? TILES_M : 1][TILES_N][4] = {};
 #pragma unroll
         for (int step = 0; step < STAGES - 1; step++)
             if (step < steps) load_weights(step);
@@ -173,6 +203,13 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
             __syncthreads();
             if (step + STAGES - 1 < steps) load_pixels(step + STAGES - 1), load_weights(step + STAGES - 1);
             end_of_stage();
+#if EXACT
+            const char* rows = memory + step % STAGES * STAGE + warp_m * STEP;
+            const char* weights = memory + step % STAGES * STAGE + (BM + warp_n) * STEP;
+#pragma unroll 2  // all at once takes every register
+            for (int chunk = 0; chunk < 2 * SLICES; chunk++)
+                multiply_exactly(sums, rows, weights, warp_k * 2 * SLICES + chunk);
+#else
             const u32 a = stages + step % STAGES * STAGE, b = a + BM * STEP;
 #pragma unroll
             for (int slice = 0; slice < SLICES; slice++) {
@@ -197,6 +234,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
                     for (int j = 0; j < TILES_N; j++)
                         multiply(sums[i][j], rows[i], weights[j / 2][j % 2 * 2], weights[j / 2][j % 2 * 2 + 1]);
             }
+#endif
             if (SPLIT > 1 && !together && ((step + 1) % share == 0 || step + 1 == steps)) {
 #pragma unroll
                 for (int i = 0; i < TILES_M; i++)
@@ -225,9 +263,16 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
                 for (int i = 0; i < TILES_M; i++)
 #pragma unroll
                     for (int j = 0; j < TILES_N; j++) {
+#if EXACT
+                        float* to = staged + (warp_m + i * 16 + lane / 8) * SUMS_PITCH + warp_n + j * 8 + lane % 8;
+#pragma unroll
+                        for (int r = 0; r < 4; r++)
+                            to[r * 4 * SUMS_PITCH] = (k > 0 ? to[r * 4 * SUMS_PITCH] : 0) + sums[i][j][r];
+#else
                         float* to = staged + (warp_m + i * 16 + lane / 4) * SUMS_PITCH + warp_n + j * 8 + lane % 4 * 2;
                         add(to, sums[i][j][0], sums[i][j][1], k > 0);
                         add(to + 8 * SUMS_PITCH, sums[i][j][2], sums[i][j][3], k > 0);
+#endif
                     }
             }
             __syncthreads();

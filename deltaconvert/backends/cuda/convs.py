@@ -56,7 +56,7 @@ def conv(
     ways: dict[str, Callable[[], Head]]
     if is_depthwise(operator):
         ways = {f"channel {thread}": partial(by_channel, *parts, thread) for thread in THREADS_OF_CHANNELS}
-    elif on_gpu and _on_tensor_cores(operator, edge):
+    elif on_gpu and (_on_tensor_cores(operator, edge) or _in_exact_tiles(operator, edge)):
         ways = candidates(*parts)
     else:
         return by_pixel(*parts)
@@ -65,6 +65,8 @@ def conv(
     shapes = tuple(source.values.shape), tuple(operator.weight.shape)
     compared = " compared" if _has_threshold(edge) else ""
     layer = f"{edge.values.dtype} {shapes} {window_of(source, window)} {tail.macros()}{compared}"
+    if not _on_tensor_cores(operator, edge):
+        layer = f"exact {layer}"  # the same in TF32 is another choice
     best: Head = tuner.best(layer, ways, source, edge, tail)
     return best
 
@@ -81,7 +83,10 @@ def linear(operator: MapLinear, inputs: Sequence[Any], edge: Any, tuner: Any, ta
 
 
 def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> dict[str, Callable[[], Head]]:
-    """Ways to compute a convolution on tensor cores, by name."""
+    """Ways to compute a convolution in tiles, by name."""
+    if not _on_tensor_cores(operator, edge):
+        exact = _exact_tiles(edge, steps_of(operator, source))
+        return {name: partial(by_tiles, operator, window, source, edge, tile) for name, tile in exact.items()}
     up = up_of(operator)
     if up != (1, 1) and fits_wgmma(on_pixels(operator), source, edge):
         operator, window = on_pixels(operator), None
@@ -157,7 +162,8 @@ def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile:
     rows = -(-outputs // tile["BN"]) * tile["BN"]
     spaced = weight.new_zeros(rows, steps * STEP // dtype.itemsize, dtype=torch.float32)
     spaced[:outputs, : kh * kw * depth].view(outputs, kh, kw, -1)[..., :channels] = weight
-    packed = _as_tf32(spaced) if dtype == torch.float32 else spaced.to(dtype)
+    rounded = dtype == torch.float32 and not tile.get("EXACT")
+    packed = _as_tf32(spaced) if rounded else spaced.to(dtype)
     bias = _padded_bias(operator, rows, torch.float32, packed.device)
     transposed = _is_transposed(operator)
     _, height, width, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
@@ -354,6 +360,26 @@ def _on_tensor_cores(operator: Any, edge: Any) -> bool:
         and operator.groups == 1
         and torch.cuda.get_device_capability(edge.values.device) >= (8, 0)
     )
+
+
+def _in_exact_tiles(operator: Any, edge: Any) -> bool:
+    """Single precision as it is, by kernels/conv_tiles.cu without tensor cores."""
+    return bool(
+        edge.values.dtype == torch.float32
+        and operator.groups == 1
+        and torch.cuda.get_device_capability(edge.values.device) >= (8, 0)
+    )
+
+
+def _exact_tiles(edge: Any, steps: int) -> dict[str, dict[str, int]]:
+    """Macros of kernels/conv_tiles.cu for it: tiles that three blocks of a multiprocessor hold without spilling."""
+    warps = {"WARPS_M": 2, "WARPS_N": 2, "WARPS_K": 1, "EXACT": 1, "AT_ONCE": 3}
+    clusters = torch.cuda.get_device_capability(edge.values.device) >= (9, 0)
+    splits = [1, *(split for split in (4, 8) if clusters and steps >= 6 * split)]
+    tiles = {
+        f"exact 64x64/{split}": {"BM": 64, "BN": 64, "STAGES": 4, "SPLIT": split, **warps} for split in splits
+    }
+    return {**tiles, "exact 128x64/1": {"BM": 128, "BN": 64, "STAGES": 3, "SPLIT": 1, **warps}}
 
 
 def _tile(edge: Any, steps: int) -> dict[str, int]:
