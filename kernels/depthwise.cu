@@ -1,6 +1,9 @@
 // Depthwise convolution of listed pixels. A thread is WIDTH channels and RUN pixels that follow each other in the list,
 // and every so many of those; where they fit, the weights of its channels stay in registers. Pixels that lie side by
 // side, as most of a list do, share what they read. A pixel sums over taps in their order, whatever else changed.
+//
+// SLIDE: where all pixels are listed a thread goes down a strip of the map, reads each of its pixels once, and adds it to
+// the sums of all rows that need it.
 #include "tail.cuh"
 
 #ifndef KH
@@ -18,15 +21,24 @@
 #ifndef AT_ONCE  // blocks of a multiprocessor
 #define AT_ONCE 4
 #endif
+#ifndef SLIDE  // without strides and dilations, where the weights stay in registers
+#define SLIDE 1
+#endif
 constexpr int TAPS = KH * KW;
 constexpr bool HOLD = TAPS * WIDTH * sizeof(number) <= 288;
 constexpr int ROWS_AT_ONCE = HOLD ? KH : 1;
+
+// Whether as many columns of a strip leave enough registers: for weights, sums, what is read and what is read ahead.
+constexpr bool fits(int columns) {
+    return columns <= RUN && TAPS * WIDTH + WIDTH * (KH * columns + (columns - 1 + KW) * 3 / 2) <= 90;
+}
+constexpr int ACROSS = fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
 
 struct Head {
     const value* at;      // N x H x W
     const value* weight;  // KH x KW x pitch
     const number* bias;   // pitch
-    int pitch, H, W, sh, sw, ph, pw, dh, dw, unused;
+    int pitch, H, W, sh, sw, ph, pw, dh, dw, images;
 };
 
 // v: of PIXELS side by side, the first of which reads from row `top` and column `left` on, at `from`.
@@ -57,6 +69,50 @@ __device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, n
     }
 }
 
+// Rows `top` to `bottom` - 1 of the output, columns `left` to `left` + ACROSS - 1. Row o of the output is summed up in
+// sums[(o - top) % KH], from where its first row of the input is read until its last one is.
+template <typename Store>
+__device__ __forceinline__ void slide(const Head& h, const number (&held)[HOLD ? TAPS : 1][WIDTH], const number (&bias)[WIDTH],
+                                      const value* image, int top, int bottom, int left, const Store& store) {
+    constexpr int COLS = ACROSS - 1 + KW;
+    number sums[KH][ACROSS][WIDTH] = {};
+    Pack read[COLS], ahead[COLS];
+    const auto load = [&](Pack(&into)[COLS], int row) {
+        const bool inside = (u32)row < (u32)h.H;
+        const value* from = image + ((long long)row * h.W + left - h.pw) * h.pitch;
+#pragma unroll
+        for (int k = 0; k < COLS; k++)
+            into[k] = inside && (u32)(left - h.pw + k) < (u32)h.W ? *(const Pack*)(from + k * h.pitch) : Pack{};
+    };
+    load(ahead, top - h.ph);
+#pragma unroll 1
+    for (int first = top; first < bottom + KH - 1; first += KH) {
+#pragma unroll
+        for (int t = 0; t < KH; t++) {  // what row first + t of the output reads first
+            const int row = first + t;
+#pragma unroll
+            for (int k = 0; k < COLS; k++) read[k] = ahead[k];
+            if (row + 1 < bottom + KH - 1) load(ahead, row + 1 - h.ph);
+#pragma unroll
+            for (int p = 0; p < ACROSS; p++)
+#pragma unroll
+                for (int j = 0; j < WIDTH; j++) sums[t][p][j] = bias[j];
+#pragma unroll
+            for (int i = 0; i < KH; i++) {
+                number(&sum)[ACROSS][WIDTH] = sums[(t - i + KH) % KH];
+#pragma unroll
+                for (int k = 0; k < KW; k++)
+#pragma unroll
+                    for (int p = 0; p < ACROSS; p++)
+#pragma unroll
+                        for (int j = 0; j < WIDTH; j++) sum[p][j] += get(read[p + k].of[j]) * held[HOLD ? i * KW + k : 0][j];
+            }
+            const int done = row - KH + 1;
+            if (done >= top && done < bottom) store(sums[(t + 1) % KH], done);
+        }
+    }
+}
+
 // out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
 // than the kernel before this one.
 extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
@@ -68,7 +124,8 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     int at = thread / packs * RUN;
     if (!early) wait_for_predecessor();
     const int listed = *count;
-    if (at >= min(listed, apart)) {
+    const bool all = SLIDE && HOLD && listed == head->images * OH * OW;
+    if (at >= (all ? apart : min(listed, apart))) {
         if (early && blockIdx.x == 0) wait_for_predecessor();
         return;
     }
@@ -80,6 +137,25 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
 #pragma unroll
         for (int tap = 0; tap < TAPS; tap++) fetch(held[HOLD ? tap : 0], h.weight + (size_t)tap * h.pitch + c);
     if (early) wait_for_predecessor();
+    if (all) {
+        const int strips = (OW + ACROSS - 1) / ACROSS, every = apart / RUN;
+        int down = 16;  // rows of a strip: two or four more are read; fewer where threads would have nothing to do
+        while (down > 2 && h.images * strips * ((OH + down - 1) / down) < every) down /= 2;
+        const int high = (OH + down - 1) / down, total = h.images * strips * high;
+        for (int strip = at / RUN; strip < total; strip += every) {
+            const int n = strip / (strips * high), in_image = strip - n * strips * high, y = in_image / strips;
+            const int left = (in_image - y * strips) * ACROSS, top = y * down;
+            const value* image = h.at + (long long)n * h.H * h.W * h.pitch + c;
+            slide(h, held, bias, image, top, min(top + down, OH), left,
+                  [&](number(&sum)[ACROSS][WIDTH], int row) {
+#pragma unroll
+                      for (int p = 0; p < ACROSS; p++)
+                          if (left + p < OW)
+                              finish(sum[p], operands, out, pitch, channels, (n * OH + row) * OW + left + p, n, c);
+                  });
+        }
+        return;
+    }
     int places[RUN];
 #pragma unroll
     for (int p = 0; p < RUN; p++) places[p] = list[min(at + p, listed - 1)];

@@ -136,13 +136,14 @@ def by_channel(
     wide, run, at_once = thread
     return Head(
         "depthwise.cu",
-        struct.pack("=3Q10i", *addresses, pitch, height, width, *geometry, 0),
+        struct.pack("=3Q10i", *addresses, pitch, height, width, *geometry, len(edge.values)),
         "depthwise",
         {
             "KH": kh,
             "KW": kw,
             "SW": geometry[1],
             "RUN": run if geometry[-1] == 1 else 1,
+            "SLIDE": int((*geometry[:2], *geometry[4:]) == (1, 1, 1, 1)),
             "WIDTH": min(wide, 16 // edge.values.dtype.itemsize, edge.pitch),
             "AT_ONCE": at_once,
         },
