@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, k
 from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.tail import NoKernel, Tail, device_bytes
-from deltaconvert.backends.cuda.tuning import Tuner
+from deltaconvert.backends.cuda.tuning import Tuner, boxes
 from deltaconvert.backends.reference import differs, fill_unseen
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Watch
@@ -64,6 +64,7 @@ class Edge:
         self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
         self.beside = 0  # bytes of what a step keeps beside it
         self.planes: Planes | None = None  # where the values are needed as a dense map
+        self.expected: Any = None  # until the first frame: where it can change if one of `tuning.boxes` does
         if memory is None:
             pitch = pitch_of(channels, kept.dtype)
             memory = torch.zeros(n, height, width, pitch, dtype=kept.dtype, device=kept.device)
@@ -151,6 +152,7 @@ class FrameEdge(Edge):
         self.watch = watch
         super().__init__(kept)
         self._awake = torch.ones(kept.shape[0], dtype=torch.int32, device=kept.device)
+        self.expected = boxes(kept.shape[2:], kept.device)
         self.marks = backend.marks(kept.shape, kept.device, backend.place)
         self.computed = backend.counter(1, kept.device)
         self._backend = backend
@@ -356,6 +358,8 @@ class Backend:
         if self._recording is None:
             device = next(value.device for value in frame.values if isinstance(value, Tensor))
             self._recording = Recording(device, self._start, self.join, self._finish)
+            for edge in self._edges:
+                edge.expected = None
         self._recording.play(steps, frame)
 
     @property
@@ -451,6 +455,8 @@ class Step:
     ):
         """in_place: the inputs are parts of the edge already."""
         self.operator, self.inputs, self.edge = operator, inputs, edge
+        spreads = (reach.spread(source.expected) for reach, source in zip(reaches, inputs, strict=True))
+        edge.expected = reduce(torch.logical_or, spreads)
         self.candidates = candidates_of(backend, reaches, inputs, edge)
         self._rows = self.candidates  # what the kernel walks
         edge.computed, edge.planes = self.candidates.count, Planes(backend, edge, self.candidates)

@@ -270,15 +270,16 @@ def by_wgmma(
 
 
 def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
-    """The macros of kernels/conv_wgmma.cu that are worth measuring for a sum of so many steps."""
-    shapes = [(128, 128, 3), (64, 64, 3), (128, 64, 3), (64, 128, 3)]
-    tiles = [(*shape, 1) for shape in shapes if shape[1] == 64 or channels > 64]
-    splits = [split for split in (2, 4, 8) if steps >= 4 * split]
-    tiles += [(64, 64, 4, split) for split in splits]
-    tiles += [(64, 128, 3, split) for split in splits if channels > 64]
+    """The macros of kernels/conv_wgmma.cu that are worth measuring for a sum of so many steps.
+
+    Wide tiles are also small ones where few pixels changed, so that those alone are tried for few channels.
+    """
+    shapes = [(128, 128, 3), (128, 64, 3), (64, 128, 3)] if channels > 64 else [(128, 64, 3), (64, 64, 3)]
+    split = (64, 128, 3) if channels > 64 else (64, 64, 4)
+    tiles = [(*shape, 1) for shape in shapes] + [(*split, parts) for parts in (2, 4, 8) if steps >= 4 * parts]
     return {
-        f"{bm}x{bn}x{stages}/{split}": {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": split}
-        for bm, bn, stages, split in tiles
+        f"{bm}x{bn}x{stages}/{parts}": {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": parts}
+        for bm, bn, stages, parts in tiles
     }
 
 

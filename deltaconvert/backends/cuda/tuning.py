@@ -34,9 +34,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SOURCES = ("conv_wgmma.cu", "conv_tiles.cu", "depthwise.cu")  # that a choice depends on
-# Shares of the map that a choice is measured at, the usual one first, and what a second counts there: few pixels are
-# what frames should have. A candidate that is slower than the best by SLOW at the usual one is out.
-SHARES = {0.15: 3.0, 0.03: 3.0, 0.5: 1.0, 1.0: 1.0}
+# Boxes of the frame, by their share of it, that a choice is measured for, the usual one first, and what a second counts
+# there: few pixels are what frames should have. Who is slower than the best by SLOW at the usual one is out.
+BOXES = {0.05: 3.0, 0.01: 3.0, 0.25: 1.0, 1.0: 1.0}
 SLOW = 2.0
 REPEATS = 5
 
@@ -61,17 +61,17 @@ class Tuner:
         made: dict[str, Head] = {}
         launches: dict[str, Callable[[Tensor, Listed], None]] = {}
 
-        def seconds(name: str, share: float) -> float:
+        def seconds(name: str, box: int) -> float:
             if not made:
                 made.update((name, head()) for name, head in heads.items())
                 launches.update((name, self._launch(head, tail, edge)) for name, head in made.items())
                 source.values.normal_(generator=torch.Generator(device).manual_seed(0))
             mapped = edge if made[name].up == (1, 1) else source
-            places = places_of_a_box(mapped.values.shape, share, device)
+            places = places_of(mapped.expected[box], len(mapped.values))
             listed = Listed(places, torch.tensor([len(places)], dtype=torch.int32, device=device))
             return seconds_of(partial(launches[name], edge.values, listed), device)
 
-        name = self._choices.best(layer, list(heads), seconds)
+        name = self._choices.best(layer, list(heads), seconds, weights_of(edge.expected))
         if made:
             source.reset(slice(None))
             edge.reset(slice(None))
@@ -88,14 +88,20 @@ class Choices:
         self.path = path
         self._known = self._read()
 
-    def best(self, layer: str, names: Sequence[str], seconds: Callable[[str, float], float]) -> str:
-        """The candidate for a layer; seconds(name, share) measures one."""
+    def best(
+        self,
+        layer: str,
+        names: Sequence[str],
+        seconds: Callable[[str, int], float],
+        weights: Mapping[int, float],
+    ) -> str:
+        """The candidate for a layer; seconds(name, box) measures one, and counts as often as weights[box] says."""
         if self.path is None or len(names) == 1:
             return names[0]
         if self._known.get(layer) not in names:
             self._known = {**self._known, **self._read()}  # another process may have been faster
         if self._known.get(layer) not in names:
-            self._keep(layer, _fastest(names, seconds), names)
+            self._keep(layer, _fastest(names, seconds, weights), names)
         return self._known[layer] if self.path is not None else names[0]
 
     def _read(self) -> dict[str, str]:
@@ -142,15 +148,15 @@ def choices_for(device: torch.device) -> Choices:
     return Choices(folder / f"{gpu}-{version[:16]}.json")
 
 
-def _fastest(names: Sequence[str], seconds: Callable[[str, float], float]) -> str:
-    """The one that takes least, over all shares."""
-    usual, *others = SHARES
-    times = {name: SHARES[usual] * seconds(name, usual) for name in names}
+def _fastest(names: Sequence[str], seconds: Callable[[str, int], float], weights: Mapping[int, float]) -> str:
+    """The one that takes least, over all boxes."""
+    usual, *others = weights
+    times = {name: weights[usual] * seconds(name, usual) for name in names}
     bound = SLOW * min(times.values())
     times = {name: time for name, time in times.items() if time <= bound}
-    for share in others:
+    for box in others:
         for name in times:
-            times[name] += SHARES[share] * seconds(name, share)
+            times[name] += weights[box] * seconds(name, box)
     return min(times, key=lambda name: times[name])
 
 
@@ -185,11 +191,29 @@ def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-
     return statistics.median(spans) / 1e3 / calls
 
 
-def places_of_a_box(shape: Sequence[int], share: float, device: torch.device) -> Tensor:
-    """int32 (M): the pixels of a box in the middle of each stream's map (N C H W), row by row."""
-    n, _, height, width = shape
-    high, wide = (max(1, round(side * share**0.5)) for side in (height, width))
-    mask = torch.zeros(n, height, width, dtype=torch.bool, device=device)
-    y, x = (height - high) // 2, (width - wide) // 2
-    mask[:, y : y + high, x : x + wide] = True
-    return mask.flatten().nonzero().flatten().int()
+def boxes(size: Sequence[int], device: torch.device) -> Tensor:
+    """bool (BOXES, 1, H, W): boxes in the middle of a frame of `size`."""
+    height, width = size
+    masks = torch.zeros(len(BOXES), 1, height, width, dtype=torch.bool, device=device)
+    for mask, share in zip(masks[:, 0], BOXES, strict=True):
+        high, wide = (max(1, round(side * share**0.5)) for side in size)
+        y, x = (height - high) // 2, (width - wide) // 2
+        mask[y : y + high, x : x + wide] = True
+    return masks
+
+
+def weights_of(expected: Tensor) -> dict[int, float]:
+    """What a second counts at each box; expected: what becomes of `boxes` in a map. Equal ones are measured once."""
+    weights: dict[int, float] = {}
+    first: dict[int, int] = {}  # of so many pixels
+    for box, (pixels, weight) in enumerate(
+        zip(expected.flatten(1).sum(1).tolist(), BOXES.values(), strict=True)
+    ):
+        same = first.setdefault(pixels, box)
+        weights[same] = weights.get(same, 0.0) + weight
+    return weights
+
+
+def places_of(mask: Tensor, streams: int) -> Tensor:
+    """int32: the pixels of a mask, 1 H W, in each stream's map, row by row."""
+    return mask.expand(streams, *mask.shape[1:]).flatten().nonzero().flatten().int()
