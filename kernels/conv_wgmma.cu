@@ -5,7 +5,7 @@
 // step's. Both land in shared memory as wgmma reads it, 128 bytes a row, swizzled. A stage is BM rows and BN rows.
 //
 // A block takes every gridDim.x-th tile. While a tile is finished the first steps of the next are on their way; its sums
-// pass through the one stage that is free.
+// pass through the one stage that is free. A map that is added to them is loaded beside the steps, as far as registers go.
 //
 // Where few pixels changed large tiles would leave most of the GPU idle. SMALL: as long as tiles of 64 x 64 all run at a
 // time, they are taken; they make the same sums in the same order. SPLIT: then the blocks of a cluster share the steps of
@@ -48,6 +48,8 @@
 
 #define THREADS (2 * BM)
 #define PIECES (STEP / PIECE)  // of a row
+#define REGISTERS (65536 / (THREADS * AT_ONCE) < 255 ? 65536 / (THREADS * AT_ONCE) : 255)
+#define ADDS (OPERANDS > 0 && KIND_A == MAP && UP_H * UP_W == 1 && !COMPARE)  // a map to the sums
 #define BYTES (STAGES * (BM + BN) * STEP)
 #define SMALL_STAGES (BYTES / (128 * STEP))
 
@@ -162,7 +164,8 @@ struct Work {
 
 // Finish channels `first` to `first` + WIDTH - 1 of a listed pixel. only_compare: whether one of them moved; nothing is
 // stored.
-__device__ __forceinline__ bool finish(number (&v)[WIDTH], const Work& work, int place, int first, bool only_compare) {
+__device__ __forceinline__ bool finish(number (&v)[WIDTH], const Work& work, int place, int first, bool only_compare,
+                                       const Pack* added = nullptr) {
     int channels = work.channels;
     const int n = place / (work.OH * work.OW);
     if (UP_H * UP_W > 1) {
@@ -171,7 +174,7 @@ __device__ __forceinline__ bool finish(number (&v)[WIDTH], const Work& work, int
         place = (y * UP_H + part / UP_W) * (work.OW * UP_W) + x * UP_W + part % UP_W;
         first -= part * channels;
     }
-    const Pack pack = finished(v, work.operands, channels, place, n, first);
+    const Pack pack = finished(v, work.operands, channels, place, n, first, added);
     Pack* const to = (Pack*)(work.out + (size_t)place * work.pitch + first);
     bool any = false;
     if (only_compare) {
@@ -210,6 +213,13 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     constexpr int WIDE = GROUP_N < 128 ? GROUP_N : 128;   // channels of an instruction
     // Channels that pass through the free stage at a time. The pitch keeps a warp's stores in different banks.
     constexpr int CHUNK = STAGE >= THREADS * 80 ? 32 : 16, CHUNK_PITCH = CHUNK + 8, SUMS_PITCH = N + 8;
+    constexpr bool IN_SHARES = SPLIT > 1 && !TOGETHER;  // as a cluster adds them
+    constexpr int CHUNKS = GROUP_N / CHUNK, PACKS = CHUNK / 2 / WIDTH;  // that a thread finishes of a chunk
+    constexpr int AT_A_TIME = COMPARE ? 1 : CHUNKS;
+    // What is loaded early of an added map: chunks, or packs of a cluster's sums.
+    constexpr int SPARE = REGISTERS - GROUP_N / 2 * (IN_SHARES ? 2 : 1) - (TYPE == 1 && ROUND ? 16 * P : 0) - 48;
+    constexpr int EARLY = !ADDS || SPARE < 4 * PACKS ? 0 : SPARE / (4 * PACKS) < CHUNKS ? SPARE / (4 * PACKS) : CHUNKS;
+    constexpr int OWN = (M / SPLIT * (N / WIDTH) + THREADS - 1) / THREADS, EARLY_OWN = !ADDS ? 0 : OWN < 4 ? OWN : 4;
     static_assert(THREADS / 2 * CHUNK_PITCH * 4 <= STAGE, "sums pass through a stage");
     static_assert(!TOGETHER || (M % SPLIT == 0 && M * SUMS_PITCH * 4 <= S * STAGE),
                   "a cluster's sums lie where the stages were, and each block finishes as many rows");
@@ -228,7 +238,6 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = warp / 4;
     const int group_m = group % (M / 64) * 64, group_n = group / (M / 64) * GROUP_N;
     const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
-    constexpr bool IN_SHARES = SPLIT > 1 && !TOGETHER;  // as a cluster adds them
     const int members = TOGETHER ? SPLIT : 1, rank = blockIdx.x % members;
     const int first_step = rank * h.steps / members;
     const int steps = ((rank + 1) * h.steps / members - first_step + P - 1) / P * P;  // zeros change no sum
@@ -302,6 +311,10 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     };
 
     int block = blockIdx.x / members, turn = 0;
+    const auto load_added = [&](Pack& into, int place, int first) {
+        const Operand& map = work.operands[0];
+        if (place >= 0 && first < work.channels) into = *(const Pack*)((const value*)map.at + place * map.pitch + first);
+    };
     const auto is_moved = [&](int row) { return rows.moved[turn][row / 32] >> row % 32 & 1; };
     if (block >= total) {
         if (work.early && blockIdx.x == 0) wait_for_predecessor();
@@ -314,6 +327,25 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
         const int next = block + stride, first_n = block % blocks_n * N + group_n;
         float sums[GROUP_N / WIDE][WIDE / 2], totals[IN_SHARES ? GROUP_N / WIDE : 1][WIDE / 2] = {};
         int more = 0, share = 1;
+        const int* places = rows.places[turn];
+        // Where this thread finishes pack i of a chunk.
+        const auto row_of = [&](int i) { return group_m + warp % 4 * 16 + (i * 32 + lane) / (CHUNK / WIDTH); };
+        const auto first_of = [&](int chunk) { return first_n + chunk * CHUNK + lane % (CHUNK / WIDTH) * WIDTH; };
+        const auto own_row = [&](int i) { return rank * (M / SPLIT) + (i * THREADS + thread) / (N / WIDTH); };
+        const auto own_first = [&](int i) { return first_n - group_n + (i * THREADS + thread) % (N / WIDTH) * WIDTH; };
+        Pack added[TOGETHER ? (EARLY_OWN ? EARLY_OWN : 1) : (EARLY ? EARLY : 1)][TOGETHER ? 1 : PACKS];
+        const auto load_chunk = [&](int chunk) {
+#pragma unroll
+            for (int i = 0; i < PACKS; i++) load_added(added[chunk % (EARLY ? EARLY : 1)][i], places[row_of(i)], first_of(chunk));
+        };
+        if (TOGETHER) {
+#pragma unroll
+            for (int i = 0; i < EARLY_OWN; i++)
+                if (own_row(i) < (rank + 1) * (M / SPLIT)) load_added(added[i][0], places[own_row(i)], own_first(i));
+        } else {
+#pragma unroll
+            for (int chunk = 0; chunk < EARLY; chunk++) load_chunk(chunk);
+        }
         for (int step = 0; step < steps; step += P) {
             wait<AHEAD - P>();
             publish();
@@ -378,7 +410,6 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                 for (int j = 0; j < WIDE / 2; j++) sums[i][j] = totals[IN_SHARES ? i : 0][j];
         }
         __syncthreads();
-        const int* places = rows.places[turn];
         // Through shared memory, so that a thread finishes neighbouring channels of one pixel.
         if (TOGETHER) {
             float* const staged = (float*)memory;
@@ -392,19 +423,22 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
             cluster_barrier();
 #pragma unroll 1
             for (int pass = !COMPARE; pass < 2; pass++) {
-                for (int i = thread; i < M / SPLIT * (N / WIDTH); i += THREADS) {
-                    const int row = rank * (M / SPLIT) + i / (N / WIDTH), n = i % (N / WIDTH) * WIDTH;
-                    const int place = places[row], first = first_n - group_n + n;
-                    if (place < 0 || first >= work.channels || (COMPARE && pass && !is_moved(row))) continue;
+#pragma unroll
+                for (int i = 0; i < OWN; i++) {
+                    const int row = own_row(i), first = own_first(i);
+                    if (row >= (rank + 1) * (M / SPLIT) || first >= work.channels) continue;
+                    const int place = places[row];
+                    if (place < 0 || (COMPARE && pass && !is_moved(row))) continue;
                     float v[WIDTH] = {};
 #pragma unroll
                     for (int j = 0; j < WIDTH; j += 4)
 #pragma unroll
                         for (int other = 0; other < SPLIT; other++)
-                            add_from(v, j, staged + row * SUMS_PITCH + n + j, other);
+                            add_from(v, j, staged + row * SUMS_PITCH + first - (first_n - group_n) + j, other);
 #pragma unroll
                     for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
-                    if (finish(v, work, place, first, !pass)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
+                    const Pack* early = i < EARLY_OWN ? &added[i < EARLY_OWN ? i : 0][0] : nullptr;
+                    if (finish(v, work, place, first, !pass, early)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
                 }
                 if (COMPARE && !pass) __syncthreads();
             }
@@ -421,8 +455,8 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
             if (next < total) start(next, false);
 #pragma unroll 1
             for (int pass = !COMPARE; pass < 2; pass++) {
-#pragma unroll 1
-                for (int chunk = 0; chunk < GROUP_N / CHUNK; chunk++) {
+#pragma unroll AT_A_TIME
+                for (int chunk = 0; chunk < CHUNKS; chunk++) {
                     __syncwarp();
 #pragma unroll
                     for (int j = 0; j < GROUP_N / 8; j++) {
@@ -433,18 +467,19 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                     }
                     __syncwarp();
 #pragma unroll
-                    for (int i = 0; i < CHUNK / 2 / WIDTH; i++) {
-                        const int part = (i * 32 + lane) / (CHUNK / WIDTH), row = group_m + warp % 4 * 16 + part;
-                        const int n = lane % (CHUNK / WIDTH) * WIDTH, place = places[row], first = first_n + chunk * CHUNK + n;
+                    for (int i = 0; i < PACKS; i++) {
+                        const int row = row_of(i), first = first_of(chunk), place = places[row];
                         if (place < 0 || first >= work.channels || (COMPARE && pass && !is_moved(row))) continue;
+                        const float* from = staged + (i * 32 + lane) / (CHUNK / WIDTH) * CHUNK_PITCH + lane % (CHUNK / WIDTH) * WIDTH;
                         float v[WIDTH] = {};
 #pragma unroll
-                        for (int j = 0; j < WIDTH; j += 4)
-                            add_four(v, j, *(float4*)(staged + part * CHUNK_PITCH + n + j));
+                        for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(float4*)(from + j));
 #pragma unroll
                         for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
-                        if (finish(v, work, place, first, !pass)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
+                        const Pack* early = EARLY ? &added[chunk % (EARLY ? EARLY : 1)][i] : nullptr;
+                        if (finish(v, work, place, first, !pass, early)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
                     }
+                    if (EARLY && chunk + EARLY < CHUNKS) load_chunk(chunk + EARLY);
                 }
                 if (COMPARE && !pass) __syncthreads();
             }

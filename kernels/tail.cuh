@@ -44,11 +44,11 @@ struct Operand {
 
 struct __align__(WIDTH * sizeof(value)) Pack { value of[WIDTH]; };
 
-__device__ __forceinline__ void fetch(number (&into)[WIDTH], const value* from) {
-    const Pack pack = *(const Pack*)from;
+__device__ __forceinline__ void unpack(number (&into)[WIDTH], const Pack& pack) {
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) into[j] = get(pack.of[j]);
 }
+__device__ __forceinline__ void fetch(number (&into)[WIDTH], const value* from) { unpack(into, *(const Pack*)from); }
 
 template <Kind kind> __device__ __forceinline__ void fetch(number (&into)[WIDTH], const Operand& operand, int place,
                                                            int stream, int first) {
@@ -60,12 +60,16 @@ template <Kind kind> __device__ __forceinline__ void fetch(number (&into)[WIDTH]
     }
 }
 
-// FINISH applied to the channels first .. first + WIDTH - 1 of a pixel.
+// FINISH applied to the channels first .. first + WIDTH - 1 of a pixel. added: what the first operand has there, where it
+// was loaded before.
 __device__ __forceinline__ Pack finished(number (&values)[WIDTH], const Operand* __restrict__ operands, int channels,
-                                         int place, int stream, int first) {
+                                         int place, int stream, int first, const Pack* added = nullptr) {
 #if OPERANDS > 0
     number a[WIDTH];
-    fetch<KIND_A>(a, operands[0], place, stream, first);
+    if (added)
+        unpack(a, *added);
+    else
+        fetch<KIND_A>(a, operands[0], place, stream, first);
 #endif
 #if OPERANDS > 1
     number b[WIDTH];

@@ -274,7 +274,9 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
 
     Wide tiles are also small ones where few pixels changed, so that those alone are tried for few channels.
     """
-    shapes = [(128, 128, 3), (128, 64, 3), (64, 128, 3)] if channels > 64 else [(128, 64, 3), (64, 64, 3)]
+    shapes = [(128, 64, 3), (64, 64, 3)]
+    if channels > 64:  # the third has registers for a map that is added
+        shapes = [(128, 128, 3), (128, 64, 3), (128, 64, 4), (64, 128, 3)]
     split = (64, 128, 3) if channels > 64 else (64, 64, 4)
     tiles = [(*shape, 1) for shape in shapes] + [(*split, parts) for parts in (2, 4, 8) if steps >= 4 * parts]
     return {
