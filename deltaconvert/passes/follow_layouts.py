@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,12 +13,10 @@ from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import ChannelIndex
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.rearrange import MapOf, Rearrange
-from deltaconvert.passes.adopt_operators import adopt, weight
+from deltaconvert.passes.adopt_operators import adopt
 from deltaconvert.passes.decide import Seen, seen, why_dense
+from deltaconvert.passes.views import kind_of, order_of, place_taken
 from deltaconvert.thresholds import matches
-
-_RESHAPES = "view reshape flatten ravel unflatten squeeze unsqueeze view_as reshape_as".split()
-_PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
 
 
 def follow_layouts(
@@ -72,7 +67,7 @@ class _Walk:
 
     def _follow(self, node: fx.Node) -> bool:
         """A reshape or a permute of a map: the same map in another layout."""
-        kind, source = _kind(node), node.args[0] if node.args else None
+        kind, source = kind_of(node), node.args[0] if node.args else None
         if kind is None or not isinstance(source, fx.Node):
             return False
         held = self._held(source)
@@ -80,7 +75,7 @@ class _Walk:
             return False
         layout = held[1]
         permuted = kind == "permute"
-        found = layout.permute(_order(node)) if permuted else layout.reshape(node.meta["shape"])
+        found = layout.permute(order_of(node)) if permuted else layout.reshape(node.meta["shape"])
         if found is not None:
             self.held[node] = held[0], found
         return found is not None
@@ -92,7 +87,7 @@ class _Walk:
         after:   y = x[:, [0, 2, 4, ...]]
         """
         held = self.held.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        picked = _picked(self.gm, node) if held is not None else None
+        picked = place_taken(self.gm, node) if held is not None else None
         if held is None or picked is None or node.meta.get("shape") is None:
             return False
         found = held[1].select(*picked)
@@ -175,7 +170,7 @@ class _Walk:
 
     def _expect(self, node: fx.Node) -> None:
         """Note the likely layout of a dense value that is made of maps in other layouts."""
-        kind, shape = _kind(node), node.meta.get("shape")
+        kind, shape = kind_of(node), node.meta.get("shape")
         if shape is None or not node.meta["dtype"].is_floating_point or self._held(node) is not None:
             return
         for source in node.all_input_nodes:
@@ -186,7 +181,7 @@ class _Walk:
             if kind is None:
                 found = layout.keeping(shape)
             elif held is None:
-                found = layout.permute(_order(node)) if kind == "permute" else layout.reshape(shape)
+                found = layout.permute(order_of(node)) if kind == "permute" else layout.reshape(shape)
             else:
                 found = None  # no layout followed it
             if found is not None:
@@ -259,58 +254,6 @@ class _Walk:
 def _laid_out(x: Tensor) -> Tensor:
     """Stands in the graph until an operator takes its place."""
     return x
-
-
-def _kind(node: fx.Node) -> str | None:
-    """reshape: the values in the same order, in another shape. permute: the dimensions in another order."""
-    if node.op not in ("call_function", "call_method") or node.meta.get("shape") is None:
-        return None
-    if node.target is operator.getitem:
-        return "reshape" if _keeps_all(node) else None
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    if node.op == "call_function" and getattr(torch, name, None) is not node.target:
-        return None
-    if name in _PERMUTES and len(node.all_input_nodes) == 1:
-        return "permute"
-    return "reshape" if name in _RESHAPES else None
-
-
-def _keeps_all(node: fx.Node) -> bool:
-    """x[:, :, None], x[..., 0] where the last dimension has length 1."""
-    source, index = node.args
-    parts = index if isinstance(index, tuple) else (index,)
-    plain = all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
-    known = isinstance(source, fx.Node) and source.meta.get("shape") is not None
-    return plain and known and math.prod(node.meta["shape"]) == math.prod(source.meta["shape"])
-
-
-def _picked(gm: fx.GraphModule, node: fx.Node) -> tuple[int, int] | None:
-    """(dimension, place) of a call that takes one place of one dimension: x[0], x[:, 1], select, index_select."""
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    if node.op not in ("call_function", "call_method") or node.kwargs:
-        return None
-    dim: Any = None
-    place: Any = None
-    if node.target is operator.getitem:
-        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        places = [at for at, part in enumerate(index) if part != slice(None)]
-        dim, place = (places[0], index[places[0]]) if len(places) == 1 else (None, None)
-    elif name in ("select", "index_select") and len(node.args) == 3:
-        _, dim, place = node.args
-    if isinstance(place, fx.Node) and place.op == "get_attr":
-        value = weight(gm, place)
-        place = int(value) if value.numel() == 1 and not value.is_floating_point() else None
-    return (dim, place) if type(dim) is int and type(place) is int else None
-
-
-def _order(node: fx.Node) -> list[int]:
-    """Where each dimension of a permute's result comes from: the call itself says, on lengths that differ."""
-    probe = torch.empty([place + 2 for place in range(len(node.meta["shape"]))], device="meta")
-    if node.op == "call_method":
-        result = getattr(probe, str(node.target))(*node.args[1:], **node.kwargs)
-    else:
-        result = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-    return [length - 2 for length in result.shape]
 
 
 def _as_operators(layout: Layout) -> list[Operator] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from deltaconvert.export.graph import Scope
 from deltaconvert.export.ops import in_onnx
 from deltaconvert.ops.local_response_norm import LocalResponseNorm
@@ -19,5 +21,5 @@ def local_response_norm(g: Scope, op: LocalResponseNorm, x: str) -> str:
     squares = g.Concat(nothing, g.Mul(x, x), nothing, axis=-1) if half else g.Mul(x, x)
     ends = [place - 2 * half or 2**31 for place in range(op.size)]
     beside = [g.Slice(squares, [place], [end], [-1]) for place, end in enumerate(ends)]
-    total = g.Mul(g.Sum(*beside), op.alpha / op.size)
-    return g.Div(x, g.Pow(g.Add(total, float(op.k)), float(op.beta)))
+    total = reduce(g.Add, beside)  # Sum refuses empty lists too
+    return g.Div(x, g.Pow(g.Add(g.Mul(total, op.alpha / op.size), float(op.k)), float(op.beta)))

@@ -1,0 +1,67 @@
+"""Calls that lay values out anew: reshapes, permutes, one place of a dimension."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from deltaconvert.passes.adopt_operators import weight
+
+_RESHAPES = "view reshape flatten ravel unflatten squeeze unsqueeze view_as reshape_as".split()
+_PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
+
+
+def kind_of(node: fx.Node) -> str | None:
+    """reshape: the values in the same order, in another shape. permute: the dimensions in another order."""
+    if node.op not in ("call_function", "call_method") or node.meta.get("shape") is None:
+        return None
+    if node.target is operator.getitem:
+        return "reshape" if _keeps_all(node) else None
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op == "call_function" and getattr(torch, name, None) is not node.target:
+        return None
+    if name in _PERMUTES and len(node.all_input_nodes) == 1:
+        return "permute"
+    return "reshape" if name in _RESHAPES else None
+
+
+def _keeps_all(node: fx.Node) -> bool:
+    """x[:, :, None], x[..., 0] where the last dimension has length 1."""
+    source, index = node.args
+    parts = index if isinstance(index, tuple) else (index,)
+    plain = all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
+    known = isinstance(source, fx.Node) and source.meta.get("shape") is not None
+    return plain and known and math.prod(node.meta["shape"]) == math.prod(source.meta["shape"])
+
+
+def place_taken(gm: fx.GraphModule, node: fx.Node) -> tuple[int, int] | None:
+    """(dimension, place) of a call that takes one place of one dimension: x[0], x[:, 1], select, index_select."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op not in ("call_function", "call_method") or node.kwargs:
+        return None
+    dim: Any = None
+    place: Any = None
+    if node.target is operator.getitem:
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        places = [at for at, part in enumerate(index) if part != slice(None)]
+        dim, place = (places[0], index[places[0]]) if len(places) == 1 else (None, None)
+    elif name in ("select", "index_select") and len(node.args) == 3:
+        _, dim, place = node.args
+    if isinstance(place, fx.Node) and place.op == "get_attr":
+        value = weight(gm, place)
+        place = int(value) if value.numel() == 1 and not value.is_floating_point() else None
+    return (dim, place) if type(dim) is int and type(place) is int else None
+
+
+def order_of(node: fx.Node) -> list[int]:
+    """Where each dimension of a permute's result comes from: the call itself says, on lengths that differ."""
+    probe = torch.empty([place + 2 for place in range(len(node.meta["shape"]))], device="meta")
+    if node.op == "call_method":
+        result = getattr(probe, str(node.target))(*node.args[1:], **node.kwargs)
+    else:
+        result = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    return [length - 2 for length in result.shape]
