@@ -65,7 +65,8 @@ class Scope:
         taken = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         named = [self.fresh(op) for _ in range(outputs)] if isinstance(outputs, int) else list(outputs)
         attributes = {name: value for name, value in attributes.items() if value is not None}
-        self.nodes.append(helper.make_node(op, taken, named, domain=domain, **attributes))
+        # onnxruntime 1.20 makes two nodes of one name out of some that have none.
+        self.nodes.append(helper.make_node(op, taken, named, name=named[0], domain=domain, **attributes))
         return named[0] if len(named) == 1 else named
 
     def fresh(self, hint: str) -> str:
