@@ -11,7 +11,7 @@ MIXERS = ("mixer_", "gmixer_", "gmlp_", "resmlp_", "sequencer")  # linear layers
 ATTENTION = tuple(  # families that multiply maps with each other; what torch counts of it depends on the kernel
     "beit botnet cait coat convit cpubone crossvit csatv2 davit deit edgenext efficientformer efficientvit eva fastvit "
     "gcvit halonet hiera levit lowformer maxvit mobilenetv4_hybrid mobilenetv5 mobilevit mvitv2 nest nextvit pit_ pvt "
-    "samvit swin test_vit tiny_vit twins visformer vit volo xcit".split()
+    "samvit swiftformer swin test_vit tiny_vit twins visformer vit volo xcit".split()
 )
 ATTENTION_TEXT = """
 ## What attention comes to
