@@ -49,11 +49,13 @@ def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "los
     A score of some hundred frames jumps, by 0.01 in average precision: a curve is made to rise with less work (isotonic
     regression), so that a point that is better than its neighbours by chance counts with them.
     """
-    best = 1.0
     curves: dict[str, list[Row]] = {}
     for row in rows:
         if way_of(row) == way:
             curves.setdefault(row["way"], []).append(row)
+    if not curves:
+        return math.nan  # it was not played
+    best = 1.0
     for curve in curves.values():
         curve.sort(key=lambda row: -row["work"])
         work, loss = 1.0, 0.0
@@ -88,7 +90,15 @@ def side_by_side(tasks: dict[str, list[Row]]) -> str:
     lines = [["task", "accepted loss", "twice", "four times"], ["---"] * 4]
     for task, rows in tasks.items():
         pairs = [[least(rows, way, times) for way in ("ours", "paper")] for times in (1, 2, 4)]
-        lines.append([task, *(" : ".join(f"{work:.2f}".lstrip("0") for work in pair) for pair in pairs)])
+        lines.append(
+            [
+                task,
+                *(
+                    " : ".join(f"{work:.2f}".lstrip("0").replace("nan", "-") for work in pair)
+                    for pair in pairs
+                ),
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

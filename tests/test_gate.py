@@ -144,7 +144,7 @@ def test_faint_pixels_come_along_with_strong_ones(backend):
 
 def test_what_is_faint_and_stays_is_found_by_averaging_over_frames(backend):
     """A step of two deviations of the noise: one frame does not tell it from noise, eight together do."""
-    draw = torch.Generator().manual_seed(3)
+    draw = generator(3)
     scene = torch.full((1, 1, 24, 40), 0.5)
     found = {}
     for recent in (1, 8):
