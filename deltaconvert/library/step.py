@@ -56,7 +56,7 @@ class Place:
         if windowed and free and beside:
             assert isinstance(first, Window)
             window = (first.kernel, first.stride, first.padding, first.dilation, first.transposed)
-            self.grid = Tiles(shapes[0][0], first.in_size, first.out_size, *window, TILE, "")
+            self.grid = Tiles(shapes[0][0], first.in_size, first.out_size, *window, (TILE, TILE), "")
 
 
 class Tiles(Grid):

@@ -163,11 +163,12 @@ def test_chunks_hold_every_index_and_repeat_the_last(count):
     assert len(found) <= max(2, count / FULL_ENOUGH)
 
 
-@pytest.mark.parametrize("way", [tiles.TILES, tiles.ROW, tiles.STRIP])
+@pytest.mark.parametrize("way", [tiles.TILES, tiles.WIDE, tiles.ROW, tiles.STRIP])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_tiles_and_taps_are_chosen_by_what_they_cost(monkeypatch, way, stride):
     monkeypatch.setattr(tiles.Tiles, "_cost", lambda self, notes: float(notes["way"] != way))
-    module = nn.Sequential(nn.Conv2d(3, 128, 1), nn.Conv2d(128, 8, (3, 2), stride, 1)).eval()
+    channels = 20 if way == tiles.WIDE else 128
+    module = nn.Sequential(nn.Conv2d(3, channels, 1), nn.Conv2d(channels, 8, (3, 2), stride, 1)).eval()
     frames = scripted_video((2, 3, 13, 11), torch.float32)
     model = deltaconvert.convert(module, frames[0], backend="cpu")
     notes = [node.meta.get("cpu", {}) for node in model._program.plan.graph.graph.nodes]

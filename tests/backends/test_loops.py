@@ -49,7 +49,7 @@ def test_spread(streams, size, geometry):
 @compiled
 @pytest.mark.parametrize("streams, size", SIZES)
 def test_tiles_and_unions(streams, size):
-    grid = Grid(streams, size, size, (3, 3), (1, 1), (1, 1), (1, 1), False, 4, "")
+    grid = Grid(streams, size, size, (3, 3), (1, 1), (1, 1), (1, 1), False, (4, 4), "")
     for mask, other in zip(masks(streams, size), reversed(list(masks(streams, size))), strict=True):
         assert torch.equal(grid.touched(mask, listed(mask)).sort().values, grid.touched(mask))
         both, pixels = loops.either(mask, listed(mask), listed(other))

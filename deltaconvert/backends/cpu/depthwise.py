@@ -12,14 +12,17 @@ from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Edge
 from deltaconvert.backends.cpu.packed import Epilogue
 from deltaconvert.backends.cpu.steps import chunks
-from deltaconvert.backends.cpu.tiles import Tiles
+from deltaconvert.backends.cpu.tiles import Tiles, Way
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.expanded import window_of
 from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Window
 
-LISTED = (1, "list")  # a way beside those of tiles.py; it gathers no windows and computes no pixel in vain
+LISTED = (
+    (1, 1),
+    "list",
+)  # a way beside those of tiles.py; it gathers no windows and computes no pixel in vain
 
 
 class Depthwise(Tiles):
@@ -45,7 +48,7 @@ class Depthwise(Tiles):
         if _clamps(self._compute.epilogue):
             self._ways.append(LISTED)
 
-    def _compute_by(self, way: tuple[int, str]) -> None:
+    def _compute_by(self, way: Way) -> None:
         self._listed = way == LISTED
         if not self._listed:
             super()._compute_by(way)

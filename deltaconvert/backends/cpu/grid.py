@@ -28,11 +28,11 @@ class Grid:
         padding: tuple[int, int],
         dilation: tuple[int, int],
         transposed: bool,
-        tile: int,
+        tile: tuple[int, int],
         taps: str,
     ):
         self._streams, self._out_size, self.taps = streams, out_size, taps
-        self.edges = min(tile, out_size[0]), min(tile, out_size[1])
+        self.edges = min(tile[0], out_size[0]), min(tile[1], out_size[1])
         self.overlaps = any(size % edge for size, edge in zip(out_size, self.edges, strict=True))
         self._counts = -(-out_size[0] // self.edges[0]), -(-out_size[1] // self.edges[1])
         axes = []
