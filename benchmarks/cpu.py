@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ import deltaconvert  # noqa: E402
 import model_zoo  # noqa: E402
 from benchmarks.engines import ENGINES, Engine, Engines, Network, difference, prepare  # noqa: E402
 from deltaconvert import measure  # noqa: E402
+from deltaconvert.backends.cpu import loops  # noqa: E402
 from deltaconvert.report import label, table  # noqa: E402
 
 SIZES = {"resnet50": (1, 3, 720, 1280), "mobilenetv2": (1, 3, 720, 1280), "dncnn": (1, 1, 360, 480)}
@@ -275,8 +277,9 @@ def profile(delta: deltaconvert.DeltaModel, frame: Tensor, after: Tensor) -> Non
 
 def environment() -> dict[str, Any]:
     """measure.environment() of this script."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {**measure.environment(), "command": shlex.join(["python", *sys.argv]), "capability": capability}
+    command, capability = shlex.join(["python", *sys.argv]), torch.backends.cpu.get_cpu_capability()
+    numba = version("numba") if loops.FOUND else None  # see backends/cpu/loops.py
+    return {**measure.environment(), "command": command, "capability": capability, "numba": numba}
 
 
 # ---- what JSON files say: in one file, as tables and as a picture

@@ -8,6 +8,8 @@ called, and keeps that on disk. Without it the cpu backend does the same by torc
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,26 +18,27 @@ from torch import Tensor
 
 from deltaconvert.reach import Window
 
-try:
-    import numba
-except ImportError:  # pragma: no cover
-    numba = None  # type: ignore[assignment]
-
-FOUND = numba is not None
+FOUND = find_spec("numba") is not None
 DTYPES = (torch.float32, torch.float64)
 Pair = tuple[int, int]
 BLOCK = 256  # channels of a convolution: what nine taps of them weigh stays in the innermost cache
 
 
 def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """The loop as machine code; products and sums that oneDNN rounds once are rounded once."""
-    if not FOUND:
-        return loop
+    """The loop as machine code, from its first call on: to import numba takes time and memory."""
+    machine_code = cache(lambda: _compile(loop))
+    return lambda *arguments: machine_code()(*arguments)
+
+
+def _compile(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """Products and sums that oneDNN rounds once are rounded once."""
+    from numba import njit
+
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(loop)
+        return njit(cache=True, **options)(loop)
     except RuntimeError:  # there is no folder that it may write to
-        return numba.njit(**options)(loop)
+        return njit(**options)(loop)
 
 
 def listed(mask: Tensor) -> Tensor:
