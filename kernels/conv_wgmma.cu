@@ -336,7 +336,8 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
         Pack added[TOGETHER ? (EARLY_OWN ? EARLY_OWN : 1) : (EARLY ? EARLY : 1)][TOGETHER ? 1 : PACKS];
         const auto load_chunk = [&](int chunk) {
 #pragma unroll
-            for (int i = 0; i < PACKS; i++) load_added(added[chunk % (EARLY ? EARLY : 1)][i], places[row_of(i)], first_of(chunk));
+            for (int i = 0; i < PACKS; i++)
+                load_added(added[chunk % (EARLY ? EARLY : 1)][i], places[row_of(i)], first_of(chunk));
         };
         if (TOGETHER) {
 #pragma unroll
@@ -470,14 +471,16 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                     for (int i = 0; i < PACKS; i++) {
                         const int row = row_of(i), first = first_of(chunk), place = places[row];
                         if (place < 0 || first >= work.channels || (COMPARE && pass && !is_moved(row))) continue;
-                        const float* from = staged + (i * 32 + lane) / (CHUNK / WIDTH) * CHUNK_PITCH + lane % (CHUNK / WIDTH) * WIDTH;
+                        const float* from = staged + (i * 32 + lane) / (CHUNK / WIDTH) * CHUNK_PITCH +
+                                            lane % (CHUNK / WIDTH) * WIDTH;
                         float v[WIDTH] = {};
 #pragma unroll
                         for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(float4*)(from + j));
 #pragma unroll
                         for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
                         const Pack* early = EARLY ? &added[chunk % (EARLY ? EARLY : 1)][i] : nullptr;
-                        if (finish(v, work, place, first, !pass, early)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
+                        if (finish(v, work, place, first, !pass, early))
+                            atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
                     }
                     if (EARLY && chunk + EARLY < CHUNKS) load_chunk(chunk + EARLY);
                 }

@@ -72,8 +72,9 @@ __device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, n
 // Rows `top` to `bottom` - 1 of the output, columns `left` to `left` + ACROSS - 1. Row o of the output is summed up in
 // sums[(o - top) % KH], from where its first row of the input is read until its last one is.
 template <typename Store>
-__device__ __forceinline__ void slide(const Head& h, const number (&held)[HOLD ? TAPS : 1][WIDTH], const number (&bias)[WIDTH],
-                                      const value* image, int top, int bottom, int left, const Store& store) {
+__device__ __forceinline__ void slide(const Head& h, const number (&held)[HOLD ? TAPS : 1][WIDTH],
+                                      const number (&bias)[WIDTH], const value* image, int top, int bottom, int left,
+                                      const Store& store) {
     constexpr int COLS = ACROSS - 1 + KW;
     number sums[KH][ACROSS][WIDTH] = {};
     Pack read[COLS], ahead[COLS];
@@ -105,7 +106,8 @@ __device__ __forceinline__ void slide(const Head& h, const number (&held)[HOLD ?
 #pragma unroll
                     for (int p = 0; p < ACROSS; p++)
 #pragma unroll
-                        for (int j = 0; j < WIDTH; j++) sum[p][j] += get(read[p + k].of[j]) * held[HOLD ? i * KW + k : 0][j];
+                        for (int j = 0; j < WIDTH; j++)
+                            sum[p][j] += get(read[p + k].of[j]) * held[HOLD ? i * KW + k : 0][j];
             }
             const int done = row - KH + 1;
             if (done >= top && done < bottom) store(sums[(t + 1) % KH], done);

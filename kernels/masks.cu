@@ -134,6 +134,17 @@ __device__ __forceinline__ bool reads_change(const Reach& r, int n, int y, int x
             }
         return false;
     }
+    if (r.kind == WINDOW && r.dw == 1) {  // by words: boxes of a mean are hundreds of pixels
+        u32 any = 0;
+#pragma unroll 4
+        for (int i = 0; i < r.kh; i++) {
+            const int row = row_of(r, y, i);
+            if ((u32)row >= (u32)r.H) continue;
+            for (int j = 0; j < r.kw; j += 32)
+                any |= bits_from(mask + row * words, words, x * r.sw - r.pw + j) & ~0u >> max(0, 32 - (r.kw - j));
+        }
+        return any != 0;
+    }
     for (int i = 0; i < r.kh; i++) {
         const int row = row_of(r, y, i);
         if ((u32)row >= (u32)r.H) continue;
