@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-# Barriers of a block: kernels/conv_wgmma.cu has thirteen, but racecheck dies of a hardware exception with 32.
+# Barriers of a block: kernels/conv_wgmma.cu has up to 24, but racecheck dies of a hardware exception with 32.
 OPTIONS = {"synccheck": ["--num-cuda-barriers", "32"], "racecheck": ["--num-cuda-barriers", "65536"]}
 TOGETHER, ALONE = ("memcheck", "memcheck graph", "racecheck", "initcheck"), ("synccheck",)
 OF_HOPPER = "conv_wgmma.cu"
