@@ -28,8 +28,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-# Barriers of a block: kernels/conv_wgmma.cu has up to 24, but racecheck dies of a hardware exception with 32.
-OPTIONS = {"synccheck": ["--num-cuda-barriers", "32"], "racecheck": ["--num-cuda-barriers", "65536"]}
+BARRIERS = ["--num-cuda-barriers", "32"]  # of a block; kernels/conv_wgmma.cu has up to 24
+# racecheck dies of a hardware exception where kernels that it watches overlap with others.
+OPTIONS = {"synccheck": BARRIERS, "racecheck": [*BARRIERS, "--force-blocking-launches"]}
 TOGETHER, ALONE = ("memcheck", "memcheck graph", "racecheck", "initcheck"), ("synccheck",)
 OF_HOPPER = "conv_wgmma.cu"
 CANARY = r"""
@@ -88,7 +89,8 @@ def _start(tool: str, run: str, logs: Path) -> subprocess.Popen[bytes]:
         command += [
             text for kernel in (*sorted(kernels()), "canary") for text in ("--kernel-name", f"kne={kernel}")
         ]
-    environment = dict(os.environ) if graph else {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    alone = name in ("memcheck", "initcheck") and not graph  # each tensor is an allocation of its own
+    environment = {**os.environ, **({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if alone else {})}
     with (logs / f"{run.replace(' ', '_')}.txt").open("wb") as log:
         return subprocess.Popen(
             [*command, sys.executable, __file__, "play", *graph, "--canary", name],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from torch import fx
 
 from deltaconvert.backends.cuda.capturable import run_and_judge
 from deltaconvert.backends.cuda.kernels import on_current_stream
+
+ALONE = threading.Lock()  # of who captures
 
 
 class Recording:
@@ -83,11 +86,7 @@ class Recording:
             return
         side.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        with (
-            no_garbage(),
-            torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
-            on_current_stream(self._device),
-        ):
+        with capturing(graph, side, self._device):
             self._start()
             for step in steps:
                 step(self._still)
@@ -116,7 +115,15 @@ class Recording:
 
 
 @contextmanager
-def no_garbage() -> Iterator[None]:
+def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, device: torch.device) -> Iterator[None]:
+    """One thread at a time: torch waits for the device before it captures, which fails while another one does."""
+    recording = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+    with ALONE, _no_garbage(), recording, on_current_stream(device):
+        yield
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
     """Collecting an old model frees its graph, which ends any capture."""
     enabled = gc.isenabled()
     gc.disable()
