@@ -189,7 +189,8 @@ def play(graph: bool, only: str) -> None:
         dtype = torch.float16 if kind == "half" else torch.float32
         network = network.to("cuda", dtype).eval()
         video = [frame.to(dtype) for frame in scripted_video(shape, torch.float32)]
-        model = deltaconvert.convert(network, video[0], threshold=threshold)
+        gate = {"smooth": 3, "dilate": 2, "weak": 0.5} if name == "gated" else None
+        model = deltaconvert.convert(network, video[0], threshold=threshold, gate=gate)
         for t in (0, 1, 2, 10):
             output = model(video[t])
         with torch.no_grad():
@@ -292,6 +293,7 @@ def cases() -> Iterator[tuple[str, Any, tuple[int, ...], str, float]]:
         yield "wide", nn.Sequential(conv(64, 200, 3, padding=1)), (2, 64, 40, 50), kind, 0.0
     for threshold in (0.0, 0.1):
         yield "lists aside", many, (2, 3, 260, 320), "float", threshold
+    yield "gated", many, (2, 3, 60, 70), "half", 0.1
 
 
 if __name__ == "__main__":
