@@ -1,14 +1,13 @@
 """Play small networks on the GPU under each tool of compute-sanitizer. Fails on a finding in a kernel of ours.
 
     python .ci/sanitize.py [memcheck racecheck initcheck synccheck] [--logs FOLDER] [--limit 300]
-    python .ci/sanitize.py play [graph] [--only TEXT] [--canary TOOL]      what is played, without a tool
+    python .ci/sanitize.py play [graph] [--only TEXT] [--without TEXT] [--canary TOOL]
 
-Every kernel of kernels/*.cu is launched, on full, partly changed and still frames, with and without thresholds.
-torch's allocator is off, so that each tensor's bounds are known; a graph cannot be captured then, and frames are
-played launch by launch. memcheck plays graphs as well. What cuDNN and torch do is not judged, and only initcheck
-watches it: it must see who writes. Nor is what the driver's interface answers: cuda-bindings asks for functions that
-an older driver has not, and is told so. synccheck needs the GPU's memory to itself and runs behind the others. At the
-end of each run comes a kernel with a fault that the tool must find.
+Every kernel of kernels/*.cu is launched, on full, partly changed and still frames, with and without thresholds
+(`play`). torch's allocator is off, so that each tensor's bounds are known; a graph cannot be captured then, and
+frames are played launch by launch. memcheck plays graphs as well. What cuDNN and torch do is not judged, and watched
+only where it must be. Nor is what the driver's interface answers judged: cuda-bindings asks for functions that an
+older driver has not, and is told so. At the end of each run comes a kernel with a fault that the tool must find.
 """
 
 from __future__ import annotations
@@ -24,14 +23,31 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-BARRIERS = ["--num-cuda-barriers", "32"]  # of a block; kernels/conv_wgmma.cu has up to 24
-# racecheck dies of a hardware exception where kernels that it watches overlap with others.
-OPTIONS = {"synccheck": BARRIERS, "racecheck": [*BARRIERS, "--force-blocking-launches"]}
-TOGETHER, ALONE = ("memcheck", "memcheck graph", "racecheck", "initcheck"), ("synccheck",)
+
+
+class Run(NamedTuple):
+    tool: str
+    play: tuple[str, ...] = ()
+    ours: bool = True  # it watches no kernels but ours
+
+
+RUNS = {
+    "memcheck": Run("memcheck"),
+    "memcheck of graphs": Run("memcheck", ("graph",)),
+    "racecheck": Run("racecheck", ("--without", "means")),
+    # It dies of a hardware exception in torch's means where it does not watch them.
+    "racecheck of means": Run("racecheck", ("--only", "means"), ours=False),
+    "initcheck": Run("initcheck", ours=False),
+    "synccheck": Run("synccheck"),
+}
+# Of a block: kernels/conv_wgmma.cu has up to 24.
+OPTIONS = {
+    tool: ["--num-cuda-barriers", count] for tool, count in (("synccheck", "32"), ("racecheck", "65536"))
+}
 OF_HOPPER = "conv_wgmma.cu"
 CANARY = r"""
 extern "C" __global__ void canary(int tool, const int* unset, const int* nowhere) {
@@ -55,12 +71,13 @@ def main() -> int:
     )
     parser.add_argument("what", nargs="*", help="tools; or play, and graph")
     parser.add_argument("--only", default="", help="play networks with this in their name")
+    parser.add_argument("--without", default="", help="but not those with this")
     parser.add_argument("--canary", choices=FOUND_BY, help="what to do wrong at the end")
     parser.add_argument("--logs", type=Path, help="where what they print is kept")
     parser.add_argument("--limit", type=float, default=900, help="seconds for all of it")
     options = parser.parse_args()
     if options.what[:1] == ["play"]:
-        play("graph" in options.what, options.only)
+        play("graph" in options.what, options.only, options.without)
         if options.canary:
             _sing(FOUND_BY.index(options.canary))
         return 0
@@ -72,44 +89,39 @@ def main() -> int:
     logs.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + options.limit
     subprocess.run([sys.executable, __file__, "play", "graph"], check=True)  # compiles, and chooses tiles
-    bad = False
-    for runs in (TOGETHER, ALONE):
-        wanted = [run for run in runs if not options.what or run.split()[0] in options.what]
-        running = {run: _start(tool, run, logs) for run in wanted}
-        for run, process in running.items():
-            bad |= _judge(run, process, logs, until)
-    return int(bad)
+    wanted = {name: run for name, run in RUNS.items() if not options.what or run.tool in options.what}
+    running = {name: _start(tool, name, run, logs) for name, run in wanted.items()}
+    return int(any([_judge(name, process, logs, until) for name, process in running.items()]))
 
 
-def _start(tool: str, run: str, logs: Path) -> subprocess.Popen[bytes]:
-    name, *graph = run.split()
-    command = [tool, "--tool", name, "--report-api-errors", "no", "--print-limit", "100000"]
-    command += ["--show-backtrace", "no", *OPTIONS.get(name, [])]
-    if name != "initcheck":
-        command += [
-            text for kernel in (*sorted(kernels()), "canary") for text in ("--kernel-name", f"kne={kernel}")
-        ]
-    alone = name in ("memcheck", "initcheck") and not graph  # each tensor is an allocation of its own
-    environment = {**os.environ, **({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if alone else {})}
-    with (logs / f"{run.replace(' ', '_')}.txt").open("wb") as log:
+def _start(tool: str, name: str, run: Run, logs: Path) -> subprocess.Popen[bytes]:
+    command = [tool, "--tool", run.tool, "--report-api-errors", "no", "--print-limit", "100000"]
+    command += ["--show-backtrace", "no", *OPTIONS.get(run.tool, [])]
+    for kernel in (*sorted(kernels()), "canary") if run.ours else ():
+        command += ["--kernel-name", f"kne={kernel}"]
+    by_steps = {} if "graph" in run.play else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    with _log(name, logs).open("wb") as log:
         return subprocess.Popen(
-            [*command, sys.executable, __file__, "play", *graph, "--canary", name],
+            [*command, sys.executable, __file__, "play", *run.play, "--canary", run.tool],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **by_steps},
             start_new_session=True,  # what it starts is stopped with it
         )
 
 
-def _judge(run: str, process: subprocess.Popen[bytes], logs: Path, until: float) -> bool:
+def _log(name: str, logs: Path) -> Path:
+    return logs / f"{name.replace(' ', '_')}.txt"
+
+
+def _judge(name: str, process: subprocess.Popen[bytes], logs: Path, until: float) -> bool:
     """Whether a run found something or did not end."""
     began = time.monotonic()
     try:
         process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-    path = logs / f"{run.replace(' ', '_')}.txt"
-    text = path.read_text(errors="replace")
+    text = _log(name, logs).read_text(errors="replace")
     found, others, ours = [], 0, re.compile(rf"\b(at|in) ({'|'.join(kernels())})\b(?!\.)")
     canary = re.compile(r"\b(at|in) canary\b")
     alive = False
@@ -122,7 +134,7 @@ def _judge(run: str, process: subprocess.Popen[bytes], logs: Path, until: float)
             others += 1
     ended = "PLAYED" in text and alive
     print(
-        f"{run}: {len(found)} findings in our kernels, {others} elsewhere, waited {time.monotonic() - began:.0f} s"
+        f"{name}: {len(found)} findings in our kernels, {others} elsewhere, waited {time.monotonic() - began:.0f} s"
         + ("" if ended else "; not ended" if "PLAYED" not in text else "; did not see the canary"),
         flush=True,
     )
@@ -159,7 +171,7 @@ def kernels() -> set[str]:
 # ---- what is played
 
 
-def play(graph: bool, only: str) -> None:
+def play(graph: bool, only: str, without: str) -> None:
     import torch
     from oracle import assert_close, scripted_video
 
@@ -183,7 +195,8 @@ def play(graph: bool, only: str) -> None:
     torch.set_default_device("cuda")
     bounds = {"float": 1e-4, "tf32": 1e-2, "half": 2e-2}
     for name, network, shape, kind, threshold in cases():
-        if only not in f"{name} {kind} {threshold}":
+        told = f"{name} {kind} {threshold}"
+        if only not in told or (without and without in told):
             continue
         torch.backends.cudnn.allow_tf32 = kind == "tf32"
         dtype = torch.float16 if kind == "half" else torch.float32
@@ -199,11 +212,11 @@ def play(graph: bool, only: str) -> None:
             error = (output - expected).abs().max() / expected.abs().max()
             assert error <= bounds[kind], f"{name} {kind}: off by {error:.2g}"
         assert_close(output, model(video[10]), "a still frame")
-        print(f"{name} {kind} {threshold}", flush=True)
+        print(told, flush=True)
     every = {path.name for path in (ROOT / "kernels").glob("*.cu")}
     if torch.cuda.get_device_capability() != (9, 0):
         every.discard(OF_HOPPER)
-    assert only or played == every, f"not played: {every - played}"
+    assert only or without or played == every, f"not played: {every - played}"
     torch.cuda.synchronize()
     print("PLAYED")
 
@@ -285,8 +298,8 @@ def cases() -> Iterator[tuple[str, Any, tuple[int, ...], str, float]]:
         for threshold in (0.0, 0.1):
             yield "mixed", mixed, (2, 3, 36, 52), kind, threshold
     for kind in ("half", "float"):
-        yield "a gate", gate, (2, 8, 150, 140), kind, 0.0
-        yield "norms", norms, (2, 12, 150, 140), kind, 0.0
+        yield "means of a gate", gate, (2, 8, 150, 140), kind, 0.0
+        yield "means of norms", norms, (2, 12, 150, 140), kind, 0.0
     for kind in ("half", "tf32"):
         yield "transposed", nn.ConvTranspose2d(64, 24, 4, stride=2, padding=1), (1, 64, 17, 19), kind, 0.0
         yield "a long sum", nn.Sequential(conv(256, 64, 3, padding=1), nn.ReLU()), (1, 256, 30, 31), kind, 0.0
