@@ -279,8 +279,6 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
         shapes = [(128, 128, 3), (128, 64, 3), (128, 64, 4), (64, 128, 3)]
     split = (64, 128, 3) if channels > 64 else (64, 64, 4)
     tiles = [(*shape, 1) for shape in shapes] + [(*split, parts) for parts in (2, 4, 8) if steps >= 4 * parts]
-    if channels >= 128:  # one block of a multiprocessor; longer sums, for which the cache's rate counts
-        tiles += [(128, 128, 6, parts) for parts in (4, 8) if steps >= 8 * parts]
     return {
         f"{bm}x{bn}x{stages}/{parts}": {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": parts}
         for bm, bn, stages, parts in tiles
