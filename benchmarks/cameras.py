@@ -33,7 +33,13 @@ VIDEOS = DATA / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4", "sam2_04_coffee.mp4", "bgs_video.avi")
 SIZES = {"fastestdet": (736, 960)}
 SIZE = (1080, 1920)
-CALIBRATED = range(90, 96)  # frames of each clip; the first ones are played
+# Frames of each clip, some far apart, so that what does not move with them shows; those from the first on are played.
+CALIBRATED, CHECKED = ((*range(first, first + 35, 7), *range(first + 32, first + 36)) for first in (60, 20))
+GATES = (
+    Gate(),
+    Gate(dilate=8, weak=0.25),
+    Gate(smooth=9, peak=18.0, dilate=4),
+)  # some of calibrate's: those that kernels know
 
 
 class OfBytes(nn.Module):
@@ -53,9 +59,10 @@ class OfBytes(nn.Module):
 class Case:
     """A network, and how its thresholds are calibrated.
 
-    sites: where it has any, beside the input: each costs a comparison of the whole map, so few and where masks have
-    grown. budget: relative L2 of the outputs, or of what `features` makes of them. headless: without the mean over the
-    map and what follows it: under random weights the scores hardly see what moves, and would let thresholds grow.
+    sites: where it has any, beside the input: few and where masks have grown, since behind each of them lists are made
+    anew. budget: relative L2 of the outputs, or of what `features` makes of them. headless: without the
+    mean over the map and what follows it: under random weights the scores hardly see what moves, and would let
+    thresholds grow. slots: of a pool on a GPU, as many as its memory holds.
     """
 
     make: Callable[[], nn.Module]
@@ -64,6 +71,7 @@ class Case:
     headless: bool = False
     features: Callable[[Any], Any] | None = None
     bgr: bool = False
+    slots: int = 128
 
 
 def resnet50() -> nn.Module:
@@ -85,8 +93,13 @@ CASES = {
         0.02,
         ["network.relu", *(f"network.layer{n}.{last}.relu3" for n, last in ((1, 2), (2, 3), (3, 2), (3, 5)))],
         headless=True,
+        slots=64,
     ),
-    "mobilenetv2": Case(lambda: trained("mobilenetv2", 1 / 127.5, 1.0), 0.1),
+    "mobilenetv2": Case(
+        lambda: trained("mobilenetv2", 1 / 127.5, 1.0),
+        0.05,
+        [f"network.features.{place}" for place in ("0.1", "3.add", "6.add_2", "10.add_5", "13.add_7")],
+    ),
     "fastestdet": Case(
         lambda: trained("fastestdet", 1 / 255, 0.0),
         0.1,
@@ -121,23 +134,31 @@ def calibrate(name: str, device: str, folder: Path) -> None:
     model = case.make().eval().to(device)
     if case.headless:
         model.network.avgpool = model.network.fc = nn.Identity().eval()
-    videos = clips(name, None, device, CALIBRATED)
-    frames = [torch.cat(batch).to(device) for batch in zip(*videos, strict=True)]
-    delta = deltaconvert.convert(model, frames[0], backend="reference")
-    trials = Trials(delta, [[frame] for frame in frames], relative_l2, decode=case.features)
+    frames = {}
+    for numbers in (CALIBRATED, CHECKED):
+        videos = clips(name, None, device, numbers)
+        frames[numbers] = [[torch.cat(batch).to(device)] for batch in zip(*videos, strict=True)]
+    delta = deltaconvert.convert(model, *frames[CALIBRATED][0], backend="reference")
+    search = Search(trials_of(case, delta, frames[CALIBRATED]), case.budget)
+    setting = search.allocate(GATES, rounds=0)
+    outcome, checked = search.look(setting), trials_of(case, delta, frames[CHECKED])(setting)
+    found = {"budget": case.budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
+    found["on frames that are played"] = {"loss": checked.loss, "work": checked.work}
+    print(name, found, flush=True)
+    made = search.trials.thresholds(setting)
+    folder.mkdir(parents=True, exist_ok=True)
+    Thresholds({**made.rules, "activation": 0.0}, made.gate).write(folder / f"{name}.json", found=found)
+
+
+def trials_of(case: Case, delta: deltaconvert.DeltaModel, frames: Sequence[list[Tensor]]) -> Trials:
+    """On a clip, with the case's sites alone."""
+    trials = Trials(delta, frames, relative_l2, decode=case.features)
     wanted = [site for site in trials.sites if site.kind == "input" or set(site.names) & set(case.sites)]
     assert len(wanted) == 1 + len(case.sites), [site.names for site in trials.sites]
     trials.sites = [
         replace(site, shares=None) for site in wanted
-    ]  # by channels torch would compare, on a GPU
-    search = Search(trials, case.budget)
-    setting = search.allocate((Gate(),), rounds=1)
-    outcome = search.look(setting)
-    found = {"budget": case.budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
-    print(name, found, flush=True)
-    rules = trials.thresholds(setting).rules
-    folder.mkdir(parents=True, exist_ok=True)
-    Thresholds({**rules, "activation": 0.0}).write(folder / f"{name}.json", found=found)
+    ]  # the convolution knows one for all channels
+    return trials
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Cameras that one machine serves in real time: 30 frames a second each, 99 % of the answers within 33 ms.
 
     python benchmarks/streams.py --out FILE [--networks resnet50,...] [--device cuda --type half] [--thresholds FOLDER]
-    python benchmarks/streams.py --workers 2 --device cuda ...       one process for each GPU: alone, then together
+    python benchmarks/streams.py --workers 1,2,4 --device cuda ...   a process for each GPU: one serves, two, then four
 
 Each camera plays one of the clips of ../shared/data/videos from another place, over and over, and has its own phase:
 its frames arrive every 33.3 ms, whatever the server does. They are bytes in (pinned) host memory, as a decoder leaves
@@ -35,7 +35,8 @@ import torch
 from torch import Tensor, fx, nn
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# Not this folder, in which `import onnx` would find another file than the package.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "benchmarks")]
 
 import deltaconvert  # noqa: E402
 from benchmarks import engines, gpu_dense  # noqa: E402
@@ -56,13 +57,15 @@ def main() -> None:
     facts: dict[str, Any] = {**measure.environment(), "command": command, "device": device_name(options)}
     facts["results"] = []
     names = options.networks.split(",")
-    crews = {name: [Worker(name, options, gpu) for gpu in range(options.workers)] for name in names}
+    crews = {name: [Worker(name, options, gpu) for gpu in range(max(options.workers))] for name in names}
     prepared = [
         worker.answer() for crew in crews.values() for worker in crew
     ]  # all at once, then measured in turn
     print(f"{len(prepared)} prepared", flush=True)
     for crew in crews.values():
-        facts["results"].append(alone_and_together(crew) if len(crew) > 1 else dense_and_delta(crew[0]))
+        facts["results"].append(
+            together(crew, options.workers) if len(crew) > 1 else dense_and_delta(crew[0])
+        )
         for worker in crew:
             worker.end()
         if options.out:
@@ -75,12 +78,18 @@ def dense_and_delta(worker: Worker) -> dict[str, Any]:
     return {**found, "ratio": found["delta"]["cameras"] / max(1, found["dense"]["cameras"])}
 
 
-def alone_and_together(crew: Sequence[Worker]) -> dict[str, Any]:
-    """What the first worker serves while the others do nothing, and what each serves while all do."""
-    found = {**crew[0].measure("about"), "workers": len(crew), "alone": crew[0].measure("delta")}
+def together(crew: Sequence[Worker], numbers: Sequence[int]) -> dict[str, Any]:
+    """What each of the first workers serves while so many of them do and the others wait, for each of the numbers."""
+    found = {**crew[0].measure("about"), "served": {}}
+    for worker in crew:  # pools that are made beside a measurement would disturb it
+        worker.begin("ready")
     for worker in crew:
-        worker.begin("delta")
-    return {**found, "together": [worker.answer() for worker in crew]}
+        worker.answer()
+    for number in numbers:
+        for worker in crew[:number]:
+            worker.begin("delta")
+        found["served"][str(number)] = [worker.answer() for worker in crew[:number]]
+    return found
 
 
 def arguments() -> argparse.Namespace:
@@ -99,13 +108,24 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--engines", default=",".join(engines.ENGINES), help="dense ones on the CPU")
     parser.add_argument("--batches", default="8", help="of the dense engines")
-    parser.add_argument("--capacity", type=int, default=64, help="streams that the pool is made for")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with a GPU of its own")
+    parser.add_argument(
+        "--capacity", type=int, help="streams that the pool is made for; else as the network's case says"
+    )
+    parser.add_argument(
+        "--workers",
+        type=listed,
+        default=[1],
+        help="how many processes serve at a time, each with a GPU of its own",
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="of a trial, after warming up")
     parser.add_argument("--frames", type=int, default=60, help="of each clip")
     parser.add_argument("--profile", action="store_true", help="print what a step's time goes to")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
+
+
+def listed(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 class Worker:
@@ -132,7 +152,7 @@ class Worker:
 
 
 def work(line: Any, name: str, options: argparse.Namespace, gpu: int) -> None:
-    if options.workers > 1:
+    if max(options.workers) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     bench = Bench(name, options)
     line.send("prepared")
@@ -159,7 +179,8 @@ class Bench:
         batches = [int(batch) for batch in options.batches.split(",") if batch]
         self._servers = [Batched(model, self._delta.graph, example, batch, options) for batch in batches]
         self._pool: Pooled | None = None
-        self._guess = max(1, 3 * options.capacity // 4)
+        self._capacity = options.capacity or CASES[name].slots
+        self._guess = max(1, 3 * self._capacity // 4)
 
     def about(self) -> dict[str, Any]:
         (shape, _), *_ = self._delta.inputs
@@ -179,18 +200,23 @@ class Bench:
             server = self._servers.pop()
             guess = int(server.facts["batch"] / server.facts["batch_ms"] * 1e3 / self._options.fps)
             served = server.facts | self._most(server, guess, 4096)
-            found = max(found, served, key=lambda served: served["cameras"])
+            found = max(served, found, key=lambda served: served["cameras"])
             self._guess = 3 * found["cameras"]
         return found
 
+    def ready(self) -> None:
+        """Make the pool: it takes as long as converting."""
+        self._pool = self._pool or Pooled(self._delta, self._capacity)
+
     def delta(self) -> dict[str, Any]:
-        capacity = self._options.capacity
-        self._pool = self._pool or Pooled(self._delta, capacity)
-        found = self._most(self._pool, self._guess, capacity)
+        self.ready()
+        capacity, pool = self._capacity, self._pool
+        assert pool is not None
+        found = self._most(pool, self._guess, capacity)
         self._guess = cameras = max(1, found["cameras"])
         if self._options.profile:
-            profile(self._pool, self._images, cameras, self._options)
-        return {**found, "capacity": capacity, **self._pool.facts(self._delta, self._images, cameras)}
+            profile(pool, self._images, cameras, self._options)
+        return {**found, "capacity": capacity, **pool.facts(self._delta, self._images, cameras)}
 
     def _most(self, server: Server, guess: int, limit: int) -> dict[str, Any]:
         return most(lambda count: Trial(server, count, self._images, self._options), guess, limit)
@@ -255,10 +281,12 @@ def fastest(
         times = {name: gpu_dense.median_ms(run, batch, 9) / 1e3 for name, run in captured.items()}
         best = min(times, key=lambda name: times[name])
         return best, captured[best], times[best]
-    ready = engines.prepare(
+    found = engines.prepare(
         engines.Network(model, graph, batch, torch.get_num_threads()), options.engines.split(",")
-    ).ready
-    seconds = {}
+    )
+    ready, seconds = found.ready, {}
+    if not ready:
+        raise SystemExit(f"no dense engine: {found.skipped}")
     for name, engine in ready.items():
         call = engine(batch)
         seconds[name] = min(measure.timed(call)[1] for _ in range(4)) / 1e3
@@ -294,25 +322,36 @@ class Pooled:
     def facts(
         self, delta: deltaconvert.DeltaModel, images: list[list[Tensor]], cameras: int
     ) -> dict[str, Any]:
-        """How far outputs are from the dense network's, for the last frame of some cameras; density and memory."""
+        """How far outputs are from the dense network's, for the last frame of some cameras; memory; and of a frame but
+        a camera's first the share of its pixels that changed and of a dense frame's work that it took."""
         self.begin(cameras)
-        difference, density = measure.Difference(), []
+        difference, density, before = measure.Difference(), [], (0, 0)
         for step in range(40):
             for camera in range(cameras):
                 self.put(camera, frame_of(images, camera, step))
             self.launch()
-            if step:
+            if step == 0:
+                before = self._work()
+            else:
                 density.append(statistics.mean(stats.density for stats in self.pool.stats().values()))
+        done, whole = (after - first for after, first in zip(self._work(), before, strict=True))
         with torch.no_grad():
             for camera in range(min(cameras, 8)):
                 dense = delta.graph(self._last[camera].to(delta.device))
                 difference.add(self.pool.latest(camera), dense)
         return {
             "density": statistics.mean(density),
+            "work": done / whole * self.pool.capacity / cameras,
             "relative_l2": math.sqrt(difference.square / difference.reference),
             "state_mb": self.pool._model.state_bytes / 2**20,
             "gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
         }
+
+    def _work(self) -> tuple[int, int]:
+        """Multiply-accumulates of all steps so far, and of as many dense ones."""
+        layers = self.pool._model.stats().layers
+        done = sum(layer.total_macs_done for layer in layers)
+        return done, done + sum(layer.total_macs_skipped for layer in layers)
 
 
 # ---- time
@@ -455,11 +494,9 @@ def tables(facts: dict[str, Any]) -> str:
         if "ratio" in r
     ]
     for r in facts["results"]:
-        if "workers" in r:
-            together = " + ".join(str(worker["cameras"]) for worker in r["together"])
-            body.append(
-                (r["network"], f"{r['workers']} GPUs", f"alone {r['alone']['cameras']}", together, "")
-            )
+        for number, workers in r.get("served", {}).items():
+            each = " + ".join(str(worker["cameras"]) for worker in workers)
+            body.append((r["network"], f"{number} of {max(map(int, r['served']))} workers", "", each, ""))
     return table(head, body)
 
 

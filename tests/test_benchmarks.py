@@ -379,7 +379,7 @@ class Here(streams.Worker):
         pass
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", ["1", "1,2"])
 def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
     if not cameras.VIDEOS.exists():
         pytest.skip(f"{cameras.VIDEOS} is not there")
@@ -391,16 +391,17 @@ def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
         "--networks fastestdet --size 32x64 --fps 5 --seconds 0.4 --frames 2 --capacity 1 --batches 1".split()
     )
     monkeypatch.setattr(
-        sys, "argv", ["benchmarks/streams.py", *size, "--workers", str(workers), "--out", str(out)]
+        sys, "argv", ["benchmarks/streams.py", *size, "--workers", workers, "--out", str(out)]
     )
     streams.main()
     (row,) = json.loads(out.read_text())["results"]
     assert row["network"] == "fastestdet" and row["size"] == [32, 64]
-    deltas = [row["delta"]] if workers == 1 else [row["alone"], *row["together"]]
+    deltas = [row["delta"]] if workers == "1" else [*row["served"]["1"], *row["served"]["2"]]
+    assert len(deltas) == sum(map(int, workers.split(",")))
     for delta in deltas:
         assert delta["tried"]["1"]["complete"] > 0
-        assert delta["relative_l2"] < 1 and 0 <= delta["density"] <= 1
-    if workers == 1:
+        assert delta["relative_l2"] < 1 and 0 <= delta["density"] <= 1 and 0 < delta["work"] <= 1
+    if workers == "1":
         assert row["dense"]["engine"] == "torch channels_last"
 
 
