@@ -23,7 +23,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
-EXTRAS = ("onnx", "video", "plot", "metrics", "report", "serve")
+EXTRAS = ("cpu", "onnx", "video", "plot", "metrics", "report", "serve")
 
 
 def wanted() -> list[str]:
