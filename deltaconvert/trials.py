@@ -307,16 +307,14 @@ def _watch(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
     if not any(gate.to_json() for gate in gates):
         return None
     values, watches, streams = edge.values, [], []
+    wide = torch.promote_types(values.dtype, torch.float32)
     for (gate, exact), group in groupby(
         zip(gates, amounts, strict=True), lambda pair: (pair[0], pair[1] == 0)
     ):
         limits = [amount for _, amount in group]
-        table = torch.tensor(limits, dtype=torch.float64, device=values.device).view(-1, 1, 1, 1)
-        limit = (
-            limits[0]
-            if exact or len(limits) == 1
-            else table.to(torch.promote_types(values.dtype, torch.float32))
-        )
+        limit: float | Tensor = limits[0]
+        if not exact and len(limits) > 1:
+            limit = torch.tensor(limits, dtype=wide, device=values.device).view(-1, 1, 1, 1)
         shape = (len(limits), *values.shape[1:])
         watches.append(Watch(gate, shape, values.dtype, values.device, limit))
         streams.append(len(limits))

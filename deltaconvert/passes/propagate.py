@@ -78,9 +78,8 @@ def _hides_work(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    return (
-        _name(node) in _WORKERS or home not in _HOMES
-    )  # torch.fx.wrap keeps a network's own functions whole
+    # torch.fx.wrap keeps a network's own functions whole.
+    return _name(node) in _WORKERS or home not in _HOMES
 
 
 def _product_macs(node: fx.Node, value: Any) -> int:

@@ -19,10 +19,8 @@ from deltaconvert.ops.expanded import window_of
 from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Window
 
-LISTED = (
-    (1, 1),
-    "list",
-)  # a way beside those of tiles.py; it gathers no windows and computes no pixel in vain
+# A way beside those of tiles.py: it gathers no windows and computes no pixel in vain.
+LISTED: Way = ((1, 1), "list")
 
 
 class Depthwise(Tiles):

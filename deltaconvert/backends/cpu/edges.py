@@ -245,7 +245,8 @@ class Commit:
     def rows(self, places: Tensor, new: Tensor) -> None:
         edge = self.edge
         if edge.threshold is not None and edge.limits is not None:
-            self._stored.append(self._renew(places, new, edge.limits))
+            mask = self._mask.view(-1)
+            self._stored.append(loops.renew(edge.rows, places, new, edge.limits, self._candidates, mask))
             return
         if edge.threshold is not None:
             changed = moved(edge.rows.index_select(0, places).sub_(new), edge.threshold)
@@ -256,9 +257,6 @@ class Commit:
                 places, new = places.index_select(0, kept), new.index_select(0, kept)
             self._stored.append(places)
         store(edge.rows, places, new)
-
-    def _renew(self, places: Tensor, new: Tensor, limits: Tensor) -> Tensor:
-        return loops.renew(self.edge.rows, places, new, limits, self._candidates, self._mask.view(-1))
 
     def finish(self, candidates: Tensor, pixels: Tensor | None, computed: int) -> None:
         edge = self.edge

@@ -98,9 +98,8 @@ def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> 
     channels = len(operator.weight)
     tiles = _wgmma_tiles(steps, channels)
     if _has_threshold(edge) and up == (1, 1) and channels <= 128:
-        tiles = {
-            name: tile for name, tile in tiles.items() if tile["BN"] >= channels
-        }  # that hold all of them
+        # A tile that holds all channels of its pixels compares them itself.
+        tiles = {name: tile for name, tile in tiles.items() if tile["BN"] >= channels}
     return {name: partial(by_wgmma, operator, window, source, edge, tile, up) for name, tile in tiles.items()}
 
 
@@ -244,8 +243,9 @@ def by_wgmma(
     stages = tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP
     shared_bytes = stages + tile["BM"] * 21 + stages // (128 * STEP) * 8
     compares = _has_threshold(edge) and up == (1, 1) and tile["BN"] >= outputs
-    nothing = np.uint64(0)
-    more = (edge.marks.bits, edge.marks.changed, np.float32(edge.threshold)) if compares else None
+    more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
+    if compares:
+        more = (edge.marks.bits, edge.marks.changed, np.float32(edge.threshold))
     return Head(
         "conv_wgmma.cu",
         struct.pack("=4Q12i", *addresses, *numbers),
@@ -265,7 +265,7 @@ def by_wgmma(
         cluster=tile["SPLIT"],
         up=up,
         compares=compares,
-        more=more or (nothing, nothing, np.float32(0)),
+        more=more,
     )
 
 

@@ -34,6 +34,7 @@ class FastGate:
         backend, edge, watch, gate = self._backend, self._edge, self._watch, self._watch.gate
         (n, channels, height, width), dtype = edge.values.shape, edge.values.dtype
         blocks = -(-height // ROWS) * edge.marks.bits.shape[2], n
+        read = (frame, *strides_of(frame), edge.values, np.int32(edge.pitch), self._planes)
         sizes = [np.int32(size) for size in (n, channels, height, width)]
         limit: Any = watch.threshold
         limits = [number_of(limit * share, dtype) for share in (1, gate.peak, gate.weak)]
@@ -41,11 +42,7 @@ class FastGate:
             backend.kernel("gate.cu", "look", dtype, RADIUS=gate.smooth // 2),
             blocks,
             THREADS,
-            frame,
-            *strides_of(frame),
-            edge.values,
-            np.int32(edge.pitch),
-            self._planes,
+            *read,
             watch.turn,
             watch.tick,
             np.int32(gate.refresh),
@@ -56,11 +53,7 @@ class FastGate:
             backend.kernel("gate.cu", "take", dtype),
             blocks,
             THREADS,
-            frame,
-            *strides_of(frame),
-            edge.values,
-            np.int32(edge.pitch),
-            self._planes,
+            *read,
             np.int32(gate.dilate),
             edge.marks.bits,
             edge.marks.changed,

@@ -72,9 +72,8 @@ class Kind(ABC):
         if candidates is not None:
             whole = g.Reshape(candidates, [n, height, width])
             moved = g.And(moved, g.Greater(g.GatherND(whole, places), 0.5))
-        kept = g.Squeeze(
-            g.NonZero(moved), [0]
-        )  # Compress fails on CUDA where the list is empty (onnxruntime 1.31)
+        # Compress would say it shorter, but fails on CUDA where the list is empty (onnxruntime 1.31).
+        kept = g.Squeeze(g.NonZero(moved), [0])
         places, new = g.Gather(places, kept, axis=0), g.Gather(new, kept, axis=0)
         ones = g.Expand(1.0, g.Slice(g.Shape(places), [0], [1]))
         mask = g.ScatterND(torch.zeros(n, height, width), places, ones)
