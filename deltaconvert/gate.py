@@ -7,7 +7,7 @@ may become, and how much may change at once. It decides at `sparsify` and nowher
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,8 +103,9 @@ class Watch:
     """A gate at work on one input: what it keeps between frames. Plain torch, written in place: a graph can hold it.
 
     threshold: a number; or (N, 1, 1, 1), of each stream, above 0.
-    counts: int64 (3): pixels held and full frames after a cut, so far; tiles that wait now. tick: int64, frames so far;
-    turn: int64 (1, 1, tiles down, tiles right), the frame of `refresh` in which a tile is taken over.
+    counts: int64 (3): pixels held and full frames after a cut, so far; tiles that wait now. Of each stream, N 1 1 1:
+    ticks, int64, the frames so far; awake, int32, 0 where there is no new one. last: the frame before, noise: what is
+    learnt of it, N 1 H W, both empty where no noise is asked for.
     """
 
     def __init__(
@@ -120,7 +121,8 @@ class Watch:
         self._exact = not isinstance(threshold, Tensor) and threshold == 0
         self.tiles = -(-height // TILE), -(-width // TILE)
         self.counts = torch.zeros(3, dtype=torch.int64, device=device)
-        self.tick = torch.zeros((), dtype=torch.int64, device=device)
+        self.ticks = torch.zeros(n, 1, 1, 1, dtype=torch.int64, device=device)
+        self.awake = torch.ones(n, 1, 1, 1, dtype=torch.int32, device=device)
         wide = torch.promote_types(dtype, torch.float32)
         kept = gate.noise > 0 and not self._exact
         averaged = gate.recent > 1 and not self._exact
@@ -128,47 +130,53 @@ class Watch:
         self._mean = torch.zeros(shape if averaged else (n, 0, 0, 0), dtype=wide, device=device)
         self._seen = torch.zeros((n, 1, 1, 1), dtype=wide, device=device)
         self._then = torch.zeros_like(self._mean)
-        self._last = torch.zeros(shape if kept else (n, 0, 0, 0), dtype=dtype, device=device)
-        self._noise = torch.zeros((n, 1, height, width) if kept else (n, 0, 0, 0), dtype=wide, device=device)
+        self.last = torch.zeros(shape if kept else (n, 0, 0, 0), dtype=dtype, device=device)
+        self.noise = torch.zeros((n, 1, height, width) if kept else (n, 0, 0, 0), dtype=wide, device=device)
         self._age = torch.zeros(n, 1, *self.tiles, dtype=wide, device=device)
         count = self.tiles[0] * self.tiles[1]
         order = torch.arange(count, device=device).view(1, 1, *self.tiles)
-        self.turn = order * gate.refresh // count
+        self._turn = order * gate.refresh // count  # the frame, of `refresh`, in which it is a tile's turn
         refreshed = -(-count // gate.refresh) if gate.refresh else 0
         self._most = max(1, int(gate.max_density * count) - refreshed)
         self.reset(slice(None))
 
     def reset(self, streams: slice) -> None:
-        self._last[streams] = float("nan")
+        self.last[streams] = float("nan")
         self._mean[streams] = float("nan")
         self._seen[streams] = 0
-        self._noise[streams] = 0
+        self.noise[streams] = 0
         self._age[streams] = 0
+
+    def sleep(self, streams: Collection[int]) -> None:
+        """These streams have no frame of their own until it is said again: nothing is new, and nothing learnt."""
+        awake = [int(stream not in streams) for stream in range(len(self.awake))]
+        self.awake.copy_(torch.tensor(awake, dtype=torch.int32).view(-1, 1, 1, 1), non_blocking=True)
 
     def look(self, frame: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
         """(frame, mask): N C H W with the values to store, and bool (N, 1, H, W), where to store them."""
-        gate = self.gate
+        gate, awake = self.gate, self.awake.bool()
         if gate.nonfinite == "hold":
             finite = frame.isfinite().all(1, keepdim=True)
-            self.counts[0].add_((~finite).sum())
+            self.counts[0].add_((~finite & awake).sum())
             frame = torch.where(finite, frame, stored.nan_to_num(0.0))
         same_bits = ~_differs(frame, stored)
         change = (frame - stored).abs().amax(1, keepdim=True)
         moved, faint = self._moved(frame, stored, change)
-        changed = (moved | (grown(moved, gate.dilate) & faint)) & ~same_bits
+        changed = (moved | (grown(moved, gate.dilate) & faint)) & ~same_bits & awake
         if gate.max_density < 1:
-            changed = self._most_changed(changed, change) | stored.isnan().any(1, keepdim=True)
+            changed = self._most_changed(changed, change) | (stored.isnan().any(1, keepdim=True) & awake)
         if gate.refresh:
-            turn = self.turn == self.tick % gate.refresh
-            changed = changed | (self._pixels(turn, frame) & ~same_bits)
-            self.tick.add_(1)
+            turn = self._turn == self.ticks % gate.refresh
+            changed = changed | (self._pixels(turn, frame) & ~same_bits & awake)
+        self.ticks.add_(self.awake)
         if gate.cut < 1:
             full = changed.float().mean((2, 3), keepdim=True) >= gate.cut
             self.counts[1].add_(full.sum())
             changed = changed | full
         if self._mean.numel():
             # A mean of few frames is noise: until it is one of `recent`, frames themselves are compared alone.
-            self._then.copy_(torch.where(changed | (self._seen < gate.recent), self._mean, self._then))
+            renewed = changed | ((self._seen < gate.recent) & awake)
+            self._then.copy_(torch.where(renewed, self._mean, self._then))
         return frame, changed
 
     def _moved(self, frame: Tensor, stored: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +189,7 @@ class Watch:
         smoothed = self._smoothed(frame, stored) if gate.smooth > 1 or gate.recent > 1 else change
         if gate.noise > 0:
             averaged = gate.smooth * math.sqrt(gate.recent)
-            least = (self._noise * (gate.noise / averaged)).clamp(limit, limit * gate.peak)
+            least = (self.noise * (gate.noise / averaged)).clamp(limit, limit * gate.peak)
         moved = ~(smoothed <= (least if gate.noise > 0 else limit)) | ~(change <= limit * gate.peak)
         if gate.noise > 0:
             self._learn(frame, moved)
@@ -189,25 +197,26 @@ class Watch:
 
     def _smoothed(self, frame: Tensor, stored: Tensor) -> Tensor:
         """The difference (N, 1, H, W) averaged over pixels, and over frames where that makes it larger."""
-        gate, wide = self.gate, self._noise.dtype
+        gate, wide, awake = self.gate, self.noise.dtype, self.awake.bool()
         found = box_mean((frame - stored).to(wide), gate.smooth).abs().amax(1, keepdim=True)
         if gate.recent == 1:
             return found
         # At first the mean of all; then the rate at which a running mean has the noise of one of `recent` frames.
-        self._seen.add_(1)
+        self._seen.add_(self.awake)
         mean = self._mean + (frame - self._mean) * (1 / self._seen).clamp(min=2 / (gate.recent + 1))
-        self._mean.copy_(torch.where(self._mean.isnan(), frame, mean))
+        mean = torch.where(self._mean.isnan(), frame, mean)
+        self._mean.copy_(torch.where(awake, mean, self._mean))
         then = torch.where(self._seen > gate.recent, self._then, self._mean)
         lasting = box_mean(self._mean - then, gate.smooth).abs().amax(1, keepdim=True)
         return torch.maximum(found / math.sqrt(gate.recent), lasting)
 
     def _learn(self, frame: Tensor, moved: Tensor) -> None:
         """Noise is what stands between a frame and the last one where nothing moved."""
-        wide = self._noise.dtype
-        seen = (frame.to(wide) - self._last.to(wide)).abs().mean(1, keepdim=True) / MEAN_OF_DIFFERENCE
-        learnt = self._noise + (seen - self._noise) * NOISE_RATE
-        self._noise.copy_(torch.where(moved | ~seen.isfinite(), self._noise, learnt))
-        self._last.copy_(frame)
+        wide = self.noise.dtype
+        seen = (frame.to(wide) - self.last.to(wide)).abs().mean(1, keepdim=True) / MEAN_OF_DIFFERENCE
+        learnt, awake = self.noise + (seen - self.noise) * NOISE_RATE, self.awake.bool()
+        self.noise.copy_(torch.where(moved | ~seen.isfinite() | ~awake, self.noise, learnt))
+        self.last.copy_(torch.where(awake, frame, self.last))
 
     def _most_changed(self, changed: Tensor, change: Tensor) -> Tensor:
         """The changed pixels of the tiles whose turn it is: those with the largest change times frames waited."""
@@ -219,8 +228,8 @@ class Watch:
         chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(self._most, 1).indices, True)
         chosen = chosen.view(wanted.shape) & wanted
         waiting = wanted & ~chosen
-        self._age.copy_(torch.where(waiting, self._age + 1, 0.0))
-        self.counts[2].copy_(waiting.sum())
+        self._age.copy_(torch.where(self.awake.bool(), torch.where(waiting, self._age + 1, 0.0), self._age))
+        self.counts[2].copy_((self._age > 0).sum())
         return changed & self._pixels(chosen, change)
 
     def _pixels(self, tiles: Tensor, like: Tensor) -> Tensor:
@@ -232,7 +241,7 @@ class Watch:
         return dict(zip(("held", "cuts", "waiting"), self.counts.tolist(), strict=True))
 
     def state_bytes(self) -> int:
-        kept = (self._last, self._mean, self._then, self._noise, self._age)
+        kept = (self.last, self._mean, self._then, self.noise, self._age)
         return sum(x.nbytes for x in kept)
 
 

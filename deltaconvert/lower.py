@@ -48,7 +48,7 @@ class Program:
         self._steps: list[Step] = []
         self.islands: dict[str, _Island] = {}  # dense node name -> its step
         self._operators: list[Any] = []  # the backend's steps
-        self._frame_edges: list[Any] = []  # that nothing but a frame comes in by, without a gate
+        self._frame_edges: list[Any] = []  # that nothing but a frame comes in by
         for node in plan.graph.graph.nodes:
             self._bind(node)
 
@@ -80,17 +80,17 @@ class Program:
 
     def forms(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
         """What a stream's state is made of: of each edge dtype and (C, H, W)."""
-        return {name: (edge.values.dtype, edge.values.shape[1:]) for name, edge in self.edges.items()}
+        return {name: (edge.values.dtype, edge.values.shape[1:]) for name, edge in self._kept()}
 
     def state_of(self, stream: int) -> dict[str, Tensor]:
         """What `stream` has seen: of each edge the values, C H W."""
-        return {name: edge.values[stream].clone() for name, edge in self.edges.items()}
+        return {name: edge.values[stream].clone() for name, edge in self._kept()}
 
     def go_on_from(self, states: Iterable[tuple[int, Mapping[str, Tensor]]]) -> None:
         """Let streams go on from states that `state_of` took, here or in a program with the same edges; all wake."""
         self.sleep(())
         for stream, state in states:
-            for name, edge in self.edges.items():
+            for name, edge in self._kept():
                 edge.put(stream, state[name])
             for watch in self.watches.values():  # what it learnt of the noise is no part of a state
                 watch.reset(slice(stream, stream + 1))
@@ -98,6 +98,10 @@ class Program:
             step.rebuild()
         for island in self.islands.values():
             island.forget()
+
+    def _kept(self) -> list[tuple[str, Any]]:
+        """Edges whose maps the next frame needs."""
+        return [(name, edge) for name, edge in self.edges.items() if edge.is_kept]
 
     @property
     def outside(self) -> dict[str, str]:
@@ -141,7 +145,7 @@ class Program:
             self.watches[node.name] = watch
         self.edges[node.name] = edge = self._backend.sparsify(kept, watch)
         (dense,) = node.args
-        if watch is None and is_of_frame(dense):
+        if is_of_frame(dense):
             self._frame_edges.append(edge)
         source = self._slots[dense.args[0] if self._is_cast_on_the_way(dense) else dense]
         self._steps.append(Step(node, lambda frame: edge.run(frame.values[source])))

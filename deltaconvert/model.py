@@ -261,8 +261,8 @@ class DeltaModel(nn.Module):
     @in_turn
     def sleep(self, streams: Collection[int]) -> None:
         """Say that the images of `streams` (indices in the batch) are those of the frame before: nobody looks whether
-        they changed, until it is said again, or a stream starts over or goes on from a snapshot. A gate looks all the
-        same."""
+        they changed, until it is said again, or a stream starts over or goes on from a snapshot. A gate learns
+        nothing of them."""
         for stream in streams:
             self._check_stream(stream)
         self._program.sleep(streams)

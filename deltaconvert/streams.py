@@ -275,13 +275,16 @@ class StreamPool:
         must not meet the network again when another stream's comes."""
         try:
             places = [slot.index for slot in taken.values()]
-            self._model.sleep(set(range(self.capacity)).difference(places))  # and wait for the step before
+            resting = set(range(self.capacity)).difference(places)
+            self._model.sleep(resting)  # and wait for the step before
             self._fill(places, list(frames.values()))
             for slot in taken.values():
                 if slot.snapshot is not None:
                     self._model.restore(slot.index, slot.snapshot)
                 elif slot.fresh:
                     self._model.reset(slot.index)
+            if any(slot.fresh for slot in taken.values()):
+                self._model.sleep(resting)  # a stream that starts over has waked all
             outputs = _call(self._model, self._batch)
         except BaseException:
             for slot in taken.values():

@@ -301,6 +301,9 @@ class _Watches:
         frames, masks = zip(*(watch.look(*part) for watch, *part in parts), strict=True)
         return torch.cat(frames), torch.cat(masks)
 
+    def sleep(self, streams: Collection[int]) -> None:
+        """None of a trial's streams sleeps."""
+
 
 def _watch(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
     """What looks at the frames of all streams; those in a row with the same gate are looked at together."""

@@ -1,118 +1,242 @@
-// A gate (deltaconvert/gate.py) in two launches: what moved, and what of a frame is stored.
+// The gate at a network's input: which pixels of a frame are new. deltaconvert/gate.py is the meaning.
 //
-// Between them lie three planes of bits, each as a mask in masks.cu: pixels that moved, pixels that may come along with
-// one, and pixels that are stored whatever is near. Only a pixel whose bits differ is ever stored.
+// `look` judges each pixel by the box around it, `decide` lets changes take their neighbours along, `take` stores. All
+// three leave out streams that sleep. Masks are those of masks.cu: a bit a pixel.
 #include "common.cuh"
 
-#ifndef RADIUS
-#define RADIUS 0  // of the square whose differences are averaged
+#ifndef BYTES
+#define BYTES 0  // whether a frame holds bytes, which become values on the way
 #endif
-#define ROWS 16                     // of a block, which is a word wide
-#define WIDE (32 + 2 * RADIUS)
-#define HIGH (ROWS + 2 * RADIUS)
-#define TILE 16                     // of a refresh
+#ifndef SMOOTH
+#define SMOOTH 1  // the side of the box that differences are averaged over
+#endif
+#ifndef NOISE
+#define NOISE 0  // whether each pixel's noise is learnt
+#endif
+#ifndef WEAK
+#define WEAK 0  // whether only faint changes are taken along
+#endif
+#ifndef HOLD
+#define HOLD 0  // whether a pixel that is not finite keeps its last value
+#endif
+#ifndef ROWS
+#define ROWS 32  // of a block's pixels, 32 in each
+#endif
+#ifndef CHANNELS
+#define CHANNELS 1  // that are smoothed at a time
+#endif
+#define AROUND (SMOOTH / 2)
+#define WIDE (32 + 2 * AROUND)
+#define PITCH (WIDE + 1)  // odd: threads that walk rows of shared memory beside each other meet no bank twice
 
-__device__ __forceinline__ bool beyond(number v, number limit) { return !((v < 0 ? -v : v) <= limit); }
-__device__ __forceinline__ int within(int middle, int end) {
-    return min(middle + RADIUS, end - 1) - max(middle - RADIUS, 0) + 1;
+#if BYTES
+typedef u8 seen;
+__device__ __forceinline__ value arrived(seen v) { return put((number)v); }
+#else
+typedef value seen;
+__device__ __forceinline__ value arrived(seen v) { return v; }
+#endif
+
+__device__ __forceinline__ int words_of(int width) { return (width + 31) / 32; }
+__device__ __forceinline__ bool is_finite(number v) { return v - v == 0; }
+__device__ __forceinline__ number magnitude(number v) { return v < 0 ? -v : v; }
+__device__ __forceinline__ number larger(number a, number b) { return b > a || b != b ? b : a; }  // NaN wins
+
+// A pixel of a frame beside what is stored of it.
+struct Pixel {
+    const seen* frame;
+    const value* stored;
+    long long sc;
+    bool held;
+
+    __device__ __forceinline__ Pixel(const seen* frame, long long sn, long long sc, long long sh, long long sw,
+                                     const value* stored, int pitch, int C, int H, int W, int n, int y, int x)
+        : frame(frame + n * sn + y * sh + x * sw), stored(stored + ((size_t)(n * H + y) * W + x) * pitch), sc(sc),
+          held(false) {
+        if (HOLD)
+            for (int c = 0; c < C; c++) held |= !is_finite(get(arrived(this->frame[c * sc])));
+    }
+    __device__ __forceinline__ value before(int c) const { return stored[c]; }
+    __device__ __forceinline__ value fresh(int c) const {
+        if (!held) return arrived(frame[c * sc]);
+        return get(stored[c]) == get(stored[c]) ? stored[c] : put(0);
+    }
+    __device__ __forceinline__ number change(int c) const { return get(put(get(fresh(c)) - get(before(c)))); }
+};
+
+#if SMOOTH > 1
+// The means of the boxes around RUN pixels in line, `apart` values from each other in shared memory, the first of them
+// at `from`. Sums go from end to end, and pixels beside the map, which are 0, count for nothing: as gate.py's box_mean.
+template <int RUN, class Store>
+__device__ __forceinline__ void box_means(const number* from, int apart, int first, int length, Store store) {
+    number v[RUN + 2 * AROUND];
+#pragma unroll
+    for (int i = 0; i < RUN + 2 * AROUND; i++) v[i] = from[i * apart];
+#pragma unroll
+    for (int i = 0; i < RUN; i++) {
+        const int count = min(first + i + AROUND + 1, length) - max(first + i - AROUND, 0);
+        number sum = 0;
+#pragma unroll
+        for (int k = 0; k < SMOOTH; k++) sum += v[i + k];
+        store(i, sum / max(count, 1));
+    }
 }
+#endif
 
-// frame: any strides; stored: N H W C; planes: 3 x N x H x words. turn: of each tile, its frame of `refresh`, or none.
-extern "C" __global__ void __launch_bounds__(256)
-    look(const value* frame, long long sn, long long sc, long long sh, long long sw, const value* stored, int pitch,
-         u32* planes, const long long* turn, const long long* tick, int refresh, int N, int C, int H, int W,
-         number limit, number peak, number weak) {
-    __shared__ number moves[HIGH * WIDE];
-    __shared__ number rows[HIGH * 32];
+// moved: beyond the threshold and the noise. other: any bit differs. near: those of them that a change takes along.
+// last: the frame before, N C H W; noise: N H W. deviations: how many of them a change must exceed.
+extern "C" __global__ void look(const seen* frame, long long sn, long long sc, long long sh, long long sw,
+                                const value* stored, int pitch, const int* awake, u32* moved, u32* near, u32* other,
+                                value* last, number* noise, u64* held, int C, int H, int W, number limit, number peak,
+                                number weak, number deviations) {
     wait_for_predecessor();
-    const int words = (W + 31) / 32, n = blockIdx.y, word = blockIdx.x % words, first = blockIdx.x / words * ROWS;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, x = word * 32 + lane;
-    u32 moved = 0, faint = 0, other = 0;  // a bit of each row
-    for (int c = 0; c < C; c++) {
-        const value* fresh = frame + n * sn + c * sc;
-        const value* kept = stored + (size_t)n * H * W * pitch + c;
-        for (int i = threadIdx.x; i < HIGH * WIDE; i += blockDim.x) {
-            const int row = first - RADIUS + i / WIDE, col = word * 32 - RADIUS + i % WIDE;
-            const bool inside = (u32)row < (u32)H && (u32)col < (u32)W;
-            moves[i] = inside ? get(put(get(fresh[row * sh + col * sw]) - get(kept[((size_t)row * W + col) * pitch]))) : 0;
+    const int n = blockIdx.y, words = words_of(W), left = blockIdx.x % words * 32, top = blockIdx.x / words * ROWS;
+    if (!awake[n]) return;
+#if SMOOTH > 1
+    __shared__ number change[CHANNELS][(ROWS + 2 * AROUND) * PITCH], means[CHANNELS][ROWS * PITCH], largest[ROWS * 32];
+    for (int i = threadIdx.x; i < ROWS * 32; i += blockDim.x) largest[i] = 0;
+    // A mean is no larger than what it is the mean of, but for roundings: most boxes need no look.
+    const number small = (WEAK ? weak : limit) * (number)0.999;
+    for (int c = 0; c < C; c += CHANNELS) {
+        bool large = false;
+        for (int i = threadIdx.x; i < (ROWS + 2 * AROUND) * WIDE; i += blockDim.x) {
+            const int row = i / WIDE, col = i % WIDE, y = top - AROUND + row, x = left - AROUND + col;
+            const bool inside = (u32)y < (u32)H && (u32)x < (u32)W;
+            const Pixel pixel(frame, sn, sc, sh, sw, stored, pitch, inside ? C : 0, H, W, n, inside ? y : 0,
+                              inside ? x : 0);
+#pragma unroll
+            for (int j = 0; j < CHANNELS; j++) {
+                const number by = inside ? pixel.change(c + j) : 0;
+                change[j][row * PITCH + col] = by;
+                large |= !(magnitude(by) <= small);
+            }
+        }
+        if (__syncthreads_count(large) == 0) continue;
+        for (int i = threadIdx.x; i < CHANNELS * WIDE * (ROWS / 8); i += blockDim.x) {
+            const int col = i % WIDE, j = i / WIDE % CHANNELS, row = i / WIDE / CHANNELS * 8;
+            number* to = means[j] + row * PITCH + col;
+            box_means<8>(change[j] + row * PITCH + col, PITCH, top + row, H,
+                         [&](int k, number mean) { to[k * PITCH] = mean; });
         }
         __syncthreads();
-        for (int i = threadIdx.x; RADIUS && i < HIGH * 32; i += blockDim.x) {
+        for (int i = threadIdx.x; i < ROWS * 8; i += blockDim.x) {
+            const int row = i / 8, col = i % 8 * 4;
+            number* to = largest + row * 32 + col;
+            for (int j = 0; j < CHANNELS; j++)
+                box_means<4>(means[j] + row * PITCH + col, 1, left + col, W,
+                             [&](int k, number mean) { to[k] = larger(to[k], magnitude(mean)); });
+        }
+        __syncthreads();
+    }
+    __syncthreads();
+#endif
+    const int lane = threadIdx.x & 31, x = left + lane;
+    for (int row = threadIdx.x / 32; row < ROWS && top + row < H; row += blockDim.x / 32) {
+        const int y = top + row;
+        bool passes = false, differ = false, faint = false, kept = false;
+        if (x < W) {
+            const Pixel pixel(frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, y, x);
+            number most = 0, least = limit;
+            for (int c = 0; c < C; c++) {
+                differ |= bits_of(pixel.fresh(c)) != bits_of(pixel.before(c));
+                most = larger(most, magnitude(pixel.change(c)));
+            }
+            kept = pixel.held;
+#if SMOOTH > 1
+            const number smoothed = largest[row * 32 + lane];
+#else
+            const number smoothed = most;
+#endif
+#if NOISE
+            const size_t place = (size_t)(n * H + y) * W + x;
+            const number learnt = noise[place];
+            least = min(max(learnt * deviations, limit), peak);
+#endif
+            passes = limit == 0 ? differ : !(smoothed <= least) || !(most <= peak);
+            faint = !WEAK || !(smoothed <= weak);
+#if NOISE
             number sum = 0;
-            for (int k = 0; k <= 2 * RADIUS; k++) sum += moves[i / 32 * WIDE + i % 32 + k];
-            rows[i] = sum;
-        }
-        if (RADIUS) __syncthreads();
-        for (int r = warp; r < ROWS; r += warps) {
-            const int y = first + r;
-            if (y >= H || x >= W) continue;
-            const number move = moves[(r + RADIUS) * WIDE + lane + RADIUS];
-            number mean = move;
-            if (RADIUS) {
-                mean = 0;
-                for (int k = 0; k <= 2 * RADIUS; k++) mean += rows[(r + k) * 32 + lane];
-                mean /= within(y, H) * within(x, W);
+            for (int c = 0; c < C; c++) {
+                value* before = last + ((size_t)(n * C + c) * H + y) * W + x;
+                sum += magnitude(get(pixel.fresh(c)) - get(*before));
+                *before = pixel.fresh(c);
             }
-            moved |= (u32)(beyond(mean, limit) || beyond(move, peak)) << r;
-            faint |= (u32)(weak <= 0 || beyond(mean, weak)) << r;
-            const bits of_fresh = bits_of(fresh[y * sh + x * sw]), of_kept = bits_of(kept[((size_t)y * W + x) * pitch]);
-            other |= (u32)(of_fresh != of_kept) << r;
+            const number off = sum / C / (number)1.128;  // the mean difference of two values with noise of deviation 1
+            if (!passes && is_finite(off)) noise[place] = learnt + (off - learnt) / 16;
+#endif
         }
-        __syncthreads();
-    }
-    for (int r = warp; r < ROWS; r += warps) {
-        const int y = first + r, tiles = (W + TILE - 1) / TILE;
-        const bool due = refresh && y < H && x < W && turn[y / TILE * tiles + x / TILE] == *tick % refresh;
-        const u32 all = __ballot_sync(~0u, moved >> r & 1);
-        const u32 along = __ballot_sync(~0u, (faint & other) >> r & 1);
-        const u32 alone = __ballot_sync(~0u, other >> r & 1 && (moved >> r & 1 || due));
-        if (lane == 0 && y < H) {
-            u32* plane = planes + (size_t)(n * H + y) * words + word;
-            plane[0] = all, plane[(size_t)N * H * words] = along, plane[(size_t)2 * N * H * words] = alone;
-        }
+        const u32 of_moved = __ballot_sync(~0u, passes), of_other = __ballot_sync(~0u, differ);
+        const u32 of_near = __ballot_sync(~0u, differ && faint), of_held = __ballot_sync(~0u, kept);
+        if (lane > 0) continue;
+        const size_t word = (size_t)(n * H + y) * words + left / 32;
+        moved[word] = of_moved, other[word] = of_other, near[word] = of_near;
+        if (of_held) atomicAdd(held, (u64)__popc(of_held));
     }
 }
 
-// A warp is a word of a mask: it looks for what moved up to `dilate` away, stores, and marks.
-extern "C" __global__ void __launch_bounds__(256)
-    take(const value* frame, long long sn, long long sc, long long sh, long long sw, value* stored, int pitch,
-         const u32* planes, int dilate, u32* mask, int* changed, int* computed, int N, int C, int H, int W) {
+// The pixels up to `by` away from those set; x is a multiple of 32, by at most 64.
+__device__ __forceinline__ u32 grown(const u32* bits, int H, int words, int y, int x, int by) {
+    u32 rows[6] = {};  // of the words from x - 64 on
+    const int first = x / 32 - 2;
+    for (int row = max(y - by, 0); row < min(y + by + 1, H); row++)
+#pragma unroll
+        for (int k = 0; k < 5; k++)
+            if ((u32)(first + k) < (u32)words) rows[k] |= bits[row * words + first + k];
+    if ((rows[0] | rows[1] | rows[2] | rows[3] | rows[4]) == 0) return 0;
+    u32 found = 0;
+    for (int at = 64 - by; at <= 64 + by; at++)
+        found |= __funnelshift_r(rows[at >> 5], rows[(at >> 5) + 1], at & 31);
+    return found;
+}
+
+// The mask of what changed, a thread 32 pixels at a time. Tiles of 16 pixels are taken over in turn, in `refresh` frames; 0 is off.
+extern "C" __global__ void decide(const int* awake, const u32* moved, const u32* near, const u32* other, u32* mask,
+                                  int* changed, const long long* ticks, int H, int W, int dilate, int refresh) {
     wait_for_predecessor();
-    const int words = (W + 31) / 32, n = blockIdx.y, word = blockIdx.x % words, first = blockIdx.x / words * ROWS;
-    const int lane = threadIdx.x & 31, warps = blockDim.x >> 5, x = word * 32 + lane;
-    const size_t plane = (size_t)N * H * words;
-    int ones = 0;
-    for (int r = threadIdx.x >> 5; r < ROWS; r += warps) {  // as many rounds in each warp
-        const int y = first + r;
-        bool taken = false;
-        if (y < H) {
-            const size_t at = (size_t)(n * H + y) * words + word;
-            taken = planes[2 * plane + at] >> lane & 1;
-            if (dilate) {
-                u32 near[5] = {0, 0, 0, 0, 0};  // the words beside this one, in all rows that count
-                for (int row = max(y - dilate, 0) + lane; row <= min(y + dilate, H - 1); row += 32)
-#pragma unroll
-                    for (int j = 0; j < 5; j++)
-                        if ((u32)(word + j - 2) < (u32)words)
-                            near[j] |= planes[(size_t)(n * H + row) * words + word + j - 2];
-                bool found = false;
-#pragma unroll
-                for (int j = 0; j < 5; j++) {
-                    for (int lanes = 16; lanes > 0; lanes /= 2) near[j] |= __shfl_xor_sync(~0u, near[j], lanes);
-                    const int low = max(lane - dilate + 32 * (2 - j), 0), high = min(lane + dilate + 32 * (2 - j), 31);
-                    if (low <= high) found |= (near[j] & ~0u << low & ~0u >> (31 - high)) != 0;
-                }
-                taken |= found && planes[plane + at] >> lane & 1;
-            }
-            if (taken) {
-                value* pixel = stored + ((size_t)(n * H + y) * W + x) * pitch;
-                for (int c = 0; c < C; c++) pixel[c] = frame[n * sn + c * sc + y * sh + x * sw];
-            }
-            const u32 all = __ballot_sync(~0u, taken);
-            if (lane == 0) mask[at] = all;
+    const int n = blockIdx.y, words = words_of(W), turn = refresh ? (int)(ticks[n] % refresh) : 0;
+    const int across = (W + 15) / 16, tiles = across * ((H + 15) / 16);
+    const size_t first = (size_t)n * H * words;
+    int total = 0;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < H * words; i += gridDim.x * blockDim.x) {
+        const int y = i / words, x = i % words * 32, tile = y / 16 * across + x / 16;
+        u32 word = 0;
+        if (awake[n]) {
+            word = moved[first + i] & other[first + i];
+            if (dilate) word |= grown(moved + first, H, words, y, x, dilate) & near[first + i];
+            if (refresh && (long long)tile * refresh / tiles == turn) word |= 0xffff & other[first + i];
+            if (refresh && (long long)(tile + 1) * refresh / tiles == turn) word |= 0xffff0000 & other[first + i];
         }
-        ones += __syncthreads_count(taken);
+        mask[first + i] = word;
+        total += __popc(word);
     }
-    if (threadIdx.x == 0 && ones) atomicAdd(changed + n, ones);
-    if (threadIdx.x == 0 && blockIdx.x == 0) atomicAdd(computed, H * W);
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_xor_sync(~0u, total, lanes);
+    if ((threadIdx.x & 31) == 0 && total) atomicAdd(changed + n, total);
+}
+
+// Store what changed; all of it where that is a share of `cut` or more. A warp takes every `warps`-th 32 pixels.
+extern "C" __global__ void take(const seen* frame, long long sn, long long sc, long long sh, long long sw,
+                                value* stored, int pitch, const int* awake, u32* mask, int* changed, int* computed,
+                                long long* ticks, u64* cuts, int C, int H, int W, float cut) {
+    wait_for_predecessor();
+    const int n = blockIdx.y, words = words_of(W), lane = threadIdx.x & 31;
+    if (!awake[n]) return;
+    const bool full = (float)changed[n] / (float)(H * W) >= cut;
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        atomicAdd(computed, H * W);
+        ticks[n]++;
+        if (full) atomicAdd(cuts, (u64)1), changed[n] = H * W;  // others that read it now see a full frame as well
+    }
+    const int warps = gridDim.x * blockDim.x >> 5;
+    for (int i = (blockIdx.x * blockDim.x + threadIdx.x) >> 5; i < H * words; i += warps) {
+        const int y = i / words, x = i % words * 32 + lane;
+        u32 word = mask[(size_t)n * H * words + i];
+        if (full) {
+            word = __ballot_sync(~0u, x < W);
+            if (lane == 0) mask[(size_t)n * H * words + i] = word;
+        }
+        if (!(word >> lane & 1)) continue;
+        const Pixel pixel(frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, y, x);
+        for (int c = 0; c < C; c++) stored[((size_t)(n * H + y) * W + x) * pitch + c] = pixel.fresh(c);
+    }
 }

@@ -387,9 +387,28 @@ __device__ __forceinline__ void prefetch(const value* from, int C) {
 #endif
 }
 
+// A threshold for all channels, or one for each of them.
+#ifndef WEIGHTED
+#define WEIGHTED 0
+#endif
+#if WEIGHTED
+typedef const number* Threshold;
+__device__ __forceinline__ bool stands(Threshold) { return true; }
+__device__ __forceinline__ bool differs(value fresh, value stored, Threshold thresholds, int c) {
+    const number change = get(put(get(fresh) - get(stored)));
+    return !((change < 0 ? -change : change) <= thresholds[c]);
+}
+#else
+typedef number Threshold;
+__device__ __forceinline__ bool stands(Threshold threshold) { return threshold >= 0; }
+__device__ __forceinline__ bool differs(value fresh, value stored, Threshold threshold, int) {
+    return differs(fresh, stored, threshold);
+}
+#endif
+
 // Whether a pixel of C channels, sc apart, moved by more than the threshold. A warp looks at it.
 __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, const value* stored, int C,
-                                              number threshold, bool vectors) {
+                                              Threshold threshold, bool vectors) {
     const int lane = threadIdx.x & 31;
     bool moved = false;
     if (vectors) {
@@ -397,20 +416,20 @@ __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, 
         for (int c = lane * VECTOR; c < C; c += 32 * VECTOR) {
             const Vector a = load(fresh + c), b = load(stored + c);
 #pragma unroll
-            for (int j = 0; j < VECTOR; j++) moved |= differs(a.of[j], b.of[j], threshold);
+            for (int j = 0; j < VECTOR; j++) moved |= differs(a.of[j], b.of[j], threshold, c + j);
         }
     } else {
 #pragma unroll 4
-        for (int c = lane; c < C; c += 32) moved |= differs(fresh[c * sc], stored[c], threshold);
+        for (int c = lane; c < C; c += 32) moved |= differs(fresh[c * sc], stored[c], threshold, c);
     }
     return __any_sync(~0u, moved);
 }
 
 // Store the listed pixels of `fresh` (any strides) that changed, and mark them. A warp is a pixel.
-// threshold < 0: all of them changed and are marked already. early: the list is older than the kernel before this one.
+// A threshold below 0: all of them changed and are marked already. early: the list is older than the kernel before this one.
 extern "C" __global__ void commit(const value* fresh, long long sn, long long sc, long long sh, long long sw,
                                   value* stored, int pitch, u32* mask, int* changed, const int* list,
-                                  const int* count, int C, int H, int W, number threshold, int early) {
+                                  const int* count, int C, int H, int W, Threshold threshold, int early) {
     if (!early) wait_for_predecessor();
     const int lane = threadIdx.x & 31, warps = gridDim.x * blockDim.x >> 5, total = *count;
     int w = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
@@ -432,7 +451,7 @@ extern "C" __global__ void commit(const value* fresh, long long sn, long long sc
         const value* from = fresh + n * sn + y * sh + x * sw;
         value* pixel = stored + (size_t)place * pitch;
         const bool vectors = sc == 1 && C % VECTOR == 0 && pitch % VECTOR == 0 && (u64)from % sizeof(Vector) == 0;
-        if (threshold >= 0) {
+        if (stands(threshold)) {
             if (!pixel_differs(from, sc, pixel, C, threshold, vectors)) continue;
             if (n == stream) marked++;
             if (lane == 0 && n != stream) atomicAdd(changed + n, 1);

@@ -60,14 +60,15 @@ GATES = [
     ((1, 5, 16, 200), {"dilate": 40, "refresh": 3}),
     ((2, 3, 37, 33), {"smooth": 31, "peak": 1.5}),
     ((1, 1, 5, 1), {"dilate": 1, "peak": 100.0}),
+    ((2, 3, 9, 40), {"smooth": 3, "dilate": 2, "weak": 0.3, "noise": 1.0, "refresh": 5, "cut": 0.9}),
 ]
 
 
 @pytest.mark.parametrize(("shape", "gate"), GATES, ids=str)
-def test_gates_in_two_launches(shape, gate):
+def test_gates(shape, gate):
     network = nn.Conv2d(shape[1], 4, 3, padding=1).eval()
     model = check(network, shape, threshold={"input": 0.1}, gate=gate)
-    assert next(iter(model._program.edges.values()))._gate is not None
+    assert next(iter(model._program.edges.values()))._looks is not None
 
 
 class Skips(nn.Module):
@@ -165,3 +166,29 @@ def whole(model: deltaconvert.DeltaModel) -> list[str]:
     """The operators that torch computes."""
     steps = [getattr(step, "_step", step) for step in model._program._operators]
     return [type(step.operator).__name__ for step in steps if step._compute == step._whole]
+
+
+class Residual(nn.Module):
+    """An inverted residual: its second map is read by the convolution behind it alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.wider, self.depthwise = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.narrow, self.again = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1)
+
+    def forward(self, x):
+        x = x + self.narrow(self.depthwise(self.wider(x).relu()).relu())
+        return self.again(self.narrow(self.depthwise(self.wider(x).relu()).relu()))
+
+
+@pytest.mark.parametrize("activation", [0.0, 0.05])
+def test_maps_that_are_passed_on(activation):
+    model = check(
+        Residual().eval(), (2, 8, 9, 37), **({"threshold": {"activation": 0.05}} if activation else {})
+    )
+    passed = [name for name, edge in model._program.edges.items() if not edge.is_kept]
+    assert passed == (["add_2", "narrow_3"] if activation else ["relu_9", "add_2", "relu_11", "narrow_3"])
+    model.restore(0, model.snapshot(1))
+    frame = torch.rand(1, 8, 9, 37)
+    first, second = model(frame.expand(2, -1, -1, -1))
+    assert_same_bits(first, second, "a stream that goes on in another's place")

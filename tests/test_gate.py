@@ -62,6 +62,73 @@ def test_every_setting_on_every_backend(backend, size):
         assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
 
 
+GATES = [
+    {"smooth": 3, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9, "refresh": 7},
+    {"smooth": 9, "peak": 18.0, "dilate": 12, "weak": 0.25},
+    {"dilate": 40, "refresh": 5, "nonfinite": "hold"},
+    {"smooth": 17, "noise": 1.0, "cut": 0.2},
+]
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("size", "dtype"), [((1, 1), torch.float64), ((37, 70), torch.float32)])
+def test_gates_without_a_ceiling(backend, gate, size, dtype):
+    """Masks, what is stored and what is counted are those of a Watch alone, streams that sleep and NaN included."""
+    draw = generator(5)
+    video = [
+        x + torch.randn(x.shape, generator=draw) * 0.02 for x in scripted_video((2, 3, *size), torch.float32)
+    ]
+    video = [x.to(dtype) for x in video]
+    video[0][0, 0, 0, 0] = video[3][0, 1, 0, 0] = math.nan
+    video[4][1, 2, -1, -1] = math.inf
+    model = convert(video[0], gate, backend=backend)
+    watch = Watch(Gate.of(gate), tuple(video[0].shape), dtype, video[0].device, 0.1)
+    stored = torch.full_like(video[0], math.nan)
+    for t, frame in enumerate(video):
+        if t == 9:
+            model.reset(1)
+            watch.reset(slice(1, 2))
+            stored[1] = math.nan
+        if 5 <= t <= 7:
+            asleep = [0] if t < 7 else []
+            model.sleep(asleep)
+            watch.sleep(asleep)
+            frame[asleep] = video[4][asleep]
+        model(frame)
+        seen, mask = watch.look(frame, stored)
+        stored = torch.where(mask, seen, stored)
+        assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
+        values = next(iter(model._program.edges.values())).values
+        assert torch.equal(values.nan_to_num(7), stored.nan_to_num(7)), f"frame {t}"
+    assert model.stats().gates["input_0"] == watch.report()
+
+
+def test_a_gate_on_bytes(backend):
+    """Frames of a camera, with the channels last: the gate sees them as numbers."""
+
+    class OfBytes(Input):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.permute(0, 3, 1, 2).float() / 255)
+
+    draw, gate = generator(6), {"smooth": 3, "dilate": 2, "weak": 0.3}
+    first = torch.randint(0, 256, (2, 20, 45, 3), generator=draw, dtype=torch.uint8)
+    frames = [first, first.clone(), first.clone()]
+    for t in (1, 2):
+        frames[t][t - 1, 4 : 9 + t, 30:41] = torch.randint(
+            0, 256, (5 + t, 11, 3), generator=draw, dtype=torch.uint8
+        )
+    model = deltaconvert.convert(
+        OfBytes().eval(), first, threshold={"input": 9.0}, gate=gate, backend=backend
+    )
+    watch = Watch(Gate.of(gate), (2, 3, 20, 45), torch.float32, first.device, 9.0)
+    stored = torch.full((2, 3, 20, 45), math.nan)
+    for t, frame in enumerate(frames):
+        model(frame)
+        seen, mask = watch.look(frame.permute(0, 3, 1, 2).float(), stored)
+        stored = torch.where(mask, seen, stored)
+        assert torch.equal(model.input_masks(), mask[:, 0]), f"frame {t}"
+
+
 def test_first_frame_and_reset_are_full(backend):
     model = convert(torch.rand(2, 3, 33, 18), {"max_density": 0.01, "smooth": 5, "noise": 4}, backend=backend)
     for _ in range(2):

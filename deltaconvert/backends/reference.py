@@ -21,6 +21,8 @@ INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Edge:
     """One delta: the map as it stands (values, N C H W) and the pixels that changed in this frame (mask, N 1 H W)."""
 
+    is_kept = True  # until the next frame; on CUDA some maps are not
+
     def __init__(self, kept: Map):
         self.threshold = kept.threshold
         self.values = torch.empty(kept.shape, dtype=kept.dtype, device=kept.device)
@@ -135,7 +137,9 @@ class FrameEdge(Edge):
         super().__init__(kept)
 
     def sleep(self, streams: Collection[int]) -> None:
-        """These streams' images are those of the frame before; they are compared all the same."""
+        """These streams' images are those of the frame before; without a gate they are compared all the same."""
+        if self.watch is not None:
+            self.watch.sleep(streams)
 
     def run(self, frame: Tensor) -> None:
         every = torch.ones_like(self.mask)

@@ -150,8 +150,8 @@ static inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
 static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)(((unsigned long long)high << 32 | low) >> (shift & 31));
 }
-static inline int atomicAdd(int* where, int value) {
-    const int before = *where;
+template <class T> static T atomicAdd(T* where, T value) {
+    const T before = *where;
     *where += value;
     return before;
 }

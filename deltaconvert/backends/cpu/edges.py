@@ -21,6 +21,8 @@ class Edge:
     Masks are never written after they were made: edges share them.
     """
 
+    is_kept = True
+
     def __init__(self, kept: Map):
         n, channels, height, width = kept.shape
         self.threshold, self.beside = kept.threshold, 0  # bytes that its step keeps beside the map
@@ -173,6 +175,8 @@ class FrameEdge(Edge):
     def sleep(self, streams: Collection[int]) -> None:
         """These streams' images are those of the frame before, until it is said again."""
         self._asleep = streams
+        if self.watch is not None:
+            self.watch.sleep(streams)
 
     def run(self, frame: Tensor) -> None:
         frame = frame.contiguous()

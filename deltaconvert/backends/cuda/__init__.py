@@ -22,8 +22,7 @@ from torch import Tensor
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda.concats import join_concats
 from deltaconvert.backends.cuda.convs import Head, blocks_at_once, pitch_of
-from deltaconvert.backends.cuda.gates import FastGate
-from deltaconvert.backends.cuda.gates import fits as gate_fits
+from deltaconvert.backends.cuda.gates import Looks, has_kernels
 from deltaconvert.backends.cuda.heads import head_of
 from deltaconvert.backends.cuda.kernels import (
     TYPES,
@@ -35,10 +34,11 @@ from deltaconvert.backends.cuda.kernels import (
 )
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, keeps_places, needed
 from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
+from deltaconvert.backends.cuda.passing import note_passing
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.tail import NoKernel, Tail, device_bytes
 from deltaconvert.backends.cuda.tuning import Tuner, boxes
-from deltaconvert.backends.reference import differs, fill_unseen
+from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator, Shape
@@ -47,7 +47,7 @@ from deltaconvert.reach import Pixel, Reach, Window
 __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
-PASSES = (join_concats,)
+PASSES = (join_concats, note_passing)
 THREADS = 256
 COUNTERS = 1 << 18
 # Blocks of the kernels that walk a list: enough to fill the device, few enough that a still frame's cost nothing.
@@ -57,8 +57,11 @@ BLOCKS_PER_PROCESSOR = 8
 class Edge:
     """One delta: values (N, C, H, W; channels last in memory, a pixel every `pitch` values) and marks."""
 
-    def __init__(self, kept: Map, memory: Tensor | None = None, is_part: bool = False):
-        """memory: N H W and channels, where others lie beside it; is_part: the memory is another edge's."""
+    is_kept = True
+
+    def __init__(self, kept: Map, memory: Tensor | None = None, is_part: bool = False, passes: bool = False):
+        """memory: N H W and channels, where others lie beside it; is_part: the memory is another edge's. passes: see
+        `passing.py`."""
         n, channels, height, width = kept.shape
         self.threshold = kept.threshold
         self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
@@ -69,19 +72,25 @@ class Edge:
             pitch = pitch_of(channels, kept.dtype)
             memory = torch.zeros(n, height, width, pitch, dtype=kept.dtype, device=kept.device)
         self.pitch, self.is_part = memory.stride(2), is_part
+        self.passes = passes and self.pitch == channels
         self.values = memory[..., :channels].permute(0, 3, 1, 2)
         self.marks: Marks
         self.computed: Tensor  # int32 (1), pixels that this frame computed
         self.reset(slice(None))
 
     def reset(self, streams: slice) -> None:
-        fill_unseen(self.values[streams])
+        if self.is_kept:
+            fill_unseen(self.values[streams])
 
     def put(self, stream: int, values: Tensor) -> None:
         """Go on from `values` (C H W)."""
         self.values[stream] = values
         if self.planes is not None:
             self.planes.put(stream, values)
+
+    def pass_on(self, memory: Tensor) -> None:
+        """Compute into memory that others use as well: what it holds is gone with the next step."""
+        self.values, self.is_kept = memory, False
 
     @property
     def mask(self) -> Tensor:
@@ -100,7 +109,7 @@ class Edge:
 
     def state_bytes(self) -> int:
         kept = self.beside + (0 if self.planes is None else self.planes.state_bytes())
-        own = 0 if self.is_part else self.values.untyped_storage().nbytes()
+        own = 0 if self.is_part or not self.is_kept else self.values.untyped_storage().nbytes()
         return own + self.marks.bits.nbytes + kept
 
 
@@ -156,17 +165,26 @@ class FrameEdge(Edge):
         self.marks = backend.marks(kept.shape, kept.device, backend.place)
         self.computed = backend.counter(1, kept.device)
         self._backend = backend
-        self._gate = FastGate(backend, self, watch) if watch is not None and gate_fits(watch) else None
+        self._looks = Looks(backend, self, watch) if watch is not None and has_kernels(watch) else None
 
     def sleep(self, streams: Collection[int]) -> None:
         """These streams' images are those of the frame before, until it is said again."""
+        if self.watch is not None:
+            self.watch.sleep(streams)
+            return
         awake = [int(stream not in streams) for stream in range(len(self._awake))]
         self._awake.copy_(torch.tensor(awake, dtype=torch.int32), non_blocking=True)
 
     def run(self, frame: Tensor) -> None:
-        if self.watch is not None:
+        if self._looks is not None:
+            self._looks.run(frame)
+        elif self.watch is not None:
             self._run_watched(self.watch, frame)
-            return
+        else:
+            self._compare(frame)
+        self._backend.list_behind(self.marks)
+
+    def _compare(self, frame: Tensor) -> None:
         n, channels, height, width = self.values.shape
         pixels, macros = 1, {"BYTES": int(frame.dtype == torch.uint8)}
         run = 8 // frame.dtype.itemsize  # pixels of a thread: 8 bytes of each channel
@@ -191,19 +209,13 @@ class FrameEdge(Edge):
             np.int32(width),
             number_of(self.threshold, self.values.dtype),
         )
-        self._backend.list_behind(self.marks)
 
     def _run_watched(self, watch: Watch, frame: Tensor) -> None:
-        """What a gate looks at is more than a pixel: in launches of its own, or by torch inside the graph."""
-        frame = frame.to(self.values.dtype)
-        if self._gate is not None:
-            self._gate.run(frame)
-        else:
-            frame, mask = watch.look(frame, self.values)
-            self.values.copy_(torch.where(mask, frame, self.values))
-            self.marks.put(mask)
-            self.computed.fill_(mask.numel())
-        self._backend.list_behind(self.marks)
+        """By torch, inside the graph."""
+        frame, mask = watch.look(frame.to(self.values.dtype), self.values)
+        self.values.copy_(torch.where(mask, frame, self.values))
+        self.marks.put(mask)
+        self.computed.fill_(mask.numel())
 
 
 class Backend:
@@ -216,8 +228,9 @@ class Backend:
         self._used = 0
         self._counted: Tensor | None = None
         self._edges: list[Edge] = []
-        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._scratch: dict[tuple[torch.dtype, int], Tensor] = {}
         self._recording: Recording | None = None
+        self._passed = 1  # the scratch that the last map was passed on in
         self._joined_maps: dict[str, Tensor] = {}  # of concatenations whose inputs are parts of them
         self._behind: dict[int, Listings] = {}  # a source -> the lists that it decides about
         self.place = 0  # of the next step among all
@@ -244,7 +257,8 @@ class Backend:
         kept: Map,
         notes: dict[str, Any],
     ) -> Step | InBoxes:
-        edge = Edge(kept, self._joined_memory(kept, notes), is_part="part" in notes and "joins" not in notes)
+        is_part = "part" in notes and "joins" not in notes
+        edge = Edge(kept, self._joined_memory(kept, notes), is_part, notes.get("passes", False))
         self._edges.append(edge)
         self.place += 1
         with torch.cuda.device(kept.device):
@@ -345,14 +359,28 @@ class Backend:
         """Whether a list is there when the next kernel starts: all launches but the one before it have ended then."""
         return listed.launch < self.launches
 
-    def scratch(self, edge: Edge) -> Tensor:
-        """Memory of the shape and strides of an edge's values, the same for every step: valid until the next call."""
+    def scratch(self, edge: Edge, place: int = 0) -> Tensor:
+        """Memory of the shape and strides of an edge's values, the same for every step: valid until the next call.
+
+        place: which of several such; 0 is for maps that are compared, 1 and 2 for those that are passed on in turn.
+        """
         n, channels, height, width = edge.values.shape
         size = n * height * width * edge.pitch
-        kept = self._scratch.get(edge.values.dtype)
+        key = edge.values.dtype, place
+        kept = self._scratch.get(key)
         if kept is None or kept.numel() < size:
-            kept = self._scratch[edge.values.dtype] = edge.values.new_empty(size)
+            kept = self._scratch[key] = edge.values.new_empty(size)
         return kept[:size].view(n, height, width, edge.pitch)[..., :channels].permute(0, 3, 1, 2)
+
+    def pass_on(self, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> None:
+        """An input that the step alone reads, pixel by pixel and no others than it has, gives up its own memory."""
+        (reach, marks), *others = needed(
+            [(r, source.marks) for r, source in zip(reaches, inputs, strict=True)]
+        )
+        for source in inputs:
+            if source.passes and source.marks is marks and isinstance(reach, Pixel) and not others:
+                self._passed = 3 - self._passed  # its own input may be in the other one
+                source.pass_on(self.scratch(source, self._passed))
 
     def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
         if self._recording is None:
@@ -458,6 +486,7 @@ class Step:
         spreads = (reach.spread(source.expected) for reach, source in zip(reaches, inputs, strict=True))
         edge.expected = reduce(torch.logical_or, spreads)
         self.candidates = candidates_of(backend, reaches, inputs, edge)
+        backend.pass_on(reaches, inputs)
         self._rows = self.candidates  # what the kernel walks
         edge.computed, edge.planes = self.candidates.count, Planes(backend, edge, self.candidates)
         self._backend = backend
@@ -510,12 +539,10 @@ class Step:
     def _commit(self, fresh: Tensor) -> None:
         """Store the candidates of a map that changed, and mark them."""
         edge = self.edge
-        if isinstance(edge.threshold, Tensor):
-            self._commit_weighted(fresh, edge.threshold)
-            return
+        weighted = isinstance(edge.threshold, Tensor)
         _, channels, height, width = edge.values.shape
         self._backend.launch(
-            self._backend.kernel("masks.cu", "commit", edge.values.dtype),
+            self._backend.kernel("masks.cu", "commit", edge.values.dtype, WEIGHTED=int(weighted)),
             (blocks_of(edge),),
             THREADS,
             fresh,
@@ -529,24 +556,19 @@ class Step:
             np.int32(channels),
             np.int32(height),
             np.int32(width),
-            number_of(-1.0 if edge.threshold is None else edge.threshold, fresh.dtype),
+            self._threshold,
             np.int32(self._backend.is_early(self.candidates)),
         )
         if edge.threshold is not None:
             self._backend.list_behind(edge.marks)
 
-    def _commit_weighted(self, fresh: Tensor, thresholds: Tensor) -> None:
-        """The same where each channel has a threshold of its own; by torch, over the whole map."""
-        edge, listed = self.edge, self.candidates
-        n, _, height, width = edge.values.shape
-        # What lies in the list beyond `count` is of earlier frames: those pixels are no candidates.
-        place = torch.arange(n * height * width, device=fresh.device)
-        pixels = torch.where(place < listed.count, listed.places[: len(place)].long(), len(place))
-        candidates = place.new_zeros(len(place) + 1, dtype=torch.bool).index_fill_(0, pixels, True)[:-1]
-        changed = candidates.view(n, 1, height, width) & differs(fresh, edge.values, thresholds)
-        edge.values.copy_(torch.where(changed, fresh, edge.values))
-        edge.marks.put(changed)
-        self._backend.list_behind(edge.marks)
+    @cached_property
+    def _threshold(self) -> Tensor | np.generic:
+        """What `commit` compares with: a number, or one for each channel."""
+        threshold, dtype = self.edge.threshold, self.edge.values.dtype
+        if isinstance(threshold, Tensor):
+            return threshold.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        return number_of(-1.0 if threshold is None else threshold, dtype)
 
 
 class _Launch:

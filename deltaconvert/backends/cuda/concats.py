@@ -21,9 +21,9 @@ def join_concats(gm: fx.GraphModule) -> fx.GraphModule:
         if isinstance(operator_of(node), Concat) and _fits(node):
             first = 0
             for source in _sources(node):
-                _note(source)["part"] = (node.name, tuple(node.meta["shape"]), first)
+                note_of(source)["part"] = (node.name, tuple(node.meta["shape"]), first)
                 first += source.meta["shape"][1]
-            _note(node).update(part=(node.name, tuple(node.meta["shape"]), 0), joins=True)
+            note_of(node).update(part=(node.name, tuple(node.meta["shape"]), 0), joins=True)
     return gm
 
 
@@ -47,6 +47,6 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return [source for source in node.args if isinstance(source, fx.Node)]
 
 
-def _note(node: fx.Node) -> dict[str, object]:
+def note_of(node: fx.Node) -> dict[str, object]:
     notes: dict[str, object] = node.meta.setdefault(NOTES, {})
     return notes

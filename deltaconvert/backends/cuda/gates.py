@@ -1,4 +1,4 @@
-"""A gate by kernels/gate.cu: two launches where torch takes some forty and passes of the frame."""
+"""Gates by kernels/gate.cu: three launches a frame, which leave out streams that sleep."""
 
 from __future__ import annotations
 
@@ -9,56 +9,83 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
-from deltaconvert.gate import Gate, Watch
+from deltaconvert.gate import Watch
 
-ROWS, THREADS = 16, 256  # of kernels/gate.cu
-
-
-def fits(watch: Watch) -> bool:
-    """Whether each pixel is decided by what is near it and now: no noise learnt, nothing counted over the frame."""
-    gate = watch.gate
-    plain = Gate(gate.smooth, peak=gate.peak, dilate=gate.dilate, weak=gate.weak, refresh=gate.refresh)
-    return not isinstance(watch.threshold, Tensor) and watch.threshold > 0 and gate == plain
+THREADS = 256
+SHARED_BYTES = 48 << 10  # that a kernel has without asking
 
 
-class FastGate:
-    """The gate of a frame's edge."""
+def has_kernels(watch: Watch) -> bool:
+    """A ceiling on what changes sorts tiles, and means of frames are large: torch does both."""
+    one_for_all = not isinstance(watch.threshold, Tensor)
+    return one_for_all and watch.gate.max_density == 1 and watch.gate.recent == 1
+
+
+class Looks:
+    """A watch at work on the frames of an edge, by kernels. What it keeps is the watch's."""
 
     def __init__(self, backend: Any, edge: Any, watch: Watch):
         self._backend, self._edge, self._watch = backend, edge, watch
-        bits = edge.marks.bits
-        self._planes = torch.zeros(3, *bits.shape, dtype=torch.int32, device=bits.device)
+        self._bits = [torch.zeros_like(edge.marks.bits) for _ in range(3)]  # moved, near, other
 
     def run(self, frame: Tensor) -> None:
-        """Store what is new of a frame (N C H W, of the edge's type), and mark it."""
-        backend, edge, watch, gate = self._backend, self._edge, self._watch, self._watch.gate
-        (n, channels, height, width), dtype = edge.values.shape, edge.values.dtype
-        blocks = -(-height // ROWS) * edge.marks.bits.shape[2], n
-        read = (frame, *strides_of(frame), edge.values, np.int32(edge.pitch), self._planes)
-        sizes = [np.int32(size) for size in (n, channels, height, width)]
+        edge, watch, gate = self._edge, self._watch, self._watch.gate
+        n, channels, height, width = edge.values.shape
+        wide = torch.promote_types(edge.values.dtype, torch.float32)
         limit: Any = watch.threshold
-        limits = [number_of(limit * share, dtype) for share in (1, gate.peak, gate.weak)]
-        backend.launch(
-            backend.kernel("gate.cu", "look", dtype, RADIUS=gate.smooth // 2),
-            blocks,
+        exact = limit == 0
+        smooth = 1 if exact else gate.smooth
+        pixels = (frame, *strides_of(frame), edge.values, np.int32(edge.pitch), watch.awake)
+        shape = [np.int32(size) for size in (channels, height, width)]
+        words = edge.marks.bits.shape[2]
+        rows = 16 if smooth > 15 or wide == torch.float64 else 32
+        tile = {"SMOOTH": smooth, "ROWS": rows, "CHANNELS": _at_once(channels, smooth, rows, wide)}
+        macros = {"BYTES": int(frame.dtype == torch.uint8), "HOLD": int(gate.nonfinite == "hold")}
+        learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
+        dtype, launch = edge.values.dtype, self._backend.launch
+        launch(
+            self._backend.kernel("gate.cu", "look", dtype, **tile, **learns, **macros),
+            (words * -(-height // rows), n),
             THREADS,
-            *read,
-            watch.turn,
-            watch.tick,
-            np.int32(gate.refresh),
-            *sizes,
-            *limits,
+            *pixels,
+            *self._bits,
+            watch.last,
+            watch.noise,
+            watch.counts,
+            *shape,
+            *(number_of(limit * times, wide) for times in (1, gate.peak, gate.weak)),
+            number_of(gate.noise / gate.smooth, wide),
         )
-        backend.launch(
-            backend.kernel("gate.cu", "take", dtype),
-            blocks,
+        launch(
+            self._backend.kernel("gate.cu", "decide", dtype),
+            (-(-height * words // THREADS), n),
             THREADS,
-            *read,
+            watch.awake,
+            *self._bits,
+            edge.marks.bits,
+            edge.marks.changed,
+            watch.ticks,
+            *shape[1:],
             np.int32(gate.dilate),
+            np.int32(gate.refresh),
+        )
+        launch(
+            self._backend.kernel("gate.cu", "take", dtype, **macros),
+            (-(-height * words // (THREADS // 8)), n),
+            THREADS,
+            *pixels,
             edge.marks.bits,
             edge.marks.changed,
             edge.computed,
-            *sizes,
+            watch.ticks,
+            watch.counts[1:],
+            *shape,
+            np.float32(gate.cut if gate.cut < 1 else 2),
         )
-        if gate.refresh:
-            watch.tick.add_(1)
+
+
+def _at_once(channels: int, smooth: int, rows: int, wide: torch.dtype) -> int:
+    """Channels that `look` smooths at a time: all of them, if their sums have room in a block's shared memory."""
+    around, pitch = smooth // 2, 32 + 2 * (smooth // 2) + 1
+    needed = wide.itemsize * (channels * pitch * (2 * rows + 2 * around) + 32 * rows)
+    return channels if needed <= SHARED_BYTES else 1
