@@ -211,7 +211,7 @@ def test_faint_pixels_come_along_with_strong_ones(backend):
 
 def test_what_is_faint_and_stays_is_found_by_averaging_over_frames(backend):
     """A step of two deviations of the noise: one frame does not tell it from noise, eight together do."""
-    draw = generator(3)
+    draw = torch.Generator("cpu").manual_seed(3)  # every backend sees the same noise
     scene = torch.full((1, 1, 24, 40), 0.5)
     found = {}
     for recent in (1, 8):
@@ -220,7 +220,8 @@ def test_what_is_faint_and_stays_is_found_by_averaging_over_frames(backend):
         model = convert(scene, {"smooth": 3, "recent": recent, "peak": 30.0}, threshold, backend)
         still = step = 0.0
         for t in range(30):
-            frame = scene + torch.randn(scene.shape, generator=draw) * 0.05
+            noise = torch.randn(scene.shape, generator=draw, device="cpu").to(scene.device)
+            frame = scene + noise * 0.05
             frame[..., 20:] += 0.08 * (t >= 10)
             model(frame)
             mask = next(iter(model.masks().values()))[0, 0]
