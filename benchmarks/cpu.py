@@ -34,8 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
-# Without this folder, in which `import onnx` would find onnx.py.
-sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 import model_zoo  # noqa: E402

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # and not this folder, in which `import onnx` would find this file
+sys.path.insert(0, str(ROOT))
 
 import onnxruntime  # noqa: E402
 import torch  # noqa: E402

@@ -35,8 +35,7 @@ import torch
 from torch import Tensor, fx, nn
 
 ROOT = Path(__file__).resolve().parents[1]
-# Not this folder, in which `import onnx` would find another file than the package.
-sys.path[:] = [str(ROOT), *(path for path in sys.path if Path(path).resolve() != ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 from benchmarks import engines, gpu_dense  # noqa: E402

@@ -34,6 +34,19 @@ def run(monkeypatch, *arguments):
     cpu.main()
 
 
+@pytest.mark.parametrize("script", ["coverage", "cpu", "onnx"])
+def test_scripts_hide_no_package(script):
+    """onnx.py and coverage.py have the names of packages that onnxruntime, torch and numba import."""
+    folder = ROOT / "benchmarks"
+    code = (
+        f"import importlib.util, runpy, sys; sys.path[0] = {str(folder)!r}; runpy.run_path('{folder}/{script}.py')\n"
+        "for name in ('coverage', 'onnx'):\n"
+        "    found = importlib.util.find_spec(name)\n"
+        f"    assert found is None or not found.origin.startswith({str(folder)!r}), found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+
+
 def test_runs_are_merged(tiny, monkeypatch, tmp_path):
     common = ("--repeats", 1, "--no-memory", "--engines", "torch channels_last")
     exact, truncated, out = (tmp_path / f"{name}.json" for name in ("exact", "truncated", "both"))
