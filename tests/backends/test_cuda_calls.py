@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import deltaconvert
 import model_zoo
+from deltaconvert.backends import cuda
 from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.errors import InputError
 
@@ -201,6 +202,29 @@ def test_models_in_threads(gpu):
     waiter.join()
     if failures:
         raise failures[0]
+
+
+def test_captures_leave_torchs_streams_alone(gpu, monkeypatch, tmp_path):
+    """While tiles are measured and a frame is captured, lists beside it included: a user may launch in any of them."""
+    from cupy.cuda import runtime
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    streams = {torch.cuda.Stream().cuda_stream for _ in range(64)}
+    launch, captures = cuda.Backend.launch, []
+
+    def watched(*args, **options):
+        launch(*args, **options)
+        if torch.cuda.is_current_stream_capturing():
+            captures.append([stream for stream in streams if runtime.streamIsCapturing(stream)])
+
+    monkeypatch.setattr(cuda.Backend, "launch", watched)
+    network = model_zoo.create("resnet18", seed=0).to(gpu)
+    video = scripted_video((1, 3, 540, 960), torch.float32)
+    model = deltaconvert.convert(network, video[0])
+    measured = len(captures)
+    assert_close(model(video[0]), dense(network, video[:1])[0])
+    assert len(captures) > measured > 0 and not any(captures)
+    assert model._program._backend._side is not None
 
 
 @pytest.mark.parametrize("backend", ["cuda", "reference"])

@@ -29,6 +29,7 @@ from deltaconvert.backends.cuda.kernels import (
     Kernel,
     number_of,
     on_current_stream,
+    own_stream,
     strides_of,
     why_not,
 )
@@ -330,7 +331,7 @@ class Backend:
         """What is launched inside runs beside what is launched after, until `join`."""
         here, launches = torch.cuda.current_stream(), self.launches
         if self._side is None:
-            self._side = torch.cuda.Stream()
+            self._side = own_stream(here.device)
         self._side.wait_stream(here)
         self._joined = True
         with torch.cuda.stream(self._side), on_current_stream(here.device):

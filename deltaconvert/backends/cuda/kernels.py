@@ -162,6 +162,17 @@ def on_current_stream(device: torch.device) -> Iterator[None]:
             yield
 
 
+def own_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that nobody else has, to capture in. Torch gives each of its 32 out again and again: what one thread
+    launches in a stream in which another one captures becomes part of that graph, or fails."""
+    cupy = _cupy()
+    with cupy.cuda.Device(device.index):
+        made = cupy.cuda.Stream(non_blocking=True)
+    stream = torch.cuda.ExternalStream(made.ptr, device)
+    stream.made = made  # type: ignore[attr-defined]  # ends with it
+    return stream
+
+
 @cache
 def source_of(name: str) -> str:
     """The text of a kernel with its own headers inlined: CuPy's disk cache does not see what an #include reads."""

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from deltaconvert.backends.cuda.capturable import run_and_judge
-from deltaconvert.backends.cuda.kernels import on_current_stream
+from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream
 
 ALONE = threading.Lock()  # of who captures
 
@@ -36,6 +36,8 @@ class Recording:
         self._known = False  # what the graph holds
         self.inputs: dict[int, torch.Tensor] = {}  # slot -> the memory that frames are read from
         self._graph: torch.cuda.CUDAGraph | None = None
+        # Kept as long as the graph: cuBLAS has a workspace for each stream, which the graph goes on using.
+        self._side: torch.cuda.Stream | None = None
         self._late: list[Any] = []
         self.outside: dict[str, str] = {}
 
@@ -50,7 +52,8 @@ class Recording:
         self.inputs = {slot: value for slot, value in enumerate(frame.values) if value is not None}
         waiting: dict[fx.Node, str] = {}
         early, self._late = [], []
-        side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        here = torch.cuda.current_stream()
+        side = self._side = own_stream(self._device)
         side.wait_stream(here)
         with torch.cuda.stream(side), on_current_stream(self._device):
             self._start()
@@ -72,7 +75,7 @@ class Recording:
         for slot, value in self.inputs.items():
             self._still.values[slot] = value
         try:
-            self._capture([step for step in early if step.node.op != "get_attr"], side)
+            self._capture([step for step in early if step.node.op != "get_attr"])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -81,12 +84,13 @@ class Recording:
             self._late = list(steps)
         self._known = True
 
-    def _capture(self, steps: Sequence[Any], side: torch.cuda.Stream) -> None:
+    def _capture(self, steps: Sequence[Any]) -> None:
         if not steps:
             return
-        side.wait_stream(torch.cuda.current_stream())
+        assert self._side is not None
+        self._side.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        with capturing(graph, side, self._device):
+        with capturing(graph, self._side, self._device):
             self._start()
             for step in steps:
                 step(self._still)

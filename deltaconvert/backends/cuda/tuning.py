@@ -23,7 +23,7 @@ from torch import Tensor
 
 import deltaconvert
 from deltaconvert.backends.cuda.convs import Head
-from deltaconvert.backends.cuda.kernels import on_current_stream, source_of
+from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream, source_of
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.backends.cuda.recording import capturing
 from deltaconvert.backends.cuda.tail import Tail
@@ -162,7 +162,7 @@ def _fastest(names: Sequence[str], seconds: Callable[[str, int], float], weights
 
 def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-3) -> float:
     """Of one call, as it takes in a CUDA graph of several."""
-    side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side, here = own_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(here)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
     with torch.cuda.stream(side), on_current_stream(device):
