@@ -27,7 +27,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks import zoos  # noqa: E402
 from benchmarks.coverage_page import ROUNDING, ROUNDING_DOUBLE, matches, page  # noqa: E402
+from benchmarks.gpu_record import here_and_now  # noqa: E402
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
 LARGE = 300e6  # parameters; such a network would still run when all others have ended
@@ -72,7 +72,8 @@ def main() -> None:
     if options.docs:
         DOCS.write_text(page(found))
         return
-    where = f"{_cpu()}, torch {torch.__version__}, {date.today().isoformat()}"
+    now = here_and_now()
+    where = f"{_cpu()}, torch {torch.__version__}, {now['date']} at {now['commit']}"
     tasks = {
         name: lambda build=build: examine(build, options.backends.split(","))
         for name, build in zoos.networks(options.patterns)

@@ -41,14 +41,16 @@ def page(results: dict[str, Any]) -> str:
     networks: dict[str, Row] = results["networks"]
     packages = dict.fromkeys(name.partition(".")[0] for name in networks)
     places = Counter(row["where"] for row in networks.values())
+    fast = sum("difference_cpu" in row for row in networks.values())
     head = f"""# Coverage
 
 Which public networks convert, and whether they then equal themselves. Written by `python benchmarks/coverage.py --docs`
 from [coverage.json](../benchmarks/results/coverage.json), where `python benchmarks/coverage.py` keeps its results:
 {"; ".join(f"{count} networks on {place}" for place, count in places.items())}.
 
-Random weights, norms with the statistics of a frame; threshold 0, reference backend, 6 frames of odd size. *Difference*
-is the largest one to the dense network in any frame, as a part of the largest value of that output. A *match* differs
+Random weights, norms with the statistics of a frame; threshold 0, 6 frames of odd size; reference backend, and {fast}
+networks on the cpu backend too, held to the same. *Difference* is the reference's largest one to the dense network in
+any frame, as a part of the largest value of that output. A *match* differs
 by less than {ROUNDING:g}; or, where a random network amplifies the rounding of float32, by less than
 {ROUNDING_DOUBLE:g} when both run in float64 (marked 64), or by less than ten times what the dense output moves by
 there when each weight moves by its last bit (*its own*). Detectors keep boxes however unsure they are, R-CNNs ten of
