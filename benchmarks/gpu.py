@@ -20,12 +20,13 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import itertools
 import json
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ from benchmarks.gpu_dense import (  # noqa: E402
     engines,
     median_ms,
     network,
+    repeats,
     timed,
 )
+from benchmarks.gpu_floor import floor_ms  # noqa: E402
+from benchmarks.gpu_frames import CLIPS, VIDEOS, clip, there_and_back, video  # noqa: E402
 from benchmarks.gpu_record import (  # noqa: E402
     Unit,
     by_unit,
@@ -59,10 +63,7 @@ from benchmarks.gpu_record import (  # noqa: E402
     readme,
     tables,
 )
-from deltaconvert.report import table  # noqa: E402
 
-VIDEOS = ROOT.parent / "shared" / "data" / "videos"
-CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4")
 DISTURBED, TRIES = 0.05, 3  # dense takes so much more or less than before: somebody else was at work, again
 GREY_LEVELS = 10  # the input threshold of clips: what a codec adds stays below it
 
@@ -114,7 +115,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("file", nargs="?", type=Path, help="of an earlier run")
     parser.add_argument("--units", help="network:type:batch, ...; all of them without it")
     parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
-    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument(
+        "--frames", type=int, default=24, help="that differ; short ones are played there and back"
+    )
     parser.add_argument("--seconds", type=float, default=1e9, help="no unit starts after so many")
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES), help="of torch.compile")
     parser.add_argument("--if-kept", nargs="*", choices=MODES, default=[], help="further modes, where kept")
@@ -122,7 +125,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ahead", type=int, default=0, help="networks compiled at once, first, into --kept")
     parser.add_argument("--ahead-seconds", type=float, default=120)
     parser.add_argument("--no-clips", dest="clips", action="store_false")
-    parser.add_argument("--profile", type=float, help="print the kernels of frames of this density")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.action in ("table", "readme", "merge") and options.file is None:
@@ -142,21 +144,11 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     further = kept_files(options.kept, unit, options.if_kept)
     modes = list(dict.fromkeys([*options.modes, *further]))
     runs = engines(model, base, modes, kept_files(options.kept, unit, modes))
-    compiled_after = time.perf_counter() - began
     nhwc = base.contiguous(memory_format=torch.channels_last)
-    dense = {name: median_ms(run, nhwc, options.frames // 2) for name, run in runs.items()}
+    dense = {name: median_ms(run, nhwc) for name, run in runs.items()}
     best = min(dense, key=lambda name: dense[name])
     runs = {"eager": runs["eager"], best: runs[best]}
-    gc.collect()
-    held = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    with alone():
-        start = time.perf_counter()
-        exact = deltaconvert.convert(model, base)
-        exact(base)
-        torch.cuda.synchronize()
-        ready = time.perf_counter() - start
-    limits = ceilings(unit.type)
+    dense_after = time.perf_counter() - began
     command = ["python benchmarks/gpu.py", f"--units {unit}", f"--frames {options.frames}", "--modes", *modes]
     shared = {
         **unit._asdict(),
@@ -166,161 +158,97 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
         "shape": list(base.shape),
         "best": best,
         "dense_all_ms": dense,
-        "first_frame_seconds": ready,
         "code": code(),
-        **limits,
+        **ceilings(unit.type),
     }
     rows = []
-    for case, density, threshold, frames in cases(base, options):
-        delta = deltaconvert.convert(model, base, threshold={"input": threshold}) if threshold else exact
-        for _ in range(TRIES):
-            output, found = played(delta, frames, limits)
-            found["dense_ms"] = median_ms(runs[best], nhwc, 10)
-            if abs(found["dense_ms"] / dense[best] - 1) < DISTURBED:
-                break
-        found["ratio"] = found["dense_ms"] / found["delta_ms"]
-        found["efficiency"] = found["ratio"] * found["work"]
-        found["peak_bytes"] = torch.cuda.max_memory_allocated() - held
-        if density not in (None, 0.05):
-            found["layers"] = []
-        if not threshold:
-            found["error"] = _error(output, runs["eager"](frames[-1]))
-        rows.append({**shared, "case": case, "density": density, "threshold": threshold, **found})
-        told = "{delta_ms:.3f} ms, dense {dense_ms:.3f}, {ratio:.2f}x, e {efficiency:.2f}".format(**found)
-        print(f"{unit} {case}: {told}", flush=True)
-        if options.profile is not None and density == options.profile / 100:
-            profile(delta, frames)
-    took = time.perf_counter() - began
-    print(f"{unit} took {took:.0f} s: dense {compiled_after:.0f} s, first frame {ready:.1f} s")
+    for threshold in (0.0, GREY_LEVELS / 255):
+        converted = None
+        for case, density, frames in cases(base, threshold, options):
+            converted = converted or Converted(model, base, threshold)
+            for _ in range(TRIES):
+                output, last, found = played(converted, frames, shared)
+                found["dense_ms"] = median_ms(runs[best], nhwc)
+                if abs(found["dense_ms"] / dense[best] - 1) < DISTURBED:
+                    break
+            found["ratio"] = found["dense_ms"] / found["delta_ms"]
+            found["efficiency"] = found["ratio"] * found["work"]
+            found["error"] = _error(output, runs["eager"](last))
+            if density not in (None, 0.05):
+                found["layers"] = []  # or the record gets long
+            rows.append({**shared, "case": case, "density": density, "threshold": threshold, **found})
+            told = "{delta_ms:.3f} ms, dense {dense_ms:.3f}, {ratio:.2f}x, e {efficiency:.2f}".format(**found)
+            print(f"{unit} {case}: {told}", flush=True)
+    first, took = rows[0]["first_frame_seconds"], time.perf_counter() - began
+    print(f"{unit} took {took:.0f} s: dense {dense_after:.0f} s, first frame {first:.1f} s")
     return rows
 
 
+class Converted:
+    """A network that has played its first frame: the seconds that took, the bytes that stay, and the most at a time."""
+
+    def __init__(self, model: torch.nn.Module, base: Tensor, threshold: float):
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        with alone():  # a first frame measures its tiles
+            start = time.perf_counter()
+            kept = {"input": threshold} if threshold else 0.0
+            self.delta = deltaconvert.convert(model, base, threshold=kept)
+            self.delta(base)
+            torch.cuda.synchronize()
+            self.seconds = time.perf_counter() - start
+        self.bytes = torch.cuda.memory_allocated() - held
+        self.peak = torch.cuda.max_memory_allocated() - held
+
+
 def played(
-    delta: deltaconvert.DeltaModel, frames: list[Tensor], limits: dict[str, float]
-) -> tuple[Any, dict[str, Any]]:
-    """(the last output, what the frames took and did), from a full frame on; the first three settle."""
+    converted: Converted, frames: Sequence[Tensor], limits: dict[str, Any]
+) -> tuple[Any, Tensor, dict[str, Any]]:
+    """(the last output, its frame, what frames took and did), from a full frame on; the first three settle."""
+    delta = converted.delta
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
     delta.reset()
-    with alone():  # a first frame measures its tiles
+    with alone():
         for frame in frames[:3]:
             delta(frame)
         torch.cuda.synchronize()
     (buffer,) = delta.frame_buffers()
-    times, host, output = timed(delta, frames[3:], buffer.copy_)
-    stats, (bytes_moved, operations) = delta.stats(), work_of(delta)
-    floor = max(bytes_moved / limits["bytes_per_second"], operations / limits["flops_per_second"]) * 1e3
-    return output, {
-        "delta_ms": statistics.median(times),
-        "p99_ms": sorted(times)[int(len(times) * 0.99)],
-        "host_ms": host,
-        "work": stats.work,
-        "floor_ms": floor,
-        "roofline": floor / statistics.median(times),
-        "state_bytes": stats.state_bytes,
-        "layers": [round(layer.density, 4) for layer in stats.layers],
-    }
+    walk = there_and_back(frames[2:])
+    once = min(timed(delta, [*itertools.islice(walk, 3)], buffer.copy_)[0])
+    queue = [*itertools.islice(walk, repeats(once))]
+    times, host, output = timed(delta, queue, buffer.copy_)
+    stats, floor = delta.stats(), floor_ms(delta, limits)
+    return (
+        output,
+        queue[-1],
+        {
+            "delta_ms": statistics.median(times),
+            "p99_ms": sorted(times)[int(len(times) * 0.99)],
+            "frames": len(times),
+            "host_ms": host,
+            "work": stats.work,
+            "floor_ms": floor,
+            "roofline": floor / statistics.median(times),
+            "state_bytes": stats.state_bytes,
+            "peak_bytes": max(converted.peak, converted.bytes + torch.cuda.max_memory_allocated() - held),
+            "first_frame_seconds": converted.seconds,
+            "layers": [round(layer.density, 4) for layer in stats.layers],
+        },
+    )
 
 
 def cases(
-    base: Tensor, options: argparse.Namespace
-) -> Iterator[tuple[str, float | None, float, list[Tensor]]]:
-    """(name, density of the box or None, input threshold, frames)."""
-    for percent in map(float, options.densities.split(",")):
-        yield (
-            f"{percent:g}%" if percent else "still",
-            percent / 100,
-            0.0,
-            list(video(base, percent / 100, options.frames)),
-        )
+    base: Tensor, threshold: float, options: argparse.Namespace
+) -> Iterator[tuple[str, float | None, list[Tensor]]]:
+    """(name, density of the box or None, frames): boxes where every change counts, clips with and without noise."""
+    for percent in () if threshold else map(float, options.densities.split(",")):
+        frames = [*video(base, percent / 100, options.frames)]
+        yield f"{percent:g}%" if percent else "still", percent / 100, frames
     for name in CLIPS if options.clips and len(base) <= 2 else ():
-        frames = clip(VIDEOS / name, base, options.frames)
-        for threshold in (0.0, GREY_LEVELS / 255) if frames else ():
-            yield name.split(".")[0], None, threshold, frames
-
-
-def video(base: Tensor, density: float, frames: int) -> Iterator[Tensor]:
-    """A box of `density` of the frame with new texture in every frame; it moves by two pixels a frame."""
-    height, width = base.shape[2:]
-    h, w = round(height * density**0.5), round(width * density**0.5)
-    for index in range(frames):
-        frame = base.clone()
-        y, x = (height - h) // 3, min((width - w) // 3 + 2 * index, width - w)
-        frame[:, :, y : y + h, x : x + w] = torch.rand_like(frame[:, :, y : y + h, x : x + w])
-        yield frame
-
-
-def clip(path: Path, base: Tensor, count: int) -> list[Tensor]:
-    """Frames of a clip in 0..1, as large as `base`; the images of a batch are the same."""
-    batch, depth, *size = base.shape
-    images = _decoded(path, count)
-    if not images:
-        print(f"no {path.name}: {path.parent} or OpenCV is missing")
-    frames = []
-    for image in images:
-        values = image.to(base.device).permute(2, 0, 1)[None, :depth].to(base.dtype) / 255
-        frames.append(torch.nn.functional.interpolate(values, size, mode="nearest").repeat(batch, 1, 1, 1))
-    return frames
-
-
-def _decoded(path: Path, count: int) -> list[Tensor]:
-    """uint8 (H, W, 3)."""
-    try:
-        import cv2
-    except ImportError:
-        return []
-    source, images = cv2.VideoCapture(str(path)), []
-    while len(images) < count:
-        there, image = source.read()
-        if not there:
-            break
-        images.append(torch.from_numpy(image))
-    return images
-
-
-def work_of(delta: deltaconvert.DeltaModel) -> tuple[float, float]:
-    """(bytes, operations) of the last frame."""
-    moved, operations = zip(*work_by_layer(delta).values(), strict=True)
-    return sum(moved), sum(operations)
-
-
-def work_by_layer(delta: deltaconvert.DeltaModel) -> dict[str, tuple[float, float]]:
-    """{path: (bytes, operations)} of the last frame: candidates read and written once, weights where there are any."""
-    explained = {row.path: row for row in delta.explain().rows}
-    program = delta._program
-    size = next(iter(program.edges.values())).values.element_size()
-    weights = {
-        node.meta.get("path", node.name): sum(
-            b.numel() for b in program.plan.graph.get_submodule(str(node.target)).buffers()
-        )
-        for node in program.plan.graph.graph.nodes
-        if node.op == "call_module"
-    }
-    found = {}
-    for layer in delta.stats().layers:
-        row = explained[layer.path]
-        maps = [row.shape, *(explained[p].shape for p in row.inputs if p in explained)]
-        values = sum(torch.Size(shape).numel() for shape in maps if shape)
-        moved = size * (values * layer.computed + weights.get(layer.path, 0) * (layer.computed > 0))
-        found[layer.path] = (moved, 2.0 * layer.macs_done)
-    return found
-
-
-def profile(delta: deltaconvert.DeltaModel, frames: list[Tensor]) -> None:
-    """Microseconds a frame of the slowest kernels, by name."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    with profiler(activities=[ProfilerActivity.CUDA]) as found:
-        for frame in frames[3:8]:
-            delta(frame)
-        torch.cuda.synchronize()
-    totals: dict[str, list[float]] = {}
-    for event in found.events():
-        totals.setdefault(event.name, []).append(event.device_time_total / 5)
-    body = [
-        (name[:70], str(len(spent) // 5), f"{sum(spent):.1f}", f"{max(spent) * 5:.1f}")
-        for name, spent in sorted(totals.items(), key=lambda item: -sum(item[1]))[:16]
-    ]
-    print(table(("kernel", "a frame", "us a frame", "longest us"), body))
+        if frames := clip(VIDEOS / name, base, options.frames):
+            yield name.split(".")[0], None, frames
 
 
 def code() -> str:

@@ -92,7 +92,7 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
     if options.warm:
         return None
     still = frames[0].contiguous(memory_format=torch.channels_last)
-    dense = {name: median_ms(run, still, 10) for name, run in runs.items()}
+    dense = {name: median_ms(run, still) for name, run in runs.items()}
     best = min(dense, key=lambda name: dense[name])
     runs = {"eager": runs["eager"], best: runs[best]}
     delta = deltaconvert.convert(model, frames[0], threshold=thresholds)
@@ -100,7 +100,7 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
         delta(frame)
     before = delta.stats()
     times, _, _ = timed(delta, frames[FIRST:])
-    again = median_ms(runs[best], still, 20)
+    again = median_ms(runs[best], still)
     after = delta.stats()
     done = sum(layer.total_macs_done for layer in after.layers) - sum(
         layer.total_macs_done for layer in before.layers

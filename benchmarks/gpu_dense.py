@@ -29,6 +29,11 @@ TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float3
 Run = Callable[[Tensor], Any]
 # Modes of torch.compile that replay no graph of their own; the first is what "reduce-overhead" computes with.
 MODES = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+SPAN, LEAST, MOST = (
+    200.0,
+    8,
+    100,
+)  # a median is one of so many milliseconds, and of at least and at most so many times
 
 
 def network(name: str, kind: str) -> nn.Module:
@@ -164,18 +169,23 @@ def timed(
     return [start.elapsed_time(end) for start, end in events], host / len(frames) * 1e3, output
 
 
-def median_ms(run: Run, frame: Tensor, repeats: int) -> float:
-    timed(run, [frame] * 3)
-    return statistics.median(timed(run, [frame] * repeats)[0])
+def repeats(ms: float) -> int:
+    """How often what takes so long is timed: a median of the short ones needs more."""
+    return int(min(MOST, max(LEAST, SPAN / ms)))
+
+
+def median_ms(run: Run, frame: Tensor) -> float:
+    once = min(timed(run, [frame] * 3)[0])
+    return statistics.median(timed(run, [frame] * repeats(once))[0])
 
 
 def ceilings(kind: str) -> dict[str, float]:
     """What this GPU reaches: bytes a second of a large copy, operations a second of a large product in `kind`."""
     large = torch.rand(1 << 28, device="cuda")
     other = torch.empty_like(large)
-    copies = median_ms(lambda _: other.copy_(large), large, 10)
+    copies = median_ms(lambda _: other.copy_(large), large)
     a, b = (torch.randn(8192, 8192, device="cuda").to(TYPES[kind]) for _ in range(2))
-    products = median_ms(lambda _: a @ b, a, 10)
+    products = median_ms(lambda _: a @ b, a)
     return {
         "bytes_per_second": 2 * large.nbytes / copies * 1e3,
         "flops_per_second": 2 * 8192**3 / products * 1e3,

@@ -35,8 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-from benchmarks.gpu import model_and_frame, video, work_by_layer  # noqa: E402
+from benchmarks.gpu import model_and_frame  # noqa: E402
 from benchmarks.gpu_dense import alone, ceilings  # noqa: E402
+from benchmarks.gpu_floor import work_by_layer  # noqa: E402
+from benchmarks.gpu_frames import video  # noqa: E402
 from benchmarks.gpu_record import Unit, environment, here_and_now, markdown  # noqa: E402
 from benchmarks.launches import traced  # noqa: E402
 from deltaconvert import lower  # noqa: E402

@@ -24,8 +24,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deltaconvert
-from benchmarks.gpu import video
 from benchmarks.gpu_dense import TYPES, channels, network
+from benchmarks.gpu_frames import video
 from benchmarks.gpu_record import environment
 from deltaconvert.backends import cuda
 from deltaconvert.report import table

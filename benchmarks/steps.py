@@ -22,7 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import deltaconvert
-from benchmarks.gpu import model_and_frame, video
+from benchmarks.gpu import model_and_frame
+from benchmarks.gpu_frames import video
 from benchmarks.gpu_record import Unit, environment
 from benchmarks.launches import milliseconds
 from deltaconvert.backends.cuda.means import InBoxes

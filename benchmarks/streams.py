@@ -277,7 +277,7 @@ def fastest(
         runs["compile"] = torch.compile(runs["graph"], dynamic=False)
         with torch.no_grad():
             captured = {name: gpu_dense.captured(run, batch) for name, run in runs.items()}
-        times = {name: gpu_dense.median_ms(run, batch, 9) / 1e3 for name, run in captured.items()}
+        times = {name: gpu_dense.median_ms(run, batch) / 1e3 for name, run in captured.items()}
         best = min(times, key=lambda name: times[name])
         return best, captured[best], times[best]
     found = engines.prepare(
