@@ -112,11 +112,11 @@ def here_and_now() -> dict[str, str]:
     return {"date": time.strftime("%Y-%m-%d"), "commit": known}
 
 
-def read(out: Path | None) -> dict[str, Any]:
-    """The facts of an earlier slice on the same GPU and versions, or fresh ones."""
+def read(out: Path | None, rows: str = "results") -> dict[str, Any]:
+    """The facts of an earlier slice on the same GPU and versions, or fresh ones without `rows`."""
     facts = environment()
     if out is None or not out.exists():
-        return {**facts, "results": []}
+        return {**facts, rows: []}
     known = json.loads(out.read_text())
     if any(known[key] != facts[key] for key in facts if key not in OF_A_RUN):
         raise SystemExit(f"{out} was measured elsewhere: give another --out")

@@ -1,4 +1,4 @@
-"""benchmarks/cost_law.py and gpu_profile.py: what they make of measurements."""
+"""benchmarks/cost_law.py and gpu_profile.py, and their parts: what they make of measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cost_law, gpu_goals, gpu_pages, gpu_profile, gpu_record
+from benchmarks import cost_law, gpu_goals, gpu_ncu, gpu_pages, gpu_record, gpu_timeline
 
 
 def test_cost_law():
@@ -31,35 +31,35 @@ def test_cost_law():
 def test_kernels_of_layers():
     """Kernels of one name belong to their launches in order; those of torch to the layer that follows."""
     launches = [
-        gpu_profile.Launch(*pair) for pair in (("", "spread"), ("a", "conv"), ("b", "rows"), ("c", "conv"))
+        gpu_timeline.Launch(*pair) for pair in (("", "spread"), ("a", "conv"), ("b", "rows"), ("c", "conv"))
     ]
     names = ["copy", "spread(x)", "conv(x)", "torch", "rows(x)", "conv(y)", "copy"]
-    assert gpu_profile.layers_of(names, launches) == ["a", "", "a", "b", "b", "c", ""]
-    events = [gpu_profile.Event(name, t, t + 1.5) for t, name in enumerate(names)]
-    assert gpu_profile.by_layer(events, launches)["b"] == [1.0, 1.0]
+    assert gpu_timeline.layers_of(names, launches) == ["a", "", "a", "b", "b", "c", ""]
+    events = [gpu_timeline.Event(name, t, t + 1.5) for t, name in enumerate(names)]
+    assert gpu_timeline.by_layer(events, launches)["b"] == [1.0, 1.0]
 
 
 def test_idle_time_is_left_out():
     """What only a profiler makes the GPU wait for; kernels that overlap, and short waits, stay as they are."""
     events = [
-        gpu_profile.Event(*e) for e in (("copy", 0, 5), ("a", 305, 315), ("b", 310, 320), ("c", 325, 330))
+        gpu_timeline.Event(*e) for e in (("copy", 0, 5), ("a", 305, 315), ("b", 310, 320), ("c", 325, 330))
     ]
-    moved = [(e.start, e.end) for e in gpu_profile.without_idle(events)]
+    moved = [(e.start, e.end) for e in gpu_timeline.without_idle(events)]
     assert moved == [(0, 5), (5, 15), (10, 20), (25, 30)]
 
 
 def test_what_ncu_prints():
-    metric = gpu_profile.METRICS["alone_us"]
+    metric = gpu_ncu.METRICS["alone_us"]
     text = f"""==PROF== Connected
 "ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
 "0","conv","{metric}","nsecond","1,500"
 "1","rows","{metric}","nsecond","700"
 """
-    assert gpu_profile.read_ncu(text) == [
+    assert gpu_ncu.read_ncu(text) == [
         {"name": "conv", "alone_us": 1.5},
         {"name": "rows", "alone_us": 0.7},
     ]
-    assert gpu_profile.read_ncu("no GPU") == []
+    assert gpu_ncu.read_ncu("no GPU") == []
 
 
 def test_the_pages_say_what_was_measured():
