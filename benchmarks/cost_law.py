@@ -9,7 +9,6 @@ changes, b what the whole network costs on top: b against the dense network's ti
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_record import markdown
+from benchmarks.gpu_record import by_unit, dense_ms, markdown
 
 
 class Law(NamedTuple):
@@ -41,28 +40,20 @@ def fit(points: Sequence[tuple[float, float]]) -> Law:
     return Law(a, b, max(abs(a + b * w - t) / t for w, t in points))
 
 
-def laws(facts: dict[str, Any]) -> list[tuple[str, Law, float]]:
-    """(unit, its law, the dense network's milliseconds) of the boxes at threshold 0."""
-    units: dict[str, list[dict[str, Any]]] = {}
-    for row in facts["results"]:
-        if row["density"] is not None and row["threshold"] == 0:
-            units.setdefault(f"{row['network']}, {row['type']}, batch {row['batch']}", []).append(row)
-    return [
-        (
-            name,
-            fit([(row["work"], row["delta_ms"]) for row in rows]),
-            statistics.median(row["dense_ms"] for row in rows),
-        )
-        for name, rows in units.items()
-    ]
+def of(rows: Sequence[dict[str, Any]]) -> Law:
+    """Of a unit's boxes at threshold 0."""
+    boxes = [row for row in rows if row["density"] is not None and row["threshold"] == 0]
+    return fit([(row["work"], row["delta_ms"]) for row in boxes])
 
 
 def table(facts: dict[str, Any]) -> str:
-    body = [
-        (name, f"{dense:.3g}", f"{law.a:.2f}", f"{law.b:.3g}", f"{law.b / dense:.2f}", f"{law.off:.0%}")
-        for name, law, dense in laws(facts)
-    ]
-    return markdown(("unit", "dense, ms", "a, ms", "b, ms", "b of dense", "a point is off by at most"), body)
+    body = []
+    for unit, rows in by_unit(facts).items():
+        law, dense = of(rows), dense_ms(rows)
+        numbers = (f"{dense:.3g}", f"{law.a:.2f}", f"{law.b:.3g}", f"{law.b / dense:.2f}", f"{law.off:.0%}")
+        body.append((str(unit), *numbers, rows[0]["commit"]))
+    head = ("unit", "dense, ms", "a, ms", "b, ms", "b of dense", "a point is off by at most", "commit")
+    return markdown(head, body)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.gpu_record import Unit, by_unit, dense_ms, markdown, of_worth
+from benchmarks import cost_law
+from benchmarks.gpu_record import NAMES, Unit, by_unit, dense_ms, markdown, of_worth
 
 Row = dict[str, Any]
 LONG = 2.0  # milliseconds: the first set asks for e where dense takes longer
@@ -18,13 +19,12 @@ FIRST, SECOND = "first", "second"
 
 
 class Goal(NamedTuple):
-    """Of each of `units`, the worst `value` over the rows of `cases` is to be at least, or at most, `bound`."""
+    """`value` of each unit's rows, and the case it is of, is to be at least, or at most, `bound`."""
 
     set: str
     what: str
     units: Sequence[Unit]
-    cases: Sequence[str]
-    value: Callable[[Row], float]
+    value: Callable[[list[Row]], tuple[float, str]]
     bound: float
     at_least: bool = True
     long: bool = False  # only where dense takes over LONG
@@ -33,77 +33,67 @@ class Goal(NamedTuple):
     def text(self) -> str:
         return f"{self.what} {'>=' if self.at_least else '<='} {self.bound:g}"
 
-    def worst(self, rows: Sequence[Row]) -> tuple[float, str]:
-        """(value, case)."""
-        found = [(self.value(row), row["case"]) for row in rows if row["case"] in self.cases]
-        return (min if self.at_least else max)(found)
-
     def met(self, value: float) -> bool:
         return (operator.ge if self.at_least else operator.le)(value, self.bound)
 
 
-def _of(key: str) -> Callable[[Row], float]:
-    return operator.itemgetter(key)
+def the(key: str, case: str) -> Callable[[list[Row]], tuple[float, str]]:
+    """What one case came to."""
+    return lambda rows: next((row[key], "") for row in rows if row["case"] == case)
 
 
-def _cost(row: Row) -> float:
-    return 1 / row["ratio"]
+def worst_efficiency(rows: list[Row]) -> tuple[float, str]:
+    cases = ("5%", "10%", "25%", "50%")
+    return min((row["efficiency"], row["case"]) for row in rows if row["case"] in cases)
 
 
-def _resnet(kind: str, batch: int) -> list[Unit]:
-    return [Unit("resnet50", kind, batch)]
+def everything_changed(rows: list[Row]) -> tuple[float, str]:
+    """Times dense."""
+    return 1 / the("ratio", "100%")(rows)[0], ""
 
 
-SOME = ("5%", "10%", "25%", "50%")
-ALONE = [unit for unit in of_worth() if unit.batch == 1]
-WIDE = [
-    Unit(network, kind, 8)
-    for network in ("resnet50", "unet", "dncnn", "deeplabv3_resnet50")
-    for kind in ("half", "tf32")
-]
-NARROW = [
-    Unit("mobilenetv2", "half", 8),
-    Unit("efficientnet_b0", "half", 8),
-    Unit("hrnet_w32", "half", 32),
-]
+def slope(rows: list[Row]) -> tuple[float, str]:
+    """b of the cost law, times dense."""
+    return cost_law.of(rows).b / dense_ms(rows), ""
+
+
+def _units(kinds: Sequence[str], batch: int, *networks: str) -> list[Unit]:
+    return [Unit(network, kind, batch) for network in networks for kind in kinds]
+
+
+def _faster(set: str, kind: str, batch: int, case: str, times: float) -> Goal:
+    what = f"{NAMES['resnet50']} {kind}, batch {batch}, {case}: times faster"
+    return Goal(set, what, _units([kind], batch, "resnet50"), the("ratio", case), times)
+
+
+ALL = of_worth()
+ALONE = [unit for unit in ALL if unit.batch == 1]
+WIDE = _units(["half", "tf32"], 8, "resnet50", "unet", "dncnn", "deeplabv3_resnet50")
+NARROW = [*_units(["half"], 8, "mobilenetv2", "efficientnet_b0"), *_units(["half"], 32, "hrnet_w32")]
 GOALS = (
-    *(
-        Goal(
-            FIRST,
-            f"ResNet-50 {kind}, batch {batch}, 5 %: times faster",
-            _resnet(kind, batch),
-            ("5%",),
-            _of("ratio"),
-            x,
-        )
-        for kind, batch, x in (("half", 8, 4), ("tf32", 8, 5), ("half", 1, 3), ("tf32", 1, 5))
-    ),
-    Goal(FIRST, "still frame, batch 1, ms", ALONE, ("still",), _of("delta_ms"), 0.25, at_least=False),
-    Goal(FIRST, "e at 5-50 %, dense over 2 ms", of_worth(), SOME, _of("efficiency"), 0.5, long=True),
-    Goal(FIRST, "100 % changed, of dense", of_worth(), ("100%",), _cost, 1.25, at_least=False),
-    Goal(SECOND, "e at 5-50 %, batch 8, wide networks", WIDE, SOME, _of("efficiency"), 0.85),
-    Goal(SECOND, "e at 5-50 %, narrow networks", NARROW, SOME, _of("efficiency"), 0.7),
-    *(
-        Goal(
-            SECOND,
-            f"ResNet-50 half, batch {batch}, {case}: times faster",
-            _resnet("half", batch),
-            (case,),
-            _of("ratio"),
-            x,
-        )
-        for batch, case, x in ((8, "5%", 7), (8, "1%", 12), (1, "5%", 5), (1, "1%", 7))
-    ),
+    _faster(FIRST, "half", 8, "5%", 4),
+    _faster(FIRST, "tf32", 8, "5%", 5),
+    _faster(FIRST, "half", 1, "5%", 3),
+    _faster(FIRST, "tf32", 1, "5%", 5),
+    Goal(FIRST, "still frame, batch 1, ms", ALONE, the("delta_ms", "still"), 0.25, at_least=False),
+    Goal(FIRST, "e at 5-50 %, dense over 2 ms", ALL, worst_efficiency, 0.5, long=True),
+    Goal(FIRST, "100 % changed, of dense", ALL, everything_changed, 1.25, at_least=False),
+    Goal(SECOND, "e at 5-50 %, batch 8, wide networks", WIDE, worst_efficiency, 0.85),
+    Goal(SECOND, "e at 5-50 %, narrow networks", NARROW, worst_efficiency, 0.7),
+    _faster(SECOND, "half", 8, "5%", 7),
+    _faster(SECOND, "half", 8, "1%", 12),
+    _faster(SECOND, "half", 1, "5%", 5),
+    _faster(SECOND, "half", 1, "1%", 7),
     Goal(
         SECOND,
         "ResNet-50 half, batch 1, still frame, ms",
-        _resnet("half", 1),
-        ("still",),
-        _of("delta_ms"),
+        _units(["half"], 1, "resnet50"),
+        the("delta_ms", "still"),
         0.12,
         at_least=False,
     ),
-    Goal(SECOND, "100 % changed, of dense", of_worth(), ("100%",), _cost, 1.05, at_least=False),
+    Goal(SECOND, "100 % changed, of dense", ALL, everything_changed, 1.05, at_least=False),
+    Goal(SECOND, "what a frame costs: b of dense", ALL, slope, 1.2, at_least=False),
 )
 
 
@@ -120,8 +110,8 @@ def _line(goal: Goal, units: dict[Unit, list[Row]]) -> tuple[str, ...]:
         if unit not in units:
             unknown += 1
         elif not goal.long or dense_ms(units[unit]) > LONG:
-            value, case = goal.worst(units[unit])
-            told = f"{value:.2f}" + (f" ({case})" if len(goal.cases) > 1 else "")
+            value, case = goal.value(units[unit])
+            told = f"{value:.2f}" + (f" ({case})" if case else "")
             if len(goal.units) > 1:
                 told = f"{unit} {told}"
             (met if goal.met(value) else missed).append(told)

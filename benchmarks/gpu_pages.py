@@ -45,11 +45,18 @@ def rewritten(text: str) -> str:
 
 
 def measured(record: dict[str, Any]) -> str:
-    """Where and when, in a sentence."""
-    runs = sorted({(row["date"], row["commit"]) for row in record["results"]})
-    when = ", ".join(f"{date} at {commit}" for date, commit in runs)
+    """Where, when and against what, in a few sentences."""
+    units = gpu_record.by_unit(record)
+    runs: dict[str, list[str]] = {}
+    for unit, rows in units.items():
+        runs.setdefault(f"{rows[0]['date']} at {rows[0]['commit']}", []).append(str(unit))
+    largest = max(runs, key=lambda run: len(runs[run]))
+    others = "; ".join(f"{run}: {', '.join(names)}" for run, names in sorted(runs.items()) if run != largest)
+    tuned = ", ".join(str(unit) for unit, rows in units.items() if "max-autotune" in rows[0]["dense_all_ms"])
     versions = f"torch {record['torch'].partition('+')[0]}, CUDA {record['cuda']}"
-    return f"{record['gpu']}, {versions}; {when}."
+    told = [f"{record['gpu']}, {versions}; {largest}{f', but {others}' if others else ''}."]
+    told.append(f"torch.compile with max-autotune was among the dense engines of {tuned or 'none'}.")
+    return " ".join(told)
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -21,11 +21,12 @@ def test_cost_law():
     for points in ([], [(0.5, 1.0)], [(0.5, 1.0), (0.5, 2.0)]):
         with pytest.raises(ValueError, match="two different shares"):
             cost_law.fit(points)
-    row = {"network": "one", "type": "half", "batch": 1, "threshold": 0.0, "dense_ms": 4.0}
+    row = {"network": "one", "type": "half", "batch": 1, "threshold": 0.0, "dense_ms": 4.0, "commit": "abc"}
     rows = [{**row, "density": w, "work": w, "delta_ms": 1 + 2 * w} for w in (0.0, 0.5, 1.0)]
     clip = {**row, "density": None, "work": 0.3, "delta_ms": 9.0}
-    ((name, law, dense),) = cost_law.laws({"results": [*rows, clip]})
-    assert name == "one, half, batch 1" and law.b == pytest.approx(2) and dense == 4
+    assert cost_law.of([*rows, clip]).b == pytest.approx(2)
+    *_, line = cost_law.table({"results": [*rows, clip]}).splitlines()
+    assert line == "| one:half:1 | 4 | 1.00 | 2 | 0.50 | 0% | abc |"
 
 
 def test_kernels_of_layers():
@@ -80,17 +81,16 @@ def test_goals():
         "type": "half",
         "batch": 1,
         "threshold": 0.0,
-        "density": 0.05,
         "delta_ms": 0.3,
     }
     rows = [
-        {**row, "case": case, "ratio": ratio, "efficiency": e, "dense_ms": 3.0, "work": 0.1}
-        for case, ratio, e in (
-            ("still", 9, 0),
-            ("1%", 8, 0.1),
-            ("5%", 4, 0.6),
-            ("50%", 1, 0.4),
-            ("100%", 0.5, 0.9),
+        {**row, "case": case, "density": w, "ratio": ratio, "efficiency": e, "dense_ms": 3.0, "work": w}
+        for case, w, ratio, e in (
+            ("still", 0.0, 9, 0),
+            ("1%", 0.01, 8, 0.1),
+            ("5%", 0.05, 4, 0.6),
+            ("50%", 0.5, 1, 0.4),
+            ("100%", 1.0, 0.5, 0.9),
         )
     ]
     lines = gpu_goals.table({"results": rows}).splitlines()
