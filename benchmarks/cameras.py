@@ -1,6 +1,6 @@
 """The networks and clips of benchmarks/streams.py, and the thresholds that suit them.
 
-python benchmarks/cameras.py --thresholds FOLDER [--networks resnet50,...] [--device cuda]      calibrates
+python benchmarks/cameras.py --thresholds FOLDER [--networks resnet50,...] [--device cuda] [--size HxW]    calibrates
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ class Case:
     """A network, and how its thresholds are calibrated.
 
     sites: where it has any, beside the input: few and where masks have grown, since behind each of them lists are made
-    anew. budget: relative L2 of the outputs, or of what `features` makes of them. headless: without the
-    mean over the map and what follows it: under random weights the scores hardly see what moves, and would let
-    thresholds grow. slots: of a pool on a GPU, as many as its memory holds.
+    anew. budget: relative L2 of the outputs, or of what `features` makes of them. head: what is left out, the mean
+    over the map and what follows it: the scores hardly see what moves, and would let thresholds grow.
+    slots: of a pool on a GPU of 80 GB, as many as it holds.
     """
 
     make: Callable[[], nn.Module]
     budget: float
     sites: Sequence[str] = ()
-    headless: bool = False
+    head: Sequence[str] = ()
     features: Callable[[Any], Any] | None = None
     bgr: bool = False
     slots: int = 128
@@ -92,19 +92,22 @@ CASES = {
         resnet50,
         0.02,
         ["network.relu", *(f"network.layer{n}.{last}.relu3" for n, last in ((1, 2), (2, 3), (3, 2), (3, 5)))],
-        headless=True,
-        slots=64,
+        head=("avgpool", "fc"),
+        slots=76,
     ),
     "mobilenetv2": Case(
         lambda: trained("mobilenetv2", 1 / 127.5, 1.0),
-        0.05,
+        0.1,
         [f"network.features.{place}" for place in ("0.1", "3.add", "6.add_2", "10.add_5", "13.add_7")],
+        head=("pool", "classifier"),
+        slots=144,
     ),
     "fastestdet": Case(
         lambda: trained("fastestdet", 1 / 255, 0.0),
         0.1,
         features=sure_boxes(range(80)),
         bgr=True,
+        slots=512,
     ),
 }
 
@@ -128,22 +131,28 @@ def scaled(frame: Tensor, size: tuple[int, ...], device: str) -> Tensor:
     return image.pin_memory() if device == "cuda" else image
 
 
-def calibrate(name: str, device: str, folder: Path) -> None:
-    """Thresholds within the case's budget, on a batch of all clips, of frames that are not played."""
-    case = CASES[name]
+def calibrate(name: str, options: argparse.Namespace) -> None:
+    """Thresholds within the budget, on a batch of all clips, of frames that are not played."""
+    case, device, folder = CASES[name], options.device, options.thresholds
+    budget = options.budget or case.budget
     model = case.make().eval().to(device)
-    if case.headless:
-        model.network.avgpool = model.network.fc = nn.Identity().eval()
+    for part in case.head:
+        setattr(model.network, part, nn.Identity().eval())
     frames = {}
     for numbers in (CALIBRATED, CHECKED):
-        videos = clips(name, None, device, numbers)
+        videos = clips(name, options.size, device, numbers)
         frames[numbers] = [[torch.cat(batch).to(device)] for batch in zip(*videos, strict=True)]
     delta = deltaconvert.convert(model, *frames[CALIBRATED][0], backend="reference")
-    search = Search(trials_of(case, delta, frames[CALIBRATED]), case.budget)
+    search = Search(trials_of(case, delta, frames[CALIBRATED]), budget)
     setting = search.allocate(GATES, rounds=0)
-    outcome, checked = search.look(setting), trials_of(case, delta, frames[CHECKED])(setting)
-    found = {"budget": case.budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
-    found["on frames that are played"] = {"loss": checked.loss, "work": checked.work}
+    outcome, checks = search.look(setting), trials_of(case, delta, frames[CHECKED])
+    checked, outputs = checks(setting), [(case.features or nn.Identity())(output) for output in checks.dense]
+    found = {"budget": budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
+    found["on frames that are played"] = {
+        "loss": checked.loss,
+        "work": checked.work,
+        "loss of the first output, kept": relative_l2(outputs[:1] * len(outputs), outputs),
+    }
     print(name, found, flush=True)
     made = search.trials.thresholds(setting)
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,10 +176,12 @@ def main() -> None:
     )
     parser.add_argument("--networks", default=",".join(CASES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--size", help="HxW instead of 1080x1920")
+    parser.add_argument("--budget", type=float, help="instead of the case's")
     parser.add_argument("--thresholds", type=Path, required=True, help="a folder, for NETWORK.json")
     options = parser.parse_args()
     for name in options.networks.split(","):
-        calibrate(name, options.device, options.thresholds)
+        calibrate(name, options)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import heapq
 import json
 import math
@@ -27,7 +28,8 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,41 +56,42 @@ def main() -> None:
     options = arguments()
     command = shlex.join(["python", "benchmarks/streams.py", *sys.argv[1:]])
     facts: dict[str, Any] = {**measure.environment(), "command": command, "device": device_name(options)}
-    facts["results"] = []
     names = options.networks.split(",")
     crews = {name: [Worker(name, options, gpu) for gpu in range(max(options.workers))] for name in names}
-    prepared = [
-        worker.answer() for crew in crews.values() for worker in crew
-    ]  # all at once, then measured in turn
-    print(f"{len(prepared)} prepared", flush=True)
-    for crew in crews.values():
-        facts["results"].append(
-            together(crew, options.workers) if len(crew) > 1 else dense_and_delta(crew[0])
-        )
+    for crew in crews.values():  # all prepare at once, and are measured in turn
+        for worker in crew:
+            worker.answer()
+    rows = facts["results"] = [crew[0].measure("about") for crew in crews.values()]
+    print(f"{len(rows)} prepared", flush=True)
+    for row, crew in zip(rows, crews.values(), strict=True):
+        if options.batches:  # first of all networks: their engines make room for pools
+            row["dense"] = crew[0].measure("dense")
+    for row, crew in zip(rows, crews.values(), strict=True):
+        try:
+            for _ in served(row, crew, options.workers):
+                if options.out:  # what is known so far
+                    options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        except EOFError:
+            print(f"{row['network']}: a worker died", flush=True)
         for worker in crew:
             worker.end()
-        if options.out:
-            options.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(tables(facts), flush=True)
 
 
-def dense_and_delta(worker: Worker) -> dict[str, Any]:
-    found = {**worker.measure("about"), "dense": worker.measure("dense"), "delta": worker.measure("delta")}
-    return {**found, "ratio": found["delta"]["cameras"] / max(1, found["dense"]["cameras"])}
-
-
-def together(crew: Sequence[Worker], numbers: Sequence[int]) -> dict[str, Any]:
+def served(row: dict[str, Any], crew: Sequence[Worker], numbers: Sequence[int]) -> Iterator[None]:
     """What each of the first workers serves while so many of them do and the others wait, for each of the numbers."""
-    found = {**crew[0].measure("about"), "served": {}}
     for worker in crew:  # pools that are made beside a measurement would disturb it
         worker.begin("ready")
     for worker in crew:
         worker.answer()
+    found = row["served"] = dict[str, Any]()
     for number in numbers:
         for worker in crew[:number]:
             worker.begin("delta")
-        found["served"][str(number)] = [worker.answer() for worker in crew[:number]]
-    return found
+        found[str(number)] = [worker.answer() for worker in crew[:number]]
+        if "dense" in row:
+            row.setdefault("ratio", found[str(number)][0]["cameras"] / max(1, row["dense"]["cameras"]))
+        yield
 
 
 def arguments() -> argparse.Namespace:
@@ -123,6 +126,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def make_room() -> None:
+    """Give back to the device what nobody holds any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def listed(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
@@ -147,7 +156,8 @@ class Worker:
         return self.answer()
 
     def end(self) -> None:
-        self._line.send(None)
+        with suppress(BrokenPipeError):
+            self._line.send(None)
 
 
 def work(line: Any, name: str, options: argparse.Namespace, gpu: int) -> None:
@@ -201,11 +211,13 @@ class Bench:
             served = server.facts | self._most(server, guess, 4096)
             found = max(served, found, key=lambda served: served["cameras"])
             self._guess = 3 * found["cameras"]
+        make_room()
         return found
 
     def ready(self) -> None:
         """Make the pool: it takes as long as converting."""
         self._pool = self._pool or Pooled(self._delta, self._capacity)
+        make_room()  # what planning took
 
     def delta(self) -> dict[str, Any]:
         self.ready()
@@ -297,7 +309,7 @@ class Pooled:
     """A StreamPool; cameras that do not play sleep in their slots."""
 
     def __init__(self, delta: deltaconvert.DeltaModel, capacity: int):
-        self.pool = deltaconvert.StreamPool(delta, capacity)
+        self.pool = deltaconvert.StreamPool(delta, capacity, limit=capacity)
         self._last: dict[int, Tensor] = {}
 
     def begin(self, cameras: int) -> None:
@@ -369,6 +381,8 @@ class Trial:
         warm = max(WARM, 3 * self._period)
         self._expected = count * options.seconds * options.fps
         server.begin(count)
+        gc.collect()
+        gc.freeze()  # else a collection looks at all that torch.compile left: it takes longer than a frame may
         self._play(warm, options.seconds)
 
     def _play(self, warm: float, seconds: float) -> None:
@@ -480,23 +494,19 @@ def device_name(options: argparse.Namespace) -> str:
 
 
 def tables(facts: dict[str, Any]) -> str:
-    head = ("network", "size", "dense cameras", "delta cameras", "times as many")
-    body = [
-        (
-            r["network"],
-            "x".join(map(str, r["size"])),
-            str(r["dense"]["cameras"]),
-            str(r["delta"]["cameras"]),
-            f"{r['ratio']:.1f}",
-        )
-        for r in facts["results"]
-        if "ratio" in r
-    ]
-    for r in facts["results"]:
-        for number, workers in r.get("served", {}).items():
-            each = " + ".join(str(worker["cameras"]) for worker in workers)
-            body.append((r["network"], f"{number} of {max(map(int, r['served']))} workers", "", each, ""))
+    head = ("network", "size", "dense cameras", "workers", "cameras of each", "times as many")
+    body = []
+    for row in facts["results"]:
+        for number, workers in row.get("served", {}).items():
+            size, dense = "x".join(map(str, row["size"])), str(row.get("dense", {}).get("cameras", ""))
+            each = " + ".join(full(worker) for worker in workers)
+            body.append((row["network"], size, dense, number, each, f"{row.get('ratio', math.nan):.2f}"))
     return table(head, body)
+
+
+def full(worker: dict[str, Any]) -> str:
+    """The cameras that a worker serves; with a + where it has no slot for more."""
+    return str(worker["cameras"]) + "+" * (worker["cameras"] == worker["capacity"])
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ class StreamPool:
     def __init__(self, model: DeltaModel, streams: int = 1, *, limit: int = 1024):
         """model: converted for any batch; it stays as it is. streams: how many there is room for at once.
 
-        limit: the largest number of streams. InputError for a network whose outputs are not one row a stream.
+        limit: the largest number of streams, and of slots: memory may hold 80 where it does not hold 128.
+        InputError for a network whose outputs are not one row a stream.
         """
         if not 1 <= streams <= limit:
             raise InputError(f"streams is {streams}: it is a number from 1 to limit, which is {limit}")
@@ -104,11 +105,11 @@ class StreamPool:
         self._running = threading.RLock()  # of the network and its state
         self._joining = threading.Lock()  # one stream joins at a time; it may take as long as converting
         self._arrivals = Arrivals(model.device)
-        self._model, self._batch = _planned(model, 1 << (streams - 1).bit_length())
+        self._model, self._batch = _planned(model, min(limit, 1 << (streams - 1).bit_length()))
 
     @property
     def capacity(self) -> int:
-        """The number of slots: a power of two."""
+        """The number of slots: a power of two, or the limit."""
         return self._model.streams
 
     @property
@@ -259,7 +260,7 @@ class StreamPool:
 
     def _wider(self, stream: Hashable) -> tuple[DeltaModel, list[Tensor]]:
         try:
-            return _planned(self._model, 2 * self.capacity)
+            return _planned(self._model, min(self._limit, 2 * self.capacity))
         except (DeltaConvertError, MemoryError, RuntimeError) as error:
             raise StreamError(f"no room for stream {stream!r}: {error}") from error
 

@@ -397,25 +397,26 @@ def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
     if not cameras.VIDEOS.exists():
         pytest.skip(f"{cameras.VIDEOS} is not there")
     monkeypatch.setattr(engines, "ENGINES", {"torch channels_last": engines.ENGINES["torch channels_last"]})
-    monkeypatch.setattr(streams, "WARM", 0.1)
+    monkeypatch.setattr(streams, "WARM", 0.02)
     monkeypatch.setattr(streams, "Worker", Here)
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    case = cameras.Case(lambda: cameras.OfBytes(small, [1 / 255] * 3, [0.0] * 3), budget=0.1)
+    monkeypatch.setitem(cameras.CASES, "small", case)
     out = tmp_path / "streams.json"
-    size = (
-        "--networks fastestdet --size 32x64 --fps 5 --seconds 0.4 --frames 2 --capacity 1 --batches 1".split()
-    )
+    size = "--networks small --size 32x64 --fps 50 --seconds 0.1 --frames 2 --capacity 1 --batches 1".split()
     monkeypatch.setattr(
         sys, "argv", ["benchmarks/streams.py", *size, "--workers", workers, "--out", str(out)]
     )
     streams.main()
     (row,) = json.loads(out.read_text())["results"]
-    assert row["network"] == "fastestdet" and row["size"] == [32, 64]
-    deltas = [row["delta"]] if workers == "1" else [*row["served"]["1"], *row["served"]["2"]]
+    assert row["network"] == "small" and row["size"] == [32, 64]
+    deltas = [delta for number in workers.split(",") for delta in row["served"][number]]
     assert len(deltas) == sum(map(int, workers.split(",")))
+    assert row["dense"]["cameras"] * row["ratio"] in (0, deltas[0]["cameras"])
     for delta in deltas:
         assert delta["tried"]["1"]["complete"] > 0
         assert delta["relative_l2"] < 1 and 0 <= delta["density"] <= 1 and 0 < delta["work"] <= 1
-    if workers == "1":
-        assert row["dense"]["engine"] == "torch channels_last"
+    assert row["dense"]["engine"] == "torch channels_last"
 
 
 def test_accuracy_page(tmp_path):

@@ -147,6 +147,19 @@ def test_it_grows_and_keeps_the_state(backend):
         assert_close(results[place].output, network()(frames[0] + place))
 
 
+def test_it_has_no_more_slots_than_the_limit(backend):
+    """Where memory holds three streams, a place for a fourth would be one too many."""
+    pool = StreamPool(converted(backend), streams=2, limit=3)
+    assert pool.capacity == 2
+    for place in range(3):
+        pool.join(place)
+        pool.put(place, video(place)[0])
+    assert pool.capacity == 3
+    for place, result in pool.step().items():
+        assert_close(result.output, network()(video(place)[0]))
+    assert StreamPool(converted(backend), streams=3, limit=3).capacity == 3
+
+
 def test_steps_go_on_while_it_grows(backend, monkeypatch):
     model = network()  # made once: another thread draws random numbers too
     pool = StreamPool(converted(backend, model))
