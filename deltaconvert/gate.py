@@ -105,7 +105,8 @@ class Watch:
     threshold: a number; or (N, 1, 1, 1), of each stream, above 0.
     counts: int64 (3): pixels held and full frames after a cut, so far; tiles that wait now. Of each stream, N 1 1 1:
     ticks, int64, the frames so far; awake, int32, 0 where there is no new one. last: the frame before, noise: what is
-    learnt of it, N 1 H W, both empty where no noise is asked for.
+    learnt of it, N 1 H W, both empty where no noise is asked for. mean: the running mean of the `seen` frames; then:
+    what it was when each pixel was stored; both empty where frames are not averaged.
     """
 
     def __init__(
@@ -126,10 +127,9 @@ class Watch:
         wide = torch.promote_types(dtype, torch.float32)
         kept = gate.noise > 0 and not self._exact
         averaged = gate.recent > 1 and not self._exact
-        # The running mean of the frames that were seen, and what it was when each pixel was stored.
-        self._mean = torch.zeros(shape if averaged else (n, 0, 0, 0), dtype=wide, device=device)
-        self._seen = torch.zeros((n, 1, 1, 1), dtype=wide, device=device)
-        self._then = torch.zeros_like(self._mean)
+        self.mean = torch.zeros(shape if averaged else (n, 0, 0, 0), dtype=wide, device=device)
+        self.seen = torch.zeros((n, 1, 1, 1), dtype=wide, device=device)
+        self.then = torch.zeros_like(self.mean)
         self.last = torch.zeros(shape if kept else (n, 0, 0, 0), dtype=dtype, device=device)
         self.noise = torch.zeros((n, 1, height, width) if kept else (n, 0, 0, 0), dtype=wide, device=device)
         self._age = torch.zeros(n, 1, *self.tiles, dtype=wide, device=device)
@@ -142,8 +142,8 @@ class Watch:
 
     def reset(self, streams: slice) -> None:
         self.last[streams] = float("nan")
-        self._mean[streams] = float("nan")
-        self._seen[streams] = 0
+        self.mean[streams] = float("nan")
+        self.seen[streams] = 0
         self.noise[streams] = 0
         self._age[streams] = 0
 
@@ -173,10 +173,10 @@ class Watch:
             full = changed.float().mean((2, 3), keepdim=True) >= gate.cut
             self.counts[1].add_(full.sum())
             changed = changed | full
-        if self._mean.numel():
+        if self.mean.numel():
             # A mean of few frames is noise: until it is one of `recent`, frames themselves are compared alone.
-            renewed = changed | ((self._seen < gate.recent) & awake)
-            self._then.copy_(torch.where(renewed, self._mean, self._then))
+            renewed = changed | ((self.seen < gate.recent) & awake)
+            self.then.copy_(torch.where(renewed, self.mean, self.then))
         return frame, changed
 
     def _moved(self, frame: Tensor, stored: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,12 +202,12 @@ class Watch:
         if gate.recent == 1:
             return found
         # At first the mean of all; then the rate at which a running mean has the noise of one of `recent` frames.
-        self._seen.add_(self.awake)
-        mean = self._mean + (frame - self._mean) * (1 / self._seen).clamp(min=2 / (gate.recent + 1))
-        mean = torch.where(self._mean.isnan(), frame, mean)
-        self._mean.copy_(torch.where(awake, mean, self._mean))
-        then = torch.where(self._seen > gate.recent, self._then, self._mean)
-        lasting = box_mean(self._mean - then, gate.smooth).abs().amax(1, keepdim=True)
+        self.seen.add_(self.awake)
+        mean = self.mean + (frame - self.mean) * (1 / self.seen).clamp(min=2 / (gate.recent + 1))
+        mean = torch.where(self.mean.isnan(), frame, mean)
+        self.mean.copy_(torch.where(awake, mean, self.mean))
+        then = torch.where(self.seen > gate.recent, self.then, self.mean)
+        lasting = box_mean(self.mean - then, gate.smooth).abs().amax(1, keepdim=True)
         return torch.maximum(found / math.sqrt(gate.recent), lasting)
 
     def _learn(self, frame: Tensor, moved: Tensor) -> None:
@@ -241,7 +241,7 @@ class Watch:
         return dict(zip(("held", "cuts", "waiting"), self.counts.tolist(), strict=True))
 
     def state_bytes(self) -> int:
-        kept = (self.last, self._mean, self._then, self.noise, self._age)
+        kept = (self.last, self.mean, self.then, self.noise, self._age)
         return sum(x.nbytes for x in kept)
 
 

@@ -15,6 +15,7 @@ import deltaconvert
 import model_zoo
 
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
+import test_gate
 from on_cpu import GXX, without_a_gpu
 
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
@@ -69,6 +70,12 @@ def test_gates(shape, gate):
     network = nn.Conv2d(shape[1], 4, 3, padding=1).eval()
     model = check(network, shape, threshold={"input": 0.1}, gate=gate)
     assert next(iter(model._program.edges.values()))._looks is not None
+
+
+@pytest.mark.parametrize("gate", [gate for gate in test_gate.GATES if "recent" in gate], ids=str)
+def test_gates_that_average_frames(gate):
+    """Means, what they were when pixels were stored, noise, NaN and streams that sleep: by the same kernels."""
+    test_gate.test_gates_without_a_ceiling("cuda", gate, (21, 40), torch.float32)
 
 
 class Skips(nn.Module):

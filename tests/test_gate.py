@@ -67,6 +67,8 @@ GATES = [
     {"smooth": 9, "peak": 18.0, "dilate": 12, "weak": 0.25},
     {"dilate": 40, "refresh": 5, "nonfinite": "hold"},
     {"smooth": 17, "noise": 1.0, "cut": 0.2},
+    {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 2, "weak": 0.3, "refresh": 7},
+    {"recent": 3, "peak": 30.0, "cut": 0.2, "nonfinite": "hold"},
 ]
 
 

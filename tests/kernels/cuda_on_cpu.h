@@ -144,6 +144,8 @@ static inline unsigned __float_as_uint(float f) { return bits_as<unsigned>(f); }
 static inline unsigned long long __double_as_longlong(double f) { return bits_as<unsigned long long>(f); }
 static inline float __uint_as_float(unsigned bits) { return bits_as<float>(bits); }
 #define __expf expf  // the C library has one of that name
+static inline float __fmul_rn(float x, float y) { return x * y; }
+static inline double __dmul_rn(double x, double y) { return x * y; }
 static inline float __fdividef(float x, float y) { return x / y; }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 static inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }

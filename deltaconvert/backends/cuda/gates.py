@@ -1,7 +1,8 @@
-"""Gates by kernels/gate.cu: three launches a frame, which leave out streams that sleep."""
+"""Gates by kernels/gate.cu: three launches a frame, four where frames are averaged."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,8 @@ SHARED_BYTES = 48 << 10  # that a kernel has without asking
 
 
 def has_kernels(watch: Watch) -> bool:
-    """A ceiling on what changes sorts tiles, and means of frames are large: torch does both."""
-    one_for_all = not isinstance(watch.threshold, Tensor)
-    return one_for_all and watch.gate.max_density == 1 and watch.gate.recent == 1
+    """A ceiling on what changes sorts tiles: torch does that."""
+    return not isinstance(watch.threshold, Tensor) and watch.gate.max_density == 1
 
 
 class Looks:
@@ -34,7 +34,8 @@ class Looks:
         wide = torch.promote_types(edge.values.dtype, torch.float32)
         limit: Any = watch.threshold
         exact = limit == 0
-        smooth = 1 if exact else gate.smooth
+        smooth, recent = (1, 1) if exact else (gate.smooth, gate.recent)
+        root = math.sqrt(recent)
         pixels = (frame, *strides_of(frame), edge.values, np.int32(edge.pitch), watch.awake)
         shape = [np.int32(size) for size in (channels, height, width)]
         words = edge.marks.bits.shape[2]
@@ -43,8 +44,19 @@ class Looks:
         macros = {"BYTES": int(frame.dtype == torch.uint8), "HOLD": int(gate.nonfinite == "hold")}
         learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
         dtype, launch = edge.values.dtype, self._backend.launch
+        if recent > 1:
+            launch(
+                self._backend.kernel("gate.cu", "average", dtype, **macros),
+                (-(-height * width // (THREADS * 4)), n),
+                THREADS,
+                *pixels,
+                watch.mean,
+                watch.seen,
+                *shape,
+                number_of(2 / (recent + 1), wide),
+            )
         launch(
-            self._backend.kernel("gate.cu", "look", dtype, **tile, **learns, **macros),
+            self._backend.kernel("gate.cu", "look", dtype, RECENT=recent, **tile, **learns, **macros),
             (words * -(-height // rows), n),
             THREADS,
             *pixels,
@@ -52,9 +64,13 @@ class Looks:
             watch.last,
             watch.noise,
             watch.counts,
+            watch.mean,
+            watch.then,
+            watch.seen,
             *shape,
             *(number_of(limit * times, wide) for times in (1, gate.peak, gate.weak)),
-            number_of(gate.noise / gate.smooth, wide),
+            number_of(gate.noise / (smooth * root), wide),
+            number_of(root, wide),
         )
         launch(
             self._backend.kernel("gate.cu", "decide", dtype),
@@ -65,12 +81,13 @@ class Looks:
             edge.marks.bits,
             edge.marks.changed,
             watch.ticks,
+            watch.seen,
             *shape[1:],
             np.int32(gate.dilate),
             np.int32(gate.refresh),
         )
         launch(
-            self._backend.kernel("gate.cu", "take", dtype, **macros),
+            self._backend.kernel("gate.cu", "take", dtype, RECENT=recent, **macros),
             (-(-height * words // (THREADS // 8)), n),
             THREADS,
             *pixels,
@@ -79,6 +96,9 @@ class Looks:
             edge.computed,
             watch.ticks,
             watch.counts[1:],
+            watch.mean,
+            watch.then,
+            watch.seen,
             *shape,
             np.float32(gate.cut if gate.cut < 1 else 2),
         )
