@@ -47,13 +47,7 @@ def capture(
     except Exception as error:
         raise InputError(f"the network does not run on the example: {error}") from error
     if isinstance(model, ExportedProgram):
-        # What follows from open sizes becomes numbers: those of the example.
-        again = is_dynamic(model)
-        traced = _checked(
-            network,
-            lambda: _exported(network, args, kwargs, expected) if again else read(model, args, kwargs),
-            *(args, kwargs, expected),
-        )
+        traced = _checked(network, lambda: _of_program(model, args, kwargs, expected), args, kwargs, expected)
         traced.how = f"read from a program of torch.export, for this size alone{_and_batch(traced)}"
         return traced
     ways: list[Callable[[], Traced]] = [lambda: trace(model, args, kwargs, leaves, may_stay=is_light)]
@@ -68,10 +62,18 @@ def capture(
             reasons.append(reason)
             continue
         return _explained(traced, reasons)
-    refusal = str(reasons[-1])
-    if len(ways) == 3 and str(reasons[1]) != refusal:
-        refusal += f"\n  {reasons[1]}"
-    raise UnsupportedModel(refusal) from reasons[-1]
+    # The last reason says most; what torch.export said, too, but the first way and the last one ask the same tracer.
+    told = dict.fromkeys(str(reason) for reason in reversed(reasons[1:]))
+    raise UnsupportedModel("\n  ".join(told)) from reasons[-1]
+
+
+def _of_program(
+    program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
+) -> Traced:
+    """Open sizes, and what follows from them, become numbers: those of the example."""
+    if is_dynamic(program):
+        return _exported(program.module(), args, kwargs, expected)
+    return read(program, args, kwargs)
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> Traced:

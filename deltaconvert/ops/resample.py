@@ -104,35 +104,51 @@ class AdaptivePool2d(Operator):
         ]
 
 
-class SpatialMean(AdaptivePool2d):
-    """N C H W -> N C 1 1: torch.mean over `dims`, height and width; as an island it means what torch means."""
+# reduction, as OverChannels names it -> (the pool that it is on maps, what it calls, what to call it)
+_REDUCTIONS: dict[str, tuple[str, Callable[..., Tensor], str]] = {
+    "mean": ("avg", torch.mean, "mean"),
+    "amax": ("max", torch.amax, "maximum"),
+}
 
-    KIND, WHAT = "avg", "mean"
 
-    def __init__(self, dims: tuple[int, ...], keepdim: bool = True):
-        super().__init__(self.KIND, (1, 1))
-        self.dims, self.keepdim = tuple(dims), keepdim
+class OverPlane(AdaptivePool2d):
+    """N C H W -> N C 1 1: a reduction over `dims`, height and width; as an island it means what torch means."""
+
+    def __init__(self, reduction: str, dims: tuple[int, ...], keepdim: bool):
+        kind, call, what = _REDUCTIONS[reduction]
+        super().__init__(kind, (1, 1))
+        self.reduction, self.dims, self.keepdim = reduction, tuple(dims), keepdim
+        self._call, self._what = call, what
 
     def forward(self, x: Tensor) -> Tensor:
-        return (torch.mean if self.KIND == "avg" else torch.amax)(x, self.dims, self.keepdim)
+        return self._call(x, self.dims, self.keepdim)
 
     def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
         rank = len(shapes[0])
         own = sorted(dim % rank for dim in self.dims) == [2, 3]
-        return None if own else f"it is not a {self.WHAT} over height and width"
+        return None if own else f"it is not a {self._what} over height and width"
 
     def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
         (layout,) = layouts
         if len(self.dims) == 1 and self.keepdim:
-            return OverChannels("mean", self.dims[0], {}).on_maps(layouts)
+            return OverChannels(self.reduction, self.dims[0], {}).on_maps(layouts)
         pooled = layout.pooled([dim % len(layout.dims) for dim in self.dims], self.keepdim)
-        return None if pooled is None else (type(self)((2, 3)), pooled)
+        own = {**self.settings(), "dims": (2, 3), "keepdim": True}
+        return None if pooled is None else (type(self)(**own), pooled)
 
 
-class SpatialMax(SpatialMean):
+class SpatialMean(OverPlane):
+    """N C H W -> N C 1 1: torch.mean over `dims`, height and width; as an island it means what torch means."""
+
+    def __init__(self, dims: tuple[int, ...], keepdim: bool = True):
+        super().__init__("mean", dims, keepdim)
+
+
+class SpatialMax(OverPlane):
     """N C H W -> N C 1 1: torch.amax over `dims`, height and width; as an island it means what torch means."""
 
-    KIND, WHAT = "max", "maximum"
+    def __init__(self, dims: tuple[int, ...], keepdim: bool = True):
+        super().__init__("amax", dims, keepdim)
 
 
 def sources_of(resample: Callable[[Tensor], Tensor], size: int) -> Tensor:
@@ -243,6 +259,8 @@ def _amax(
     return reduce_channels("amax", input, dim, keepdim)
 
 
-def _over_map(kind: type[SpatialMean], input: Any, dim: Any, keepdim: Any) -> tuple[Operator, list[Any]]:
+def _over_map(
+    kind: type[SpatialMean] | type[SpatialMax], input: Any, dim: Any, keepdim: Any
+) -> tuple[Operator, list[Any]]:
     dims = [int(constant(each, "dim")) for each in (dim if isinstance(dim, list | tuple) else [dim])]
     return kind(tuple(dims), bool(constant(keepdim, "keepdim"))), [input]

@@ -127,29 +127,36 @@ def _renew(
     return count
 
 
-def reached(window: Window) -> tuple[Any, Any]:
-    """The lines of output pixels that read a line of input pixels: int64 (H, kh), (W, kw), -1 where there is none."""
-    tables = []
-    for axis in (0, 1):
-        taps = np.arange(window.kernel[axis]) * window.dilation[axis] - window.padding[axis]
-        at = np.arange(window.in_size[axis]).reshape(-1, 1) - taps
-        line, between = np.divmod(at, window.stride[axis])
-        outside = (between != 0) | (line < 0) | (line >= window.out_size[axis])
-        tables.append(np.where(outside, -1, line))
-    return tables[0], tables[1]
+Tables = tuple[Any, Any]  # of rows and of columns: for each line and each tap of a window another line, or -1
 
 
-def read(window: Window) -> tuple[Any, Any]:
-    """The other way round: the lines that a line of output pixels reads, int64 (H', kh), (W', kw)."""
-    tables = []
-    for axis in (0, 1):
-        taps = np.arange(window.kernel[axis]) * window.dilation[axis] - window.padding[axis]
-        line = np.arange(window.out_size[axis]).reshape(-1, 1) * window.stride[axis] + taps
-        tables.append(np.where((line < 0) | (line >= window.in_size[axis]), -1, line))
-    return tables[0], tables[1]
+def read(window: Window) -> Tables:
+    """The lines of input pixels that a line of output pixels reads: int64 (H', kh), (W', kw)."""
+    rows, cols = (_read(window, axis) for axis in (0, 1))
+    return rows, cols
 
 
-def spread(pixels: Tensor, streams: int, tables: tuple[Any, Any], out_size: Pair) -> tuple[Tensor, Tensor]:
+def reached(window: Window) -> Tables:
+    """The other way round: the lines of output pixels that read a line of input pixels, int64 (H, kh), (W, kw)."""
+    rows, cols = map(_turned, read(window), window.in_size)
+    return rows, cols
+
+
+def _read(window: Window, axis: int) -> Any:
+    first = np.arange(window.out_size[axis]).reshape(-1, 1) * window.stride[axis] - window.padding[axis]
+    line = first + np.arange(window.kernel[axis]) * window.dilation[axis]
+    return np.where((line < 0) | (line >= window.in_size[axis]), -1, line)
+
+
+def _turned(table: Any, size: int) -> Any:
+    """A tap leads from a line to one line at most, and no two lines to the same."""
+    found = np.full((size, table.shape[1]), -1)
+    line, tap = np.nonzero(table >= 0)
+    found[table[line, tap], tap] = line
+    return found
+
+
+def spread(pixels: Tensor, streams: int, tables: Tables, out_size: Pair) -> tuple[Tensor, Tensor]:
     """(mask (N, 1, H', W'), its pixels): what `pixels` lead to by `tables`, which `reached` or `read` made."""
     mask = torch.zeros(streams, 1, *out_size, dtype=torch.bool)
     most = min(mask.numel(), len(pixels) * tables[0].shape[1] * tables[1].shape[1])

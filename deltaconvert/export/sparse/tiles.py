@@ -29,7 +29,7 @@ class Tiles(Headed):
 
     def __init__(self, call: Call):
         super().__init__(call)
-        tile = max(2, TILE) if max(call.out[2:]) >= 64 else TILE // 2
+        tile = TILE if max(call.out[2:]) >= 64 else TILE // 2
         step = self._step(call)
         tile = -(-tile // step) * step
         self.tile = min(tile, call.out[2]), min(tile, call.out[3])
