@@ -177,6 +177,20 @@ def _details(row: dict[str, Any]) -> tuple[str, ...]:
     return case, f"{row['dense_ms']:.3g}", *numbers, *memory
 
 
+def beside_the_ratio(facts: dict[str, Any]) -> str:
+    """Memory, and of boxes of 5 % and 100 % how even frames are and how near they come to the least they can take."""
+    head = ["unit", "state, GB", "peak, GB"]
+    head += [f"{case}: {what}" for case in ("5 %", "100 %") for what in ("ms", "p99", "of the roofline")]
+    body = []
+    for unit, rows in by_unit(facts).items():
+        of = {row["case"]: row for row in rows if row["density"] is not None}
+        line = [str(unit), *(f"{of['100%'][key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))]
+        for row in (of["5%"], of["100%"]):
+            line += [f"{row['delta_ms']:.3g}", f"{row['p99_ms']:.3g}", f"{row['roofline']:.0%}"]
+        body.append(line)
+    return markdown(head, body)
+
+
 def readme(facts: dict[str, Any]) -> str:
     """The table of the README: its units, as many of them as were measured."""
     body, units = [], by_unit(facts)
