@@ -4,14 +4,15 @@
 
 For each task one row for each way and strength: the share of a dense frame's multiply-accumulates, counted by the
 reference backend's masks, and the task's score on the test frames, against the truth where there is one and else
-against the dense network. `ours` and `paper` are calibrated by the same metric to the same budgets and then scaled as
-a whole; the other ways have a strength of their own. FOLDER/TASK.json gets the rows as they come, FOLDER/TASK_WAY.json
+against the dense network. `ours` and `paper` are calibrated by the same metric to the same budgets, which is their
+curve; the other ways have a strength of their own. FOLDER/TASK.json gets the rows as they come, FOLDER/TASK_WAY.json
 the thresholds for convert(threshold=...); a second run takes up where the first one stopped.
 
 The rule, written down before any test frame was played: both ways see the same calibration frames, are judged by the
-same smooth metric and get the same budget, half of what one threshold of `spent` for all layers costs (restoration:
-half of the accepted loss, in dB); both are then scaled by the same factors. Gates, steps and all else that is chosen
-follow from calibration frames. What a score counts follows from the dense network alone (see Task).
+same smooth metric and get budgets so many times what one threshold of `spent` for all layers costs (restoration: the
+accepted loss, in dB), up to where they lose more than is accepted. Gates, steps and all else that is chosen follow from
+calibration frames. What a score counts follows from the dense network alone (see Task). `--rehearse` plays frames
+between those of the calibration instead of the test's: for choices.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +38,14 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
-from deltaconvert.calibrate import GATES, Search  # noqa: E402
 from deltaconvert.crew import side_by_side  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
-from deltaconvert.trials import Setting, Trials  # noqa: E402
+from deltaconvert.search import GATES, Search  # noqa: E402
+from deltaconvert.trials import Outcome, Setting, Trials  # noqa: E402
 
 UNIFORM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 WAYS = ("ours", "paper")
-ROUNDS = 2  # of allocation
+ROUNDS = 4  # of allocation
 CHANCES = 3  # draws of noise of one grey level that tell what a score's chance is
 DRAWS = 8  # of noise of one grey level, for what the dense network is sure of
 SCORERS = 6  # processes
@@ -55,20 +59,33 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--calibration", type=int, default=24)
-    parser.add_argument("--factors", default="0.35,0.5,0.71,1,1.41,2,2.83,4,5.66,8")
-    parser.add_argument("--budgets", default="0.5", help="times the task's own")
+    parser.add_argument("--budgets", default="0.5,1,2", help="of calibrate, times the task's own")
+    parser.add_argument("--paper-budgets", default="0.5,1,2,4", help="it spends less of them")
     parser.add_argument("--workers", type=int, default=1, help="processes, on the CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="no part starts after so many")
+    parser.add_argument(
+        "--search-seconds", type=float, default=1e9, help="then calibrate keeps the best so far"
+    )
     parser.add_argument("--simple", action="store_true", help="also the ways without thresholds of their own")
     parser.add_argument("--tried", action="store_true", help="keep every trial, to look at")
+    parser.add_argument("--eager", action="store_true", help="record no frames of trials, on a GPU")
+    parser.add_argument("--rehearse", action="store_true", help="play no test frame")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
     for name in options.tasks.split(","):
         begin = time.time()
         with torch.no_grad():
-            Run(TASKS[name](options.calibration, options.frames), options, until).all()
+            task = TASKS[name](options.calibration, options.frames)
+            if options.rehearse:
+                task.test = between(task.calibration)[: options.frames]
+            Run(task, options, until).all()
         print(f"{name}: {time.time() - begin:.0f} s", flush=True)
+
+
+def between(numbers: Sequence[int]) -> list[int]:
+    """The frames that lie between some, and are none of them."""
+    return sorted(set(range(min(numbers), max(numbers))) - set(numbers))
 
 
 class Run:
@@ -99,6 +116,7 @@ class Run:
             file=self.folder / f"{task.name}_trials.jsonl",
             workers=options.workers,
             streams=task.streams if self.device.type == "cuda" else 1,
+            replay=not options.eager,
         )
         everywhere = Setting((1.0,) * len(trials.sites))
         self.test = self._inputs(task.test)
@@ -113,13 +131,13 @@ class Run:
             losses = (self._losses(self._scores(self._dense(100 + seed))) for seed in range(CHANCES))
             self.kept["noise"] = [dict(zip(("loss", "plain_loss"), pair, strict=True)) for pair in losses]
         budget = task.budget or trials(everywhere.times(task.spent)).loss
-        for share in map(float, options.budgets.split(",")):
-            settings = {}
-            for way in WAYS:
-                found = self._calibrated(way, trials, budget, share)
-                for factor in map(float, options.factors.split(",")):
-                    settings[f"{way} {share:g}", factor] = found.times(factor)
-            self._play(trials, settings)
+        lists = {"ours": options.budgets, "paper": options.paper_budgets}
+        self._calibrate(
+            trials,
+            {(way, times): budget * times for way in WAYS for times in map(float, lists[way].split(","))},
+        )
+        found = {tuple(name.split()): self._setting(kept) for name, kept in self.kept["settings"].items()}
+        self._play(trials, {(way, float(times)): setting for (way, times), setting in found.items()})
         self._keep_best(trials)
         self._play(trials, {("one threshold", share): everywhere.times(share) for share in UNIFORM})
         if options.simple and time.monotonic() < self.until:
@@ -127,11 +145,12 @@ class Run:
 
     def _keep_best(self, trials: Trials) -> None:
         """The thresholds with the least work at the accepted loss, for convert(threshold=...)."""
-        rows = [row for row in self.kept["rows"] if row["way"].startswith("ours")]
-        rows = [row for row in rows if row["loss"] <= self.task.accepted]
+        rows = [
+            row for row in self.kept["rows"] if row["way"] == "ours" and row["loss"] <= self.task.accepted
+        ]
         if rows:
             best = min(rows, key=lambda row: row["work"])
-            setting = self._setting(self.kept["settings"][best["way"]]).times(best["strength"])
+            setting = self._setting(self.kept["settings"][f"ours {best['strength']:g}"])
             trials.thresholds(setting).write(self.folder / f"{self.task.name}_best.json", found=best)
 
     @staticmethod
@@ -147,48 +166,81 @@ class Run:
         for share in (0.002, 0.005, 0.01, 0.02, 0.05):
             self._row("frame gate", share, *self._gated(share))
 
-    def _calibrated(self, way: str, trials: Trials, budget: float, share: float) -> Setting:
-        """Found once; the thresholds lie beside the rows, so that others can run them."""
-        name = f"{way} {share:g}"
-        kept = self.kept["settings"].get(name)
-        if kept is None:
-            begin, search = time.time(), Search(trials, budget * share)
-            setting = search.front_to_back() if way == "paper" else search.allocate(GATES, rounds=ROUNDS)
-            outcome = search.look(setting)
-            kept = {
-                "shares": list(setting.shares),
-                "weighted": setting.weighted,
-                "gate": setting.gate.to_json(),
-                "trials": len(search.tried),
-                "seconds": time.time() - begin,
-                "budget": budget * share,
-                **vars(outcome),
-            }
-            self.kept["settings"][name] = kept
-            self._write()
-            file = self.folder / f"{self.task.name}_{name.replace(' ', '_')}.json"
-            trials.thresholds(setting).write(file, found=kept)
-            told = f"loss {outcome.loss:.4g} of {budget * share:.4g}, work {outcome.work:.4f}, {kept['gate']}"
-            print(f"{self.task.name} {name}: {kept['seconds']:.0f} s, {told}", flush=True)
-            if self.options.tried:
-                tried = [[s.shares, s.weighted, s.gate.to_json(), vars(o)] for s, o in search.tried.items()]
-                file.with_name(f"{file.stem}_tried.json").write_text(json.dumps(tried))
-        return self._setting(kept)
+    def _calibrate(self, trials: Trials, budgets: dict[tuple[str, float], float]) -> None:
+        """Both ways to their budgets, side by side; the thresholds lie beside the rows, for others to run."""
+        todo = [key for key in budgets if f"{key[0]} {key[1]:g}" not in self.kept["settings"]]
+        if not todo:
+            return
+        begin, together = time.time(), Together(trials, len(todo))
+        searches = {key: Search(together, budgets[key]) for key in todo}  # type: ignore[arg-type]
+        until = time.monotonic() + self.options.search_seconds
+        for (way, _), search in searches.items():
+            if way == "ours":
+                search.look_at = _until(until, search.look_at)  # type: ignore[method-assign]
+
+        def run(way: str, search: Search) -> Setting:
+            with together.leaving():
+                if way == "paper":
+                    return search.front_to_back()
+                with suppress(TimeoutError):
+                    search.allocate(GATES, rounds=ROUNDS)
+                return Setting(())  # the best of all searches follows
+
+        with ThreadPoolExecutor(len(todo)) as pool:
+            running = {key: pool.submit(run, key[0], search) for key, search in searches.items()}
+            found = {key: future.result() for key, future in running.items()}
+        tried = {
+            s: o for (way, _), search in searches.items() if way == "ours" for s, o in search.tried.items()
+        }
+        for (way, times), setting in found.items():
+            search = searches[way, times]
+            if way == "ours":  # what a search to one budget tried counts for all
+                search = Search(trials, budgets[way, times])
+                search.tried = dict(tried)
+                setting = search.best()
+            self._keep(f"{way} {times:g}", setting, search, trials, time.time() - begin)
+        if self.options.tried:
+            rows = [[s.shares, s.weighted, s.gate.to_json(), vars(o)] for s, o in tried.items()]
+            (self.folder / f"{self.task.name}_tried.json").write_text(json.dumps(rows))
+
+    def _keep(self, name: str, setting: Setting, search: Search, trials: Trials, seconds: float) -> None:
+        outcome = trials(setting)
+        kept = {
+            "shares": list(setting.shares),
+            "weighted": setting.weighted,
+            "gate": setting.gate.to_json(),
+            "trials": len(search.tried),
+            "seconds": seconds,  # of all ways together
+            "budget": search.budget,
+            **vars(outcome),
+        }
+        self.kept["settings"][name] = kept
+        self._write()
+        trials.thresholds(setting).write(
+            self.folder / f"{self.task.name}_{name.replace(' ', '_')}.json", found=kept
+        )
+        told = f"loss {outcome.loss:.4g} of {search.budget:.4g}, work {outcome.work:.4f}, {kept['gate']}"
+        print(f"{self.task.name} {name}: {seconds:.0f} s, {told}", flush=True)
 
     def _play(self, trials: Trials, settings: dict[tuple[str, float], Setting]) -> None:
         """A row for each setting, as many at a time as the trials have streams."""
         if time.monotonic() > self.until:
             return
         todo = [(row, setting) for row, setting in settings.items() if not self._has(*row)]
+        groups = [todo[first : first + trials.streams] for first in range(0, len(todo), trials.streams)]
+        scorers = SCORERS if self.task.on_host and trials.streams > 1 else 1
         frames = [[x] for x in self.test]
-        for first in range(0, len(todo), trials.streams):
-            rows, group = zip(*todo[first : first + trials.streams], strict=True)
-            played = list(trials.play(group, frames, decode=self.task.decode))
-            works = [sum(work) / len(work) for work in zip(*(work for _, work in played[1:]), strict=True)]
-            found = list(zip(*(outputs for outputs, _ in played), strict=True))
-            scored = side_by_side(self._scores, found, SCORERS if self.task.on_host else 1)
-            for stream, scores in scored:
-                self._row(*rows[stream], works[stream], scores)
+
+        def played(group: Sequence[tuple[Any, Setting]]) -> list[tuple[float, tuple[float, float]]]:
+            shown = list(trials.play([setting for _, setting in group], frames, decode=self.task.decode))
+            works = [sum(work) / len(work) for work in zip(*(work for _, work in shown[1:]), strict=True)]
+            found = list(zip(*(outputs for outputs, _ in shown), strict=True))
+            scores = dict(side_by_side(self._scores, found, scorers))
+            return [(work, scores[stream]) for stream, work in enumerate(works)]
+
+        for place, results in side_by_side(played, groups, self.options.workers):
+            for (row, _), result in zip(groups[place], results, strict=True):
+                self._row(*row, *result)
 
     def _dense(self, seed: int) -> list[Any]:
         """The dense network's answers; under uniform noise of one grey level where `seed` is not 0."""
@@ -264,6 +316,59 @@ class Run:
 
     def _write(self) -> None:
         self.out.write_text(json.dumps(self.kept, indent=1) + "\n")
+
+
+def _until(end: float, look: Callable[[Sequence[Setting]], list[Outcome]]) -> Any:
+    def look_at(settings: Sequence[Setting]) -> list[Outcome]:
+        if time.monotonic() > end:
+            raise TimeoutError
+        return look(settings)
+
+    return look_at
+
+
+class Together:
+    """Trials for searches that run side by side, each in its thread: what all of them wait for is tried at once."""
+
+    def __init__(self, trials: Trials, searches: int):
+        self._trials, self._searches = trials, searches
+        self.sites, self.at_once = trials.sites, max(1, trials.at_once // len(WAYS))
+        self._known: dict[Setting, Outcome] = {}
+        self._asked: list[Sequence[Setting]] = []
+        self._turn, self._error = threading.Condition(), None
+
+    def many(self, settings: Sequence[Setting]) -> list[Outcome]:
+        with self._turn:
+            fresh = [setting for setting in settings if setting not in self._known]
+            if fresh:
+                self._asked.append(fresh)
+                self._try_if_all_wait()
+            while self._error is None and not all(setting in self._known for setting in settings):
+                self._turn.wait()
+            if self._error is not None:
+                raise self._error
+            return [self._known[setting] for setting in settings]
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Around a search, which wants to know nothing more when it ends."""
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._searches -= 1
+                self._try_if_all_wait()
+
+    def _try_if_all_wait(self) -> None:
+        if len(self._asked) < self._searches or not self._asked:
+            return
+        wanted = list(dict.fromkeys(setting for settings in self._asked for setting in settings))
+        self._asked.clear()
+        try:
+            self._known.update(zip(wanted, self._trials.many(wanted), strict=True))
+        except BaseException as error:  # those that wait are told as well
+            self._error = error
+        self._turn.notify_all()
 
 
 if __name__ == "__main__":

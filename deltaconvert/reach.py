@@ -120,20 +120,31 @@ class Sources:
         self.rows, self.cols = rows, cols
         inside = (rows >= 0).any(1).view(-1, 1) & (cols >= 0).any(1)
         self.orphans = None if bool(inside.all()) else ~inside
+        self._there: dict[
+            torch.device, Sources
+        ] = {}  # the same on devices: to copy tables there waits for them
 
     @property
     def single(self) -> bool:
         """Each output pixel is a copy of one input pixel, or a constant."""
         return self.rows.shape[1] == 1 and self.cols.shape[1] == 1
 
+    def on(self, device: torch.device) -> Sources:
+        if self.rows.device == device:
+            return self
+        if device not in self._there:
+            self._there[device] = Sources(self.rows.to(device), self.cols.to(device))
+        return self._there[device]
+
     def spread(self, mask: Tensor) -> Tensor:
+        if self.rows.device != mask.device:
+            return self.on(mask.device).spread(mask)
         out = mask
         for dim, table in ((2, self.rows), (3, self.cols)):
             if self.orphans is not None:
                 # A line of nothing behind the last one, which is where -1 leads.
                 out = F.pad(out, (0, 0, 0, 1) if dim == 2 else (0, 1))
                 table = table.remainder(out.shape[dim])
-            table = table.to(mask.device)
             # Few lines of many taps: one pass over all of them takes less than one for each tap.
             if table.shape[1] > table.shape[0]:
                 out = _lines(out, dim, table.view(-1)).unflatten(dim, table.shape).any(dim + 1)

@@ -26,6 +26,7 @@ from deltaconvert.metrics import Metric
 from deltaconvert.model import DeltaModel
 from deltaconvert.passes.place_thresholds import kind_of, shares
 from deltaconvert.plan import plan
+from deltaconvert.replay import Replay
 from deltaconvert.thresholds import WEIGHTED, Rule, Thresholds, as_rule
 
 Decode = Callable[[Any], Any]
@@ -44,6 +45,11 @@ class Setting:
         """Every share times a factor, but for those of some sites."""
         scaled = (share if place in but else share * factor for place, share in enumerate(self.shares))
         return replace(self, shares=tuple(scaled))
+
+    def towards(self, other: Setting, part: float) -> Setting:
+        """Shares a part of the way to another's, in their logarithms; one that is 0 in either is this one's."""
+        pairs = zip(self.shares, other.shares, strict=True)
+        return replace(self, shares=tuple(a * (b / a) ** part if a and b else a for a, b in pairs))
 
     def at(self, place: int, share: float) -> Setting:
         return replace(self, shares=(*self.shares[:place], share, *self.shares[place + 1 :]))
@@ -76,7 +82,8 @@ class Trials:
     frames: calls of the network's inputs. decode: what the metric is given of an output, to keep memory small.
     file: outcomes are kept there, a line each, and known ones are not tried again.
     workers, streams: settings that are tried at a time: in processes of one thread each, on the CPU; as streams of one
-    batch, which costs little more than one of them where launching kernels is what takes the time.
+    batch, which costs little more than one of them where launching kernels is what takes the time. replay: frames are
+    recorded as CUDA graphs, on a GPU.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class Trials:
         told: Callable[[Setting, Outcome], None] = lambda setting, outcome: None,
         workers: int = 1,
         streams: int = 1,
+        replay: bool = True,
     ):
         if len(frames) < 2:
             raise InputError(
@@ -120,6 +128,7 @@ class Trials:
         self._all = max(self._islands + sum(macs), 1)
         a_pixel = [count / size for count, size in zip(macs, pixels, strict=True)]
         self._macs = torch.tensor(a_pixel, dtype=torch.float64, device=model.device)
+        self.replay = Replay(self._program, self._work) if replay and model.device.type == "cuda" else None
         self._file, self._known = file, {}
         self._clip = self._fingerprint()
         if file is not None and file.exists():
@@ -173,6 +182,8 @@ class Trials:
                 gates = [setting.gate if site.kind == "input" else Gate() for setting in settings]
                 edge.watch = _watch(edge, gates, amounts)
         self._program.reset()
+        if self.replay is not None:
+            self.replay.forget()
 
     def play(
         self, settings: Sequence[Setting], frames: Iterable[Sequence[Tensor]], decode: Decode | None = None
@@ -181,8 +192,8 @@ class Trials:
         self.place(settings)
         decode = decode or self._decode
         for frame in frames:
-            outputs = self._run(frame)[: len(settings)]
-            yield [decode(output) for output in outputs], self._work()[: len(settings)].tolist()
+            outputs, done = self._run(frame)
+            yield [decode(output) for output in outputs[: len(settings)]], done[: len(settings)].tolist()
 
     def _try(self, settings: Sequence[Setting]) -> list[Outcome]:
         self.place(settings)
@@ -191,8 +202,8 @@ class Trials:
         outputs: list[list[Any]] = [[] for _ in settings]
         work = []
         for place, frame in enumerate(self.frames):
-            dense, found = _tensors(self.dense[place]), self._run(frame)
-            work += [self._work()] if place else []
+            dense, (found, done) = _tensors(self.dense[place]), self._run(frame)
+            work += [done] if place else []
             for stream, output in zip(range(len(settings)), found, strict=False):
                 if self.guide is None:
                     differences[stream].add(output, dense)
@@ -209,18 +220,26 @@ class Trials:
             outcomes.append(Outcome(loss, guide, done))
         return outcomes
 
-    def _run(self, frame: Sequence[Tensor]) -> list[Any]:
-        """The output of each stream."""
-        if self.streams > 1:
-            frame = [x.repeat(self.streams, *[1] * (x.dim() - 1)) for x in frame]
+    def _run(self, frame: Sequence[Tensor]) -> tuple[list[Any], Tensor]:
+        """The output and the work of each stream."""
+        frame = self._repeated(frame)
         with torch.inference_mode(False), torch.no_grad():
-            output = self.model.signature.unflatten(self._program.run(frame))
+            if self.replay is not None:
+                leaves, done = self.replay.run(frame)
+            else:
+                leaves, done = self._program.run(frame), self._work()
+            output = self.model.signature.unflatten(leaves)
         if self.streams == 1:
-            return [output]
+            return [output], done
         return [
             pytree.tree_map_only(Tensor, lambda leaf: leaf[stream : stream + 1], output)  # noqa: B023
             for stream in range(self.streams)
-        ]
+        ], done
+
+    def _repeated(self, frame: Sequence[Tensor]) -> list[Tensor]:
+        if self.streams == 1:
+            return list(frame)
+        return [x.repeat(self.streams, *[1] * (x.dim() - 1)) for x in frame]
 
     def _call(self, frame: Sequence[Tensor]) -> Any:
         return self.model.signature.unflatten(list(self.model.graph(*frame)))
@@ -235,9 +254,9 @@ class Trials:
 
     def _plan(self, model: DeltaModel, frame: Sequence[Tensor]) -> Program:
         exact = Thresholds.of(0.0)
-        if self.streams > 1:
-            frame = [x.repeat(self.streams, 1, 1, 1) for x in frame]
-        return Program(plan(copy.deepcopy(model.graph), frame, exact, model.keep_dense), reference)
+        return Program(
+            plan(copy.deepcopy(model.graph), self._repeated(frame), exact, model.keep_dense), reference
+        )
 
     def _sites(self) -> list[Site]:
         """In the order of the graph; magnitudes are means over some frames of the clip."""
@@ -246,7 +265,7 @@ class Trials:
         some = self.frames[:: max(1, len(self.frames) // 4)][:4]
         for frame in some:
             self._program.reset()
-            self._run(frame)
+            self._program.run(self._repeated(frame))
             for name in sums:
                 sums[name] += float(self._program.edges[name].values.abs().mean(dtype=torch.float32)) / len(
                     some

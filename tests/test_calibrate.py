@@ -10,10 +10,11 @@ from oracle import assert_close, edges
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.calibrate import Search
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.gate import Gate
 from deltaconvert.metrics import relative_l2
+from deltaconvert.quickest import quickest
+from deltaconvert.search import Search
 from deltaconvert.trials import Setting, Trials
 
 
@@ -81,6 +82,34 @@ def test_allocation_beats_one_scale_for_all(delta):
     assert search.look(best).work < search.look(plain).work
 
 
+def test_it_is_never_worse_than_the_papers(delta):
+    frames = [[x] for x in clip()]
+    for budget in (0.01, 0.05):
+        search = Search(Trials(delta, frames, relative_l2), budget)
+        paper = search.look(search.front_to_back())
+        assert search.look(search.allocate([Gate()], rounds=0)).work <= paper.work
+
+
+def test_thresholds_that_cost_more_time_than_they_save_are_left_out(delta):
+    """A clock that charges a tenth of a frame for each threshold, and one that charges nothing."""
+    search = Search(Trials(delta, [[x] for x in clip()], relative_l2), 0.05)
+    found = search.allocate([Gate(), Gate(smooth=3)], rounds=0)
+    for price in (0.1, 0.0):
+        setting, time = quickest(
+            search, lambda s, price=price: search.look(s).work + price * sum(share > 0 for share in s.shares)
+        )
+        assert search.fits(setting) and setting.shares[0] > 0
+        kept = sum(share > 0 for share in setting.shares)
+        assert time == pytest.approx(search.look(setting).work + price * kept)
+        assert time <= search.look(found).work + price * sum(share > 0 for share in found.shares)
+        assert (kept < len(setting.shares)) == (price > 0)
+
+
+def test_the_clock_decides(delta):
+    found = deltaconvert.calibrate(delta, clip(), budget=0.05, by="time", gates=[Gate()], rounds=0)
+    assert found.loss <= 0.05 and found.milliseconds > 0
+
+
 @pytest.mark.parametrize(
     "ways", [{"streams": 3}, {"streams": 8}, {"workers": 2}, {"workers": 2, "streams": 2}]
 )
@@ -99,6 +128,25 @@ def test_trials_side_by_side_are_those_one_by_one(delta, ways):
     for ours, theirs in zip(together, alone, strict=True):
         assert vars(ours) == pytest.approx(vars(theirs), rel=1e-4, abs=1e-6)
     assert alone[0].loss < 1e-6 < alone[1].loss
+
+
+@pytest.mark.gpu
+def test_replayed_trials_are_those_one_by_one(gpu):
+    """Frames recorded as CUDA graphs, one for each placing of thresholds."""
+    with torch.device("cpu"):
+        net, frames = network(), clip()
+    net, frames = net.to(gpu), [[x.to(gpu)] for x in frames]
+    ours, theirs = (
+        Trials(deltaconvert.convert(net, frames[0][0]), frames, relative_l2, streams=2, replay=replay)
+        for replay in (True, False)
+    )
+    row = Gate(smooth=3, recent=2, noise=2.0, dilate=1, weak=0.5)
+    settings = [
+        Setting((0.1 * k,) * 3, weighted=k == 2, gate=(Gate(), Gate(dilate=2), row)[k % 3]) for k in range(5)
+    ]
+    for one, other in zip(ours.many(settings), theirs.many(settings), strict=True):
+        assert vars(one) == pytest.approx(vars(other), rel=1e-4, abs=1e-6)
+    assert ours.replay is not None and not ours.replay.why_not and theirs.replay is None
 
 
 def test_the_work_of_a_batch_is_that_of_all_its_images(delta):
@@ -212,6 +260,7 @@ def test_frames_from_files(delta, tmp_path):
         ({"budget": float("nan")}, "budget=nan"),
         ({"metric": "beauty"}, "no metric 'beauty'"),
         ({"method": "luck"}, "no method 'luck'"),
+        ({"by": "heart"}, "by='heart'"),
     ],
     ids=str,
 )

@@ -25,6 +25,7 @@ def calibrate(
         typer.Option(help="relative_l2, noise, top1 or segmentation; or package.module:function of yours."),
     ] = "relative_l2",
     method: Annotated[str, typer.Option(help="allocate, or the paper's front_to_back.")] = "allocate",
+    by: Annotated[str, typer.Option(help="work, or time: what costs more than it saves goes.")] = "work",
     frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
     at_once: Annotated[
         int,
@@ -51,6 +52,7 @@ def calibrate(
         budget=budget,
         metric=judge,
         method=method,
+        by=by,
         limit=frames,
         resume=resume,
         at_once=at_once,
