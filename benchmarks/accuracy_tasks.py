@@ -464,6 +464,7 @@ def restoration_task(
     picture_to: Callable[[Tensor], Tensor],
     resized: Any,
     said: str,
+    streams: int,
 ) -> Task:
     """Calibrated against the truth of the calibration frames: a denoiser's own outputs differ from each other by what
     it leaves of the noise."""
@@ -504,7 +505,7 @@ def restoration_task(
         truth=said,
         accepted=0.1,
         features=lambda output: output.half(),
-        streams=20,
+        streams=streams,
         budget=0.1,
         metric=lost,
         guide=lambda ours, dense: math.sqrt(error(ours, numbers[0])),
@@ -523,6 +524,7 @@ def upscale(calibration: int, test: int) -> Task:
         lambda picture: picture.permute(2, 0, 1)[None] / 255,
         lambda output, size: F.interpolate(output, [4 * s for s in size], mode="bicubic").half(),
         "PSNR against the full-size frame, dB",
+        20,
     )
 
 
@@ -557,6 +559,7 @@ def denoise(calibration: int, test: int) -> Task:
         lambda picture: picture.permute(2, 0, 1)[None].float().mean(1, keepdim=True) / 255,
         lambda output, size: F.interpolate(output, size, mode="bicubic").half(),
         "PSNR against the frame before noise was added, dB",
+        10,
     )
 
 
