@@ -176,7 +176,7 @@ class Run:
         until = time.monotonic() + self.options.search_seconds
         for (way, _), search in searches.items():
             if way == "ours":
-                search.look_at = _until(until, search.look_at)  # type: ignore[method-assign]
+                search.look_at = _until(until, search.look_at, trials.at_once)  # type: ignore[method-assign]
 
         def run(way: str, search: Search) -> Setting:
             with together.leaving():
@@ -318,23 +318,29 @@ class Run:
         self.out.write_text(json.dumps(self.kept, indent=1) + "\n")
 
 
-def _until(end: float, look: Callable[[Sequence[Setting]], list[Outcome]]) -> Any:
+def _until(end: float, look: Callable[[Sequence[Setting]], list[Outcome]], at_once: int) -> Any:
+    """`look`, a part at a time, until it is too late."""
+
     def look_at(settings: Sequence[Setting]) -> list[Outcome]:
-        if time.monotonic() > end:
-            raise TimeoutError
-        return look(settings)
+        found: list[Outcome] = []
+        for first in range(0, len(settings), at_once):
+            if time.monotonic() > end:
+                raise TimeoutError
+            found += look(settings[first : first + at_once])
+        return found
 
     return look_at
 
 
 class Together:
-    """Trials for searches that run side by side, each in its thread: what all of them wait for is tried at once."""
+    """Trials for searches that run side by side, each in its thread. When all of them wait, as many settings as run at
+    a time are tried, of those first that want to know the fewest."""
 
     def __init__(self, trials: Trials, searches: int):
         self._trials, self._searches = trials, searches
         self.sites, self.at_once = trials.sites, max(1, trials.at_once // len(WAYS))
         self._known: dict[Setting, Outcome] = {}
-        self._asked: list[Sequence[Setting]] = []
+        self._asked: list[list[Setting]] = []
         self._turn, self._error = threading.Condition(), None
 
     def many(self, settings: Sequence[Setting]) -> list[Outcome]:
@@ -342,7 +348,7 @@ class Together:
             fresh = [setting for setting in settings if setting not in self._known]
             if fresh:
                 self._asked.append(fresh)
-                self._try_if_all_wait()
+                self._try_while_all_wait()
             while self._error is None and not all(setting in self._known for setting in settings):
                 self._turn.wait()
             if self._error is not None:
@@ -357,18 +363,20 @@ class Together:
         finally:
             with self._turn:
                 self._searches -= 1
-                self._try_if_all_wait()
+                self._try_while_all_wait()
 
-    def _try_if_all_wait(self) -> None:
-        if len(self._asked) < self._searches or not self._asked:
-            return
-        wanted = list(dict.fromkeys(setting for settings in self._asked for setting in settings))
-        self._asked.clear()
-        try:
-            self._known.update(zip(wanted, self._trials.many(wanted), strict=True))
-        except BaseException as error:  # those that wait are told as well
-            self._error = error
-        self._turn.notify_all()
+    def _try_while_all_wait(self) -> None:
+        while self._asked and len(self._asked) == self._searches and self._error is None:
+            lists = sorted(self._asked, key=len)
+            wanted = list(dict.fromkeys(setting for settings in lists for setting in settings))
+            wanted = wanted[: self._trials.at_once]
+            try:
+                self._known.update(zip(wanted, self._trials.many(wanted), strict=True))
+            except BaseException as error:  # those that wait are told as well
+                self._error = error
+            left = ([s for s in settings if s not in self._known] for settings in self._asked)
+            self._asked = [settings for settings in left if settings]
+            self._turn.notify_all()
 
 
 if __name__ == "__main__":
