@@ -192,16 +192,31 @@ class Run:
         tried = {
             s: o for (way, _), search in searches.items() if way == "ours" for s, o in search.tried.items()
         }
+        chosen = {}
         for (way, times), setting in found.items():
             search = searches[way, times]
             if way == "ours":  # what a search to one budget tried counts for all
                 search = Search(trials, budgets[way, times])
                 search.tried = dict(tried)
                 setting = search.best()
+            chosen[f"{way} {times:g}"] = setting
             self._keep(f"{way} {times:g}", setting, search, trials, time.time() - begin)
+        for name, outcome in self._afresh(trials, chosen):
+            self.kept["settings"][name]["afresh"] = vars(outcome)
+            print(
+                f"{self.task.name} {name} afresh: loss {outcome.loss:.4g}, work {outcome.work:.4f}",
+                flush=True,
+            )
         if self.options.tried:
             rows = [[s.shares, s.weighted, s.gate.to_json(), vars(o)] for s, o in tried.items()]
             (self.folder / f"{self.task.name}_tried.json").write_text(json.dumps(rows))
+
+    def _afresh(self, trials: Trials, chosen: dict[str, Setting]) -> Iterator[tuple[str, Outcome]]:
+        """What is reported has been played frame by frame; trials may have been replayed, or kept from another run."""
+        names = list(chosen)
+        for first in range(0, len(names), trials.streams):
+            some = names[first : first + trials.streams]
+            yield from zip(some, trials.afresh([chosen[name] for name in some]), strict=True)
 
     def _keep(self, name: str, setting: Setting, search: Search, trials: Trials, seconds: float) -> None:
         outcome = trials(setting)
@@ -228,6 +243,7 @@ class Run:
             return
         todo = [(row, setting) for row, setting in settings.items() if not self._has(*row)]
         groups = [todo[first : first + trials.streams] for first in range(0, len(todo), trials.streams)]
+        trials.replay = None
         scorers = SCORERS if self.task.on_host and trials.streams > 1 else 1
         frames = [[x] for x in self.test]
 

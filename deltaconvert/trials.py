@@ -156,6 +156,11 @@ class Trials:
                 self.told(fresh[key], outcome)
         return [self._known[self._key(setting)] for setting in settings]
 
+    def afresh(self, settings: Sequence[Setting]) -> list[Outcome]:
+        """The outcome of each, up to as many as run at a time, whatever is known of them, frame by frame."""
+        self.replay = None
+        return self._try(settings)
+
     def thresholds(self, setting: Setting) -> Thresholds:
         """The rules that convert takes. Nodes that only other sizes have go by the middle share of their kind."""
         rules: dict[str, Rule] = {}
