@@ -142,7 +142,8 @@ class Worker:
     def __init__(self, name: str, options: argparse.Namespace, gpu: int):
         spawn = multiprocessing.get_context("spawn")
         self._line, theirs = spawn.Pipe()
-        spawn.Process(target=work, args=(theirs, name, options, gpu), daemon=True).start()
+        self._process = spawn.Process(target=work, args=(theirs, name, options, gpu), daemon=True)
+        self._process.start()
         theirs.close()  # so that a process that died ends the line
 
     def begin(self, what: str) -> None:
@@ -156,8 +157,10 @@ class Worker:
         return self.answer()
 
     def end(self) -> None:
+        """And wait for it: the next one needs its memory."""
         with suppress(BrokenPipeError):
             self._line.send(None)
+        self._process.join()
 
 
 def work(line: Any, name: str, options: argparse.Namespace, gpu: int) -> None:

@@ -6,6 +6,7 @@ may become, and how much may change at once. It decides at `sparsify` and nowher
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -103,7 +104,7 @@ class Watch:
     """A gate at work on one input: what it keeps between frames. Plain torch, written in place: a graph can hold it.
 
     threshold: a number; or (N, 1, 1, 1), of each stream, above 0.
-    counts: int64 (3): pixels held and full frames after a cut, so far; tiles that wait now. Of each stream, N 1 1 1:
+    counts: int64 (2): pixels held and full frames after a cut, so far. Of each stream, N 1 1 1:
     ticks, int64, the frames so far; awake, int32, 0 where there is no new one. last: the frame before, noise: what is
     learnt of it, N 1 H W, both empty where no noise is asked for. mean: the running mean of the `seen` frames; then:
     what it was when each pixel was stored; both empty where frames are not averaged.
@@ -121,7 +122,7 @@ class Watch:
         self.gate, self.threshold = gate, threshold
         self._exact = not isinstance(threshold, Tensor) and threshold == 0
         self.tiles = -(-height // TILE), -(-width // TILE)
-        self.counts = torch.zeros(3, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)
         self.ticks = torch.zeros(n, 1, 1, 1, dtype=torch.int64, device=device)
         self.awake = torch.ones(n, 1, 1, 1, dtype=torch.int32, device=device)
         wide = torch.promote_types(dtype, torch.float32)
@@ -152,6 +153,14 @@ class Watch:
         awake = [int(stream not in streams) for stream in range(len(self.awake))]
         self.awake.copy_(torch.tensor(awake, dtype=torch.int32).view(-1, 1, 1, 1), non_blocking=True)
 
+    def of(self, stream: int) -> Watch:
+        """This watch for one stream alone; what it keeps stays here."""
+        alone = copy.copy(self)
+        for name, kept in vars(self).items():
+            if isinstance(kept, Tensor) and name not in ("counts", "_turn"):
+                setattr(alone, name, kept[stream : stream + 1])
+        return alone
+
     def look(self, frame: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
         """(frame, mask): N C H W with the values to store, and bool (N, 1, H, W), where to store them."""
         gate, awake = self.gate, self.awake.bool()
@@ -166,8 +175,7 @@ class Watch:
         if gate.max_density < 1:
             changed = self._most_changed(changed, change) | (stored.isnan().any(1, keepdim=True) & awake)
         if gate.refresh:
-            turn = self._turn == self.ticks % gate.refresh
-            changed = changed | (self._pixels(turn, frame) & ~same_bits & awake)
+            changed = changed | (self.turn(frame) & ~same_bits & awake)
         self.ticks.add_(self.awake)
         if gate.cut < 1:
             full = changed.float().mean((2, 3), keepdim=True) >= gate.cut
@@ -229,8 +237,11 @@ class Watch:
         chosen = chosen.view(wanted.shape) & wanted
         waiting = wanted & ~chosen
         self._age.copy_(torch.where(self.awake.bool(), torch.where(waiting, self._age + 1, 0.0), self._age))
-        self.counts[2].copy_((self._age > 0).sum())
         return changed & self._pixels(chosen, change)
+
+    def turn(self, like: Tensor) -> Tensor:
+        """bool (N, 1, H, W): the pixels of the tiles that are to be taken over in this frame."""
+        return self._pixels(self._turn == self.ticks % self.gate.refresh, like)
 
     def _pixels(self, tiles: Tensor, like: Tensor) -> Tensor:
         """bool (N, 1, tiles down, tiles right) -> (N, 1, H, W)."""
@@ -238,7 +249,8 @@ class Watch:
         return tiles.repeat_interleave(TILE, 2)[:, :, :height].repeat_interleave(TILE, 3)[..., :width]
 
     def report(self) -> dict[str, int]:
-        return dict(zip(("held", "cuts", "waiting"), self.counts.tolist(), strict=True))
+        held, cuts = self.counts.tolist()
+        return {"held": held, "cuts": cuts, "waiting": int((self._age > 0).sum())}
 
     def state_bytes(self) -> int:
         kept = (self.last, self.mean, self.then, self.noise, self._age)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Amount, Map
-from deltaconvert.backends.cpu import loops
+from deltaconvert.backends.cpu import gates, loops
 from deltaconvert.backends.reference import INTEGER, fill_unseen
 from deltaconvert.gate import Watch
 
@@ -183,8 +183,7 @@ class FrameEdge(Edge):
         if self.watch is None:
             changed = self._changed(frame)
         else:
-            frame, changed = self.watch.look(frame, self.stored)
-            changed = changed.contiguous()
+            frame, changed = self._seen_by(self.watch, frame)
         count = int(changed.count_nonzero()) if any_set(changed) else 0
         if count == 0:
             self.stand_still()
@@ -211,12 +210,30 @@ class FrameEdge(Edge):
         self.stored.view(-1).index_copy_(0, places, new)
         self.rows.index_copy_(0, pixels, new.view(-1, channels))
 
+    def _seen_by(self, watch: Watch, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """As Watch.look: each stream by itself, those that sleep not at all."""
+        changed = torch.zeros_like(frame[:, :1], dtype=torch.bool)
+        by_loops = gates.has_loops(watch, frame.dtype)
+        if watch.gate.nonfinite == "hold":
+            frame = frame.clone()
+        for stream in self._awake:
+            if by_loops:
+                gates.look(watch, stream, frame[stream], self.stored[stream], changed[stream, 0])
+                continue
+            here = slice(stream, stream + 1)
+            frame[here], changed[here] = watch.of(stream).look(frame[here], self.stored[here])
+        return frame, changed
+
+    @property
+    def _awake(self) -> set[int]:
+        return set(range(len(self.values))) - set(self._asleep)
+
     def _changed(self, frame: Tensor) -> Tensor:
         """bool (N, 1, H, W)."""
         if not self._asleep:
             return self._differs(frame, self.stored)
         changed = torch.zeros_like(frame[:, :1], dtype=torch.bool)
-        for stream in set(range(len(frame))) - set(self._asleep):
+        for stream in self._awake:
             here = slice(stream, stream + 1)
             changed[here] = self._differs(frame[here], self.stored[here])
         return changed

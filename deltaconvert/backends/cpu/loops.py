@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 BLOCK = 256  # channels of a convolution: what nine taps of them weigh stays in the innermost cache
 
 
-def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     """The loop as machine code, from its first call on: to import numba takes time and memory."""
     machine_code = cache(lambda: _compile(loop))
     return lambda *arguments: machine_code()(*arguments)
@@ -49,7 +49,7 @@ def listed(mask: Tensor) -> Tensor:
     return torch.from_numpy(found[: _listed(flat, words, found)].copy())
 
 
-@_compiled
+@compiled
 def _listed(flat: Any, words: Any, found: Any) -> int:
     count = 0
     for word in range(len(words)):
@@ -71,7 +71,7 @@ def take_over(frame: Tensor, stored: Tensor, rows: Tensor, pixels: Tensor) -> No
     _take_over(*planes, rows.numpy(), pixels.numpy())
 
 
-@_compiled
+@compiled
 def _take_over(frame: Any, stored: Any, rows: Any, pixels: Any) -> None:
     _, channels, plane = frame.shape
     for pixel in pixels:
@@ -104,7 +104,7 @@ def renew(
     return torch.from_numpy(moved[: _renew(*arrays, mask.numpy(), whole, moved)])
 
 
-@_compiled
+@compiled
 def _renew(
     rows: Any, places: Any, new: Any, limits: Any, may: Any, mask: Any, whole: bool, moved: Any
 ) -> int:
@@ -165,7 +165,7 @@ def spread(pixels: Tensor, streams: int, tables: Tables, out_size: Pair) -> tupl
     return mask, torch.from_numpy(found[:count])
 
 
-@_compiled
+@compiled
 def _spread(pixels: Any, rows: Any, cols: Any, out_size: Pair, mask: Any, found: Any) -> int:
     height, width = rows.shape[0], cols.shape[0]
     count, stream, y, line = 0, 0, 0, -width  # `line` is the first pixel of the line that we are on
@@ -194,7 +194,7 @@ def touched(pixels: Tensor, size: Pair, edges: Pair, counts: Pair, streams: int)
     return torch.from_numpy(found[: _touched(pixels.numpy(), size, edges, counts, flags, found)])
 
 
-@_compiled
+@compiled
 def _touched(pixels: Any, size: Pair, edges: Pair, counts: Pair, flags: Any, found: Any) -> int:
     count, line, first = 0, -size[1], 0  # `first` is the first tile of the line of pixels that we are on
     for pixel in pixels:
@@ -217,7 +217,7 @@ def either(mask: Tensor, pixels: Tensor, others: Tensor) -> tuple[Tensor, Tensor
     return mask, torch.from_numpy(found[:count])
 
 
-@_compiled
+@compiled
 def _either(mask: Any, pixels: Any, others: Any, found: Any) -> int:
     count = len(pixels)
     found[:count] = pixels
@@ -251,7 +251,7 @@ def depthwise(
     return out
 
 
-@_compiled
+@compiled
 def _depthwise(
     rows: Any,
     index: Any,
