@@ -65,6 +65,7 @@ def test_every_setting_on_every_backend(backend, size):
 GATES = [
     {"smooth": 3, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9, "refresh": 7},
     {"smooth": 9, "peak": 18.0, "dilate": 12, "weak": 0.25},
+    {"smooth": 5, "peak": 2.0, "dilate": 3, "refresh": 9, "cut": 0.6},
     {"dilate": 40, "refresh": 5, "nonfinite": "hold"},
     {"smooth": 17, "noise": 1.0, "cut": 0.2},
     {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 2, "weak": 0.3, "refresh": 7},

@@ -64,7 +64,7 @@ KINDS: tuple[type[Step], ...] = (
 class Backend:
     """Makes the steps of one program; they share scratch memory and the tables of tiles of one geometry."""
 
-    takes_bytes = False
+    takes_bytes = True
 
     def __init__(self) -> None:
         self._scratch: dict[torch.dtype, Tensor] = {}

@@ -159,6 +159,7 @@ class FrameEdge(Edge):
         self.stored, self.watch = torch.empty(kept.shape, dtype=kept.dtype), watch
         super().__init__(kept)
         self._asleep: Collection[int] = ()
+        self._frame: Tensor | None = None  # the newest one, where it comes in another form
         self._integer = INTEGER[kept.dtype.itemsize]
 
     def reset(self, streams: slice) -> None:
@@ -170,7 +171,8 @@ class FrameEdge(Edge):
         self.stored[stream] = values
 
     def state_bytes(self) -> int:
-        return super().state_bytes() + self.stored.nbytes
+        held = 0 if self._frame is None else self._frame.nbytes
+        return super().state_bytes() + self.stored.nbytes + held
 
     def sleep(self, streams: Collection[int]) -> None:
         """These streams' images are those of the frame before, until it is said again."""
@@ -179,7 +181,7 @@ class FrameEdge(Edge):
             self.watch.sleep(streams)
 
     def run(self, frame: Tensor) -> None:
-        frame = frame.contiguous()
+        frame = self._in_form(frame)
         if self.watch is None:
             changed = self._changed(frame)
         else:
@@ -196,6 +198,17 @@ class FrameEdge(Edge):
             pixels = listed(changed)
             self._store(frame, pixels)
             self.mark(changed, self.pixel_count, count, pixels)
+
+    def _in_form(self, frame: Tensor) -> Tensor:
+        """In the type and layout of what is stored: bytes of a camera, channels last. Images of streams that sleep may
+        be older ones."""
+        if frame.dtype == self.stored.dtype and frame.is_contiguous():
+            return frame
+        if self._frame is None:
+            self._frame = torch.empty_like(self.stored)
+        for stream in self._awake:
+            self._frame[stream].copy_(frame[stream])
+        return self._frame
 
     def _store(self, frame: Tensor, pixels: Tensor) -> None:
         if loops.FOUND and frame.dtype in loops.DTYPES:
