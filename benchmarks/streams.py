@@ -210,10 +210,10 @@ class Bench:
         found: dict[str, Any] = {"cameras": 0}
         while self._servers:
             server = self._servers.pop()
-            guess = int(server.facts["batch"] / server.facts["batch_ms"] * 1e3 / self._options.fps)
+            guess = int(0.95 * server.facts["batch"] / server.facts["batch_ms"] * 1e3 / self._options.fps)
             served = server.facts | self._most(server, guess, 4096)
             found = max(served, found, key=lambda served: served["cameras"])
-            self._guess = 3 * found["cameras"]
+            self._guess = 4 * found["cameras"]
         make_room()
         return found
 
