@@ -178,7 +178,7 @@ def repeats(ms: float) -> int:
 
 
 def median_ms(run: Run, frame: Tensor) -> float:
-    once = min(timed(run, [frame] * 3)[0])
+    once = min(timed(run, [frame] * 2)[0])
     return statistics.median(timed(run, [frame] * repeats(once))[0])
 
 
