@@ -184,7 +184,8 @@ def beside_the_ratio(facts: dict[str, Any]) -> str:
     body = []
     for unit, rows in by_unit(facts).items():
         of = {row["case"]: row for row in rows if row["density"] is not None}
-        line = [str(unit), *(f"{of['100%'][key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))]
+        state, peak = (f"{of['100%'][key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))
+        line = [str(unit), state, peak if "frames" in rows[0] else ""]  # test frames were in it before
         for row in (of["5%"], of["100%"]):
             line += [f"{row['delta_ms']:.3g}", f"{row['p99_ms']:.3g}", f"{row['roofline']:.0%}"]
         body.append(line)
