@@ -88,7 +88,6 @@ def measure_network(name: str, options: argparse.Namespace) -> list[dict[str, An
     if options.size:
         shape = (*shape[:2], *map(int, options.size.split("x")))
     model, base = network(name), torch.rand(shape, generator=torch.Generator().manual_seed(1))
-    delta = deltaconvert.convert(model, base, backend="reference")
     folder = options.files or Path(options.scratch.name)
     size = "x".join(map(str, shape))
     exported, plain = folder / f"{name}_{size}_delta.onnx", folder / f"{name}_{size}_dense.onnx"

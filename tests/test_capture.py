@@ -204,6 +204,28 @@ def test_exported_operators_are_known(backend, name):
         assert_close(model(*frames), network(*frames))
 
 
+def test_programs_of_core_operators(backend):
+    """run_decompositions leaves some two hundred operators, which no network is written with."""
+    network = call(
+        lambda m, x: m.c(F.max_pool2d(m.groups(m.b(m.norm(m.a(x)).relu())), 2)).mul(
+            m.last(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2).mean((2, 3), keepdim=True)
+        ),
+        a=conv(),
+        norm=nn.BatchNorm2d(4),
+        b=nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2),
+        groups=nn.GroupNorm(2, 6),
+        c=conv(6, 4, groups=2, bias=False),
+        last=nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)),
+    )
+    program = exported(network).run_decompositions()
+    calls = scripted_videos([SHAPE], torch.float64)
+    model = deltaconvert.convert(program, calls[0], backend=backend)
+    assert not model.explain().islands, model.explain()
+    assert sum("BatchNorm" in row.operator for row in model.explain().rows) == 0
+    for frames in calls:
+        assert_close(model(*frames), network(*frames))
+
+
 def test_a_program_for_any_batch(backend):
     network = call(lambda m, x: m.b(m.norm(m.a(x)).relu()), a=conv(), norm=nn.BatchNorm2d(4), b=conv())
     program = exported(network, dynamic_shapes=(({0: AUTO, 2: AUTO},),))

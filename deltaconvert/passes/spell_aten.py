@@ -101,16 +101,16 @@ def _spellings(node: fx.Node, name: str) -> list[Call]:
 
 
 def _take_values(gm: fx.GraphModule) -> None:
-    """Maximum pools whose places nobody reads: only their values."""
-    plain = {"max_pool2d_with_indices": torch.max_pool2d, "adaptive_max_pool2d": F.adaptive_max_pool2d}
+    """Operators with several results of which only the first is read: the function that has no others."""
     for node in list(gm.graph.nodes):
-        function = plain.get(aten_name(node) or "")
-        if function is None or any(user.args[1:] != (0,) for user in node.users):
+        alone = _FIRST.get(aten_name(node) or "")
+        if alone is None or any(user.args[1:] != (0,) for user in node.users):
             continue
         for user in list(node.users):
             user.replace_all_uses_with(node)
             gm.graph.erase_node(user)
-        node.target = function
+        node.target, node.args, node.kwargs = alone(*node.args, **node.kwargs)
+        node.meta["val"] = node.meta["val"][0]
 
 
 # ---- operators whose public name takes other inputs
@@ -147,12 +147,47 @@ def _resize(mode: str, antialias: bool = False) -> Callable[..., Call]:
     return spelling
 
 
+def _convolution(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    out_padding: Any,
+    groups: int,
+) -> Call:
+    """What TorchScript and torch's core operators have for convolutions of all kinds."""
+    place = len(stride) - 1
+    if transposed:
+        function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[place]
+        return function, (x, weight, bias, stride, padding, out_padding, groups, dilation), {}
+    return (F.conv1d, F.conv2d, F.conv3d)[place], (x, weight, bias, stride, padding, dilation, groups), {}
+
+
+_FIRST: dict[str, Callable[..., Call]] = {
+    "max_pool2d_with_indices": lambda *args, **named: (torch.max_pool2d, args, named),
+    "adaptive_max_pool2d": lambda *args, **named: (F.adaptive_max_pool2d, args, named),
+    "_native_batch_norm_legit_no_training": lambda x, weight, bias, mean, var, momentum, eps: (
+        F.batch_norm,
+        (x, mean, var, weight, bias, False, momentum, eps),
+        {},
+    ),
+    "native_layer_norm": lambda x, shape, *rest: (F.layer_norm, (x, tuple(shape), *rest), {}),
+    "native_group_norm": lambda x, weight, bias, n, channels, pixels, groups, eps: (
+        F.group_norm,
+        (x, groups, weight, bias, eps),
+        {},
+    ),
+}
 _SPECIAL: dict[str, Callable[..., Call]] = {
     "slice": _slice,
     "select": lambda x, dim, index: _taken(x, dim, index),
     "index": _index,
     "to": _cast,
     "_to_copy": _cast,
+    "convolution": _convolution,
     "_unsafe_view": lambda x, size: ("reshape", (x, size), {}),
     "upsample_nearest2d": _resize("nearest"),
     "_upsample_nearest_exact2d": _resize("nearest-exact"),

@@ -62,14 +62,14 @@ def test_kinds_by_content(tmp_path, onnx, exported, scripted):
 
 
 def check_video(network, example, dense):
-    """Six frames of the converted network equal `dense`; a moving patch, then a still frame."""
+    """Six frames of the converted network, all deltas, equal `dense`; a moving patch, then a still frame."""
     delta = deltaconvert.convert(network, example, backend="cpu")
     frame = torch.rand(example[0].shape)
     for number in range(6):
         if number < 5:
             frame[:, :, number : number + 3, number : number + 4] = torch.rand(1)
         torch.testing.assert_close(delta(frame), dense(frame), rtol=1e-4, atol=1e-5)
-    assert delta.stats().work == 0
+    assert delta.stats().work == 0 and not delta.explain().islands
     return delta
 
 
@@ -160,6 +160,8 @@ def test_cli(tmp_path, onnx, scripted):
     torch.testing.assert_close(deltaconvert.load(out)(frame), tiny()(frame), rtol=1e-4, atol=1e-5)
     assert "leave the name out" in call("convert", onnx, "--arch", "resnet18", "-o", out, code=2).stderr
     assert "--trust" in call("convert", scripted, "--input", "1x3x14x10", "-o", out, code=1).stderr
+    trusted = call("convert", scripted, "--trust", "--input", "1x3x14x10", "-o", out, "--json")
+    assert json.loads(trusted.stdout)["delta_share"] == 1
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="needs shared/data: FastestDet as its authors exported it")
