@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -14,7 +15,18 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cameras, cpu, engines, gpu, gpu_ahead, gpu_frames, gpu_record, memory, streams  # noqa: E402
+from benchmarks import (
+    cameras,
+    cpu,
+    engines,
+    gpu,
+    gpu_ahead,
+    gpu_dense,
+    gpu_frames,
+    gpu_record,
+    memory,
+    streams,
+)  # noqa: E402
 
 
 @pytest.fixture
@@ -318,6 +330,12 @@ def test_gpu_units():
     assert len(units) == len(set(units)) == 6 * 4 + 6 + 1
     assert str(units[0]) == "resnet50:half:1" and gpu.Unit.of("hrnet_w32:tf32:64") in units
     assert gpu.Unit.of("hrnet_w32:tf32:64").size == (384, 288)
+
+
+def test_gpu_frames_are_next_to_each_other():
+    walk = gpu_frames.there_and_back("abc")  # "a" was just played
+    assert "".join(itertools.islice(walk, 9)) == "bcbabcbab"
+    assert [gpu_dense.repeats(ms) for ms in (0.1, 10, 200)] == [100, 15, 5]
 
 
 class Fits:
