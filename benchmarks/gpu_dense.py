@@ -30,11 +30,8 @@ Run = Callable[[Tensor], Any]
 # Modes of torch.compile that replay no graph of their own; the first is what "reduce-overhead" computes with.
 MODES = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 AHEAD = 200_000  # cycles for each frame: a tenth of a millisecond, which a call takes
-SPAN, LEAST, MOST = (
-    200.0,
-    8,
-    100,
-)  # a median is one of so many milliseconds, and of at least and at most so many times
+# A median is one of so many milliseconds, and of at least and at most so many times.
+SPAN, LEAST, MOST = 150.0, 5, 100
 
 
 def network(name: str, kind: str) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import (
+from benchmarks import (  # noqa: E402
     cameras,
     cpu,
     engines,
@@ -26,7 +26,7 @@ from benchmarks import (
     gpu_record,
     memory,
     streams,
-)  # noqa: E402
+)
 
 
 @pytest.fixture
