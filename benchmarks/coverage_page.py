@@ -50,13 +50,12 @@ from [coverage.json](../benchmarks/results/coverage.json), where `python benchma
 
 Random weights, norms with the statistics of a frame; threshold 0, 6 frames of odd size; reference backend, and {fast}
 networks on the cpu backend too, held to the same. *Difference* is the reference's largest one to the dense network in
-any frame, as a part of the largest value of that output. A *match* differs
-by less than {ROUNDING:g}; or, where a random network amplifies the rounding of float32, by less than
-{ROUNDING_DOUBLE:g} when both run in float64 (marked 64), or by less than ten times what the dense output moves by
-there when each weight moves by its last bit (*its own*). Detectors keep boxes however unsure they are, R-CNNs ten of
-them. timm: of each family with convolutions the smallest variant and the largest one of up to 45 million parameters.
-*Work in deltas* is the share of all multiply-accumulates; a *pure CNN* multiplies no maps with each other (attention)
-and mixes no tokens.
+any frame, as a part of the largest value of that output. A *match* differs by less than {ROUNDING:g}. Where a random
+network amplifies the rounding of float32, both run in float64 (marked 64) and differ by less than {ROUNDING_DOUBLE:g}
+there, or by less than ten times what the dense output moves by when each weight moves by its last bit (*its own*).
+Detectors keep boxes however unsure they are, R-CNNs ten of them. timm: of each family with convolutions the smallest
+variant and the largest one of up to 45 million parameters, and a few that were asked for by name. *Work in deltas* is
+the share of all multiply-accumulates; a *pure CNN* multiplies no maps with each other (attention) and mixes no tokens.
 
 """
     columns = (
