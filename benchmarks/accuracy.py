@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=24)
     parser.add_argument("--budgets", default="0.5,1,2", help="of calibrate, times the task's own")
     parser.add_argument("--paper-budgets", default="0.5,1,2,4", help="it spends less of them")
+    parser.add_argument(
+        "--single", action="store_true", help="in single precision, from the same bits anywhere"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes, on the CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="no part starts after so many")
     parser.add_argument(
@@ -73,6 +76,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
+    if options.single:
+        torch.backends.cudnn.allow_tf32 = False
     for name in options.tasks.split(","):
         begin = time.time()
         with torch.no_grad():
@@ -99,7 +104,7 @@ class Run:
         fresh = {**environment(), "rows": [], "settings": {}}
         self.kept = json.loads(self.out.read_text()) if self.out.exists() else fresh
         self.kept.setdefault("gpu", torch.cuda.get_device_name() if self.device.type == "cuda" else None)
-        half = self.device.type == "cuda" and not task.precise
+        half = self.device.type == "cuda" and not task.precise and not options.single
         self.type = torch.float16 if half else torch.float32
         task.network.eval().to(self.device, self.type)
 
@@ -303,7 +308,8 @@ class Run:
             picture = frame.permute(2, 0, 1)[None].float()
             if noise is not None:
                 picture = picture + torch.rand(picture.shape, generator=noise) * 2 - 1
-            found.append(self.task.prepare(picture.to(self.device)).to(self.type).contiguous())
+            where = "cpu" if self.options.single else self.device
+            found.append(self.task.prepare(picture.to(where)).to(self.device, self.type).contiguous())
         return found
 
     def _has(self, way: str, strength: float) -> bool:
