@@ -219,12 +219,14 @@ class DeltaModel(nn.Module):
             if self._compiled is not None:
                 outputs = self._compiled(self._order, self._number, frames)
                 return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
+            # Of networks that return sizes of their frame, which no operator of torch can. Asked for only here: it
+            # brings the compiler in, for seconds.
+            return self.signature.unflatten(torch.compiler.disable(self.frame)(frames))
         # torch says of the whole process that it is exporting: another thread's call is a frame.
-        elif torch.compiler.is_exporting() and any(map(is_fake, frames)):
+        if torch.compiler.is_exporting() and any(map(is_fake, frames)):
             raise DeltaConvertError("torch.export cannot keep a network's state: use deltaconvert.export_pt2")
         return self.signature.unflatten(self.frame(frames))
 
-    @torch.compiler.disable  # of networks that return sizes of their frame, which no operator of torch can
     def frame(self, frames: Sequence[Tensor]) -> list[Any]:
         """The call on flat inputs, as the signature flattens them; the flat outputs."""
         self._check(frames)
@@ -451,7 +453,7 @@ class DeltaModel(nn.Module):
             warnings.warn(
                 f"the input size changed from {_text(self._size)} to {_text(sizes)}: "
                 "planned anew, the state starts over",
-                stacklevel=7,
+                stacklevel=6,
             )
         self._program, self._size = program, sizes
 
