@@ -74,14 +74,22 @@ __device__ __forceinline__ bool differs(value fresh, value stored, number thresh
     return !((change < 0 ? -change : change) <= threshold);
 }
 
-// A kernel may start while the one before it in the stream still runs (programmatic dependent launch, from compute
-// capability 9.0 on), to get ready: weights, parameters, lists. Every kernel calls this, in all threads that read what
-// others wrote, and in block 0 whatever there is to do, before it lets go of the next: so when a kernel starts, all but
-// the one before it have ended and what they wrote is seen. What that one wrote may be read after this call, and
-// nothing may be written before it.
+// A kernel may start while those before it in the stream still run (programmatic dependent launch, from compute
+// capability 9.0 on), to get ready: weights, parameters, lists. It calls this in all threads that read what others wrote,
+// and in block 0 whatever there is to do: so no kernel ends before the one before it, and what any of them wrote may be
+// read after this call. Nothing may be written before it.
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// The first thing that a kernel with a list does. early: the list was complete before this kernel could start, so that
+// the next one may start right away; else this one waits for it first. `Backend.is_early` knows which.
+__device__ __forceinline__ void begin(int early) {
+    if (!early) return wait_for_predecessor();
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }

@@ -131,7 +131,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
     const int warp_m = warp % WARPS_M * (BM / WARPS_M), warp_n = warp / WARPS_M % WARPS_N * (BN / WARPS_N);
     const int warp_k = warp / (WARPS_M * WARPS_N);
     const Head h = *head;
-    if (!early) wait_for_predecessor();
+    begin(early);
     const int listed = *count, blocks_n = (channels + BN - 1) / BN;
     const int total = (listed + BM - 1) / BM * blocks_n;
     const int share = (h.steps + SPLIT - 1) / SPLIT;

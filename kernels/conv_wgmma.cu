@@ -11,7 +11,8 @@
 // time, they are taken; they make the same sums in the same order. SPLIT: then the blocks of a cluster share the steps of
 // a sum, as in kernels/conv_tiles.cu; else a block does all shares, and adds them in the same order.
 //
-// Launch: 2 * BM threads, STAGES * (BM + BN) * 128 + BM * 21 + SMALL_STAGES * 8 bytes of shared memory. Only for sm_90a.
+// Launch: 2 * BM threads; STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS) + BN * 4 + SMALL_STAGES * 8 bytes of
+// shared memory. Only for sm_90a.
 #include "tensor.cuh"
 
 #ifndef BM
@@ -53,7 +54,7 @@
 #define BYTES (STAGES * (BM + BN) * STEP)
 #define SMALL_STAGES (BYTES / (128 * STEP))
 
-struct Tap {
+struct __align__(8) Tap {
     int offset;  // from the row's first pixel, in pieces
     int bit;     // of Rows::inside; the last one past the last tap
 };
@@ -228,6 +229,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
 
     extern __shared__ __align__(1024) char memory[];
     struct Rows {          // of a tile
+        float bias[N];
         Bits inside[M];    // a bit for each tap
         int base[M];       // the first tap's pixel, in pieces from `at`
         int places[2][M];  // -1 past the list; in turns, the last tile is still being finished
@@ -326,11 +328,13 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     while (true) {
         const int next = block + stride, first_n = block % blocks_n * N + group_n;
         float sums[GROUP_N / WIDE][WIDE / 2], totals[IN_SHARES ? GROUP_N / WIDE : 1][WIDE / 2] = {};
+        const float bias = thread < N ? h.bias[block % blocks_n * N + thread] : 0;
         int more = 0, share = 1;
         const int* places = rows.places[turn];
         // Where this thread finishes pack i of a chunk.
         const auto row_of = [&](int i) { return group_m + warp % 4 * 16 + (i * 32 + lane) / (CHUNK / WIDTH); };
         const auto first_of = [&](int chunk) { return first_n + chunk * CHUNK + lane % (CHUNK / WIDTH) * WIDTH; };
+        const auto bias_of = [&](int first) { return *(const float4*)&rows.bias[first - (first_n - group_n)]; };
         const auto own_row = [&](int i) { return rank * (M / SPLIT) + (i * THREADS + thread) / (N / WIDTH); };
         const auto own_first = [&](int i) { return first_n - group_n + (i * THREADS + thread) % (N / WIDTH) * WIDTH; };
         Pack added[TOGETHER ? (EARLY_OWN ? EARLY_OWN : 1) : (EARLY ? EARLY : 1)][TOGETHER ? 1 : PACKS];
@@ -359,7 +363,10 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                 if (slot == S) slot = 0, phase ^= 1;
             }
             __syncthreads();
-            if (step == 0) describe(next, turn ^ 1);
+            if (step == 0) {
+                describe(next, turn ^ 1);
+                if (thread < N) rows.bias[thread] = bias;
+            }
 #if TYPE == 1 && ROUND
             u32 mine[P][4][4];
 #pragma unroll
@@ -437,7 +444,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                         for (int other = 0; other < SPLIT; other++)
                             add_from(v, j, staged + row * SUMS_PITCH + first - (first_n - group_n) + j, other);
 #pragma unroll
-                    for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
+                    for (int j = 0; j < WIDTH; j += 4) add_four(v, j, bias_of(first + j));
                     const Pack* early = i < EARLY_OWN ? &added[i < EARLY_OWN ? i : 0][0] : nullptr;
                     if (finish(v, work, place, first, !pass, early)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
                 }
@@ -477,7 +484,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
 #pragma unroll
                         for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(float4*)(from + j));
 #pragma unroll
-                        for (int j = 0; j < WIDTH; j++) v[j] += h.bias[first + j];
+                        for (int j = 0; j < WIDTH; j += 4) add_four(v, j, bias_of(first + j));
                         const Pack* early = EARLY ? &added[chunk % (EARLY ? EARLY : 1)][i] : nullptr;
                         if (finish(v, work, place, first, !pass, early))
                             atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
@@ -493,12 +500,24 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     }
 }
 
+// Bring the weights into the second-level cache while the kernels before this one run: from frame to frame they do not
+// stay there.
+__device__ __forceinline__ void prefetch_weights(const Head& h, int channels) {
+    const int whole = (channels + BN - 1) / BN * BN, rows = whole * even(h.steps);
+    const int share = (rows + gridDim.x - 1) / gridDim.x, first = blockIdx.x * share;
+    if (threadIdx.x == 0 && first < rows)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(h.weight + (size_t)first * STEP),
+                     "r"(min(share, rows - first) * STEP)
+                     : "memory");
+}
+
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
          const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, number threshold) {
     const Head h = *head;
-    if (!early) wait_for_predecessor();
+    begin(early);
     const Work work = {operands, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
+    if (early && work.listed) prefetch_weights(h, channels);
     const bool fits = !COMPARE || channels <= 64;  // a tile of 64 x 64
     const int few = (work.listed + 63) / 64 * ((channels + 63) / 64);  // tiles of 64 x 64
 #if SPLIT > 1

@@ -124,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     const int thread = blockIdx.x * blockDim.x + threadIdx.x, apart = gridDim.x * blockDim.x / packs * RUN;
     const int c = thread % packs * WIDTH;
     int at = thread / packs * RUN;
-    if (!early) wait_for_predecessor();
+    begin(early);
     const int listed = *count;
     const bool all = SLIDE && HOLD && listed == head->images * OH * OW;
     if (at >= (all ? apart : min(listed, apart))) {

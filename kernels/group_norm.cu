@@ -59,7 +59,7 @@ template <int lanes> __device__ __forceinline__ number sum_of(number mine) {
 extern "C" __global__ void __launch_bounds__(THREADS) moments(const Boxes* __restrict__ head, const Operand*, number* out,
                                                               int pitch, int channels, const int* list,
                                                               const int* count, int OH, int OW, int early) {
-    if (!early) wait_for_predecessor();
+    begin(early);
     const int each = channels / 2, chunks = (each + LANES * WIDTH - 1) / (LANES * WIDTH), total = *count * chunks;
     if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;
     if (early) wait_for_predecessor();
@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) moments(const Boxes* __res
 extern "C" __global__ void __launch_bounds__(THREADS) statistics(const Groups* __restrict__ head, const Operand*,
                                                                  value* out, int pitch, int channels, const int* list,
                                                                  const int* count, int OH, int OW, int early) {
-    if (!early) wait_for_predecessor();
+    begin(early);
     const Groups h = *head;
     const int total = *count * h.groups, each = h.channels / h.groups, values = h.rows * h.cols * each;
     if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;

@@ -430,7 +430,7 @@ __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, 
 extern "C" __global__ void commit(const value* fresh, long long sn, long long sc, long long sh, long long sw,
                                   value* stored, int pitch, u32* mask, int* changed, const int* list,
                                   const int* count, int C, int H, int W, Threshold threshold, int early) {
-    if (!early) wait_for_predecessor();
+    begin(early);
     const int lane = threadIdx.x & 31, warps = gridDim.x * blockDim.x >> 5, total = *count;
     int w = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     if (blockIdx.x > 0 && w - (int)(threadIdx.x >> 5) >= total) return;

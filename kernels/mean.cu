@@ -11,6 +11,7 @@
 #define LARGEST 0
 #endif
 #define THREADS 256
+#define AT_ONCE 8  // pixels of a thread
 
 struct Head {
     const value* at;                    // N x H x W
@@ -27,12 +28,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restri
                                                             int channels, const int* list, const int* count, int OH,
                                                             int OW, int early) {
     __shared__ number sums[WIDTH][THREADS];
-    if (!early) wait_for_predecessor();
+    begin(early);
     const int chunks = (channels + LANES * WIDTH - 1) / (LANES * WIDTH);
     const int total = *count * chunks;
     if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;
-    if (early) wait_for_predecessor();
     const Head h = *head;
+    if (early) wait_for_predecessor();
     const int thread = threadIdx.x, lane = thread % LANES, first = thread / LANES, apart = blockDim.x / LANES;
     for (int i = blockIdx.x; i < total; i += gridDim.x) {
         const int place = list[i / chunks], c = (i % chunks * LANES + lane) * WIDTH;
@@ -43,14 +44,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restri
 #pragma unroll
         for (int j = 0; j < WIDTH; j++) v[j] = LARGEST ? -(number)(1.0 / 0.0) : 0;
         if (c < channels) {
-#pragma unroll 8
-            for (int p = first; p < rows * cols; p += apart) {
-                const int row = top + p / cols, col = left + p % cols;
-                const number pixels = within(row * h.box_h, h.box_h, h.full_h) * within(col * h.box_w, h.box_w, h.full_w);
-                number tap[WIDTH];
-                fetch(tap, h.at + ((size_t)(n * h.H + row) * h.W + col) * h.pitch + c);
+            for (int begun = first; begun < rows * cols; begun += AT_ONCE * apart) {
+                Pack taps[AT_ONCE];  // all of them on their way at once
+                number pixels[AT_ONCE];
 #pragma unroll
-                for (int j = 0; j < WIDTH; j++) v[j] = joined(v[j], LARGEST ? tap[j] : pixels * tap[j]);
+                for (int k = 0; k < AT_ONCE; k++) {
+                    const int p = begun + k * apart, y = p / cols, row = top + y, col = left + p - y * cols;
+                    if (p >= rows * cols) continue;
+                    pixels[k] = within(row * h.box_h, h.box_h, h.full_h) * within(col * h.box_w, h.box_w, h.full_w);
+                    taps[k] = *(const Pack*)(h.at + ((size_t)(n * h.H + row) * h.W + col) * h.pitch + c);
+                }
+#pragma unroll
+                for (int k = 0; k < AT_ONCE; k++) {
+                    if (begun + k * apart >= rows * cols) continue;
+                    number tap[WIDTH];
+                    unpack(tap, taps[k]);
+#pragma unroll
+                    for (int j = 0; j < WIDTH; j++) v[j] = joined(v[j], LARGEST ? tap[j] : pixels[k] * tap[j]);
+                }
             }
         }
 #pragma unroll

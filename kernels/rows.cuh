@@ -9,7 +9,7 @@ __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& h, int plac
 extern "C" __global__ void __launch_bounds__(256) rows(const Head* __restrict__ h, const Operand* __restrict__ operands,
                                                        value* out, int pitch, int channels,
                                                        const int* list, const int* count, int OH, int OW, int early) {
-    if (!early) wait_for_predecessor();
+    begin(early);
     const int packs = (channels + WIDTH - 1) / WIDTH;
     const u32 total = (u32)*count * packs;
     if (blockIdx.x > 0 && blockIdx.x * blockDim.x >= total) return;

@@ -36,9 +36,15 @@ __device__ __forceinline__ void add_four(float (&to)[WIDTH], int first, float4 f
 }
 
 #if SPLIT > 1
-// Everyone in the cluster is here, and sees what the others wrote to shared memory.
+// Everyone in the cluster is here, and sees what the others wrote to shared memory. Ordering that memory alone saves
+// waiting for all that was written to the device's; compilers know how from CUDA 12.7 on.
 __device__ __forceinline__ void cluster_barrier() {
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1207
+    asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#else
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 

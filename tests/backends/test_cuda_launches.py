@@ -79,3 +79,23 @@ def test_without_the_drivers_bindings_launches_are_plain(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     assert kernels._driver() is None
     kernels._driver.cache_clear()
+
+
+def test_when_a_list_is_complete():
+    """As far as the kernels before have waited for it, when the next one may start."""
+
+    def early(*launches: bool, joined: bool = False) -> bool:
+        """Of a list that a first launch makes; launches behind it: whether they let go of the next before they wait."""
+        backend = cuda.Backend()
+        backend.launch(lambda *args, **options: None, (1,), 32)
+        listed = cuda.Listed(torch.zeros(1), torch.zeros(1), backend.launches)
+        for lets_go in launches:
+            backend._joined = joined
+            backend.launch(lambda *args, **options: None, (1,), 32, early=lets_go)
+        return backend.is_early(listed)
+
+    assert not early()
+    assert early(False)
+    assert not early(True) and not early(True, True)
+    assert early(True, False) and early(False, True)
+    assert early(True, joined=True)

@@ -240,6 +240,7 @@ class Backend:
         self._events: list[torch.cuda.Event] = []  # of this frame's launches there
         self._awaited = 0  # so many of them
         self.launches = 0  # so far, by this backend
+        self._ended = 0  # so many of them have when the next kernel starts
         self.kernel = lru_cache(maxsize=None)(_kernel)
         self.tuner = Tuner(partial(_Launch, self))
 
@@ -321,22 +322,26 @@ class Backend:
         threads: int,
         *args: Tensor | np.generic,
         shared_bytes: int | None = None,
+        early: bool = False,
     ) -> None:
+        """early: the next kernel may start before this one has waited for the one before it (`kernels/common.cuh`)."""
         self.launches += 1
         kernel(grid, threads, *args, overlap=not self._joined, shared_bytes=shared_bytes)
+        if self._joined or not early:
+            self._ended = self.launches - 1
         self._joined = False
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """What is launched inside runs beside what is launched after, until `join`."""
-        here, launches = torch.cuda.current_stream(), self.launches
+        here, launches, ended = torch.cuda.current_stream(), self.launches, self._ended
         if self._side is None:
             self._side = own_stream(here.device)
         self._side.wait_stream(here)
         self._joined = True
         with torch.cuda.stream(self._side), on_current_stream(here.device):
             yield
-        self.launches, self._forked, self._joined = launches, True, False
+        self.launches, self._ended, self._forked, self._joined = launches, ended, True, False
 
     def mark(self) -> int:
         """Inside `aside`: a place that `join` can wait for."""
@@ -357,8 +362,8 @@ class Backend:
             self._joined, self._awaited = True, mark
 
     def is_early(self, listed: Listed) -> bool:
-        """Whether a list is there when the next kernel starts: all launches but the one before it have ended then."""
-        return listed.launch < self.launches
+        """Whether a list is complete when the next kernel starts."""
+        return listed.launch <= self._ended
 
     def scratch(self, edge: Edge, place: int = 0) -> Tensor:
         """Memory of the shape and strides of an edge's values, the same for every step: valid until the next call.
@@ -405,7 +410,7 @@ class Backend:
         return self._counted
 
     def _start(self) -> None:
-        self._events, self._awaited = [], 0
+        self._events, self._awaited, self._ended = [], 0, self.launches
         if self._counters is not None:
             self._counters[: self._used].zero_()
 
@@ -541,6 +546,7 @@ class Step:
         """Store the candidates of a map that changed, and mark them."""
         edge = self.edge
         weighted = isinstance(edge.threshold, Tensor)
+        early = self._backend.is_early(self.candidates)
         _, channels, height, width = edge.values.shape
         self._backend.launch(
             self._backend.kernel("masks.cu", "commit", edge.values.dtype, WEIGHTED=int(weighted)),
@@ -558,7 +564,8 @@ class Step:
             np.int32(height),
             np.int32(width),
             self._threshold,
-            np.int32(self._backend.is_early(self.candidates)),
+            np.int32(early),
+            early=early,
         )
         if edge.threshold is not None:
             self._backend.list_behind(edge.marks)
@@ -597,6 +604,7 @@ class _Launch:
         return clusters * self._cluster
 
     def __call__(self, out: Tensor, candidates: Listed) -> None:
+        early = self._backend.is_early(candidates)
         self._backend.launch(
             self._kernel,
             (self._blocks,),
@@ -610,8 +618,9 @@ class _Launch:
             candidates.count,
             np.int32(self._height),
             np.int32(self._width),
-            np.int32(self._backend.is_early(candidates)),
+            np.int32(early),
             *self._more,
+            early=early,
         )
 
 

@@ -241,7 +241,8 @@ def by_wgmma(
     addresses = [t.data_ptr() for t in (source.values, packed, bias, table)]
     numbers = (apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps)
     stages = tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP
-    shared_bytes = stages + tile["BM"] * 21 + stages // (128 * STEP) * 8
+    of_rows = tile["BM"] * (21 if many else 17) + tile["BN"] * 4
+    shared_bytes = stages + of_rows + stages // (128 * STEP) * 8
     compares = _has_threshold(edge) and up == (1, 1) and tile["BN"] >= outputs
     more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
     if compares:
