@@ -29,7 +29,7 @@ from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import convs
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.backends.cuda.tail import Tail
-from deltaconvert.backends.cuda.tuning import places_of_a_box, seconds_of
+from deltaconvert.backends.cuda.tuning import box, places_of, seconds_of
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
@@ -140,11 +140,12 @@ class Layer:
         if self.other is not None:
             tail.then(Arithmetic("add", None, False), ["v", tail.operand(self.other, self.shape[2:])])
         tail.then(Pointwise("relu", {}), ["v"])
-        return cuda._Launch(backend, head, tail, self.edge)
+        return cuda.Launch(backend, head, tail, self.edge)
 
     def listed(self, density: float) -> Listed:
         """A box of each stream."""
-        return _list(places_of_a_box(self.shape, density, self.edge.values.device))
+        n, _, *size = self.shape
+        return _list(places_of(box(size, density, self.edge.values.device), n))
 
     def dense(self) -> Tensor:
         return self.operator(self.source.values)  # type: ignore[no-any-return]

@@ -86,7 +86,7 @@ def test_every_tile(gpu, layer, kind):
             tail.then(Arithmetic("add", None, False), ["v", tail.operand(other, shape[2:])])
         tail.then(Pointwise("relu", {}), ["v"])
         made = head()
-        launch = cuda._Launch(backend, made, tail, out)
+        launch = cuda.Launch(backend, made, tail, out)
         for mask in masks:
             out.values.fill_(float("nan"))
             with on_current_stream(DEVICE):

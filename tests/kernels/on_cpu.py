@@ -72,9 +72,10 @@ def without_a_gpu(patch: pytest.MonkeyPatch) -> None:
     """For the time of a test, backend="cuda" runs on the CPU."""
     properties = SimpleNamespace(multi_processor_count=1, major=7, shared_memory_per_block_optin=60 << 10)
     patch.setattr(cuda, "why_not", lambda device: None)
-    patch.setattr(cuda, "Kernel", Kernel)
+    patch.setattr(cuda.launches, "Kernel", Kernel)
     patch.setattr(cuda, "Recording", Recording)
-    patch.setattr(cuda, "THREADS", 64)
+    for module in (cuda, cuda.edges, cuda.steps):
+        patch.setattr(module, "THREADS", 64)
     patch.setattr(cuda.means, "on_current_stream", lambda device: contextlib.nullcontext())
     patch.setattr(cuda.Backend, "aside", lambda backend: contextlib.nullcontext())
     patch.setattr(cuda.Backend, "mark", lambda backend: 0)

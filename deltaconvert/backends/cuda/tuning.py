@@ -191,13 +191,17 @@ def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-
 
 def boxes(size: Sequence[int], device: torch.device) -> Tensor:
     """bool (BOXES, 1, H, W): boxes in the middle of a frame of `size`."""
+    return torch.stack([box(size, share, device) for share in BOXES])
+
+
+def box(size: Sequence[int], share: float, device: torch.device) -> Tensor:
+    """bool (1, H, W)."""
     height, width = size
-    masks = torch.zeros(len(BOXES), 1, height, width, dtype=torch.bool, device=device)
-    for mask, share in zip(masks[:, 0], BOXES, strict=True):
-        high, wide = (max(1, round(side * share**0.5)) for side in size)
-        y, x = (height - high) // 2, (width - wide) // 2
-        mask[y : y + high, x : x + wide] = True
-    return masks
+    mask = torch.zeros(1, height, width, dtype=torch.bool, device=device)
+    high, wide = (max(1, round(side * share**0.5)) for side in size)
+    y, x = (height - high) // 2, (width - wide) // 2
+    mask[:, y : y + high, x : x + wide] = True
+    return mask
 
 
 def weights_of(expected: Tensor) -> dict[int, float]:

@@ -1,0 +1,187 @@
+"""Deltas: the values of a map, and where they changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.base import Map
+from deltaconvert.backends.cuda.convs import pitch_of
+from deltaconvert.backends.cuda.gates import Looks, has_kernels
+from deltaconvert.backends.cuda.kernels import number_of, strides_of
+from deltaconvert.backends.cuda.launches import THREADS, blocks_of
+from deltaconvert.backends.cuda.marks import Listed, Marks
+from deltaconvert.backends.cuda.tuning import boxes
+from deltaconvert.backends.reference import fill_unseen
+from deltaconvert.gate import Watch
+
+if TYPE_CHECKING:
+    from deltaconvert.backends.cuda import Backend
+
+
+class Edge:
+    """One delta: values (N, C, H, W; channels last in memory, a pixel every `pitch` values) and marks."""
+
+    is_kept = True
+
+    def __init__(self, kept: Map, memory: Tensor | None = None, is_part: bool = False, passes: bool = False):
+        """memory: N H W and channels, where others lie beside it; is_part: the memory is another edge's. passes: see
+        `passing.py`."""
+        n, channels, height, width = kept.shape
+        self.threshold = kept.threshold
+        self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
+        self.beside = 0  # bytes of what a step keeps beside it
+        self.planes: Planes | None = None  # where the values are needed as a dense map
+        self.expected: Any = None  # until the first frame: where it can change if one of `tuning.boxes` does
+        if memory is None:
+            pitch = pitch_of(channels, kept.dtype)
+            memory = torch.zeros(n, height, width, pitch, dtype=kept.dtype, device=kept.device)
+        self.pitch, self.is_part = memory.stride(2), is_part
+        self.passes = passes and self.pitch == channels
+        self.values = memory[..., :channels].permute(0, 3, 1, 2)
+        self.marks: Marks
+        self.computed: Tensor  # int32 (1), pixels that this frame computed
+        self.reset(slice(None))
+
+    def reset(self, streams: slice) -> None:
+        if self.is_kept:
+            fill_unseen(self.values[streams])
+
+    def put(self, stream: int, values: Tensor) -> None:
+        """Go on from `values` (C H W)."""
+        self.values[stream] = values
+        if self.planes is not None:
+            self.planes.put(stream, values)
+
+    def pass_on(self, memory: Tensor) -> None:
+        """Compute into memory that others use as well: what it holds is gone with the next step."""
+        self.values, self.is_kept = memory, False
+
+    @property
+    def mask(self) -> Tensor:
+        return self.marks.dense()
+
+    @property
+    def changed(self) -> bool:
+        """Always true: to know it would wait for the device."""
+        return True
+
+    def dense(self) -> Tensor:
+        """N C H W in memory, read-only. Of a step it is the same tensor in every frame."""
+        if self.planes is None:
+            return self.values.clone(memory_format=torch.contiguous_format)
+        return self.planes.current()
+
+    def state_bytes(self) -> int:
+        kept = self.beside + (0 if self.planes is None else self.planes.state_bytes())
+        own = 0 if self.is_part or not self.is_kept else self.values.untyped_storage().nbytes()
+        return own + self.marks.bits.nbytes + kept
+
+
+class Planes:
+    """The values of a step's edge as a dense map, N C H W: what a frame computed is laid out anew."""
+
+    def __init__(self, backend: Backend, edge: Edge, computed: Listed):
+        self._backend, self._edge, self._computed = backend, edge, computed
+        self._values: Tensor | None = None  # nobody asked yet
+
+    def current(self) -> Tensor:
+        edge = self._edge
+        if self._values is None:
+            self._values = edge.values.clone(memory_format=torch.contiguous_format)
+        _, channels, height, width = edge.values.shape
+        vector = max(1, 16 // edge.values.dtype.itemsize)
+        self._backend.launch(
+            self._backend.kernel("planes.cu", "planes", edge.values.dtype, WIDTH=min(vector, edge.pitch)),
+            (blocks_of(edge),),
+            THREADS,
+            edge.values,
+            np.int32(edge.pitch),
+            self._values,
+            self._computed.places,
+            self._computed.count,
+            np.int32(channels),
+            np.int32(height),
+            np.int32(width),
+        )
+        return self._values
+
+    def put(self, stream: int, values: Tensor) -> None:
+        if self._values is not None:
+            self._values[stream] = values
+
+    def state_bytes(self) -> int:
+        return 0 if self._values is None else self._values.nbytes
+
+
+class FrameEdge(Edge):
+    """A delta that dense values come in by, or bytes that become such values on the way.
+
+    watch: the gate that decides what is new, if there is one.
+    """
+
+    threshold: float
+
+    def __init__(self, backend: Backend, kept: Map, watch: Watch | None):
+        self.watch = watch
+        super().__init__(kept)
+        self._awake = torch.ones(kept.shape[0], dtype=torch.int32, device=kept.device)
+        self.expected = boxes(kept.shape[2:], kept.device)
+        self.marks = backend.marks(kept.shape, kept.device, backend.place)
+        self.computed = backend.counter(1, kept.device)
+        self._backend = backend
+        self._looks = Looks(backend, self, watch) if watch is not None and has_kernels(watch) else None
+
+    def sleep(self, streams: Collection[int]) -> None:
+        """These streams' images are those of the frame before, until it is said again."""
+        if self.watch is not None:
+            self.watch.sleep(streams)
+            return
+        awake = [int(stream not in streams) for stream in range(len(self._awake))]
+        self._awake.copy_(torch.tensor(awake, dtype=torch.int32), non_blocking=True)
+
+    def run(self, frame: Tensor) -> None:
+        if self._looks is not None:
+            self._looks.run(frame)
+        elif self.watch is not None:
+            self._run_watched(self.watch, frame)
+        else:
+            self._compare(frame)
+        self._backend.list_behind(self.marks)
+
+    def _compare(self, frame: Tensor) -> None:
+        n, channels, height, width = self.values.shape
+        pixels, macros = 1, {"BYTES": int(frame.dtype == torch.uint8)}
+        run = 8 // frame.dtype.itemsize  # pixels of a thread: 8 bytes of each channel
+        apart = (frame.data_ptr() // frame.dtype.itemsize, *frame.stride()[:3])
+        side_by_side = channels <= 4 and frame.stride(3) == 1 and frame.dtype == self.values.dtype
+        if side_by_side and all(step % run == 0 for step in (width, *apart)):
+            pixels, macros = run, {"PIXELS": run, "CHANNELS": channels}
+        self._backend.launch(
+            self._backend.kernel("masks.cu", "sparsify", self.values.dtype, **macros),
+            (-(-height * self.marks.bits.shape[2] * 32 // (THREADS * pixels)), n),
+            THREADS,
+            frame,
+            *strides_of(frame),
+            self.values,
+            np.int32(self.pitch),
+            self._awake,
+            self.marks.bits,
+            self.marks.changed,
+            self.computed,
+            np.int32(channels),
+            np.int32(height),
+            np.int32(width),
+            number_of(self.threshold, self.values.dtype),
+        )
+
+    def _run_watched(self, watch: Watch, frame: Tensor) -> None:
+        """By torch, inside the graph."""
+        frame, mask = watch.look(frame.to(self.values.dtype), self.values)
+        self.values.copy_(torch.where(mask, frame, self.values))
+        self.marks.put(mask)
+        self.computed.fill_(mask.numel())

@@ -1,0 +1,80 @@
+"""A computing kernel with its parameters: compiled, and launched on a list of pixels."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.cuda.convs import Head, blocks_at_once
+from deltaconvert.backends.cuda.kernels import TYPES, Kernel
+from deltaconvert.backends.cuda.marks import Listed
+from deltaconvert.backends.cuda.tail import Tail, device_bytes
+
+if TYPE_CHECKING:
+    from deltaconvert.backends.cuda import Backend
+    from deltaconvert.backends.cuda.edges import Edge
+
+THREADS = 256
+# Blocks of the kernels that walk a list: enough to fill the device, few enough that a still frame's cost nothing.
+BLOCKS_PER_PROCESSOR = 8
+
+
+class Launch:
+    """A computing kernel with its parameters on the device."""
+
+    def __init__(self, backend: Backend, head: Head, tail: Tail, edge: Edge):
+        _, channels, height, width = edge.values.shape
+        rows, cols = head.up
+        self._channels, self._height, self._width = channels * rows * cols, height // rows, width // cols
+        self._pitch, self._threads = edge.pitch, head.threads
+        vector = max(1, 16 // edge.values.dtype.itemsize)
+        macros = {"WIDTH": min(vector, edge.pitch), **head.macros, **tail.macros()}
+        self._kernel = backend.kernel(head.source, head.name, edge.values.dtype, head.shared_bytes, **macros)
+        self._head, self._operands = device_bytes(head.packed, edge.values.device), tail.packed()
+        self._kept, self._backend = (head, tail), backend
+        self.compares, self._more = head.compares, head.more
+        self._cluster, self._most = head.cluster, blocks_of(edge, head.shared_bytes)
+
+    @cached_property
+    def _blocks(self) -> int:
+        """As many as run at a time; clusters do not fill every multiprocessor."""
+        clusters = self._most // self._cluster
+        if self._cluster > 1:
+            clusters = min(clusters, self._kernel.clusters_at_once(self._cluster, self._threads) or clusters)
+        return clusters * self._cluster
+
+    def __call__(self, out: Tensor, candidates: Listed) -> None:
+        early = self._backend.is_early(candidates)
+        self._backend.launch(
+            self._kernel,
+            (self._blocks,),
+            self._threads,
+            self._head,
+            self._operands,
+            out,
+            np.int32(self._pitch),
+            np.int32(self._channels),
+            candidates.places,
+            candidates.count,
+            np.int32(self._height),
+            np.int32(self._width),
+            np.int32(early),
+            *self._more,
+            early=early,
+        )
+
+
+def kernel_for(source: str, name: str, dtype: torch.dtype, shared_bytes: int = 0, **macros: Any) -> Kernel:
+    # Maps of integers are moved, and compared by their bits: any type of their size will do.
+    kind = TYPES[dtype] if dtype in TYPES else {8: 0, 4: 1, 2: 2, 1: 4}[dtype.itemsize]
+    return Kernel(source, name, {"TYPE": kind, **macros}, shared_bytes)
+
+
+def blocks_of(edge: Edge, shared_bytes: int = 0) -> int:
+    """Blocks that walk a list: as many as run at a time."""
+    at_once = BLOCKS_PER_PROCESSOR if shared_bytes == 0 else blocks_at_once(shared_bytes)
+    return at_once * torch.cuda.get_device_properties(edge.values.device).multi_processor_count

@@ -1,0 +1,167 @@
+"""One operator of a network: its candidates, and how they are computed and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, reduce
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.cuda.edges import Edge, Planes
+from deltaconvert.backends.cuda.heads import head_of
+from deltaconvert.backends.cuda.kernels import number_of, strides_of
+from deltaconvert.backends.cuda.launches import THREADS, Launch, blocks_of
+from deltaconvert.backends.cuda.marks import Listed, Listing, keeps_places, needed
+from deltaconvert.backends.cuda.tail import NoKernel
+from deltaconvert.ops.base import Operator
+from deltaconvert.reach import Pixel, Reach, Window
+
+if TYPE_CHECKING:
+    from deltaconvert.backends.cuda import Backend
+
+
+def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
+    """The list of pixels that a step computes, from its inputs' marks by its reaches; and the edge's own marks."""
+    read = [(reach, source.marks) for reach, source in zip(reaches, inputs, strict=True)]
+    pairs = needed(read)
+    n, _, height, width = edge.values.shape
+    device = edge.values.device
+    (reach, first), alone = pairs[0], len(pairs) == 1
+    if alone and isinstance(reach, Pixel) and edge.threshold is None and first.listed is not None:
+        edge.marks = first
+        return first.listed
+    behind = max(marks.source for _, marks in pairs)
+    listed = Listed(
+        torch.zeros(n * height * width, dtype=torch.int32, device=device), backend.counter(1, device)
+    )
+    compared = edge.threshold is not None
+    edge.marks = backend.marks((n, 1, height, width), device, backend.place if compared else behind)
+    if not compared:
+        edge.marks.listed = listed
+        edge.marks.seen = (reach, first) if alone and isinstance(reach, Window) else None
+        among = [marks for reach, marks in read if keeps_places(reach)]
+        edge.marks.covers = frozenset(among).union(*(marks.covers for marks in among))
+    bits = torch.zeros_like(edge.marks.bits) if compared else edge.marks.bits
+    backend.add_listing(behind, Listing(edge.marks, listed, bits, pairs))
+    return listed
+
+
+def changes_of(backend: Backend, edge: Edge) -> Listed:
+    """The list of an edge's changed pixels."""
+    if edge.marks.listed is None:
+        n, _, height, width = edge.values.shape
+        shape, device, source = (n, 1, height, width), edge.values.device, edge.marks.source
+        copied = backend.marks(shape, device, source)
+        listed = Listed(
+            torch.zeros(n * height * width, dtype=torch.int32, device=device), backend.counter(1, device)
+        )
+        backend.add_listing(source, Listing(copied, listed, copied.bits, [(Pixel(), edge.marks)]))
+        edge.marks.listed = listed
+    return edge.marks.listed
+
+
+class Step:
+    """One operator: compute the candidates and store them."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        operator: Operator,
+        reaches: Sequence[Reach],
+        inputs: Sequence[Edge],
+        edge: Edge,
+        in_place: bool = False,
+    ):
+        """in_place: the inputs are parts of the edge already."""
+        self.operator, self.inputs, self.edge = operator, inputs, edge
+        spreads = (reach.spread(source.expected) for reach, source in zip(reaches, inputs, strict=True))
+        edge.expected = reduce(torch.logical_or, spreads)
+        self.candidates = candidates_of(backend, reaches, inputs, edge)
+        backend.pass_on(reaches, inputs)
+        self._rows = self.candidates  # what the kernel walks
+        edge.computed, edge.planes = self.candidates.count, Planes(backend, edge, self.candidates)
+        self._backend = backend
+        self._compute: Callable[[], None]
+        if in_place:
+            self._compute = lambda: None
+            return
+        try:
+            head, tail = head_of(operator, reaches, inputs, edge, backend.tuner)
+        except NoKernel:
+            self._compute = self._whole
+        else:
+            self._launch = Launch(backend, head, tail, edge)
+            self._compute = self._listed
+            if head.up != (1, 1):
+                self._rows = changes_of(backend, inputs[0])
+
+    def rebuild(self) -> None:
+        """Nothing is kept beside the edges."""
+
+    def run(self) -> None:
+        self._backend.join(max(self.candidates.aside, self._rows.aside))
+        self._compute()
+
+    def compute(self, candidates: Listed) -> None:
+        """The pixels of a list, at once into the state."""
+        self._launch(self.edge.values, candidates)
+
+    def _listed(self) -> None:
+        """Candidates alone. A threshold decides about whole pixels, so a kernel that has not all of their channels at
+        hand leaves them in scratch."""
+        edge = self.edge
+        if edge.threshold is None:
+            self._launch(edge.values, self._rows)
+        elif self._launch.compares:
+            self._launch(edge.values, self._rows)
+            self._backend.list_behind(edge.marks)
+        else:
+            fresh = self._backend.scratch(edge)
+            self._launch(fresh, self._rows)
+            self._commit(fresh)
+
+    def _whole(self) -> None:
+        """By torch; cuDNN's faster algorithms for transposed convolutions add in any order."""
+        with torch.backends.cudnn.flags(
+            enabled=True, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32
+        ):
+            self._commit(self.operator(*(source.values for source in self.inputs)))
+
+    def _commit(self, fresh: Tensor) -> None:
+        """Store the candidates of a map that changed, and mark them."""
+        edge = self.edge
+        weighted = isinstance(edge.threshold, Tensor)
+        early = self._backend.is_early(self.candidates)
+        _, channels, height, width = edge.values.shape
+        self._backend.launch(
+            self._backend.kernel("masks.cu", "commit", edge.values.dtype, WEIGHTED=int(weighted)),
+            (blocks_of(edge),),
+            THREADS,
+            fresh,
+            *strides_of(fresh),
+            edge.values,
+            np.int32(edge.pitch),
+            edge.marks.bits,
+            edge.marks.changed,
+            self.candidates.places,
+            self.candidates.count,
+            np.int32(channels),
+            np.int32(height),
+            np.int32(width),
+            self._threshold,
+            np.int32(early),
+            early=early,
+        )
+        if edge.threshold is not None:
+            self._backend.list_behind(edge.marks)
+
+    @cached_property
+    def _threshold(self) -> Tensor | np.generic:
+        """What `commit` compares with: a number, or one for each channel."""
+        threshold, dtype = self.edge.threshold, self.edge.values.dtype
+        if isinstance(threshold, Tensor):
+            return threshold.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        return number_of(-1.0 if threshold is None else threshold, dtype)
