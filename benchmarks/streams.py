@@ -160,7 +160,8 @@ class Worker:
         """And wait for it: the next one needs its memory."""
         with suppress(BrokenPipeError):
             self._line.send(None)
-        self._process.join()
+        self._process.join(10)
+        self._process.kill()  # compilers that it started keep some waiting
 
 
 def work(line: Any, name: str, options: argparse.Namespace, gpu: int) -> None:
@@ -340,7 +341,7 @@ class Pooled:
         a camera's first the share of its pixels that changed and of a dense frame's work that it took."""
         self.begin(cameras)
         difference, density, before = measure.Difference(), [], (0, 0)
-        for step in range(40):
+        for step in range(min(40, len(images[0]))):
             for camera in range(cameras):
                 self.put(camera, frame_of(images, camera, step))
             self.launch()
