@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
+import anyio
 import anyio.to_thread
 
 from deltaconvert.serve.limits import Refused
@@ -21,7 +22,9 @@ from deltaconvert.serve.worker import Worker
 
 RESTART = 120.0  # seconds that a dead worker may take to come back
 PAUSE = 0.2  # seconds between two looks at it
-CALLS = 64  # of one worker at a time; most of them wait for a result
+CALLS = (
+    256  # of one worker at a time; most of them wait for a result, or for a picture that somebody looks at
+)
 
 
 class Fleet(Protocol):
@@ -45,9 +48,10 @@ class Local:
 
     def __init__(self, **options: Any):
         self._worker = Worker(**options)
+        self._calls = anyio.CapacityLimiter(CALLS)
 
     async def call(self, stream: str, method: str, *args: Any) -> Any:
-        return await anyio.to_thread.run_sync(functools.partial(getattr(self._worker, method), stream, *args))
+        return await self._run(method, stream, *args)
 
     async def join(self, stream: str) -> None:
         await self.call(stream, "join")
@@ -56,7 +60,7 @@ class Local:
         await self.call(stream, "drop")
 
     async def stats(self) -> dict[str, dict[str, Any]]:
-        found = await anyio.to_thread.run_sync(self._worker.stats)
+        found = await self._run("stats")
         return {stream: {**stats, "worker": 0} for stream, stats in found.items()}
 
     async def alive(self) -> list[bool]:
@@ -64,6 +68,10 @@ class Local:
 
     def close(self) -> None:
         self._worker.close()
+
+    async def _run(self, method: str, *args: Any) -> Any:
+        call = functools.partial(getattr(self._worker, method), *args)
+        return await anyio.to_thread.run_sync(call, limiter=self._calls)
 
 
 class Rays:

@@ -278,11 +278,15 @@ class Worker:
             camera.result = {**found, "error": f"the network raised on it: {result.error}"}
             return
         camera.latencies.append(result.latency)
-        outputs = describe(result.output)
-        if image is not None and time.monotonic() - camera.looked_at < LOOKED_AT:
-            with suppress(StreamError):  # dropped meanwhile
-                camera.picture = self._drawn(name, image, outputs)
-        camera.result = {**found, "outputs": outputs}
+        try:
+            outputs = describe(result.output)
+            if image is not None and time.monotonic() - camera.looked_at < LOOKED_AT:
+                with suppress(StreamError):  # dropped meanwhile
+                    camera.picture = self._drawn(name, image, outputs)
+        except Exception as error:  # the thread serves others too
+            camera.result = {**found, "error": f"its result cannot be shown: {error}"}
+        else:
+            camera.result = {**found, "outputs": outputs}
 
     def _drawn(self, stream: str, image: Tensor, outputs: list[dict[str, Any]]) -> bytes:
         mask = torch.zeros(image.shape[:2], dtype=torch.bool)

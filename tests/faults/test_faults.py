@@ -184,9 +184,6 @@ def test_two_models_in_two_threads(backend):
     """Models do not share state: each gives bit for bit what it gives alone."""
     frames = [video(seed) for seed in range(2)]
     models = [deltaconvert.convert(network(), frames[0][0], backend=backend) for _ in range(2)]
-    alone = [
-        [copy.deepcopy(model)(frame) for frame in [f[0]]] for model, f in zip(models, frames, strict=True)
-    ]
     alone = []
     for model, own in zip(models, frames, strict=True):
         twin = copy.deepcopy(model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
+import threading
 import time
 import zlib
 
@@ -191,3 +193,15 @@ def test_the_live_picture(file):
 def test_the_page_names_only_this_server(serving):
     page = serving().get("/").text
     assert "/streams" in page and not re.search(r"https?://", page)
+
+
+def test_many_requests_wait_at_a_time(file):
+    """Each waits in a thread: those that a hundred viewers take are no reason for a frame to wait."""
+    fleet, together = Local(file=file, limits=Limits()), threading.Barrier(100)
+    fleet._worker.wait = lambda stream: together.wait(30)
+
+    async def scenario():
+        return await asyncio.gather(*(fleet.call(str(place), "wait") for place in range(100)))
+
+    assert sorted(asyncio.run(scenario())) == list(range(100))
+    fleet.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from serving import frame
+from serving import frame, png
 
 from deltaconvert import video
 from deltaconvert.errors import VideoError
@@ -95,3 +95,21 @@ def test_a_camera_that_never_answered(worker, monkeypatch):
 def test_passwords_are_not_shown():
     assert without_password(f"{URL}: no answer") == "rtsp://camera/1: no answer"
     assert without_password("file:///a@b") == "file:///a@b"
+
+
+def test_a_result_that_cannot_be_shown_stays_with_its_stream(worker, monkeypatch):
+    """The thread that runs all streams goes on."""
+    describe = module.describe
+
+    def fussy(output):
+        if worker.picky:
+            raise MemoryError("no room for a picture")
+        return describe(output)
+
+    monkeypatch.setattr(module, "describe", fussy)
+    worker.picky = True
+    with pytest.raises(Refused, match="cannot be shown: no room for a picture"):
+        worker.frame("a", png(frame(0)), "image/png")
+    worker.picky = False
+    assert worker.frame("a", png(frame(1)), "image/png")["frame"] == 2
+    assert worker.alive()
