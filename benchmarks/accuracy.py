@@ -179,6 +179,8 @@ class Run:
         begin, together = time.time(), Together(trials, len(todo))
         searches = {key: Search(together, budgets[key]) for key in todo}  # type: ignore[arg-type]
         until = time.monotonic() + self.options.search_seconds
+        kept = self.kept["settings"].items()
+        others = [self._setting(found) for name, found in kept if name.startswith("ours")]
         for (way, _), search in searches.items():
             if way == "ours":
                 search.look_at = _until(until, search.look_at, trials.at_once)  # type: ignore[method-assign]
@@ -188,7 +190,7 @@ class Run:
                 if way == "paper":
                     return search.front_to_back()
                 with suppress(TimeoutError):
-                    search.allocate(GATES, rounds=ROUNDS)
+                    search.allocate(GATES, ROUNDS, others)
                 return Setting(())  # the best of all searches follows
 
         with ThreadPoolExecutor(len(todo)) as pool:

@@ -285,7 +285,7 @@ def highway(calibration: int, test: int) -> Task:
         truth_of,
         "AP against boxes of the human masks",
         0.1,
-        80,
+        40,
     )
 
 

@@ -100,10 +100,10 @@ class Search:
         for first in range(0, len(settings), self.trials.at_once):
             yield from self.look_at(settings[first : first + self.trials.at_once])
 
-    def allocate(self, gates: Sequence[Gate], rounds: int) -> Setting:
+    def allocate(self, gates: Sequence[Gate], rounds: int, begin: Sequence[Setting] = ()) -> Setting:
         """The input and the layers together, with the layers all alike and as the paper has them; then each layer
         apart, and the input again for the layers found. It is never worse than the paper's: that is one of its
-        beginnings."""
+        beginnings. Others are in `begin`: what was found for another budget, of which each is followed by itself."""
         rest = tuple(1.0 if site.kind == "activation" else 0.1 for site in self.trials.sites)
         alike = [
             Setting(tuple(start * share for share in rest), gate=gate) for gate in gates for start in STARTS
@@ -113,16 +113,22 @@ class Search:
         paper = self.front_to_back()
         found += [paper] + [self._with_input_of(setting, paper) for setting in found]
         found += [replace(setting, weighted=True) for setting in found]
-        setting = min(self.scaled(found, TRIES, but=self.inputs), key=self._rank)
-        step = STEP
-        for number in range(rounds):
-            moved = self.scaled(self.reallocated(setting, step), TRIES, start=2.0)
-            best = min((setting, *moved), key=self._rank)
-            if self.look(best).work > (1 - LITTLE) * self.look(setting).work:
-                step = math.sqrt(step)
-            setting = self.regated(best, gates) if number % 3 == 0 else best
+        leading = [min(self.scaled(found, TRIES, but=self.inputs), key=self._rank)]
+        leading += self.scaled(begin, TRIES, start=2.0)
+        self.settled(leading, gates, rounds)
         self.scaled([self.best()], 2 * TRIES, start=1.2)
         return self.best()
+
+    def settled(self, leading: list[Setting], gates: Sequence[Gate], rounds: int) -> None:
+        """Each layer apart, in rounds, for each of some beginnings; now and then the gate and the input again."""
+        steps = [STEP] * len(leading)
+        for number in range(rounds):
+            for place, setting in enumerate(leading):
+                moved = self.scaled(self.reallocated(setting, steps[place]), TRIES, start=2.0)
+                best = min((setting, *moved), key=self._rank)
+                if self.look(best).work > (1 - LITTLE) * self.look(setting).work:
+                    steps[place] = math.sqrt(steps[place])
+                leading[place] = self.regated(best, gates) if number % 3 == 0 else best
 
     def regated(self, setting: Setting, gates: Sequence[Gate]) -> Setting:
         """With the gate and the input's threshold that suit its layers best."""
