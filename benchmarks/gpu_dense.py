@@ -27,8 +27,13 @@ from deltaconvert.trace import trace
 
 TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float": torch.float32}
 Run = Callable[[Tensor], Any]
-# Modes of torch.compile that replay no graph of their own; the first is what "reduce-overhead" computes with.
-MODES = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+# What torch.compile is told; none replays a graph of its own, and the first is what "reduce-overhead" computes with. In
+# the second 1x1 convolutions are products of matrices, as max-autotune has them, without its search.
+MODES: dict[str, dict[str, Any]] = {
+    "compile": {"mode": "default"},
+    "products": {"options": {"conv_1x1_as_mm": True}},
+    "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+}
 AHEAD = 200_000  # cycles for each frame: a tenth of a millisecond, which a call takes
 # A median is one of so many milliseconds, and of at least and at most so many times.
 SPAN, LEAST, MOST = 150.0, 5, 100
@@ -123,7 +128,7 @@ def _eager(model: nn.Module, frame: Tensor) -> tuple[Run, Tensor]:
 
 def compiled(run: Run, mode: str) -> Run:
     torch.compiler.reset()
-    return torch.compile(run, mode=MODES[mode], dynamic=False)
+    return torch.compile(run, dynamic=False, **MODES[mode])
 
 
 def captured(run: Run, frame: Tensor) -> Run:
