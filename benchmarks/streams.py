@@ -6,7 +6,8 @@
 Each camera plays one of the clips of ../shared/data/videos from another place, over and over, and has its own phase:
 its frames arrive every 33.3 ms, whatever the server does. They are bytes in (pinned) host memory, as a decoder leaves
 them, scaled to the network's size before the clock starts. Latency runs from a frame's arrival until the event behind
-its output. A frame that a newer one of its camera replaces counts as never answered.
+its output; each camera's first frame, a full one, comes before the clock runs. A frame that a newer one of its camera
+replaces counts as never answered.
 
 Both sides bring frames to the device on a stream of their own while a step runs, and take what waits when the one
 before has ended. Dense: the fastest engine (CUDA graph, torch.compile in one; batch norm folded, channels last) for a
@@ -387,13 +388,22 @@ class Trial:
         server.begin(count)
         gc.collect()
         gc.freeze()  # else a collection looks at all that torch.compile left: it takes longer than a frame may
+        self._join()
         self._play(warm, options.seconds)
+
+    def _join(self) -> None:
+        """Each camera's first frame, a full one, before the clock runs: cameras do not come all at once."""
+        for camera in range(self.count):
+            self._server.put(camera, frame_of(self._images, camera, 0))
+            self._server.launch()
+        if self._cuda:
+            torch.cuda.synchronize()
 
     def _play(self, warm: float, seconds: float) -> None:
         draw, clock = random.Random(0), time.perf_counter
         start = clock() + 0.01
         first, end = start + warm, start + warm + seconds
-        arrivals = [(start + draw.random() * self._period, camera, 0) for camera in range(self.count)]
+        arrivals = [(start + draw.random() * self._period, camera, 1) for camera in range(self.count)]
         heapq.heapify(arrivals)
         waiting: dict[int, float] = {}
         flying: tuple[Any, float, dict[int, float]] | None = None
