@@ -51,13 +51,13 @@ def measured(record: dict[str, Any]) -> str:
     runs: dict[str, list[str]] = {}
     for unit, rows in units.items():
         runs.setdefault(f"{rows[0]['date']} at {rows[0]['commit']}", []).append(str(unit))
-    largest = max(runs, key=lambda run: len(runs[run]))
-    others = "; ".join(f"{run}: {', '.join(names)}" for run, names in sorted(runs.items()) if run != largest)
+    told = [f"{run}: {', '.join(names)}" for run, names in runs.items()]
     tuned = ", ".join(str(unit) for unit, rows in units.items() if "max-autotune" in rows[0]["dense_all_ms"])
     versions = f"torch {record['torch'].partition('+')[0]}, CUDA {record['cuda']}"
-    told = [f"{record['gpu']}, {versions}; {largest}{f', but {others}' if others else ''}."]
-    told.append(f"torch.compile with max-autotune was among the dense engines of {tuned or 'none'}.")
-    return " ".join(told)
+    return (
+        f"{record['gpu']}, {versions}. {'; '.join(told)}. "
+        f"torch.compile with max-autotune was among the dense engines of {tuned or 'none'}."
+    )
 
 
 def _read(name: str) -> dict[str, Any]:
