@@ -4,7 +4,8 @@ PUT    /streams/NAME              take in a stream; {"url": "rtsp://... or file:
                                   be read by the server
 POST   /streams/NAME/frames       a JPEG, a PNG or raw RGB bytes; the result of it as JSON. Takes the stream in
 GET    /streams/NAME/result       the last result
-GET    /streams/NAME/live         what it sees, its changed pixels marked, as a stream of JPEGs
+GET    /streams/NAME/picture      what it sees, its changed pixels marked: a JPEG
+GET    /streams/NAME/live         the same as a stream of JPEGs
 POST   /streams/NAME/reset        its next frame is a full one
 DELETE /streams/NAME
 GET    /streams  /metrics  /healthz  /
@@ -48,6 +49,7 @@ def app(fleet: Fleet, limits: Limits, token: str | None = None) -> Starlette:
         Route("/streams/{name}", door.delete, methods=["DELETE"]),
         Route("/streams/{name}/frames", door.frame, methods=["POST"]),
         Route("/streams/{name}/result", door.result),
+        Route("/streams/{name}/picture", door.picture),
         Route("/streams/{name}/live", door.live),
         Route("/streams/{name}/reset", door.reset, methods=["POST"]),
     ]
@@ -128,6 +130,13 @@ class _Door:
         name = self._limits.stream_name(request.path_params["name"])
         await self._fleet.call(name, "reset")
         return Response(status_code=204)
+
+    async def picture(self, request: Request) -> Response:
+        name = self._limits.stream_name(request.path_params["name"])
+        _, picture = await self._fleet.call(name, "picture")
+        if not picture:
+            raise Refused(404, f"nothing of stream {name} is drawn yet: frames are from the first look on")
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     async def live(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])

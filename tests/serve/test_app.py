@@ -195,6 +195,18 @@ def test_the_page_names_only_this_server(serving):
     assert "/streams" in page and not re.search(r"https?://", page)
 
 
+def test_one_picture(serving):
+    """From the first look on; the page asks for one after the other."""
+    client = serving()
+    assert client.post("/streams/a/frames", content=png(frame(0)), headers=PNG).status_code == 200
+    assert client.get("/streams/a/picture").status_code == 404
+    assert client.post("/streams/a/frames", content=png(frame(1)), headers=PNG).status_code == 200
+    answer = client.get("/streams/a/picture")
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.content)).size == (WIDTH, HEIGHT)
+    assert client.get("/streams/b/picture").status_code == 404
+
+
 def test_many_requests_wait_at_a_time(file):
     """Each waits in a thread: those that a hundred viewers take are no reason for a frame to wait."""
     fleet, together = Local(file=file, limits=Limits()), threading.Barrier(100)

@@ -45,8 +45,15 @@ def test_under_load(address, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_seen_by_a_browser(address, tmp_path):
-    """The page shows the stream: its name and picture are in the document after the scripts ran."""
-    ask(address, "/streams/road", "PUT", json.dumps({"url": "file:///clip.mp4", "loop": True}).encode())
+    """The page shows all streams, more than a browser has connections: their names, numbers and pictures are in the
+    document after the scripts ran."""
+    for place in range(8):
+        ask(
+            address,
+            f"/streams/road{place}",
+            "PUT",
+            json.dumps({"url": "file:///clip.mp4", "loop": True}).encode(),
+        )
     options = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     )
@@ -59,5 +66,8 @@ def test_seen_by_a_browser(address, tmp_path):
     ]
     command += ["--virtual-time-budget=8000", "--timeout=20000", "--dump-dom", address]
     page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    assert 'src="/streams/road/live"' in page and "1 streams" in page
-    assert "frames" in page.split("<figcaption>")[1]
+    assert "8 streams" in page
+    for place in range(8):
+        assert f'src="/streams/road{place}/picture?&amp;at=' in page
+    assert all("frames" in caption for caption in page.split("<figcaption>")[1:])
+    assert ask(address, "/streams/road0/picture").startswith(b"\xff\xd8")
