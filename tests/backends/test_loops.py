@@ -69,6 +69,23 @@ def test_bits_of_masks(streams, size):
 
 @compiled
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("limit", (None, 0.3))
+@pytest.mark.parametrize("shape", ((1, 3, 5003), (2, 1, 7), (2, 5, 4097)))
+def test_where_frames_differ(dtype, limit, shape):
+    frame = torch.randn(shape, dtype=dtype)
+    stored = torch.where(torch.rand(shape) < 0.2, torch.randn(shape, dtype=dtype), frame)
+    frame[0, 0, 2] = float("nan")
+    mask = torch.zeros(shape[0], 1, shape[2], dtype=torch.bool)
+    expected = frame != stored if limit is None else ((frame - stored).abs() <= limit).logical_not()
+    if limit is None:
+        integer = {4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        frame, stored = frame.view(integer), stored.view(integer)
+    loops.differ(frame, stored, mask, limit)
+    assert torch.equal(mask, expected.any(1, keepdim=True))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 @pytest.mark.parametrize("threshold", (0.0, 0.5, "channels"))
 @pytest.mark.parametrize("restricted", (False, True))
 def test_renew_is_what_torch_does(monkeypatch, dtype, threshold, restricted):

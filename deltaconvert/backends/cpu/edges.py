@@ -252,6 +252,13 @@ class FrameEdge(Edge):
         return changed
 
     def _differs(self, frame: Tensor, stored: Tensor) -> Tensor:
+        if loops.FOUND and (self.threshold == 0 or frame.dtype in loops.DTYPES):
+            mask = torch.zeros_like(frame[:, :1], dtype=torch.bool)
+            if self.threshold == 0:
+                frame, stored = frame.view(self._integer), stored.view(self._integer)
+            planes = (x.view(*x.shape[:2], -1) for x in (frame, stored, mask))
+            loops.differ(*planes, self.threshold or None)
+            return mask
         if self.threshold == 0:
             per_channel = frame.view(self._integer) != stored.view(self._integer)
             if not any_set(per_channel):
