@@ -256,8 +256,8 @@ class FrameEdge(Edge):
             mask = torch.zeros_like(frame[:, :1], dtype=torch.bool)
             if self.threshold == 0:
                 frame, stored = frame.view(self._integer), stored.view(self._integer)
-            planes = (x.view(*x.shape[:2], -1) for x in (frame, stored, mask))
-            loops.differ(*planes, self.threshold or None)
+            new, old, flags = (x.view(*x.shape[:2], -1) for x in (frame, stored, mask))
+            loops.differ(new, old, flags, self.threshold or None)
             return mask
         if self.threshold == 0:
             per_channel = frame.view(self._integer) != stored.view(self._integer)
