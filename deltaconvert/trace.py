@@ -43,6 +43,15 @@ class Signature:
             for own, shape in zip(self.sizes, shapes, strict=True)
         )
 
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """(width, height) of the first input, where the graph holds for these alone."""
+        first = self.sizes[0] if self.sizes else ()
+        if len(first) != 4:
+            return None
+        _, _, height, width = first
+        return (width, height) if width and height else None
+
     _plain: bool = field(init=False)  # a call takes nothing but tensors, by their place
 
     def __post_init__(self) -> None:

@@ -228,6 +228,16 @@ def test_run_resizes_only_when_asked(converted, clip):
     assert found["size"] == [48, 32]
 
 
+def test_a_network_of_one_size_gets_its_size(clip, tmp_path):
+    program, path = tmp_path / "net.pt2", tmp_path / "net.delta"
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU())
+    torch.export.save(torch.export.export(net.eval(), (torch.rand(1, 3, 32, 48),)), program)
+    call("convert", program, "-o", path, *BACKEND)
+    found = json.loads(call("run", path, "--video", clip, "--json", *BACKEND).stdout)
+    assert found["size"] == [48, 32]
+    call("report", path, "--video", clip, "-o", tmp_path / "net.html", *BACKEND)
+
+
 def test_run_on_what_is_no_video(converted, clip, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(clip.read_bytes()[:200])

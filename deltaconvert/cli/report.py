@@ -19,7 +19,8 @@ def report(
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 100,
     size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
+        str | None,
+        typer.Option(metavar="WxH", help="Resize frames; else the network's only size, or the video's."),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
     monitor: Monitor = 0,
@@ -34,7 +35,7 @@ def report(
 
     page.require()
     model, out = container.load(file, backend=backend), out or file.with_suffix(".html")
-    recipe = feed.from_json(model.info.get("recipe"))
+    recipe, pixels = feed.from_json(model.info.get("recipe")), pixels or model.signature.pixels
     model.monitor(every=monitor)
     written = page.Page(model, f"{file.name} on {Path(video).name}")
     with videos.read(video, limit=limit) as reader, progress_bar(video, reader.frames) as progress:

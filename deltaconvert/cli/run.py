@@ -36,7 +36,8 @@ def run(
     ] = "mask",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Resize frames; else the video's own size.")
+        str | None,
+        typer.Option(metavar="WxH", help="Resize frames; else the network's only size, or the video's."),
     ] = None,
     threshold: Threshold = None,
     gate: Gate = None,
@@ -54,7 +55,7 @@ def run(
     from deltaconvert.watch import resize, watch_video
 
     model = container.load(file, backend=backend)
-    recipe = feed.from_json(model.info.get("recipe"))
+    recipe, pixels = feed.from_json(model.info.get("recipe")), pixels or model.signature.pixels
     with videos.read(video, limit=limit) as reader, progress_bar(f"{video}", reader.frames) as progress:
         if rules is not None:
             rules = rules if threshold else dataclasses.replace(rules, rules=model.rules)
