@@ -3,11 +3,8 @@
 // `average` takes a frame into the running mean, `look` judges each pixel by the box around it, `decide` lets changes
 // take their neighbours along, `take` stores. All leave out streams that sleep. Masks are those of masks.cu: a bit a
 // pixel.
-#include "common.cuh"
+#include "frame.cuh"
 
-#ifndef BYTES
-#define BYTES 0  // whether a frame holds bytes, which become values on the way
-#endif
 #ifndef SMOOTH
 #define SMOOTH 1  // the side of the box that differences are averaged over
 #endif
@@ -33,15 +30,6 @@
 #define WIDE (32 + 2 * AROUND)
 #define PITCH (WIDE + 1)  // odd: threads that walk rows of shared memory beside each other meet no bank twice
 
-#if BYTES
-typedef u8 seen;
-__device__ __forceinline__ value arrived(seen v) { return put((number)v); }
-#else
-typedef value seen;
-__device__ __forceinline__ value arrived(seen v) { return v; }
-#endif
-
-__device__ __forceinline__ int words_of(int width) { return (width + 31) / 32; }
 __device__ __forceinline__ bool is_finite(number v) { return v - v == 0; }
 __device__ __forceinline__ number magnitude(number v) { return v < 0 ? -v : v; }
 __device__ __forceinline__ number larger(number a, number b) { return b > a || b != b ? b : a; }  // NaN wins

@@ -4,7 +4,7 @@
 // `changed` holds the number of changed pixels of each stream, 0 before a frame. A stream in which nothing changed
 // costs no look at its mask, and one in which everything did is a mask of ones, whatever the operator: that is all
 // that a first frame is (deltaconvert/reach.py).
-#include "common.cuh"
+#include "frame.cuh"
 
 enum { PIXEL, WINDOW, TRANSPOSED, SOURCES, EVERYTHING };
 
@@ -34,8 +34,6 @@ struct Listing {
     int H, W;
 };
 
-__device__ __forceinline__ int words_of(int width) { return (width + 31) / 32; }
-
 // Dense values -> delta: compare with the stored map, store, mark.   stored: N H W C; frame: any strides.
 // A thread is PIXELS pixels of a row, blockIdx.y a stream; a row has threads for whole words of its mask.
 //
@@ -46,16 +44,6 @@ __device__ __forceinline__ int words_of(int width) { return (width + 31) / 32; }
 #endif
 #ifndef CHANNELS
 #define CHANNELS 0  // known when the kernel is compiled where there are few; else 0
-#endif
-#ifndef BYTES
-#define BYTES 0  // whether a frame holds bytes, which become values on the way
-#endif
-#if BYTES
-typedef u8 seen;
-__device__ __forceinline__ value arrived(seen v) { return put((number)v); }
-#else
-typedef value seen;
-__device__ __forceinline__ value arrived(seen v) { return v; }
 #endif
 struct __align__(PIXELS * sizeof(value)) Run { value of[PIXELS]; };
 struct __align__(4 * sizeof(value)) Stored { value of[4]; };
