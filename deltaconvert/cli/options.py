@@ -51,6 +51,10 @@ Monitor = Annotated[
         help="Compute a random tile of every so manyth frame again, dense, and tell the error; 0: none.",
     ),
 ]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="WxH", help="Resize frames; else the network's only size, or the video's."),
+]
 Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Backend, File, Monitor, size_of
+from deltaconvert.cli.options import Backend, File, Monitor, Size, size_of
 from deltaconvert.cli.show import progress_bar
 
 
@@ -18,10 +18,7 @@ def report(
         Path | None, typer.Option("-o", "--out", help="The page to write [FILE with .html].")
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 100,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="WxH", help="Resize frames; else the network's only size, or the video's."),
-    ] = None,
+    size: Size = None,
     compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
     monitor: Monitor = 0,
     backend: Backend = "auto",
