@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cpu import loops
-from deltaconvert.backends.cpu.loops import compiled
+from deltaconvert.backends.cpu.machine_code import compiled
 from deltaconvert.backends.reference import INTEGER
 from deltaconvert.gate import Watch
 

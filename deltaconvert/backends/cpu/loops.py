@@ -1,44 +1,24 @@
 """Loops over lists of pixels, compiled by numba where it is installed (the extra "cpu").
 
 What one of them does takes torch five to ten calls, each of which walks its data once more: to compare what was
-computed with what is stored, say, and to store what moved. Numba compiles each in a second or two when it is first
-called, and keeps that on disk. Without it the cpu backend does the same by torch.
+computed with what is stored, say, and to store what moved. Without numba the cpu backend does the same by torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu.machine_code import FOUND as FOUND
+from deltaconvert.backends.cpu.machine_code import compiled
 from deltaconvert.reach import Window
 
-FOUND = find_spec("numba") is not None
 DTYPES = (torch.float32, torch.float64)
 Pair = tuple[int, int]
 BLOCK = 256  # channels of a convolution: what nine taps of them weigh stays in the innermost cache
-
-
-def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """The loop as machine code, from its first call on: to import numba takes time and memory."""
-    machine_code = cache(lambda: _compile(loop))
-    return lambda *arguments: machine_code()(*arguments)
-
-
-def _compile(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """Products and sums that oneDNN rounds once are rounded once."""
-    from numba import njit
-
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(loop)
-    except RuntimeError:  # there is no folder that it may write to
-        return njit(**options)(loop)
 
 
 def listed(mask: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""Loops compiled by numba, where it is installed (the extra "cpu"): on one thread, or by shares on torch's.
+
+Numba compiles a loop in a second or two when it is first called, and keeps that on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from types import FunctionType
+from typing import Any
+
+from deltaconvert.backends.cpu.threads import pool
+
+FOUND = find_spec("numba") is not None
+Loop = Callable[..., Any]
+
+
+def compiled(loop: Loop) -> Loop:
+    """The loop as machine code, from its first call on: to import numba takes time and memory."""
+    machine_code = cache(lambda: _compile(loop))
+    return lambda *arguments: machine_code()(*arguments)
+
+
+def shared(loop: Loop) -> Loop:
+    """As `compiled`, of a loop(thread, first, last, ...) that does items first to last of its work; it must not raise.
+
+    It is called as loop(items, grain, ...): torch's threads take `grain` items at a time, whoever is free. What becomes
+    of an item must not depend on the others, and no two may write to one place. Scratch memory goes by `thread`, which
+    is below torch.get_num_threads().
+    """
+    machine_code = cache(lambda: _compile(_in_shares(loop)))
+
+    def call(items: int, grain: int, *arguments: Any) -> None:
+        threads = pool()
+        count = 1 if items <= grain else threads.count
+        machine_code()(threads.address if count > 1 else 0, count, items, grain, *arguments)
+
+    return call
+
+
+def _compile(loop: Loop) -> Loop:
+    """Products and sums that oneDNN rounds once are rounded once."""
+    from numba import njit
+
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(loop)
+    except RuntimeError:  # there is no folder that it may write to
+        return njit(**options)(loop)
+
+
+def _in_shares(loop: Loop) -> Loop:
+    """A function that does all items of a loop. It is named after the loop: by that numba keeps it on disk."""
+    from deltaconvert.backends.cpu.regions import share_out
+
+    code = _all_items.__code__.replace(
+        co_filename=loop.__code__.co_filename, co_firstlineno=loop.__code__.co_firstlineno
+    )
+    function = FunctionType(code, {"share_out": share_out, "loop": _compile(loop)}, loop.__name__)
+    function.__qualname__, function.__module__ = f"{loop.__qualname__}_in_shares", loop.__module__
+    return function
+
+
+def _all_items(pool: int, threads: int, items: int, grain: int, *arguments: Any) -> None:
+    share_out(loop, pool, threads, items, grain, arguments)  # type: ignore[name-defined]  # noqa: F821
