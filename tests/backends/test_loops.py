@@ -116,10 +116,12 @@ def test_renew_is_what_torch_does(monkeypatch, dtype, threshold, restricted):
 
 
 @compiled
-@pytest.mark.parametrize("channels", (8, 300))
+@pytest.mark.parametrize("channels", (8, 300, 37))
 @pytest.mark.parametrize("geometry", WINDOWS)
 @pytest.mark.parametrize("clamp", (None, (0.0, float("inf")), (-0.25, 0.5)))
 def test_depthwise(channels, geometry, clamp):
+    from deltaconvert.backends.cpu import stencils
+
     kernel, stride, padding, dilation = geometry
     for streams, size in SIZES:
         window = window_on(size, *geometry)
@@ -131,10 +133,31 @@ def test_depthwise(channels, geometry, clamp):
         expected = expected if clamp is None else expected.clamp(*clamp)
         expected = expected.permute(0, 2, 3, 1).reshape(-1, channels)
         pixels = torch.randperm(len(expected))[:40]
-        rows, taps = x.permute(0, 2, 3, 1).reshape(-1, channels), weight[:, 0].permute(1, 2, 0).contiguous()
-        found = loops.depthwise(rows, pixels, window, taps, bias, clamp)
+        rows = x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+        taps = weight[:, 0].permute(1, 2, 0).contiguous()
+        found = stencils.depthwise(rows, pixels, window, taps, bias, clamp)
         # Another order of up to fifteen products.
         torch.testing.assert_close(found, expected[pixels], rtol=1e-5, atol=1e-5)
+
+
+@compiled
+def test_depthwise_on_any_number_of_threads(monkeypatch):
+    from deltaconvert.backends.cpu import stencils
+
+    monkeypatch.setattr(stencils, "GRAIN", 1)  # a block at a time
+    window = window_on((31, 37), (3, 3), (1, 1), (1, 1), (1, 1))
+    rows, weight, bias = torch.randn(31 * 37, 21), torch.randn(3, 3, 21), torch.randn(21)
+    rows[5 * 37 + 5, 4] = float("nan")
+    pixels, before = torch.arange(31 * 37), torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(stencils.depthwise(rows, pixels, window, weight, bias, (0.0, 6.0)))
+    torch.set_num_threads(before)
+    assert_same_bits(found[0], found[1], "two threads")
+    assert_same_bits(found[0], found[2], "three threads")
+    unknown = found[0].view(31, 37, 21).isnan()
+    assert unknown[4:7, 4:7, 4].all() and unknown.sum() == 9
 
 
 def inverted_residuals():

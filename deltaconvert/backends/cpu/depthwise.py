@@ -60,16 +60,18 @@ class Depthwise(Tiles):
         return self._by_pixels(candidates, pixels, self._computed)
 
     def _computed(self, places: Tensor) -> Tensor:
+        from deltaconvert.backends.cpu import stencils  # numba takes time to import
+
         window, epilogue = self.reaches[0], self._compute.epilogue
         assert isinstance(window, Window)
         low, high = (*epilogue.scalars, 0.0, float("inf"))[:2]
         clamp = None if epilogue.attribute == "none" else (low, high)
         rows, index = self._rows_read(places, window)
-        value = loops.depthwise(rows, places, window, self._weight, self._bias, clamp, index)
+        value = stencils.depthwise(rows, places, window, self._weight, self._bias, clamp, index)
         return self._compute.tail(value, self._taken_beside(places))
 
     def _rows_read(self, places: Tensor, window: Window) -> tuple[Tensor, Tensor | None]:
-        """The rows that the window reads at `places`: the stored ones, or made for it; and see loops.depthwise."""
+        """The rows that the window reads at `places`: the stored ones, or made for it; and see stencils.depthwise."""
         source, lead = self.inputs[0], self._compute.lead
         if lead is None:
             return source.rows, None

@@ -18,7 +18,6 @@ from deltaconvert.reach import Window
 
 DTYPES = (torch.float32, torch.float64)
 Pair = tuple[int, int]
-BLOCK = 256  # channels of a convolution: what nine taps of them weigh stays in the innermost cache
 
 
 def listed(mask: Tensor) -> Tensor:
@@ -242,74 +241,3 @@ def _either(mask: Any, pixels: Any, others: Any, found: Any) -> int:
             found[count] = pixel
             count += 1
     return count
-
-
-def depthwise(
-    rows: Tensor,
-    pixels: Tensor,
-    window: Window,
-    weight: Tensor,
-    bias: Tensor,
-    clamp: tuple[float, float] | None,
-    index: Tensor | None = None,
-) -> Tensor:
-    """(n, C): a depthwise convolution at `pixels` of its output, then clamped. weight: (kh, kw, C); bias: (C).
-
-    index: int64 (pixels of the input), the row that each has in `rows`; None where its row is its own.
-    """
-    low, high = clamp or (0.0, 0.0)
-    out = torch.empty(len(pixels), rows.shape[1], dtype=rows.dtype)
-    where = pixels[:0] if index is None else index
-    arrays = (x.numpy() for x in (rows, where, pixels, weight, bias))
-    sizes = (window.in_size, window.out_size, window.stride, window.padding, window.dilation)
-    _depthwise(*arrays, *sizes, clamp is not None, np.float32(low), np.float32(high), out.numpy())
-    return out
-
-
-@compiled
-def _depthwise(
-    rows: Any,
-    index: Any,
-    pixels: Any,
-    weight: Any,
-    bias: Any,
-    size: Pair,
-    out_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    clamps: bool,
-    low: Any,
-    high: Any,
-    out: Any,
-) -> None:
-    channels = rows.shape[1]
-    for start in range(0, channels, BLOCK):
-        end = min(start + BLOCK, channels)
-        own = bias[start:end]
-        for i in range(len(pixels)):
-            line = pixels[i] // out_size[1]
-            stream = line // out_size[0]
-            top = (line - stream * out_size[0]) * stride[0] - padding[0]
-            left = (pixels[i] - line * out_size[1]) * stride[1] - padding[1]
-            total = out[i, start:end]
-            total[:] = 0
-            for ky in range(weight.shape[0]):
-                row = top + ky * dilation[0]
-                if row < 0 or row >= size[0]:
-                    continue
-                first = (stream * size[0] + row) * size[1] + left
-                for kx in range(weight.shape[1]):
-                    if left + kx * dilation[1] < 0 or left + kx * dilation[1] >= size[1]:
-                        continue
-                    pixel = first + kx * dilation[1]
-                    row_read = rows[index[pixel] if len(index) else pixel, start:end]
-                    taps = weight[ky, kx, start:end]
-                    for c in range(len(total)):
-                        total[c] += row_read[c] * taps[c]
-            for c in range(len(total)):
-                total[c] += own[c]
-            if clamps:
-                for c in range(len(total)):  # what is not above `low` becomes it, NaN too, as in oneDNN
-                    value = total[c] if total[c] > low else low
-                    total[c] = value if value < high else high
