@@ -7,9 +7,10 @@ from oracle import assert_same_bits, check_operator
 from torch import nn
 
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cpu import depthwise, loops
+from deltaconvert.backends.cpu import depthwise, frames, loops
 from deltaconvert.backends.cpu.edges import Commit, Edge, any_set, listed
 from deltaconvert.backends.cpu.grid import Grid
+from deltaconvert.backends.reference import INTEGER
 from deltaconvert.reach import Window
 
 compiled = pytest.mark.skipif(not loops.FOUND, reason="numba is not installed")
@@ -68,20 +69,34 @@ def test_bits_of_masks(streams, size):
 
 
 @compiled
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.float16))
 @pytest.mark.parametrize("limit", (None, 0.3))
-@pytest.mark.parametrize("shape", ((1, 3, 5003), (2, 1, 7), (2, 5, 4097)))
-def test_where_frames_differ(dtype, limit, shape):
-    frame = torch.randn(shape, dtype=dtype)
-    stored = torch.where(torch.rand(shape) < 0.2, torch.randn(shape, dtype=dtype), frame)
-    frame[0, 0, 2] = float("nan")
-    mask = torch.zeros(shape[0], 1, shape[2], dtype=torch.bool)
-    expected = frame != stored if limit is None else ((frame - stored).abs() <= limit).logical_not()
-    if limit is None:
-        integer = {4: torch.int32, 8: torch.int64}[dtype.itemsize]
-        frame, stored = frame.view(integer), stored.view(integer)
-    loops.differ(frame, stored, mask, limit)
-    assert torch.equal(mask, expected.any(1, keepdim=True))
+@pytest.mark.parametrize("judged", (False, True))
+@pytest.mark.parametrize("shape", ((1, 3, 1, 5003), (2, 1, 7, 1), (3, 5, 51, 81)))
+def test_where_frames_differ(dtype, limit, judged, shape):
+    if limit is not None and dtype not in loops.DTYPES:
+        pytest.skip("torch compares those")
+    streams = torch.tensor([0, 2] if shape[0] == 3 else range(shape[0]))
+    rows = torch.randn(shape[0] * shape[2] * shape[3], shape[1]).to(dtype)
+    stored = rows.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2).contiguous()
+    for share in (0.0, 0.02, 0.2, 1.0):
+        frame = torch.where(torch.rand(shape) < share, torch.randn(shape).to(dtype), stored)
+        if share:
+            frame[0, 0, 0, 0] = float("nan")
+        bits = INTEGER[dtype.itemsize]
+        differs = frame.view(bits) != stored.view(bits)
+        if limit is not None:
+            differs = ((frame - stored).abs() <= limit).logical_not()
+        expected = differs.any(1, keepdim=True)
+        expected[[stream for stream in range(shape[0]) if stream not in streams]] = False
+        mask = expected.clone() if judged else torch.zeros_like(expected)
+        kept = torch.where(expected, frame, stored)
+        count, pixels = frames.look(frame, stored, rows, mask, streams, limit, judged=judged)
+        assert torch.equal(mask, expected) and count == expected.sum()
+        assert (pixels is not None) == (0 < 4 * count <= len(rows))
+        assert pixels is None or torch.equal(pixels, listed(expected))
+        assert_same_bits(stored, kept, "stored")
+        assert_same_bits(rows, kept.permute(0, 2, 3, 1).reshape(rows.shape), "rows")
 
 
 @compiled

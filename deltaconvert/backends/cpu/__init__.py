@@ -24,7 +24,8 @@ from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu.averages import Averages
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.depthwise import Depthwise
-from deltaconvert.backends.cpu.edges import Edge, FrameEdge
+from deltaconvert.backends.cpu.edges import Edge
+from deltaconvert.backends.cpu.frames import FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.cpu.lines import Lines
 from deltaconvert.backends.cpu.packed import can_pack

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Amount, Map
-from deltaconvert.backends.cpu import gates, loops
-from deltaconvert.backends.reference import INTEGER, fill_unseen
-from deltaconvert.gate import Watch
+from deltaconvert.backends.cpu import loops
+from deltaconvert.backends.reference import fill_unseen
 
 WORDS = (torch.complex128, torch.float64)
 
@@ -145,132 +144,6 @@ def moved(by: Tensor, threshold: Amount) -> Tensor:
     by = by.abs_()
     still = (by <= threshold).all(1) if isinstance(threshold, Tensor) else by.amax(1) <= threshold
     return still.logical_not_()
-
-
-class FrameEdge(Edge):
-    """A delta that dense values come in by. It keeps the last values in their own memory layout as well: comparing
-    goes through both from end to end, and only changed pixels are turned into rows.
-
-    watch: the gate that decides what is new, if there is one."""
-
-    threshold: float
-
-    def __init__(self, kept: Map, watch: Watch | None):
-        self.stored, self.watch = torch.empty(kept.shape, dtype=kept.dtype), watch
-        super().__init__(kept)
-        self._asleep: Collection[int] = ()
-        self._frame: Tensor | None = None  # the newest one, where it comes in another form
-        self._integer = INTEGER[kept.dtype.itemsize]
-
-    def reset(self, streams: slice) -> None:
-        super().reset(streams)
-        fill_unseen(self.stored[streams])
-
-    def put(self, stream: int, values: Tensor) -> None:
-        super().put(stream, values)
-        self.stored[stream] = values
-
-    def state_bytes(self) -> int:
-        held = 0 if self._frame is None else self._frame.nbytes
-        return super().state_bytes() + self.stored.nbytes + held
-
-    def sleep(self, streams: Collection[int]) -> None:
-        """These streams' images are those of the frame before, until it is said again."""
-        self._asleep = streams
-        if self.watch is not None:
-            self.watch.sleep(streams)
-
-    def run(self, frame: Tensor) -> None:
-        frame = self._in_form(frame)
-        if self.watch is None:
-            changed = self._changed(frame)
-        else:
-            frame, changed = self._seen_by(self.watch, frame)
-        count = int(changed.count_nonzero()) if any_set(changed) else 0
-        if count == 0:
-            self.stand_still()
-        elif count > self.pixel_count // 4:
-            everything = count == self.pixel_count
-            self.stored = frame.clone() if everything else torch.where(changed, frame, self.stored)
-            self.values.copy_(self.stored)
-            self.mark(changed, self.pixel_count, count)
-        else:
-            pixels = listed(changed)
-            self._store(frame, pixels)
-            self.mark(changed, self.pixel_count, count, pixels)
-
-    def _in_form(self, frame: Tensor) -> Tensor:
-        """In the type and layout of what is stored: bytes of a camera, channels last. Images of streams that sleep may
-        be older ones."""
-        if frame.dtype == self.stored.dtype and frame.is_contiguous():
-            return frame
-        if self._frame is None:
-            self._frame = torch.empty_like(self.stored)
-        for stream in self._awake:
-            self._frame[stream].copy_(frame[stream])
-        return self._frame
-
-    def _store(self, frame: Tensor, pixels: Tensor) -> None:
-        if loops.FOUND and frame.dtype in loops.DTYPES:
-            loops.take_over(frame, self.stored, self.rows, pixels)
-            return
-        _, channels, height, width = frame.shape
-        plane = height * width
-        # Pixel p of stream s is element p of each of the stream's channel planes.
-        first = pixels % plane + pixels // plane * (channels * plane)
-        places = (first.view(-1, 1) + torch.arange(channels) * plane).view(-1)
-        new = frame.view(-1).index_select(0, places)
-        self.stored.view(-1).index_copy_(0, places, new)
-        self.rows.index_copy_(0, pixels, new.view(-1, channels))
-
-    def _seen_by(self, watch: Watch, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """As Watch.look: each stream by itself, those that sleep not at all."""
-        changed = torch.zeros_like(frame[:, :1], dtype=torch.bool)
-        by_loops = gates.has_loops(watch, frame.dtype)
-        if watch.gate.nonfinite == "hold":
-            frame = frame.clone()
-        for stream in self._awake:
-            if by_loops:
-                gates.look(watch, stream, frame[stream], self.stored[stream], changed[stream, 0])
-                continue
-            here = slice(stream, stream + 1)
-            frame[here], changed[here] = watch.of(stream).look(frame[here], self.stored[here])
-        return frame, changed
-
-    @property
-    def _awake(self) -> set[int]:
-        return set(range(len(self.values))) - set(self._asleep)
-
-    def _changed(self, frame: Tensor) -> Tensor:
-        """bool (N, 1, H, W)."""
-        if not self._asleep:
-            return self._differs(frame, self.stored)
-        changed = torch.zeros_like(frame[:, :1], dtype=torch.bool)
-        for stream in self._awake:
-            here = slice(stream, stream + 1)
-            changed[here] = self._differs(frame[here], self.stored[here])
-        return changed
-
-    def _differs(self, frame: Tensor, stored: Tensor) -> Tensor:
-        if loops.FOUND and (self.threshold == 0 or frame.dtype in loops.DTYPES):
-            mask = torch.zeros_like(frame[:, :1], dtype=torch.bool)
-            if self.threshold == 0:
-                frame, stored = frame.view(self._integer), stored.view(self._integer)
-            new, old, flags = (x.view(*x.shape[:2], -1) for x in (frame, stored, mask))
-            loops.differ(new, old, flags, self.threshold or None)
-            return mask
-        if self.threshold == 0:
-            per_channel = frame.view(self._integer) != stored.view(self._integer)
-            if not any_set(per_channel):
-                return self._none[: len(frame)]
-        else:
-            per_channel = ((frame - stored).abs_() <= self.threshold).logical_not_()
-        if frame.shape[1] > 4:
-            return per_channel.any(1, keepdim=True)
-        changed = per_channel[:, :1]
-        for channel in range(1, frame.shape[1]):  # faster than a reduction over three values
-            changed = changed | per_channel[:, channel : channel + 1]
-        return changed.contiguous()
 
 
 class Commit:

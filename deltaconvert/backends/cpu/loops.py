@@ -44,59 +44,6 @@ def _listed(flat: Any, words: Any, found: Any) -> int:
     return count
 
 
-def differ(frame: Tensor, stored: Tensor, mask: Tensor, limit: float | None) -> None:
-    """Mark in an empty mask (N, 1, P) the pixels at which a channel of frame (N, C, P) differs from `stored`.
-
-    limit: by more than so much; None for any difference, of whole numbers. A NaN differs from all.
-    """
-    arrays = (x.numpy() for x in (frame, stored))
-    flags = mask.view(torch.uint8).numpy()
-    if limit is None:
-        _unequal(*arrays, flags)
-    else:
-        _farther(*arrays, frame.numpy().dtype.type(limit), flags)
-
-
-@compiled
-def _unequal(frame: Any, stored: Any, flags: Any) -> None:
-    for stream in range(len(flags)):
-        for start in range(0, flags.shape[2], 4096):  # of flags that stay in the innermost cache
-            own = flags[stream, 0, start : start + 4096]
-            for c in range(frame.shape[1]):
-                new, old = frame[stream, c, start : start + 4096], stored[stream, c, start : start + 4096]
-                for i in range(len(own)):
-                    own[i] |= np.uint8(new[i] != old[i])
-
-
-@compiled
-def _farther(frame: Any, stored: Any, limit: Any, flags: Any) -> None:
-    for stream in range(len(flags)):
-        for start in range(0, flags.shape[2], 4096):
-            own = flags[stream, 0, start : start + 4096]
-            for c in range(frame.shape[1]):
-                new, old = frame[stream, c, start : start + 4096], stored[stream, c, start : start + 4096]
-                for i in range(len(own)):
-                    own[i] |= np.uint8(not abs(new[i] - old[i]) <= limit)
-
-
-def take_over(frame: Tensor, stored: Tensor, rows: Tensor, pixels: Tensor) -> None:
-    """Copy `pixels` of a frame (N, C, H, W) to `stored`, of the same layout, and to rows (N * H * W, C)."""
-    planes = (x.view(*x.shape[:2], -1).numpy() for x in (frame, stored))
-    _take_over(*planes, rows.numpy(), pixels.numpy())
-
-
-@compiled
-def _take_over(frame: Any, stored: Any, rows: Any, pixels: Any) -> None:
-    _, channels, plane = frame.shape
-    for pixel in pixels:
-        stream = pixel // plane
-        place = pixel - stream * plane
-        for c in range(channels):
-            value = frame[stream, c, place]
-            stored[stream, c, place] = value
-            rows[pixel, c] = value
-
-
 def renew(
     rows: Tensor,
     places: Tensor,
