@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -109,12 +110,15 @@ class Thresholds:
         return Thresholds(rest | exact, self.gate)
 
 
+_WILD = re.compile(r"[*?[]")  # what makes a pattern of a path
 Threshold = Rule | Mapping[str, Rule] | PathLike[str] | Thresholds  # what convert(threshold=...) takes
 
 
-def matches(pattern: str, names: Iterable[str]) -> bool:
+def matches(pattern: str, names: Collection[str]) -> bool:
     """Whether `pattern`, a path or a pattern of paths, means a node that goes by `names`."""
-    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
+    if pattern in names:
+        return True
+    return _WILD.search(pattern) is not None and any(fnmatchcase(name, pattern) for name in names)
 
 
 def refuse_unknown(patterns: Iterable[str], names: Collection[str], option: str) -> None:
