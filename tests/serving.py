@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import io
 import socket
+import time
 import urllib.request
+from collections.abc import Callable
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 HEIGHT, WIDTH = 48, 64
+PATIENCE = 120.0  # seconds that a test waits for what has to happen, on a machine that others use too
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another thread or process does."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
 
 
 def frame(seed: int, height: int = HEIGHT, width: int = WIDTH) -> Tensor:

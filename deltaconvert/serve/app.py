@@ -114,7 +114,7 @@ class _Door:
     async def frame(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
         now = time.monotonic()
-        if now - self._last.get(name, 0.0) < 1 / self._limits.max_fps:
+        if name in self._last and now - self._last[name] < 1 / self._limits.max_fps:
             raise Refused(429, f"stream {name} sends more than {self._limits.max_fps:g} frames a second")
         body = await self._body(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

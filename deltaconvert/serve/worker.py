@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ from deltaconvert.watch import resize
 
 PATIENCE = 30.0  # seconds that a request waits for its frame's result
 LOOKED_AT = 5.0  # seconds that a stream is drawn after somebody asked for its picture
+NEWER = 1.0  # seconds that a picture waits for a newer frame
 LATENCIES = 256  # of each stream, that percentiles are taken of
 RETRY, LONGEST = 0.5, 30.0  # seconds until a lost camera is tried again: at first, doubled up to the longest
 
@@ -39,7 +41,7 @@ class _Camera:
     result: dict[str, Any] = field(default_factory=dict)
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
     picture: bytes = b""
-    looked_at: float = 0.0
+    looked_at: float = -math.inf
     source: str | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -138,11 +140,11 @@ class Worker:
 
     def picture(self, stream: str, after: int = 0) -> tuple[int, bytes]:
         """(number of the frame, JPEG): the newest frame with its changed pixels marked, newer than `after` if one comes
-        within a second."""
+        within a second (NEWER)."""
         camera = self._camera(stream)
         camera.looked_at = time.monotonic()
         with self._new:
-            self._new.wait_for(lambda: camera.picture and camera.result.get("frame", 0) > after, 1.0)
+            self._new.wait_for(lambda: camera.picture and camera.result.get("frame", 0) > after, NEWER)
         return camera.result.get("frame", 0), camera.picture
 
     def stats(self) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert import feed, video
+from deltaconvert.serve import worker
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +58,13 @@ def clip(tmp_path_factory):
         for seed in range(12):
             out.write(frame(seed))
     return path
+
+
+@pytest.fixture
+def no_hurry(monkeypatch):
+    """A stream that was looked at is drawn, however long its frames take; nobody waits for a newer picture."""
+    monkeypatch.setattr(worker, "LOOKED_AT", float("inf"))
+    monkeypatch.setattr(worker, "NEWER", 0.0)
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from serving import ask, free_port
+from serving import ask, free_port, until
 
 from deltaconvert import video
 from deltaconvert.errors import VideoError
@@ -48,13 +47,6 @@ def camera():
     for process in running:
         process.kill()
         process.wait()
-
-
-def until(true, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def test_read(camera):

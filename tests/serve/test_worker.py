@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 import pytest
-from serving import frame, png
+from serving import PATIENCE, frame, png, until
 
 from deltaconvert import video
 from deltaconvert.errors import VideoError
@@ -42,13 +42,6 @@ def worker(file, monkeypatch):
     worker.close()
 
 
-def until(true):
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_lost_camera_is_tried_until_it_answers(worker, monkeypatch, fails):
     """It failed or its stream ended, then does not answer twice."""
@@ -61,16 +54,15 @@ def test_a_lost_camera_is_tried_until_it_answers(worker, monkeypatch, fails):
         return Playing(fails)
 
     monkeypatch.setattr(video, "read", read)
+    before = set(threading.enumerate())
     worker.watch("a", URL)
+    (reading,) = set(threading.enumerate()) - before
     until(lambda: len(tries) > 6)
-    stats = worker.stats()["a"]
-    assert set(tries) == {URL} and stats["frames"] + stats["dropped"] > 3
-    assert "secret" not in str(stats["source"])
+    until(lambda: sum(worker.stats()["a"][what] for what in ("frames", "dropped")) > 3)
+    assert set(tries) == {URL} and "secret" not in str(worker.stats()["a"]["source"])
     worker.drop("a")
-    time.sleep(0.1)
-    count = len(tries)
-    time.sleep(0.3)
-    assert len(tries) == count, "nobody wants it any more"
+    reading.join(PATIENCE)
+    assert not reading.is_alive(), "nobody wants it any more"
 
 
 def test_a_camera_that_never_answered(worker, monkeypatch):
