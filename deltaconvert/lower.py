@@ -36,9 +36,10 @@ class Program:
     Dense values live in a list for the time of a frame; deltas live in their edges between frames.
     """
 
-    def __init__(self, plan: Plan, backend: ModuleType):
+    def __init__(self, plan: Plan, backend: ModuleType, settled: dict[Any, Any] | None = None):
+        """settled: what programs of the same network found by trying; what this one finds is added."""
         self.plan = plan
-        self._backend: Backend = backend.Backend()
+        self._backend: Backend = backend.Backend(settled)
         self._notes = backend.NAME
         self.edges: dict[str, Any] = {}  # node name -> edge
         self.watches: dict[str, Watch] = {}  # sparsify's name -> the gate at work on it

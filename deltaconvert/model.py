@@ -48,7 +48,9 @@ class DeltaModel(nn.Module):
         thresholds: Thresholds,
         backend: ModuleType,
         keep_dense: Sequence[str] = (),
+        settled: dict[Any, Any] | None = None,
     ):
+        """settled: what its programs find by trying, shared with models of the same network."""
         super().__init__()
         self.graph = graph  # the dense network in its normal form, for every input size
         self.signature, self.keep_dense = signature, tuple(keep_dense)
@@ -59,6 +61,7 @@ class DeltaModel(nn.Module):
         self._thresholds, self._backend = thresholds, backend
         self._like = [(frame.dim(), frame.dtype, frame.device) for frame in frames]
         self._plans: dict[Sizes, Plan] = {}
+        self._settled: dict[Any, Any] = {} if settled is None else settled
         self._turns = Turns(frames[0].device)
         with self._turns.turn():
             self._program = self._program_for(frames)
@@ -167,7 +170,9 @@ class DeltaModel(nn.Module):
                     )
                 called, named = calls[path]
                 converted[path] = part._under(rules, part.signature.flatten(called, named))
-        model = DeltaModel(graph, self.signature, frames, rules, self._backend, self.keep_dense)
+        model = DeltaModel(
+            graph, self.signature, frames, rules, self._backend, self.keep_dense, self._settled
+        )
         model.install(converted)
         return model
 
@@ -184,7 +189,13 @@ class DeltaModel(nn.Module):
         try:
             with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
                 model = DeltaModel(
-                    self.graph, self.signature, frames, self._thresholds, self._backend, self.keep_dense
+                    self.graph,
+                    self.signature,
+                    frames,
+                    self._thresholds,
+                    self._backend,
+                    self.keep_dense,
+                    self._settled,
                 )
         except DeltaConvertError:
             raise
@@ -470,7 +481,7 @@ class DeltaModel(nn.Module):
 
     def _program_for(self, frames: Sequence[Tensor]) -> Program:
         """A program with fresh state."""
-        program = Program(self._plan_for(frames), self._backend)
+        program = Program(self._plan_for(frames), self._backend, self._settled)
         self._tally = Tally()
         return program
 

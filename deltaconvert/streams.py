@@ -126,7 +126,7 @@ class StreamPool:
         """Give `stream` a slot; its first frame is full, or goes on from a snapshot that `snapshot` took.
 
         Where no slot is free, the network is planned for twice as many, beside the steps that other threads run; the
-        streams in it keep their state. Planning takes as long as converting: ask for room in time (`streams`).
+        streams in it keep their state. Planning takes a part of the time of converting: ask for room in time.
         StreamError, with all other streams as they were, if the stream is in the pool, at the limit, or where memory
         does not suffice.
         """

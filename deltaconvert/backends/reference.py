@@ -96,7 +96,7 @@ def one_by_one(steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
 class Backend:
     takes_bytes = False
 
-    def __init__(self) -> None:
+    def __init__(self, settled: dict[Any, Any] | None = None) -> None:
         self._total: Tensor | int = 0
 
     @property

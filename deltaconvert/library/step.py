@@ -98,7 +98,7 @@ def sparse(call: Call, weights: Sequence[Tensor], threshold: Amount | None) -> T
     operator = restore(call.text, weights)
     compute = _by_rows if place.by_rows else _by_tiles
     changed = candidates if threshold is None else torch.zeros_like(candidates)
-    for chunk in chunks(lists, sizes_below(ROWS if place.by_rows else TILES, 8)):
+    for chunk in chunks(lists, sizes_below(ROWS if place.by_rows else TILES, 8, candidates.numel())):
         pixels, new = compute(operator, place, call, chunk)
         rows = call.stored.view(-1, call.stored.shape[3])
         if threshold is not None:

@@ -8,7 +8,8 @@ from oracle import Call, assert_close, assert_same_bits, check_operator, scripte
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import bands, tiles
+from deltaconvert.backends.cpu import bands, steps, tiles
+from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.edges import store
 from deltaconvert.backends.cpu.packed import Epilogue, PackedConv
 from deltaconvert.backends.cpu.steps import FULL_ENOUGH, chunks, sizes_below
@@ -118,6 +119,64 @@ def test_bands(monkeypatch, shape):
     assert used, "no frame was computed in bands"
 
 
+def several():
+    """Convolutions of all kinds, a gate, a skip, a bilinear step and a pool."""
+    torch.manual_seed(0)
+    return Call(
+        lambda m, x: m.last(
+            (m.up(m.first(x)) + x[:, :1]) * x.mean((2, 3), keepdim=True).amax(1, keepdim=True)
+        ),
+        first=nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6(), nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.ReLU6()),
+            *(nn.Conv2d(32, 16, 1), nn.ReLU(), nn.MaxPool2d(3, 1, 1)),
+        ),
+        up=nn.Upsample(scale_factor=2, mode="bilinear"),
+        last=nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 5, 1)),
+    ).eval()
+
+
+@pytest.mark.parametrize("threshold", [0.0, {"activation": 0.05}])
+@pytest.mark.parametrize("enough, few", [(1, {1}), (17 * 11 + 1, {1, 2}), (10**9, {6})])
+def test_streams_are_computed_few_at_a_time(monkeypatch, threshold, enough, few):
+    """What the dense operator makes of several streams is to the last bit what it makes of as few as were tried."""
+    monkeypatch.setattr(steps, "ENOUGH_PIXELS", enough)
+    frames = scripted_video((6, 3, 34, 22), torch.float32)
+    model = deltaconvert.convert(several(), frames[0][:1], backend="cpu", threshold=threshold)
+    wide, network = model.for_streams(6), several()
+    fresh, taken = copy.deepcopy(wide), []
+    alone = [model.for_streams(1) for _ in range(6)] if enough == 1 else []
+    whole = Computing._whole
+    monkeypatch.setattr(Computing, "_whole", lambda s, maps: (taken.append(len(maps[0])), whole(s, maps))[1])
+    for t, frame in enumerate(frames):
+        outputs = wide(frame)
+        if threshold == 0:
+            with torch.no_grad():
+                assert_close(outputs, network(frame), f"frame {t}")
+            fresh.reset()
+            assert_same_bits(outputs, fresh(frame), f"frame {t} against a reset model")
+        for stream, own in enumerate(alone):
+            assert_same_bits(outputs[stream : stream + 1], own(frame[stream : stream + 1]), f"frame {t}")
+    assert taken and set(taken) <= few
+
+
+def test_more_streams_are_planned_without_trying_again(monkeypatch):
+    tried, compare = [], steps.Step._compare
+    monkeypatch.setattr(
+        steps.Step, "_compare", lambda self: (tried.append(self.edge.mask.shape[0]), compare(self))[1]
+    )
+    monkeypatch.setattr(steps, "ENOUGH_PIXELS", 34 * 22)
+    model = deltaconvert.convert(several(), torch.rand(1, 3, 34, 22), backend="cpu")
+    first = len(tried)
+    assert first > 4 and set(tried) == {1}
+    wide = model.for_streams(8)  # 34x22 pixels are known, 17x11 are tried in fours, gates all at once
+    assert 0 < len(tried) - first < first and set(tried[first:]) == {4, 8}
+    ahead = len(tried)
+    twin = model.for_streams(8)
+    assert len(tried) == ahead, "and so are they for the next one"
+    for frame in scripted_video((8, 3, 34, 22), torch.float32):
+        assert_same_bits(wide(frame), twin(frame), "two networks that settled the same")
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.float64, torch.int64, torch.bool))
 @pytest.mark.parametrize("channels", (1, 2, 3, 4, 6, 8))
 def test_rows_are_stored_bit_by_bit(dtype, channels):
@@ -155,7 +214,8 @@ def test_weights_are_kept_once_for_each_order():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 50, 51, 64, 65, 127, 200])
 def test_chunks_hold_every_index_and_repeat_the_last(count):
-    sizes = sizes_below(64, 2)
+    sizes = sizes_below(64, 2, 1000)
+    assert sizes == (64, 32, 16, 8, 2) and sizes_below(64, 2, 9) == (16, 8, 4, 2)
     pieces = chunks(torch.arange(count), sizes)
     assert all(len(piece) in sizes for piece in pieces)
     found = torch.cat(pieces) if pieces else torch.arange(0)

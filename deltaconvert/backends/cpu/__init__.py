@@ -62,16 +62,19 @@ KINDS: tuple[type[Step], ...] = (
 )  # the first that fits an operator runs it
 
 
+Settled = dict[Any, dict[str, Any]]  # what steps settled by trying, by what they are
+
+
 class Backend:
     """Makes the steps of one program; they share scratch memory and the tables of tiles of one geometry."""
 
     takes_bytes = True
 
-    def __init__(self) -> None:
+    def __init__(self, settled: Settled | None = None) -> None:
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._grid = lru_cache(maxsize=None)(Grid)
         self.orders: dict[Any, bytes] = {}  # see PackedConv
-        self._settled: dict[Any, dict[str, Any]] = {}  # what equal steps of this program settled
+        self._settled: Settled = {} if settled is None else settled
         self._total: Tensor | int = 0
 
     @property
@@ -95,11 +98,21 @@ class Backend:
     ) -> Step:
         kind = self._kind(operator, reaches, inputs)
         step = kind(self, operator, reaches, inputs, Edge(kept))
-        sizes = (tuple(source.values.shape) for source in inputs)
-        key = (kind, _outline(operator), *sizes, kept.shape, kept.dtype, kept.threshold is None)
-        step.settle(notes if notes else self._settled.setdefault(key, notes))
-        notes.update(self._settled.get(key, notes))
+        if not notes:
+            notes.update(self._tried(step))
+        step.settle(notes)
         return step
+
+    def _tried(self, step: Step) -> dict[str, Any]:
+        """What the step comes to settle, tried on as few streams as count; of equal steps once."""
+        shapes = [(step.together, *edge.values.shape[1:]) for edge in (*step.inputs, step.edge)]
+        exact, dtype = step.edge.threshold is None, step.edge.values.dtype
+        key = (type(step), _outline(step.operator), *shapes, dtype, exact)
+        if key not in self._settled:
+            notes: dict[str, Any] = {}
+            step.of_few_streams().settle(notes)
+            self._settled[key] = notes  # whole: other threads may look
+        return self._settled[key]
 
     def _kind(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> type[Step]:
         convolves = any(

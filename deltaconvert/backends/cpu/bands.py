@@ -70,8 +70,8 @@ class Computing(Step):
             self._bands.run([source.values for source in self.inputs])
             self.edge.mark(candidates, self.edge.pixel_count)
 
-    def _dense(self) -> Tensor:
-        return self._compute.whole([source.values for source in self.inputs])
+    def _whole(self, maps: Sequence[Tensor]) -> Tensor:
+        return self._compute.whole(maps)
 
 
 class Bands:

@@ -87,6 +87,11 @@ class Grid:
             streams, self._counts[0] * self.edges[0], self._counts[1] * self.edges[1], dtype=torch.bool
         )
 
+    @property
+    def tiles(self) -> int:
+        """Of all streams."""
+        return len(self._writes)
+
     def touched(self, mask: Tensor, pixels: Tensor | None = None) -> Tensor:
         """int64, the tiles in which `mask` (N, 1, H, W) has a pixel. pixels: their list if it is known."""
         height, width = self._out_size

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.reference import fill_unseen
@@ -27,6 +28,9 @@ SHARES = (1, 2, 4, 8, 32)
 FULL_ENOUGH = 0.8  # a chunk filled so far costs less than several smaller ones
 # Two orders of summation agree on a random value more often than not: fewer values than this prove nothing.
 ENOUGH_VALUES = 4096
+# Streams are computed one by one where their maps have so many pixels: more at a time are no faster, and take as many
+# times as long to try. Of smaller maps several are computed at a time: they share the reading of weights.
+ENOUGH_PIXELS = 1024
 FEW = 1 / 8  # of a map's pixels: so many are quicker taken one by one than with all others
 RUNS = 3  # the best of them counts: what disturbs a run only ever makes it slower
 
@@ -61,6 +65,8 @@ class Step:
         self._tables: dict[int, Any] = {}  # see loops.reached
         self._dense_found: dict[str, Any] = {}  # measured once, however often sparse ways are tried
         self.prepare()
+        # The streams that the dense operator takes at a time.
+        self.together = few_streams(edge.values.shape) if self.sizes else len(edge.values)
 
     def prepare(self) -> None:
         """What a kind of step needs beside the operator and its edges."""
@@ -78,7 +84,13 @@ class Step:
 
     def _compute_all(self, candidates: Tensor) -> None:
         """The dense operator's way; commit the candidates."""
-        self.edge.adopt(self._dense(), candidates, self.inputs)
+        edge = self.edge
+        if self.together == len(edge.values) or edge.threshold is not None:
+            edge.adopt(self._dense(), candidates, self.inputs)
+            return
+        for own, made in zip(edge.values.split(self.together), self._in_groups(), strict=True):
+            own.copy_(made)
+        edge.mark(candidates, edge.pixel_count)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
         """Compute the candidates and commit them; False if the dense operator should."""
@@ -99,7 +111,16 @@ class Step:
         return True
 
     def _dense(self) -> Tensor:
-        return self.operator(*(source.values for source in self.inputs))
+        made = list(self._in_groups())
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _in_groups(self) -> Iterator[Tensor]:
+        """The map, some streams at a time: a larger batch could have other bits than the one that was tried."""
+        groups = (source.values.split(self.together) for source in self.inputs)
+        return (self._whole(maps) for maps in zip(*groups, strict=True))
+
+    def _whole(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.operator(*maps)
 
     def _candidates(self) -> tuple[Tensor, Tensor | None]:
         """(mask, list of its pixels if it is known already)."""
@@ -141,7 +162,7 @@ class Step:
         """between: the channels of a map that the step makes on its way."""
         width = max(between, self.edge.rows.shape[1], *(source.rows.shape[1] for source in self.inputs))
         rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * width))
-        return sizes_below(1 << max(6, rows.bit_length() - 1), 8)
+        return sizes_below(1 << max(6, rows.bit_length() - 1), 8, self.edge.pixel_count)
 
     def _taken_beside(self, places: Tensor) -> list[Tensor]:
         """The rows of all inputs but the first."""
@@ -173,6 +194,18 @@ class Step:
             rows, cols = reach.rows.clamp(min=0).view(-1, 1), reach.cols.clamp(min=0).view(1, -1)
             self._origins[place] = (first + rows * width + cols).view(-1)
         return self._origins[place]
+
+    def of_few_streams(self) -> Step:
+        """The same step, for as many streams as the dense operator takes at a time."""
+        if self.together == len(self.edge.values):
+            return self
+        edges = {source: self._narrow(source) for source in (*self.inputs, self.edge)}
+        sources = [edges[source] for source in self.inputs]
+        return type(self)(self.backend, self.operator, self.reaches, sources, edges[self.edge])
+
+    def _narrow(self, edge: Edge) -> Edge:
+        shape = self.together, *edge.values.shape[1:]
+        return Edge(Map(shape, edge.values.dtype, edge.values.device, edge.threshold))
 
     def settle(self, notes: dict[str, Any]) -> None:
         """Decide at plan time between the sparse way and the dense operator; the state starts over after it.
@@ -245,6 +278,13 @@ class Step:
         return {"dense_seconds": best_of(RUNS, lambda: self._compute_all(every)) / self.edge.pixel_count}
 
 
+def few_streams(shape: Sequence[int]) -> int:
+    """So many streams of a map (N, C, H, W) have enough pixels, if there are as many; they divide N."""
+    streams, plane = shape[0], shape[2] * shape[3]
+    enough = (few for few in range(1, streams) if streams % few == 0 and few * plane >= ENOUGH_PIXELS)
+    return next(enough, streams)
+
+
 def chunks(indices: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Cut `indices` into pieces of the given sizes, largest first; a piece that is not full repeats its last index."""
     pieces, start, left = [], 0, len(indices)
@@ -258,8 +298,10 @@ def chunks(indices: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return pieces
 
 
-def sizes_below(largest: int, least: int) -> tuple[int, ...]:
-    """The sizes of chunks: `largest`, and shares of it that are not below `least`."""
+def sizes_below(largest: int, least: int, items: int) -> tuple[int, ...]:
+    """The sizes of chunks of up to so many items: `largest`, or what all items fill, and shares of it, not below
+    `least`."""
+    largest = min(largest, 1 << (items - 1).bit_length())
     return tuple(dict.fromkeys(max(least, largest // share) for share in SHARES))
 
 

@@ -78,7 +78,7 @@ class Tiles(Computing):
         room = PRODUCT_BYTES if self._product else TILES_BYTES
         largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
         # Never one alone: a batch of one takes another way through torch, to other bits.
-        self.sizes = sizes_below(largest, 2)
+        self.sizes = sizes_below(largest, 2, self._grid.tiles)
         self.backwards = False if self._grid.overlaps else None
         self.bind(Compute(self.operator, self._widths(), self.backend.orders, self._grid))
 

@@ -73,6 +73,9 @@ class Weighted(Step):
             bags += (streams * self._source_plane).int().view(-1, 1)
         return _sums(source.rows, bags, weights)
 
+    def _compute_all(self, candidates: Tensor) -> None:
+        self.edge.adopt(self._dense(), candidates, self.inputs)
+
     def _dense(self) -> Tensor:
         if not self.sizes:
             return self._compute.whole([source.values for source in self.inputs])

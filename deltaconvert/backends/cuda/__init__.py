@@ -48,7 +48,7 @@ class Backend:
 
     takes_bytes = True
 
-    def __init__(self) -> None:
+    def __init__(self, settled: dict[Any, Any] | None = None) -> None:
         self._counters: Tensor | None = None
         self._used = 0
         self._counted: Tensor | None = None
