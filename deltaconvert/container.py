@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.convert import load_backend
-from deltaconvert.errors import ContainerError, DeltaConvertError
+from deltaconvert.errors import ContainerError, DeltaConvertError, InputError
 from deltaconvert.gate import Gate
 from deltaconvert.graph_json.nodes import graph_from_json, graph_to_json
 from deltaconvert.graph_json.signature import signature_from_json, signature_to_json
@@ -82,7 +82,7 @@ def load(path: str | Path, *, backend: str = "auto", device: str | torch.device 
     list. ContainerError for a file that is damaged, not deltaconvert's, or of a newer version; OSError if
     there is none.
     """
-    path, device = Path(path), torch.device(device)
+    path, device = Path(path), _device(device)
     where = load_backend(backend, device)
     data = path.read_bytes()
     try:
@@ -97,6 +97,18 @@ def load(path: str | Path, *, backend: str = "auto", device: str | torch.device 
         raise ContainerError(
             f"{path}: its description makes no network ({type(error).__name__}: {error}); convert it again"
         ) from error
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"there is no device {name!r}: take cpu, cuda or cuda:1") from None
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # this build of torch has none, or this machine
+        raise InputError(f"device {device} is not to be had here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _build(
@@ -223,6 +235,8 @@ def _write(path: Path, data: bytes | bytearray) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:  # of the name that the caller gave
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from deltaconvert import feed, video
 from deltaconvert.errors import InputError
 from deltaconvert.model import DeltaModel
+from deltaconvert.watch import resize
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -22,7 +23,8 @@ def inputs_of(model: DeltaModel, frames: Any, limit: int | None = None) -> list[
     """The tensors of each call, in order, at most `limit` calls.
 
     frames: calls of the network, as convert's example is given; uint8 (H, W, 3) images, which the recipe in the
-    model's file makes inputs of; or where to read such images: a path, an address, a camera's number.
+    model's file makes inputs of (of the network's size, if it has one only); or where to read such images: a path, an
+    address, a camera's number.
     """
     source = images_of(frames) if isinstance(frames, str | os.PathLike | int) else frames
     if isinstance(source, Tensor) or not isinstance(source, Iterable):
@@ -46,8 +48,8 @@ def images_of(source: str | os.PathLike[str] | int) -> Iterator[Tensor]:
 
 def _call(model: DeltaModel, frame: Any) -> list[Tensor]:
     if isinstance(frame, Tensor) and frame.dtype == torch.uint8 and frame.dim() == 3 and frame.shape[2] == 3:
-        device = model.device
-        return [feed.from_json(model.info.get("recipe")).prepare(frame).to(device)]
+        image = resize(frame, model.signature.pixels)
+        return [feed.from_json(model.info.get("recipe")).prepare(image).to(model.device)]
     if isinstance(frame, tuple):
         return model.signature.flatten(frame, {})
     if isinstance(frame, dict):

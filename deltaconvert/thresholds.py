@@ -123,13 +123,14 @@ def matches(pattern: str, names: Collection[str]) -> bool:
 
 def refuse_unknown(patterns: Iterable[str], names: Collection[str], option: str) -> None:
     """InputError for the first of `patterns` that is no kind and means none of the nodes `names`."""
+    kinds = KINDS if option == "threshold" else ()
     for pattern in patterns:
-        if (pattern in KINDS and option == "threshold") or matches(pattern, names):
+        if pattern in kinds or matches(pattern, names):
             continue
         if any(name.startswith(f"{pattern}.") for name in names):
             hint = f"its parts are {pattern}.*"
         else:
-            close = get_close_matches(pattern, names, n=3)
+            close = get_close_matches(pattern, (*kinds, *names), n=3)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "explain() lists the paths"
         raise InputError(f"{option}: {pattern!r} names no node of the network: {hint}")
 

@@ -194,7 +194,7 @@ class VideoWriter:
                 "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)}
             )
         except (av.FFmpegError, ValueError) as error:
-            self._discard()
+            self.discard()
             raise VideoError(
                 f"{path}: cannot be written as H.264 ({_reason(error)}); "
                 "use a name ending in .mp4, in a folder you may write to"
@@ -235,7 +235,7 @@ class VideoWriter:
             self._mux(None)
             self._container.close()
         except BaseException:
-            self._discard()
+            self.discard()
             raise
         os.replace(self._part, self.path)
 
@@ -246,7 +246,7 @@ class VideoWriter:
         if kind is None:
             self.close()
         else:
-            self._discard()
+            self.discard()
 
     def _mux(self, picture: VideoFrame | None) -> None:
         """Encode a frame (None: what the encoder still holds) and append it."""
@@ -254,11 +254,12 @@ class VideoWriter:
             for packet in self._stream.encode(picture):
                 self._container.mux(packet)
         except _import_av().FFmpegError as error:
-            self._discard()
+            self.discard()
             reason = f"frame {self.frames} cannot be written ({_reason(error)}); is the disk full?"
             raise VideoError(f"{self.path}: {reason}") from error
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Give up: nothing is written, and an old file stays."""
         self._closed = True
         with contextlib.suppress(Exception):  # a half-made file may not close cleanly; it goes anyway
             self._container.close()

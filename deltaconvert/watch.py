@@ -114,12 +114,13 @@ def watch(
         x = prepare(frame)
         args, kwargs = model.signature.call([x])
         theirs, dense_ms = None, None
-        if dense is not None and number % 2 == 0:
+        # At first the dense one goes second: what does not fit a frame is said by the converted one.
+        if dense is not None and number % 2 == 1:
             theirs, dense_ms = timed(dense, x)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the input size changed")  # the video has its own size
             outputs, delta_ms = timed(model, *args, **kwargs)
-        if dense is not None and number % 2 == 1:
+        if dense is not None and number % 2 == 0:
             theirs, dense_ms = timed(dense, x)
         mask, density = changed_pixels(model, frame, x)
         yield Seen(frame, mask, density, model.stats().work, outputs, delta_ms, theirs, dense_ms)

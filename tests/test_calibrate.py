@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -233,7 +234,7 @@ def test_what_was_found_travels_to_cuda_and_back(gpu, tmp_path):
             assert_close(on_gpu(frame.to(gpu)).cpu(), expected, f"frame {t} on the GPU")
 
 
-def test_frames_from_files(delta, tmp_path):
+def test_frames_from_files(delta, tmp_path, monkeypatch):
     """uint8 images, a folder of them and a video come to the same inputs, by the recipe in the model's file."""
     pytest.importorskip("av")
     image = pytest.importorskip("PIL.Image")
@@ -248,6 +249,9 @@ def test_frames_from_files(delta, tmp_path):
     assert len(folder) == 3 and all(torch.equal(a[0], b[0]) for a, b in zip(direct, folder, strict=True))
     assert len(inputs_of(delta, str(tmp_path), limit=2)) == 2
     assert direct[0][0].shape == (1, 3, 32, 48) and float(direct[0][0].max()) <= 1
+    sizes = ((1, 3, 16, 24),)
+    monkeypatch.setattr(delta, "signature", dataclasses.replace(delta.signature, sizes=sizes))
+    assert inputs_of(delta, pictures)[0][0].shape == sizes[0], "a network of one size gets its size"
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no images"):
         inputs_of(delta, tmp_path / "none")

@@ -236,6 +236,39 @@ def test_a_network_of_one_size_gets_its_size(clip, tmp_path):
     found = json.loads(call("run", path, "--video", clip, "--json", *BACKEND).stdout)
     assert found["size"] == [48, 32]
     call("report", path, "--video", clip, "-o", tmp_path / "net.html", *BACKEND)
+    for command in ("run", "report"):
+        text = said(call(command, path, "--video", clip, "--size", "96x64", *BACKEND, code=2))
+        assert "captured for 48x32 alone, not 96x64" in text and "leave the option out" in text
+
+
+def test_a_size_that_the_network_cannot_run_at(clip, tmp_path, monkeypatch):
+    (tmp_path / "cli_halves.py").write_text(
+        "from torch import nn\n"
+        "class Halves(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.down, self.up = nn.Conv2d(3, 4, 2, 2), nn.ConvTranspose2d(4, 3, 2, 2)\n"
+        "    def forward(self, x):\n"
+        "        return x + self.up(self.down(x))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    call(
+        "convert", "--random", "--arch", "cli_halves:Halves", "--input", "1x3x8x8", "-o", "a.delta", *BACKEND
+    )
+    text = said(call("run", "a.delta", "--video", clip, "--size", "33x32", *BACKEND, code=1))
+    assert "cannot run on inputs of shape 1x3x32x33" in text
+
+
+@pytest.mark.parametrize("command", ["run", "report", "calibrate"])
+def test_a_wrong_video_is_told_before_the_network_is_loaded(command, tmp_path, monkeypatch):
+    pytest.importorskip("jinja2", reason="report asks for it first")
+    monkeypatch.chdir(tmp_path)
+    assert "none.mp4: no such file" in said(call(command, "none.delta", "--video", "none.mp4", code=1))
+
+
+def test_a_wrong_name_of_the_overlay_is_told_before_the_network_is_loaded(clip, tmp_path):
+    text = said(call("run", "none.delta", "--video", clip, "--out", tmp_path / "a.txt", code=1))
+    assert "a.txt: cannot be written as H.264" in text and list(tmp_path.iterdir()) == []
 
 
 def test_run_on_what_is_no_video(converted, clip, tmp_path):
@@ -355,6 +388,24 @@ def test_bench_names_the_extra_that_draws(converted, tmp_path, monkeypatch):
         ),
         (["run", "x", "--video", "y", "--size", "5"], "no size such as 640x360"),
         (["run", "x"], "--video"),
+        (["run", "x", "--video", "y", "--overlay", "flames"], "none of mask, heatmap"),
+        (["calibrate", "x", "--video", "y", "--by", "luck"], "none of work, time"),
+        (["calibrate", "x", "--video", "y", "--metric", "luck"], "there is no metric 'luck'"),
+        (["export", "x", "--onnx", "y", "--dense-above", "7"], "--dense-above"),
+        (["explain", NET], f"--arch {NET}"),
+        (["run", "x", "--video", "y", "--out", "none/a.mp4"], "no folder none: make it first"),
+        (["report", "x", "--video", "y", "-o", "none/a.html"], "no folder none"),
+        (["calibrate", "x", "--video", "y", "-o", "none/a.json"], "no folder none"),
+        (["calibrate", "x", "--video", "y", "--resume", "none/a"], "no folder none"),
+        (["explain", "x", "--html", "none/a.html"], "no folder none"),
+        (["explain", "x", "--graph", "none/a.dot"], "no folder none"),
+        (["bench", "x", "--plot", "none/a.svg"], "no folder none"),
+        (["export", "x", "--onnx", "none/a.onnx"], "no folder none"),
+        (["export", "x", "--pt2", "none/a.pt2"], "no folder none"),
+        (["export", "x", "--onnx", "."], "is a folder: name a file"),
+        (["export", "x", "--triton", __file__], "is a file: name a folder"),
+        (["demo", "--folder", __file__], "is a file: name a folder"),
+        (["convert", "x", "-o", "none/a.delta"], "no folder none"),
         (["fly"], "No such command"),
         (["zoo", "nonet"], "model_zoo has no network"),
     ],
@@ -371,6 +422,31 @@ def test_damaged_files_are_exit_code_1(converted, tmp_path):
     assert "Copy it again" in said(call("explain", tmp_path / "short", code=1))
     assert "No such file or directory" in said(call("explain", tmp_path / "none", code=1))
     assert "no backend" in said(call("explain", converted, "--backend", "fpga", code=1))
+
+
+def test_words_of_options_are_the_librarys():
+    from deltaconvert import watch
+    from deltaconvert.calibrate import METHODS
+
+    assert "|".join(watch.MARKS) in call("run", "--help").stdout
+    text = said(call("calibrate", "x", "--video", "y", "--method", "luck", code=2))
+    assert f"none of {', '.join(METHODS)}" in text
+
+
+def test_a_file_that_may_not_be_written(tmp_path, monkeypatch):
+    from deltaconvert.cli import options
+
+    monkeypatch.setattr(options.os, "access", lambda path, how: False)  # root may write anywhere
+    text = said(call("explain", "x", "--html", tmp_path / "a.html", code=2))
+    assert "may not be written" in text
+
+
+def test_serve_says_what_is_missing(converted, monkeypatch):
+    pytest.importorskip("uvicorn")
+    assert "there is no device 'gpu'" in said(call("serve", converted, "--device", "gpu", code=1))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    text = said(call("serve", converted, "--workers", 2, code=1))
+    assert 'pip install "deltaconvert[serve]"' in text
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -15,7 +15,7 @@ from torch import nn
 import deltaconvert
 import model_zoo
 from deltaconvert import container
-from deltaconvert.errors import ContainerError
+from deltaconvert.errors import ContainerError, InputError
 from deltaconvert.graph_json.values import MAX_DEPTH
 
 SIZES = {"unet": 48, "unet_bilinear": 48, "msrresnet_x4": 24, "deeplabv3_resnet50": 40}
@@ -497,5 +497,15 @@ def test_an_interrupted_write_leaves_the_old_file(saved, monkeypatch, broken):
 
 
 def test_a_folder_that_is_not_there(saved, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        container.save(saved[1], tmp_path / "none" / "net.delta")
+    path = tmp_path / "none" / "net.delta"
+    with pytest.raises(FileNotFoundError) as caught:
+        container.save(saved[1], path)
+    assert caught.value.filename == str(path), "the name that was given"
+
+
+def test_devices_that_are_not_there(saved):
+    _, _, path = saved
+    with pytest.raises(InputError, match="there is no device 'gpu': take cpu, cuda or cuda:1"):
+        deltaconvert.load(path, device="gpu")
+    with pytest.raises(InputError, match=r"device cuda:99 is not to be had here"):
+        deltaconvert.load(path, device="cuda:99")

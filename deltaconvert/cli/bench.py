@@ -17,6 +17,7 @@ from deltaconvert.cli.options import (
     numbers_of,
     opened,
     usage_error,
+    writable,
 )
 from deltaconvert.cli.show import print_json, print_table, progress_bar
 
@@ -28,7 +29,10 @@ def bench(
     threshold: Threshold = None,
     density: Annotated[str, typer.Option(help="Shares of moving pixels, in percent.")] = "0,1,5,25,100",
     frames: Annotated[int, typer.Option(min=1, help="Timed frames at each density.")] = 10,
-    plot: Annotated[Path | None, typer.Option(help="Draw time against density: .svg, .png or .pdf.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw time against density: .svg, .png or .pdf.", callback=writable),
+    ] = None,
     backend: Backend = "auto",
     json_output: Json = False,
 ) -> None:

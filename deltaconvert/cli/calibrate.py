@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import File, Json, as_usage
+from deltaconvert.cli.options import File, Json, as_usage, one_of, writable
 from deltaconvert.cli.show import print_json
 
 
@@ -17,22 +17,32 @@ def calibrate(
         str, typer.Option(help="A video file, a folder of images, an address or a camera's number.")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The file of thresholds [FILE with .json].")
+        Path | None,
+        typer.Option("-o", "--output", help="The file of thresholds [FILE with .json].", callback=writable),
     ] = None,
     budget: Annotated[float, typer.Option(help="The largest loss of the metric.")] = 0.01,
     metric: Annotated[
         str,
         typer.Option(help="relative_l2, noise, top1 or segmentation; or package.module:function of yours."),
     ] = "relative_l2",
-    method: Annotated[str, typer.Option(help="allocate, or the paper's front_to_back.")] = "allocate",
-    by: Annotated[str, typer.Option(help="work, or time: what costs more than it saves goes.")] = "work",
+    method: Annotated[
+        str,
+        typer.Option(help="Of search; front_to_back is the paper's.", **one_of("allocate", "front_to_back")),
+    ] = "allocate",
+    by: Annotated[
+        str,
+        typer.Option(
+            help="What it saves; by time, what costs more than it saves goes.",
+            **one_of("work", "time"),
+        ),
+    ] = "work",
     frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
     at_once: Annotated[
         int,
         typer.Option(min=1, help="Trials at a time: processes on the CPU, streams of one batch on a GPU."),
     ] = 1,
     resume: Annotated[
-        Path | None, typer.Option(help="Keep trials there, and go on where they stopped.")
+        Path | None, typer.Option(help="Keep trials there, and go on where they stopped.", callback=writable)
     ] = None,
     apply: Annotated[bool, typer.Option(help="Write the thresholds into FILE as well.")] = False,
     json_output: Json = False,
@@ -40,12 +50,16 @@ def calibrate(
     """Find the thresholds that stay within a budget on a clip and do the least work."""
     import deltaconvert
     from deltaconvert.checkpoint import factory_of
+    from deltaconvert.inputs import images_of
+    from deltaconvert.metrics import metric_of
 
-    model = deltaconvert.load(file)
     output = output or file.with_suffix(".json")
+    writable(output)
     with as_usage("--metric"):
         module, _, name = metric.partition(":")
-        judge = factory_of(module, name) if name else metric
+        judge = metric_of(factory_of(module, name) if name else metric)
+    next(images_of(video))  # a network may take half a minute to load: a wrong name is told before
+    model = deltaconvert.load(file)
     found = deltaconvert.calibrate(
         model,
         video,

@@ -19,9 +19,11 @@ from deltaconvert.cli.options import (
     needed,
     network_of,
     numbers_of,
+    one_of,
     rules_of,
     shape_of,
     usage_error,
+    writable,
 )
 from deltaconvert.cli.show import print_json, working
 
@@ -36,7 +38,9 @@ def convert(
     ] = None,
     arch: Arch = None,
     input: Input = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write.", callback=writable)
+    ] = None,
     threshold: Threshold = None,
     gate: Gate = None,
     backend: Backend = "auto",
@@ -51,7 +55,9 @@ def convert(
     ] = None,
     std: Annotated[str | None, typer.Option(help="Divides it: 0.229,0.224,0.225.")] = None,
     scale: Annotated[float | None, typer.Option(help="Multiplies pixels 0..255 first [1/255].")] = None,
-    channels: Annotated[str | None, typer.Option(help="rgb, bgr or grey.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Of the images.", **one_of("rgb", "bgr", "grey"))
+    ] = None,
     multiple: Annotated[
         int | None, typer.Option(help="Images are cut to a multiple of this many pixels.")
     ] = None,
@@ -66,6 +72,10 @@ def convert(
     output = needed(output, "--output")
     rules = rules_of(threshold, gate)
     asked = None if input is None else shape_of(input)
+    if example is not None:
+        from deltaconvert import video
+
+        video.read(example).close()  # a network may take half a minute to load: a wrong name is told before
     network, arch, call = network_of(checkpoint, arch, asked, trust)
     shape = tuple(call[0].shape)
     import deltaconvert

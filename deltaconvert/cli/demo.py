@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Backend, Json
+from deltaconvert.cli.options import Backend, Json, writable_folder
 from deltaconvert.cli.show import note, print_json, progress_bar
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the clip and the results go.")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Option(help="Where the clip and the results go.", callback=writable_folder)
+    ] = Path("demo"),
     backend: Backend = "auto",
     json_output: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Arch, Backend, Input, Json, MaybeFile, Threshold, opened
+from deltaconvert.cli.options import Arch, Backend, Input, Json, MaybeFile, Threshold, opened, writable
 from deltaconvert.cli.show import print_json, working
 
 
@@ -18,10 +18,12 @@ def explain(
     input: Input = None,
     threshold: Threshold = None,
     graph: Annotated[
-        Path | None, typer.Option(help="Draw the graph: .dot, or .svg, .png, .pdf with Graphviz.")
+        Path | None,
+        typer.Option(help="Draw the graph: .dot, or .svg, .png, .pdf with Graphviz.", callback=writable),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write it as one page, which needs no network to be read.")
+        Path | None,
+        typer.Option(help="Write it as one page, which needs no network to be read.", callback=writable),
     ] = None,
     speed: Annotated[
         bool, typer.Option(help="Measure what to expect on this machine, for the time of some dense frames.")

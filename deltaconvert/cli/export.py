@@ -7,25 +7,36 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import File, Json, usage_error
+from deltaconvert.cli.options import File, Json, usage_error, writable, writable_folder
 from deltaconvert.cli.show import print_json, working
 
 
 def export(
     file: File,
     onnx: Annotated[
-        Path | None, typer.Option(help="Write ONNX: runs without deltaconvert and torch.")
+        Path | None,
+        typer.Option(help="Write ONNX: runs without deltaconvert and torch.", callback=writable),
     ] = None,
     triton: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a model of a Triton repository, of that name.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write a model of a Triton repository, of that name.",
+            callback=writable_folder,
+        ),
     ] = None,
     pt2: Annotated[
-        Path | None, typer.Option(help="Write a program of torch.export: its deltas are operators of torch.")
+        Path | None,
+        typer.Option(
+            help="Write a program of torch.export: its deltas are operators of torch.", callback=writable
+        ),
     ] = None,
     dense_above: Annotated[
         float | None,
         typer.Option(
-            help="Share of changed blocks above which the dense network runs; else it is worked out."
+            min=0,
+            max=1,
+            help="Share of changed blocks above which the dense network runs; else it is worked out.",
         ),
     ] = None,
     json_output: Json = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,10 +73,33 @@ def as_usage(option: str) -> Iterator[None]:
         raise usage_error(str(error), option) from error
 
 
-def needed(value: T | None, option: str) -> T:
+def needed(value: T | None, option: str, why: str = "") -> T:
     if value is None:
-        raise usage_error("is needed", option)
+        raise usage_error(f"is needed{why}", option)
     return value
+
+
+def one_of(*words: str) -> dict[str, Any]:
+    """The settings of an option that takes one of these words."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in words:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(words)}")
+        return value
+
+    return {"metavar": "|".join(words), "callback": check}
+
+
+def writable(path: Path | None) -> Path | None:
+    """The callback of options that name a file to write: what is wrong is said before the work, not after it."""
+    if path is not None:
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder: name a file in it")
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}: make it first")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise typer.BadParameter(f"{path} may not be written: name a file elsewhere")
+    return path
 
 
 def shape_of(text: str) -> tuple[int, ...]:
@@ -92,6 +116,29 @@ def size_of(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= MAX_SIDE for part in parts):
         raise usage_error(f"{text!r} is no size such as 640x360", "--size")
     return int(parts[0]), int(parts[1])
+
+
+def writable_folder(path: Path | None) -> Path | None:
+    """The same of options that name a folder, which is made."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path} is a file: name a folder")
+    return path
+
+
+def pixels_of(model: DeltaModel, asked: tuple[int, int] | None) -> tuple[int, int] | None:
+    """(width, height) that frames are resized to: as asked, else the network's only size; None: the video's."""
+    only = model.signature.pixels
+    if asked is not None and only is not None and asked != only:
+        raise usage_error(
+            f"the network was captured for {_text(only)} alone, not {_text(asked)}: leave the option out, or convert "
+            "the network at that size",
+            "--size",
+        )
+    return asked or only
+
+
+def _text(size: tuple[int, int]) -> str:
+    return "{}x{}".format(*size)
 
 
 def numbers_of(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -154,9 +201,12 @@ def opened(
     shape = None if input is None else shape_of(input)
     rules = rules_of(threshold)
     import deltaconvert
+    import model_zoo
     from deltaconvert import checkpoint, feed
 
     if file is not None:
+        if not file.exists() and str(file) in model_zoo.names():
+            raise usage_error(f"there is no file {file}: the network of that name is --arch {file}", "FILE")
         model = deltaconvert.load(file, backend=backend)
         recipe = feed.from_json(model.info["recipe"]) if "recipe" in model.info else None
         if shape is not None or threshold:
@@ -186,7 +236,8 @@ def network_of(
             raise usage_error(f"{file} holds its network itself: leave the name out", "--arch")
         network, call = load_network(file, input=shape, trust=trust)
         return network, file.name, call
-    arch, shape = needed(arch, "--arch"), needed(shape, "--input")
+    arch = needed(arch, "--arch", ": these are weights, of which network?" if file else "")
+    shape = needed(shape, "--input", ", such as 1x3x720x1280")
     import torch
 
     from deltaconvert import checkpoint

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Backend, File, Monitor, Size, size_of
+from deltaconvert.cli.options import Backend, File, Monitor, Size, pixels_of, size_of, writable
 from deltaconvert.cli.show import progress_bar
 
 
@@ -15,7 +15,8 @@ def report(
     file: File,
     video: Annotated[str, typer.Option(help="A video file, an address or a camera's number.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The page to write [FILE with .html].")
+        Path | None,
+        typer.Option("-o", "--out", help="The page to write [FILE with .html].", callback=writable),
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 100,
     size: Size = None,
@@ -31,8 +32,11 @@ def report(
     from deltaconvert.watch import resize, watch
 
     page.require()
-    model, out = container.load(file, backend=backend), out or file.with_suffix(".html")
-    recipe, pixels = feed.from_json(model.info.get("recipe")), pixels or model.signature.pixels
+    out = out or file.with_suffix(".html")
+    writable(out)
+    videos.read(video).close()  # a network may take half a minute to load: a wrong name is told before
+    model = container.load(file, backend=backend)
+    recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     model.monitor(every=monitor)
     written = page.Page(model, f"{file.name} on {Path(video).name}")
     with videos.read(video, limit=limit) as reader, progress_bar(video, reader.frames) as progress:

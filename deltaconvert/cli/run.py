@@ -17,8 +17,11 @@ from deltaconvert.cli.options import (
     Size,
     Threshold,
     as_usage,
+    one_of,
+    pixels_of,
     rules_of,
     size_of,
+    writable,
 )
 from deltaconvert.cli.show import print_json, progress_bar
 
@@ -28,11 +31,15 @@ def run(
     video: Annotated[
         str, typer.Option(help="A video file, an address (rtsp://, http://) or a camera's number.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Write a video with the changed pixels marked.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a video with the changed pixels marked.", callback=writable)
+    ] = None,
     marks: Annotated[
         str,
         typer.Option(
-            "--overlay", help="What --out shows: the mask of each frame, or a heatmap of the last ones."
+            "--overlay",
+            help="What --out shows: the mask of each frame, or a heatmap of the last ones.",
+            **one_of("mask", "heatmap"),
         ),
     ] = "mask",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
@@ -52,8 +59,12 @@ def run(
     from deltaconvert.measure import environment
     from deltaconvert.watch import resize, watch_video
 
+    # A network may take half a minute to load: a wrong name is told before.
+    videos.read(video).close()
+    if out is not None:
+        videos.VideoWriter(out, 1, (2, 2)).discard()
     model = container.load(file, backend=backend)
-    recipe, pixels = feed.from_json(model.info.get("recipe")), pixels or model.signature.pixels
+    recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     with videos.read(video, limit=limit) as reader, progress_bar(f"{video}", reader.frames) as progress:
         if rules is not None:
             rules = rules if threshold else dataclasses.replace(rules, rules=model.rules)

@@ -35,6 +35,8 @@ def serve(
     try:
         import uvicorn
 
+        if workers > 1:
+            import ray  # noqa: F401
         from deltaconvert.serve.app import app as door
         from deltaconvert.serve.fleet import Fleet, Local, Rays
         from deltaconvert.serve.limits import Limits
