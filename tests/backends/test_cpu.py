@@ -8,7 +8,7 @@ from oracle import Call, assert_close, assert_same_bits, check_operator, scripte
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import bands, steps, tiles
+from deltaconvert.backends.cpu import bands, loops, steps, tiles
 from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.edges import store
 from deltaconvert.backends.cpu.packed import Epilogue, PackedConv
@@ -18,6 +18,19 @@ from deltaconvert.ops.conv import Conv2d
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_convolution_pointwise"), reason="this torch has no packed convolutions"
 )
+
+
+@pytest.fixture
+def without_numba(monkeypatch):
+    monkeypatch.setattr(loops, "FOUND", False)
+
+
+@pytest.fixture(params=("numba", "torch"))
+def with_and_without_numba(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(loops, "FOUND", False)
+    elif not loops.FOUND:
+        pytest.skip("numba is not installed")
 
 
 def residual():
@@ -32,7 +45,7 @@ ACTIVATIONS = [
 
 @pytest.mark.parametrize("act", ACTIVATIONS, ids=repr)
 @pytest.mark.parametrize("kernel", (1, 3))
-def test_activation_in_the_epilogue(act, kernel):
+def test_activation_in_the_epilogue(act, kernel, with_and_without_numba):
     module = nn.Sequential(nn.Conv2d(3, 20, kernel, padding=kernel // 2), act, nn.Conv2d(20, 5, kernel))
     check_operator(module, (2, 3, 13, 11), dtype=torch.float32, backend="cpu")
 
@@ -51,7 +64,7 @@ SKIPS = {
 
 
 @pytest.mark.parametrize("name", SKIPS)
-def test_skip_in_the_epilogue(name):
+def test_skip_in_the_epilogue(name, with_and_without_numba):
     check_operator(Call(SKIPS[name], **residual()), (2, 4, 9, 14), dtype=torch.float32, backend="cpu")
 
 
@@ -100,7 +113,7 @@ class Bands(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 61, 47), (3, 3, 40, 33), (1, 3, 9, 200)])
-def test_bands(monkeypatch, shape):
+def test_bands(monkeypatch, without_numba, shape):
     monkeypatch.setattr(bands, "GAIN", float("inf"))  # bands win every comparison
     monkeypatch.setattr(bands, "BAND_BYTES", 3000)
     used = []
@@ -137,7 +150,7 @@ def several():
 
 @pytest.mark.parametrize("threshold", [0.0, {"activation": 0.05}])
 @pytest.mark.parametrize("enough, few", [(1, {1}), (17 * 11 + 1, {1, 2}), (10**9, {6})])
-def test_streams_are_computed_few_at_a_time(monkeypatch, threshold, enough, few):
+def test_streams_are_computed_few_at_a_time(monkeypatch, without_numba, threshold, enough, few):
     """What the dense operator makes of several streams is to the last bit what it makes of as few as were tried."""
     monkeypatch.setattr(steps, "ENOUGH_PIXELS", enough)
     frames = scripted_video((6, 3, 34, 22), torch.float32)
@@ -159,7 +172,7 @@ def test_streams_are_computed_few_at_a_time(monkeypatch, threshold, enough, few)
     assert taken and set(taken) <= few
 
 
-def test_more_streams_are_planned_without_trying_again(monkeypatch):
+def test_more_streams_are_planned_without_trying_again(monkeypatch, without_numba):
     tried, compare = [], steps.Step._compare
     monkeypatch.setattr(
         steps.Step, "_compare", lambda self: (tried.append(self.edge.mask.shape[0]), compare(self))[1]
@@ -225,7 +238,7 @@ def test_chunks_hold_every_index_and_repeat_the_last(count):
 
 @pytest.mark.parametrize("way", [tiles.TILES, tiles.WIDE, tiles.ROW, tiles.STRIP])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_tiles_and_taps_are_chosen_by_what_they_cost(monkeypatch, way, stride):
+def test_tiles_and_taps_are_chosen_by_what_they_cost(monkeypatch, without_numba, way, stride):
     monkeypatch.setattr(tiles.Tiles, "_cost", lambda self, notes: float(notes["way"] != way))
     channels = 20 if way == tiles.WIDE else 128
     module = nn.Sequential(nn.Conv2d(3, channels, 1), nn.Conv2d(channels, 8, (3, 2), stride, 1)).eval()

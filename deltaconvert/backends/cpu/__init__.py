@@ -22,6 +22,7 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu.averages import Averages
+from deltaconvert.backends.cpu.convolutions import Convolutions
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.depthwise import Depthwise
 from deltaconvert.backends.cpu.edges import Edge
@@ -50,6 +51,7 @@ NAME = "cpu"
 PASSES = (join_expansions, join_pixels)
 KINDS: tuple[type[Step], ...] = (
     Parts,
+    Convolutions,
     Rows,
     Depthwise,
     Tiles,
@@ -98,7 +100,7 @@ class Backend:
     ) -> Step:
         kind = self._kind(operator, reaches, inputs)
         step = kind(self, operator, reaches, inputs, Edge(kept))
-        if not notes:
+        if step.sizes and not notes:
             notes.update(self._tried(step))
         step.settle(notes)
         return step

@@ -135,7 +135,7 @@ class Compute:
         return value.clone() if shared else value
 
 
-class _Elementwise:
+class Elementwise:
     """A stage of a tail. Where it has an in-place spelling it writes to the value, which is nobody else's."""
 
     def __init__(self, stage: Operator, takes: int, slot: int):
@@ -143,6 +143,10 @@ class _Elementwise:
 
     def __call__(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
         return apply(self._stage, [*others[: self._slot], value, *others[self._slot :]], self._slot)
+
+    def rows(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """The same of rows (n, C)."""
+        return _rows(self(_points(value), [_points(other) for other in others]))
 
 
 class _Convolution:
@@ -161,8 +165,8 @@ def _links(
     slots: Sequence[int],
     widths: Sequence[int | None],
     orders: dict[Any, bytes],
-) -> list[_Elementwise | _Convolution]:
-    links: list[_Elementwise | _Convolution] = []
+) -> list[Elementwise | _Convolution]:
+    links: list[Elementwise | _Convolution] = []
     at = place = 0
     while at < len(stages):
         stage = stages[at]
@@ -173,7 +177,7 @@ def _links(
             at += 1 + more
         else:
             takes = counts[at]
-            links.append(_Elementwise(stage, takes, slots[at]))
+            links.append(Elementwise(stage, takes, slots[at]))
             at += 1
         place += takes
     return links

@@ -1,0 +1,126 @@
+"""Convolutions: exactly the candidates, from the map as it lies, stored as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.cpu import loops
+from deltaconvert.backends.cpu.chains import Chain, Stage, stage_of
+from deltaconvert.backends.cpu.compute import Elementwise
+from deltaconvert.backends.cpu.edges import Commit, Edge, listed
+from deltaconvert.backends.cpu.steps import CHUNK_BYTES, Step, tail_is_free
+from deltaconvert.ops.base import Operator
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.fused import Fused, stages_of
+from deltaconvert.reach import Everything, Pixel, Reach, Window
+
+
+class Convolutions(Step):
+    """A convolution with its tail. The same code computes any list of pixels and all of them, to the same bits.
+
+    What of the tail is no convolution, addition of a map or simple activation torch does, on chunks of rows.
+    """
+
+    @classmethod
+    def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
+        first, convs = reaches[0], [stage for stage in stages_of(operator) if isinstance(stage, Conv2d)]
+        reads = isinstance(first, Pixel) or (isinstance(first, Window) and not first.transposed)
+        return (
+            loops.FOUND
+            and reads
+            and isinstance(stages_of(operator)[0], Conv2d)
+            and all(conv.groups == 1 for conv in convs)
+            and tail_is_free(operator, reaches, inputs)
+        )
+
+    def prepare(self) -> None:
+        stages, operator, widths = stages_of(self.operator), self.operator, self._widths()
+        counts, slots = (operator.counts, operator.slots) if isinstance(operator, Fused) else ([], [])
+        counts, slots, place = [0, *counts], [0, *slots], 1
+        window = self.reaches[0] if isinstance(self.reaches[0], Window) else None
+        self._links: list[tuple[Chain | Elementwise, int]] = []  # and how many further inputs each takes
+        chain: list[Stage] = []
+
+        def close() -> None:
+            if chain:
+                first = window if not self._links else None
+                takes = sum(stage.adds for stage in chain)
+                self._links.append((Chain(chain, first, self._scratch), takes))
+                chain.clear()
+
+        at = 0
+        while at < len(stages):
+            stage, more, takes = stages[at], 1, counts[at]
+            if isinstance(stage, Conv2d):
+                own, taken = stage_of(stage, stages[at + 1 :], counts[at + 1 :], widths[place:])
+                chain.append(own)
+                more, takes = 1 + taken, int(own.adds)
+            else:
+                close()
+                self._links.append((Elementwise(stage, takes, slots[at]), takes))
+            at, place = at + more, place + takes
+        close()
+        edge = self.edge
+        comparable = edge.threshold is None or edge.limits is not None
+        self._direct = (
+            comparable
+            and len(self._links) == 1
+            and all(isinstance(reach, Pixel) for reach in self.reaches[1:])
+        )
+        rows = [source.rows.shape[1] for source in (edge, *self.inputs)]
+        self._chunk = max(64, CHUNK_BYTES // (4 * max(rows)))
+
+    def _scratch(self, size: int) -> int:
+        return self.backend.scratch((size,), torch.uint8).data_ptr()
+
+    def run(self) -> None:
+        if not any(source.count for source in self.inputs):
+            self.edge.stand_still()
+            return
+        edge = self.edge
+        if any(self._is_full(place) for place in range(len(self.inputs))):
+            candidates, pixels, count = torch.ones_like(edge.mask), None, edge.pixel_count
+        else:
+            candidates, _ = self._candidates()
+            pixels = listed(candidates)
+            count = len(pixels)
+        if not self._direct:
+            pixels = listed(candidates) if pixels is None else pixels
+            commit = Commit(edge, None)
+            for chunk in pixels.split(self._chunk):
+                commit.rows(chunk, self._computed(chunk))
+            commit.finish(candidates, pixels, count)
+            return
+        (chain, _), adds = self._links[0], [source.rows for source in self.inputs[1:]]
+        assert isinstance(chain, Chain)
+        rows = self.inputs[0].rows
+        if edge.limits is None:
+            chain.run(rows, pixels, count, adds, edge.rows)
+            edge.mark(candidates, count, count, pixels)
+        else:
+            marks = torch.zeros_like(edge.mask)
+            chain.run(rows, pixels, count, adds, edge.rows, limits=edge.limits, marks=marks)
+            changed = listed(marks)
+            edge.mark(marks, count, len(changed), changed)
+
+    def _is_full(self, place: int) -> bool:
+        """All pixels of an input changed, so all of the output can have."""
+        source = self.inputs[place]
+        return source.count == source.pixel_count and not isinstance(self.reaches[place], Everything)
+
+    def _computed(self, pixels: Tensor) -> Tensor:
+        """(n, C'), in memory of its own."""
+        value, others = self.inputs[0].rows, self._taken_beside(pixels)
+        read: Tensor | None = pixels
+        for link, takes in self._links:
+            beside, others = others[:takes], others[takes:]
+            if isinstance(link, Chain):
+                source, value = value, value.new_empty(len(pixels), link.channels)
+                link.run(source, read, len(pixels), beside, value, by_place=True)
+                read = None  # what comes next reads these rows
+            else:
+                value = link.rows(value, beside)
+        return value

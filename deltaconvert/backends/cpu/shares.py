@@ -1,0 +1,202 @@
+"""A share of a chain of convolutions: a few blocks of pixels go through all of its stages while they are in the cache.
+
+All that the compiled code is told stands in arrays of integers, addresses among them: `chains.py` fills them in. It
+imports numba, so it is imported where a chain is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from deltaconvert.backends.cpu import kernels
+from deltaconvert.backends.cpu.machine_code import shared
+
+WIDTH = kernels.lanes()
+ROWS = kernels.rows()  # pixels of a block
+
+# The fields of a job. A window of one tap without stride and padding reads the pixel that it makes.
+PIXELS, COUNT, STAGES, STAGE_TABLE, GROUP, SCRATCH, SCRATCH_BYTES, ROW_BYTES = range(8)
+INPUT, BY_PLACE, OUT, LIMITS, MARKS, ZEROS = range(8, 14)
+HEIGHT, BREADTH, OUT_HEIGHT, OUT_BREADTH, TAPS_Y, TAPS_X = range(14, 20)
+STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, DILATION_Y, DILATION_X = range(20, 26)
+JOB = 26
+# Those of a stage, and of a panel of its weights.
+DEPTH, CHANNELS, PANELS, PANEL_TABLE, ADDS, ACTIVATION = range(6)
+STAGE = 6
+COLUMN, VECTORS, WEIGHTS, BIAS = range(4)
+PANEL = 4
+
+_wide = kernels.product(ROWS, 2, WIDTH)
+_slim = kernels.product(ROWS, 1, WIDTH)
+
+
+def _address(context: Any, address: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.intp), code
+
+
+_pointer: Any = intrinsic(_address)
+_array: Any = carray
+
+
+def _compiled(function: Any) -> Any:
+    return njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
+
+
+@_compiled
+def _ints(address: Any, count: Any) -> Any:
+    return _array(_pointer(address), (count,), types.int64)
+
+
+@_compiled
+def _floats(address: Any, count: Any) -> Any:
+    return _array(_pointer(address), (count,), types.float32)
+
+
+@_compiled
+def _product(
+    stage: Any, panel: Any, taps: Any, depth: Any, block: Any, reads: Any, writes: Any, adds: Any
+) -> None:
+    table, to = reads.ctypes.data, writes.ctypes.data + 8 * ROWS * block
+    add = adds.ctypes.data + 8 * ROWS * block if stage[ADDS] else 0
+    after = _floats(stage[ACTIVATION], 3)
+    weights, bias, column = panel[WEIGHTS], panel[BIAS], 4 * panel[COLUMN]
+    if panel[VECTORS] == 2:
+        _wide(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+    else:
+        _slim(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+
+
+@_compiled
+def _rows(base: Any, step: Any, pixels: Any, first: Any, count: Any, table: Any) -> None:
+    """Addresses of the rows of places `first` on: of their pixels, or one after the other where there is no list."""
+    for i in range(len(table)):
+        place = first + min(i, count - 1)  # the last block is filled up with its last pixel
+        table[i] = base + step * (pixels[place] if len(pixels) else place)
+
+
+@_compiled
+def _read(job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any, whole: Any) -> None:
+    """Addresses of what a block reads: by lines of taps that are one piece if all of them are, else tap by tap."""
+    taps_y, taps_x = job[TAPS_Y], job[TAPS_X]
+    own = reads[block * taps_y * taps_x * ROWS : (block + 1) * taps_y * taps_x * ROWS]
+    first, count = first + block * ROWS, count - block * ROWS
+    step = 4 * _ints(job[STAGE_TABLE], STAGE)[DEPTH]
+    if not job[HEIGHT]:
+        _rows(job[INPUT], step, pixels, first, count, own)
+        whole[block] = False
+        return
+    breadth, line = job[BREADTH], -job[OUT_BREADTH]
+    far = (taps_x - 1) * job[DILATION_X]
+    inside = job[DILATION_X] == 1
+    stream, top = 0, 0
+    for attempt in range(2):
+        for r in range(ROWS):
+            place = first + min(r, count - 1)
+            pixel = pixels[place] if len(pixels) else place
+            if pixel < line or pixel >= line + job[OUT_BREADTH]:
+                y = pixel // job[OUT_BREADTH]
+                line, stream = y * job[OUT_BREADTH], y // job[OUT_HEIGHT]
+                top = (y - stream * job[OUT_HEIGHT]) * job[STRIDE_Y] - job[PADDING_Y]
+            left = (pixel - line) * job[STRIDE_X] - job[PADDING_X]
+            inside = inside and left >= 0 and left + far < breadth
+            for ky in range(taps_y):
+                row = top + ky * job[DILATION_Y]
+                start = job[INPUT] + ((stream * job[HEIGHT] + row) * breadth + left) * step
+                outside = row < 0 or row >= job[HEIGHT]
+                if inside:
+                    own[ky * ROWS + r] = job[ZEROS] if outside else start
+                    continue
+                for kx in range(taps_x):
+                    col = left + kx * job[DILATION_X]
+                    there = not outside and col >= 0 and col < breadth
+                    at = start + kx * job[DILATION_X] * step if there else job[ZEROS]
+                    own[(ky * taps_x + kx) * ROWS + r] = at
+        whole[block] = inside
+        if inside or attempt == 1:
+            return
+
+
+@_compiled
+def _widen(rows: Any, channels: Any, scratch: Any) -> None:
+    """Copy narrow rows to where whole vectors can be read."""
+    for i in range(len(rows)):
+        old, new = _floats(rows[i], channels), _floats(scratch + i * 4 * WIDTH, channels)
+        for c in range(channels):
+            new[c] = old[c]
+        rows[i] = scratch + i * 4 * WIDTH
+
+
+@_compiled
+def _keep(job: Any, pixels: Any, first: Any, count: Any, channels: Any, rows: Any) -> None:
+    """Store rows from the scratch memory; where there are limits, those alone that moved by more, and mark them."""
+    compared = job[LIMITS] != 0
+    limits = _floats(job[LIMITS], channels)
+    for i in range(count):
+        pixel = pixels[first + i] if len(pixels) else first + i
+        old = _floats(job[OUT] + pixel * 4 * channels, channels)
+        new = _floats(rows + i * job[ROW_BYTES], channels)
+        over = np.int32(not compared)
+        if compared:
+            for c in range(channels):
+                over |= np.int32(not abs(old[c] - new[c]) <= limits[c])  # a NaN is over all limits
+        if over:
+            for c in range(channels):
+                old[c] = new[c]
+            if compared:
+                _array(_pointer(job[MARKS] + pixel), (1,), types.uint8)[0] = 1
+
+
+@shared
+def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
+    """Blocks first_block to last_block of the job at `address`; `thread` says which scratch memory is free."""
+    job = _ints(address, JOB)
+    pixels = _ints(job[PIXELS], job[COUNT] if job[PIXELS] else 0)
+    outs = pixels[:0] if job[BY_PLACE] else pixels
+    group, step = job[GROUP], job[ROW_BYTES]
+    scratch = job[SCRATCH] + thread * job[SCRATCH_BYTES]
+    reads = _ints(scratch, group * job[TAPS_Y] * job[TAPS_X] * ROWS)
+    scratch += 8 * len(reads)
+    writes = _ints(scratch, group * ROWS)
+    scratch += 8 * len(writes)
+    adds = _ints(scratch, group * ROWS)
+    scratch += 8 * len(adds)
+    whole = _ints(scratch, group)
+    scratch += 8 * len(whole)
+    made = scratch + len(adds) * 4 * WIDTH
+    for start in range(first_block, last_block, group):
+        blocks, first = min(group, last_block - start), start * ROWS
+        count = min(job[COUNT] - first, blocks * ROWS)
+        for block in range(blocks):
+            _read(job, pixels, first, count, block, reads, whole)
+        for s in range(job[STAGES]):
+            stage = _ints(job[STAGE_TABLE] + s * 8 * STAGE, STAGE)
+            channels, last = stage[CHANNELS], s == job[STAGES] - 1
+            kept = last and not job[LIMITS] and channels >= WIDTH
+            rows = made + (s % 2) * len(adds) * step
+            if kept:
+                _rows(job[OUT], 4 * channels, outs, first, count, writes[: blocks * ROWS])
+            else:
+                _rows(rows, step, pixels[:0], 0, count, writes[: blocks * ROWS])
+            if stage[ADDS]:
+                _rows(stage[ADDS], 4 * channels, outs, first, count, adds[: blocks * ROWS])
+                if channels < WIDTH:
+                    _widen(adds[: blocks * ROWS], channels, scratch)
+            taps = job[TAPS_Y] * job[TAPS_X] if s == 0 else 1
+            for p in range(stage[PANELS]):
+                panel = _ints(stage[PANEL_TABLE] + p * 8 * PANEL, PANEL)
+                for block in range(blocks):
+                    pieces, depth = taps, stage[DEPTH]
+                    if s == 0 and whole[block]:
+                        pieces, depth = job[TAPS_Y], depth * job[TAPS_X]
+                    _product(stage, panel, pieces, depth, block, reads[block * taps * ROWS :], writes, adds)
+            if not last:
+                reads[: blocks * ROWS] = writes[: blocks * ROWS]
+            elif not kept:
+                _keep(job, outs, first, count, channels, rows)
