@@ -97,28 +97,14 @@ def read(window: Window) -> Tables:
     return rows, cols
 
 
-def reached(window: Window) -> Tables:
-    """The other way round: the lines of output pixels that read a line of input pixels, int64 (H, kh), (W, kw)."""
-    rows, cols = map(_turned, read(window), window.in_size)
-    return rows, cols
-
-
 def _read(window: Window, axis: int) -> Any:
     first = np.arange(window.out_size[axis]).reshape(-1, 1) * window.stride[axis] - window.padding[axis]
     line = first + np.arange(window.kernel[axis]) * window.dilation[axis]
     return np.where((line < 0) | (line >= window.in_size[axis]), -1, line)
 
 
-def _turned(table: Any, size: int) -> Any:
-    """A tap leads from a line to one line at most, and no two lines to the same."""
-    found = np.full((size, table.shape[1]), -1)
-    line, tap = np.nonzero(table >= 0)
-    found[table[line, tap], tap] = line
-    return found
-
-
 def spread(pixels: Tensor, streams: int, tables: Tables, out_size: Pair) -> tuple[Tensor, Tensor]:
-    """(mask (N, 1, H', W'), its pixels): what `pixels` lead to by `tables`, which `reached` or `read` made."""
+    """(mask (N, 1, H', W'), its pixels): what `pixels` lead to by `tables`, which `read` made."""
     mask = torch.zeros(streams, 1, *out_size, dtype=torch.bool)
     most = min(mask.numel(), len(pixels) * tables[0].shape[1] * tables[1].shape[1])
     found = np.empty(most, dtype=np.int64)
@@ -167,24 +153,5 @@ def _touched(pixels: Any, size: Pair, edges: Pair, counts: Pair, flags: Any, fou
         if not flags[tile]:
             flags[tile] = True
             found[count] = tile
-            count += 1
-    return count
-
-
-def either(mask: Tensor, pixels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """(mask, its pixels) of all that is in `mask`, whose pixels are `pixels`, or in the list `others`."""
-    mask, found = mask.clone(), np.empty(len(pixels) + len(others), dtype=np.int64)
-    count = _either(mask.view(-1).numpy(), pixels.numpy(), others.numpy(), found)
-    return mask, torch.from_numpy(found[:count])
-
-
-@compiled
-def _either(mask: Any, pixels: Any, others: Any, found: Any) -> int:
-    count = len(pixels)
-    found[:count] = pixels
-    for pixel in others:
-        if not mask[pixel]:
-            mask[pixel] = True
-            found[count] = pixel
             count += 1
     return count

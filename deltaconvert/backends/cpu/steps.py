@@ -12,6 +12,7 @@ from torch import Tensor
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
+from deltaconvert.backends.cpu.masks import Spread
 from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import stages_of
@@ -31,7 +32,6 @@ ENOUGH_VALUES = 4096
 # Streams are computed one by one where their maps have so many pixels: more at a time are no faster, and take as many
 # times as long to try. Of smaller maps several are computed at a time: they share the reading of weights.
 ENOUGH_PIXELS = 1024
-FEW = 1 / 8  # of a map's pixels: so many are quicker taken one by one than with all others
 RUNS = 3  # the best of them counts: what disturbs a run only ever makes it slower
 
 
@@ -62,7 +62,7 @@ class Step:
         self.backwards: bool | None = None  # take the list from its end; None where pieces never overlap
         self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
         self._origins: dict[int, Tensor] = {}
-        self._tables: dict[int, Any] = {}  # see loops.reached
+        self._spreads: dict[int, Spread] = {}
         self._dense_found: dict[str, Any] = {}  # measured once, however often sparse ways are tried
         self.prepare()
         # The streams that the dense operator takes at a time.
@@ -123,33 +123,27 @@ class Step:
         return self.operator(*maps)
 
     def _candidates(self) -> tuple[Tensor, Tensor | None]:
-        """(mask, list of its pixels if it is known already)."""
-        mask, pixels = None, None
-        for place, source in enumerate(self.inputs):
-            if source.count == 0 or (mask is not None and mask is source.mask):
-                continue
-            more, found = self._spread(place)
-            if mask is None:
-                mask, pixels = more, found
-            elif pixels is not None and found is not None and loops.FOUND:
-                mask, pixels = loops.either(mask, pixels, found)
-            else:
-                mask, pixels = mask | more, None
+        """(mask, list of its pixels if it is known already, or soon made)."""
+        mask: Tensor | None = None
+        moving = [(place, source) for place, source in enumerate(self.inputs) if source.count]
+        for place, source in moving:
+            if source.mask is not mask:
+                mask = self._spread(place, mask)
         assert mask is not None
-        return mask, pixels
-
-    def _spread(self, place: int) -> tuple[Tensor, Tensor | None]:
-        """What input `place` makes candidates: (mask, list of its pixels if it is known)."""
-        reach, source = self.reaches[place], self.inputs[place]
-        few = loops.FOUND and source.count <= FEW * source.pixel_count
-        if few and isinstance(reach, Window) and not reach.transposed and reach.orphans is None:
-            if place not in self._tables:
-                self._tables[place] = loops.reached(reach)
-            return loops.spread(source.pixels, len(source.mask), self._tables[place], reach.out_size)
-        mask = reach.spread(source.mask)
-        if mask is not source.mask:
+        if not loops.FOUND or any(source.count == source.pixel_count for _, source in moving):
             return mask, None
-        return mask, source.pixels if few else source._pixels
+        known = [source.pixels for _, source in moving if source.mask is mask]
+        return mask, known[0] if known else listed(mask)
+
+    def _spread(self, place: int, onto: Tensor | None) -> Tensor:
+        """The pixels that input `place` makes candidates, and those of `onto`."""
+        reach, mask = self.reaches[place], self.inputs[place].mask
+        if loops.FOUND and isinstance(reach, Window) and not reach.transposed and reach.orphans is None:
+            if place not in self._spreads:
+                self._spreads[place] = Spread(reach)
+            return self._spreads[place](mask, onto)
+        mask = reach.spread(mask)
+        return mask if onto is None else mask | onto
 
     def _widths(self) -> list[int | None]:
         """The channels of each input that is a whole map; None for a gate."""
