@@ -302,8 +302,11 @@ def test_a_network_that_takes_no_single_image(tmp_path, clip):
 
 def test_recipes_in_files_are_checked(converted, clip, tmp_path):
     import deltaconvert
+    from deltaconvert import feed
+    from deltaconvert.errors import InputError
 
     model = deltaconvert.load(converted, backend="reference")
+    recipe = model.info["recipe"]
     for field, value in (
         ("std", [0, 0, 0]),
         ("mean", "abc"),
@@ -314,10 +317,11 @@ def test_recipes_in_files_are_checked(converted, clip, tmp_path):
         ("channels", "grey"),
         ("channels", ["rgb"]),
     ):
-        model.info = {"recipe": {**model.info["recipe"], field: value}}
-        model.save(tmp_path / "x.delta")
-        call("run", tmp_path / "x.delta", "--video", clip, *BACKEND, code=1)
-        model = deltaconvert.load(converted, backend="reference")
+        model.info = {"recipe": {**recipe, field: value}}
+        with pytest.raises(InputError):
+            feed.from_json(model.info["recipe"])
+    model.save(tmp_path / "x.delta")
+    call("run", tmp_path / "x.delta", "--video", clip, *BACKEND, code=1)
 
 
 # ---- bench

@@ -88,7 +88,14 @@ def bits(tensors):
 # ---- what is saved comes back
 
 
-@pytest.mark.parametrize("name", model_zoo.names())
+# Others of the zoo are made of the same parts, by the same code.
+TWINS = ("efficientdet_d1", "mobilenetv3_large", "pose_resnet50", "resnet50")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in TWINS else name for name in model_zoo.names()],
+)
 def test_the_zoo_comes_back(name, tmp_path):
     side, channels = SIZES.get(name, 64), model_zoo.recipe(name).input_size[0]
     example = next(video(1, channels, side, side))

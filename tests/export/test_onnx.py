@@ -112,12 +112,13 @@ def test_operators(tmp_path, name, batch, providers):
 
 BOTH = (ALWAYS_SPARSE, 0.3)
 SMALL = {"fastestdet": (ALWAYS_SPARSE,), "mobilenetv3_small": BOTH}
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in model_zoo.names() if name not in SMALL]
+LONG = [pytest.param(name, 7, marks=pytest.mark.slow) for name in model_zoo.names()]
 
 
-@pytest.mark.parametrize("name", [*SMALL, *OTHERS])
-def test_zoo(tmp_path, name, providers):
-    """112 frames, on a GPU 32: by the sparse functions alone, and with the dense network taking its turns."""
+@pytest.mark.parametrize("name, repeats", [*((name, 2) for name in SMALL), *LONG])
+def test_zoo(tmp_path, name, repeats, providers):
+    """112 frames, on a GPU and of small networks 32: by the sparse functions alone, and with the dense network taking
+    its turns."""
     size = (128, 128) if "efficientdet" in name else (32, 64)
     shape = (1, model_zoo.recipe(name).input_size[0], *size)
     network = model_zoo.create(name, seed=0).eval()
@@ -126,7 +127,7 @@ def test_zoo(tmp_path, name, providers):
         shape,
         tmp_path / "m.onnx",
         dense_above=SMALL.get(name, BOTH),
-        repeats=2 if CUDA in providers else 7,
+        repeats=2 if CUDA in providers else repeats,
         amplifies="efficientdet" in name,
         providers=providers,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -25,29 +26,40 @@ from deltaconvert.backends import cuda
 
 HERE = Path(__file__).parent
 GXX = shutil.which("g++")
-FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Winvalid-pch"]
+# Macros are the tests' text, and not all of it is read everywhere.
+FLAGS += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-parentheses", "-Wno-unused-function"]
+FLAGS += ["-Wno-unused-variable"]
 
 
 @cache
-def library(source: Path, *defines: str) -> ctypes.CDLL:
+def headers() -> TemporaryDirectory[str]:
+    """The standard headers of cuda_on_cpu.h, read once: they are most of what compiling a kernel takes."""
+    folder = TemporaryDirectory()
+    file = Path(folder.name) / "standard.h"
+    file.write_text("\n".join(re.findall(r"#include <.*>", (HERE / "cuda_on_cpu.h").read_text())) + "\n")
+    subprocess.run([str(GXX), *FLAGS, "-x", "c++-header", str(file), "-o", f"{file}.gch"], check=True)
+    return folder
+
+
+@cache
+def library(kernel: str) -> ctypes.CDLL:
+    """kernel: its macros, and what is compiled with them."""
     with TemporaryDirectory() as folder:
-        out = Path(folder) / "library.so"
-        command = [str(GXX), *FLAGS, *defines, "-shared", "-fPIC", str(source), "-o", str(out)]
-        subprocess.run(command, check=True)
+        source, out = Path(folder) / "kernel.cpp", Path(folder) / "library.so"
+        source.write_text(kernel)
+        read = ["-include", f"{headers().name}/standard.h"]  # macros come behind it, or it could not be used
+        subprocess.run([str(GXX), *FLAGS, *read, "-shared", str(source), "-o", str(out)], check=True)
         return ctypes.CDLL(str(out))
 
 
 class Kernel:
     def __init__(self, source: str, name: str, macros: dict[str, Any], shared_bytes: int = 0):
         self.name = name
-        defines = [f"-D{key}={text}" for key, text in sorted({**macros, "NAME": name}.items())]
-        quiet = [
-            "-Wno-parentheses",
-            "-Wno-unused-function",
-            "-Wno-unused-variable",
-        ]  # FINISH is the tests' text
-        path = f'-DSOURCE="{HERE.parents[1] / "kernels" / source}"'
-        self._run = library(HERE / "kernel_on_cpu.cpp", *quiet, path, *defines).run
+        source = f'"{HERE.parents[1] / "kernels" / source}"'
+        texts = sorted({**macros, "NAME": name, "SOURCE": source}.items())
+        defined = "".join(f"#define {key} {' '.join(str(text).split())}\n" for key, text in texts)
+        self._run = library(f'{defined}#include "{HERE / "kernel_on_cpu.cpp"}"\n').run
 
     def __call__(self, grid: tuple[int, ...], block: int, *args: Any, **options: Any) -> None:
         memory = [np.uint64(arg.data_ptr()) if isinstance(arg, Tensor) else arg for arg in args]

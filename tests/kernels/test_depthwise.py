@@ -32,8 +32,15 @@ def _edge(values: Tensor) -> SimpleNamespace:
     return SimpleNamespace(values=memory[..., :channels].permute(0, 3, 1, 2), pitch=memory.shape[3])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("blocks, thread", [(1, (8, 1, 3)), (7, (2, 4, 4)), (2, (4, 2, 4))])
+@pytest.mark.parametrize(
+    "dtype, blocks, thread",
+    [
+        (torch.float32, 1, (8, 1, 3)),
+        (torch.float32, 7, (2, 4, 4)),
+        (torch.float32, 2, (4, 2, 4)),
+        (torch.float64, 7, (2, 4, 4)),
+    ],
+)
 @pytest.mark.parametrize(
     "channels, kernel, stride, padding, dilation",
     [

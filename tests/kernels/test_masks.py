@@ -147,11 +147,12 @@ def test_stretched_and_moved(size, scale):
     shape = (1, 1, *size)
     (reach,) = operator.reaches([shape], tuple(operator.forward(torch.zeros(shape)).shape))
     assert isinstance(reach, Sources) and spans_of(reach.cols) is not None
-    _check(reach, _masks(size)[-16:])
+    masks = _masks(size)[-10:]  # two pixels, none, all, and some
+    _check(reach, masks)
     rows, cols = reach.rows, reach.cols
     moved = Sources(rows, torch.where(cols > 0, cols - 1, -1))
     for other in (moved, Sources(rows.flip(0), cols.flip(0)), Sources(rows, cols * 0)):
-        _check(other, _masks(size)[-16:])
+        _check(other, masks)
 
 
 @pytest.mark.parametrize("size", [(17, 45), (40, 64)])

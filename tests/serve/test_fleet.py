@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 
 import pytest
 import torch
-from serving import frame, png
+from serving import PATIENCE, frame, png
 
 ray = pytest.importorskip("ray", reason="several workers need Ray")
 
@@ -41,6 +42,13 @@ async def play(fleet, stream, seed, expected, tolerance=None):
     return result
 
 
+async def all_alive(fleet):
+    """A worker on a busy machine may take longer than a health check waits for it."""
+    end = time.monotonic() + PATIENCE
+    while not all(await fleet.alive()):
+        assert time.monotonic() < end, "a worker does not answer"
+
+
 def test_killed_under_load(fleet, expected):
     async def scenario():
         for stream in STREAMS:
@@ -69,7 +77,7 @@ def test_killed_under_load(fleet, expected):
             frames = numbers[stream]
             before = frames.index(1, 1) if place == 0 else len(frames)  # counted anew since the restart
             assert frames == [*range(1, before + 1), *range(1, len(frames) - before + 1)]
-        assert await fleet.alive() == [True, True]
+        await all_alive(fleet)
 
     asyncio.run(scenario())
 
@@ -126,7 +134,7 @@ def test_a_gpu_for_each_worker(file, expected, fleet):
         assert (await workers.stats())["a"]["density"] == 0  # it knew the frame
         os.kill(await workers._remote(0, "pid"), signal.SIGKILL)
         await asyncio.gather(*(play(workers, stream, 3, expected, TF32) for stream in STREAMS))
-        assert await workers.alive() == [True, True]
+        await all_alive(workers)
         workers.close()
 
     asyncio.run(scenario())
