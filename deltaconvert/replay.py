@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.alone import alone
 from deltaconvert.lower import Program
 
 
@@ -53,10 +53,8 @@ class Replay:
         self._side = self._side or torch.cuda.Stream()
         self._side.wait_stream(here)
         self._memory = self._memory or torch.cuda.graph_pool_handle()
-        collects = gc.isenabled()
-        gc.disable()  # to free an old graph ends any capture
         try:
-            with torch.cuda.stream(self._side):
+            with alone(), torch.cuda.stream(self._side):
                 graph.capture_begin(self._memory, capture_error_mode="thread_local")
                 try:
                     self._outputs = self._program.run(self._inputs)
@@ -71,8 +69,6 @@ class Replay:
         except RuntimeError as error:
             self.why_not = str(error).splitlines()[0]
         finally:
-            if collects:
-                gc.enable()
             for old, edge in zip(before, edges, strict=True):
                 edge.values = old
         here.wait_stream(self._side)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -54,3 +56,16 @@ def test_other_steps(island, expected):
 
     step.island = island
     assert run_and_judge(step, 5, torch.device("cpu")) == expected and ran == [5]
+
+
+def test_looking_does_not_load_torchs_compiler():
+    program = """
+import sys, types, torch
+from deltaconvert.backends.cuda.capturable import run_and_judge
+x = torch.rand(4, 4)
+step = lambda frame: x.cumsum(1)
+step.island = types.SimpleNamespace(pure=True, edge=None)
+assert run_and_judge(step, None, x.device) is None
+assert "torch._dynamo" not in sys.modules, "it takes 3 s of a warm start"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -36,6 +36,12 @@ class _Watch(TorchDispatchMode):
         self._device = device
         self.reason: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would hide the method below from its compiler, for which it loads the compiler: 3 s of a warm start.
+        Islands that call torch alone compile nothing."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from deltaconvert.backends.alone import alone
 from deltaconvert.backends.cuda.capturable import run_and_judge
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream
-
-ALONE = threading.Lock()  # of who captures
 
 
 class Recording:
@@ -120,19 +117,6 @@ class Recording:
 
 @contextmanager
 def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, device: torch.device) -> Iterator[None]:
-    """One thread at a time: torch waits for the device before it captures, which fails while another one does."""
     recording = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
-    with ALONE, _no_garbage(), recording, on_current_stream(device):
+    with alone(), recording, on_current_stream(device):
         yield
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Collecting an old model frees its graph, which ends any capture."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
