@@ -37,6 +37,11 @@ def convolution(channels, out, geometry=WINDOWS[0], bias=True):
     return Conv2d(weight, torch.randn(out) if bias else None, *rest, 1)
 
 
+def depthwise(channels, geometry):
+    kernel, *rest = geometry
+    return Conv2d(torch.randn(channels, 1, *kernel) / 3, torch.randn(channels), *rest, channels)
+
+
 def chain_of(stages, window):
     memory = []
 
@@ -112,6 +117,24 @@ def test_stages_in_a_row(widths, geometry):
     assert_same_bits(some[pixels], out[pixels], "a list")
 
 
+@pytest.mark.parametrize("geometry", WINDOWS, ids=repr)
+@pytest.mark.parametrize("channels, out", [(3, 0), (8, 5), (20, 24), (45, 0)])
+def test_depthwise_and_what_reads_it(geometry, channels, out):
+    conv, x = depthwise(channels, geometry), torch.randn(2, channels, 19, 23)
+    value = F.relu6(conv(x))
+    window, stages = Window(*geometry, (19, 23), tuple(value.shape[2:])), [Stage(conv, False, 0.0, 6.0)]
+    if out:
+        stages.append(Stage(convolution(channels, out), False))
+        value = stages[-1].conv(value)
+    chain, every = chain_of(stages, window), torch.full_like(rows_of(value), NAN)
+    chain.run(rows_of(x), None, len(every), [], every)
+    torch.testing.assert_close(every, rows_of(value), rtol=1e-5, atol=1e-5)  # as above
+    pixels, some = torch.randperm(len(every))[:31], torch.full_like(every, NAN)
+    chain.run(rows_of(x), pixels, 31, [], some)
+    assert_same_bits(some[pixels], every[pixels], "a list")
+    assert some.isnan().sum() == (len(every) - 31) * every.shape[1]
+
+
 @pytest.mark.parametrize("out", (5, 24))
 @pytest.mark.parametrize("threads", (1, 2))
 def test_limits(out, threads):
@@ -156,6 +179,10 @@ NETWORKS = {
     "only padding": lambda: nn.Sequential(nn.Conv2d(3, 8, 2, 1, 4), nn.Hardtanh(-0.5, 2)),
     "joined": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 30, 1), nn.ReLU(), nn.Conv2d(30, 4, 1)
+    ),
+    "depthwise": lambda: nn.Sequential(
+        *(nn.Conv2d(3, 36, 1), nn.ReLU6(), nn.Conv2d(36, 36, 3, 2, 1, groups=36), nn.ReLU6(), nn.Conv2d(36, 5, 1)),
+        *(nn.Conv2d(5, 5, 3, 1, 1, groups=5), nn.LeakyReLU(0.1), nn.Conv2d(5, 5, 3, groups=5), nn.SiLU()),
     ),
     "groups": lambda: nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.Conv2d(8, 16, 3, groups=4), nn.ReLU()),
 }

@@ -27,7 +27,7 @@ SHARES = 4  # of a short list for each thread
 class Stage:
     """A convolution and what it does to its sum: add a map, multiply what is below 0 by `slope`, limit to low .. high.
 
-    NaN stays NaN.
+    NaN stays NaN. A depthwise one limits alone.
     """
 
     conv: Conv2d
@@ -44,9 +44,18 @@ def stage_of(
 
     counts: the further inputs that each follower takes; widths: their channels in order, None for a gate.
     """
-    taken = int(bool(followers) and _adds_map(followers[0], len(conv.weight), widths[: counts[0]]))
+    by_channel = is_depthwise(conv)
+    adds = not by_channel and followers and _adds_map(followers[0], len(conv.weight), widths[: counts[0]])
+    taken = int(bool(adds))
     after = _activation(followers[taken]) if taken < len(followers) else None
+    if by_channel and after is not None and "slope" in after:
+        after = None
     return Stage(conv, bool(taken), **(after or {})), taken + (after is not None)
+
+
+def is_depthwise(conv: Conv2d) -> bool:
+    """Each channel by itself."""
+    return conv.weight.shape[1] == 1 < conv.groups == len(conv.weight)
 
 
 def _adds_map(stage: Operator, channels: int, widths: Sequence[int | None]) -> bool:
@@ -86,19 +95,20 @@ class Chain:
         )
         self._adding = [place for place, stage in enumerate(stages) if stage.adds]
         for row, stage in zip(self._table, stages, strict=True):
-            channels, depth = stage.conv.weight.shape[:2]
+            channels, depth = stage.conv.weight.shape[0], stage.conv.weight.shape[1] * stage.conv.groups
             panels, after = (
                 self._panels(stage.conv),
                 np.array([stage.low, stage.high, stage.slope], np.float32),
             )
-            row[:] = depth, channels, len(panels), self._address(panels), 0, self._address(after)
+            row[:-1] = depth, channels, len(panels), self._address(panels), 0, self._address(after)
+            row[s.BY_CHANNEL] = is_depthwise(stage.conv)
         job, first = self._job, stages[0].conv.weight
         job[s.STAGES], job[s.STAGE_TABLE] = len(stages), self._address(self._table)
         job[s.TAPS_Y : s.TAPS_X + 1] = first.shape[2:]
         if window is not None:
             job[s.HEIGHT : s.OUT_BREADTH + 1] = *window.in_size, *window.out_size
             job[s.STRIDE_Y : s.DILATION_X + 1] = *window.stride, *window.padding, *window.dilation
-            job[s.ZEROS] = self._address(np.zeros(first.shape[1] * first.shape[3], np.float32))
+            job[s.ZEROS] = self._address(np.zeros(self._table[0, s.DEPTH] * first.shape[3], np.float32))
         width = max(max(self._table[:, s.CHANNELS]), 2 * s.WIDTH)
         job[s.GROUP], job[s.ROW_BYTES] = GROUP, 4 * width
         rows, taps = GROUP * s.ROWS, first.shape[2] * first.shape[3]
@@ -139,8 +149,12 @@ class Chain:
     def _panels(self, conv: Conv2d) -> Any:
         """int64 (panels, fields). The last one may begin before the end of the one before it."""
         s, channels = self._s, len(conv.weight)
+        # (taps and channels, channels'); of a depthwise one (taps, channels)
         weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, channels).numpy()
         bias = np.zeros(channels, np.float32) if conv.bias is None else conv.bias.numpy()
+        if is_depthwise(conv):
+            own = np.ascontiguousarray(np.concatenate([weight, bias.reshape(1, -1)]))
+            return np.array([(0, 0, self._address(own), own[-1].ctypes.data)], dtype=np.int64)
         found, column = [], 0
         while column < channels:
             vectors = 2 if channels - column > s.WIDTH and channels >= 2 * s.WIDTH else 1

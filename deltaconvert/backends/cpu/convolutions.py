@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cpu import loops
-from deltaconvert.backends.cpu.chains import Chain, Stage, stage_of
+from deltaconvert.backends.cpu.chains import Chain, Stage, is_depthwise, stage_of
 from deltaconvert.backends.cpu.compute import Elementwise
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.cpu.steps import CHUNK_BYTES, Step, tail_is_free
@@ -32,7 +32,8 @@ class Convolutions(Step):
             loops.FOUND
             and reads
             and isinstance(stages_of(operator)[0], Conv2d)
-            and all(conv.groups == 1 for conv in convs)
+            and (convs[0].groups == 1 or (is_depthwise(convs[0]) and isinstance(first, Window)))
+            and all(conv.groups == 1 for conv in convs[1:])
             and tail_is_free(operator, reaches, inputs)
         )
 

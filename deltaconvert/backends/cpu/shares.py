@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from deltaconvert.backends.cpu import kernels
+from deltaconvert.backends.cpu import kernels, stencils
 from deltaconvert.backends.cpu.machine_code import shared
 
 WIDTH = kernels.lanes()
@@ -25,8 +25,8 @@ HEIGHT, BREADTH, OUT_HEIGHT, OUT_BREADTH, TAPS_Y, TAPS_X = range(14, 20)
 STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, DILATION_Y, DILATION_X = range(20, 26)
 JOB = 26
 # Those of a stage, and of a panel of its weights.
-DEPTH, CHANNELS, PANELS, PANEL_TABLE, ADDS, ACTIVATION = range(6)
-STAGE = 6
+DEPTH, CHANNELS, PANELS, PANEL_TABLE, ADDS, ACTIVATION, BY_CHANNEL = range(7)
+STAGE = 7
 COLUMN, VECTORS, WEIGHTS, BIAS = range(4)
 PANEL = 4
 
@@ -41,6 +41,7 @@ def _address(context: Any, address: Any) -> Any:
     return types.voidptr(types.intp), code
 
 
+_sums: Any = stencils.sums
 _pointer: Any = intrinsic(_address)
 _array: Any = carray
 
@@ -74,6 +75,13 @@ def _product(
 
 
 @_compiled
+def _by_channel(stage: Any, panel: Any, taps: Any, reads: Any, to: Any, step: Any) -> None:
+    after = _floats(stage[ACTIVATION], 3)
+    weights, bias, table = panel[WEIGHTS], panel[BIAS], reads.ctypes.data
+    _sums(table, taps, stage[CHANNELS], weights, bias, after[0], after[1], to, step // 4)
+
+
+@_compiled
 def _rows(base: Any, step: Any, pixels: Any, first: Any, count: Any, table: Any) -> None:
     """Addresses of the rows of places `first` on: of their pixels, or one after the other where there is no list."""
     for i in range(len(table)):
@@ -94,7 +102,7 @@ def _read(job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any,
         return
     breadth, line = job[BREADTH], -job[OUT_BREADTH]
     far = (taps_x - 1) * job[DILATION_X]
-    inside = job[DILATION_X] == 1
+    inside = job[DILATION_X] == 1 and not _ints(job[STAGE_TABLE], STAGE)[BY_CHANNEL]
     stream, top = 0, 0
     for attempt in range(2):
         for r in range(ROWS):
@@ -178,7 +186,7 @@ def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
         for s in range(job[STAGES]):
             stage = _ints(job[STAGE_TABLE] + s * 8 * STAGE, STAGE)
             channels, last = stage[CHANNELS], s == job[STAGES] - 1
-            kept = last and not job[LIMITS] and channels >= WIDTH
+            kept = last and not job[LIMITS] and channels >= WIDTH and not stage[BY_CHANNEL]
             rows = made + (s % 2) * len(adds) * step
             if kept:
                 _rows(job[OUT], 4 * channels, outs, first, count, writes[: blocks * ROWS])
@@ -192,6 +200,9 @@ def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
             for p in range(stage[PANELS]):
                 panel = _ints(stage[PANEL_TABLE] + p * 8 * PANEL, PANEL)
                 for block in range(blocks):
+                    if stage[BY_CHANNEL]:
+                        _by_channel(stage, panel, taps, reads[block * taps * ROWS :], writes[block * ROWS], step)
+                        continue
                     pieces, depth = taps, stage[DEPTH]
                     if s == 0 and whole[block]:
                         pieces, depth = job[TAPS_Y], depth * job[TAPS_X]
