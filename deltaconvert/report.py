@@ -12,7 +12,6 @@ from torch import fx
 from deltaconvert.advice import way_out
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.lower import Program
-from deltaconvert.ops.expanded import Expanded
 from deltaconvert.ops.fused import Fused
 
 if TYPE_CHECKING:
@@ -351,8 +350,6 @@ def label(node: fx.Node) -> str:
 def _name(operator: Any) -> str:
     if isinstance(operator, Fused):
         return " + ".join(map(_name, operator.stages))
-    if isinstance(operator, Expanded):
-        return f"{_name(operator.pixels)} + {_name(operator.window)}"
     return str(getattr(operator, "function", type(operator).__name__))
 
 

@@ -26,7 +26,6 @@ from deltaconvert.ops.batch_norm import BatchNorm
 from deltaconvert.ops.channels import ChannelIndex, Channels, ChannelShuffle, Concat
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
-from deltaconvert.ops.expanded import Expanded
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.ops.pad import Pad
@@ -198,10 +197,6 @@ class DifferenceForm:
         return outputs
 
     def run(self, key: object, operator: Operator, inputs: list[Delta]) -> Delta:
-        if isinstance(operator, Expanded):
-            return self.run(
-                (key, "window"), operator.window, [self.run((key, "pixels"), operator.pixels, inputs)]
-            )
         if not isinstance(operator, Fused):
             return self.apply(key, operator, inputs)
         value = self.run((key, 0), operator.head, inputs[: operator.head_inputs])

@@ -159,6 +159,22 @@ def test_limits(out, threads):
     assert_same_bits(found[~moved], stored[~moved], "what did not move")
 
 
+def test_any_number_of_threads():
+    before, window = torch.get_num_threads(), Window(*WINDOWS[1], (31, 37), (31, 37))
+    chain = chain_of(
+        [Stage(depthwise(21, WINDOWS[1]), False), Stage(convolution(21, 40), False, low=0.0)], window
+    )
+    rows, found = torch.randn(31 * 37, 21), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for pixels in (None, torch.arange(31 * 37)):
+            found.append(torch.full((31 * 37, 40), NAN))
+            chain.run(rows, pixels, 31 * 37, [], found[-1])
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert_same_bits(found[0], other, "more threads")
+
+
 def test_what_is_not_a_number_stays():
     conv, x = convolution(4, 20, WINDOWS[1]), torch.randn(1, 4, 9, 9)
     x[0, 1, 4, 4] = NAN
@@ -181,7 +197,13 @@ NETWORKS = {
         nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 30, 1), nn.ReLU(), nn.Conv2d(30, 4, 1)
     ),
     "depthwise": lambda: nn.Sequential(
-        *(nn.Conv2d(3, 36, 1), nn.ReLU6(), nn.Conv2d(36, 36, 3, 2, 1, groups=36), nn.ReLU6(), nn.Conv2d(36, 5, 1)),
+        *(
+            nn.Conv2d(3, 36, 1),
+            nn.ReLU6(),
+            nn.Conv2d(36, 36, 3, 2, 1, groups=36),
+            nn.ReLU6(),
+            nn.Conv2d(36, 5, 1),
+        ),
         *(nn.Conv2d(5, 5, 3, 1, 1, groups=5), nn.LeakyReLU(0.1), nn.Conv2d(5, 5, 3, groups=5), nn.SiLU()),
     ),
     "groups": lambda: nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.Conv2d(8, 16, 3, groups=4), nn.ReLU()),

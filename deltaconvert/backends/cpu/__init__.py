@@ -24,7 +24,6 @@ from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu.averages import Averages
 from deltaconvert.backends.cpu.convolutions import Convolutions
 from deltaconvert.backends.cpu.copies import Copies
-from deltaconvert.backends.cpu.depthwise import Depthwise
 from deltaconvert.backends.cpu.edges import Edge
 from deltaconvert.backends.cpu.frames import FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
@@ -41,19 +40,16 @@ from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
-from deltaconvert.ops.expanded import Expanded
 from deltaconvert.ops.fused import Fused, stages_of
-from deltaconvert.passes.join_expansions import join_expansions
 from deltaconvert.passes.join_pixels import join_pixels
 from deltaconvert.reach import Reach
 
 NAME = "cpu"
-PASSES = (join_expansions, join_pixels)
+PASSES = (join_pixels,)
 KINDS: tuple[type[Step], ...] = (
     Parts,
     Convolutions,
     Rows,
-    Depthwise,
     Tiles,
     Averages,
     Copies,
@@ -117,9 +113,7 @@ class Backend:
         return self._settled[key]
 
     def _kind(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> type[Step]:
-        convolves = any(
-            isinstance(stage, Conv2d | ConvTranspose2d | Expanded) for stage in stages_of(operator)
-        )
+        convolves = any(isinstance(stage, Conv2d | ConvTranspose2d) for stage in stages_of(operator))
         if convolves and not can_pack(inputs[0].values):
             return Step  # outside oneDNN the order of a sum depends on where its pixels lie in memory
         return next(kind for kind in KINDS if kind.fits(operator, reaches, inputs))
@@ -147,8 +141,6 @@ def _outline(operator: Any) -> Any:
     """The operator without the values of its weights: what its speed and its order of summation depend on."""
     if isinstance(operator, Fused):
         return tuple(map(_outline, operator.stages)), tuple(operator.counts), tuple(operator.slots)
-    if isinstance(operator, Expanded):
-        return Expanded, _outline(operator.pixels), _outline(operator.window)
     settings = operator.settings().items()
     return type(operator), tuple(
         (k, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for k, v in settings

@@ -11,7 +11,6 @@ from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Edge
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.ops.conv import Conv2d
-from deltaconvert.ops.expanded import Expanded, window_of
 from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.reach import Everything, Pixel, Reach, Window
 
@@ -47,21 +46,16 @@ class Computing(Step):
         return banded if banded["dense_seconds"] < GAIN * whole["dense_seconds"] else whole
 
     def _in_bands(self) -> Bands | None:
-        convolves = isinstance(window_of(head_of(self.operator)), Conv2d) or isinstance(
-            self.reaches[0], Pixel
-        )
+        convolves = isinstance(head_of(self.operator), Conv2d) or isinstance(self.reaches[0], Pixel)
         height = max(1, BAND_BYTES // self._row_bytes())
         return Bands(self._compute, self.reaches, self.edge, height) if convolves else None
 
     def _row_bytes(self) -> int:
         """What is made for a row of the output: of the widest map on the way."""
-        (_, channels, height, width), made = self.edge.values.shape, self.inputs[0].values
-        head, *tail = stages_of(self.operator)
+        _, channels, _, width = self.edge.values.shape
+        tail = stages_of(self.operator)[1:]
         widest = max([channels, *(int(s.weight.shape[0]) for s in tail if isinstance(s, Conv2d))])
-        values = widest * width
-        if isinstance(head, Expanded):
-            values = max(values, head.channels * made.shape[3] * made.shape[2] // height)
-        return int(values * made.element_size())
+        return int(widest * width * self.inputs[0].values.element_size())
 
     def _compute_all(self, candidates: Tensor) -> None:
         if self._bands is None or self.edge.threshold is not None:

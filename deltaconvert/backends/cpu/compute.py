@@ -15,7 +15,6 @@ from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
 from deltaconvert.ops.conv import Conv2d
-from deltaconvert.ops.expanded import Expanded
 from deltaconvert.ops.fused import Fused, stages_of
 from deltaconvert.ops.over_channels import OverChannels
 from deltaconvert.ops.pointwise import Pointwise
@@ -47,9 +46,6 @@ class Compute:
     ):
         self._grid = grid
         head, *tail = stages_of(operator)
-        self.lead: Compute | None = None  # makes the pixels that the head's window reads
-        if isinstance(head, Expanded):
-            self.lead, head = Compute(head.pixels, widths[:1], orders), head.window
         self._heads, counts, slots = len(widths), [], []
         if isinstance(operator, Fused):
             self._heads, counts, slots = operator.head_inputs, operator.counts, operator.slots
@@ -83,9 +79,6 @@ class Compute:
     def windows(self, windows: Tensor, tiles: Tensor, others: Sequence[Tensor]) -> Tensor:
         """The head alone: (tiles * window_pixels, C) -> (tiles * tile_pixels, C')."""
         assert self._grid is not None
-        if self.lead is not None:
-            windows = self.lead.rows([windows])
-            self._grid.fill_outside(windows, tiles, 0.0)
         if self._on_rows:
             return self._product(windows.view(len(tiles), -1), others)
         count, window, edges = len(tiles), self._grid.window, self._grid.edges
@@ -106,17 +99,14 @@ class Compute:
 
     def whole(self, values: Sequence[Tensor]) -> Tensor:
         """N C H W, ... -> N C' H' W'."""
-        return self._finish(self._whole, [self._led(values[0]), *values[1:]])
+        return self._finish(self._whole, values)
 
     def band(self, values: Sequence[Tensor], above: int, below: int) -> Tensor:
         """As whole, on some rows of each map; so many rows of zeros belong above and below those of the first."""
-        first = self._led(values[0])
+        first = values[0]
         if above or below:
             first = F.pad(first.permute(0, 2, 3, 1), (0, 0, 0, 0, above, below)).permute(0, 3, 1, 2)
         return self._finish(self._band, [first, *values[1:]])
-
-    def _led(self, value: Tensor) -> Tensor:
-        return value if self.lead is None else self.lead.whole([value])
 
     def _finish(self, head: Callable[..., Tensor], values: Sequence[Tensor]) -> Tensor:
         first = self._heads + self._takes

@@ -85,8 +85,8 @@ class Convolutions(Step):
         if any(self._is_full(place) for place in range(len(self.inputs))):
             candidates, pixels, count = torch.ones_like(edge.mask), None, edge.pixel_count
         else:
-            candidates, _ = self._candidates()
-            pixels = listed(candidates)
+            candidates, pixels = self._candidates()
+            pixels = listed(candidates) if pixels is None else pixels
             count = len(pixels)
         if not self._direct:
             pixels = listed(candidates) if pixels is None else pixels

@@ -12,37 +12,13 @@ memory: 64 -> 64 channels, 3x3, on a Zen 3 core: 78 GFLOP/s, oneDNN on gathered 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-@cache
-def lanes() -> int:
-    """Floats of the processor's vectors."""
-    found = _features()
-    return 16 if found.get("avx512f") else 8 if found.get("avx2") else 4
-
-
-def rows() -> int:
-    """Pixels of a block: two vectors of sums for each fill the registers, of which some processors have 32."""
-    return 12 if _features().get("avx512f") or _on_arm() else 6
-
-
-def _features() -> dict[str, bool]:
-    from llvmlite import binding
-
-    return dict(binding.get_host_cpu_features())
-
-
-def _on_arm() -> bool:
-    from llvmlite import binding
-
-    return bool(binding.get_default_triple().startswith(("aarch64", "arm64")))
-
-
-def _fuses() -> bool:
-    """Without such an instruction LLVM would call the C library for each product."""
-    return _features().get("fma", False) or _on_arm()
+from deltaconvert.backends.cpu.stencils import FUSES
 
 
 def product(rows: int, vectors: int, width: int) -> Any:
@@ -52,13 +28,8 @@ def product(rows: int, vectors: int, width: int) -> Any:
     outs, adds: int64 (rows), of rows that are written, and added before the activation; adds may be 0. `column` bytes
     are added to those. Values below 0 are multiplied by `slope`, then all are limited to low .. high. NaN stays NaN.
     """
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
     i64, f32 = ir.IntType(64), ir.FloatType()
     vector = ir.VectorType(f32, width)
-    fuses = _fuses()
 
     def generate(b: ir.IRBuilder, args: Sequence[Any]) -> None:
         table, taps, depth, weights, bias, outs, column, adds, low, high, slope = args
@@ -81,7 +52,7 @@ def product(rows: int, vectors: int, width: int) -> Any:
             return [b.load(b.gep(base, [i64(r)])) for r in range(rows)]
 
         def added(x: Any, y: Any, z: Any) -> Any:
-            if fuses:
+            if FUSES:
                 kind = ir.FunctionType(vector, [vector] * 3)
                 return b.call(b.module.declare_intrinsic(f"llvm.fma.v{width}f32", fnty=kind), [x, y, z])
             return b.fadd(b.fmul(x, y), z)
@@ -147,8 +118,6 @@ def product(rows: int, vectors: int, width: int) -> Any:
 
 def _loop(b: Any, turns: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
     """What `carried` becomes by body(turn, carried), so many times, none included."""
-    from llvmlite import ir
-
     i64 = ir.IntType(64)
     before, inside, after = b.block, b.append_basic_block(), b.append_basic_block()
     b.cbranch(b.icmp_unsigned("!=", turns, i64(0)), inside, after)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from deltaconvert.backends.cpu.machine_code import FOUND as FOUND
 from deltaconvert.backends.cpu.machine_code import compiled
-from deltaconvert.reach import Window
 
 DTYPES = (torch.float32, torch.float64)
 Pair = tuple[int, int]
@@ -85,52 +84,6 @@ def _renew(
                 mask[place] = True
                 moved[count] = place
                 count += 1
-    return count
-
-
-Tables = tuple[Any, Any]  # of rows and of columns: for each line and each tap of a window another line, or -1
-
-
-def read(window: Window) -> Tables:
-    """The lines of input pixels that a line of output pixels reads: int64 (H', kh), (W', kw)."""
-    rows, cols = (_read(window, axis) for axis in (0, 1))
-    return rows, cols
-
-
-def _read(window: Window, axis: int) -> Any:
-    first = np.arange(window.out_size[axis]).reshape(-1, 1) * window.stride[axis] - window.padding[axis]
-    line = first + np.arange(window.kernel[axis]) * window.dilation[axis]
-    return np.where((line < 0) | (line >= window.in_size[axis]), -1, line)
-
-
-def spread(pixels: Tensor, streams: int, tables: Tables, out_size: Pair) -> tuple[Tensor, Tensor]:
-    """(mask (N, 1, H', W'), its pixels): what `pixels` lead to by `tables`, which `read` made."""
-    mask = torch.zeros(streams, 1, *out_size, dtype=torch.bool)
-    most = min(mask.numel(), len(pixels) * tables[0].shape[1] * tables[1].shape[1])
-    found = np.empty(most, dtype=np.int64)
-    count = _spread(pixels.numpy(), *tables, out_size, mask.view(-1).numpy(), found)
-    return mask, torch.from_numpy(found[:count])
-
-
-@compiled
-def _spread(pixels: Any, rows: Any, cols: Any, out_size: Pair, mask: Any, found: Any) -> int:
-    height, width = rows.shape[0], cols.shape[0]
-    count, stream, y, line = 0, 0, 0, -width  # `line` is the first pixel of the line that we are on
-    for pixel in pixels:
-        if pixel < line or pixel >= line + width:
-            stream, y = divmod(pixel // width, height)
-            line = pixel // width * width
-        for ky in range(rows.shape[1]):
-            row = rows[y, ky]
-            if row < 0:
-                continue
-            first = (stream * out_size[0] + row) * out_size[1]
-            for kx in range(cols.shape[1]):
-                col = cols[pixel - line, kx]
-                if col >= 0 and not mask[first + col]:
-                    mask[first + col] = True
-                    found[count] = first + col
-                    count += 1
     return count
 
 

@@ -15,8 +15,7 @@ from numba.extending import intrinsic
 from deltaconvert.backends.cpu import kernels, stencils
 from deltaconvert.backends.cpu.machine_code import shared
 
-WIDTH = kernels.lanes()
-ROWS = kernels.rows()  # pixels of a block
+WIDTH, ROWS = stencils.LANES, stencils.ROWS  # floats of a vector, pixels of a block
 
 # The fields of a job. A window of one tap without stride and padding reads the pixel that it makes.
 PIXELS, COUNT, STAGES, STAGE_TABLE, GROUP, SCRATCH, SCRATCH_BYTES, ROW_BYTES = range(8)
@@ -201,7 +200,9 @@ def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
                 panel = _ints(stage[PANEL_TABLE] + p * 8 * PANEL, PANEL)
                 for block in range(blocks):
                     if stage[BY_CHANNEL]:
-                        _by_channel(stage, panel, taps, reads[block * taps * ROWS :], writes[block * ROWS], step)
+                        _by_channel(
+                            stage, panel, taps, reads[block * taps * ROWS :], writes[block * ROWS], step
+                        )
                         continue
                     pieces, depth = taps, stage[DEPTH]
                     if s == 0 and whole[block]:

@@ -12,20 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from torch import Tensor
 
-from deltaconvert.backends.cpu.machine_code import shared
-from deltaconvert.backends.cpu.threads import pool
-from deltaconvert.reach import Window
-
-Pair = tuple[int, int]
-GRAIN = 400_000  # products that a thread takes at a time, some 20 us
 LONG, FLOAT = ir.IntType(64), ir.FloatType()
 FEATURES = dict(binding.get_host_cpu_features())
 ON_ARM = binding.get_default_triple().startswith(("aarch64", "arm64"))
@@ -34,81 +25,6 @@ LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx2") else 4
 ROWS = (
     12 if ON_ARM or FEATURES.get("avx512f") else 6
 )  # pixels of a block: two vectors for each fit the registers
-
-
-def depthwise(
-    rows: Tensor,
-    pixels: Tensor,
-    window: Window,
-    weight: Tensor,
-    bias: Tensor,
-    clamp: tuple[float, float] | None,
-    index: Tensor | None = None,
-) -> Tensor:
-    """(n, C): a depthwise convolution at `pixels` of its output, then clamped. weight: (kh, kw, C); bias: (C).
-
-    index: int64 (pixels of the input), the row that each has in `rows`; None where its row is its own.
-    """
-    low, high = clamp or (-float("inf"), float("inf"))
-    taps, channels = weight.shape[0] * weight.shape[1], weight.shape[2]
-    blocks = -(-len(pixels) // ROWS)
-    out = torch.empty(blocks * ROWS, channels)
-    where = pixels[:0] if index is None else index
-    tables = np.empty((pool().count, taps * ROWS), dtype=np.int64)
-    arrays = (x.numpy() for x in (rows, where, pixels, weight, bias, out))
-    sizes = (window.in_size, window.out_size, window.stride, window.padding, window.dilation)
-    outside, limits = np.zeros(channels, dtype=np.float32), (np.float32(low), np.float32(high))
-    _blocks(blocks, max(1, GRAIN // (ROWS * taps * channels)), *arrays, *sizes, *limits, outside, tables)
-    return out[: len(pixels)]
-
-
-@shared
-def _blocks(
-    thread: int,
-    first: int,
-    last: int,
-    rows: Any,
-    index: Any,
-    pixels: Any,
-    weight: Any,
-    bias: Any,
-    out: Any,
-    size: Pair,
-    out_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    low: Any,
-    high: Any,
-    outside: Any,
-    tables: Any,
-) -> None:
-    """Blocks `first` to `last` of ROWS pixels; what is left of the last one is filled up with its last pixel."""
-    taps_y, taps_x, channels = weight.shape
-    table, step = tables[thread], 4 * channels
-    line, begin, top = -out_size[1], 0, 0  # of the line of pixels that we are on
-    for block in range(first, last):
-        for r in range(ROWS):
-            pixel = pixels[min(block * ROWS + r, len(pixels) - 1)]
-            if pixel < line or pixel >= line + out_size[1]:
-                stream, y = divmod(pixel // out_size[1], out_size[0])
-                line = pixel // out_size[1] * out_size[1]
-                top = y * stride[0] - padding[0]
-                begin = (stream * size[0] + top) * size[1]
-            left = (pixel - line) * stride[1] - padding[1]
-            for ky in range(taps_y):
-                row = top + ky * dilation[0]
-                start = begin + ky * dilation[0] * size[1] + left
-                for kx in range(taps_x):
-                    col = left + kx * dilation[1]
-                    address = outside.ctypes.data
-                    if row >= 0 and row < size[0] and col >= 0 and col < size[1]:
-                        place = start + kx * dilation[1]
-                        address = rows.ctypes.data + (index[place] if len(index) else place) * step
-                    table[(ky * taps_x + kx) * ROWS + r] = address
-        to = out.ctypes.data + block * ROWS * step
-        weights, own = weight.ctypes.data, bias.ctypes.data
-        sums(table.ctypes.data, taps_y * taps_x, channels, weights, own, low, high, to, channels)  # type: ignore[call-arg]
 
 
 @intrinsic

@@ -13,7 +13,6 @@ from deltaconvert.backends.cpu.edges import Commit, Edge
 from deltaconvert.backends.cpu.steps import CHUNK_ROWS, chunks, sizes_below, tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
-from deltaconvert.ops.expanded import Expanded, window_of
 from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Window
 
@@ -40,12 +39,12 @@ class Tiles(Computing):
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
-        first, head = reaches[0], window_of(head_of(operator))
+        first, head = reaches[0], head_of(operator)
         windowed = isinstance(first, Window) and type(head).on_windows is not Operator.on_windows
         return windowed and head.position_free and tail_is_free(operator, reaches, inputs)
 
     def prepare(self) -> None:
-        head, window = window_of(head_of(self.operator)), self.reaches[0]
+        head, window = head_of(self.operator), self.reaches[0]
         assert isinstance(window, Window)
         self._product = isinstance(head, Conv2d) and head.groups == 1
         many = self.inputs[0].rows.shape[1] >= TAPS_FROM_CHANNELS
@@ -71,9 +70,7 @@ class Tiles(Computing):
             window.transposed,
             *way,
         )
-        head = head_of(self.operator)
-        channels = head.channels if isinstance(head, Expanded) else source.shape[1]
-        bytes_each = self._grid.window_pixels * channels * source.element_size()
+        bytes_each = self._grid.window_pixels * source.shape[1] * source.element_size()
         most = CHUNK_ROWS // self._grid.tile_pixels
         room = PRODUCT_BYTES if self._product else TILES_BYTES
         largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
@@ -94,7 +91,7 @@ class Tiles(Computing):
             found.append(super()._compare() | {"way": way})
         if not any(notes["steady"] for notes in found):
             # Tiles that share pixels disagree about them: tiles of one pixel share none.
-            way = STRIP if isinstance(window_of(head_of(self.operator)), Conv2d) else ((1, 1), "")
+            way = STRIP if isinstance(head_of(self.operator), Conv2d) else ((1, 1), "")
             self._compute_by(way)
             found.append(super()._compare() | {"way": way})
         best = min((notes for notes in found if notes["steady"]), key=self._cost)
