@@ -547,9 +547,9 @@ def test_report(small, clip):
     pytest.importorskip("jinja2")
     pytest.importorskip("PIL")
     call("report", small, "--video", clip, "--limit", 4, *BACKEND)
-    assert "multiply-accumulates" in Path("a.html").read_text()
+    assert "multiply-accumulates" in Path("a.report.html").read_text()
     hot = ("--out", "hot.mp4", "--overlay", "heatmap", "--no-compare", "--monitor", 1)
     told = call("run", small, "--video", clip, "--limit", 3, *hot, *BACKEND).stdout
     assert Path("hot.mp4").stat().st_size > 0 and "error observed in 3 frames" in told
     call("report", small, "--video", clip, "--limit", 4, "--no-compare", "--monitor", 1, *BACKEND)
-    assert "by the monitor" in Path("a.html").read_text()
+    assert "by the monitor" in Path("a.report.html").read_text()

@@ -16,7 +16,7 @@ def report(
     video: Annotated[str, typer.Option(help="A video file, an address or a camera's number.")],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The page to write [FILE with .html].", callback=writable),
+        typer.Option("-o", "--out", help="The page to write [FILE with .report.html].", callback=writable),
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 100,
     size: Size = None,
@@ -32,7 +32,7 @@ def report(
     from deltaconvert.watch import resize, watch
 
     page.require()
-    out = out or file.with_suffix(".html")
+    out = out or file.with_suffix(".report.html")  # explain writes a page as well
     writable(out)
     videos.read(video).close()  # a network may take half a minute to load: a wrong name is told before
     model = container.load(file, backend=backend)
