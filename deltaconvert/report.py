@@ -13,6 +13,7 @@ from deltaconvert.advice import way_out
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.lower import Program
 from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.paired import Paired
 
 if TYPE_CHECKING:
     from deltaconvert.monitor import Observed
@@ -350,6 +351,8 @@ def label(node: fx.Node) -> str:
 def _name(operator: Any) -> str:
     if isinstance(operator, Fused):
         return " + ".join(map(_name, operator.stages))
+    if isinstance(operator, Paired):
+        return f"{_name(operator.first)} + {_name(operator.window)}"
     return str(getattr(operator, "function", type(operator).__name__))
 
 

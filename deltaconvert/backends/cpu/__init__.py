@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Map
+from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.averages import Averages
 from deltaconvert.backends.cpu.convolutions import Convolutions
 from deltaconvert.backends.cpu.copies import Copies
@@ -29,6 +30,7 @@ from deltaconvert.backends.cpu.frames import FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.cpu.lines import Lines
 from deltaconvert.backends.cpu.packed import can_pack
+from deltaconvert.backends.cpu.pairs import Pairs
 from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.rows import Rows
 from deltaconvert.backends.cpu.shuffles import Shuffles
@@ -41,13 +43,16 @@ from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused, stages_of
+from deltaconvert.ops.paired import Paired
+from deltaconvert.passes.join_pairs import join_pairs
 from deltaconvert.passes.join_pixels import join_pixels
 from deltaconvert.reach import Reach
 
 NAME = "cpu"
-PASSES = (join_pixels,)
+PASSES = (join_pixels, *([join_pairs] if loops.FOUND else []))
 KINDS: tuple[type[Step], ...] = (
     Parts,
+    Pairs,
     Convolutions,
     Rows,
     Tiles,
@@ -141,6 +146,8 @@ def _outline(operator: Any) -> Any:
     """The operator without the values of its weights: what its speed and its order of summation depend on."""
     if isinstance(operator, Fused):
         return tuple(map(_outline, operator.stages)), tuple(operator.counts), tuple(operator.slots)
+    if isinstance(operator, Paired):
+        return Paired, _outline(operator.first), _outline(operator.window)
     settings = operator.settings().items()
     return type(operator), tuple(
         (k, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for k, v in settings

@@ -1,0 +1,40 @@
+"""Pairs of convolutions of which the map between is not stored."""
+
+import pytest
+import torch
+from oracle import assert_same_bits, check_operator
+from torch import nn
+
+import deltaconvert
+from deltaconvert.backends.cpu import loops
+from deltaconvert.passes import join_pairs
+
+pytestmark = pytest.mark.skipif(not loops.FOUND, reason="numba is not installed")
+
+
+def network():
+    return nn.Sequential(
+        *(nn.Conv2d(3, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 20, (1, 5), padding=(0, 2)), nn.ReLU6()),
+        *(nn.Conv2d(20, 17, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(17, 17, 3, padding=1)),
+        nn.Conv2d(17, 2, 3, padding=1, stride=2),
+    ).eval()
+
+
+@pytest.mark.parametrize("threshold", (0.0, 0.1))
+def test_networks(monkeypatch, threshold):
+    monkeypatch.setattr(join_pairs, "BYTES", 0)
+    check_operator(network(), (2, 3, 19, 23), dtype=torch.float32, threshold=threshold, backend="cpu")
+
+
+def test_only_large_maps_pair_and_bits_stay(monkeypatch):
+    frame = torch.rand(1, 3, 21, 18)
+    model = network()
+    apart = deltaconvert.convert(model, frame, backend="cpu")
+    monkeypatch.setattr(join_pairs, "BYTES", 0)
+    together = deltaconvert.convert(model, frame, backend="cpu")
+    assert together.stats().state_bytes < 0.8 * apart.stats().state_bytes
+    for step in range(4):
+        frame[:, :, 3 * step : 3 * step + 4, 5:9] = torch.rand(1, 3, 4, 4)
+        assert_same_bits(together(frame), apart(frame), f"frame {step}")
+    fresh = deltaconvert.convert(model, frame, backend="cpu")
+    assert_same_bits(together(frame), fresh(frame), "whatever came before")
