@@ -1,9 +1,10 @@
 """Compile every kernels/*.cu as it stands, for every architecture we support. Needs no GPU.
 
-    python .ci/compile_kernels.py [FILE.cu ...]
+    python .ci/compile_kernels.py [--nvrtc] [FILE.cu ...]
 
-Uses nvcc if there is one, else NVRTC (cuda-bindings or CuPy). Fails on an error and on a compile that takes too long,
-because a user's first frame waits for it. Without a compiler it says so; that is a failure only in CI (CI=true).
+Uses nvcc if there is one (but with --nvrtc), else NVRTC (cuda-bindings or CuPy). Fails on an error and a compile that
+takes too long, because a user's first frame waits for it. Without a compiler it says so; that is a failure only in CI
+(CI=true).
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Compiler(NamedTuple):
     at_once: int = 1
 
 
-def find_compiler() -> Compiler | None:
-    return _nvcc() or _nvrtc_of_cuda_bindings() or _nvrtc_of_cupy()
+def find_compiler(nvcc: bool = True) -> Compiler | None:
+    return (_nvcc() if nvcc else None) or _nvrtc_of_cuda_bindings() or _nvrtc_of_cupy()
 
 
 def _known(names: Iterable[Any]) -> tuple[str, ...]:
@@ -153,8 +154,8 @@ def _since(before: os.times_result) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    sources = [Path(a) for a in arguments] or sorted(KERNELS.glob("*.cu"))
-    compiler = find_compiler()
+    sources = [Path(a) for a in arguments if a != "--nvrtc"] or sorted(KERNELS.glob("*.cu"))
+    compiler = find_compiler(nvcc="--nvrtc" not in arguments)
     if compiler is None:
         print(
             "kernels: not compiled, there is neither nvcc nor NVRTC (pip install cuda-bindings nvidia-cuda-nvrtc)"

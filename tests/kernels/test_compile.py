@@ -52,7 +52,7 @@ def test_tensor_cores_of_hopper(macros):
 @needs_compiler
 def test_a_broken_kernel_is_reported_with_the_compilers_words(tmp_path, capsys, monkeypatch):
     newest = compiler._replace(architectures=compiler.architectures[-1:])
-    monkeypatch.setattr(tool, "find_compiler", lambda: newest)
+    monkeypatch.setattr(tool, "find_compiler", lambda nvcc: newest)
     broken = tmp_path / "broken.cu"
     broken.write_text('extern "C" __global__ void f(int* x) { x[0] = nowhere; }')
     assert tool.main([str(broken)]) == 1
@@ -62,6 +62,6 @@ def test_a_broken_kernel_is_reported_with_the_compilers_words(tmp_path, capsys, 
 @pytest.mark.parametrize("ci, code", [("true", 1), ("", 0)])
 def test_no_compiler_is_a_failure_in_ci_only(monkeypatch, capsys, ci, code):
     monkeypatch.setenv("CI", ci)
-    monkeypatch.setattr(tool, "find_compiler", lambda: None)
+    monkeypatch.setattr(tool, "find_compiler", lambda nvcc: None)
     assert tool.main([]) == code
     assert "neither nvcc nor NVRTC" in capsys.readouterr().out
