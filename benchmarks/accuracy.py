@@ -205,7 +205,7 @@ class Run:
             if way == "ours":  # what a search to one budget tried counts for all
                 search = Search(trials, budgets[way, times])
                 search.tried = dict(tried)
-                setting = search.best()
+                setting = search.spent()
             chosen[f"{way} {times:g}"] = setting
             self._keep(f"{way} {times:g}", setting, search, trials, time.time() - begin)
         for name, outcome in self._afresh(trials, chosen):
@@ -363,6 +363,8 @@ class Together:
     def __init__(self, trials: Trials, searches: int):
         self._trials, self._searches = trials, searches
         self.sites, self.at_once = trials.sites, max(1, trials.at_once // len(WAYS))
+        shares = trials.alike()
+        self.alike = lambda: shares
         self._known: dict[Setting, Outcome] = {}
         self._asked: list[list[Setting]] = []
         self._turn, self._error = threading.Condition(), None

@@ -12,11 +12,7 @@ from deltaconvert.gate import Gate
 from deltaconvert.trials import Outcome, Setting, Trials
 
 INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
-STARTS = (
-    0.0125,
-    0.05,
-    0.2,
-)  # of a site's magnitude: where activations start; gates and statistics at a tenth of it
+STARTS = (0.0125, 0.05, 0.2)  # of the magnitude at the middle one of the layers that are all alike
 CANDIDATES = 4  # of these that are looked at closer
 TRIES = 4  # of a common scale
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
@@ -36,7 +32,7 @@ GATES = (
     Gate(smooth=9, peak=18.0, dilate=12, weak=0.25),
     Gate(smooth=9, recent=12, peak=64.0, dilate=16),
     Gate(smooth=9, recent=12, peak=64.0, dilate=24),
-    Gate(smooth=9, recent=8, peak=52.0, dilate=16),
+    Gate(smooth=13, recent=8, peak=64.0, dilate=16),
 )
 
 
@@ -101,13 +97,12 @@ class Search:
             yield from self.look_at(settings[first : first + self.trials.at_once])
 
     def allocate(self, gates: Sequence[Gate], rounds: int, begin: Sequence[Setting] = ()) -> Setting:
-        """The input and the layers together, with the layers all alike and as the paper has them; then each layer
-        apart, and the input again for the layers found. It is never worse than the paper's: that is one of its
-        beginnings. Others are in `begin`: what was found for another budget, of which each is followed by itself."""
-        rest = tuple(1.0 if site.kind == "activation" else 0.1 for site in self.trials.sites)
-        alike = [
-            Setting(tuple(start * share for share in rest), gate=gate) for gate in gates for start in STARTS
-        ]
+        """The input and the layers together, with the layers all alike in what they do to the end and as the paper has
+        them; then each layer apart, and the input again for the layers found. It is never worse than the paper's:
+        that is one of its beginnings. Others are in `begin`: what was found for another budget, of which each is
+        followed by itself."""
+        shares = self.trials.alike()
+        alike = [Setting(shares, gate=gate).times(start) for gate in gates for start in STARTS]
         found = self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in alike])[:CANDIDATES]
         found = self.scaled(found, TRIES, but=self._layers, start=math.sqrt(2))
         paper = self.front_to_back()
@@ -116,6 +111,10 @@ class Search:
         leading = [min(self.scaled(found, TRIES, but=self.inputs), key=self._rank)]
         leading += self.scaled(begin, TRIES, start=2.0)
         self.settled(leading, gates, rounds)
+        return self.spent()
+
+    def spent(self) -> Setting:
+        """The best so far, scaled as a whole to what is left of the budget."""
         self.scaled([self.best()], 2 * TRIES, start=1.2)
         return self.best()
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends import reference
@@ -25,11 +27,13 @@ from deltaconvert.measure import Difference
 from deltaconvert.metrics import Metric
 from deltaconvert.model import DeltaModel
 from deltaconvert.passes.place_thresholds import kind_of, shares
-from deltaconvert.plan import plan
+from deltaconvert.plan import Plan, plan
 from deltaconvert.replay import Replay
+from deltaconvert.sensitivity import gains
 from deltaconvert.thresholds import WEIGHTED, Rule, Thresholds, as_rule
 
 Decode = Callable[[Any], Any]
+FARTHEST = 64.0  # between a share of `alike` and the middle one
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,28 @@ class Trials:
             rules.update((as_rule(name), rule) for name in site.names)
         return Thresholds(rules, setting.gate)
 
+    def alike(self) -> tuple[float, ...]:
+        """Shares at which a change just dropped is as large an error at the end of the network at every site, 1 in the
+        middle; a site that no gradient leads to has that. The end is what `decode` makes of the outputs, or where that
+        has no gradient the outputs; where these have none, every share is 1, those of gates and statistics a tenth."""
+        graph, some = self._alone(), self.frames[:: max(1, len(self.frames) // 4)][:4]
+        names = [node.name for node in graph.graph.nodes if "placed" in node.meta]
+        found: list[float] = []
+        for end in (self._end, list):
+            with suppress(RuntimeError):  # of an operator without a gradient
+                found = found or gains(graph, names, some, end)
+        found = found or [math.nan] * len(names)
+        pairs = zip(self.sites, found, strict=True)
+        alike = [1 / (site.scale * gain) if site.scale * gain > 0 else math.nan for site, gain in pairs]
+        known = sorted(share for share in alike if math.isfinite(share))
+        if not known:
+            return tuple(1.0 if site.kind in ("input", "activation") else 0.1 for site in self.sites)
+        middle = known[len(known) // 2]
+        return tuple(
+            min(max(share / middle, 1 / FARTHEST), FARTHEST) if math.isfinite(share) else 1.0
+            for share in alike
+        )
+
     def place(self, settings: Sequence[Setting]) -> None:
         """Give each stream of the program its thresholds, the last setting to those that are left over, and forget its
         state."""
@@ -258,10 +284,19 @@ class Trials:
         )  # of the images of the clip's own batch
 
     def _plan(self, model: DeltaModel, frame: Sequence[Tensor]) -> Program:
-        exact = Thresholds.of(0.0)
-        return Program(
-            plan(copy.deepcopy(model.graph), self._repeated(frame), exact, model.keep_dense), reference
-        )
+        return Program(self._planned(model, self._repeated(frame)), reference)
+
+    @staticmethod
+    def _planned(model: DeltaModel, frame: Sequence[Tensor]) -> Plan:
+        return plan(copy.deepcopy(model.graph), frame, Thresholds.of(0.0), model.keep_dense)
+
+    def _alone(self) -> fx.GraphModule:
+        """The planned network for one stream: the dense one as a function of a frame."""
+        alone = self._program.plan if self.streams == 1 else self._planned(self.model, self.frames[0])
+        return alone.graph
+
+    def _end(self, leaves: Sequence[Tensor]) -> Any:
+        return self._decode(self.model.signature.unflatten(list(leaves)))
 
     def _sites(self) -> list[Site]:
         """In the order of the graph; magnitudes are means over some frames of the clip."""

@@ -83,6 +83,47 @@ def test_allocation_beats_one_scale_for_all(delta):
     assert search.look(best).work < search.look(plain).work
 
 
+@pytest.mark.parametrize("streams", [1, 3])
+def test_layers_alike_do_alike_at_the_end(streams):
+    """A layer that is read by ten times the weights has a tenth of the threshold. The gradient agrees with the error
+    that a small change makes."""
+    net = network()
+    net[2].weight.data *= 10  # reads the first activation
+    frames = [[x] for x in clip()]
+    trials = Trials(deltaconvert.convert(net, frames[0][0]), frames, relative_l2, streams=streams)
+    shares = trials.alike()
+    assert sorted(shares)[1] == 1
+    errors = []
+    draw = torch.Generator().manual_seed(1)
+    for place, first in ((1, 2), (2, 4)):  # the activations, and what follows each
+        x = net[:first](frames[0][0]).detach()
+        change = torch.randn(x.shape, generator=draw) * shares[place] * trials.sites[place].scale * 1e-3
+        errors.append(float((net[first:](x + change) - net[first:](x)).detach().square().sum() / x.numel()))
+    assert errors[0] == pytest.approx(errors[1], rel=0.3)
+
+
+def test_layers_alike_without_a_gradient(delta):
+    """Labels have none: the outputs' is taken. Where they have none every threshold is the same share of its map."""
+
+    class Labels(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    frames = [[x] for x in clip()]
+    labels = Trials(delta, frames, relative_l2, decode=lambda out: out.argmax(1))
+    assert labels.alike() == Trials(delta, frames, relative_l2).alike() != (1.0,) * 3
+    without = deltaconvert.convert(Labels(*network()).eval(), frames[0][0])
+    assert Trials(without, frames, relative_l2).alike() == (1.0,) * 3
+
+
+def test_a_search_that_was_cut_off_spends_its_budget(delta):
+    search = Search(Trials(delta, [[x] for x in clip()], relative_l2), 0.012)
+    small = Setting((0.04,) * 3)
+    before = search.look(small)
+    found = search.look(search.spent())
+    assert before.loss < 0.008 < found.loss <= 0.012 and found.work < 0.9 * before.work
+
+
 def test_it_is_never_worse_than_the_papers(delta):
     frames = [[x] for x in clip()]
     for budget in (0.01, 0.05):

@@ -1,0 +1,68 @@
+"""Where calibrate begins, on calibration frames: python benchmarks/accuracy_alike.py --tasks juggle,highway --out FILE
+
+All layers by one number: as a share of each map's magnitude (`magnitude`), and so that what is dropped comes to the
+same error at the end of the network (`end`, Trials.alike). The same gate and input threshold for both; no test frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import deltaconvert  # noqa: E402
+from benchmarks.accuracy_tasks import TASKS  # noqa: E402
+from benchmarks.cpu import environment  # noqa: E402
+from deltaconvert.gate import Gate  # noqa: E402
+from deltaconvert.trials import Setting, Trials  # noqa: E402
+
+INPUT, GATE = 0.05, Gate(dilate=2)
+SCALES = (0.03, 0.06, 0.12, 0.24, 0.48)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", default="juggle,highway,bottle,upscale")
+    parser.add_argument("--calibration", type=int, default=24)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for name in options.tasks.split(","):
+        with torch.no_grad():
+            kept[name] = measured(name, options.calibration)
+        options.out.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def measured(name: str, calibration: int) -> dict[str, object]:
+    task = TASKS[name](calibration, 1)
+    task.network.eval()
+    pictures = task.frames(task.calibration)
+    clip = [[task.prepare(picture.permute(2, 0, 1)[None].float()).contiguous()] for picture in pictures]
+    delta = deltaconvert.convert(task.network, *clip[0], backend="reference")
+    trials = Trials(delta, clip, task.metric, decode=task.features, guide=task.guide or task.metric)
+    begin = time.time()
+    ways = {"magnitude": (1.0,) * len(trials.sites), "end": trials.alike()}
+    found = {"frames": len(clip), "seconds_of_gradients": time.time() - begin, **environment()}
+    for way, shares in ways.items():
+        found[way] = []
+        for scale in SCALES:
+            setting = Setting(shares, gate=GATE).times(scale)
+            for place, site in enumerate(trials.sites):
+                setting = setting.at(place, INPUT) if site.kind == "input" else setting
+            outcome = trials(setting)
+            found[way].append({"scale": scale, "loss": outcome.loss, "work": outcome.work})
+            print(name, way, found[way][-1], flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Denoising by its gate alone, on a CPU: python benchmarks/accuracy_gate.py --out FILE --threshold 0.016
+
+Without thresholds in the layers the outputs are the dense network's of the stored frame, and masks follow from the
+gate's by the layers' reach. So 200 frames of full size need no network but for those that are scored, every tenth.
+The work is exact, the score is that of the scored frames. Test frames and noise are those of accuracy.py; `--rehearse`
+plays 50 frames in a row of the calibration's range instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
+from benchmarks.cpu import environment  # noqa: E402
+from deltaconvert.gate import Gate, Watch, grown  # noqa: E402
+
+EVERY = 10  # frames: one of so many is scored
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gate", default='{"smooth": 13, "recent": 8, "peak": 64, "dilate": 16}')
+    parser.add_argument("--threshold", type=float, help="none: the dense network")
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+    with torch.no_grad():
+        task = TASKS["denoise"](24, 200)
+        inputs_of(task, task.calibration)  # noise is drawn in the order of accuracy.py
+        numbers = range(100, 150) if options.rehearse else task.test
+        begin = time.time()
+        gate = None if options.threshold is None else Gate.of(json.loads(options.gate))
+        row = play(task, numbers, gate, options.threshold or 0.0)
+    row |= {"rehearsal": options.rehearse, "seconds": time.time() - begin, **environment()}
+    kept["rows"].append(row)
+    options.out.write_text(json.dumps(kept, indent=1) + "\n")
+    print({name: row[name] for name in ("gate", "threshold", "work", "psnr", "seconds")}, flush=True)
+
+
+def inputs_of(task: Task, numbers: range | list[int]) -> list[Tensor]:
+    return [task.prepare(picture.permute(2, 0, 1)[None].float()) for picture in task.frames(numbers)]
+
+
+def play(task: Task, numbers: range, gate: Gate | None, threshold: float) -> dict[str, object]:
+    pictures = list(task.frames(numbers))
+    frames = inputs_of(task, numbers)
+    network = task.network.eval()
+    macs = [layer.weight.numel() for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    stored, errors, work = torch.full_like(frames[0], float("nan")), [], []
+    watch = gate and Watch(gate, tuple(frames[0].shape), torch.float32, torch.device("cpu"), threshold)
+    for place, (picture, frame) in enumerate(zip(pictures, frames, strict=True)):
+        mask = torch.ones_like(frame, dtype=torch.bool)
+        if watch:
+            frame, mask = watch.look(frame, stored)
+        stored = torch.where(mask, frame, stored)
+        if place:
+            work.append(
+                sum(count * share for count, share in zip(macs, shares(mask, len(macs)), strict=True))
+            )
+        if place % EVERY == EVERY - 1:
+            clean = picture.permute(2, 0, 1)[None].float().mean(1, keepdim=True) / 255
+            errors.append(float((network(stored).clamp(0, 1) - clean).square().mean()))
+    return {
+        "gate": gate and gate.to_json(),
+        "threshold": threshold,
+        "work": sum(work) / len(work) / sum(macs),
+        "psnr": -10 * math.log10(sum(errors) / len(errors)),
+        "frames": len(frames),
+        "scored": len(errors),
+    }
+
+
+def shares(mask: Tensor, layers: int) -> list[float]:
+    """Of the pixels, those that each layer computes: all are convolutions of 3 x 3."""
+    found = []
+    for _ in range(layers):
+        mask = grown(mask, 1)
+        found.append(float(mask.float().mean()))
+    return found
+
+
+if __name__ == "__main__":
+    main()
