@@ -91,3 +91,15 @@ def test_a_forked_process_does_not_wait_for_its_parents_threads():
     child.start()
     assert answers.get(timeout=60)
     child.join(60)
+
+
+def test_machine_code_is_kept_by_all_that_it_may_call(tmp_path):
+    (tmp_path / "loop.py").write_text("called = 1")
+    (tmp_path / "called.py").write_text("def called(): ...")
+    before = machine_code.digest(tmp_path)
+    machine_code.digest.cache_clear()
+    (tmp_path / "called.py").write_text("def called(): return 2")
+    assert machine_code.digest(tmp_path) != before
+    machine_code.digest.cache_clear()
+    named = machine_code._compile(lambda x: x)
+    assert named.py_func.__qualname__.endswith(machine_code.digest(machine_code.FOLDER))

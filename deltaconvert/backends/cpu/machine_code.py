@@ -5,15 +5,18 @@ Numba compiles a loop in a second or two when it is first called, and keeps that
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from deltaconvert.backends.cpu.threads import pool
 
 FOUND = find_spec("numba") is not None
+FOLDER = Path(__file__).parent
 Loop = Callable[..., Any]
 
 
@@ -44,11 +47,19 @@ def _compile(loop: Loop) -> Loop:
     """Products and sums that oneDNN rounds once are rounded once."""
     from numba import njit
 
+    loop.__qualname__ += f"_{digest(FOLDER)}"
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(loop)
     except RuntimeError:  # there is no folder that it may write to
         return njit(**options)(loop)
+
+
+@cache
+def digest(folder: Path) -> str:
+    """Of the sources there. A loop is kept by its name and the age of its own file, but calls what stands in others."""
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    return hashlib.sha256(sources).hexdigest()[:16]
 
 
 def _in_shares(loop: Loop) -> Loop:
