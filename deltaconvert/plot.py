@@ -48,19 +48,21 @@ def draw(panels: Sequence[Panel], out: str | Path) -> None:
     # The same numbers make the same file: names by this salt, no date.
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "deltaconvert", "svg.fonttype": "none"}):
         figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.3), layout="constrained")
+        engines = sorted({name for panel in panels for name in panel.dense})  # not every run has all of them
+        colours = dict(zip(engines, COLOURS * len(engines), strict=False))
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _panel(axes, panel)
+            _panel(axes, panel, colours)
         figure.axes[0].set_ylabel("milliseconds a frame")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+        figure.legend(handles=lines.values(), loc="outside lower center", ncols=len(lines), frameon=False)
         figure.savefig(out, dpi=150, metadata={"Date": None} if Path(out).suffix == ".svg" else None)
 
 
-def _panel(axes: Any, panel: Panel) -> None:
+def _panel(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
     # By the square root, the side of the moving box: small densities are what matters, and stay apart.
     axes.set_xscale("function", functions=(lambda x: x**0.5, lambda x: x**2))
-    for colour, (name, times) in zip(COLOURS * len(panel.dense), panel.dense.items(), strict=False):
-        axes.plot(panel.densities, times, color=colour, linewidth=1.2, label=name)
+    for name, times in panel.dense.items():
+        axes.plot(panel.densities, times, color=colours[name], linewidth=1.2, label=name)
     best = min(median(times) for times in panel.dense.values())
     bound = [best * work for work in panel.works]
     axes.plot(panel.densities, bound, color=BOUND, linestyle="--", label="best dense x work left")

@@ -4,6 +4,7 @@ import argparse
 import functools
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,22 @@ def test_the_picture_of_a_run(tmp_path, monkeypatch):
     assert text.count("moving part of the frame") == 3 and "torch channels_last" in text
     run(monkeypatch, "plot", ROOT / "benchmarks" / "results" / "cpu.json", "--out", tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == text
+
+
+def test_an_engine_has_one_colour_in_all_panels(tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
+    from deltaconvert.plot import Panel, draw
+
+    times = ([0.0, 0.5], [1.0, 2.0])
+    panels = [
+        Panel(name, *times, dense, [0.0, 0.6])
+        for name, dense in (("few", {"b": [4.0, 4.0]}), ("all", {"a": [5.0, 5.0], "b": [4.0, 4.0]}))
+    ]
+    draw(panels, tmp_path / "both.svg")
+    text = (tmp_path / "both.svg").read_text()
+    assert text.count(">a</text>") == text.count(">b</text>") == 1
+    colours = re.findall(r"stroke: (#\w+); stroke-width: 1.2", text)
+    assert len(set(colours)) == 2 and sorted(map(colours.count, set(colours))) == [2, 3]
 
 
 def test_the_threshold_that_truncates(tiny):
