@@ -109,10 +109,10 @@ class Chain:
             job[s.HEIGHT : s.OUT_BREADTH + 1] = *window.in_size, *window.out_size
             job[s.STRIDE_Y : s.DILATION_X + 1] = *window.stride, *window.padding, *window.dilation
             job[s.ZEROS] = self._address(np.zeros(self._table[0, s.DEPTH] * first.shape[3], np.float32))
-        width = max(max(self._table[:, s.CHANNELS]), 2 * s.WIDTH)
+        width = max(max(self._table[:, s.CHANNELS]), 2 * s.LANES)
         job[s.GROUP], job[s.ROW_BYTES] = GROUP, 4 * width
         rows, taps = GROUP * s.ROWS, first.shape[2] * first.shape[3]
-        size = 8 * (rows * (taps + 2) + GROUP) + 4 * rows * (s.WIDTH + 2 * width)
+        size = 8 * (rows * (taps + 2) + GROUP) + 4 * rows * (s.LANES + 2 * width)
         job[s.SCRATCH_BYTES] = -(-size // 64) * 64
 
     def run(
@@ -157,8 +157,8 @@ class Chain:
             return np.array([(0, 0, self._address(own), own[-1].ctypes.data)], dtype=np.int64)
         found, column = [], 0
         while column < channels:
-            vectors = 2 if channels - column > s.WIDTH and channels >= 2 * s.WIDTH else 1
-            width = vectors * s.WIDTH
+            vectors = 2 if channels - column > s.LANES and channels >= 2 * s.LANES else 1
+            width = vectors * s.LANES
             column = max(0, min(column, channels - width))
             own, part = np.zeros((len(weight) + 1, width), np.float32), slice(column, column + width)
             own[:-1, :channels], own[-1, :channels] = weight[:, part], bias[part]

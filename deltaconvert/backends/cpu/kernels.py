@@ -11,128 +11,86 @@ memory: 64 -> 64 channels, 3x3, on a Zen 3 core: 78 GFLOP/s, oneDNN on gathered 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from deltaconvert.backends.cpu.stencils import FUSES
+from deltaconvert.backends.cpu.vectors import FLOAT, LANES, LONG, ROWS, Vectors, addresses, loop
 
 
-def product(rows: int, vectors: int, width: int) -> Any:
+def product(vectors: int) -> Any:
     """numba intrinsic (table, taps, depth, weights, bias, outs, column, adds, low, high, slope), addresses all.
 
-    table: int64 (taps, rows), of `depth` floats each; weights: (taps, depth, vectors * width); bias: (vectors * width).
-    outs, adds: int64 (rows), of rows that are written, and added before the activation; adds may be 0. `column` bytes
+    table: int64 (taps, ROWS), of `depth` floats each; weights: (taps, depth, vectors * LANES); bias: (vectors * LANES).
+    outs, adds: int64 (ROWS), of rows that are written, and added before the activation; adds may be 0. `column` bytes
     are added to those. Values below 0 are multiplied by `slope`, then all are limited to low .. high. NaN stays NaN.
     """
-    i64, f32 = ir.IntType(64), ir.FloatType()
-    vector = ir.VectorType(f32, width)
+    parts = [LONG(LANES * i) for i in range(vectors)]
 
-    def generate(b: ir.IRBuilder, args: Sequence[Any]) -> None:
-        table, taps, depth, weights, bias, outs, column, adds, low, high, slope = args
-
-        def load(address: Any, index: Any = None, kind: Any = vector) -> Any:
-            """Of floats (or vectors that begin at float `index`)."""
-            base = b.inttoptr(address, f32.as_pointer())
-            at = base if index is None else b.gep(base, [index])
-            return b.load(b.bitcast(at, kind.as_pointer()), align=4)
-
-        def spread(value: Any) -> Any:
-            nothing = ir.Constant(vector, ir.Undefined)
-            first = b.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
-            return b.shuffle_vector(
-                first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-            )
-
-        def addresses(at: Any, first: Any) -> list[Any]:
-            base = b.gep(b.inttoptr(at, i64.as_pointer()), [first])
-            return [b.load(b.gep(base, [i64(r)])) for r in range(rows)]
-
-        def added(x: Any, y: Any, z: Any) -> Any:
-            if FUSES:
-                kind = ir.FunctionType(vector, [vector] * 3)
-                return b.call(b.module.declare_intrinsic(f"llvm.fma.v{width}f32", fnty=kind), [x, y, z])
-            return b.fadd(b.fmul(x, y), z)
+    def generate(
+        b: Any,
+        table: Any,
+        taps: Any,
+        depth: Any,
+        weights: Any,
+        bias: Any,
+        outs: Any,
+        column: Any,
+        adds: Any,
+        low: Any,
+        high: Any,
+        slope: Any,
+    ) -> None:
+        v = Vectors(b, LANES)
 
         def of_tap(tap: Any, sums: list[Any]) -> list[Any]:
-            reads = addresses(table, b.mul(tap, i64(rows)))
+            reads = addresses(b, table, b.mul(tap, LONG(ROWS)), ROWS)
             first = b.mul(tap, depth)
 
             def of_value(k: Any, sums: list[Any]) -> list[Any]:
-                at = b.mul(b.add(first, k), i64(vectors * width))
-                own = [load(weights, b.add(at, i64(v * width))) for v in range(vectors)]
-                sums = list(sums)
-                for r in range(rows):
-                    value = spread(load(reads[r], k, f32))
-                    for v in range(vectors):
-                        sums[r * vectors + v] = added(value, own[v], sums[r * vectors + v])
-                return sums
+                at = b.mul(b.add(first, k), LONG(vectors * LANES))
+                own = [v.load(weights, b.add(at, part)) for part in parts]
+                found = []
+                for r, read in enumerate(reads):
+                    value = v.load_spread(read, k)
+                    found += [v.added(value, w, sums[r * vectors + i]) for i, w in enumerate(own)]
+                return found
 
             def of_four(turn: Any, sums: list[Any]) -> list[Any]:
                 for step in range(4):
-                    sums = of_value(b.add(b.mul(turn, i64(4)), i64(step)), sums)
+                    sums = of_value(b.add(b.mul(turn, LONG(4)), LONG(step)), sums)
                 return sums
 
-            fours = b.udiv(depth, i64(4))
-            sums = _loop(b, fours, sums, of_four)
-            done = b.mul(fours, i64(4))
-            return _loop(b, b.sub(depth, done), sums, lambda k, sums: of_value(b.add(done, k), sums))
+            fours = b.udiv(depth, LONG(4))
+            sums = loop(b, fours, sums, of_four)
+            done = b.mul(fours, LONG(4))
+            return loop(b, b.sub(depth, done), sums, lambda k, sums: of_value(b.add(done, k), sums))
 
-        def places(at: Any, first: Any) -> list[Any]:
-            return [
-                b.add(row, b.add(column, i64(4 * v * width)))
-                for row in addresses(at, first)
-                for v in range(vectors)
-            ]
+        def places(table: Any, turn: Any) -> list[Any]:
+            rows = [b.add(row, column) for row in addresses(b, table, turn, ROWS)]
+            return [(row, part) for row in rows for part in parts]
 
         def of_adds(turn: Any, sums: list[Any]) -> list[Any]:
-            return [b.fadd(s, load(at)) for s, at in zip(sums, places(adds, turn), strict=True)]
+            return [b.fadd(s, v.load(*place)) for s, place in zip(sums, places(adds, turn), strict=True)]
 
         def below(turn: Any, sums: list[Any]) -> list[Any]:
-            zero, factor = spread(f32(0)), spread(slope)
-            return [b.select(b.fcmp_ordered("<", s, zero), b.fmul(s, factor), s) for s in sums]
+            factor = v.spread(slope)
+            return [b.select(b.fcmp_ordered("<", s, v.zero()), b.fmul(s, factor), s) for s in sums]
 
-        start = [load(bias, i64(v * width)) for v in range(vectors)]
-        sums = _loop(b, taps, start * rows, of_tap)
-        sums = _loop(b, b.zext(b.icmp_unsigned("!=", adds, i64(0)), i64), sums, of_adds)
-        sums = _loop(b, b.zext(b.fcmp_unordered("!=", slope, f32(1)), i64), sums, below)
-        lowest, highest = spread(low), spread(high)
-        for value, at in zip(sums, places(outs, i64(0)), strict=True):
-            value = b.select(b.fcmp_ordered("<", value, lowest), lowest, value)
-            value = b.select(b.fcmp_ordered(">", value, highest), highest, value)
-            b.store(value, b.inttoptr(at, vector.as_pointer()), align=4)
+        start = [v.load(bias, part) for part in parts]
+        sums = loop(b, taps, start * ROWS, of_tap)
+        sums = loop(b, b.zext(b.icmp_unsigned("!=", adds, LONG(0)), LONG), sums, of_adds)
+        sums = loop(b, b.zext(b.fcmp_unordered("!=", slope, FLOAT(1)), LONG), sums, below)
+        for value, place in zip(sums, places(outs, LONG(0)), strict=True):
+            v.store(v.limited(value, low, high), *place)
 
     @intrinsic
     def kernel(context, table, taps, depth, weights, bias, outs, column, adds, low, high, slope):  # type: ignore[no-untyped-def]
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            generate(builder, args)
+            generate(builder, *args)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 8, *[types.float32] * 3), code
 
     return kernel
-
-
-def _loop(b: Any, turns: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-    """What `carried` becomes by body(turn, carried), so many times, none included."""
-    i64 = ir.IntType(64)
-    before, inside, after = b.block, b.append_basic_block(), b.append_basic_block()
-    b.cbranch(b.icmp_unsigned("!=", turns, i64(0)), inside, after)
-    b.position_at_end(inside)
-    turn, values = b.phi(i64), [b.phi(value.type) for value in carried]
-    found = body(turn, values)
-    end, following = b.block, b.add(turn, i64(1))
-    b.cbranch(b.icmp_unsigned("<", following, turns), inside, after)
-    b.position_at_end(after)
-    results = [b.phi(value.type) for value in carried]
-    turn.add_incoming(i64(0), before)
-    turn.add_incoming(following, end)
-    for value, now, first, last in zip(values, results, carried, found, strict=True):
-        for phi, origin in ((value, before), (now, before)):
-            phi.add_incoming(first, origin)
-        value.add_incoming(last, end)
-        now.add_incoming(last, end)
-    return results

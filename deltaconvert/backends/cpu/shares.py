@@ -12,10 +12,10 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from deltaconvert.backends.cpu import kernels, stencils
+from deltaconvert.backends.cpu.kernels import product
 from deltaconvert.backends.cpu.machine_code import shared
-
-WIDTH, ROWS = stencils.LANES, stencils.ROWS  # floats of a vector, pixels of a block
+from deltaconvert.backends.cpu.stencils import sums
+from deltaconvert.backends.cpu.vectors import LANES, ROWS
 
 # The fields of a job. A window of one tap without stride and padding reads the pixel that it makes.
 PIXELS, COUNT, STAGES, STAGE_TABLE, GROUP, SCRATCH, SCRATCH_BYTES, ROW_BYTES = range(8)
@@ -29,8 +29,7 @@ STAGE = 7
 COLUMN, VECTORS, WEIGHTS, BIAS = range(4)
 PANEL = 4
 
-_wide = kernels.product(ROWS, 2, WIDTH)
-_slim = kernels.product(ROWS, 1, WIDTH)
+_wide, _slim = product(2), product(1)
 
 
 def _address(context: Any, address: Any) -> Any:
@@ -40,7 +39,7 @@ def _address(context: Any, address: Any) -> Any:
     return types.voidptr(types.intp), code
 
 
-_sums: Any = stencils.sums
+_sums: Any = sums
 _pointer: Any = intrinsic(_address)
 _array: Any = carray
 
@@ -134,10 +133,10 @@ def _read(job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any,
 def _widen(rows: Any, channels: Any, scratch: Any) -> None:
     """Copy narrow rows to where whole vectors can be read."""
     for i in range(len(rows)):
-        old, new = _floats(rows[i], channels), _floats(scratch + i * 4 * WIDTH, channels)
+        old, new = _floats(rows[i], channels), _floats(scratch + i * 4 * LANES, channels)
         for c in range(channels):
             new[c] = old[c]
-        rows[i] = scratch + i * 4 * WIDTH
+        rows[i] = scratch + i * 4 * LANES
 
 
 @_compiled
@@ -176,7 +175,7 @@ def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
     scratch += 8 * len(adds)
     whole = _ints(scratch, group)
     scratch += 8 * len(whole)
-    made = scratch + len(adds) * 4 * WIDTH
+    made = scratch + len(adds) * 4 * LANES
     for start in range(first_block, last_block, group):
         blocks, first = min(group, last_block - start), start * ROWS
         count = min(job[COUNT] - first, blocks * ROWS)
@@ -185,7 +184,7 @@ def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
         for s in range(job[STAGES]):
             stage = _ints(job[STAGE_TABLE] + s * 8 * STAGE, STAGE)
             channels, last = stage[CHANNELS], s == job[STAGES] - 1
-            kept = last and not job[LIMITS] and channels >= WIDTH and not stage[BY_CHANNEL]
+            kept = last and not job[LIMITS] and channels >= LANES and not stage[BY_CHANNEL]
             rows = made + (s % 2) * len(adds) * step
             if kept:
                 _rows(job[OUT], 4 * channels, outs, first, count, writes[: blocks * ROWS])
@@ -193,7 +192,7 @@ def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
                 _rows(rows, step, pixels[:0], 0, count, writes[: blocks * ROWS])
             if stage[ADDS]:
                 _rows(stage[ADDS], 4 * channels, outs, first, count, adds[: blocks * ROWS])
-                if channels < WIDTH:
+                if channels < LANES:
                     _widen(adds[: blocks * ROWS], channels, scratch)
             taps = job[TAPS_Y] * job[TAPS_X] if s == 0 else 1
             for p in range(stage[PANELS]):

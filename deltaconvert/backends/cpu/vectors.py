@@ -1,0 +1,94 @@
+"""What our kernels are written in: LLVM's instructions on vectors of floats, and loops that keep values in registers.
+
+It imports numba's compiler, so it is imported where a kernel is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import binding, ir
+
+LONG, FLOAT = ir.IntType(64), ir.FloatType()
+FEATURES = dict(binding.get_host_cpu_features())
+ON_ARM = binding.get_default_triple().startswith(("aarch64", "arm64"))
+FUSES = ON_ARM or FEATURES.get("fma", False)  # without it LLVM would call the C library for each product
+LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx2") else 4
+# Pixels of a block: two vectors of sums for each fit the registers, of which some processors have 32.
+ROWS = 12 if ON_ARM or FEATURES.get("avx512f") else 6
+
+
+class Vectors:
+    """Writes instructions on vectors of `width` floats. What is in memory is an address and a place in floats."""
+
+    def __init__(self, builder: Any, width: int):
+        self.builder, self.width, self.kind = builder, width, ir.VectorType(FLOAT, width)
+
+    def zero(self) -> Any:
+        return ir.Constant(self.kind, [0.0] * self.width)
+
+    def load(self, address: Any, place: Any) -> Any:
+        return self.builder.load(self._at(address, place), align=4)
+
+    def store(self, value: Any, address: Any, place: Any) -> None:
+        self.builder.store(value, self._at(address, place), align=4)
+
+    def spread(self, value: Any) -> Any:
+        """One float in all places."""
+        nothing = ir.Constant(self.kind, ir.Undefined)
+        first = self.builder.insert_element(nothing, value, ir.IntType(32)(0))
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
+        return self.builder.shuffle_vector(first, nothing, mask)
+
+    def load_spread(self, address: Any, place: Any) -> Any:
+        return self.spread(self.builder.load(self._float(address, place)))
+
+    def added(self, x: Any, y: Any, total: Any) -> Any:
+        """total + x * y, rounded once where the processor can."""
+        if not FUSES:
+            return self.builder.fadd(self.builder.fmul(x, y), total)
+        kind = ir.FunctionType(self.kind, [self.kind] * 3)
+        fma = self.builder.module.declare_intrinsic(f"llvm.fma.v{self.width}f32", fnty=kind)
+        return self.builder.call(fma, [x, y, total])
+
+    def limited(self, value: Any, low: Any, high: Any) -> Any:
+        """To low .. high; NaN stays NaN."""
+        for sign, limit in (("<", self.spread(low)), (">", self.spread(high))):
+            value = self.builder.select(self.builder.fcmp_ordered(sign, value, limit), limit, value)
+        return value
+
+    def _at(self, address: Any, place: Any) -> Any:
+        return self.builder.bitcast(self._float(address, place), self.kind.as_pointer())
+
+    def _float(self, address: Any, place: Any) -> Any:
+        return self.builder.gep(self.builder.inttoptr(address, FLOAT.as_pointer()), [place])
+
+
+def addresses(builder: Any, table: Any, first: Any, count: int) -> list[Any]:
+    """`count` integers of a table, from number `first` on."""
+    base = builder.gep(builder.inttoptr(table, LONG.as_pointer()), [first])
+    return [builder.load(builder.gep(base, [LONG(r)])) for r in range(count)]
+
+
+def loop(
+    builder: Any, turns: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """What `carried` becomes by body(turn, carried), `turns` times, none included."""
+    before = builder.block
+    inside, after = builder.append_basic_block("inside"), builder.append_basic_block("after")
+    builder.cbranch(builder.icmp_unsigned("!=", turns, LONG(0)), inside, after)
+    builder.position_at_end(inside)
+    turn, values = builder.phi(LONG), [builder.phi(value.type) for value in carried]
+    found = body(turn, values)
+    end, following = builder.block, builder.add(turn, LONG(1))
+    builder.cbranch(builder.icmp_unsigned("<", following, turns), inside, after)
+    for phi, first, last in zip([turn, *values], [LONG(0), *carried], [following, *found], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(last, end)
+    builder.position_at_end(after)
+    results = [builder.phi(value.type) for value in carried]
+    for phi, first, last in zip(results, carried, found, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(last, end)
+    return results
