@@ -86,6 +86,12 @@ def fuse(gm: fx.GraphModule, chain: Sequence[fx.Node]) -> None:
         gm.graph.erase_node(node)
 
 
+def reads_alone(node: fx.Node, source: fx.Node) -> bool:
+    """The node alone reads what `source` makes, once, and no threshold stands between them."""
+    alone = len(source.users) == 1 and node.args.count(source) == 1
+    return alone and "threshold" not in source.meta
+
+
 def inherit(fused: fx.Node, chain: Sequence[fx.Node]) -> None:
     """What is known of the nodes of `chain` is known of the one that they became."""
     parts = [name for node in chain for name in names_of(node)]

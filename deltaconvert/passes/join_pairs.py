@@ -14,7 +14,7 @@ from deltaconvert.ops.fused import Fused, stages_of
 from deltaconvert.ops.paired import Paired
 from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.passes.adopt_operators import adopt
-from deltaconvert.passes.fuse_tails import inherit
+from deltaconvert.passes.fuse_tails import inherit, reads_alone
 
 # Of the map between. A pixel of the border around what changed is computed twice: of a box of 5 % of 360x480 pixels
 # that is 4 % of the work. Small maps have longer borders and take less memory.
@@ -33,7 +33,7 @@ def join_pairs(gm: fx.GraphModule) -> fx.GraphModule:
             continue
         source = node.args[0]
         large = 4 * math.prod(source.meta["shape"]) >= BYTES if "shape" in source.meta else False
-        if large and _is_convolution(source) and len(source.users) == 1 and "threshold" not in source.meta:
+        if large and _is_convolution(source) and reads_alone(node, source):
             _join(gm, source, node)
     return gm
 

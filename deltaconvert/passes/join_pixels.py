@@ -8,7 +8,7 @@ from deltaconvert.check import operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of
-from deltaconvert.passes.fuse_tails import fuse
+from deltaconvert.passes.fuse_tails import fuse, reads_alone
 from deltaconvert.reach import Pixel, Window
 
 
@@ -23,8 +23,7 @@ def join_pixels(gm: fx.GraphModule) -> fx.GraphModule:
         if operator is None or not _is_pixelwise_conv(operator, node):
             continue
         source = node.args[0]
-        alone = len(source.users) == 1 and node.args.count(source) == 1
-        if alone and "threshold" not in source.meta and _computes_apart(source):
+        if reads_alone(node, source) and _computes_apart(source):
             fuse(gm, [source, node])
     return gm
 
