@@ -18,7 +18,58 @@ from deltaconvert.ops.fused import Fused, stages_of
 from deltaconvert.reach import Everything, Pixel, Reach, Window
 
 
-class Convolutions(Step):
+class Chained(Step):
+    """A step of chains: all pixels are one more list of them, to the same bits."""
+
+    def run(self) -> None:
+        if not any(source.count for source in self.inputs):
+            self.edge.stand_still()
+        elif any(self._is_full(place) for place in range(len(self.inputs))):
+            self._compute(torch.ones_like(self.edge.mask), None, self.edge.pixel_count)
+        else:
+            candidates, pixels = self._candidates()
+            pixels = listed(candidates) if pixels is None else pixels
+            self._compute(candidates, pixels, len(pixels))
+
+    def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
+        """Compute the candidates, so many, and commit them. pixels: their list; None for all."""
+        raise NotImplementedError
+
+    def _is_full(self, place: int) -> bool:
+        """All pixels of an input changed, so all of the output can have."""
+        source = self.inputs[place]
+        return source.count == source.pixel_count and not isinstance(self.reaches[place], Everything)
+
+    @property
+    def _in_place(self) -> bool:
+        """A chain can compare rows as it stores them, or has nothing to compare."""
+        return self.edge.threshold is None or self.edge.limits is not None
+
+    def _renew(
+        self,
+        chain: Chain,
+        rows: Tensor,
+        adds: Sequence[Tensor],
+        candidates: Tensor,
+        pixels: Tensor | None,
+        count: int,
+    ) -> None:
+        """As _compute, by one chain that reads `rows` and writes to the edge."""
+        edge = self.edge
+        if edge.limits is None:
+            chain.run(rows, pixels, count, adds, edge.rows)
+            edge.mark(candidates, count, count, pixels)
+            return
+        marks = torch.zeros_like(edge.mask)
+        chain.run(rows, pixels, count, adds, edge.rows, limits=edge.limits, marks=marks)
+        changed = listed(marks)
+        edge.mark(marks, count, len(changed), changed)
+
+    def _scratch(self, size: int) -> int:
+        return self.backend.scratch((size,), torch.uint8).data_ptr()
+
+
+class Convolutions(Chained):
     """A convolution with its tail. The same code computes any list of pixels and all of them, to the same bits.
 
     What of the tail is no convolution, addition of a map or simple activation torch does, on chunks of rows.
@@ -64,53 +115,25 @@ class Convolutions(Step):
                 self._links.append((Elementwise(stage, takes, slots[at]), takes))
             at, place = at + more, place + takes
         close()
-        edge = self.edge
-        comparable = edge.threshold is None or edge.limits is not None
         self._direct = (
-            comparable
+            self._in_place
             and len(self._links) == 1
             and all(isinstance(reach, Pixel) for reach in self.reaches[1:])
         )
-        rows = [source.rows.shape[1] for source in (edge, *self.inputs)]
+        rows = [source.rows.shape[1] for source in (self.edge, *self.inputs)]
         self._chunk = max(64, CHUNK_BYTES // (4 * max(rows)))
 
-    def _scratch(self, size: int) -> int:
-        return self.backend.scratch((size,), torch.uint8).data_ptr()
-
-    def run(self) -> None:
-        if not any(source.count for source in self.inputs):
-            self.edge.stand_still()
+    def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
+        if self._direct:
+            (chain, _), adds = self._links[0], [source.rows for source in self.inputs[1:]]
+            assert isinstance(chain, Chain)
+            self._renew(chain, self.inputs[0].rows, adds, candidates, pixels, count)
             return
-        edge = self.edge
-        if any(self._is_full(place) for place in range(len(self.inputs))):
-            candidates, pixels, count = torch.ones_like(edge.mask), None, edge.pixel_count
-        else:
-            candidates, pixels = self._candidates()
-            pixels = listed(candidates) if pixels is None else pixels
-            count = len(pixels)
-        if not self._direct:
-            pixels = listed(candidates) if pixels is None else pixels
-            commit = Commit(edge, None)
-            for chunk in pixels.split(self._chunk):
-                commit.rows(chunk, self._computed(chunk))
-            commit.finish(candidates, pixels, count)
-            return
-        (chain, _), adds = self._links[0], [source.rows for source in self.inputs[1:]]
-        assert isinstance(chain, Chain)
-        rows = self.inputs[0].rows
-        if edge.limits is None:
-            chain.run(rows, pixels, count, adds, edge.rows)
-            edge.mark(candidates, count, count, pixels)
-        else:
-            marks = torch.zeros_like(edge.mask)
-            chain.run(rows, pixels, count, adds, edge.rows, limits=edge.limits, marks=marks)
-            changed = listed(marks)
-            edge.mark(marks, count, len(changed), changed)
-
-    def _is_full(self, place: int) -> bool:
-        """All pixels of an input changed, so all of the output can have."""
-        source = self.inputs[place]
-        return source.count == source.pixel_count and not isinstance(self.reaches[place], Everything)
+        pixels = listed(candidates) if pixels is None else pixels
+        commit = Commit(self.edge, None)
+        for chunk in pixels.split(self._chunk):
+            commit.rows(chunk, self._computed(chunk))
+        commit.finish(candidates, pixels, count)
 
     def _computed(self, pixels: Tensor) -> Tensor:
         """(n, C'), in memory of its own."""

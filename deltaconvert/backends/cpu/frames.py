@@ -65,7 +65,7 @@ class FrameEdge(Edge):
         count = int(changed.count_nonzero()) if any_set(changed) else 0
         if count == 0:
             self.stand_still()
-        elif count > self.pixel_count // 4:
+        elif count > MANY * self.pixel_count:
             everything = count == self.pixel_count
             self.stored = frame.clone() if everything else torch.where(changed, frame, self.stored)
             self.values.copy_(self.stored)

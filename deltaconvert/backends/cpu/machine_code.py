@@ -69,8 +69,9 @@ def _in_shares(loop: Loop) -> Loop:
     code = _all_items.__code__.replace(
         co_filename=loop.__code__.co_filename, co_firstlineno=loop.__code__.co_firstlineno
     )
+    name = f"{loop.__qualname__}_in_shares"
     function = FunctionType(code, {"share_out": share_out, "loop": _compile(loop)}, loop.__name__)
-    function.__qualname__, function.__module__ = f"{loop.__qualname__}_in_shares", loop.__module__
+    function.__qualname__, function.__module__ = name, loop.__module__
     return function
 
 

@@ -65,9 +65,8 @@ def _spread(
         if some:
             for tap in range(kernel_x):
                 offset = tap * dilation_x - padding_x
-                begin = max(
-                    0, -(offset // stride_x)
-                )  # the first column that reads one of the map by this tap
+                # The columns that read one of the map by this tap.
+                begin = max(0, -(offset // stride_x))
                 end = min(width, (len(line) - 1 - offset) // stride_x + 1)
                 if end <= begin:
                     continue

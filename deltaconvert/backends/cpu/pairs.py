@@ -9,16 +9,16 @@ from torch import Tensor
 
 from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.chains import Chain, stage_of
+from deltaconvert.backends.cpu.convolutions import Chained
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.cpu.masks import Spread
-from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.ops.paired import Paired
 from deltaconvert.reach import Reach, Window
 
 
-class Pairs(Step):
+class Pairs(Chained):
     """The map between the two lies in scratch memory, each pixel at its place."""
 
     @classmethod
@@ -43,35 +43,16 @@ class Pairs(Step):
         (window,) = head.reaches([tuple(size)], tuple(out_size))
         return Chain([stage], window, self._scratch)  # type: ignore[arg-type]
 
-    def _scratch(self, size: int) -> int:
-        return self.backend.scratch((size,), torch.uint8).data_ptr()
-
-    def run(self) -> None:
-        edge, source = self.edge, self.inputs[0]
-        if not source.count:
-            edge.stand_still()
-            return
-        pixels: Tensor | None = None
-        made: Tensor | None = None  # the pixels between
-        if source.count == source.pixel_count:
-            candidates, count = torch.ones_like(edge.mask), edge.pixel_count
-        else:
-            candidates, pixels = self._candidates()
-            assert pixels is not None
-            count, made = len(pixels), listed(self._read(candidates))
+    def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
+        edge, rows = self.edge, self.inputs[0].rows
         between = self.backend.scratch((edge.pixel_count, self._channels), torch.float32)
-        self._first.run(source.rows, made, edge.pixel_count if made is None else len(made), [], between)
-        if edge.threshold is None:
-            self._second.run(between, pixels, count, [], edge.rows)
-            edge.mark(candidates, count, count, pixels)
-        elif edge.limits is not None:
-            marks = torch.zeros_like(edge.mask)
-            self._second.run(between, pixels, count, [], edge.rows, limits=edge.limits, marks=marks)
-            changed = listed(marks)
-            edge.mark(marks, count, len(changed), changed)
-        else:
-            pixels = listed(candidates) if pixels is None else pixels
-            rows, commit = edge.rows.new_empty(count, edge.rows.shape[1]), Commit(edge, None)
-            self._second.run(between, pixels, count, [], rows, by_place=True)
-            commit.rows(pixels, rows)
-            commit.finish(candidates, pixels, count)
+        made = None if pixels is None else listed(self._read(candidates))
+        self._first.run(rows, made, edge.pixel_count if made is None else len(made), [], between)
+        if self._in_place:
+            self._renew(self._second, between, [], candidates, pixels, count)
+            return
+        pixels = listed(candidates) if pixels is None else pixels
+        new, commit = edge.rows.new_empty(count, edge.rows.shape[1]), Commit(edge, None)
+        self._second.run(between, pixels, count, [], new, by_place=True)
+        commit.rows(pixels, new)
+        commit.finish(candidates, pixels, count)
