@@ -50,6 +50,7 @@ from benchmarks.gpu_dense import (  # noqa: E402
     engines,
     median_ms,
     network,
+    raced,
     repeats,
     timed,
 )
@@ -146,11 +147,9 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     model, base = model_and_frame(unit)
     further = kept_files(options.kept, unit, options.if_kept)
     modes = list(dict.fromkeys([*options.modes, *further]))
-    runs = engines(model, base, modes, kept_files(options.kept, unit, modes))
     nhwc = base.contiguous(memory_format=torch.channels_last)
-    dense = {name: median_ms(run, nhwc) for name, run in runs.items()}
+    dense, runs = raced(engines(model, base, modes, kept_files(options.kept, unit, modes)), nhwc)
     best = min(dense, key=lambda name: dense[name])
-    runs = {"eager": runs["eager"], best: runs[best]}
     dense_after = time.perf_counter() - began
     command = ["python benchmarks/gpu.py", f"--units {unit}", f"--frames {options.frames}", "--modes", *modes]
     shared = {

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
 from benchmarks.gpu import read  # noqa: E402
-from benchmarks.gpu_dense import MODES, engines, median_ms, timed  # noqa: E402
+from benchmarks.gpu_dense import MODES, engines, median_ms, raced, timed  # noqa: E402
 
 SIZE = (1080, 1920)
 SIZES = {"pets": (1088, 1920), "highway": (1088, 1920), "juggle": (1089, 1921), "bottle": (1088, 1920)}
@@ -88,13 +88,11 @@ def measure(task: Task, thresholds: Path, options: argparse.Namespace) -> dict[s
 def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespace) -> dict[str, Any] | None:
     frames = batches(task, batch, options.frames + FIRST)
     model = task.network.eval().to(DEVICE, torch.float16)
-    runs = engines(model, frames[0], tuple(options.modes))
+    still = frames[0].contiguous(memory_format=torch.channels_last)
+    dense, runs = raced(engines(model, frames[0], tuple(options.modes)), still)
     if options.warm:
         return None
-    still = frames[0].contiguous(memory_format=torch.channels_last)
-    dense = {name: median_ms(run, still) for name, run in runs.items()}
     best = min(dense, key=lambda name: dense[name])
-    runs = {"eager": runs["eager"], best: runs[best]}
     delta = deltaconvert.convert(model, frames[0], threshold=thresholds)
     for frame in frames[:FIRST]:
         delta(frame)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import gc
 import lzma
 import statistics
 import tempfile
@@ -62,18 +63,37 @@ def alone() -> Iterator[None]:
 @torch.no_grad()
 def engines(
     model: nn.Module, frame: Tensor, modes: Sequence[str], kept: Mapping[str, Path] | None = None
-) -> dict[str, Run]:
-    """The ways to run the dense network on frames like `frame`, by name; the first takes any frame.
+) -> Iterator[tuple[str, Run]]:
+    """The ways to run the dense network on frames like `frame`, each with its name; the first takes any frame.
 
     kept: by mode, the files in which `warm` has put what torch compiled, if anything.
     """
     eager, frame = _eager(model, frame)
-    runs: dict[str, Run] = {"eager": eager, "graph": captured(eager, frame)}
+    yield "eager", eager
+    yield "graph", captured(eager, frame)
     for name in modes:
         if kept and name in kept:
             torch.compiler.load_cache_artifacts(lzma.decompress(kept[name].read_bytes()))
-        runs[name] = captured(compiled(eager, name), frame)
-    return runs
+        yield name, captured(compiled(eager, name), frame)
+
+
+def raced(runs: Iterator[tuple[str, Run]], frame: Tensor) -> tuple[dict[str, float], dict[str, Run]]:
+    """(milliseconds of each engine, the first engine and the fastest one by name).
+
+    What has lost is dropped before the next engine is made: a graph of a large network holds gigabytes.
+    """
+    frame = frame.contiguous(memory_format=torch.channels_last)
+    times: dict[str, float] = {}
+    left: dict[str, Run] = {}
+    for name, run in runs:
+        times[name] = median_ms(run, frame)
+        left[name] = run
+        best = min(left, key=lambda name: times[name])
+        left = {kept: left[kept] for kept in dict.fromkeys((next(iter(times)), best))}
+        del run
+        gc.collect()
+        torch.cuda.empty_cache()
+    return times, left
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,10 @@ def without_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu.deltaconvert, "convert", by_reference)
     monkeypatch.setattr(gpu_record, "environment", lambda: dict(GPU))
     monkeypatch.setattr(gpu, "model_and_frame", lambda unit: (model, base))
-    monkeypatch.setattr(gpu, "engines", lambda model, frame, *rest: {"eager": model, "graph": model})
+    monkeypatch.setattr(
+        gpu, "engines", lambda model, frame, *rest: iter((("eager", model), ("graph", model)))
+    )
+    monkeypatch.setattr(gpu_dense, "median_ms", lambda run, frame: 4.0)
     monkeypatch.setattr(gpu, "median_ms", lambda run, frame: 4.0)
     monkeypatch.setattr(gpu, "ceilings", lambda kind: {"bytes_per_second": 1e9, "flops_per_second": 1e12})
     monkeypatch.setattr(
@@ -353,6 +357,25 @@ def test_gpu_frames_are_next_to_each_other():
     walk = gpu_frames.there_and_back("abc")  # "a" was just played
     assert "".join(itertools.islice(walk, 9)) == "bcbabcbab"
     assert [gpu_dense.repeats(ms) for ms in (0.1, 10, 200)] == [100, 15, 5]
+
+
+def test_dense_engines_are_raced(monkeypatch):
+    """The first engine stays beside the fastest; what has lost is gone before the next one is made."""
+    took, alive = {"eager": 9.0, "graph": 5.0, "compile": 7.0, "products": 4.0}, weakref.WeakSet()
+    monkeypatch.setattr(gpu_dense, "median_ms", lambda run, _: took[run.name])
+
+    class Engine:
+        def __init__(self, name: str):
+            self.name = name
+            alive.add(self)
+
+    def engines():
+        for name in took:
+            yield name, Engine(name)
+            assert len(alive) <= 2
+
+    times, left = gpu_dense.raced(engines(), torch.zeros(1, 3, 4, 4))
+    assert times == took and [*left] == ["eager", "products"] and left["products"].name == "products"
 
 
 class Fits:
