@@ -88,6 +88,43 @@ def _rows(base: Any, step: Any, pixels: Any, first: Any, count: Any, table: Any)
 
 
 @_compiled
+def _read_side_by_side(job: Any, pixels: Any, first: Any, own: Any, by_lines: Any) -> Any:
+    """As _read, of pixels beside each other whose taps lie in the map's width: False where they are not."""
+    pixel = pixels[first] if len(pixels) else first
+    y = pixel // job[OUT_BREADTH]
+    x, stream = pixel - y * job[OUT_BREADTH], y // job[OUT_HEIGHT]
+    left, far = x * job[STRIDE_X] - job[PADDING_X], (job[TAPS_X] - 1) * job[DILATION_X]
+    beside = left >= 0 and left + (ROWS - 1) * job[STRIDE_X] + far < job[BREADTH]
+    if (
+        not beside
+        or x + ROWS > job[OUT_BREADTH]
+        or (len(pixels) and pixels[first + ROWS - 1] != pixel + ROWS - 1)
+    ):
+        return False
+    if len(pixels):
+        for r in range(1, ROWS - 1):
+            if pixels[first + r] != pixel + r:
+                return False
+    step = 4 * _ints(job[STAGE_TABLE], STAGE)[DEPTH]
+    across, along = job[STRIDE_X] * step, job[DILATION_X] * step
+    top, taps_x, place = (y - stream * job[OUT_HEIGHT]) * job[STRIDE_Y] - job[PADDING_Y], job[TAPS_X], 0
+    line = job[INPUT] + ((stream * job[HEIGHT] + top) * job[BREADTH] + left) * step
+    for ky in range(job[TAPS_Y]):
+        row = top + ky * job[DILATION_Y]
+        outside = row < 0 or row >= job[HEIGHT]
+        start = job[ZEROS] if outside else line + ky * job[DILATION_Y] * job[BREADTH] * step
+        to_right, to_next = (0, 0) if outside else (along, across)
+        for _ in range(1 if by_lines else taps_x):
+            at = start
+            for r in range(ROWS):
+                own[place + r] = at
+                at += to_next
+            start += to_right
+            place += ROWS
+    return True
+
+
+@_compiled
 def _read(job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any, whole: Any) -> None:
     """Addresses of what a block reads: by lines of taps that are one piece if all of them are, else tap by tap."""
     taps_y, taps_x = job[TAPS_Y], job[TAPS_X]
@@ -98,9 +135,12 @@ def _read(job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any,
         _rows(job[INPUT], step, pixels, first, count, own)
         whole[block] = False
         return
+    inside = job[DILATION_X] == 1 and not _ints(job[STAGE_TABLE], STAGE)[BY_CHANNEL]
+    if count >= ROWS and _read_side_by_side(job, pixels, first, own, inside):
+        whole[block] = inside
+        return
     breadth, line = job[BREADTH], -job[OUT_BREADTH]
     far = (taps_x - 1) * job[DILATION_X]
-    inside = job[DILATION_X] == 1 and not _ints(job[STAGE_TABLE], STAGE)[BY_CHANNEL]
     stream, top = 0, 0
     for attempt in range(2):
         for r in range(ROWS):
