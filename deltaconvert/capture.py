@@ -14,7 +14,9 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.exported import export, export_any_batch, is_dynamic, read
+from deltaconvert.remembers import remembers
 from deltaconvert.trace import Traced, first_line, trace
+from deltaconvert.twin import twin
 
 # torch.fx and torch.export switch things of the whole process while they look on: one network at a time.
 ALONE = threading.RLock()
@@ -41,11 +43,18 @@ def capture(
     """
     network = model.module() if isinstance(model, ExportedProgram) else model
     try:
-        expected = copy.deepcopy(network)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+        used = twin(network)
+        expected = used(*copy.deepcopy(args), **copy.deepcopy(kwargs))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise InputError(f"the network does not run on the example: {error}") from error
+    written = remembers(network, used, args, kwargs)
+    if written:
+        raise UnsupportedModel(
+            f"{type(network).__name__} remembers: what a call writes to {', '.join(written[:4])} changes the answer of "
+            "the next one. Make it an input and an output of forward, or convert the parts that do not remember"
+        )
     if isinstance(model, ExportedProgram):
         traced = _checked(network, lambda: _of_program(model, args, kwargs, expected), args, kwargs, expected)
         traced.how = f"read from a program of torch.export, for this size alone{_and_batch(traced)}"
@@ -83,7 +92,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], e
         more = [torch.cat((x, x[-1:].flip(3))) if isinstance(x, Tensor) else x for x in leaves]
         images, named = pytree.tree_unflatten(more, spec)
         try:
-            other = copy.deepcopy(model)(*copy.deepcopy(images), **copy.deepcopy(named))
+            other = twin(model)(*copy.deepcopy(images), **copy.deepcopy(named))
             traced = _checked(model, lambda: export_any_batch(model, images, named), images, named, other)
             return _checked(model, lambda: traced, args, kwargs, expected)
         except torch.OutOfMemoryError:
@@ -105,7 +114,7 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
     try:
         with ALONE:
             traced = way()
-        got = traced.signature.unflatten(traced.graph(*frames))
+        got = traced.signature.unflatten(traced.graph.forward(*frames))  # to call it prints where it fails
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

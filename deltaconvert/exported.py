@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import io
 import logging
@@ -23,6 +22,7 @@ from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.passes.spell_aten import aten_name, spell_aten
 from deltaconvert.trace import Signature, Traced, first_line, refuse_objects
+from deltaconvert.twin import twin
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
@@ -52,7 +52,7 @@ def _program(
     try:
         # A copy: forward caches what it computes on some networks, and under export those are no real tensors.
         with _quiet():
-            return torch.export.export(copy.deepcopy(model), args, kwargs, strict=False, **shapes)
+            return torch.export.export(twin(model), args, kwargs, strict=False, **shapes)
     except Exception as error:
         raise UnsupportedModel(f"torch.export cannot capture it: {first_line(error)}") from error
 
@@ -72,7 +72,10 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export prints the graph that it has got so far where it fails; the reason is in the exception."""
-    handlers = [(handler, handler.level) for handler in logging.getLogger("torch").handlers]
+    loggers = [
+        logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"
+    ]
+    handlers = [(handler, handler.level) for logger in loggers for handler in logger.handlers]
     for handler, _ in handlers:
         handler.setLevel(logging.CRITICAL)
     try:

@@ -21,6 +21,7 @@ from deltaconvert.check import names_of
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.report import Explanation, Stats
 from deltaconvert.trace import Signature, Traced
+from deltaconvert.twin import twin
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
@@ -62,7 +63,7 @@ def whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reaso
     node = graph.call_module(WHOLE, args, kwargs)
     node.meta["why_dense"] = reason
     graph.output((node,))
-    gm = fx.GraphModule({WHOLE: copy.deepcopy(model)}, graph, type(model).__name__)
+    gm = fx.GraphModule({WHOLE: twin(model)}, graph, type(model).__name__)
     constants = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
     # The output is one value, whatever it holds: lists of boxes are as long as each frame wants.
     return Traced(gm, Signature(spec, constants, pytree.tree_flatten(0)[1], {}), {WHOLE: reason})
@@ -144,7 +145,7 @@ def _images(call: Call) -> int | None:
 def calls_of(module: nn.Module, paths: Sequence[str], call: Call) -> dict[str, Call]:
     """What one call of `module` calls the modules at `paths` with; nothing for those that it calls more than once."""
     found: dict[str, list[Call]] = {path: [] for path in paths}
-    model = copy.deepcopy(module)
+    model = twin(module)
 
     def watch(path: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -153,7 +154,9 @@ def calls_of(module: nn.Module, paths: Sequence[str], call: Call) -> dict[str, C
         return hook
 
     for path in paths:
-        model.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
+        called = model.get_submodule(path)
+        if not isinstance(called, torch.jit.ScriptModule):  # which takes no hooks
+            called.register_forward_pre_hook(watch(path), with_kwargs=True)
     args, kwargs = copy.deepcopy(call)
     model(*args, **kwargs)
     return {path: calls[0] for path, calls in found.items() if len(calls) == 1}

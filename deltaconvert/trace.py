@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import threading
 import traceback
@@ -16,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel
-from deltaconvert.ops.base import known_modules
+from deltaconvert.ops.base import is_known
 from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView, functionalise
+from deltaconvert.twin import twin, with_plain_weights
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,6 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._call = args, kwargs
         self._keep, self._opaque = tuple(keep), opaque
-        self._known = known_modules()
         self._thread = threading.get_ident()
         self.failed_at: str | None = None
         self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
@@ -155,7 +154,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            type(m) in self._known
+            is_known(m)
             or module_qualified_name in self._opaque
             or _kept(m, module_qualified_name, self._keep)
         )
@@ -173,6 +172,8 @@ class _Tracer(fx.Tracer):
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         try:
+            if isinstance(m, torch.jit.ScriptModule) and not self.is_leaf_module(m, self.path_of_module(m)):
+                raise TypeError("it is a program of TorchScript, which hides its calls")
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed_at = self.failed_at or self.path_of_module(m)  # the innermost module unwinds first
@@ -226,7 +227,9 @@ def trace(
         return not path or path in opaque or not may_stay(root.get_submodule(path))
 
     while True:
-        root = copy.deepcopy(model)  # forward may write to its module; a failed attempt must leave no trace
+        root = with_plain_weights(
+            twin(model)
+        )  # forward may write to its module; a failed attempt must leave no trace
         tracer = _Tracer(tuple(args), kwargs, leaves, opaque)
         try:
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
@@ -356,7 +359,7 @@ class _WriteWatch(fx.Interpreter):
         return result
 
     def _is_known(self, node: fx.Node) -> bool:
-        return type(self.module.get_submodule(str(node.target))) in known_modules()
+        return is_known(self.module.get_submodule(str(node.target)))
 
 
 def _memory(x: Tensor) -> int:
@@ -382,7 +385,7 @@ def _is_impure(node: fx.Node) -> bool:
         )
     if node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
-        return type(module) not in known_modules()
+        return not is_known(module)
     return False
 
 

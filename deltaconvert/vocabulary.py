@@ -99,7 +99,7 @@ _WORDS = _listed(
 
 _ATTRIBUTES = _listed(
     """
-    shape dtype device ndim T H mT mH real imag is_cuda requires_grad itemsize nbytes
+    shape dtype device ndim T H mT mH real imag is_cuda requires_grad itemsize nbytes values indices
     """
 )
 

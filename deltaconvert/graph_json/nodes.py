@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from deltaconvert.check import operator_of
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import WAY_OUT, Packer, Unpacker, list_in
-from deltaconvert.ops.base import Operator, known_modules, operator_types
+from deltaconvert.ops.base import Operator, is_known, known_modules, operator_types
 from deltaconvert.vocabulary import METHODS, function_named, name_of, word_allowed
 
 MAX_NODES = 20_000
@@ -55,7 +55,7 @@ def _node_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str
         out["op"], out["type"] = ("module" if operator is None else "operator"), type(module).__name__
         if operator is not None and operator_types().get(out["type"]) is type(operator):
             settings = operator.settings()
-        elif _nn_modules().get(out["type"]) is type(module):
+        elif _nn_modules().get(out["type"]) is type(module) and is_known(module):
             settings = _nn_settings(module)
             state = module.state_dict()
             out["state"] = {key: pack(value, name=f"{node.name}.{key}") for key, value in state.items()}

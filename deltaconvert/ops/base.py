@@ -157,11 +157,19 @@ def _discover() -> None:
 def find(target: Any) -> Spelling | None:
     """The spelling of a module instance, a function or a method name; None if no operator knows it."""
     _discover()
-    key = type(target) if isinstance(target, nn.Module) else target
+    if isinstance(target, nn.Module):
+        return _spellings.get(type(target)) if is_known(target) else None
     try:
-        return _spellings.get(key)
+        return _spellings.get(target)
     except TypeError:  # an unhashable callable
         return None
+
+
+def is_known(module: nn.Module) -> bool:
+    """Its class has a spelling, and it does what its class does: hooks (of pruning, of spectral_norm) and a forward of
+    its own change that."""
+    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) in known_modules() and not changed
 
 
 def operator_types() -> dict[str, type[Operator]]:
@@ -177,7 +185,7 @@ def operator_types() -> dict[str, type[Operator]]:
 
 
 def known_modules() -> tuple[type, ...]:
-    """Module classes that have a spelling, which the tracer keeps whole."""
+    """Module classes that have a spelling; the tracer keeps such modules whole."""
     _discover()
     return tuple(t for t in _spellings if isinstance(t, type) and issubclass(t, nn.Module))
 

@@ -74,8 +74,10 @@ def _torch_function(
     return _function(input, mean, var, weight, bias, training, eps=eps)
 
 
-@spelled(nn.BatchNorm1d, nn.BatchNorm2d)
-def _module(module: nn.BatchNorm1d | nn.BatchNorm2d, input: Any) -> tuple[Operator, list[Any]]:
+@spelled(nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+def _module(
+    module: nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm, input: Any
+) -> tuple[Operator, list[Any]]:
     return _function(
         input,
         module.running_mean,

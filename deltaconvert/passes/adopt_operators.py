@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from deltaconvert.check import operator_of
-from deltaconvert.ops.base import Operator, StaysDense, find
+from deltaconvert.ops.base import Operator, StaysDense, find, known_modules
 
 
 def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
@@ -129,6 +129,8 @@ def weight(gm: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def _unknown(node: fx.Node, module: nn.Module | None) -> str:
+    if module is not None and type(module) in known_modules():
+        return f"this {type(module).__name__} has hooks or a forward of its own"
     if module is not None:
         return f"deltaconvert has no operator for {type(module).__name__}"
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))

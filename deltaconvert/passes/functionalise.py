@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch._ops import OpOverload
 
-from deltaconvert.ops.base import known_modules
+from deltaconvert.ops.base import is_known
 
 OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -94,7 +94,7 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
             return lambda: setattr(node, "target", plain)
     elif node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
-        if getattr(module, "inplace", False) and type(module) in known_modules():
+        if getattr(module, "inplace", False) and is_known(module):
             return lambda: None  # operators never write in place
     elif isinstance(node.target, OpOverload):
         return _plain_overload(node, node.target)
@@ -135,7 +135,7 @@ def _plain_overload(node: fx.Node, target: OpOverload) -> Callable[[], None] | N
 def _may_share(node: fx.Node) -> bool:
     if node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
-        return type(module) not in known_modules()
+        return not is_known(module)
     if isinstance(node.target, OpOverload):
         operator_name = node.target._schema.name.partition("::")[2]
         return operator_name in _VIEWS or any(result.alias_info for result in node.target._schema.returns)

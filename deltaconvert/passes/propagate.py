@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from deltaconvert.check import operator_of
-from deltaconvert.ops.base import mean_magnitude
+from deltaconvert.ops.base import Operator, is_known, mean_magnitude
+from deltaconvert.twin import twin
 
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
 _PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm")
@@ -47,6 +48,12 @@ def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphMo
 
 
 class _Observer(fx.Interpreter):
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A network's own module may remember calls: a copy of it runs."""
+        module = self.fetch_attr(target)
+        own = not isinstance(module, Operator) and not is_known(module)
+        return (twin(module) if own else module)(*args, **kwargs)
+
     def run_node(self, node: fx.Node) -> Any:
         node.meta["macs"] = 0
         if _hides_work(node):
@@ -63,7 +70,7 @@ class _Observer(fx.Interpreter):
         node.meta["is_constant"] = _is_constant(node)
         if isinstance(value, Tensor):
             node.meta.update(shape=tuple(value.shape), dtype=value.dtype, device=value.device)
-            if value.is_floating_point() and value.numel():
+            if value.is_floating_point() and value.numel() and value.layout is torch.strided:
                 operator = operator_of(node)
                 node.meta["scale"] = (operator.magnitude if operator else mean_magnitude)(value)
         if node.meta["is_constant"] and node.op != "get_attr":

@@ -200,6 +200,9 @@ _SPECIAL: dict[str, Callable[..., Call]] = {
     "elu": lambda x, alpha=1.0: (F.elu, (x, alpha), {}),
     "im2col": lambda x, *args: (F.unfold, (x, *args), {}),
     "col2im": lambda x, *args: (F.fold, (x, *args), {}),
+    "__and__": lambda x, y: (operator.and_, (x, y), {}),
+    "__or__": lambda x, y: (operator.or_, (x, y), {}),
+    "__xor__": lambda x, y: (operator.xor, (x, y), {}),
     "sym_size": lambda x, dim: ("size", (x, dim), {}),
     **{name: lambda x, **_: ("clone", (x,), {}) for name in _COPIES},
 }

@@ -1,0 +1,48 @@
+"""Copies of a network, for what must leave no trace in it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def twin(network: M) -> M:
+    """A copy of its own. Tensors that a graph of gradients made come as values: torch refuses to copy them, and
+    torch.nn.utils.weight_norm and pruning leave such weights behind."""
+    results = [
+        value
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
+
+
+def with_plain_weights(network: M) -> M:
+    """The same network, changed: what weight_norm, spectral_norm, pruning and other parametrizations make of its
+    weights in every call is a weight.
+
+    torch's remove_parametrizations is not for this: it changes the class, which the copies of a module share.
+    """
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            made = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in made.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+    return network
