@@ -6,7 +6,7 @@ from oracle import assert_same_bits, check_operator
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import loops
+from deltaconvert.backends.cpu import loops, pairs
 from deltaconvert.passes import join_pairs
 
 pytestmark = pytest.mark.skipif(not loops.FOUND, reason="numba is not installed")
@@ -20,9 +20,11 @@ def network():
     ).eval()
 
 
+@pytest.mark.parametrize("lines", (0, 100))
 @pytest.mark.parametrize("threshold", (0.0, 0.1))
-def test_networks(monkeypatch, threshold):
+def test_networks(monkeypatch, threshold, lines):
     monkeypatch.setattr(join_pairs, "BYTES", 0)
+    monkeypatch.setattr(pairs, "BAND_BYTES", lines * 4 * 23 * 20)
     check_operator(network(), (2, 3, 19, 23), dtype=torch.float32, threshold=threshold, backend="cpu")
 
 
@@ -31,6 +33,7 @@ def test_only_large_maps_pair_and_bits_stay(monkeypatch):
     model = network()
     apart = deltaconvert.convert(model, frame, backend="cpu")
     monkeypatch.setattr(join_pairs, "BYTES", 0)
+    monkeypatch.setattr(pairs, "BAND_BYTES", 0)
     together = deltaconvert.convert(model, frame, backend="cpu")
     assert together.stats().state_bytes < 0.8 * apart.stats().state_bytes
     for step in range(4):

@@ -126,15 +126,20 @@ class Chain:
         by_place: bool = False,
         limits: Tensor | None = None,
         marks: Tensor | None = None,
+        source_from: int = 0,
+        out_from: int = 0,
     ) -> None:
         """Compute `count` pixels of `out` (pixels, C'), all of them or those listed, from rows (pixels, C).
 
         adds: (pixels, C'), one for each stage that adds. by_place: rows of `out` and `adds` are those of the list, one
         after the other. limits: (C'), by which a row must have moved to be stored and marked.
+        source_from, out_from: the pixel that the first row of `source`, or of `out`, is of.
         """
         s, job = self._s, self._job
         job[s.PIXELS], job[s.COUNT] = 0 if pixels is None else pixels.data_ptr(), count
-        job[s.INPUT], job[s.OUT], job[s.BY_PLACE] = source.data_ptr(), out.data_ptr(), by_place
+        job[s.INPUT] = source.data_ptr() - source_from * source.stride(0) * source.itemsize
+        job[s.OUT] = out.data_ptr() - out_from * out.stride(0) * out.itemsize
+        job[s.BY_PLACE] = by_place
         job[s.LIMITS] = 0 if limits is None else limits.data_ptr()
         job[s.MARKS] = 0 if marks is None else marks.data_ptr()
         self._table[self._adding, s.ADDS] = [rows.data_ptr() for rows in adds]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,22 +47,16 @@ class Chained(Step):
         return self.edge.threshold is None or self.edge.limits is not None
 
     def _renew(
-        self,
-        chain: Chain,
-        rows: Tensor,
-        adds: Sequence[Tensor],
-        candidates: Tensor,
-        pixels: Tensor | None,
-        count: int,
+        self, compute: Callable[..., None], candidates: Tensor, pixels: Tensor | None, count: int
     ) -> None:
-        """As _compute, by one chain that reads `rows` and writes to the edge."""
+        """As _compute, where compute(limits=..., marks=...) stores the rows of the edge as Chain.run does."""
         edge = self.edge
         if edge.limits is None:
-            chain.run(rows, pixels, count, adds, edge.rows)
+            compute(limits=None, marks=None)
             edge.mark(candidates, count, count, pixels)
             return
         marks = torch.zeros_like(edge.mask)
-        chain.run(rows, pixels, count, adds, edge.rows, limits=edge.limits, marks=marks)
+        compute(limits=edge.limits, marks=marks)
         changed = listed(marks)
         edge.mark(marks, count, len(changed), changed)
 
@@ -127,7 +122,8 @@ class Convolutions(Chained):
         if self._direct:
             (chain, _), adds = self._links[0], [source.rows for source in self.inputs[1:]]
             assert isinstance(chain, Chain)
-            self._renew(chain, self.inputs[0].rows, adds, candidates, pixels, count)
+            compute = partial(chain.run, self.inputs[0].rows, pixels, count, adds, self.edge.rows)
+            self._renew(compute, candidates, pixels, count)
             return
         pixels = listed(candidates) if pixels is None else pixels
         commit = Commit(self.edge, None)
