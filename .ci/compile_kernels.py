@@ -35,7 +35,7 @@ ARCHITECTURES = (
 ARCHITECTURE_OF_VARIANTS = "90a"
 VARIANTS = (
     ("TYPE=0",),
-    ("TYPE=2",),
+    ("TYPE=2", "WHOLE=3"),
     ("EXACT=1", "SPLIT=4"),
     ("TYPE=3", "SPLIT=4", "COMPARE=1"),
     ("TYPE=2", "PIECE=8", "TRANSPOSE=1", "STRIDE_H=2", "STRIDE_W=2", "UP_H=2", "UP_W=2"),

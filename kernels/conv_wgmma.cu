@@ -11,8 +11,10 @@
 // time, they are taken; they make the same sums in the same order. SPLIT: then the blocks of a cluster share the steps of
 // a sum, as in kernels/conv_tiles.cu; else a block does all shares, and adds them in the same order.
 //
+// WHOLE: where all pixels are listed kernels/whole.cuh does the work.
+//
 // Launch: 2 * BM threads; STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS) + BN * 4 + SMALL_STAGES * 8 bytes of
-// shared memory. Only for sm_90a.
+// shared memory, and what whole.cuh says. Only for sm_90a.
 #include "tensor.cuh"
 
 #ifndef BM
@@ -43,6 +45,9 @@
 #ifndef COMPARE  // store and mark only pixels that moved by more than a threshold; a tile holds all channels
 #define COMPARE 0
 #endif
+#ifndef WHOLE  // the side of a window, if all pixels are computed by kernels/whole.cuh; else 0
+#define WHOLE 0
+#endif
 #ifndef ROUND  // of single precision to TF32: without, the tensor cores cut the last 13 bits off
 #define ROUND 1
 #endif
@@ -63,7 +68,7 @@ struct Head {
     const char* weight;  // blocks of BN channels x even(steps) x BN x STEP bytes
     const float* bias;
     const Tap* taps;  // of each piece of even(steps)
-    int pitch, H, W, sh, sw, ph, pw, kh, kw, dh, dw, steps;
+    int pitch, H, W, sh, sw, ph, pw, kh, kw, dh, dw, steps, images, unused;
 };
 
 #if MANY_TAPS
@@ -500,6 +505,10 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     }
 }
 
+#if WHOLE
+#include "whole.cuh"
+#endif
+
 // Bring the weights into the second-level cache while the kernels before this one run: from frame to frame they do not
 // stay there.
 __device__ __forceinline__ void prefetch_weights(const Head& h, int channels) {
@@ -518,6 +527,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
     begin(early);
     const Work work = {operands, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
     if (early && work.listed) prefetch_weights(h, channels);
+#if WHOLE
+    if (work.listed == h.images * OH * OW) return whole(h, work);
+#endif
     const bool fits = !COMPARE || channels <= 64;  // a tile of 64 x 64
     const int few = (work.listed + 63) / 64 * ((channels + 63) / 64);  // tiles of 64 x 64
 #if SPLIT > 1

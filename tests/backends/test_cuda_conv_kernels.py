@@ -37,6 +37,8 @@ LAYERS = {  # in, out, kernel, stride, height and width; a map is added to every
     "deep": (512, 128, 3, 1, 19, 23),
     "5x5": (24, 32, 5, 1, 37, 41),
     "stem": (3, 64, 7, 2, 37, 41),
+    "3x3, more tiles than run at once": (64, 64, 3, 1, 203, 299),
+    "3x3, wide": (128, 200, 3, 1, 67, 190),
     "more tiles than run at once": (64, 256, 1, 1, 301, 299),
 }
 

@@ -26,7 +26,10 @@ def edge_of(values: Tensor) -> SimpleNamespace:
 
 def read_as_wgmma(head: convs.Head, source: SimpleNamespace, size: tuple[int, int], bn: int) -> Tensor:
     """What kernels/conv_wgmma.cu computes from a Head's bytes, pixel by pixel."""
-    *_, pitch, height, width, sh, sw, ph, pw, kh, kw, dh, dw, steps = struct.unpack("=4Q12i", head.packed)
+    *_, pitch, height, width, sh, sw, ph, pw, kh, kw, dh, dw, steps, images, _ = struct.unpack(
+        "=4Q14i", head.packed
+    )
+    assert images == len(source.values)
     weight, bias, table = head.weights
     steps += steps % 2
     dtype = source.values.dtype
@@ -104,3 +107,9 @@ def test_other_transposed_ones_are_not(kernel, stride, padding, more, groups):
     parts = (stride,) * 2, (padding,) * 2, (more,) * 2, groups, (1, 1)
     operator = ConvTranspose2d(torch.randn(16, 16 // groups, kernel, kernel), None, *parts)
     assert convs.up_of(operator) == (1, 1)
+
+
+@pytest.mark.parametrize("channels", [40, 64, 72, 512])
+def test_two_blocks_of_whole_maps_fit_a_multiprocessor(channels):
+    (tile,) = convs._whole_tiles(channels).values()
+    assert convs.blocks_at_once(convs._whole_bytes(tile)) == 2

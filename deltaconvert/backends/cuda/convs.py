@@ -100,6 +100,8 @@ def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> 
     if _has_threshold(edge) and up == (1, 1) and channels <= 128:
         # A tile that holds all channels of its pixels compares them itself.
         tiles = {name: tile for name, tile in tiles.items() if tile["BN"] >= channels}
+    elif fits_whole(operator, window, source):
+        tiles.update(_whole_tiles(channels))
     return {name: partial(by_wgmma, operator, window, source, edge, tile, up) for name, tile in tiles.items()}
 
 
@@ -239,17 +241,17 @@ def by_wgmma(
     many = kh * kw > 31
     table = _table("=2i", taps + [(0, 63 if many else 31)] * (even * whole - len(taps)), packed.device)
     addresses = [t.data_ptr() for t in (source.values, packed, bias, table)]
-    numbers = (apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps)
+    numbers = (apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps, len(source.values), 0)
     stages = tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP
     of_rows = tile["BM"] * (21 if many else 17) + tile["BN"] * 4
-    shared_bytes = stages + of_rows + stages // (128 * STEP) * 8
+    shared_bytes = max(stages + of_rows + stages // (128 * STEP) * 8, _whole_bytes(tile))
     compares = _has_threshold(edge) and up == (1, 1) and tile["BN"] >= outputs
     more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
     if compares:
         more = (edge.marks.bits, edge.marks.changed, np.float32(edge.threshold))
     return Head(
         "conv_wgmma.cu",
-        struct.pack("=4Q12i", *addresses, *numbers),
+        struct.pack("=4Q14i", *addresses, *numbers),
         "conv",
         {
             "AT_ONCE": blocks_at_once(shared_bytes),
@@ -284,6 +286,35 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
         f"{bm}x{bn}x{stages}/{parts}": {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": parts}
         for bm, bn, stages, parts in tiles
     }
+
+
+def fits_whole(operator: Any, window: Window | None, source: Any) -> bool:
+    """Whether kernels/whole.cuh can compute a convolution where all pixels are listed: windows whose neighbours share
+    what they read, channels in whole steps."""
+    if window is None or depth_of(source) * source.values.dtype.itemsize % STEP:
+        return False
+    return tuple(operator.weight.shape[2:]) == (3, 3) and (*window.stride, *window.dilation) == (1, 1, 1, 1)
+
+
+def _whole_tiles(channels: int) -> dict[str, dict[str, int]]:
+    """Macros of kernels/conv_wgmma.cu with kernels/whole.cuh for all pixels.
+
+    Measured on an H100 (docs/performance.md): two rows a warpgroup read half of the weights, where registers hold them;
+    all weights of 64 > 64 in shared memory leave room for one row, which is slower.
+    """
+    shape = {"BN": 64, "STAGES": 4, "EACH": 2, "SLOTS": 6}
+    if channels > 64:
+        shape = {"BN": 128, "STAGES": 3, "EACH": 1, "SLOTS": 4}
+    return {f"128x{shape['BN']}x{shape['STAGES']}/1 whole": {"BM": 128, "SPLIT": 1, "WHOLE": 3, **shape}}
+
+
+def _whole_bytes(tile: dict[str, int]) -> int:
+    """Shared memory of kernels/whole.cuh."""
+    if "WHOLE" not in tile:
+        return 0
+    around = tile["WHOLE"] - 1
+    halo = (tile["BM"] // 64 * tile["EACH"] + around) * (64 + around) * STEP
+    return -(-halo // 1024) * 1024 + tile["SLOTS"] * (tile["BN"] * STEP + 16)
 
 
 def _has_threshold(edge: Any) -> bool:

@@ -1,0 +1,175 @@
+// Where all pixels are listed neighbours share what they read: convolution with windows of WHOLE x WHOLE, stride 1.
+//
+// A tile is 64 pixels of HIGH rows. For 128 bytes of each pixel at a time, its pixels and those around it come into shared
+// memory once; the rows that tap (i, k) multiplies begin i rows and k pixels further on, at any of the swizzled rows.
+// Weights pass through SLOTS, or stay there if all of them fit. Sums are made in the order of `walk`.
+//
+// Two blocks of a multiprocessor take turns: one multiplies while the other one waits for its pixels or finishes.
+//
+// Launch: as conv_wgmma.cu; HALO_BYTES + SLOTS * (BN * 128 + 16) bytes of shared memory.
+#ifndef EACH  // rows of a tile that a warpgroup multiplies
+#define EACH 1
+#endif
+#ifndef SLOTS
+#define SLOTS 4
+#endif
+#define IN_PLACE !(TYPE == 1 && ROUND)  // rows are multiplied where they lie; rounded ones come from registers
+#define HIGH (THREADS / 128 * EACH)
+#define HALO_W (64 + WHOLE - 1)
+#define HALO ((HIGH + WHOLE - 1) * HALO_W)  // pixels
+#define HALO_BYTES ((HALO * STEP + 1023) / 1024 * 1024)
+
+template <int open> __device__ __forceinline__ void wait_for_sums_but() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(open) : "memory");
+}
+
+// Lanes `bit` apart: the lower one gives its b for the other's a.
+__device__ __forceinline__ void exchange(float (&a)[2], float (&b)[2], int bit) {
+    const bool upper = threadIdx.x & bit;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float got = __shfl_xor_sync(~0u, upper ? a[i] : b[i], bit);
+        if (upper)
+            a[i] = got;
+        else
+            b[i] = got;
+    }
+}
+
+__device__ __forceinline__ void whole(const Head& h, const Work& work) {
+    constexpr int TAPS = WHOLE * WHOLE, PAIRS = WIDTH / 2, WARPS = THREADS / 32;
+    extern __shared__ __align__(1024) char memory[];
+    const u32 halo = shared_address(memory), weights = halo + HALO_BYTES;
+    const u32 full = weights + SLOTS * BN * STEP, empty = full + SLOTS * 8;
+    const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = warp / 4;
+    const int blocks_n = (work.channels + BN - 1) / BN, across = (work.OW + 63) / 64, down = (work.OH + HIGH - 1) / HIGH;
+    const int total = h.images * down * across * blocks_n;
+    const bool stay = h.steps <= SLOTS && blocks_n == 1;
+    const int slots = stay ? h.steps : SLOTS;
+
+    if (thread == 0) {
+#pragma unroll
+        for (int i = 0; i < SLOTS; i++) {
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(full + i * 8) : "memory");
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(empty + i * 8), "n"(WARPS) : "memory");
+        }
+    }
+    publish();
+    __syncthreads();
+
+    int to_load = blockIdx.x, step_to_load = 0, slot_to_load = 0;
+    u32 phase_to_load = 1;
+    const auto load_weights = [&]() {  // of the next step, of this tile or of a later one
+        if (to_load >= total) return;
+        await(empty + slot_to_load * 8, phase_to_load);
+        const size_t at = (size_t)(to_load % blocks_n) * even(h.steps) + step_to_load;
+        bulk_copy(weights + slot_to_load * BN * STEP, h.weight + at * (BN * STEP), BN * STEP, full + slot_to_load * 8);
+        if (++step_to_load == h.steps) step_to_load = 0, to_load += stay ? total : gridDim.x;
+        if (++slot_to_load == slots) slot_to_load = 0, phase_to_load ^= 1;
+    };
+    const auto load_pixels = [&](int block, int chunk) {
+        const int tile = block / blocks_n, y = tile / across;  // y goes on over the images
+        const int n = y / down, top = (y - n * down) * HIGH - h.ph, left = (tile - y * across) * 64 - h.pw;
+        const char* from = h.at + ((long long)n * h.H * h.W * h.pitch + chunk * (STEP / 16) + thread % 8) * 16;
+        for (int pixel = thread / 8; pixel < HALO; pixel += THREADS / 8) {
+            const int row = top + pixel / HALO_W, col = left + pixel % HALO_W;
+            const bool inside = (u32)row < (u32)h.H && (u32)col < (u32)h.W;
+            copy(place_of(halo, pixel, thread % 8), from + (inside ? (long long)(row * h.W + col) * h.pitch * 16 : 0), inside);
+        }
+        end_of_stage();
+    };
+
+    if (thread == 0)
+        for (int i = 0; i < slots; i++) load_weights();
+    if (work.early) wait_for_predecessor();
+    if (blockIdx.x < total) load_pixels(blockIdx.x, 0);
+    int slot = 0, done = 0;  // steps
+    u32 phase = 0;
+#pragma unroll 1
+    for (int block = blockIdx.x; block < total; block += gridDim.x) {
+        float sums[EACH][BN / 2];
+        int more = 0;
+#pragma unroll 1
+        for (int first = 0; first < h.steps; first += TAPS) {
+            wait<0>();
+            publish();
+            __syncthreads();
+#pragma unroll 1
+            for (int tap = 0; tap < TAPS; tap++) {
+                const int start = (group * EACH + tap / WHOLE) * HALO_W + tap % WHOLE;  // the first row's pixel
+                const u32 b = weights + slot * BN * STEP;
+                await(full + slot * 8, phase);
+#if !(IN_PLACE)
+                u32 mine[EACH][4][4];
+#pragma unroll
+                for (int e = 0; e < EACH; e++)
+#pragma unroll
+                    for (int k = 0; k < 4; k++) {
+                        load_matrices(mine[e][k], place_of(halo, start + e * HALO_W + warp % 4 * 16 + (lane & 15),
+                                                           k * 2 + (lane >> 4)));
+#pragma unroll
+                        for (int j = 0; j < 4; j++)
+                            asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(mine[e][k][j]) : "f"(__uint_as_float(mine[e][k][j])));
+                    }
+#endif
+                start_multiplying();
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+#pragma unroll
+                    for (int e = 0; e < EACH; e++)
+#if IN_PLACE
+                        multiply(sums[e], matrix(halo + (start + e * HALO_W) * STEP + k * 32), matrix(b + k * 32), more);
+#else
+                        multiply(sums[e], mine[e][k], matrix(b + k * 32), more);
+#endif
+                    more = 1;
+                }
+                end_of_step();
+                // Its registers, or the slot of the step before it, are free then.
+                wait_for_sums_but<IN_PLACE ? 1 : 0>();
+                if (lane == 0 && done > 0)
+                    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + (slot ? slot - 1 : slots - 1) * 8)
+                                 : "memory");
+                if (thread == 0 && done > 1) load_weights();  // where the step before the last one was
+                done++;
+                if (++slot == slots) slot = 0, phase ^= !stay;
+            }
+            wait_for_sums();
+            __syncthreads();
+            if (first + TAPS < h.steps)
+                load_pixels(block, first / TAPS + 1);
+            else if (block + gridDim.x < total)
+                load_pixels(block + gridDim.x, 0);
+        }
+        // A thread has two neighbouring channels of every eight; it hands them round, so that it has a pack of some.
+        const int tile = block / blocks_n, y = tile / across, n = y / down;
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            const int row = (y - n * down) * HIGH + group * EACH + e;
+#pragma unroll
+            for (int lower = 0; lower < 2; lower++) {
+                const int col = (tile - y * across) * 64 + warp % 4 * 16 + lane / 4 + lower * 8;
+                const bool inside = row < work.OH && col < work.OW;
+#pragma unroll
+                for (int eight = 0; eight < BN / 8; eight += PAIRS) {
+                    float of[4][2];
+#pragma unroll
+                    for (int p = 0; p < PAIRS; p++)
+#pragma unroll
+                        for (int i = 0; i < 2; i++) of[p][i] = sums[e][(eight + p) * 4 + lower * 2 + i];
+                    exchange(of[0], of[1], 1);
+                    if (PAIRS == 4) exchange(of[2], of[3], 1), exchange(of[0], of[2], 2), exchange(of[1], of[3], 2);
+                    const int first = block % blocks_n * BN + (eight + lane % PAIRS) * 8 + (PAIRS == 2 ? lane % 4 / 2 * 4 : 0);
+                    if (!inside || first >= work.channels) continue;
+                    number v[WIDTH] = {};
+#pragma unroll
+                    for (int j = 0; j < WIDTH; j += 4) {
+                        add_four(v, j, make_float4(of[j / 2][0], of[j / 2][1], of[j / 2 + 1][0], of[j / 2 + 1][1]));
+                        add_four(v, j, *(const float4*)(h.bias + first + j));
+                    }
+                    finish(v, work, (n * work.OH + row) * work.OW + col, first, false);
+                }
+            }
+        }
+    }
+}
