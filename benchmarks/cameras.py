@@ -63,7 +63,7 @@ class Case:
 
     sites: where it has any, beside the input: few and where masks have grown, since behind each of them lists are made
     anew. budget: relative L2 of the outputs, or of what `features` makes of them. head: what is left out, the mean
-    over the map and what follows it: the scores hardly see what moves, and would let thresholds grow.
+    over the map and what follows it, where the scores hardly see what moves and would let thresholds grow.
     slots: of a pool on a GPU of 80 GB, as many as it holds.
     """
 
@@ -89,6 +89,8 @@ def trained(name: str, scale: float, shift: float) -> nn.Module:
     return OfBytes(zoo.load(name), [scale] * 3, [shift] * 3)
 
 
+# Of a residual each: few channels to compare, and all that the next block reads.
+SUMS = ((3, "add"), *((block, f"add_{n + 1}") for n, block in enumerate((5, 6, 8, 9, 10, 12, 13, 15, 16))))
 CASES = {
     "resnet50": Case(
         resnet50,
@@ -99,9 +101,8 @@ CASES = {
     ),
     "mobilenetv2": Case(
         lambda: trained("mobilenetv2", 1 / 127.5, 1.0),
-        0.2,
-        [f"network.features.{place}" for place in ("0.1", "3.add", "6.add_2", "10.add_5", "13.add_7")],
-        head=("pool", "classifier"),
+        0.05,
+        ["network.features.0.1", *(f"network.features.{block}.{add}" for block, add in SUMS)],
         slots=144,
     ),
     "fastestdet": Case(
@@ -146,7 +147,7 @@ def calibrate(name: str, options: argparse.Namespace) -> None:
         frames[numbers] = [[torch.cat(batch).to(device)] for batch in zip(*videos, strict=True)]
     delta = deltaconvert.convert(model, *frames[CALIBRATED][0], backend="reference")
     search = Search(trials_of(case, delta, frames[CALIBRATED]), budget)
-    setting = search.allocate(GATES, rounds=0)
+    setting = search.allocate(GATES, options.rounds)
     outcome, checks = search.look(setting), trials_of(case, delta, frames[CHECKED])
     checked, outputs = checks(setting), [(case.features or nn.Identity())(output) for output in checks.dense]
     found = {"budget": budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
@@ -154,6 +155,7 @@ def calibrate(name: str, options: argparse.Namespace) -> None:
         "loss": checked.loss,
         "work": checked.work,
         "loss of the first output, kept": relative_l2(outputs[:1] * len(outputs), outputs),
+        "loss of the output before": relative_l2(outputs[-9:-1], outputs[-8:]),
     }
     print(name, found, flush=True)
     made = search.trials.thresholds(setting)
@@ -180,6 +182,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", help="HxW instead of 1080x1920")
     parser.add_argument("--budget", type=float, help="instead of the case's")
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="in which each threshold is looked at by itself"
+    )
     parser.add_argument("--thresholds", type=Path, required=True, help="a folder, for NETWORK.json")
     options = parser.parse_args()
     for name in options.networks.split(","):

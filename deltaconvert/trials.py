@@ -185,7 +185,12 @@ class Trials:
         middle; a site that no gradient leads to has that. The end is what `decode` makes of the outputs, or where that
         has no gradient the outputs; where these have none, every share is 1, those of gates and statistics a tenth."""
         graph, some = self._alone(), self.frames[:: max(1, len(self.frames) // 4)][:4]
-        names = [node.name for node in graph.graph.nodes if "placed" in node.meta]
+        names = [
+            node.name
+            for node in graph.graph.nodes
+            if "placed" in node.meta
+            and any(self._program.edges[node.name] is site.edge for site in self.sites)
+        ]  # whoever tries a few sites alone has taken the others out
         found: list[float] = []
         for end in (self._end, list):
             with suppress(RuntimeError):  # of an operator without a gradient

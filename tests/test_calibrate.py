@@ -93,7 +93,10 @@ def test_layers_alike_do_alike_at_the_end(streams):
     trials = Trials(deltaconvert.convert(net, frames[0][0]), frames, relative_l2, streams=streams)
     shares = trials.alike()
     assert sorted(shares)[1] == 1
-    errors = []
+    some, trials.sites = trials.sites, trials.sites[1:]
+    ratios = [alone / together for alone, together in zip(trials.alike(), shares[1:], strict=True)]
+    assert ratios == pytest.approx(ratios[:1] * 2), "whoever takes sites out gets the shares of the others"
+    trials.sites, errors = some, []
     draw = torch.Generator().manual_seed(1)
     for place, first in ((1, 2), (2, 4)):  # the activations, and what follows each
         x = net[:first](frames[0][0]).detach()

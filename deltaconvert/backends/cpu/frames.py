@@ -112,13 +112,12 @@ class FrameEdge(Edge):
     def _seen_by(self, watch: Watch, frame: Tensor) -> tuple[Tensor, Tensor]:
         """As Watch.look: each stream by itself, those that sleep not at all."""
         changed = torch.zeros_like(frame[:, :1], dtype=torch.bool)
-        by_loops = gates.has_loops(watch, frame.dtype)
+        if gates.has_loops(watch, frame.dtype):
+            gates.look(watch, sorted(self._awake), frame, self.stored, changed)
+            return frame, changed
         if watch.gate.nonfinite == "hold":
             frame = frame.clone()
         for stream in self._awake:
-            if by_loops:
-                gates.look(watch, stream, frame[stream], self.stored[stream], changed[stream, 0])
-                continue
             here = slice(stream, stream + 1)
             frame[here], changed[here] = watch.of(stream).look(frame[here], self.stored[here])
         return frame, changed
