@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import model_zoo
+from deltaconvert import video
 from deltaconvert.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,36 @@ def test_the_table_of_networks_is_current():
     assert len(table.splitlines()) == 2 + len(model_zoo.names())
     written = (ROOT / "docs" / "zoo.md").read_text().split("```")[1].strip()
     assert written == table
+
+
+def test_the_first_hour_runs(tmp_path, monkeypatch):
+    """Its shell, on a clip of few and small frames, but for what searches or serves; then its Python. With a small
+    network on the reference backend: to compile the kernels of a network takes half a minute."""
+    page = ROOT / "docs" / "first_hour.md"
+    monkeypatch.chdir(tmp_path)
+    with video.VideoWriter("street.mp4", 25, (96, 64)) as clip:
+        for place in range(4):
+            frame = torch.full((64, 96, 3), 90, dtype=torch.uint8)
+            frame[20:40, 10 * place : 10 * place + 20] = 200
+            clip.write(frame)
+    text = page.read_text().replace("360x640", "64x96").replace("resnet18", "mobilenetv3_small")
+    lines = re.findall("^    deltaconvert (.*)$", text, flags=re.MULTILINE)
+    assert {line.split()[0] for line in lines} == {
+        "convert",
+        "explain",
+        "run",
+        "calibrate",
+        "report",
+        "serve",
+    }
+    for line in lines:
+        if line.split()[0] not in ("calibrate", "serve"):
+            done = CliRunner().invoke(app, [*line.split(), "--backend", "reference"])
+            assert done.exit_code == 0, f"{line}: {done.output}"
+    program = "\n".join(_blocks(page))
+    assert 'load("street.delta")' in program
+    (tmp_path / "page.py").write_text(program.replace('delta")', 'delta", backend="reference")'))
+    _run(["page.py"], tmp_path, ROOT)
 
 
 def test_the_export_page_runs(tmp_path):
