@@ -1,6 +1,6 @@
 """A convolution with a window over what another one makes, in one node: the map between is never stored.
 
-Made by the pass join_pairs.
+Made by the passes join_pairs and join_residuals.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.conv import Conv2d
-from deltaconvert.reach import Reach, Window
+from deltaconvert.reach import Pixel, Reach, Window
 
 
 class Paired(Operator):
-    """window(first(x)): both read as many pixels around each as they are padded, so that their maps have one size."""
+    """window(first(x)), with a map between that has the size of x and is not stored.
+
+    The first reads single pixels, or both read as many pixels around each as they are padded.
+    """
 
     def __init__(self, first: Operator, window: Conv2d):
         super().__init__()
@@ -26,15 +29,17 @@ class Paired(Operator):
         return result
 
     def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
-        (shape,) = shapes
-        (inner,), (outer,) = (part.reaches([shape], out_shape) for part in (self.first, self.window))
+        between = self._between(shapes)
+        (inner,), (outer,) = self.first.reaches(shapes, between), self.window.reaches([between], out_shape)
+        if isinstance(inner, Pixel):
+            return [outer]
         assert isinstance(inner, Window) and isinstance(outer, Window)
         height, width = (a + b - 1 for a, b in zip(inner.kernel, outer.kernel, strict=True))
         padding = (height // 2, width // 2)
         return [Window((height, width), (1, 1), padding, (1, 1), inner.in_size, outer.out_size)]
 
     def macs(self, shapes: Sequence[Shape], out_shape: Shape) -> int:
-        between = (out_shape[0], self.window.weight.shape[1], *out_shape[2:])
+        between = self._between(shapes)
         return self.first.macs(shapes, between) + self.window.macs([between], out_shape)
 
     def gains(self) -> Tensor | None:
@@ -42,3 +47,7 @@ class Paired(Operator):
 
     def extra_repr(self) -> str:
         return ""
+
+    def _between(self, shapes: Sequence[Shape]) -> Shape:
+        ((streams, _, height, width),) = shapes
+        return (streams, self.window.weight.shape[1] * self.window.groups, height, width)

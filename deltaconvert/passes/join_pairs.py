@@ -34,7 +34,7 @@ def join_pairs(gm: fx.GraphModule) -> fx.GraphModule:
         source = node.args[0]
         large = 4 * math.prod(source.meta["shape"]) >= BYTES if "shape" in source.meta else False
         if large and _is_convolution(source) and reads_alone(node, source):
-            _join(gm, source, node)
+            join(gm, source, node)
     return gm
 
 
@@ -55,7 +55,7 @@ def _is_convolution(node: fx.Node) -> bool:
     )
 
 
-def _join(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> None:
+def join(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> None:
     first, second = operator_of(source), operator_of(node)
     assert first is not None and second is not None
     window, *tail = stages_of(second)

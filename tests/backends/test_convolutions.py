@@ -5,22 +5,16 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from chained import NAN, WINDOWS, chain_of, convolution, depthwise, rows_of
 from oracle import Call, assert_same_bits, check_operator
 from torch import nn
 
 import deltaconvert
 from deltaconvert.backends.cpu import loops
-from deltaconvert.backends.cpu.chains import Chain, Stage
-from deltaconvert.ops.conv import Conv2d
+from deltaconvert.backends.cpu.chains import Stage
 from deltaconvert.reach import Window
 
 pytestmark = pytest.mark.skipif(not loops.FOUND, reason="numba is not installed")
-NAN = float("nan")
-WINDOWS = [  # kernel, stride, padding, dilation
-    *(((1, 1), (1, 1), (0, 0), (1, 1)), ((3, 3), (1, 1), (1, 1), (1, 1)), ((3, 3), (2, 2), (1, 1), (1, 1))),
-    *(((1, 5), (1, 3), (0, 2), (1, 1)), ((5, 3), (2, 1), (2, 1), (1, 1)), ((1, 1), (2, 2), (0, 0), (1, 1))),
-    *(((3, 3), (1, 1), (2, 2), (2, 2)), ((3, 2), (1, 1), (5, 4), (1, 1)), ((4, 1), (1, 2), (0, 3), (2, 3))),
-]
 AFTER = {  # what a stage does to its sum, and the same by torch
     "nothing": ({}, lambda x: x),
     "relu": ({"low": 0.0}, torch.relu),
@@ -28,32 +22,6 @@ AFTER = {  # what a stage does to its sum, and the same by torch
     "hardtanh": ({"low": -0.25, "high": 0.5}, lambda x: x.clamp(-0.25, 0.5)),
     "leaky": ({"slope": 0.1}, lambda x: F.leaky_relu(x, 0.1)),
 }
-
-
-def convolution(channels, out, geometry=WINDOWS[0], bias=True):
-    kernel, *rest = geometry
-    # Weights that keep the magnitude of the values: the tolerances below are for that.
-    weight = torch.randn(out, channels, *kernel) / (channels * kernel[0] * kernel[1]) ** 0.5
-    return Conv2d(weight, torch.randn(out) if bias else None, *rest, 1)
-
-
-def depthwise(channels, geometry):
-    kernel, *rest = geometry
-    return Conv2d(torch.randn(channels, 1, *kernel) / 3, torch.randn(channels), *rest, channels)
-
-
-def chain_of(stages, window):
-    memory = []
-
-    def scratch(size):
-        memory.append(torch.full((size,), 255, dtype=torch.uint8))  # of floats that is NaN
-        return memory[-1].data_ptr()
-
-    return Chain(stages, window, scratch)
-
-
-def rows_of(maps):
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).contiguous()
 
 
 @pytest.mark.parametrize("geometry", WINDOWS, ids=repr)

@@ -32,6 +32,7 @@ from deltaconvert.backends.cpu.lines import Lines
 from deltaconvert.backends.cpu.packed import can_pack
 from deltaconvert.backends.cpu.pairs import Pairs
 from deltaconvert.backends.cpu.parts import Parts
+from deltaconvert.backends.cpu.residuals import Residuals
 from deltaconvert.backends.cpu.rows import Rows
 from deltaconvert.backends.cpu.shuffles import Shuffles
 from deltaconvert.backends.cpu.steps import Step
@@ -46,12 +47,14 @@ from deltaconvert.ops.fused import Fused, stages_of
 from deltaconvert.ops.paired import Paired
 from deltaconvert.passes.join_pairs import join_pairs
 from deltaconvert.passes.join_pixels import join_pixels
+from deltaconvert.passes.join_residuals import join_residuals
 from deltaconvert.reach import Reach
 
 NAME = "cpu"
-PASSES = (join_pixels, *([join_pairs] if loops.FOUND else []))
+PASSES = (join_residuals, join_pixels, join_pairs) if loops.FOUND else (join_pixels,)
 KINDS: tuple[type[Step], ...] = (
     Parts,
+    Residuals,
     Pairs,
     Convolutions,
     Rows,

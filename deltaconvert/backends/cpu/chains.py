@@ -84,7 +84,13 @@ class Chain:
     scratch: bytes -> address of so much memory.
     """
 
-    def __init__(self, stages: Sequence[Stage], window: Window | None, scratch: Callable[[int], int]):
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        window: Window | None,
+        scratch: Callable[[int], int],
+        group: int = GROUP,
+    ):
         from deltaconvert.backends.cpu import shares as s
 
         self._s, self._scratch, self.channels = s, scratch, len(stages[-1].conv.weight)
@@ -95,13 +101,7 @@ class Chain:
         )
         self._adding = [place for place, stage in enumerate(stages) if stage.adds]
         for row, stage in zip(self._table, stages, strict=True):
-            channels, depth = stage.conv.weight.shape[0], stage.conv.weight.shape[1] * stage.conv.groups
-            panels, after = (
-                self._panels(stage.conv),
-                np.array([stage.low, stage.high, stage.slope], np.float32),
-            )
-            row[:-1] = depth, channels, len(panels), self._address(panels), 0, self._address(after)
-            row[s.BY_CHANNEL] = is_depthwise(stage.conv)
+            row[:] = self._described(stage)
         job, first = self._job, stages[0].conv.weight
         job[s.STAGES], job[s.STAGE_TABLE] = len(stages), self._address(self._table)
         job[s.TAPS_Y : s.TAPS_X + 1] = first.shape[2:]
@@ -110,9 +110,9 @@ class Chain:
             job[s.STRIDE_Y : s.DILATION_X + 1] = *window.stride, *window.padding, *window.dilation
             job[s.ZEROS] = self._address(np.zeros(self._table[0, s.DEPTH] * first.shape[3], np.float32))
         width = max(max(self._table[:, s.CHANNELS]), 2 * s.LANES)
-        job[s.GROUP], job[s.ROW_BYTES] = GROUP, 4 * width
-        rows, taps = GROUP * s.ROWS, first.shape[2] * first.shape[3]
-        size = 8 * (rows * (taps + 2) + GROUP) + 4 * rows * (s.LANES + 2 * width)
+        job[s.GROUP], job[s.ROW_BYTES] = group, 4 * width
+        rows, taps = group * s.ROWS, first.shape[2] * first.shape[3]
+        size = 8 * (rows * (taps + 2) + group) + 4 * rows * (s.LANES + 2 * width)
         job[s.SCRATCH_BYTES] = -(-size // 64) * 64
 
     def run(
@@ -143,9 +143,20 @@ class Chain:
         job[s.LIMITS] = 0 if limits is None else limits.data_ptr()
         job[s.MARKS] = 0 if marks is None else marks.data_ptr()
         self._table[self._adding, s.ADDS] = [rows.data_ptr() for rows in adds]
-        threads, blocks = pool().count, -(-count // s.ROWS)
+        threads = pool().count
         job[s.SCRATCH] = self._scratch(threads * int(job[s.SCRATCH_BYTES]))
-        s.share(blocks, min(GROUP, -(-blocks // (SHARES * threads))), job.ctypes.data)
+        self._share(threads, pixels, count)
+
+    def _share(self, threads: int, pixels: Tensor | None, count: int) -> None:
+        blocks, most = -(-count // self._s.ROWS), int(self._job[self._s.GROUP])
+        self._s.share(blocks, min(most, -(-blocks // (SHARES * threads))), self._job.ctypes.data)
+
+    def _described(self, stage: Stage) -> list[int]:
+        """A stage's row of the table."""
+        channels, depth = stage.conv.weight.shape[0], stage.conv.weight.shape[1] * stage.conv.groups
+        panels, after = self._panels(stage.conv), np.array([stage.low, stage.high, stage.slope], np.float32)
+        described = [depth, channels, len(panels), self._address(panels), 0, self._address(after)]
+        return [*described, int(is_depthwise(stage.conv))]
 
     def _address(self, array: Any) -> int:
         self._held.append(array)

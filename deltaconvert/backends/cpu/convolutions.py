@@ -84,7 +84,7 @@ class Convolutions(Chained):
         )
 
     def prepare(self) -> None:
-        stages, operator, widths = stages_of(self.operator), self.operator, self._widths()
+        stages, operator, widths = self._stages(), self.operator, self._widths()
         counts, slots = (operator.counts, operator.slots) if isinstance(operator, Fused) else ([], [])
         counts, slots, place = [0, *counts], [0, *slots], 1
         window = self.reaches[0] if isinstance(self.reaches[0], Window) else None
@@ -93,9 +93,8 @@ class Convolutions(Chained):
 
         def close() -> None:
             if chain:
-                first = window if not self._links else None
-                takes = sum(stage.adds for stage in chain)
-                self._links.append((Chain(chain, first, self._scratch), takes))
+                made = Chain(chain, None, self._scratch) if self._links else self._first_chain(chain, window)
+                self._links.append((made, sum(stage.adds for stage in chain)))
                 chain.clear()
 
         at = 0
@@ -117,6 +116,12 @@ class Convolutions(Chained):
         )
         rows = [source.rows.shape[1] for source in (self.edge, *self.inputs)]
         self._chunk = max(64, CHUNK_BYTES // (4 * max(rows)))
+
+    def _stages(self) -> list[Operator]:
+        return stages_of(self.operator)
+
+    def _first_chain(self, stages: Sequence[Stage], window: Window | None) -> Chain:
+        return Chain(stages, window, self._scratch)
 
     def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
         if self._direct:

@@ -44,27 +44,27 @@ _pointer: Any = intrinsic(_address)
 _array: Any = carray
 
 
-def _compiled(function: Any) -> Any:
+def in_share(function: Any) -> Any:
     return njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
 
 
-@_compiled
-def _ints(address: Any, count: Any) -> Any:
+@in_share
+def ints(address: Any, count: Any) -> Any:
     return _array(_pointer(address), (count,), types.int64)
 
 
-@_compiled
-def _floats(address: Any, count: Any) -> Any:
+@in_share
+def floats(address: Any, count: Any) -> Any:
     return _array(_pointer(address), (count,), types.float32)
 
 
-@_compiled
-def _product(
+@in_share
+def product_of(
     stage: Any, panel: Any, taps: Any, depth: Any, block: Any, reads: Any, writes: Any, adds: Any
 ) -> None:
     table, to = reads.ctypes.data, writes.ctypes.data + 8 * ROWS * block
     add = adds.ctypes.data + 8 * ROWS * block if stage[ADDS] else 0
-    after = _floats(stage[ACTIVATION], 3)
+    after = floats(stage[ACTIVATION], 3)
     weights, bias, column = panel[WEIGHTS], panel[BIAS], 4 * panel[COLUMN]
     if panel[VECTORS] == 2:
         _wide(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
@@ -72,22 +72,22 @@ def _product(
         _slim(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
 
 
-@_compiled
+@in_share
 def _by_channel(stage: Any, panel: Any, taps: Any, reads: Any, to: Any, step: Any) -> None:
-    after = _floats(stage[ACTIVATION], 3)
+    after = floats(stage[ACTIVATION], 3)
     weights, bias, table = panel[WEIGHTS], panel[BIAS], reads.ctypes.data
     _sums(table, taps, stage[CHANNELS], weights, bias, after[0], after[1], to, step // 4)
 
 
-@_compiled
-def _rows(base: Any, step: Any, pixels: Any, first: Any, count: Any, table: Any) -> None:
+@in_share
+def rows_at(base: Any, step: Any, pixels: Any, first: Any, count: Any, table: Any) -> None:
     """Addresses of the rows of places `first` on: of their pixels, or one after the other where there is no list."""
     for i in range(len(table)):
         place = first + min(i, count - 1)  # the last block is filled up with its last pixel
         table[i] = base + step * (pixels[place] if len(pixels) else place)
 
 
-@_compiled
+@in_share
 def _read_side_by_side(job: Any, pixels: Any, first: Any, own: Any, by_lines: Any) -> Any:
     """As _read, of pixels beside each other whose taps lie in the map's width: False where they are not."""
     pixel = pixels[first] if len(pixels) else first
@@ -105,7 +105,7 @@ def _read_side_by_side(job: Any, pixels: Any, first: Any, own: Any, by_lines: An
         for r in range(1, ROWS - 1):
             if pixels[first + r] != pixel + r:
                 return False
-    step = 4 * _ints(job[STAGE_TABLE], STAGE)[DEPTH]
+    step = 4 * ints(job[STAGE_TABLE], STAGE)[DEPTH]
     across, along = job[STRIDE_X] * step, job[DILATION_X] * step
     top, taps_x, place = (y - stream * job[OUT_HEIGHT]) * job[STRIDE_Y] - job[PADDING_Y], job[TAPS_X], 0
     line = job[INPUT] + ((stream * job[HEIGHT] + top) * job[BREADTH] + left) * step
@@ -124,18 +124,18 @@ def _read_side_by_side(job: Any, pixels: Any, first: Any, own: Any, by_lines: An
     return True
 
 
-@_compiled
+@in_share
 def _read(job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any, whole: Any) -> None:
     """Addresses of what a block reads: by lines of taps that are one piece if all of them are, else tap by tap."""
     taps_y, taps_x = job[TAPS_Y], job[TAPS_X]
     own = reads[block * taps_y * taps_x * ROWS : (block + 1) * taps_y * taps_x * ROWS]
     first, count = first + block * ROWS, count - block * ROWS
-    step = 4 * _ints(job[STAGE_TABLE], STAGE)[DEPTH]
+    step = 4 * ints(job[STAGE_TABLE], STAGE)[DEPTH]
     if not job[HEIGHT]:
-        _rows(job[INPUT], step, pixels, first, count, own)
+        rows_at(job[INPUT], step, pixels, first, count, own)
         whole[block] = False
         return
-    inside = job[DILATION_X] == 1 and not _ints(job[STAGE_TABLE], STAGE)[BY_CHANNEL]
+    inside = job[DILATION_X] == 1 and not ints(job[STAGE_TABLE], STAGE)[BY_CHANNEL]
     if count >= ROWS and _read_side_by_side(job, pixels, first, own, inside):
         whole[block] = inside
         return
@@ -169,25 +169,25 @@ def _read(job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any,
             return
 
 
-@_compiled
+@in_share
 def _widen(rows: Any, channels: Any, scratch: Any) -> None:
     """Copy narrow rows to where whole vectors can be read."""
     for i in range(len(rows)):
-        old, new = _floats(rows[i], channels), _floats(scratch + i * 4 * LANES, channels)
+        old, new = floats(rows[i], channels), floats(scratch + i * 4 * LANES, channels)
         for c in range(channels):
             new[c] = old[c]
         rows[i] = scratch + i * 4 * LANES
 
 
-@_compiled
-def _keep(job: Any, pixels: Any, first: Any, count: Any, channels: Any, rows: Any) -> None:
+@in_share
+def keep(job: Any, pixels: Any, first: Any, count: Any, channels: Any, rows: Any) -> None:
     """Store rows from the scratch memory; where there are limits, those alone that moved by more, and mark them."""
     compared = job[LIMITS] != 0
-    limits = _floats(job[LIMITS], channels)
+    limits = floats(job[LIMITS], channels)
     for i in range(count):
         pixel = pixels[first + i] if len(pixels) else first + i
-        old = _floats(job[OUT] + pixel * 4 * channels, channels)
-        new = _floats(rows + i * job[ROW_BYTES], channels)
+        old = floats(job[OUT] + pixel * 4 * channels, channels)
+        new = floats(rows + i * job[ROW_BYTES], channels)
         over = np.int32(not compared)
         if compared:
             for c in range(channels):
@@ -199,55 +199,70 @@ def _keep(job: Any, pixels: Any, first: Any, count: Any, channels: Any, rows: An
                 _array(_pointer(job[MARKS] + pixel), (1,), types.uint8)[0] = 1
 
 
+@in_share
+def finish(
+    job: Any,
+    stages: Any,
+    outs: Any,
+    first: Any,
+    count: Any,
+    reads: Any,
+    writes: Any,
+    adds: Any,
+    whole: Any,
+    scratch: Any,
+) -> None:
+    """The stages from number `stages` on, of places `first` on; `reads` says what the first of them reads."""
+    step, blocks = job[ROW_BYTES], -(-count // ROWS)
+    made = scratch + len(adds) * 4 * LANES
+    for s in range(stages, job[STAGES]):
+        stage = ints(job[STAGE_TABLE] + s * 8 * STAGE, STAGE)
+        channels, last = stage[CHANNELS], s == job[STAGES] - 1
+        kept = last and not job[LIMITS] and channels >= LANES and not stage[BY_CHANNEL]
+        rows = made + (s % 2) * len(adds) * step
+        if kept:
+            rows_at(job[OUT], 4 * channels, outs, first, count, writes[: blocks * ROWS])
+        else:
+            rows_at(rows, step, outs[:0], 0, count, writes[: blocks * ROWS])
+        if stage[ADDS]:
+            rows_at(stage[ADDS], 4 * channels, outs, first, count, adds[: blocks * ROWS])
+            if channels < LANES:
+                _widen(adds[: blocks * ROWS], channels, scratch)
+        taps = job[TAPS_Y] * job[TAPS_X] if s == 0 else 1
+        for p in range(stage[PANELS]):
+            panel = ints(stage[PANEL_TABLE] + p * 8 * PANEL, PANEL)
+            for block in range(blocks):
+                if stage[BY_CHANNEL]:
+                    _by_channel(stage, panel, taps, reads[block * taps * ROWS :], writes[block * ROWS], step)
+                    continue
+                pieces, depth = taps, stage[DEPTH]
+                if s == 0 and whole[block]:
+                    pieces, depth = job[TAPS_Y], depth * job[TAPS_X]
+                product_of(stage, panel, pieces, depth, block, reads[block * taps * ROWS :], writes, adds)
+        if not last:
+            reads[: blocks * ROWS] = writes[: blocks * ROWS]
+        elif not kept:
+            keep(job, outs, first, count, channels, rows)
+
+
 @shared
 def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
     """Blocks first_block to last_block of the job at `address`; `thread` says which scratch memory is free."""
-    job = _ints(address, JOB)
-    pixels = _ints(job[PIXELS], job[COUNT] if job[PIXELS] else 0)
+    job = ints(address, JOB)
+    pixels = ints(job[PIXELS], job[COUNT] if job[PIXELS] else 0)
     outs = pixels[:0] if job[BY_PLACE] else pixels
-    group, step = job[GROUP], job[ROW_BYTES]
-    scratch = job[SCRATCH] + thread * job[SCRATCH_BYTES]
-    reads = _ints(scratch, group * job[TAPS_Y] * job[TAPS_X] * ROWS)
+    group, scratch = job[GROUP], job[SCRATCH] + thread * job[SCRATCH_BYTES]
+    reads = ints(scratch, group * job[TAPS_Y] * job[TAPS_X] * ROWS)
     scratch += 8 * len(reads)
-    writes = _ints(scratch, group * ROWS)
+    writes = ints(scratch, group * ROWS)
     scratch += 8 * len(writes)
-    adds = _ints(scratch, group * ROWS)
+    adds = ints(scratch, group * ROWS)
     scratch += 8 * len(adds)
-    whole = _ints(scratch, group)
+    whole = ints(scratch, group)
     scratch += 8 * len(whole)
-    made = scratch + len(adds) * 4 * LANES
     for start in range(first_block, last_block, group):
         blocks, first = min(group, last_block - start), start * ROWS
         count = min(job[COUNT] - first, blocks * ROWS)
         for block in range(blocks):
             _read(job, pixels, first, count, block, reads, whole)
-        for s in range(job[STAGES]):
-            stage = _ints(job[STAGE_TABLE] + s * 8 * STAGE, STAGE)
-            channels, last = stage[CHANNELS], s == job[STAGES] - 1
-            kept = last and not job[LIMITS] and channels >= LANES and not stage[BY_CHANNEL]
-            rows = made + (s % 2) * len(adds) * step
-            if kept:
-                _rows(job[OUT], 4 * channels, outs, first, count, writes[: blocks * ROWS])
-            else:
-                _rows(rows, step, pixels[:0], 0, count, writes[: blocks * ROWS])
-            if stage[ADDS]:
-                _rows(stage[ADDS], 4 * channels, outs, first, count, adds[: blocks * ROWS])
-                if channels < LANES:
-                    _widen(adds[: blocks * ROWS], channels, scratch)
-            taps = job[TAPS_Y] * job[TAPS_X] if s == 0 else 1
-            for p in range(stage[PANELS]):
-                panel = _ints(stage[PANEL_TABLE] + p * 8 * PANEL, PANEL)
-                for block in range(blocks):
-                    if stage[BY_CHANNEL]:
-                        _by_channel(
-                            stage, panel, taps, reads[block * taps * ROWS :], writes[block * ROWS], step
-                        )
-                        continue
-                    pieces, depth = taps, stage[DEPTH]
-                    if s == 0 and whole[block]:
-                        pieces, depth = job[TAPS_Y], depth * job[TAPS_X]
-                    _product(stage, panel, pieces, depth, block, reads[block * taps * ROWS :], writes, adds)
-            if not last:
-                reads[: blocks * ROWS] = writes[: blocks * ROWS]
-            elif not kept:
-                _keep(job, outs, first, count, channels, rows)
+        finish(job, 0, outs, first, count, reads, writes, adds, whole, scratch)

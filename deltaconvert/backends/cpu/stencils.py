@@ -9,6 +9,7 @@ What is read is given by the addresses of rows, tap after tap, so a block can be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from numba import types
@@ -38,23 +39,59 @@ def sums(
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        channels, done = arguments[2], LONG(0)
-        for vectors, width in ((2, LANES), (1, LANES), (1, 4), (1, 1)):
-            pieces = builder.udiv(builder.sub(channels, done), LONG(vectors * width))
-            with cgutils.for_range(builder, pieces, intp=LONG) as piece:
-                first = builder.add(done, builder.mul(piece.index, LONG(vectors * width)))
-                _compute(Vectors(builder, width), first, vectors, *arguments)
-            done = builder.add(done, builder.mul(pieces, LONG(vectors * width)))
+        table, *others = arguments
+        _sums(builder, lambda tap: addresses(builder, table, builder.mul(tap, LONG(ROWS)), ROWS), *others)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 5, *[types.float32] * 2, types.intp, types.intp), code
+
+
+@intrinsic
+def sums_nearby(
+    typing: Any,
+    table: Any,
+    offsets: Any,
+    taps: Any,
+    channels: Any,
+    weights: Any,
+    bias: Any,
+    low: Any,
+    high: Any,
+    out: Any,
+    step: Any,
+) -> Any:
+    """As sums, where all pixels read alike. table: int64 (ROWS), of rows; offsets: int64 (taps), in bytes from them."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        table, offsets, *others = arguments
+        own = addresses(builder, table, LONG(0), ROWS)
+
+        def rows_of(tap: Any) -> list[Any]:
+            (offset,) = addresses(builder, offsets, tap, 1)
+            return [builder.add(row, offset) for row in own]
+
+        _sums(builder, rows_of, *others)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6, *[types.float32] * 2, types.intp, types.intp), code
+
+
+def _sums(b: Any, rows_of: Callable[[Any], list[Any]], taps: Any, channels: Any, *others: Any) -> None:
+    """rows_of: tap -> the addresses of the rows that the pixels read by it."""
+    done = LONG(0)
+    for vectors, width in ((2, LANES), (1, LANES), (1, 4), (1, 1)):
+        pieces = b.udiv(b.sub(channels, done), LONG(vectors * width))
+        with cgutils.for_range(b, pieces, intp=LONG) as piece:
+            first = b.add(done, b.mul(piece.index, LONG(vectors * width)))
+            _compute(Vectors(b, width), first, vectors, rows_of, taps, channels, *others)
+        done = b.add(done, b.mul(pieces, LONG(vectors * width)))
 
 
 def _compute(
     v: Vectors,
     first: Any,
     vectors: int,
-    table: Any,
+    rows_of: Callable[[Any], list[Any]],
     taps: Any,
     channels: Any,
     weights: Any,
@@ -71,8 +108,7 @@ def _compute(
     def of_tap(tap: Any, sums: list[Any]) -> list[Any]:
         begin = b.mul(tap, channels)
         own = [v.load(weights, b.add(begin, part)) for part in parts]
-        rows = addresses(b, table, b.mul(tap, LONG(ROWS)), ROWS)
-        reads = [(v.load(row, part), w) for row in rows for part, w in zip(parts, own, strict=True)]
+        reads = [(v.load(row, part), w) for row in rows_of(tap) for part, w in zip(parts, own, strict=True)]
         return [v.added(x, w, total) for (x, w), total in zip(reads, sums, strict=True)]
 
     sums = loop(b, taps, [v.zero()] * (ROWS * vectors), of_tap)

@@ -1,0 +1,48 @@
+"""An inverted residual with a large map: its first two convolutions become one node, the map between is not stored."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from deltaconvert.check import operator_of
+from deltaconvert.ops.base import Operator
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.fused import stages_of
+from deltaconvert.passes.fuse_tails import reads_alone
+from deltaconvert.passes.join_pairs import ACTIVATIONS, join
+from deltaconvert.reach import Pixel
+
+BYTES = 4 << 20  # of the map between
+
+
+def join_residuals(gm: fx.GraphModule) -> fx.GraphModule:
+    """A depthwise convolution joins the 1x1 that it alone reads, where no threshold stands between them.
+
+    before:  y = fused[conv1x1, relu6](x);  z = fused[depthwise, relu6](y)
+    after:   z = fused[paired(fused[conv1x1, relu6], depthwise), relu6](x)
+    """
+    for node in list(gm.graph.nodes):
+        own = _convolution(node)
+        if own is None or own.weight.shape[1] != 1 or not 1 < own.groups == len(own.weight):
+            continue
+        (source, *_), (shape,) = node.args, [node.args[0].meta["shape"]]
+        first = _convolution(source)
+        if first is None or first.groups != 1 or 4 * math.prod(shape) < BYTES:
+            continue
+        (reach,) = first.reaches([source.args[0].meta["shape"]], shape)
+        if isinstance(reach, Pixel) and reads_alone(node, source):
+            join(gm, source, node)
+    return gm
+
+
+def _convolution(node: fx.Node) -> Conv2d | None:
+    """Of float32, with an activation behind it or nothing."""
+    operator: Operator | None = operator_of(node) if node.meta.get("delta") else None
+    if operator is None or node.meta["dtype"] != torch.float32 or len(node.args) != 1:
+        return None
+    head, *tail = stages_of(operator)
+    simple = len(tail) <= 1 and all(getattr(stage, "function", None) in ACTIVATIONS for stage in tail)
+    return head if simple and isinstance(head, Conv2d) else None
