@@ -24,6 +24,9 @@ TABLE_BYTES = 40 << 10  # of shared memory, for the parameters of a launch
 LISTING_BYTES, REACH_BYTES = 72, 96
 SMALL = THREADS + THREADS // 4  # words of a mask that a block alone makes in about the time of a launch
 TOGETHER = 4 * SMALL  # words after which another launch begins
+WIDEST = (
+    13  # of a window instead of several: six of 3x3, in the work of four where they would wait for each other
+)
 _KINDS = {Pixel: 0, Sources: 3, Everything: 4}  # the enum of kernels/masks.cu; windows are 1, transposed 2
 
 
@@ -282,6 +285,26 @@ def needed(pairs: Sequence[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:
             kept = [(r, m) for r, m in kept if not (isinstance(r, Pixel) and marks.cover(m))]
         kept.append((reach, marks))
     return kept
+
+
+def seen_from(reach: Reach, marks: Marks) -> tuple[Reach, Marks]:
+    """The same pixels, as seen through the window that made the marks, which they need not wait for then: two windows
+    of 3x3 behind each other are one of 5x5."""
+    if not isinstance(reach, Window) or reach.transposed or reach.dilation != (1, 1) or marks.seen is None:
+        return reach, marks
+    inner, source = marks.seen
+    kernel = (reach.kernel[0] + inner.kernel[0] - 1, reach.kernel[1] + inner.kernel[1] - 1)
+    if max(kernel) > WIDEST or not _is_centred(inner):
+        return reach, marks
+    padding = (reach.padding[0] + inner.padding[0], reach.padding[1] + inner.padding[1])
+    return Window(kernel, reach.stride, padding, (1, 1), inner.in_size, reach.out_size), source
+
+
+def _is_centred(window: Window) -> bool:
+    """It sees as far in all directions, on a map of the same size: what lies outside of the map cuts nothing off."""
+    sides = zip(window.kernel, window.padding, window.dilation, window.stride, strict=True)
+    alike = all(k % 2 and p == k // 2 and d == s == 1 for k, p, d, s in sides)
+    return alike and not window.transposed and window.in_size == window.out_size
 
 
 def keeps_places(reach: Reach) -> bool:

@@ -14,7 +14,7 @@ from deltaconvert.backends.cuda.edges import Edge, Planes
 from deltaconvert.backends.cuda.heads import head_of
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
 from deltaconvert.backends.cuda.launches import THREADS, Launch, blocks_of
-from deltaconvert.backends.cuda.marks import Listed, Listing, keeps_places, needed
+from deltaconvert.backends.cuda.marks import Listed, Listing, keeps_places, needed, seen_from
 from deltaconvert.backends.cuda.tail import NoKernel
 from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Pixel, Reach, Window
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
     """The list of pixels that a step computes, from its inputs' marks by its reaches; and the edge's own marks."""
     read = [(reach, source.marks) for reach, source in zip(reaches, inputs, strict=True)]
-    pairs = needed(read)
+    pairs = [seen_from(reach, marks) for reach, marks in needed(read)]
     n, _, height, width = edge.values.shape
     device = edge.values.device
     (reach, first), alone = pairs[0], len(pairs) == 1

@@ -1,0 +1,41 @@
+"""backends/cuda/marks.py: windows behind each other are seen as one. Needs no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deltaconvert.backends.cuda.marks import WIDEST, Marks, seen_from
+from deltaconvert.reach import Window
+
+
+def window(kernel: int, stride: int, size: tuple[int, int], padding: int | None = None) -> Window:
+    padding = kernel // 2 if padding is None else padding
+    out = [(side + 2 * padding - kernel) // stride + 1 for side in size]
+    return Window((kernel,) * 2, (stride,) * 2, (padding,) * 2, (1, 1), size, (out[0], out[1]))
+
+
+def marks(size: tuple[int, int], seen: tuple[Window, Marks] | None = None) -> Marks:
+    return Marks(size, torch.zeros(0), torch.zeros(0), 0, seen=seen)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (8, 7), (1, 5)])
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 2), (1, 2)])
+def test_the_pixels_of_both(size, kernel, stride):
+    first = marks(size)
+    inner = window(5, 1, size)
+    outer = window(kernel, stride, size)
+    reach, source = seen_from(outer, marks(size, (inner, first)))
+    assert source is first
+    for seed in range(20):
+        mask = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(seed)) < 0.08
+        assert torch.equal(reach.spread(mask), outer.spread(inner.spread(mask)))
+
+
+def test_not_through_a_map_of_another_size_nor_a_wide_window():
+    size = (9, 14)
+    strided, cut = window(3, 2, (18, 28)), window(3, 1, (11, 16), padding=0)
+    for inner in (strided, cut, window(WIDEST, 1, size)):
+        between = marks(size, (inner, marks(inner.in_size)))
+        outer = window(3, 1, size)
+        assert seen_from(outer, between) == (outer, between)
