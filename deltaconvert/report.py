@@ -12,6 +12,7 @@ from torch import fx
 from deltaconvert.advice import way_out
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.lower import Program
+from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.paired import Paired
 
@@ -353,6 +354,8 @@ def _name(operator: Any) -> str:
         return " + ".join(map(_name, operator.stages))
     if isinstance(operator, Paired):
         return f"{_name(operator.first)} + {_name(operator.window)}"
+    if isinstance(operator, ConvSum):
+        return f"{_name(operator.first)} + {_name(operator.second)} + add"
     return str(getattr(operator, "function", type(operator).__name__))
 
 

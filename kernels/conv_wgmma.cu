@@ -13,8 +13,8 @@
 //
 // WHOLE: where all pixels are listed kernels/whole.cuh does the work.
 //
-// Launch: 2 * BM threads; STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS) + BN * 4 + SMALL_STAGES * 8 bytes of
-// shared memory, and what whole.cuh says. Only for sm_90a.
+// Launch: 2 * BM threads; STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS) + BN * 4 + SMALL_STAGES * 8 +
+// STEP_TAPS * 8 * even(steps) bytes of shared memory, BM * 4 more with ALSO, and what whole.cuh says. Only for sm_90a.
 #include "tensor.cuh"
 
 #ifndef BM
@@ -42,6 +42,9 @@
 #define UP_H 1
 #define UP_W 1
 #endif
+#ifndef ALSO  // behind the pixels of the map a sum reads one of a second map, by a 1x1 convolution
+#define ALSO 0
+#endif
 #ifndef COMPARE  // store and mark only pixels that moved by more than a threshold; a tile holds all channels
 #define COMPARE 0
 #endif
@@ -50,6 +53,9 @@
 #endif
 #ifndef ROUND  // of single precision to TF32: without, the tensor cores cut the last 13 bits off
 #define ROUND 1
+#endif
+#ifndef STEP_TAPS  // in the table for each step: 1 where all its pieces are of one tap, else one for each piece
+#define STEP_TAPS PIECES
 #endif
 
 #define THREADS (2 * BM)
@@ -61,14 +67,16 @@
 
 struct __align__(8) Tap {
     int offset;  // from the row's first pixel, in pieces
-    int bit;     // of Rows::inside; the last one past the last tap
+    int bit;     // of Rows::inside; the last one past the last tap; kh * kw for a second map
 };
 struct Head {
     const char* at;      // N x H x W pixels, `pitch` pieces apart
     const char* weight;  // blocks of BN channels x even(steps) x BN x STEP bytes
     const float* bias;
-    const Tap* taps;  // of each piece of even(steps)
-    int pitch, H, W, sh, sw, ph, pw, kh, kw, dh, dw, steps, images, unused;
+    const Tap* taps;  // STEP_TAPS for each of even(steps)
+    int pitch, H, W, sh, sw, ph, pw, kh, kw, dh, dw, steps, images;
+    int also_pitch, also_H, also_W, also_sh, also_sw;  // with ALSO, of the second map
+    const char* also;
 };
 
 #if MANY_TAPS
@@ -159,6 +167,7 @@ __device__ __forceinline__ int even(int steps) { return (steps + 1) / 2 * 2; }
 // The parameters of the kernel.
 struct Work {
     const Operand* operands;
+    Operand added;  // with ADDS: the first of them
     value* out;
     int pitch, channels;
     const int* list;
@@ -237,12 +246,18 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
         float bias[N];
         Bits inside[M];    // a bit for each tap
         int base[M];       // the first tap's pixel, in pieces from `at`
+#if ALSO
+        int also[M];  // in pieces from `also`
+#endif
         int places[2][M];  // -1 past the list; in turns, the last tile is still being finished
         u32 moved[2][M / 32];  // a bit of each row, with COMPARE
     };
     Rows& rows = *(Rows*)(memory + BYTES);
     const u32 stages = shared_address(memory), arrived = stages + BYTES + (int)sizeof(Rows);
-    const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = warp / 4;
+    // Of all steps of this block: a load from memory in a step would be waited for by the fence of the next one.
+    Tap* const taps = (Tap*)(memory + BYTES + sizeof(Rows) + S * 8);
+    // The compiler is to see that a warp agrees about its number, so that addresses of tiles need no vector registers.
+    const int thread = threadIdx.x, lane = thread & 31, warp = __shfl_sync(~0u, thread >> 5, 0), group = warp / 4;
     const int group_m = group % (M / 64) * 64, group_n = group / (M / 64) * GROUP_N;
     const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
     const int members = TOGETHER ? SPLIT : 1, rank = blockIdx.x % members;
@@ -256,6 +271,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
         for (int i = 0; i < S; i++)
             asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrived + i * 8) : "memory");
     }
+    for (int i = thread; i < steps * STEP_TAPS; i += THREADS) taps[i] = h.taps[first_step * STEP_TAPS + i];
     publish();
 
     const auto describe = [&](int block, int turn) {
@@ -271,6 +287,10 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
 #pragma unroll 1
         for (int i = 0; i < h.kh; i++)
             if ((u32)(top + i * h.dh) < (u32)h.H) inside |= across << i * h.kw;
+#if ALSO
+        inside |= (Bits)1 << h.kh * h.kw;
+        rows.also[thread] = ((n * h.also_H + y * h.also_sh) * h.also_W + (pixel - y * work.OW) * h.also_sw) * h.also_pitch;
+#endif
         rows.base[thread] = ((n * h.H + top) * h.W + left) * h.pitch;
         rows.inside[thread] = place < 0 ? 0 : inside;
         rows.places[turn][thread] = place;
@@ -278,23 +298,27 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
 
     int slot = 0, load_slot = 0;
     u32 phase = 0;
-    int base[ROWS];
+    int base[ROWS], also[ALSO ? ROWS : 1];
     Bits inside[ROWS];
     const char* weights_at;
-    Tap tap;  // of the next step: known before it is needed
+    float bias;
     const auto load_weights = [&](int step, int to) {
         if (thread == 0)
             bulk_copy(stages + to * STAGE + M * STEP, weights_at + (size_t)step * (BN * STEP), N * STEP, arrived + to * 8);
     };
     const auto load_pixels = [&](int step) {
         const u32 a = stages + load_slot * STAGE;
+        const Tap tap = taps[step * STEP_TAPS + (STEP_TAPS > 1 ? piece : 0)];
+        const int offset = tap.offset + (STEP_TAPS > 1 ? 0 : piece);
+        const bool second = ALSO && tap.bit == h.kh * h.kw;
+        const char* const at = second ? h.also : h.at;
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             const bool valid = inside[r] >> tap.bit & 1;
-            const char* from = h.at + (valid ? (long long)(base[r] + tap.offset) * PIECE : 0);
+            const int first = second ? also[ALSO ? r : 0] : base[r];
+            const char* from = at + (valid ? (long long)(first + offset) * PIECE : 0);
             copy(place_of(a, first_row + r * (THREADS / PIECES), piece * PIECE / 16) + piece * PIECE % 16, from, valid);
         }
-        if (step + 1 < steps) tap = h.taps[(first_step + step + 1) * PIECES + piece];
         load_slot = load_slot + 1 == S ? 0 : load_slot + 1;
     };
     const auto start = [&](int block, bool first) {
@@ -302,10 +326,13 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
         for (int r = 0; r < ROWS; r++) {
             base[r] = rows.base[first_row + r * (THREADS / PIECES)];
             inside[r] = rows.inside[first_row + r * (THREADS / PIECES)];
+#if ALSO
+            also[r] = rows.also[first_row + r * (THREADS / PIECES)];
+#endif
         }
         const int n = block % blocks_n * N;
         weights_at = h.weight + (((size_t)(n / BN) * even(h.steps) + first_step) * BN + n % BN) * STEP;
-        tap = h.taps[first_step * PIECES + piece];
+        bias = thread < N ? h.bias[n + thread] : 0;
 #pragma unroll
         for (int step = 0; step < AHEAD; step++)
             if (step < steps) load_weights(step, (load_slot + step) % S);
@@ -319,7 +346,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
 
     int block = blockIdx.x / members, turn = 0;
     const auto load_added = [&](Pack& into, int place, int first) {
-        const Operand& map = work.operands[0];
+        const Operand& map = work.added;
         if (place >= 0 && first < work.channels) into = *(const Pack*)((const value*)map.at + place * map.pitch + first);
     };
     const auto is_moved = [&](int row) { return rows.moved[turn][row / 32] >> row % 32 & 1; };
@@ -333,7 +360,6 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     while (true) {
         const int next = block + stride, first_n = block % blocks_n * N + group_n;
         float sums[GROUP_N / WIDE][WIDE / 2], totals[IN_SHARES ? GROUP_N / WIDE : 1][WIDE / 2] = {};
-        const float bias = thread < N ? h.bias[block % blocks_n * N + thread] : 0;
         int more = 0, share = 1;
         const int* places = rows.places[turn];
         // Where this thread finishes pack i of a chunk.
@@ -485,9 +511,9 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                         if (place < 0 || first >= work.channels || (COMPARE && pass && !is_moved(row))) continue;
                         const float* from = staged + (i * 32 + lane) / (CHUNK / WIDTH) * CHUNK_PITCH +
                                             lane % (CHUNK / WIDTH) * WIDTH;
-                        float v[WIDTH] = {};
+                        float v[WIDTH];
 #pragma unroll
-                        for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(float4*)(from + j));
+                        for (int j = 0; j < WIDTH; j += 4) put_four(v, j, *(float4*)(from + j));
 #pragma unroll
                         for (int j = 0; j < WIDTH; j += 4) add_four(v, j, bias_of(first + j));
                         const Pack* early = EARLY ? &added[chunk % (EARLY ? EARLY : 1)][i] : nullptr;
@@ -524,8 +550,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
          const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, number threshold) {
     const Head h = *head;
+    const Operand added = operands[0];
     begin(early);
-    const Work work = {operands, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
+    const Work work = {operands, added, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
     if (early && work.listed) prefetch_weights(h, channels);
 #if WHOLE
     if (work.listed == h.images * OH * OW) return whole(h, work);

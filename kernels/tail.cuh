@@ -6,6 +6,9 @@
 #ifndef WIDTH
 #define WIDTH VECTOR  // channels of a thread: a vector, or 4 where the output has no more
 #endif
+#ifndef FULL  // the channels fill packs
+#define FULL 0
+#endif
 #ifndef OPERANDS
 #define OPERANDS 0
 #endif
@@ -44,6 +47,18 @@ struct Operand {
 
 struct __align__(WIDTH * sizeof(value)) Pack { value of[WIDTH]; };
 
+__device__ __forceinline__ Pack packed(const number (&values)[WIDTH]) {
+    Pack pack;
+#if TYPE == 2
+#pragma unroll
+    for (int j = 0; j < WIDTH; j += 2)  // an instruction for two of them
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(((u32*)pack.of)[j / 2]) : "f"(values[j + 1]), "f"(values[j]));
+#else
+#pragma unroll
+    for (int j = 0; j < WIDTH; j++) pack.of[j] = put(values[j]);
+#endif
+    return pack;
+}
 __device__ __forceinline__ void unpack(number (&into)[WIDTH], const Pack& pack) {
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) into[j] = get(pack.of[j]);
@@ -83,14 +98,13 @@ __device__ __forceinline__ Pack finished(number (&values)[WIDTH], const Operand*
     number d[WIDTH];
     fetch<KIND_D>(d, operands[3], place, stream, first);
 #endif
-    Pack pack;
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) {
         number v = values[j];
         FINISH;
-        pack.of[j] = first + j < channels ? put(v) : put(0);
+        values[j] = FULL || first + j < channels ? v : 0;
     }
-    return pack;
+    return packed(values);
 }
 
 // The same, and stored.

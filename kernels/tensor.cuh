@@ -31,6 +31,9 @@ __device__ __forceinline__ void load_matrices(u32 (&m)[4], u32 from) {
                  : "memory");
 }
 
+__device__ __forceinline__ void put_four(float (&to)[WIDTH], int first, float4 four) {
+    to[first] = four.x, to[first + 1] = four.y, to[first + 2] = four.z, to[first + 3] = four.w;
+}
 __device__ __forceinline__ void add_four(float (&to)[WIDTH], int first, float4 four) {
     to[first] += four.x, to[first + 1] += four.y, to[first + 2] += four.z, to[first + 3] += four.w;
 }

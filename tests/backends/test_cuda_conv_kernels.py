@@ -102,6 +102,66 @@ def test_every_tile(gpu, layer, kind):
             assert torch.equal(fresh, same[chosen]), f"{name}: bits depend on the list or the tile"
 
 
+SUMS = {  # in, out, kernel; in, stride of the 1x1 convolution that is added; height and width of the output
+    "1x1 and 1x1": (64, 256, 1, 64, 1, 37, 41),
+    "1x1 and strided": (128, 264, 1, 256, 2, 37, 41),
+    "3x3 and strided, odd channels": (40, 72, 3, 24, 2, 37, 41),
+    "deep": (512, 136, 1, 1024, 2, 19, 23),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["half", "bfloat16", "tf32"])
+@pytest.mark.parametrize("layer", SUMS)
+@torch.no_grad()
+def test_sums_over_two_maps(gpu, layer, kind):
+    """Two convolutions in one sum: near float64, the same bits whatever else is listed, nothing else is written."""
+    dtype, bound = TYPES[kind]
+    inputs, outputs, kernel, others, stride, height, width = SUMS[layer]
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    parts = []
+    for channels, side, step in ((inputs, kernel, 1), (others, 1, stride)):
+        weight = torch.randn(outputs, channels, side, side, device=DEVICE, dtype=dtype)
+        weight = weight / (2 * channels * side**2) ** 0.5
+        bias = torch.randn(outputs, device=DEVICE, dtype=dtype)
+        parts.append(Conv2d(weight, bias, (step, step), (side // 2,) * 2, (1, 1), 1))
+    sizes = (height, width), ((height - 1) * stride + 1, (width - 1) * stride + 1)
+    sources = [
+        edge_of(torch.randn(2, part.weight.shape[1], *size, device=DEVICE, dtype=dtype))
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+    expected = sum(
+        F.conv2d(source.values.double(), part.weight.double(), part.bias.double(), part.stride, part.padding)
+        for part, source in zip(parts, sources, strict=True)
+    ).relu()
+    shape = tuple(expected.shape)
+    out = edge_of(torch.empty(shape, device=DEVICE, dtype=dtype))
+    (reach,) = parts[0].reaches([tuple(sources[0].values.shape)], shape)
+    window = reach if isinstance(reach, Window) else None
+    backend = cuda.Backend()
+    tail = Tail(outputs, dtype, DEVICE)
+    tail.then(Pointwise("relu", {}), ["v"])
+    assert convs.adds_maps(*parts, dtype, DEVICE)
+    bits: dict[int, Tensor] = {}
+    ways = convs.candidates(parts[0], window, sources[0], out, (parts[1], sources[1]))
+    for name, head in ways.items():
+        made = head()
+        launch = cuda.Launch(backend, made, tail, out)
+        for share in (1, 0.5, 0.02, 0.001):
+            mask = torch.rand(2, *shape[2:], device=DEVICE) < share
+            out.values.fill_(float("nan"))
+            with on_current_stream(DEVICE):
+                launch(out.values, listed(mask))
+            chosen = mask[:, None].expand_as(out.values)
+            fresh = out.values[chosen]
+            error = (fresh.double() - expected[chosen]).norm() / expected[chosen].norm().clamp(min=1e-9)
+            assert error < bound, f"{name}: {error:.2e}"
+            assert out.values[~chosen].isnan().all(), f"{name} wrote what was not listed"
+            same = bits.setdefault(made.cluster, out.values.clone())
+            assert torch.equal(fresh, same[chosen]), f"{name}: bits depend on the list or the tile"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("threshold", [0.0, 0.2])
@@ -131,7 +191,7 @@ def test_windows_side_by_side(gpu, kind, threshold):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["half", "tf32"])
 @pytest.mark.parametrize(
-    "tile", [(128, 128, 3, 1), (128, 64, 3, 1), (64, 128, 3, 2), (64, 64, 4, 4)], ids=str
+    "tile", [(128, 128, 3, 1), (128, 64, 3, 1), (64, 128, 6, 2), (64, 64, 6, 4)], ids=str
 )
 @torch.no_grad()
 def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,17 +25,22 @@ def edge_of(values: Tensor) -> SimpleNamespace:
     return SimpleNamespace(values=memory[..., :channels].permute(0, 3, 1, 2), pitch=pitch, memory=memory)
 
 
-def read_as_wgmma(head: convs.Head, source: SimpleNamespace, size: tuple[int, int], bn: int) -> Tensor:
-    """What kernels/conv_wgmma.cu computes from a Head's bytes, pixel by pixel."""
-    *_, pitch, height, width, sh, sw, ph, pw, kh, kw, dh, dw, steps, images, _ = struct.unpack(
-        "=4Q14i", head.packed
-    )
+def read_as_wgmma(
+    head: convs.Head, source: SimpleNamespace, size: tuple[int, int], bn: int, other: Any = None
+) -> Tensor:
+    """What kernels/conv_wgmma.cu computes from a Head's bytes, pixel by pixel. other: a second map."""
+    numbers = struct.unpack("=4Q18iQ", head.packed)[4:]
+    pitch, height, width, sh, sw, ph, pw, kh, kw, dh, dw, steps, images, *second, _ = numbers
+    also_pitch, also_height, also_width, also_sh, also_sw = second
     assert images == len(source.values)
     weight, bias, table = head.weights
     steps += steps % 2
     dtype = source.values.dtype
     pieces = source.memory.view(-1, head.macros["PIECE"] // dtype.itemsize)
+    of_other = pieces if other is None else other.memory.view(-1, pieces.shape[1])
     taps = table.view(torch.int32).view(-1, 2).tolist()
+    if head.macros.get("STEP_TAPS"):  # of each step; its pieces follow each other
+        taps = [(offset + piece, bit) for offset, bit in taps for piece in range(128 // head.macros["PIECE"])]
     tiles = weight.view(-1, steps, bn, 8, 16 // dtype.itemsize)
     out = []
     for n in range(len(source.values)):
@@ -42,14 +48,19 @@ def read_as_wgmma(head: convs.Head, source: SimpleNamespace, size: tuple[int, in
             for x in range(size[1]):
                 top, left = y * sh - ph, x * sw - pw
                 base = ((n * height + top) * width + left) * pitch
-                inside = 0
+                also = ((n * also_height + y * also_sh) * also_width + x * also_sw) * also_pitch
+                inside = int(other is not None) << kh * kw
                 for i in range(kh):
                     for k in range(kw):
                         ok = 0 <= top + i * dh < height and 0 <= left + k * dw < width
                         inside |= ok << (i * kw + k)
                 row = torch.stack(
                     [
-                        pieces[base + offset] if inside >> bit & 1 else torch.zeros_like(pieces[0])
+                        torch.zeros_like(pieces[0])
+                        if not inside >> bit & 1
+                        else of_other[also + offset]
+                        if bit == kh * kw
+                        else pieces[base + offset]
                         for offset, bit in taps
                     ]
                 ).view(steps, 8, -1)
@@ -87,6 +98,30 @@ def test_wgmma_reads_the_convolution(dtype, inputs, outputs, kernel, stride, pad
     head = convs.by_wgmma(operator, window, source, SimpleNamespace(values=x, threshold=None), tile)
     out = read_as_wgmma(head, source, size, 64)[:, :outputs]
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "inputs, kernel, others, stride",
+    [(64, 1, 64, 1), (64, 1, 128, 2), (24, 3, 8, 2), (64, 3, 40, 1)],
+)
+def test_wgmma_reads_both_maps_of_a_sum(dtype, inputs, kernel, others, stride):
+    torch.manual_seed(0)
+    size = (5, 6)
+    sources, parts, expected = [], [], torch.zeros(())
+    for channels, side, step in ((inputs, kernel, 1), (others, 1, stride)):
+        x = torch.randn(2, channels, *((length - 1) * step + 1 for length in size)).bfloat16().to(dtype)
+        weight = torch.randn(40, channels, side, side).bfloat16().to(dtype)
+        bias = torch.randn(40)
+        expected = expected + F.conv2d(x.double(), weight.double(), bias.double(), step, side // 2).float()
+        sources.append(edge_of(x))
+        parts.append(Conv2d(weight, bias, (step, step), (side // 2,) * 2, (1, 1), 1))
+    window = Window((kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), size, size)
+    tile = {"BM": 64, "BN": 64, "STAGES": 3, "SPLIT": 1}
+    edge = SimpleNamespace(values=sources[0].values, threshold=None)
+    head = convs.by_wgmma(parts[0], window, sources[0], edge, tile, also=(parts[1], sources[1]))
+    out = read_as_wgmma(head, sources[0], size, 64, sources[1])[:, :40]
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=2e-3)
 
 
 @pytest.mark.parametrize("kernel", [(2, 2), (3, 1)])

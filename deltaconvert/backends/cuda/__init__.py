@@ -30,6 +30,7 @@ from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
 from deltaconvert.backends.cuda.passing import note_passing
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.steps import Step
+from deltaconvert.backends.cuda.sums import join_sums
 from deltaconvert.backends.cuda.tuning import Tuner
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Watch
@@ -39,7 +40,7 @@ from deltaconvert.reach import Pixel, Reach
 __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
-PASSES = (join_concats, note_passing)
+PASSES = (join_sums, join_concats, note_passing)
 COUNTERS = 1 << 18
 
 

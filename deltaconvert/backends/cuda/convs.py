@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
 from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.linear import MapLinear
 from deltaconvert.reach import Pixel, Window
@@ -49,15 +50,23 @@ class Head:
 def conv(
     operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any, tuner: Any, tail: Tail
 ) -> Head:
-    (source,) = inputs
+    source = inputs[0]
     window = reaches[0] if isinstance(reaches[0], Window) else None
+    also = None
+    if isinstance(operator, ConvSum):
+        operator, also = operator.first, (operator.second, inputs[1])
     parts = operator, window, source, edge
     on_gpu = edge.values.device.type == "cuda"
+    in_tiles = on_gpu and (_on_tensor_cores(operator, edge) or _in_exact_tiles(operator, edge))
+    if also is not None and not (
+        on_gpu and _on_tensor_cores(operator, edge) and fits_wgmma(operator, source, edge)
+    ):
+        raise NoKernel("a sum of two convolutions")
     ways: dict[str, Callable[[], Head]]
     if is_depthwise(operator):
         ways = {f"channel {thread}": partial(by_channel, *parts, thread) for thread in THREADS_OF_CHANNELS}
-    elif on_gpu and (_on_tensor_cores(operator, edge) or _in_exact_tiles(operator, edge)):
-        ways = candidates(*parts)
+    elif in_tiles:
+        ways = candidates(*parts, also)
     else:
         return by_pixel(*parts)
     if not on_gpu:
@@ -65,9 +74,11 @@ def conv(
     shapes = tuple(source.values.shape), tuple(operator.weight.shape)
     compared = " compared" if _has_threshold(edge) else ""
     layer = f"{edge.values.dtype} {shapes} {window_of(source, window)} {tail.macros()}{compared}"
+    if also is not None:
+        layer += f" and {tuple(also[1].values.shape)} {also[0].stride}"
     if not _on_tensor_cores(operator, edge):
         layer = f"exact {layer}"  # the same in TF32 is another choice
-    best: Head = tuner.best(layer, ways, source, edge, tail)
+    best: Head = tuner.best(layer, ways, inputs, edge, tail)
     return best
 
 
@@ -82,8 +93,10 @@ def linear(operator: MapLinear, inputs: Sequence[Any], edge: Any, tuner: Any, ta
     return conv(on_pixels, [Pixel()], inputs, edge, tuner, tail)
 
 
-def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> dict[str, Callable[[], Head]]:
-    """Ways to compute a convolution in tiles, by name."""
+def candidates(
+    operator: Any, window: Window | None, source: Any, edge: Any, also: tuple[Conv2d, Any] | None = None
+) -> dict[str, Callable[[], Head]]:
+    """Ways to compute a convolution in tiles, by name. also: see `by_wgmma`."""
     if not _on_tensor_cores(operator, edge):
         exact = _exact_tiles(edge, steps_of(operator, source))
         return {name: partial(by_tiles, operator, window, source, edge, tile) for name, tile in exact.items()}
@@ -92,7 +105,7 @@ def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> 
         operator, window = on_pixels(operator), None
     else:
         up = (1, 1)
-    steps = steps_of(operator, source)
+    steps = steps_of(operator, source) + (steps_of(*also) if also else 0)
     if not fits_wgmma(operator, source, edge):
         return {"mma": partial(by_tiles, operator, window, source, edge, _tile(edge, steps))}
     channels = len(operator.weight)
@@ -100,9 +113,12 @@ def candidates(operator: Any, window: Window | None, source: Any, edge: Any) -> 
     if _has_threshold(edge) and up == (1, 1) and channels <= 128:
         # A tile that holds all channels of its pixels compares them itself.
         tiles = {name: tile for name, tile in tiles.items() if tile["BN"] >= channels}
-    elif fits_whole(operator, window, source):
+    elif also is None and fits_whole(operator, window, source):
         tiles.update(_whole_tiles(channels))
-    return {name: partial(by_wgmma, operator, window, source, edge, tile, up) for name, tile in tiles.items()}
+    rest: dict[str, Any] = {"up": up, "also": also}
+    return {
+        name: partial(by_wgmma, operator, window, source, edge, tile, **rest) for name, tile in tiles.items()
+    }
 
 
 def by_pixel(operator: Any, window: Window | None, source: Any, edge: Any) -> Head:
@@ -198,10 +214,12 @@ def by_wgmma(
     edge: Any,
     tile: dict[str, int],
     up: tuple[int, int] = (1, 1),
+    also: tuple[Conv2d, Any] | None = None,
 ) -> Head:
     """kernels/conv_wgmma.cu
 
-    up: of a transposed convolution that is `operator`, one on pixels.
+    up: of a transposed convolution that is `operator`, one on pixels. also: a 1x1 convolution that is added to it, and
+    the map that it reads.
 
     Where a pixel's channels are whole steps, the taps of the same channels follow each other: most of what a tap reads
     is what its neighbour has just read.
@@ -212,8 +230,6 @@ def by_wgmma(
     piece, depth = piece_of(source), depth_of(source)
     values = piece // dtype.itemsize  # of a piece
     apart, pieces = source.pitch // values, depth // values  # from pixel to pixel; of a pixel
-    steps = steps_of(operator, source)
-    even = steps + steps % 2  # small tiles take two steps at a time
     whole = STEP // piece  # pieces of a step
     if pieces % whole == 0:
         order = [
@@ -224,9 +240,17 @@ def by_wgmma(
         ]
     else:
         order = [(tap, part) for tap in range(kh * kw) for part in range(pieces)]
-    blocks, width = -(-outputs // tile["BN"]), tile["BN"]
     spaced = weight.new_zeros(outputs, kh * kw, depth, dtype=torch.float32)
     spaced[..., :channels] = weight.flatten(1, 2)
+    spaced = spaced.flatten(1)
+    second: tuple[int, ...] = (0,) * 6
+    if also is not None:
+        order += [(kh * kw, part) for part in range(depth_of(also[1]) // values)]
+        spaced = torch.cat([spaced, _pixel_rows(*also)], 1)
+        second = _second_map(*also)
+    steps = -(-len(order) // whole)
+    even = steps + steps % 2  # small tiles take two steps at a time
+    blocks, width = -(-outputs // tile["BN"]), tile["BN"]
     at = torch.tensor([tap * pieces + part for tap, part in order], device=weight.device)
     rows = weight.new_zeros(blocks * width, even * whole, values, dtype=torch.float32)
     rows[:outputs, : len(order)] = spaced.view(outputs, -1, values)[:, at]
@@ -236,28 +260,38 @@ def by_wgmma(
     tiles = tiles.gather(3, swizzled.view(1, 1, width, 8, 1).expand(tiles.shape))
     packed = _as_tf32(tiles) if dtype == torch.float32 else tiles.to(dtype)
     bias = _padded_bias(operator, blocks * width, torch.float32, packed.device)
+    if also is not None:
+        bias += _padded_bias(also[0], blocks * width, torch.float32, packed.device)
     _, height, across, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
-    taps = [((tap // kw * dh * across + tap % kw * dw) * apart + part, tap) for tap, part in order]
+    offsets = [(y * dh * across + x * dw) * apart for y in range(kh) for x in range(kw)] + [0]
     many = kh * kw > 31
-    table = _table("=2i", taps + [(0, 63 if many else 31)] * (even * whole - len(taps)), packed.device)
+    taps = [(offsets[tap] + part, tap) for tap, part in order]
+    taps += [(0, 63 if many else 31)] * (even * whole - len(taps))
+    alike = all(at % whole == 0 for at in (pieces, *((depth_of(also[1]) // values,) if also else ())))
+    if alike:  # the pieces of a step are of one tap
+        taps = taps[::whole]
+    table = _table("=2i", taps, packed.device)
     addresses = [t.data_ptr() for t in (source.values, packed, bias, table)]
-    numbers = (apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps, len(source.values), 0)
+    numbers = (apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps, len(source.values))
     stages = tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP
-    of_rows = tile["BM"] * (21 if many else 17) + tile["BN"] * 4
-    shared_bytes = max(stages + of_rows + stages // (128 * STEP) * 8, _whole_bytes(tile))
+    of_rows = tile["BM"] * ((21 if many else 17) + (4 if also else 0)) + tile["BN"] * 4
+    shared_bytes = stages + of_rows + stages // (128 * STEP) * 8 + 8 * len(taps)
+    shared_bytes = max(shared_bytes, _whole_bytes(tile))
     compares = _has_threshold(edge) and up == (1, 1) and tile["BN"] >= outputs
     more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
     if compares:
         more = (edge.marks.bits, edge.marks.changed, np.float32(edge.threshold))
     return Head(
         "conv_wgmma.cu",
-        struct.pack("=4Q14i", *addresses, *numbers),
+        struct.pack("=4Q18iQ", *addresses, *numbers, *second),
         "conv",
         {
             "AT_ONCE": blocks_at_once(shared_bytes),
             "PIECE": piece,
+            **({"STEP_TAPS": 1} if alike else {}),
             "MANY_TAPS": int(many),
             "COMPARE": int(compares),
+            **({"ALSO": 1} if also else {}),
             **({} if up == (1, 1) else {"UP_H": up[0], "UP_W": up[1]}),
             **tile,
         },
@@ -272,18 +306,40 @@ def by_wgmma(
     )
 
 
+def _pixel_rows(operator: Conv2d, source: Any) -> Tensor:
+    """The weights of a 1x1 convolution: outputs x values of a pixel."""
+    weight = operator.weight.flatten(1)
+    rows = weight.new_zeros(len(weight), depth_of(source), dtype=torch.float32)
+    rows[:, : weight.shape[1]] = weight
+    return rows
+
+
+def _second_map(operator: Conv2d, source: Any) -> tuple[int, ...]:
+    """From `also_pitch` on, in struct Head."""
+    pieces = source.pitch * source.values.dtype.itemsize // piece_of(source)
+    return (pieces, *source.values.shape[2:], *operator.stride, source.values.data_ptr())
+
+
 def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
     """The macros of kernels/conv_wgmma.cu that are worth measuring for a sum of so many steps.
 
     Wide tiles are also small ones where few pixels changed, so that those alone are tried for few channels.
     """
-    shapes = [(128, 64, 3), (64, 64, 3)]
+    shapes, in_parts = [(128, 64, 3), (64, 64, 4), (64, 64, 6)], [(64, 64, 6)]
     if channels > 64:  # the third has registers for a map that is added
-        shapes = [(128, 128, 3), (128, 64, 3), (128, 64, 4), (64, 128, 3)]
-    split = (64, 128, 3) if channels > 64 else (64, 64, 4)
-    tiles = [(*shape, 1) for shape in shapes] + [(*split, parts) for parts in (2, 4, 8) if steps >= 4 * parts]
+        shapes = [(128, 128, 3), (128, 64, 3), (128, 64, 4), (64, 64, 4), (64, 64, 6), (64, 128, 4)]
+        in_parts = [(64, 64, 6), (64, 128, 6)]
+    tiles = [(*shape, 1) for shape in shapes]
+    tiles += [(*shape, parts) for parts in (2, 4) if steps >= 4 * parts for shape in in_parts]
+    if steps >= 32:
+        tiles.append((*in_parts[-1], 8))
     return {
-        f"{bm}x{bn}x{stages}/{parts}": {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": parts}
+        f"{bm}x{bn}x{stages}/{parts}": {
+            "BM": bm,
+            "BN": bn,
+            "STAGES": stages,
+            "SPLIT": parts,
+        }
         for bm, bn, stages, parts in tiles
     }
 
@@ -354,6 +410,22 @@ def fits_wgmma(operator: Any, source: Any, edge: Any) -> bool:
         and kh * kw <= MOST_TAPS
         and source.pitch * edge.values.dtype.itemsize % piece_of(source) == 0
     )
+
+
+def adds_maps(first: Any, second: Any, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether kernels/conv_wgmma.cu computes first(x) + second(y) in one sum."""
+    by_tensor_cores = dtype in (torch.float16, torch.bfloat16) or (
+        dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    )
+    if device.type != "cuda" or not by_tensor_cores or torch.cuda.get_device_capability(device) != (9, 0):
+        return False
+    parts = first, second
+    wide = all(pitch_of(part.weight.shape[1], dtype) * dtype.itemsize >= 16 for part in parts)
+    on_pixels = second.weight.shape[2:] == (1, 1) and second.padding == (0, 0)
+    few_taps = (
+        first.weight[0, 0].numel() <= 30
+    )  # each has a bit of 32, as have the second map and what lies outside
+    return wide and on_pixels and few_taps and all(part.groups == 1 for part in parts)
 
 
 def piece_of(source: Any) -> int:

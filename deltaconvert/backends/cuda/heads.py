@@ -18,6 +18,7 @@ from deltaconvert.backends.cuda.tail import NoKernel, Tail
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import ChannelIndex, Channels, ChannelShuffle, Concat
 from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.group_norm import Normalise, Statistics
@@ -64,7 +65,7 @@ def head_of(
         values = [tail.operand(source, size) for source in others[:count]]
         others = others[count:]
         tail.then(stage, [*values[:slot], "v", *values[slot:]])
-    if isinstance(first, (Conv2d, ConvTranspose2d)):
+    if isinstance(first, (Conv2d, ConvTranspose2d, ConvSum)):
         head = conv(first, reaches, mine, edge, tuner, tail)
     elif isinstance(first, MapLinear):
         head = linear(first, mine, edge, tuner, tail)

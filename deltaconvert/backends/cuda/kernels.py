@@ -65,8 +65,9 @@ class Kernel:
     @cached_property
     def _function(self) -> Any:
         function = self._module.result().get_function(self.name)
-        if self._shared_bytes > 48 << 10:
-            function.max_dynamic_shared_size_bytes = self._shared_bytes
+        if self._shared_bytes > 48 << 10:  # others may launch the same one with more
+            most = max(function.max_dynamic_shared_size_bytes, self._shared_bytes)
+            function.max_dynamic_shared_size_bytes = most
         return function
 
     def __call__(

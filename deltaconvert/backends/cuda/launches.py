@@ -33,6 +33,7 @@ class Launch:
         self._pitch, self._threads = edge.pitch, head.threads
         vector = max(1, 16 // edge.values.dtype.itemsize)
         macros = {"WIDTH": min(vector, edge.pitch), **head.macros, **tail.macros()}
+        macros["FULL"] = int(channels % macros["WIDTH"] == 0)
         self._kernel = backend.kernel(head.source, head.name, edge.values.dtype, head.shared_bytes, **macros)
         self._head, self._operands = device_bytes(head.packed, edge.values.device), tail.packed()
         self._kept, self._backend = (head, tail), backend

@@ -53,9 +53,14 @@ class Tuner:
         self._choices: Choices | None = None
 
     def best(
-        self, layer: str, heads: Mapping[str, Callable[[], Head]], source: Any, edge: Any, tail: Tail
+        self,
+        layer: str,
+        heads: Mapping[str, Callable[[], Head]],
+        sources: Sequence[Any],
+        edge: Any,
+        tail: Tail,
     ) -> Head:
-        """The fastest head from `source` to `edge`, whose maps are not in use yet, with `tail` behind it."""
+        """The fastest head from `sources` to `edge`, whose maps are not in use yet, with `tail` behind it."""
         device = edge.values.device
         if self._choices is None:
             self._choices = choices_for(device)
@@ -66,15 +71,17 @@ class Tuner:
             if not made:
                 made.update((name, head()) for name, head in heads.items())
                 launches.update((name, self._launch(head, tail, edge)) for name, head in made.items())
-                source.values.normal_(generator=torch.Generator(device).manual_seed(0))
-            mapped = edge if made[name].up == (1, 1) else source
+                for source in sources:
+                    source.values.normal_(generator=torch.Generator(device).manual_seed(0))
+            mapped = edge if made[name].up == (1, 1) else sources[0]
             places = places_of(mapped.expected[box], len(mapped.values))
             listed = Listed(places, torch.tensor([len(places)], dtype=torch.int32, device=device))
             return seconds_of(partial(launches[name], edge.values, listed), device)
 
         name = self._choices.best(layer, list(heads), seconds, weights_of(edge.expected))
         if made:
-            source.reset(slice(None))
+            for source in sources:
+                source.reset(slice(None))
             edge.reset(slice(None))
         return made[name] if name in made else heads[name]()
 
