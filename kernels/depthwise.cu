@@ -2,8 +2,7 @@
 // and every so many of those; where they fit, the weights of its channels stay in registers. Pixels that lie side by
 // side, as most of a list do, share what they read. A pixel sums over taps in their order, whatever else changed.
 //
-// SLIDE: where all pixels are listed a thread goes down a strip of the map, reads each of its pixels once, and adds it to
-// the sums of all rows that need it.
+// STAGED: where all pixels are listed tiles of the map come into shared memory first, and each pixel is read once.
 #include "tail.cuh"
 
 #ifndef KH
@@ -21,18 +20,12 @@
 #ifndef AT_ONCE  // blocks of a multiprocessor
 #define AT_ONCE 4
 #endif
-#ifndef SLIDE  // without strides and dilations, where the weights stay in registers
-#define SLIDE 1
+#ifndef STAGED  // without dilations, one stride, whole vectors of 16 bytes from pixel to pixel, weights in registers
+#define STAGED 0
 #endif
 constexpr int TAPS = KH * KW;
 constexpr bool HOLD = TAPS * WIDTH * sizeof(number) <= 288;
 constexpr int ROWS_AT_ONCE = HOLD ? KH : 1;
-
-// Whether as many columns of a strip leave enough registers: for weights, sums, what is read and what is read ahead.
-constexpr bool fits(int columns) {
-    return columns <= RUN && TAPS * WIDTH + WIDTH * (KH * columns + (columns - 1 + KW) * 3 / 2) <= 90;
-}
-constexpr int ACROSS = fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
 
 struct Head {
     const value* at;      // N x H x W
@@ -69,51 +62,96 @@ __device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, n
     }
 }
 
-// Rows `top` to `bottom` - 1 of the output, columns `left` to `left` + ACROSS - 1. Row o of the output is summed up in
-// sums[(o - top) % KH], from where its first row of the input is read until its last one is.
-template <typename Store>
-__device__ __forceinline__ void slide(const Head& h, const number (&held)[HOLD ? TAPS : 1][WIDTH],
-                                      const number (&bias)[WIDTH], const value* image, int top, int bottom, int left,
-                                      const Store& store) {
-    constexpr int COLS = ACROSS - 1 + KW;
-    number sums[KH][ACROSS][WIDTH] = {};
-    Pack read[COLS], ahead[COLS];
-    const auto load = [&](Pack(&into)[COLS], int row) {
-        const bool inside = (u32)row < (u32)h.H;
-        const value* from = image + ((long long)row * h.W + left - h.pw) * h.pitch;
+#if STAGED
+// A block brings a tile of the map, and what is around it, into shared memory: a pixel is SLOT channels there, those of
+// LANES threads. A thread sums up RUN pixels of a row at a time.
+constexpr int LANES = 16, SLOT = LANES * WIDTH, PIECES = SLOT * sizeof(value) / 16;
+constexpr int WIDE = 16, RUNS = WIDE / RUN, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2;
+constexpr int rows_in(int high) { return (high - 1) * SW + KH; }
+constexpr bool has_room(int high) { return rows_in(high) * IN_W * SLOT * sizeof(value) <= 45 << 10; }
+constexpr int HIGH = SW == 1 && has_room(16) ? 16 : has_room(8) ? 8 : has_room(4) ? 4 : 2;
+constexpr int IN_H = rows_in(HIGH);
+
+__device__ __forceinline__ void copy_behind(value* to, const value* from, bool inside) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+#else
+    *(Vector*)to = inside ? *(const Vector*)from : Vector{};
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Where a column of a tile lies: the two halves of a warp read RUN * SW columns apart, and in different banks.
+__device__ __forceinline__ int slot_of(int col) { return col ^ (col / (RUN * SW) & 1); }
+
+// staged: IN_H x IN_W x SLOT values of shared memory.
+__device__ __forceinline__ void tiles(value* staged, const Head& h, const Operand* operands, value* out, int pitch,
+                                      int channels, int OH, int OW) {
+    const int chunks = (channels + SLOT - 1) / SLOT, across = (OW + WIDE - 1) / WIDE, down = (OH + HIGH - 1) / HIGH;
+    const int total = h.images * down * across * chunks, lane = threadIdx.x % LANES;
+    for (int tile = blockIdx.x; tile < total; tile += gridDim.x) {
+        const int place = tile / chunks, y = place / across, n = y / down;  // y goes on over the images
+        const int first = (tile - place * chunks) * SLOT, c = first + lane * WIDTH;
+        const int top = (y - n * down) * HIGH, left = (place - y * across) * WIDE;
+        const value* image = h.at + (long long)n * h.H * h.W * h.pitch + first;
+        for (int i = threadIdx.x; i < IN_H * IN_W * PIECES; i += blockDim.x) {
+            const int pixel = i / PIECES, piece = i % PIECES * VECTOR, row = pixel / IN_W, col = pixel - row * IN_W;
+            const int at_y = top * SW - h.ph + row, at_x = left * SW - h.pw + col;
+            const bool inside = (u32)at_y < (u32)h.H && (u32)at_x < (u32)h.W && first + piece < h.pitch;
+            copy_behind(staged + (row * IN_W + slot_of(col)) * SLOT + piece,
+                        image + (inside ? (long long)(at_y * h.W + at_x) * h.pitch + piece : 0), inside);
+        }
+        number held[TAPS][WIDTH], bias[WIDTH];
+        if (c < channels) {
 #pragma unroll
-        for (int k = 0; k < COLS; k++)
-            into[k] = inside && (u32)(left - h.pw + k) < (u32)h.W ? *(const Pack*)(from + k * h.pitch) : Pack{};
-    };
-    load(ahead, top - h.ph);
-#pragma unroll 1
-    for (int first = top; first < bottom + KH - 1; first += KH) {
+            for (int j = 0; j < WIDTH; j++) bias[j] = h.bias[c + j];
 #pragma unroll
-        for (int t = 0; t < KH; t++) {  // what row first + t of the output reads first
-            const int row = first + t;
+            for (int tap = 0; tap < TAPS; tap++) fetch(held[tap], h.weight + (size_t)tap * h.pitch + c);
+        }
+        wait_for_copies();
+        __syncthreads();
+        for (int run = threadIdx.x / LANES; run < RUNS * HIGH; run += blockDim.x / LANES) {
+            const int row = run / RUNS, col = run % RUNS * RUN, odd_run = run % 2;
+            if (c >= channels || top + row >= OH || left + col >= OW) continue;
+            const value* begin = staged + (row * IN_W + col) * SW * SLOT + lane * WIDTH;
+            const value *evens = begin + odd_run * SLOT, *odds = begin - odd_run * SLOT;  // as `slot_of` has them
+            number v[RUN][WIDTH];
 #pragma unroll
-            for (int k = 0; k < COLS; k++) read[k] = ahead[k];
-            if (row + 1 < bottom + KH - 1) load(ahead, row + 1 - h.ph);
+            for (int p = 0; p < RUN; p++)
 #pragma unroll
-            for (int p = 0; p < ACROSS; p++)
-#pragma unroll
-                for (int j = 0; j < WIDTH; j++) sums[t][p][j] = bias[j];
+                for (int j = 0; j < WIDTH; j++) v[p][j] = bias[j];
 #pragma unroll
             for (int i = 0; i < KH; i++) {
-                number(&sum)[ACROSS][WIDTH] = sums[(t - i + KH) % KH];
+                constexpr int COLS = (RUN - 1) * SW + KW;
+                Pack read[COLS];
+#pragma unroll
+                for (int k = 0; k < COLS; k++) {
+                    const bool other = k >= RUN * SW, odd = k % 2;
+                    const value* from = odd == other ? evens : odds;
+                    read[k] = *(const Pack*)(from + (i * IN_W + (other ? k ^ 1 : k)) * SLOT);
+                }
 #pragma unroll
                 for (int k = 0; k < KW; k++)
 #pragma unroll
-                    for (int p = 0; p < ACROSS; p++)
+                    for (int p = 0; p < RUN; p++)
 #pragma unroll
-                        for (int j = 0; j < WIDTH; j++)
-                            sum[p][j] += get(read[p + k].of[j]) * held[HOLD ? i * KW + k : 0][j];
+                        for (int j = 0; j < WIDTH; j++) v[p][j] += get(read[p * SW + k].of[j]) * held[i * KW + k][j];
             }
-            const int done = row - KH + 1;
-            if (done >= top && done < bottom) store(sums[(t + 1) % KH], done);
+#pragma unroll
+            for (int p = 0; p < RUN; p++)
+                if (left + col + p < OW)
+                    finish(v[p], operands, out, pitch, channels, (n * OH + top + row) * OW + left + col + p, n, c);
         }
+        __syncthreads();
     }
 }
+#endif
 
 // out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
 // than the kernel before this one.
@@ -126,8 +164,15 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     int at = thread / packs * RUN;
     begin(early);
     const int listed = *count;
-    const bool all = SLIDE && HOLD && listed == head->images * OH * OW;
-    if (at >= (all ? apart : min(listed, apart))) {
+#if STAGED
+    __shared__ Vector staged[IN_H * IN_W * PIECES];
+    if (listed == head->images * OH * OW) {
+        const Head h = *head;
+        if (early) wait_for_predecessor();
+        return tiles((value*)staged, h, operands, out, pitch, channels, OH, OW);
+    }
+#endif
+    if (at >= min(listed, apart)) {
         if (early && blockIdx.x == 0) wait_for_predecessor();
         return;
     }
@@ -139,25 +184,6 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
 #pragma unroll
         for (int tap = 0; tap < TAPS; tap++) fetch(held[HOLD ? tap : 0], h.weight + (size_t)tap * h.pitch + c);
     if (early) wait_for_predecessor();
-    if (all) {
-        const int strips = (OW + ACROSS - 1) / ACROSS, every = apart / RUN;
-        int down = 16;  // rows of a strip: two or four more are read; fewer where threads would have nothing to do
-        while (down > 2 && h.images * strips * ((OH + down - 1) / down) < every) down /= 2;
-        const int high = (OH + down - 1) / down, total = h.images * strips * high;
-        for (int strip = at / RUN; strip < total; strip += every) {
-            const int n = strip / (strips * high), in_image = strip - n * strips * high, y = in_image / strips;
-            const int left = (in_image - y * strips) * ACROSS, top = y * down;
-            const value* image = h.at + (long long)n * h.H * h.W * h.pitch + c;
-            slide(h, held, bias, image, top, min(top + down, OH), left,
-                  [&](number(&sum)[ACROSS][WIDTH], int row) {
-#pragma unroll
-                      for (int p = 0; p < ACROSS; p++)
-                          if (left + p < OW)
-                              finish(sum[p], operands, out, pitch, channels, (n * OH + row) * OW + left + p, n, c);
-                  });
-        }
-        return;
-    }
     int places[RUN];
 #pragma unroll
     for (int p = 0; p < RUN; p++) places[p] = list[min(at + p, listed - 1)];

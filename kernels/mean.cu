@@ -1,7 +1,8 @@
-// Means of windows, or the largest of their values, each by a whole block: of a map in boxes, and of such means, which stand for a box of pixels each.
+// Means of windows, or the largest of their values, each by a whole block: of a map in boxes, and of such means, which
+// stand for a box of pixels each.
 //
-// A thread sums every so many pixels of a window, and the threads' sums are added in a tree: an order that depends on
-// nothing that changed.
+// A thread sums every so many pixels of a window, the threads of a warp add up in pairs, then the warps one by one: an
+// order that depends on nothing that changed.
 #include "tail.cuh"
 
 #ifndef LANES
@@ -23,11 +24,10 @@ struct Head {
 __device__ __forceinline__ int within(int first, int length, int end) { return min(first + length, end) - first; }
 __device__ __forceinline__ number joined(number a, number b) { return LARGEST ? b > a || b != b ? b : a : a + b; }
 
-extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restrict__ head,
-                                                            const Operand* __restrict__ operands, value* out, int pitch,
-                                                            int channels, const int* list, const int* count, int OH,
-                                                            int OW, int early) {
-    __shared__ number sums[WIDTH][THREADS];
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+    means(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
+          const int* list, const int* count, int OH, int OW, int early) {
+    __shared__ number sums[2][WIDTH][THREADS / 32 * LANES];
     begin(early);
     const int chunks = (channels + LANES * WIDTH - 1) / (LANES * WIDTH);
     const int total = *count * chunks;
@@ -35,6 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restri
     const Head h = *head;
     if (early) wait_for_predecessor();
     const int thread = threadIdx.x, lane = thread % LANES, first = thread / LANES, apart = blockDim.x / LANES;
+    int turn = 0;
     for (int i = blockIdx.x; i < total; i += gridDim.x) {
         const int place = list[i / chunks], c = (i % chunks * LANES + lane) * WIDTH;
         const int n = place / (OH * OW), pixel = place % (OH * OW);
@@ -64,24 +65,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) means(const Head* __restri
                 }
             }
         }
+        // The threads of a warp hand theirs round, then the first ones add up the warps'.
 #pragma unroll
-        for (int j = 0; j < WIDTH; j++) sums[j][thread] = v[j];
+        for (int others = LANES; others < 32; others *= 2)
+#pragma unroll
+            for (int j = 0; j < WIDTH; j++) v[j] = joined(v[j], __shfl_xor_sync(~0u, v[j], others));
+        turn ^= 1;  // a slow thread may still read the last window's
+        if (thread % 32 < LANES)
+#pragma unroll
+            for (int j = 0; j < WIDTH; j++) sums[turn][j][thread / 32 * LANES + lane] = v[j];
         __syncthreads();
-        for (int others = apart / 2; others > 0; others /= 2) {
-            if (first < others)
-#pragma unroll
-                for (int j = 0; j < WIDTH; j++) {
-                    sums[j][thread] = joined(sums[j][thread], sums[j][thread + others * LANES]);
-                }
-            __syncthreads();
-        }
         if (first == 0 && c < channels) {
             const number pixels = (number)within(top * h.box_h, rows * h.box_h, h.full_h) *
                                   within(left * h.box_w, cols * h.box_w, h.full_w);
 #pragma unroll
-            for (int j = 0; j < WIDTH; j++) v[j] = LARGEST ? sums[j][thread] : sums[j][thread] / pixels;
+            for (int j = 0; j < WIDTH; j++) {
+                for (int warp = 1; warp < (int)blockDim.x / 32; warp++)
+                    v[j] = joined(v[j], sums[turn][j][warp * LANES + lane]);
+                v[j] = LARGEST ? v[j] : v[j] / pixels;
+            }
             finish(v, operands, out, pitch, channels, place, n, c);
         }
-        __syncthreads();
     }
 }

@@ -163,6 +163,44 @@ def test_sums_over_two_maps(gpu, layer, kind):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["half", "bfloat16", "float"])
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1)])
+@torch.no_grad()
+def test_depthwise(gpu, kernel, stride, kind):
+    """Near float64; the same bits whatever else is listed, for every thread; nothing else is written."""
+    dtype, bound = TYPES[kind]
+    torch.manual_seed(0)
+    weight = torch.randn(72, 1, kernel, kernel, device=DEVICE, dtype=dtype)
+    bias = torch.randn(72, device=DEVICE, dtype=dtype)
+    operator = Conv2d(weight, bias, (stride, stride), (kernel // 2,) * 2, (1, 1), 72)
+    source = edge_of(torch.randn(2, 72, 77, 101, device=DEVICE, dtype=dtype))
+    expected = F.conv2d(
+        source.values.double(), weight.double(), bias.double(), stride, kernel // 2, 1, 72
+    ).relu()
+    shape = tuple(expected.shape)
+    out = edge_of(torch.empty(shape, device=DEVICE, dtype=dtype))
+    (reach,) = operator.reaches([tuple(source.values.shape)], shape)
+    masks = [torch.rand(2, *shape[2:], device=DEVICE) < share for share in (1, 0.7, 0.01)]
+    same = None
+    for thread in convs.THREADS_OF_CHANNELS:
+        tail = Tail(72, dtype, DEVICE)
+        tail.then(Pointwise("relu", {}), ["v"])
+        head = convs.by_channel(operator, reach, source, out, thread)
+        launch = cuda.Launch(cuda.Backend(), head, tail, out)
+        for mask in masks:
+            out.values.fill_(float("nan"))
+            with on_current_stream(DEVICE):
+                launch(out.values, listed(mask))
+            chosen = mask[:, None].expand_as(out.values)
+            fresh = out.values[chosen]
+            error = (fresh.double() - expected[chosen]).norm() / expected[chosen].norm()
+            assert error < bound, f"{thread}: {error:.2e}"
+            assert out.values[~chosen].isnan().all(), f"{thread} wrote what was not listed"
+            same = out.values.clone() if same is None else same
+            assert torch.equal(fresh, same[chosen]), f"{thread}: bits depend on the list or the thread"
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("threshold", [0.0, 0.2])
 @torch.no_grad()

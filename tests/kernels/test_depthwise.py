@@ -38,6 +38,8 @@ def _edge(values: Tensor) -> SimpleNamespace:
         (torch.float32, 1, (8, 1, 3)),
         (torch.float32, 7, (2, 4, 4)),
         (torch.float32, 2, (4, 2, 4)),
+        (torch.float32, 3, (2, 8, 4)),
+        (torch.float32, 2, (4, 4, 4)),
         (torch.float64, 7, (2, 4, 4)),
     ],
 )

@@ -23,7 +23,7 @@ STEP = 128  # bytes of a row in a step of the sum, in kernels/conv_tiles.cu and 
 SHARED_BYTES = 228 << 10  # of a multiprocessor; a block takes 1 KB for itself
 MOST_TAPS = 63  # of kernels/conv_wgmma.cu
 # Of kernels/depthwise.cu: the channels and pixels of a thread, blocks of a multiprocessor.
-THREADS_OF_CHANNELS = [(8, 1, 3), (8, 2, 3), (4, 4, 4), (2, 8, 4)]
+THREADS_OF_CHANNELS = [(8, 1, 3), (8, 2, 3), (4, 4, 4), (2, 8, 4), (2, 4, 4)]
 
 
 @dataclass
@@ -151,6 +151,7 @@ def by_channel(
     addresses = [t.data_ptr() for t in (source.values, padded, bias)]
     pitch, height, width, _, _, *geometry = window_of(source, window)
     wide, run, at_once = thread
+    wide = min(wide, 16 // edge.values.dtype.itemsize, edge.pitch)
     return Head(
         "depthwise.cu",
         struct.pack("=3Q10i", *addresses, pitch, height, width, *geometry, len(edge.values)),
@@ -160,14 +161,25 @@ def by_channel(
             "KW": kw,
             "SW": geometry[1],
             "RUN": run if geometry[-1] == 1 else 1,
-            "SLIDE": int((*geometry[:2], *geometry[4:]) == (1, 1, 1, 1)),
-            "WIDTH": min(wide, 16 // edge.values.dtype.itemsize, edge.pitch),
+            "STAGED": int(_is_staged(source, window, wide, run)),
+            "WIDTH": wide,
             "AT_ONCE": at_once,
         },
         threads=128,
         weights=(padded, bias),
         channels=outputs,
     )
+
+
+def _is_staged(source: Any, window: Window | None, wide: int, run: int) -> bool:
+    """Whether kernels/depthwise.cu brings tiles into shared memory where all pixels are listed: what it says at STAGED,
+    two rows fit, and `run` pixels read no further than twice as many."""
+    pitch, _, _, kh, kw, sh, sw, _, _, *dilation = window_of(source, window)
+    itemsize = source.values.dtype.itemsize
+    weights = kh * kw * wide * max(4, itemsize)
+    two_rows = (sh + kh) * (15 * sw + kw + 1) * 16 * wide * itemsize
+    fits = pitch * itemsize % 16 == 0 and weights <= 288 and two_rows <= 45 << 10
+    return fits and dilation == [1, 1] and sh == sw and run in (4, 8) and kw <= (run + 1) * sw
 
 
 def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile: dict[str, int]) -> Head:
