@@ -89,16 +89,16 @@ class Thresholds:
         content = {"format": FORMAT, "version": VERSION, "threshold": dict(self.rules), **gate, **facts}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    def at(self, kind: str, names: Sequence[str], scale: float) -> tuple[float, bool]:
+    def at(self, kind: str | None, names: Sequence[str], scale: float) -> tuple[float, bool]:
         """(threshold, whether weighted) of a node of that kind; `names` are its paths, its values have the mean
-        magnitude `scale`."""
-        rule, by_path = self.rules[kind], None
+        magnitude `scale`. A node of no kind has what its path says, and else none."""
+        rule, by_path = self.rules[kind] if kind else 0.0, None
         for pattern, candidate in self.rules.items():
             if pattern in KINDS:
                 continue
             if pattern in names:
                 by_path = candidate
-            elif matches(pattern, names):
+            elif kind and matches(pattern, names):
                 rule = candidate
         rule = rule if by_path is None else by_path
         return _amount(rule, scale, names[0]), _is_weighted(rule)

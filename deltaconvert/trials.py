@@ -26,7 +26,7 @@ from deltaconvert.lower import Program
 from deltaconvert.measure import Difference
 from deltaconvert.metrics import Metric
 from deltaconvert.model import DeltaModel
-from deltaconvert.passes.place_thresholds import kind_of, shares
+from deltaconvert.passes.place_thresholds import kind_of, may_be_named, shares
 from deltaconvert.plan import Plan, plan
 from deltaconvert.replay import Replay
 from deltaconvert.sensitivity import gains
@@ -185,12 +185,8 @@ class Trials:
         middle; a site that no gradient leads to has that. The end is what `decode` makes of the outputs, or where that
         has no gradient the outputs; where these have none, every share is 1, those of gates and statistics a tenth."""
         graph, some = self._alone(), self.frames[:: max(1, len(self.frames) // 4)][:4]
-        names = [
-            node.name
-            for node in graph.graph.nodes
-            if "placed" in node.meta
-            and any(self._program.edges[node.name] is site.edge for site in self.sites)
-        ]  # whoever tries a few sites alone has taken the others out
+        edges = {id(site.edge) for site in self.sites}  # whoever tries a few alone has taken the others out
+        names = [node.name for node in _compared(graph) if id(self._program.edges[node.name]) in edges]
         found: list[float] = []
         for end in (self._end, list):
             with suppress(RuntimeError):  # of an operator without a gradient
@@ -305,7 +301,7 @@ class Trials:
 
     def _sites(self) -> list[Site]:
         """In the order of the graph; magnitudes are means over some frames of the clip."""
-        nodes = [node for node in self._program.plan.graph.graph.nodes if "placed" in node.meta]
+        nodes = _compared(self._program.plan.graph)
         sums = dict.fromkeys((node.name for node in nodes), 0.0)
         some = self.frames[:: max(1, len(self.frames) // 4)][:4]
         for frame in some:
@@ -334,6 +330,11 @@ class Trials:
     def _key(self, setting: Setting) -> str:
         text = json.dumps([[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()])
         return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _compared(graph: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that may have a threshold, in the order of the graph."""
+    return [node for node in graph.graph.nodes if node.meta.get("placed") or may_be_named(node)]
 
 
 def _threshold(site: Site, amounts: list[float], weighted: list[bool]) -> Any:

@@ -70,6 +70,34 @@ def test_the_budget_is_kept_and_work_is_saved(delta, method):
     assert "of 0.05" in str(found)
 
 
+def test_sums_of_residuals_have_the_thresholds_that_were_tried(backend, tmp_path):
+    """No rule for a kind means them, and no pattern; their paths do, in the model and in its file."""
+
+    class Residual(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + super().forward(x)
+
+    torch.manual_seed(3)
+    first, inner, last = (nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3))
+    net, frames = nn.Sequential(first, nn.ReLU(), Residual(inner), last).eval(), clip()
+    trials = Trials(deltaconvert.convert(net, frames[0]), [[x] for x in frames], relative_l2)
+    assert [site.names[-1] for site in trials.sites] == ["input_0", "1", "2.add"]
+    tried, exact = (trials(Setting((0.05, 0.0, share))) for share in (0.3, 0.0))
+    assert tried.work < exact.work and tried.loss > exact.loss
+
+    thresholds = trials.thresholds(Setting((0.05, 0.0, 0.3)))
+    model = deltaconvert.convert(net, frames[0], threshold=thresholds, backend=backend)
+    model.save(tmp_path / "net.delta")
+    for delta in (model, deltaconvert.load(tmp_path / "net.delta", backend=backend)):
+        work = []
+        for frame in frames:
+            delta(frame)
+            work.append(delta.stats().work)
+        assert sum(work[1:]) / 5 == pytest.approx(tried.work, rel=1e-3)
+    for rules in ({"input": 0.1, "activation": 0.3}, {"2.*": 0.3}, {"*": 0.3}):
+        assert deltaconvert.convert(net, frames[0], threshold=rules).thresholds.get("2.0", 0.0) == 0.0
+
+
 def test_allocation_beats_one_scale_for_all(delta):
     """One layer's changes hardly reach the output: it gets a high threshold, and the work sinks at the same loss."""
     net = network()

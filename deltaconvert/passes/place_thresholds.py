@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from deltaconvert.check import names_of, operator_of, sparsify
+from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.reach import Everything
 from deltaconvert.thresholds import WEIGHTED, Thresholds
@@ -22,7 +23,7 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
     for each channel. A frame's sparsify has meta["gate"] if there is one.
 
     Every sparsify compares, exactly at threshold 0. An activation, a gate or statistics compare where their threshold
-    is above 0; elsewhere a candidate is a change.
+    is above 0; so does a sum that ends a residual, where a rule names its path. Elsewhere a candidate is a change.
 
     before:  y = conv_relu(sparsify(x))
     after:   the same; sparsify with threshold=0.04 (input), conv_relu with threshold=0.1 (activation)
@@ -32,11 +33,13 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
     def place_thresholds(gm: fx.GraphModule) -> fx.GraphModule:
         for node in gm.graph.nodes:
             kind = kind_of(node)
-            if kind is None:
+            if kind is None and not may_be_named(node):
                 continue
             if not node.meta["dtype"].is_floating_point:  # two labels are equal or not
                 continue
             amount, weighted = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))
+            if kind is None and amount == 0:
+                continue
             if amount > 0 or node.target is sparsify:
                 node.meta["threshold"] = amount
             if weighted and amount > 0 and node.target is not sparsify:
@@ -62,6 +65,13 @@ def kind_of(node: fx.Node) -> str | None:
     if node.target is sparsify:
         return "input" if is_of_frame(node.args[0]) else "activation"
     return "activation" if operator is not None and operator.activation else None
+
+
+def may_be_named(node: fx.Node) -> bool:
+    """It has no kind, and a threshold by its path alone: where a chain ends without an activation, as the sum of a
+    residual. All that follows reads it, and it has few channels."""
+    chained = node.meta.get("delta") and isinstance(operator_of(node), Fused)
+    return bool(chained) and kind_of(node) is None and node.meta["dtype"].is_floating_point
 
 
 def is_of_frame(node: fx.Node) -> bool:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaconvert.backends.cpu.edges import Edge, listed
+from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.ops.base import Operator, pair
 from deltaconvert.ops.resample import AdaptivePool2d
@@ -45,12 +45,18 @@ class Lines(Step):
         self._read(self.inputs[0].rows, everything)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
-        self._read(self.inputs[0].rows, self.inputs[0].mask)
-        results = self._results.permute(0, 3, 1, 2)
+        source, size = self.inputs[0], self.edge.values.shape[2:]
+        self._read(source.rows, source.mask)
+        streams = source.mask.flatten(1).any(1).nonzero().view(-1)  # those that rest are as they were
+        results = self._results.index_select(0, streams).permute(0, 3, 1, 2)
         if self.operator.kind == "avg":
             results = results.double()  # there may be thousands of lines to add up
-        new = self._pool(results, pair(self.edge.values.shape[2:])).to(self._results.dtype)
-        self.edge.adopt(new, candidates, self.inputs)
+        new = self._pool(results, pair(size)).to(self._results.dtype).permute(0, 2, 3, 1)
+        plane = size.numel()
+        places = (streams.view(-1, 1) * plane + torch.arange(plane)).view(-1)
+        commit = Commit(self.edge, candidates)
+        commit.rows(places, new.reshape(len(places), -1))
+        commit.finish(candidates, None, len(places))
         return True
 
     def _read(self, rows: Tensor, mask: Tensor) -> None:
