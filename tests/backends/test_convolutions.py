@@ -10,7 +10,7 @@ from oracle import Call, assert_same_bits, check_operator
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import loops
+from deltaconvert.backends.cpu import chains, loops
 from deltaconvert.backends.cpu.chains import Stage
 from deltaconvert.reach import Window
 
@@ -125,6 +125,27 @@ def test_limits(out, threads):
     assert torch.equal(marks, moved) and moved.any() and not moved[pixels].all()
     torch.testing.assert_close(found[moved], rows[moved], rtol=1e-5, atol=1e-5)  # as above
     assert_same_bits(found[~moved], stored[~moved], "what did not move")
+
+
+@pytest.mark.parametrize("out", (32, 48, 40))
+def test_past_the_cache(monkeypatch, out):
+    window, x = Window(*WINDOWS[1], (13, 11), (13, 11)), torch.randn(2, 5, 13, 11)
+    chain, adds = (
+        chain_of([Stage(convolution(5, out, WINDOWS[1]), True, low=0.0)], window),
+        [torch.randn(286, out)],
+    )
+    for pixels, count in ((None, 286), (torch.arange(0, 286, 3), 96)):
+        found = []
+        for size, first in (
+            (1 << 30, 0),
+            (0, 0),
+            (0, 1),
+        ):  # a row that begins at the second float is in no whole line
+            monkeypatch.setattr(chains, "MORE_THAN_CACHE", size)
+            found.append(torch.zeros(286 * out + 1)[first:][: 286 * out].view(286, out))
+            chain.run(rows_of(x), pixels, count, adds, found[-1])
+        assert_same_bits(found[1], found[0], "past the cache")
+        assert_same_bits(found[2], found[0], "where no line is whole")
 
 
 def test_any_number_of_threads():

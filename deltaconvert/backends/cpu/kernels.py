@@ -19,12 +19,15 @@ from numba.extending import intrinsic
 from deltaconvert.backends.cpu.vectors import FLOAT, LANES, LONG, ROWS, Vectors, addresses, loop
 
 
-def product(vectors: int) -> Any:
+def product(vectors: int, *, past_the_cache: bool = False) -> Any:
     """numba intrinsic (table, taps, depth, weights, bias, outs, column, adds, low, high, slope), addresses all.
 
     table: int64 (taps, ROWS), of `depth` floats each; weights: (taps, depth, vectors * LANES); bias: (vectors * LANES).
     outs, adds: int64 (ROWS), of rows that are written, and added before the activation; adds may be 0. `column` bytes
     are added to those. Values below 0 are multiplied by `slope`, then all are limited to low .. high. NaN stays NaN.
+
+    What is added, and where the results go, is asked for before the sums: 256 -> 1024 with a skip takes 25 ms without
+    that, 23 with it (one Zen 3 core, 45x80). past_the_cache: results go to memory, `outs` and panels begin at vectors.
     """
     parts = [LONG(LANES * i) for i in range(vectors)]
 
@@ -78,12 +81,24 @@ def product(vectors: int) -> Any:
             factor = v.spread(slope)
             return [b.select(b.fcmp_ordered("<", s, v.zero()), b.fmul(s, factor), s) for s in sums]
 
+        def ask(table: Any, write: bool) -> None:
+            for row in addresses(b, table, LONG(0), ROWS):
+                v.prefetch(b.add(row, column), write=write)
+
+        def ask_adds(turn: Any, nothing: list[Any]) -> list[Any]:
+            ask(adds, False)
+            return nothing
+
+        loop(b, b.zext(b.icmp_unsigned("!=", adds, LONG(0)), LONG), [], ask_adds)
+        if not past_the_cache:
+            ask(outs, True)
         start = [v.load(bias, part) for part in parts]
         sums = loop(b, taps, start * ROWS, of_tap)
         sums = loop(b, b.zext(b.icmp_unsigned("!=", adds, LONG(0)), LONG), sums, of_adds)
         sums = loop(b, b.zext(b.fcmp_unordered("!=", slope, FLOAT(1)), LONG), sums, below)
+        store = v.store_past_the_cache if past_the_cache else v.store
         for value, place in zip(sums, places(outs, LONG(0)), strict=True):
-            v.store(v.limited(value, low, high), *place)
+            store(v.limited(value, low, high), *place)
 
     @intrinsic
     def kernel(context, table, taps, depth, weights, bias, outs, column, adds, low, high, slope):  # type: ignore[no-untyped-def]

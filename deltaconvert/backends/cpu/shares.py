@@ -21,15 +21,15 @@ from deltaconvert.backends.cpu.vectors import LANES, ROWS
 PIXELS, COUNT, STAGES, STAGE_TABLE, GROUP, SCRATCH, SCRATCH_BYTES, ROW_BYTES = range(8)
 INPUT, BY_PLACE, OUT, LIMITS, MARKS, ZEROS = range(8, 14)
 HEIGHT, BREADTH, OUT_HEIGHT, OUT_BREADTH, TAPS_Y, TAPS_X = range(14, 20)
-STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, DILATION_Y, DILATION_X = range(20, 26)
-JOB = 26
+STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, DILATION_Y, DILATION_X, PAST_THE_CACHE = range(20, 27)
+JOB = 27
 # Those of a stage, and of a panel of its weights.
 DEPTH, CHANNELS, PANELS, PANEL_TABLE, ADDS, ACTIVATION, BY_CHANNEL = range(7)
 STAGE = 7
 COLUMN, VECTORS, WEIGHTS, BIAS = range(4)
 PANEL = 4
 
-_wide, _slim = product(2), product(1)
+_wide, _slim, _past = product(2), product(1), product(2, past_the_cache=True)
 
 
 def _address(context: Any, address: Any) -> Any:
@@ -60,13 +60,23 @@ def floats(address: Any, count: Any) -> Any:
 
 @in_share
 def product_of(
-    stage: Any, panel: Any, taps: Any, depth: Any, block: Any, reads: Any, writes: Any, adds: Any
+    stage: Any,
+    panel: Any,
+    taps: Any,
+    depth: Any,
+    block: Any,
+    reads: Any,
+    writes: Any,
+    adds: Any,
+    past: Any,
 ) -> None:
     table, to = reads.ctypes.data, writes.ctypes.data + 8 * ROWS * block
     add = adds.ctypes.data + 8 * ROWS * block if stage[ADDS] else 0
     after = floats(stage[ACTIVATION], 3)
     weights, bias, column = panel[WEIGHTS], panel[BIAS], 4 * panel[COLUMN]
-    if panel[VECTORS] == 2:
+    if past:
+        _past(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+    elif panel[VECTORS] == 2:
         _wide(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
     else:
         _slim(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
@@ -219,7 +229,7 @@ def finish(
         stage = ints(job[STAGE_TABLE] + s * 8 * STAGE, STAGE)
         channels, last = stage[CHANNELS], s == job[STAGES] - 1
         kept = last and not job[LIMITS] and channels >= LANES and not stage[BY_CHANNEL]
-        rows = made + (s % 2) * len(adds) * step
+        rows, past = made + (s % 2) * len(adds) * step, kept and job[PAST_THE_CACHE] != 0
         if kept:
             rows_at(job[OUT], 4 * channels, outs, first, count, writes[: blocks * ROWS])
         else:
@@ -238,7 +248,9 @@ def finish(
                 pieces, depth = taps, stage[DEPTH]
                 if s == 0 and whole[block]:
                     pieces, depth = job[TAPS_Y], depth * job[TAPS_X]
-                product_of(stage, panel, pieces, depth, block, reads[block * taps * ROWS :], writes, adds)
+                product_of(
+                    stage, panel, pieces, depth, block, reads[block * taps * ROWS :], writes, adds, past
+                )
         if not last:
             reads[: blocks * ROWS] = writes[: blocks * ROWS]
         elif not kept:

@@ -102,7 +102,7 @@ def _make(job: Any, own: Any, line: Any, left: Any, found: Any, ring: Any, reads
     for p in range(stage[s.PANELS]):
         panel = ints(stage[s.PANEL_TABLE] + p * 8 * s.PANEL, s.PANEL)
         for block in range(blocks):
-            s.product_of(stage, panel, 1, stage[s.DEPTH], block, reads[block * ROWS :], writes, writes)
+            s.product_of(stage, panel, 1, stage[s.DEPTH], block, reads[block * ROWS :], writes, writes, False)
 
 
 @shared

@@ -34,6 +34,19 @@ class Vectors:
     def store(self, value: Any, address: Any, place: Any) -> None:
         self.builder.store(value, self._at(address, place), align=4)
 
+    def store_past_the_cache(self, value: Any, address: Any, place: Any) -> None:
+        """The lines of memory are not read first, and do not stay in the cache. The address is one of whole vectors."""
+        builder = self.builder
+        stored = builder.store(value, self._at(address, place), align=4 * self.width)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+
+    def prefetch(self, address: Any, *, write: bool) -> None:
+        """Have the line of memory at an address in the cache soon."""
+        b, word, byte = self.builder, ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        fetch = b.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
+        b.call(fetch, [b.inttoptr(address, byte), word(int(write)), word(3), word(1)])
+
     def spread(self, value: Any) -> Any:
         """One float in all places."""
         nothing = ir.Constant(self.kind, ir.Undefined)
