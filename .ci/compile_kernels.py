@@ -35,7 +35,7 @@ ARCHITECTURES = (
 ARCHITECTURE_OF_VARIANTS = "90a"
 VARIANTS = (
     ("TYPE=0",),
-    ("TYPE=2", "WHOLE=3"),
+    ("TYPE=2", "WHOLE=3", "STAGED=1", "RUN=4"),
     ("EXACT=1", "SPLIT=4"),
     ("TYPE=3", "SPLIT=4", "COMPARE=1"),
     ("TYPE=2", "PIECE=8", "TRANSPOSE=1", "STRIDE_H=2", "STRIDE_W=2", "UP_H=2", "UP_W=2"),
@@ -166,6 +166,7 @@ def main(arguments: list[str]) -> int:
     todo: list[tuple[str, tuple[str, ...]]] = [(arch, ()) for arch in compiler.architectures]
     if ARCHITECTURE_OF_VARIANTS.rstrip("a") in compiler.architectures:
         todo += [(ARCHITECTURE_OF_VARIANTS, macros) for macros in VARIANTS]
+    todo += [(compiler.architectures[0], ("TYPE=2",))]  # the oldest one lacks instructions for halves
     every = [(source, arch, macros) for source in sources for arch, macros in todo]
     with ThreadPoolExecutor(compiler.at_once) as pool:
         results = pool.map(lambda job: compiler.compile(*job), every)

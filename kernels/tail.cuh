@@ -49,7 +49,7 @@ struct __align__(WIDTH * sizeof(value)) Pack { value of[WIDTH]; };
 
 __device__ __forceinline__ Pack packed(const number (&values)[WIDTH]) {
     Pack pack;
-#if TYPE == 2
+#if TYPE == 2 && __CUDA_ARCH__ >= 800
 #pragma unroll
     for (int j = 0; j < WIDTH; j += 2)  // an instruction for two of them
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(((u32*)pack.of)[j / 2]) : "f"(values[j + 1]), "f"(values[j]));
