@@ -78,6 +78,7 @@ class Backend:
 
     def __init__(self, settled: Settled | None = None) -> None:
         self._scratch: dict[torch.dtype, Tensor] = {}
+        self._every = torch.arange(0)
         self._grid = lru_cache(maxsize=None)(Grid)
         self.orders: dict[Any, bytes] = {}  # see PackedConv
         self._settled: Settled = {} if settled is None else settled
@@ -140,6 +141,12 @@ class Backend:
         if dtype not in self._scratch or self._scratch[dtype].numel() < size:
             self._scratch[dtype] = torch.empty(size, dtype=dtype)
         return self._scratch[dtype][:size].view(tuple(shape))
+
+    def every(self, count: int) -> Tensor:
+        """int64, the list of so many pixels: all of a map. Not to be written to."""
+        if len(self._every) < count:
+            self._every = torch.arange(count)
+        return self._every[:count]
 
     def grid(self, *geometry: Any) -> Grid:
         return self._grid(*geometry)

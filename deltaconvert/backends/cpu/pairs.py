@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,9 +53,9 @@ class Pairs(Chained):
         return Chain([stage], window, self._scratch)  # type: ignore[arg-type]
 
     def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
-        edge = self.edge
-        wanted = torch.arange(count) if pixels is None else pixels
-        made = torch.arange(len(self.inputs[0].rows)) if pixels is None else listed(self._read(candidates))
+        edge, every = self.edge, self.backend.every
+        wanted = every(count) if pixels is None else pixels
+        made = every(len(self.inputs[0].rows)) if pixels is None else listed(self._read(candidates))
 
         def compute(**keep: Any) -> None:
             for band, between, first in self._bands(made, wanted):
@@ -78,7 +79,7 @@ class Pairs(Chained):
         (in_height, width), (height, out_width) = self._window.in_size, self._window.out_size
         stride, padding = self._window.stride[0], self._window.padding[0]
         between = self.backend.scratch((self._lines * width, self._channels), torch.float32)
-        at, start, done = 0, 0, 0
+        moved, at, start, done = between.numpy(), 0, 0, 0  # torch would wake its threads to move two lines
         while at < len(wanted):
             stream, y = divmod(int(wanted[at]) // out_width, height)
             end = min(y + (self._lines - self._high) // stride + 1, height)
@@ -88,7 +89,7 @@ class Pairs(Chained):
             )
             first, last = ((stream * in_height + line) * width for line in (top, bottom))
             if first < done:
-                between[: done - first] = between[first - start : done - start]
+                moved[: done - first] = moved[first - start : done - start]
             needed = made[_place(made, max(first, done)) : _place(made, last)]
             self._first.run(self.inputs[0].rows, needed, len(needed), [], between, out_from=first)
             start, done = first, last
@@ -99,4 +100,4 @@ class Pairs(Chained):
 
 def _place(pixels: Tensor, pixel: int) -> int:
     """Where in a list in order it stands, or would."""
-    return int(torch.searchsorted(pixels, pixel))
+    return int(np.searchsorted(pixels.numpy(), pixel))
