@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import threading
 import time
@@ -45,7 +46,8 @@ from deltaconvert.trials import Outcome, Setting, Trials  # noqa: E402
 
 UNIFORM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 WAYS = ("ours", "paper")
-ROUNDS = 4  # of allocation
+ROUNDS = 12  # of allocation
+SPENDING = 4  # tries of a common scale, at the end
 CHANCES = 3  # draws of noise of one grey level that tell what a score's chance is
 DRAWS = 8  # of noise of one grey level, for what the dense network is sure of
 SCORERS = 6  # processes
@@ -123,7 +125,7 @@ class Run:
             streams=task.streams if self.device.type == "cuda" else 1,
             replay=not options.eager,
         )
-        everywhere = Setting((1.0,) * len(trials.sites))
+        everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
         self.test = self._inputs(task.test)
         self.dense = self._dense(0)
         self.sure = self.dense
@@ -176,38 +178,40 @@ class Run:
         todo = [key for key in budgets if f"{key[0]} {key[1]:g}" not in self.kept["settings"]]
         if not todo:
             return
-        begin, together = time.time(), Together(trials, len(todo))
-        searches = {key: Search(together, budgets[key]) for key in todo}  # type: ignore[arg-type]
-        until = time.monotonic() + self.options.search_seconds
-        kept = self.kept["settings"].items()
-        others = [self._setting(found) for name, found in kept if name.startswith("ours")]
-        for (way, _), search in searches.items():
-            if way == "ours":
-                search.look_at = _until(until, search.look_at, trials.at_once)  # type: ignore[method-assign]
+        begin, tried = time.time(), dict[Setting, Outcome]()
+        papers = [key for key in todo if key[0] == "paper"]
+        ours = sorted((key for key in todo if key[0] == "ours"), key=lambda key: abs(math.log(key[1])))
+        together = Together(trials, len(papers) + bool(ours))
 
-        def run(way: str, search: Search) -> Setting:
+        def paper(key: tuple[str, float]) -> Setting:
             with together.leaving():
-                if way == "paper":
-                    return search.front_to_back()
-                with suppress(TimeoutError):
-                    search.allocate(GATES, ROUNDS, others)
-                return Setting(())  # the best of all searches follows
+                return Search(together, budgets[key]).front_to_back()  # type: ignore[arg-type]
+
+        def ourselves() -> None:
+            with together.leaving():
+                self._allocate(together, [budgets[key] for key in ours], tried)
 
         with ThreadPoolExecutor(len(todo)) as pool:
-            running = {key: pool.submit(run, key[0], search) for key, search in searches.items()}
+            running = {key: pool.submit(paper, key) for key in papers}
+            if ours:
+                pool.submit(ourselves).result()
             found = {key: future.result() for key, future in running.items()}
-        tried = {
-            s: o for (way, _), search in searches.items() if way == "ours" for s, o in search.tried.items()
-        }
+        together.searches = len(ours)
+
+        def spent(key: tuple[str, float]) -> Setting:
+            with together.leaving():
+                search = Search(together, budgets[key])  # type: ignore[arg-type]
+                search.tried = dict(tried)
+                return search.spent(SPENDING)
+
+        if ours:
+            with ThreadPoolExecutor(len(ours)) as pool:
+                found |= zip(ours, pool.map(spent, ours), strict=True)
         chosen = {}
         for (way, times), setting in found.items():
-            search = searches[way, times]
-            if way == "ours":  # what a search to one budget tried counts for all
-                search = Search(trials, budgets[way, times])
-                search.tried = dict(tried)
-                setting = search.spent()
             chosen[f"{way} {times:g}"] = setting
-            self._keep(f"{way} {times:g}", setting, search, trials, time.time() - begin)
+            count = len(tried) if way == "ours" else 0
+            self._keep(f"{way} {times:g}", setting, budgets[way, times], count, trials, time.time() - begin)
         for name, outcome in self._afresh(trials, chosen):
             self.kept["settings"][name]["afresh"] = vars(outcome)
             print(
@@ -218,6 +222,25 @@ class Run:
             rows = [[s.shares, s.weighted, s.gate.to_json(), vars(o)] for s, o in tried.items()]
             (self.folder / f"{self.task.name}_tried.json").write_text(json.dumps(rows))
 
+    def _allocate(self, together: Together, budgets: Sequence[float], tried: dict[Setting, Outcome]) -> None:
+        """The first budget gets half of the time; what was found for it is where the others begin. What a search to one
+        budget tried counts for all."""
+        start, begin = time.monotonic(), list[Setting]()
+        kept = self.kept["settings"].items()
+        others = [self._setting(found) for name, found in kept if name.startswith("ours")]
+        for place, budget in enumerate(budgets):
+            search = Search(together, budget)  # type: ignore[arg-type]
+            search.tried = tried
+            part = 0.5 + 0.5 * place / max(len(budgets) - 1, 1) if len(budgets) > 1 else 1.0
+            until = start + self.options.search_seconds * part
+            search.look_at = _until(until, search.look_at, 2 * together.at_once)  # type: ignore[method-assign]
+            with suppress(TimeoutError):
+                if place:
+                    search.continued(begin, GATES, ROUNDS)
+                else:
+                    search.allocate(GATES, ROUNDS, others)
+            begin = [least(tried, budget)]
+
     def _afresh(self, trials: Trials, chosen: dict[str, Setting]) -> Iterator[tuple[str, Outcome]]:
         """What is reported has been played frame by frame; trials may have been replayed, or kept from another run."""
         names = list(chosen)
@@ -225,15 +248,17 @@ class Run:
             some = names[first : first + trials.streams]
             yield from zip(some, trials.afresh([chosen[name] for name in some]), strict=True)
 
-    def _keep(self, name: str, setting: Setting, search: Search, trials: Trials, seconds: float) -> None:
+    def _keep(
+        self, name: str, setting: Setting, budget: float, count: int, trials: Trials, seconds: float
+    ) -> None:
         outcome = trials(setting)
         kept = {
             "shares": list(setting.shares),
             "weighted": setting.weighted,
             "gate": setting.gate.to_json(),
-            "trials": len(search.tried),
+            "trials": count,  # of calibrate, for all of its budgets
             "seconds": seconds,  # of all ways together
-            "budget": search.budget,
+            "budget": budget,
             **vars(outcome),
         }
         self.kept["settings"][name] = kept
@@ -241,7 +266,7 @@ class Run:
         trials.thresholds(setting).write(
             self.folder / f"{self.task.name}_{name.replace(' ', '_')}.json", found=kept
         )
-        told = f"loss {outcome.loss:.4g} of {search.budget:.4g}, work {outcome.work:.4f}, {kept['gate']}"
+        told = f"loss {outcome.loss:.4g} of {budget:.4g}, work {outcome.work:.4f}, {kept['gate']}"
         print(f"{self.task.name} {name}: {seconds:.0f} s, {told}", flush=True)
 
     def _play(self, trials: Trials, settings: dict[tuple[str, float], Setting]) -> None:
@@ -342,18 +367,24 @@ class Run:
         self.out.write_text(json.dumps(self.kept, indent=1) + "\n")
 
 
-def _until(end: float, look: Callable[[Sequence[Setting]], list[Outcome]], at_once: int) -> Any:
+def _until(end: float, look: Callable[[Sequence[Setting]], list[Outcome]], part: int) -> Any:
     """`look`, a part at a time, until it is too late."""
 
     def look_at(settings: Sequence[Setting]) -> list[Outcome]:
         found: list[Outcome] = []
-        for first in range(0, len(settings), at_once):
+        for first in range(0, len(settings), part):
             if time.monotonic() > end:
                 raise TimeoutError
-            found += look(settings[first : first + at_once])
+            found += look(settings[first : first + part])
         return found
 
     return look_at
+
+
+def least(tried: dict[Setting, Outcome], budget: float) -> Setting:
+    """The least work within a budget; of none within it the least loss."""
+    within = {setting: outcome.work for setting, outcome in tried.items() if outcome.loss <= budget}
+    return min(within or tried, key=lambda setting: within.get(setting, tried[setting].loss))
 
 
 class Together:
@@ -361,8 +392,8 @@ class Together:
     a time are tried, of those first that want to know the fewest."""
 
     def __init__(self, trials: Trials, searches: int):
-        self._trials, self._searches = trials, searches
-        self.sites, self.at_once = trials.sites, max(1, trials.at_once // len(WAYS))
+        self._trials, self.searches = trials, searches
+        self.sites, self.at_once = trials.sites, trials.at_once
         shares = trials.alike()
         self.alike = lambda: shares
         self._known: dict[Setting, Outcome] = {}
@@ -388,11 +419,11 @@ class Together:
             yield
         finally:
             with self._turn:
-                self._searches -= 1
+                self.searches -= 1
                 self._try_while_all_wait()
 
     def _try_while_all_wait(self) -> None:
-        while self._asked and len(self._asked) == self._searches and self._error is None:
+        while self._asked and len(self._asked) == self.searches and self._error is None:
             lists = sorted(self._asked, key=len)
             wanted = list(dict.fromkeys(setting for settings in lists for setting in settings))
             wanted = wanted[: self._trials.at_once]

@@ -15,6 +15,7 @@ INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
 STARTS = (0.0125, 0.05, 0.2)  # of the magnitude at the middle one of the layers that are all alike
 CANDIDATES = 4  # of these that are looked at closer
 TRIES = 4  # of a common scale
+AHEAD = 3  # rungs of front_to_back
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
 STEP = 4.0  # by which one threshold is raised and lowered to see what it does; its root after a round that gave little
 LITTLE = 0.02  # of the work
@@ -80,10 +81,12 @@ class Search:
 
     def front_to_back(self) -> Setting:
         """The paper's: each threshold in turn as high as it can be for its layer's share of the budget. The input's
-        changes take three pixels around them along, for which its threshold may be higher."""
+        changes take three pixels around them along, for which its threshold may be higher. Convolutions without an
+        activation have none."""
         setting = replace(self.exact(), gate=Gate(dilate=3))
-        share = self.budget / len(setting.shares)
-        for place in range(len(setting.shares)):
+        places = [place for place, site in enumerate(self.trials.sites) if site.kind != "linear"]
+        share = self.budget / len(places)
+        for place in places:
             spent, raised = self.look(setting).loss, [setting.at(place, rung) for rung in RUNGS]
             for outcome, candidate in zip(self._one_after_the_other(raised), raised, strict=False):
                 if outcome.loss > spent + share:
@@ -92,9 +95,10 @@ class Search:
         return setting
 
     def _one_after_the_other(self, settings: Sequence[Setting]) -> Iterator[Outcome]:
-        """Their outcomes; as many as run at a time are tried ahead."""
-        for first in range(0, len(settings), self.trials.at_once):
-            yield from self.look_at(settings[first : first + self.trials.at_once])
+        """Their outcomes; some are tried ahead, side by side."""
+        ahead = min(AHEAD, self.trials.at_once)
+        for first in range(0, len(settings), ahead):
+            yield from self.look_at(settings[first : first + ahead])
 
     def allocate(self, gates: Sequence[Gate], rounds: int, begin: Sequence[Setting] = ()) -> Setting:
         """The input and the layers together, with the layers all alike in what they do to the end and as the paper has
@@ -102,20 +106,45 @@ class Search:
         that is one of its beginnings. Others are in `begin`: what was found for another budget, of which each is
         followed by itself."""
         shares = self.trials.alike()
-        alike = [Setting(shares, gate=gate).times(start) for gate in gates for start in STARTS]
-        found = self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in alike])[:CANDIDATES]
-        found = self.scaled(found, TRIES, but=self._layers, start=math.sqrt(2))
+        found = self._starts([Setting(shares, gate=gate) for gate in gates])
         paper = self.front_to_back()
-        found += [paper] + [self._with_input_of(setting, paper) for setting in found]
+        found += [paper] + [self._with_input_of(setting, self._filled(paper, shares)) for setting in found]
         found += [replace(setting, weighted=True) for setting in found]
         leading = [min(self.scaled(found, TRIES, but=self.inputs), key=self._rank)]
         leading += self.scaled(begin, TRIES, start=2.0)
         self.settled(leading, gates, rounds)
         return self.spent()
 
-    def spent(self) -> Setting:
+    def _starts(self, alike: Sequence[Setting]) -> list[Setting]:
+        """For layers that are all alike, one of `alike` for each gate: the best gates and inputs with the layers at one
+        height, then these with the layers at others."""
+        middle = self._with_inputs([setting.times(STARTS[1]) for setting in alike])
+        gates = {setting.gate for setting in middle}
+        settings = [setting.times(start) for setting in alike if setting.gate in gates for start in STARTS]
+        return self.scaled(self._with_inputs(settings), TRIES, but=self._layers, start=math.sqrt(2))
+
+    def _with_inputs(self, settings: Sequence[Setting]) -> list[Setting]:
+        """The best of these, each with the input's threshold that spends the budget."""
+        return self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in settings])[:CANDIDATES]
+
+    def _filled(self, setting: Setting, shares: Sequence[float]) -> Setting:
+        """Sites without a threshold get one by `shares`, as high among these as the middle one of the others is: what is
+        zero no factor raises."""
+        ratios = sorted(mine / other for mine, other in zip(setting.shares, shares, strict=True) if mine)
+        if not ratios:
+            return setting
+        ratio = ratios[len(ratios) // 2]
+        pairs = zip(setting.shares, shares, strict=True)
+        return replace(setting, shares=tuple(mine or other * ratio for mine, other in pairs))
+
+    def continued(self, begin: Sequence[Setting], gates: Sequence[Gate], rounds: int) -> Setting:
+        """From what was found for another budget to this one."""
+        self.settled(self.scaled(begin, TRIES, start=math.sqrt(2)), gates, rounds)
+        return self.spent()
+
+    def spent(self, tries: int = 2 * TRIES) -> Setting:
         """The best so far, scaled as a whole to what is left of the budget."""
-        self.scaled([self.best()], 2 * TRIES, start=1.2)
+        self.scaled([self.best()], tries, start=1.2)
         return self.best()
 
     def settled(self, leading: list[Setting], gates: Sequence[Gate], rounds: int) -> None:

@@ -25,7 +25,7 @@ from deltaconvert.gate import Gate
 Rule = float | str
 FORMAT, VERSION = "deltaconvert-thresholds", 1
 WEIGHTED = "weighted"
-KINDS = ("input", "activation", "gate", "statistics")
+KINDS = ("input", "activation", "linear", "gate", "statistics")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Thresholds:
     """Rules by kind of node (KINDS) and by the path of a node or a pattern of paths.
 
     input: the frames themselves. activation: activations, and maps that come back from a dense island.
+    linear: convolutions that no activation follows: depthwise ones before their products, projections of residuals. The
+    paper truncates at activations alone; here what grew around a change can stop before the next layer, which is often
+    the larger one.
     gate: a 1x1 map that scales a larger one; when it moves, its whole map is recomputed.
     statistics: the means and deviations of group and instance norms, in the units of the map that they normalise; a
     percentage is one of their mean deviation. When one moves, the whole map is recomputed.
@@ -63,7 +66,7 @@ class Thresholds:
             rules = {kind: 0.0 for kind in KINDS} | dict(value)
         else:
             small = "1%" if _amount(value, 1.0) > 0 else 0.0
-            rules = {"input": value, "activation": value, "gate": small, "statistics": small}
+            rules = {kind: 0.0 for kind in KINDS} | {"input": value, "activation": value, "gate": small, "statistics": small}
         for name, rule in rules.items():
             if not isinstance(name, str):
                 raise InputError(f"{name!r} names no node: rules go by kind, path or pattern")

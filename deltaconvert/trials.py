@@ -30,7 +30,7 @@ from deltaconvert.passes.place_thresholds import kind_of, may_be_named, shares
 from deltaconvert.plan import Plan, plan
 from deltaconvert.replay import Replay
 from deltaconvert.sensitivity import gains
-from deltaconvert.thresholds import WEIGHTED, Rule, Thresholds, as_rule
+from deltaconvert.thresholds import KINDS, WEIGHTED, Rule, Thresholds, as_rule
 
 Decode = Callable[[Any], Any]
 FARTHEST = 64.0  # between a share of `alike` and the middle one
@@ -169,7 +169,7 @@ class Trials:
         """The rules that convert takes. Nodes that only other sizes have go by the middle share of their kind."""
         rules: dict[str, Rule] = {}
         word = f" {WEIGHTED}" if setting.weighted else ""
-        for kind in ("input", "activation", "gate", "statistics"):
+        for kind in KINDS:
             found = sorted(
                 share for site, share in zip(self.sites, setting.shares, strict=True) if site.kind == kind
             )
@@ -196,7 +196,7 @@ class Trials:
         alike = [1 / (site.scale * gain) if site.scale * gain > 0 else math.nan for site, gain in pairs]
         known = sorted(share for share in alike if math.isfinite(share))
         if not known:
-            return tuple(1.0 if site.kind in ("input", "activation") else 0.1 for site in self.sites)
+            return tuple(0.1 if site.kind in ("gate", "statistics") else 1.0 for site in self.sites)
         middle = known[len(known) // 2]
         return tuple(
             min(max(share / middle, 1 / FARTHEST), FARTHEST) if math.isfinite(share) else 1.0

@@ -22,8 +22,9 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
     which amount the rules gave to which names. A weighted threshold has meta["shares"], (C): what it is multiplied with
     for each channel. A frame's sparsify has meta["gate"] if there is one.
 
-    Every sparsify compares, exactly at threshold 0. An activation, a gate or statistics compare where their threshold
-    is above 0; so does a sum that ends a residual, where a rule names its path. Elsewhere a candidate is a change.
+    Every sparsify compares, exactly at threshold 0. An activation, a gate, statistics or a convolution without an
+    activation (linear) compare where their threshold is above 0; so does a chain that ends otherwise, where a rule names
+    its path. Elsewhere a candidate is a change.
 
     before:  y = conv_relu(sparsify(x))
     after:   the same; sparsify with threshold=0.04 (input), conv_relu with threshold=0.1 (activation)
@@ -64,12 +65,21 @@ def kind_of(node: fx.Node) -> str | None:
         return "gate"
     if node.target is sparsify:
         return "input" if is_of_frame(node.args[0]) else "activation"
-    return "activation" if operator is not None and operator.activation else None
+    if operator is None:
+        return None
+    if operator.activation:
+        return "activation"
+    return "linear" if operator.gains() is not None and _is_read(node) else None
+
+
+def _is_read(node: fx.Node) -> bool:
+    """By a node that computes with deltas; the outputs of the network have no threshold."""
+    return any(user.meta.get("delta") for user in node.users)
 
 
 def may_be_named(node: fx.Node) -> bool:
-    """It has no kind, and a threshold by its path alone: where a chain ends without an activation, as the sum of a
-    residual. All that follows reads it, and it has few channels."""
+    """It has no kind, and a threshold by its path alone: a chain that neither begins with a convolution nor ends with an
+    activation, as sums of products do."""
     chained = node.meta.get("delta") and isinstance(operator_of(node), Fused)
     return bool(chained) and kind_of(node) is None and node.meta["dtype"].is_floating_point
 
