@@ -43,6 +43,30 @@ def test_weighted_thresholds_follow_the_next_layer(backend):
         assert_close(edge.values, stored, f"frame {t}")
 
 
+@pytest.mark.parametrize("rule", [0.3, "0.3 weighted"])
+def test_convolutions_without_an_activation_compare(backend, rule):
+    """A depthwise one before its product, and a projection; the last one, whose output is the network's, never does."""
+    torch.manual_seed(5)
+    deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    layers = [nn.Conv2d(3, 8, 1), nn.ReLU(), deep, nn.Conv2d(8, 40, 1), nn.Conv2d(40, 5, 1)]
+    net = nn.Sequential(*layers).eval().double().to(torch.get_default_device())
+    video = scripted_video((2, 3, 13, 18))
+    model = deltaconvert.convert(net, video[0], threshold={"linear": rule}, backend=backend)
+    rules = model.thresholds
+    assert {path: amount for path, amount in model.thresholds.items() if amount} == {"2": 0.3, "3": 0.3}
+    amounts = [e.threshold for e in edges(model).values() if e.threshold is not None][-2:]
+    stored = [torch.full((2, c, 13, 18), float("nan"), dtype=torch.float64) for c in (8, 40)]
+    for t, frame in enumerate(video):
+        found, wanted = model(frame), net[1](net[0](frame))
+        for place, (amount, path) in enumerate(zip(amounts, "23", strict=True)):
+            limit = amount.view(-1, 1, 1) if isinstance(amount, torch.Tensor) else amount
+            fresh = net[2 + place](wanted)
+            moved = ~((fresh - stored[place]).abs() <= limit).all(1, keepdim=True)
+            wanted = stored[place] = torch.where(moved, fresh, stored[place])
+            assert torch.equal(model.masks()[path], moved), f"{path}, frame {t}"
+        assert_close(found, net[4](wanted), f"frame {t}")
+
+
 def test_weighted_rules_are_kept(tmp_path):
     frame = torch.rand(1, 3, 8, 8, dtype=torch.float64)
     model = deltaconvert.convert(network(), frame, threshold={"activation": "50% weighted"})
