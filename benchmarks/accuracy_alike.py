@@ -1,7 +1,8 @@
 """Where calibrate begins, on calibration frames: python benchmarks/accuracy_alike.py --tasks juggle,highway --out FILE
 
 All layers by one number: as a share of each map's magnitude (`magnitude`), and so that what is dropped comes to the
-same error at the end of the network (`end`, Trials.alike). The same gate and input threshold for both; no test frame.
+same error at the end of the network (`end`, Trials.alike), both without thresholds at convolutions that no activation
+follows, and with ones twice as high there (`linear`). The same gate and input threshold for all; no test frame.
 """
 
 from __future__ import annotations
@@ -33,29 +34,36 @@ def main() -> None:
     )
     parser.add_argument("--tasks", default="juggle,highway,bottle,upscale")
     parser.add_argument("--calibration", type=int, default=24)
+    parser.add_argument("--ways", default="magnitude,end,linear")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in options.tasks.split(","):
         with torch.no_grad():
-            kept[name] = measured(name, options.calibration)
+            kept[name] = measured(name, options)
         options.out.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def measured(name: str, calibration: int) -> dict[str, object]:
-    task = TASKS[name](calibration, 1)
+def measured(name: str, options: argparse.Namespace) -> dict[str, object]:
+    task = TASKS[name](options.calibration, 1)
     task.network.eval()
     pictures = task.frames(task.calibration)
     clip = [[task.prepare(picture.permute(2, 0, 1)[None].float()).contiguous()] for picture in pictures]
     delta = deltaconvert.convert(task.network, *clip[0], backend="reference")
     trials = Trials(delta, clip, task.metric, decode=task.features, guide=task.guide or task.metric)
     begin = time.time()
-    ways = {"magnitude": (1.0,) * len(trials.sites), "end": trials.alike()}
+    alike = trials.alike()
+    plain = [float(site.kind != "linear") for site in trials.sites]
+    ways = {
+        "magnitude": plain,
+        "end": [share * kept for share, kept in zip(alike, plain, strict=True)],
+        "linear": [share * (2 - kept) for share, kept in zip(alike, plain, strict=True)],
+    }
     found = {"frames": len(clip), "seconds_of_gradients": time.time() - begin, **environment()}
-    for way, shares in ways.items():
+    for way in options.ways.split(","):
         found[way] = []
         for scale in SCALES:
-            setting = Setting(shares, gate=GATE).times(scale)
+            setting = Setting(tuple(ways[way]), gate=GATE).times(scale)
             for place, site in enumerate(trials.sites):
                 setting = setting.at(place, INPUT) if site.kind == "input" else setting
             outcome = trials(setting)

@@ -16,6 +16,7 @@ STARTS = (0.0125, 0.05, 0.2)  # of the magnitude at the middle one of the layers
 CANDIDATES = 4  # of these that are looked at closer
 TRIES = 4  # of a common scale
 AHEAD = 3  # rungs of front_to_back
+FIRST = 2  # rounds before the paper's layers come in
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
 STEP = 4.0  # by which one threshold is raised and lowered to see what it does; its root after a round that gave little
 LITTLE = 0.02  # of the work
@@ -106,14 +107,20 @@ class Search:
         that is one of its beginnings. Others are in `begin`: what was found for another budget, of which each is
         followed by itself."""
         shares = self.trials.alike()
-        found = self._starts([Setting(shares, gate=gate) for gate in gates])
+        starts = self._starts([Setting(shares, gate=gate) for gate in gates])
+        leading = [self._leading(starts)]
+        self.settled(leading, gates, min(rounds, FIRST))
         paper = self.front_to_back()
-        found += [paper] + [self._with_input_of(setting, self._filled(paper, shares)) for setting in found]
-        found += [replace(setting, weighted=True) for setting in found]
-        leading = [min(self.scaled(found, TRIES, but=self.inputs), key=self._rank)]
+        others = [self._with_input_of(setting, self._filled(paper, shares)) for setting in (*leading, *starts)]
+        leading = [min(leading[0], self._leading([paper, *others]), key=self._rank)]
         leading += self.scaled(begin, TRIES, start=2.0)
         self.settled(leading, gates, rounds)
         return self.spent()
+
+    def _leading(self, settings: Sequence[Setting]) -> Setting:
+        """The best of these with a common scale for the layers, each also weighted by channels."""
+        both = [*settings, *(replace(setting, weighted=True) for setting in settings)]
+        return min(self.scaled(both, TRIES, but=self.inputs), key=self._rank)
 
     def _starts(self, alike: Sequence[Setting]) -> list[Setting]:
         """For layers that are all alike, one of `alike` for each gate: the best gates and inputs with the layers at one
@@ -156,7 +163,7 @@ class Search:
                 best = min((setting, *moved), key=self._rank)
                 if self.look(best).work > (1 - LITTLE) * self.look(setting).work:
                     steps[place] = math.sqrt(steps[place])
-                leading[place] = self.regated(best, gates) if number % 3 == 0 else best
+                leading[place] = self.regated(best, gates) if number % 3 == 2 else best
 
     def regated(self, setting: Setting, gates: Sequence[Gate]) -> Setting:
         """With the gate and the input's threshold that suit its layers best."""
