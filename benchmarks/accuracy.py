@@ -103,8 +103,8 @@ class Run:
         self.folder, self.device = options.out, torch.device(options.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.out = self.folder / f"{task.name}.json"
-        fresh = {**environment(), "rows": [], "settings": {}}
-        self.kept = json.loads(self.out.read_text()) if self.out.exists() else fresh
+        before = json.loads(self.out.read_text()) if self.out.exists() else {"rows": [], "settings": {}}
+        self.kept = before | environment()
         self.kept.setdefault("gpu", torch.cuda.get_device_name() if self.device.type == "cuda" else None)
         half = self.device.type == "cuda" and not task.precise and not options.single
         self.type = torch.float16 if half else torch.float32

@@ -254,7 +254,7 @@ def pets(calibration: int, test: int) -> Task:
         lambda n: torch.tensor(rows.get(n, [])).view(-1, 6),
         "AP against the reference boxes",
         0.1,
-        24,
+        16,
     )
 
 
@@ -446,7 +446,7 @@ def bottle(calibration: int, test: int) -> Task:
         truth="frames with the dense network's class, of those where it is sure",
         accepted=0.005,
         features=lambda output: output.float(),
-        streams=60,
+        streams=24,
         spent=0.05,
         metric=among_the_first,
     )

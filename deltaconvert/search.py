@@ -15,7 +15,6 @@ INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
 STARTS = (0.0125, 0.05, 0.2)  # of the magnitude at the middle one of the layers that are all alike
 CANDIDATES = 4  # of these that are looked at closer
 TRIES = 4  # of a common scale
-AHEAD = 3  # rungs of front_to_back
 FIRST = 2  # rounds before the paper's layers come in
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
 STEP = 4.0  # by which one threshold is raised and lowered to see what it does; its root after a round that gave little
@@ -96,10 +95,9 @@ class Search:
         return setting
 
     def _one_after_the_other(self, settings: Sequence[Setting]) -> Iterator[Outcome]:
-        """Their outcomes; some are tried ahead, side by side."""
-        ahead = min(AHEAD, self.trials.at_once)
-        for first in range(0, len(settings), ahead):
-            yield from self.look_at(settings[first : first + ahead])
+        """Their outcomes; as many as run at a time are tried ahead."""
+        for first in range(0, len(settings), self.trials.at_once):
+            yield from self.look_at(settings[first : first + self.trials.at_once])
 
     def allocate(self, gates: Sequence[Gate], rounds: int, begin: Sequence[Setting] = ()) -> Setting:
         """The input and the layers together, with the layers all alike in what they do to the end and as the paper has
