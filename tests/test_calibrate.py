@@ -163,6 +163,22 @@ def test_it_is_never_worse_than_the_papers(delta):
         assert search.look(search.allocate([Gate()], rounds=0)).work <= paper.work
 
 
+def test_convolutions_without_an_activation_stop_what_grew():
+    """A depthwise convolution before a product has a threshold of its own; the paper's way leaves it out."""
+    torch.manual_seed(3)
+    deep = nn.Conv2d(8, 8, 5, padding=2, groups=8)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), deep, nn.Conv2d(8, 32, 1), nn.ReLU(), nn.Conv2d(32, 2, 1)]
+    frames = [[x] for x in clip()]
+    trials = Trials(deltaconvert.convert(nn.Sequential(*layers).eval(), frames[0][0]), frames, relative_l2)
+    search = Search(trials, 0.05)
+    assert [site.kind for site in trials.sites] == ["input", "activation", "linear", "activation"]
+    paper = search.front_to_back()
+    assert paper.shares[2] == 0 < min(paper.shares[1], paper.shares[3])
+    found = search.allocate([Gate(), Gate(smooth=3)], rounds=1)
+    assert found.shares[2] > 0
+    assert search.look(found).work < min(search.look(found.at(2, 0.0)).work, search.look(paper).work)
+
+
 def test_thresholds_that_cost_more_time_than_they_save_are_left_out(delta):
     """A clock that charges a tenth of a frame for each threshold, and one that charges nothing."""
     search = Search(Trials(delta, [[x] for x in clip()], relative_l2), 0.05)
