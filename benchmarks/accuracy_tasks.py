@@ -254,7 +254,7 @@ def pets(calibration: int, test: int) -> Task:
         lambda n: torch.tensor(rows.get(n, [])).view(-1, 6),
         "AP against the reference boxes",
         0.1,
-        16,
+        12,
     )
 
 

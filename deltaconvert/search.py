@@ -109,7 +109,9 @@ class Search:
         leading = [self._leading(starts)]
         self.settled(leading, gates, min(rounds, FIRST))
         paper = self.front_to_back()
-        others = [self._with_input_of(setting, self._filled(paper, shares)) for setting in (*leading, *starts)]
+        others = [
+            self._with_input_of(setting, self._filled(paper, shares)) for setting in (*leading, *starts)
+        ]
         leading = [min(leading[0], self._leading([paper, *others]), key=self._rank)]
         leading += self.scaled(begin, TRIES, start=2.0)
         self.settled(leading, gates, rounds)

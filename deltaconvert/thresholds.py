@@ -66,7 +66,12 @@ class Thresholds:
             rules = {kind: 0.0 for kind in KINDS} | dict(value)
         else:
             small = "1%" if _amount(value, 1.0) > 0 else 0.0
-            rules = {kind: 0.0 for kind in KINDS} | {"input": value, "activation": value, "gate": small, "statistics": small}
+            rules = {kind: 0.0 for kind in KINDS} | {
+                "input": value,
+                "activation": value,
+                "gate": small,
+                "statistics": small,
+            }
         for name, rule in rules.items():
             if not isinstance(name, str):
                 raise InputError(f"{name!r} names no node: rules go by kind, path or pattern")

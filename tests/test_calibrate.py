@@ -144,7 +144,9 @@ def test_layers_alike_without_a_gradient(delta):
     labels = Trials(delta, frames, relative_l2, decode=lambda out: out.argmax(1))
     assert labels.alike() == Trials(delta, frames, relative_l2).alike() != (1.0,) * 3
     without = deltaconvert.convert(Labels(*network()).eval(), frames[0][0])
-    assert Trials(without, frames, relative_l2).alike() == (1.0,) * 4  # the convolution before the labels is linear
+    assert (
+        Trials(without, frames, relative_l2).alike() == (1.0,) * 4
+    )  # the convolution before the labels is linear
 
 
 def test_a_search_that_was_cut_off_spends_its_budget(delta):
@@ -167,7 +169,14 @@ def test_convolutions_without_an_activation_stop_what_grew():
     """A depthwise convolution before a product has a threshold of its own; the paper's way leaves it out."""
     torch.manual_seed(3)
     deep = nn.Conv2d(8, 8, 5, padding=2, groups=8)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), deep, nn.Conv2d(8, 32, 1), nn.ReLU(), nn.Conv2d(32, 2, 1)]
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        deep,
+        nn.Conv2d(8, 32, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 2, 1),
+    ]
     frames = [[x] for x in clip()]
     trials = Trials(deltaconvert.convert(nn.Sequential(*layers).eval(), frames[0][0]), frames, relative_l2)
     search = Search(trials, 0.05)
