@@ -46,9 +46,9 @@ def convert(
     threshold: the largest change that is dropped, at the input and at every activation; 0 is exact. A mapping sets
         kinds and single nodes apart: {"input": 0.04, "activation": "10%", "gate": "1%", "layer1.*": 0.2}, where a
         percentage is one of the node's mean magnitude on `example`. "statistics" are the means and deviations of
-        group and instance norms, "linear" convolutions that no activation follows. Kinds go before parts of the network that have their names: a part `input` is
-        reached by the pattern "[i]nput". "10% weighted" goes by what the next layers do with each channel. A path that
-        ends in .json is a file of thresholds, as calibrate makes them.
+        group and instance norms, "linear" are convolutions that no activation follows. Kinds go before parts of the
+        network that have their names: a part `input` is reached by the pattern "[i]nput". "10% weighted" goes by what
+        the next layers do with each channel. A path that ends in .json is a file of thresholds, as calibrate makes it.
     gate: how frames are looked at where they come in: Gate(smooth=5, refresh=300) or a dict of its settings. It goes
         before the gate of a file of thresholds.
     backend: "reference", "cpu", "cuda", or "auto": the fastest one for the device of `example`.

@@ -135,8 +135,8 @@ class Search:
         return self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in settings])[:CANDIDATES]
 
     def _filled(self, setting: Setting, shares: Sequence[float]) -> Setting:
-        """Sites without a threshold get one by `shares`, as high among these as the middle one of the others is: what is
-        zero no factor raises."""
+        """Sites without a threshold get one by `shares`, as high among these as the middle one of the others is: no
+        factor raises a zero."""
         ratios = sorted(mine / other for mine, other in zip(setting.shares, shares, strict=True) if mine)
         if not ratios:
             return setting

@@ -35,7 +35,7 @@ class Thresholds:
     input: the frames themselves. activation: activations, and maps that come back from a dense island.
     linear: convolutions that no activation follows: depthwise ones before their products, projections of residuals. The
     paper truncates at activations alone; here what grew around a change can stop before the next layer, which is often
-    the larger one.
+    the larger one. Patterns of paths do not mean them.
     gate: a 1x1 map that scales a larger one; when it moves, its whole map is recomputed.
     statistics: the means and deviations of group and instance norms, in the units of the map that they normalise; a
     percentage is one of their mean deviation. When one moves, the whole map is recomputed.
@@ -66,12 +66,7 @@ class Thresholds:
             rules = {kind: 0.0 for kind in KINDS} | dict(value)
         else:
             small = "1%" if _amount(value, 1.0) > 0 else 0.0
-            rules = {kind: 0.0 for kind in KINDS} | {
-                "input": value,
-                "activation": value,
-                "gate": small,
-                "statistics": small,
-            }
+            rules = {"input": value, "activation": value, "linear": 0.0, "gate": small, "statistics": small}
         for name, rule in rules.items():
             if not isinstance(name, str):
                 raise InputError(f"{name!r} names no node: rules go by kind, path or pattern")
@@ -100,13 +95,13 @@ class Thresholds:
     def at(self, kind: str | None, names: Sequence[str], scale: float) -> tuple[float, bool]:
         """(threshold, whether weighted) of a node of that kind; `names` are its paths, its values have the mean
         magnitude `scale`. A node of no kind has what its path says, and else none."""
-        rule, by_path = self.rules[kind] if kind else 0.0, None
+        rule, by_path = self.rules.get(kind, 0.0) if kind else 0.0, None
         for pattern, candidate in self.rules.items():
             if pattern in KINDS:
                 continue
-            if pattern in names:
+            if pattern in names or (kind == "linear" and pattern in map(as_rule, names)):
                 by_path = candidate
-            elif kind and matches(pattern, names):
+            elif kind not in (None, "linear") and matches(pattern, names):
                 rule = candidate
         rule = rule if by_path is None else by_path
         return _amount(rule, scale, names[0]), _is_weighted(rule)

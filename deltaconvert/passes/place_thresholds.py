@@ -23,8 +23,8 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
     for each channel. A frame's sparsify has meta["gate"] if there is one.
 
     Every sparsify compares, exactly at threshold 0. An activation, a gate, statistics or a convolution without an
-    activation (linear) compare where their threshold is above 0; so does a chain that ends otherwise, where a rule names
-    its path. Elsewhere a candidate is a change.
+    activation (linear) compare where their threshold is above 0; so does a chain that ends otherwise, where a rule
+    names its path. Elsewhere a candidate is a change.
 
     before:  y = conv_relu(sparsify(x))
     after:   the same; sparsify with threshold=0.04 (input), conv_relu with threshold=0.1 (activation)
@@ -78,8 +78,8 @@ def _is_read(node: fx.Node) -> bool:
 
 
 def may_be_named(node: fx.Node) -> bool:
-    """It has no kind, and a threshold by its path alone: a chain that neither begins with a convolution nor ends with an
-    activation, as sums of products do."""
+    """It has no kind, and a threshold by its path alone: a chain that neither begins with a convolution nor ends
+    with an activation, as sums of products do."""
     chained = node.meta.get("delta") and isinstance(operator_of(node), Fused)
     return bool(chained) and kind_of(node) is None and node.meta["dtype"].is_floating_point
 
