@@ -44,7 +44,7 @@ class Vectors:
         """Have the line of memory at an address in the cache soon."""
         b, word, byte = self.builder, ir.IntType(32), ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        fetch = b.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
+        fetch = b.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         b.call(fetch, [b.inttoptr(address, byte), word(int(write)), word(3), word(1)])
 
     def spread(self, value: Any) -> Any:
