@@ -13,7 +13,9 @@
 //
 // WHOLE: where all pixels are listed kernels/whole.cuh does the work.
 //
-// Launch: 2 * BM threads; STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS) + BN * 4 + SMALL_STAGES * 8 +
+// Blocks of 64 rows have four warps beside those that multiply, which do all of the loading.
+//
+// Launch: 2 * BM threads, 128 more where BM is 64; STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS) + BN * 4 + SMALL_STAGES * 8 +
 // STEP_TAPS * 8 * even(steps) bytes of shared memory, BM * 4 more with ALSO, and what whole.cuh says. Only for sm_90a.
 #include "tensor.cuh"
 
@@ -58,9 +60,11 @@
 #define STEP_TAPS PIECES
 #endif
 
-#define THREADS (2 * BM)
+#define THREADS (2 * BM)  // that multiply and finish
+#define LOADERS (BM == 64 ? 128 : 0)  // beside them, that load; without, those that multiply do
+#define LOADS (LOADERS ? LOADERS : THREADS)
 #define PIECES (STEP / PIECE)  // of a row
-#define REGISTERS (65536 / (THREADS * AT_ONCE) < 255 ? 65536 / (THREADS * AT_ONCE) : 255)
+#define REGISTERS (65536 / ((THREADS + LOADERS) * AT_ONCE) < 255 ? 65536 / ((THREADS + LOADERS) * AT_ONCE) : 255)
 #define ADDS (OPERANDS > 0 && KIND_A == MAP && UP_H * UP_W == 1 && !COMPARE)  // a map to the sums
 #define BYTES (STAGES * (BM + BN) * STEP)
 #define SMALL_STAGES (BYTES / (128 * STEP))
@@ -157,7 +161,9 @@ MULTIPLY(128, S64(0), R64, "{%64, %65, %66, %67}", "%64", "%65", "%66", "%68", "
 
 __device__ __forceinline__ void start_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void end_of_step() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wait_for_sums() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+template <int open> __device__ __forceinline__ void wait_for_sums() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(open) : "memory");
+}
 
 // Rows of STEP bytes, swizzled: what wgmma calls 128-byte swizzle, eight rows 1024 bytes after the last eight.
 __device__ __forceinline__ u64 matrix(u32 at) { return (u64)(at >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
@@ -222,8 +228,10 @@ __device__ __forceinline__ void mark(const Work& work, int place, bool moved) {
 // blocks of a cluster share each sum.
 template <int M, int N, int S, int P, bool TOGETHER>
 __device__ __forceinline__ void walk(const Head& h, const Work& work) {
-    constexpr int STAGE = (M + N) * STEP, AHEAD = S - P;  // steps on their way
-    constexpr int ROWS = M * PIECES / THREADS;                 // that a thread gathers a piece of
+    // A step is still multiplied while the next one is waited for, where its pixels are not in registers.
+    constexpr bool OPEN = P == 1 && S >= 4 && !(TYPE == 1 && ROUND);
+    constexpr int STAGE = (M + N) * STEP, AHEAD = S - P - OPEN;  // steps on their way
+    constexpr int ROWS = M * PIECES / LOADS;                 // that a thread gathers a piece of
     constexpr int GROUP_N = N * M / 64 * 128 / THREADS;   // channels of a warpgroup, which multiplies 64 rows
     constexpr int WIDE = GROUP_N < 128 ? GROUP_N : 128;   // channels of an instruction
     // Channels that pass through the free stage at a time. The pitch keeps a warp's stores in different banks.
@@ -264,20 +272,24 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     const int first_step = rank * h.steps / members;
     const int steps = ((rank + 1) * h.steps / members - first_step + P - 1) / P * P;  // zeros change no sum
     const int stride = gridDim.x / members;
-    const int piece = thread % PIECES, first_row = thread / PIECES;
+    const bool loads = !LOADERS || warp >= THREADS / 32;
+    const int loader = LOADERS ? thread - THREADS : thread;
+    const int piece = loader % PIECES, first_row = loader / PIECES;
 
     if (thread == 0) {
 #pragma unroll
         for (int i = 0; i < S; i++)
             asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrived + i * 8) : "memory");
     }
-    for (int i = thread; i < steps * STEP_TAPS; i += THREADS) taps[i] = h.taps[first_step * STEP_TAPS + i];
+    if (loads)
+        for (int i = loader; i < steps * STEP_TAPS; i += LOADS) taps[i] = h.taps[first_step * STEP_TAPS + i];
     publish();
 
     const auto describe = [&](int block, int turn) {
-        if (COMPARE && thread < M / 32) rows.moved[turn][thread] = 0;
-        if (thread >= M || block >= total) return;
-        const int at = block / blocks_n * M + thread;
+        if (!loads) return;
+        if (COMPARE && loader < M / 32) rows.moved[turn][loader] = 0;
+        if (loader >= M || block >= total) return;
+        const int at = block / blocks_n * M + loader;
         const int place = at < work.listed ? work.list[at] : -1;
         const int n = place / (work.OH * work.OW), pixel = place - n * work.OH * work.OW, y = pixel / work.OW;
         const int top = y * h.sh - h.ph, left = (pixel - y * work.OW) * h.sw - h.pw;
@@ -289,11 +301,11 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
             if ((u32)(top + i * h.dh) < (u32)h.H) inside |= across << i * h.kw;
 #if ALSO
         inside |= (Bits)1 << h.kh * h.kw;
-        rows.also[thread] = ((n * h.also_H + y * h.also_sh) * h.also_W + (pixel - y * work.OW) * h.also_sw) * h.also_pitch;
+        rows.also[loader] = ((n * h.also_H + y * h.also_sh) * h.also_W + (pixel - y * work.OW) * h.also_sw) * h.also_pitch;
 #endif
-        rows.base[thread] = ((n * h.H + top) * h.W + left) * h.pitch;
-        rows.inside[thread] = place < 0 ? 0 : inside;
-        rows.places[turn][thread] = place;
+        rows.base[loader] = ((n * h.H + top) * h.W + left) * h.pitch;
+        rows.inside[loader] = place < 0 ? 0 : inside;
+        rows.places[turn][loader] = place;
     };
 
     int slot = 0, load_slot = 0;
@@ -303,7 +315,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     const char* weights_at;
     float bias;
     const auto load_weights = [&](int step, int to) {
-        if (thread == 0)
+        if (loader == 0)
             bulk_copy(stages + to * STAGE + M * STEP, weights_at + (size_t)step * (BN * STEP), N * STEP, arrived + to * 8);
     };
     const auto load_pixels = [&](int step) {
@@ -317,22 +329,26 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
             const bool valid = inside[r] >> tap.bit & 1;
             const int first = second ? also[ALSO ? r : 0] : base[r];
             const char* from = at + (valid ? (long long)(first + offset) * PIECE : 0);
-            copy(place_of(a, first_row + r * (THREADS / PIECES), piece * PIECE / 16) + piece * PIECE % 16, from, valid);
+            copy(place_of(a, first_row + r * (LOADS / PIECES), piece * PIECE / 16) + piece * PIECE % 16, from, valid);
         }
         load_slot = load_slot + 1 == S ? 0 : load_slot + 1;
     };
     const auto start = [&](int block, bool first) {
+        if (!loads) {
+            if (first && work.early) wait_for_predecessor();
+            return;
+        }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            base[r] = rows.base[first_row + r * (THREADS / PIECES)];
-            inside[r] = rows.inside[first_row + r * (THREADS / PIECES)];
+            base[r] = rows.base[first_row + r * (LOADS / PIECES)];
+            inside[r] = rows.inside[first_row + r * (LOADS / PIECES)];
 #if ALSO
-            also[r] = rows.also[first_row + r * (THREADS / PIECES)];
+            also[r] = rows.also[first_row + r * (LOADS / PIECES)];
 #endif
         }
         const int n = block % blocks_n * N;
         weights_at = h.weight + (((size_t)(n / BN) * even(h.steps) + first_step) * BN + n % BN) * STEP;
-        bias = thread < N ? h.bias[n + thread] : 0;
+        bias = loader < N ? h.bias[n + loader] : 0;
 #pragma unroll
         for (int step = 0; step < AHEAD; step++)
             if (step < steps) load_weights(step, (load_slot + step) % S);
@@ -357,6 +373,46 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     describe(block, 0);
     __syncthreads();
     start(block, true);
+    // The slots of the next steps; what was loaded there is seen by all after the next barrier.
+    const auto take_steps = [&](int(&slots)[P], bool loaded) {
+        if (loaded) wait<AHEAD - P>(), publish();
+#pragma unroll
+        for (int p = 0; p < P; p++) {
+            slots[p] = slot;
+            if (loaded) await(arrived + slot * 8, phase);
+            slot++;
+            if (slot == S) slot = 0, phase ^= 1;
+        }
+    };
+    const auto load_ahead = [&](int step, int next) {
+        if (step == 0) {
+            describe(next, turn ^ 1);
+            if (loader < N) rows.bias[loader] = bias;
+        }
+#pragma unroll
+        for (int p = 0; p < P; p++) {
+            const int later = step + AHEAD + p;
+            if (later < steps) load_weights(later, load_slot), load_pixels(later);
+            end_of_stage();
+        }
+    };
+    while (LOADERS && loads) {  // barrier for barrier beside what the others do below
+        const int next = block + stride;
+        for (int step = 0; step < steps; step += P) {
+            int slots[P];
+            take_steps(slots, true);
+            __syncthreads();
+            load_ahead(step, next);
+        }
+        __syncthreads();
+        if (TOGETHER) cluster_barrier();
+        if (TOGETHER && COMPARE) __syncthreads();
+        if (TOGETHER) cluster_barrier();
+        if (next < total) start(next, false);
+        if (!TOGETHER && COMPARE) __syncthreads();
+        if (next >= total) return;
+        block = next, turn ^= 1;
+    }
     while (true) {
         const int next = block + stride, first_n = block % blocks_n * N + group_n;
         float sums[GROUP_N / WIDE][WIDE / 2], totals[IN_SHARES ? GROUP_N / WIDE : 1][WIDE / 2] = {};
@@ -383,21 +439,10 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
             for (int chunk = 0; chunk < EARLY; chunk++) load_chunk(chunk);
         }
         for (int step = 0; step < steps; step += P) {
-            wait<AHEAD - P>();
-            publish();
+            if (LOADERS && step == 0) publish();  // the sums of the last tile went through a stage
             int slots[P];
-#pragma unroll
-            for (int p = 0; p < P; p++) {
-                slots[p] = slot;
-                await(arrived + slot * 8, phase);
-                slot++;
-                if (slot == S) slot = 0, phase ^= 1;
-            }
+            take_steps(slots, !LOADERS);
             __syncthreads();
-            if (step == 0) {
-                describe(next, turn ^ 1);
-                if (thread < N) rows.bias[thread] = bias;
-            }
 #if TYPE == 1 && ROUND
             u32 mine[P][4][4];
 #pragma unroll
@@ -427,14 +472,10 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                 }
             }
             end_of_step();
-#pragma unroll
-            for (int p = 0; p < P; p++) {
-                const int later = step + AHEAD + p;
-                if (later < steps) load_weights(later, load_slot), load_pixels(later);
-                end_of_stage();
-            }
-            wait_for_sums();
+            if (!LOADERS) load_ahead(step, next);
+            wait_for_sums<OPEN>();
             if (IN_SHARES && step + 1 == share * h.steps / SPLIT) {
+                wait_for_sums<0>();
 #pragma unroll
                 for (int i = 0; i < GROUP_N / WIDE; i++)
 #pragma unroll
@@ -442,6 +483,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                 more = 0, share++;
             }
         }
+        wait_for_sums<0>();
         if (IN_SHARES) {
 #pragma unroll
             for (int i = 0; i < GROUP_N / WIDE; i++)
@@ -487,11 +529,11 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
             }
             publish();
             cluster_barrier();  // before the sums are overwritten
-            if (next < total) start(next, false);
+            if (!LOADERS && next < total) start(next, false);
         } else {
             float* const staged = (float*)(memory + (slot == 0 ? S - 1 : slot - 1) * STAGE) + warp * 16 * CHUNK_PITCH;
             float* const to = staged + lane / 4 * CHUNK_PITCH + lane % 4 * 2;
-            if (next < total) start(next, false);
+            if (!LOADERS && next < total) start(next, false);
 #pragma unroll 1
             for (int pass = !COMPARE; pass < 2; pass++) {
 #pragma unroll AT_A_TIME
@@ -546,7 +588,7 @@ __device__ __forceinline__ void prefetch_weights(const Head& h, int channels) {
                      : "memory");
 }
 
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
+extern "C" __global__ void CLUSTER __launch_bounds__((THREADS + LOADERS), AT_ONCE)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
          const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, number threshold) {
     const Head h = *head;

@@ -19,10 +19,6 @@
 #define HALO ((HIGH + WHOLE - 1) * HALO_W)  // pixels
 #define HALO_BYTES ((HALO * STEP + 1023) / 1024 * 1024)
 
-template <int open> __device__ __forceinline__ void wait_for_sums_but() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(open) : "memory");
-}
-
 // Lanes `bit` apart: the lower one gives its b for the other's a.
 __device__ __forceinline__ void exchange(float (&a)[2], float (&b)[2], int bit) {
     const bool upper = threadIdx.x & bit;
@@ -126,7 +122,7 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
                 }
                 end_of_step();
                 // Its registers, or the slot of the step before it, are free then.
-                wait_for_sums_but<IN_PLACE ? 1 : 0>();
+                wait_for_sums<IN_PLACE ? 1 : 0>();
                 if (lane == 0 && done > 0)
                     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + (slot ? slot - 1 : slots - 1) * 8)
                                  : "memory");
@@ -134,7 +130,7 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
                 done++;
                 if (++slot == slots) slot = 0, phase ^= !stay;
             }
-            wait_for_sums();
+            wait_for_sums<0>();
             __syncthreads();
             if (first + TAPS < h.steps)
                 load_pixels(block, first / TAPS + 1);

@@ -229,7 +229,9 @@ def test_windows_side_by_side(gpu, kind, threshold):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["half", "tf32"])
 @pytest.mark.parametrize(
-    "tile", [(128, 128, 3, 1), (128, 64, 3, 1), (64, 128, 6, 2), (64, 64, 6, 4)], ids=str
+    "tile",
+    [(128, 128, 3, 1), (128, 64, 3, 1), (64, 128, 6, 2), (64, 64, 6, 4), (64, 128, 4, 1)],
+    ids=str,
 )
 @torch.no_grad()
 def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):

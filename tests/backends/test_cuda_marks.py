@@ -23,7 +23,7 @@ def marks(size: tuple[int, int], seen: tuple[Window, Marks] | None = None) -> Ma
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 2), (1, 2)])
 def test_the_pixels_of_both(size, kernel, stride):
     first = marks(size)
-    inner = window(5, 1, size)
+    inner = window(3, 1, size)
     outer = window(kernel, stride, size)
     reach, source = seen_from(outer, marks(size, (inner, first)))
     assert source is first

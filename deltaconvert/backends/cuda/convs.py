@@ -307,7 +307,7 @@ def by_wgmma(
             **({} if up == (1, 1) else {"UP_H": up[0], "UP_W": up[1]}),
             **tile,
         },
-        threads=2 * tile["BM"],
+        threads=2 * tile["BM"] + (128 if tile["BM"] == 64 else 0),
         shared_bytes=shared_bytes,
         weights=(packed, bias, table),
         channels=outputs // (up[0] * up[1]),
