@@ -48,7 +48,8 @@ def capture(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise InputError(f"the network does not run on the example: {error}") from error
+        several = " (a list is one input of it; a tuple is several)" if list in map(type, args) else ""
+        raise InputError(f"the network does not run on the example{several}: {error}") from error
     written = remembers(network, used, args, kwargs)
     if written:
         raise UnsupportedModel(

@@ -73,6 +73,7 @@ def convert(
         _check_frames(frames)
     else:
         _check(model, frames)
+        _check_leaves(model, leaves)
     where = load_backend(backend, frames[0].device)
     with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
 
@@ -144,6 +145,11 @@ def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
         raise InputError(f"model is a {type(model).__name__}: give an nn.Module")
     if isinstance(model, DeltaModel):
         raise InputError("model is converted already")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "model is a program of TorchScript: convert the module that it was made from, or save it and take "
+            "deltaconvert.load_network(file, input=..., trust=True)"
+        )
     for path, module in model.named_modules():
         if module.training:
             where = f" (its part {path} is)" if path and not model.training else ""
@@ -156,9 +162,24 @@ def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
         )
 
 
+def _check_leaves(model: nn.Module, leaves: Sequence[Any]) -> None:
+    if isinstance(leaves, str):
+        raise InputError(f"leaves is a text: give a list, [{leaves!r}]")
+    for leaf in leaves:
+        if not isinstance(leaf, str) and not (isinstance(leaf, type) and issubclass(leaf, nn.Module)):
+            raise InputError(
+                f"leaves has a {type(leaf).__name__}: give classes of modules, or paths such as 'head.0'"
+            )
+    refuse_unknown(
+        (x for x in leaves if isinstance(x, str)), [path for path, _ in model.named_modules()], "leaves"
+    )
+
+
 def _check_frames(frames: Sequence[Tensor]) -> None:
     if not frames:
-        raise InputError("example holds no tensor")
+        raise InputError(
+            "example holds no tensor: give one input as the network takes it, torch.rand(1, 3, 720, 1280)"
+        )
     for place, frame in enumerate(frames):
         if frame.numel() == 0:
             raise InputError(f"example input {place} is empty: its shape is {tuple(frame.shape)}")

@@ -24,10 +24,18 @@ from deltaconvert.monitor import Monitor
 from deltaconvert.plan import Plan, plan
 from deltaconvert.report import Explanation, Stats, Tally, explain
 from deltaconvert.thresholds import Rule, Threshold, Thresholds, refuse_unknown
-from deltaconvert.trace import Signature
+from deltaconvert.trace import Signature, first_line
 from deltaconvert.turns import Turns, in_turn
 
 Sizes = tuple[tuple[int, ...], ...]
+
+
+def expect_converted(delta: Any) -> None:
+    """InputError for a dense network where a converted one is wanted."""
+    if not isinstance(delta, DeltaModel):
+        raise InputError(
+            f"this takes a converted network, not a {type(delta).__name__}: deltaconvert.convert(model, frame)"
+        )
 
 
 class DeltaModel(nn.Module):
@@ -37,7 +45,7 @@ class DeltaModel(nn.Module):
     reset(), is computed in full. Outputs are new tensors that no later frame writes to.
 
     On a GPU frames may come from any stream, also each from another one, and from host memory; a call returns before
-    its work is done. One thread at a time may call a model; models do not know of each other.
+    its work is done. Calls from several threads take turns; models do not know of each other.
     """
 
     def __init__(
@@ -200,7 +208,9 @@ class DeltaModel(nn.Module):
         except DeltaConvertError:
             raise
         except Exception as error:  # a program of torch.export holds for the batch that it was made with
-            raise InputError(f"the network cannot run on a batch of {streams}: {error}") from error
+            raise InputError(
+                f"the network cannot run on a batch of {streams}: {first_line(error)}"
+            ) from error
         model.info = self.info
         return model
 
@@ -404,6 +414,28 @@ class DeltaModel(nn.Module):
             )
         return super().train(False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> DeltaModel:
+        """What `to`, `half`, `cuda` and the like come to: nothing, or an error: plans are for a device and types."""
+        own = {(value.dtype, value.device) for value in (*self.graph.parameters(), *self.graph.buffers())}
+        for dtype, device in own | {(dtype, device) for _, dtype, device in self._like}:
+            after = fn(torch.empty(0, dtype=dtype, device=device))
+            if (after.dtype, after.device) != (dtype, device):
+                raise DeltaConvertError(
+                    f"a converted network stays on {device}, in its types: move or cast the dense one and convert it "
+                    "again, or say where a saved one goes: deltaconvert.load(path, device=...)"
+                )
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise DeltaConvertError(
+            "a converted network takes no other weights: load them into the dense one and convert it again"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise DeltaConvertError(
+            "a converted network cannot be pickled: save(path) writes it, deltaconvert.load(path) reads it"
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> DeltaModel:
         """A network of its own with the same plans, which has seen no frame yet."""
         twin = type(self).__new__(type(self))
@@ -459,7 +491,9 @@ class DeltaModel(nn.Module):
         except (DeltaConvertError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise InputError(f"the network cannot run on inputs of shape {_text(sizes)}: {error}") from error
+            raise InputError(
+                f"the network cannot run on inputs of shape {_text(sizes)}: {first_line(error)}"
+            ) from error
         if not known:
             warnings.warn(
                 f"the input size changed from {_text(self._size)} to {_text(sizes)}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class DeltaProgram:
     """
 
     def __init__(self, path: str | Path, *, device: str | torch.device = "cpu"):
+        if Path(path).is_file() and not zipfile.is_zipfile(path):  # torch prints a page about it
+            raise InputError(f"{path} is no .pt2 file")
         files = {METADATA: ""}
         program = torch.export.load(path, extra_files=files)
         self.metadata: dict[str, Any] = json.loads(files[METADATA] or "{}")

@@ -1,9 +1,10 @@
-"""The order of a model's work on a GPU, whichever streams its calls come from."""
+"""The order of a model's work, whichever threads and CUDA streams its calls come from."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -13,20 +14,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Turns:
-    """Calls of one model take turns: what a call launches follows all that the calls before it launched.
-
-    Nothing is waited for on the host. On the CPU there is nothing to order.
-    """
+    """Calls of one model take turns: threads wait for each other, and on a GPU what a call launches follows all that
+    the calls before it launched; for that nothing waits on the host."""
 
     def __init__(self, device: torch.device):
         self._device = device
+        self._alone = threading.RLock()  # calls of a model call it again: stats in a frame
         self._done: torch.cuda.Event | None = None  # of the last turn
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        if self._device.type != "cuda":
+        with self._alone, self._on_the_device() if self._device.type == "cuda" else nullcontext():
             yield
-            return
+
+    @contextmanager
+    def _on_the_device(self) -> Iterator[None]:
         here = torch.cuda.current_stream(self._device)
         if self._done is None:
             self._done = torch.cuda.Event()

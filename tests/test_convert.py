@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
+import threading
 import warnings
 from collections import namedtuple
 
@@ -404,6 +406,12 @@ def test_what_convert_refuses(backend):
     refused("does not run on the example", small(), frame.float())
     refused("batches of", call(lambda m, x, y: x + y), (frame, frame[:1]))
     refused("no backend 'gpu'", small(), frame, backend="gpu")
+    refused("leaves is a text", small(), frame, leaves="0")
+    refused("leaves: 'nope' names no node", small(), frame, leaves=["nope"])
+    refused("leaves has a Conv2d", small(), frame, leaves=[conv()])
+    refused(r"torch\.rand\(1, 3", small(), tuple(frame.shape))
+    refused("a tuple is several", small(), [frame])
+    refused("a program of TorchScript", torch.jit.script(small()), frame)
     refused("converted already", deltaconvert.convert(small(), frame, backend=backend), frame)
 
 
@@ -823,6 +831,44 @@ def test_train_is_refused(backend):
     assert not model.training and model.eval() is model
     with pytest.raises(DeltaConvertError, match="cannot be trained"):
         model.train()
+
+
+def test_what_would_change_a_converted_network_is_refused(backend):
+    frame = video()[0]
+    model = deltaconvert.convert(small(), frame, backend=backend)
+    first = model(frame)
+    other = deltaconvert.convert(small(), frame, backend=backend)
+    for change in (
+        lambda: model.half(),
+        lambda: model.to("meta"),
+        lambda: nn.Sequential(model).float(),
+        lambda: model.load_state_dict(other.state_dict()),
+        lambda: pickle.dumps(model),
+    ):
+        with pytest.raises(DeltaConvertError, match=r"convert it again|save\(path\)"):
+            change()
+    assert model.to(frame.device).double().eval() is model
+    model.reset()
+    assert_same_bits(model(frame), first, "after what was refused")
+
+
+def test_threads_take_turns(backend):
+    """Each frame of each thread is right, whatever the other one has shown the network in between."""
+    network, frames = small(), [torch.randn_like(video()[0]) for _ in range(24)]
+    model, wrong = deltaconvert.convert(network, frames[0], backend=backend), []
+    expected = [dense(network, [frame]) for frame in frames]
+
+    def run(part):
+        for place in range(part, len(frames), 2):
+            if not torch.allclose(model(frames[place]), expected[place], atol=1e-10):
+                wrong.append(place)
+
+    threads = [threading.Thread(target=run, args=(part,)) for part in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and model.stats().frames == len(frames)
 
 
 def test_the_sign_of_zero(backend):

@@ -20,7 +20,9 @@ def export_onnx(delta: DeltaModel, path: str | Path, *, dense_above: float | Non
     for which share of a box that pays.
     """
     from deltaconvert.export.onnx_file import write
+    from deltaconvert.model import expect_converted
 
+    expect_converted(delta)
     write(delta, Path(path), dense_above)
 
 
@@ -32,7 +34,9 @@ def export_pt2(delta: DeltaModel, path: str | Path) -> None:
     torch.export cannot write a part of the network.
     """
     from deltaconvert.export.pt2 import write
+    from deltaconvert.model import expect_converted
 
+    expect_converted(delta)
     write(delta, Path(path))
 
 
@@ -42,5 +46,7 @@ def export_triton(delta: DeltaModel, folder: str | Path, *, dense_above: float |
     Each sequence is a stream; Triton's sequence batcher keeps its states between requests.
     """
     from deltaconvert.export.triton import write
+    from deltaconvert.model import expect_converted
 
+    expect_converted(delta)
     write(delta, Path(folder), dense_above)
