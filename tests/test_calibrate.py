@@ -77,9 +77,13 @@ def test_sums_of_residuals_have_the_thresholds_that_were_tried(backend, tmp_path
         def forward(self, x: Tensor) -> Tensor:
             return x + super().forward(x)
 
-    torch.manual_seed(3)
-    first, inner, last = (nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3))
-    net, frames = nn.Sequential(first, nn.ReLU(), Residual(inner), last).eval(), clip()
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        torch.manual_seed(3)
+        inner = nn.Conv2d(8, 8, 3, padding=1)
+        layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Residual(inner), nn.Conv2d(8, 4, 3)]
+        frames = [frame.to(device) for frame in clip()]
+    net = nn.Sequential(*layers).eval().to(device)
     trials = Trials(deltaconvert.convert(net, frames[0]), [[x] for x in frames], relative_l2)
     assert [site.names[-1] for site in trials.sites] == ["input_0", "1", "2.add"]
     tried, exact = (trials(Setting((0.05, 0.0, share))) for share in (0.3, 0.0))
@@ -88,7 +92,7 @@ def test_sums_of_residuals_have_the_thresholds_that_were_tried(backend, tmp_path
     thresholds = trials.thresholds(Setting((0.05, 0.0, 0.3)))
     model = deltaconvert.convert(net, frames[0], threshold=thresholds, backend=backend)
     model.save(tmp_path / "net.delta")
-    for delta in (model, deltaconvert.load(tmp_path / "net.delta", backend=backend)):
+    for delta in (model, deltaconvert.load(tmp_path / "net.delta", backend=backend, device=device)):
         work = []
         for frame in frames:
             delta(frame)
