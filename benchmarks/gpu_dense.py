@@ -162,8 +162,8 @@ def captured(run: Run, frame: Tensor) -> Run:
     with torch.cuda.graph(graph):
         output = run(frame)
 
-    def replay(_: Tensor) -> Any:
-        graph.replay()
+    def replay(_: Tensor, read: tuple[Any, ...] = (run, frame)) -> Any:
+        graph.replay()  # reads what `read` holds: freed, its memory could be gone
         return output
 
     return replay
