@@ -56,12 +56,13 @@ def main() -> None:
         if name in known or not (options.warm or thresholds.exists()):
             continue
         row = measure(TASKS[name](4, 150), thresholds, options)
+        if row is not None:
+            facts["results"].append(row)
+            options.out.write_text(json.dumps(facts, indent=1) + "\n")
         gc.collect()
         torch.cuda.empty_cache()
         if row is None:
             continue
-        facts["results"].append(row)
-        options.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(
             f"{name}: {row['ratio']:.2f}x, {row['delta_ms']:.2f} of {row['dense_ms']:.2f} ms, work {row['work']:.3f}"
         )
