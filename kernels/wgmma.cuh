@@ -1,0 +1,78 @@
+// The instructions of Hopper that conv_wgmma.cu and whole.cuh are made of: copies into shared memory, barriers that count
+// bytes, and products of matrices in it. Of TYPE and PIECE; only for sm_90a.
+// Copy a piece behind the computation; 0 where not `inside`.
+__device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
+    const int taken = inside ? PIECE : 0;
+    if (PIECE == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(taken) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(taken) : "memory");
+}
+// What this thread wrote to shared memory is seen by wgmma and by bulk copies after the next barrier.
+__device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+__device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u32 barrier) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+__device__ __forceinline__ void await(u32 barrier, u32 phase) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again; }" ::"r"(barrier),
+        "r"(phase)
+        : "memory");
+}
+
+#if TYPE == 1
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" n "k8.f32.tf32.tf32"
+#define TRANSPOSED ""
+#define TRANSPOSED_WEIGHTS ""
+#elif TYPE == 2
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.f16.f16"
+#define TRANSPOSED ", 0, 0"
+#define TRANSPOSED_WEIGHTS ", 0"
+#else
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16"
+#define TRANSPOSED ", 0, 0"
+#define TRANSPOSED_WEIGHTS ", 0"
+#endif
+#define S4(a) "+f"(sum[a]), "+f"(sum[a + 1]), "+f"(sum[a + 2]), "+f"(sum[a + 3])
+#define S16(a) S4(a), S4(a + 4), S4(a + 8), S4(a + 12)
+#define S32(a) S16(a), S16(a + 16)
+#define S64(a) S32(a), S32(a + 32)
+#define R16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define R32 R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define R64                                                                                                   \
+    R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
+        "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// multiply: 32 bytes of 64 rows, in shared memory or in registers, times 32 bytes of n rows of weights in shared memory;
+// to be added to the sums if `more`.
+#define MULTIPLY(n, sums, results, registers, a, b, more, b2, more2)                                          \
+    __device__ __forceinline__ void multiply(float(&sum)[n / 2], u64 rows, u64 weights, int add) {             \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " more ", 0;\n" WGMMA(#n) " {" results "}, " a ", " b      \
+                     ", p, 1, 1" TRANSPOSED "; }"                                                             \
+                     : sums                                                                                   \
+                     : "l"(rows), "l"(weights), "r"(add));                                                    \
+    }                                                                                                         \
+    __device__ __forceinline__ void multiply(float(&sum)[n / 2], const u32(&rows)[4], u64 weights, int add) {  \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " more2 ", 0;\n" WGMMA(#n) " {" results "}, " registers    \
+                     ", " b2 ", p, 1, 1" TRANSPOSED_WEIGHTS "; }"                                             \
+                     : sums                                                                                   \
+                     : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "l"(weights), "r"(add));       \
+    }
+MULTIPLY(32, S16(0), R16, "{%16, %17, %18, %19}", "%16", "%17", "%18", "%20", "%21")
+MULTIPLY(64, S32(0), R32, "{%32, %33, %34, %35}", "%32", "%33", "%34", "%36", "%37")
+MULTIPLY(128, S64(0), R64, "{%64, %65, %66, %67}", "%64", "%65", "%66", "%68", "%69")
+
+__device__ __forceinline__ void start_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void end_of_step() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int open> __device__ __forceinline__ void wait_for_sums() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(open) : "memory");
+}
+
+// Rows of STEP bytes, swizzled: what wgmma calls 128-byte swizzle, eight rows 1024 bytes after the last eight.
+__device__ __forceinline__ u64 matrix(u32 at) { return (u64)(at >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
