@@ -20,7 +20,7 @@ from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
 from deltaconvert.inputs import inputs_of
 from deltaconvert.metrics import Metric, metric_of
-from deltaconvert.model import DeltaModel
+from deltaconvert.model import DeltaModel, expect_converted
 from deltaconvert.quickest import milliseconds, quickest
 from deltaconvert.search import GATES, Search
 from deltaconvert.thresholds import Thresholds
@@ -99,6 +99,7 @@ def calibrate(
     Nothing is drawn at random: the same frames give the same thresholds. The clip should show what the camera will,
     also the hard parts: a metric that still frames cannot lose on lets every threshold grow.
     """
+    expect_converted(delta)
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}: choose from {', '.join(METHODS)}")
     if by not in ("work", "time"):

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.arrivals import Arrivals
 from deltaconvert.errors import DeltaConvertError, InputError, StreamError
-from deltaconvert.model import DeltaModel
+from deltaconvert.model import DeltaModel, expect_converted
 
 SHARED_BYTES = (
     1 << 20
@@ -97,6 +97,7 @@ class StreamPool:
         limit: the largest number of streams, and of slots: memory may hold 80 where it does not hold 128.
         InputError for a network whose outputs are not one row a stream.
         """
+        expect_converted(model)
         if not 1 <= streams <= limit:
             raise InputError(f"streams is {streams}: it is a number from 1 to limit, which is {limit}")
         self._limit = limit

@@ -852,6 +852,17 @@ def test_what_would_change_a_converted_network_is_refused(backend):
     assert_same_bits(model(frame), first, "after what was refused")
 
 
+def test_a_dense_network_where_a_converted_one_is_wanted(tmp_path):
+    dense_one = small()
+    for call_it in (
+        lambda: deltaconvert.calibrate(dense_one, video()),
+        lambda: deltaconvert.StreamPool(dense_one),
+        lambda: deltaconvert.export_onnx(dense_one, tmp_path / "x.onnx"),
+    ):
+        with pytest.raises(InputError, match=r"not a Sequential: deltaconvert\.convert\("):
+            call_it()
+
+
 def test_threads_take_turns(backend):
     """Each frame of each thread is right, whatever the other one has shown the network in between."""
     network, frames = small(), [torch.randn_like(video()[0]) for _ in range(24)]

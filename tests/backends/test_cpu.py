@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from oracle import Call, assert_close, assert_same_bits, check_operator, scripted_video
+from oracle import Call, assert_close, assert_same_bits, check_operator, rounding, scripted_video
 from torch import nn
 
 import deltaconvert
@@ -188,6 +188,24 @@ def test_more_streams_are_planned_without_trying_again(monkeypatch, without_numb
     assert len(tried) == ahead, "and so are they for the next one"
     for frame in scripted_video((8, 3, 34, 22), torch.float32):
         assert_same_bits(wide(frame), twin(frame), "two networks that settled the same")
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_short_types(dtype):
+    """Convolutions in them run whole, as the dense network's do, and a still frame is free.
+
+    Each of three layers rounds once, by half a unit in the last place of what it gives; 4 units leave room for that.
+    """
+    convs = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.Conv2d(16, 8, 1)
+    network = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.MaxPool2d(2), convs[2]).eval().to(dtype)
+    frames = [*scripted_video((2, 3, 37, 29), torch.float32)]
+    model = deltaconvert.convert(network, frames[0].to(dtype), backend="cpu")
+    for frame in frames:
+        if frame.isfinite().all():
+            assert rounding(model(frame.to(dtype)), network, [frame.to(dtype)]) <= 4 * torch.finfo(dtype).eps
+    model(frame.to(dtype))
+    model(frame.to(dtype))
+    assert model.stats().work == 0
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.float64, torch.int64, torch.bool))
