@@ -78,11 +78,10 @@ def engines(
 
 
 def raced(runs: Iterator[tuple[str, Run]], frame: Tensor) -> tuple[dict[str, float], dict[str, Run]]:
-    """(milliseconds of each engine, the first engine and the fastest one by name).
+    """(milliseconds of each engine, the first engine and the fastest one by name) on a frame in channels_last.
 
     What has lost is dropped before the next engine is made: a graph of a large network holds gigabytes.
     """
-    frame = frame.contiguous(memory_format=torch.channels_last)
     times: dict[str, float] = {}
     left: dict[str, Run] = {}
     for name, run in runs:

@@ -227,9 +227,8 @@ def trace(
         return not path or path in opaque or not may_stay(root.get_submodule(path))
 
     while True:
-        root = with_plain_weights(
-            twin(model)
-        )  # forward may write to its module; a failed attempt must leave no trace
+        # forward may write to its module; a failed attempt must leave no trace
+        root = with_plain_weights(twin(model))
         tracer = _Tracer(tuple(args), kwargs, leaves, opaque)
         try:
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)

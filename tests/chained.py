@@ -1,7 +1,9 @@
 """Convolutions and their windows, for the tests of chains."""
 
 import torch
+from oracle import assert_same_bits
 
+import deltaconvert
 from deltaconvert.backends.cpu.chains import Chain
 from deltaconvert.ops.conv import Conv2d
 
@@ -42,3 +44,12 @@ def poisoned():
 
 def rows_of(maps):
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).contiguous()
+
+
+def assert_bits_stay(model, together, apart, frame):
+    """Two conversions of a network that store other maps agree about a moving box, and with one that saw no frame."""
+    for step in range(4):
+        frame[:, :, 3 * step : 3 * step + 4, 5:9] = torch.rand(1, 3, 4, 4)
+        assert_same_bits(together(frame), apart(frame), f"frame {step}")
+    fresh = deltaconvert.convert(model, frame, backend="cpu")
+    assert_same_bits(together(frame), fresh(frame), "whatever came before")

@@ -54,6 +54,19 @@ def listed(mask: Tensor) -> Listed:
     return Listed(places, torch.tensor([len(places)], dtype=torch.int32, device=DEVICE))
 
 
+def computed(launch, mask, out, expected, bound, name):
+    """(what a kernel gives to the pixels of a mask, where these are): near `expected`, and nothing else is written."""
+    out.values.fill_(float("nan"))
+    with on_current_stream(DEVICE):
+        launch(out.values, listed(mask))
+    chosen = mask[:, None].expand_as(out.values)
+    fresh = out.values[chosen]
+    error = (fresh.double() - expected[chosen]).norm() / expected[chosen].norm().clamp(min=1e-9)
+    assert error < bound, f"{name}: {error:.2e}"
+    assert out.values[~chosen].isnan().all(), f"{name} wrote what was not listed"
+    return fresh, chosen
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("layer", LAYERS)
@@ -90,14 +103,7 @@ def test_every_tile(gpu, layer, kind):
         made = head()
         launch = cuda.Launch(backend, made, tail, out)
         for mask in masks:
-            out.values.fill_(float("nan"))
-            with on_current_stream(DEVICE):
-                launch(out.values, listed(mask))
-            chosen = mask[:, None].expand_as(out.values)
-            fresh = out.values[chosen]
-            error = (fresh.double() - expected[chosen]).norm() / expected[chosen].norm().clamp(min=1e-9)
-            assert error < bound, f"{name}: {error:.2e}"
-            assert out.values[~chosen].isnan().all(), f"{name} wrote what was not listed"
+            fresh, chosen = computed(launch, mask, out, expected, bound, name)
             same = bits.setdefault(made.cluster, out.values.clone())
             assert torch.equal(fresh, same[chosen]), f"{name}: bits depend on the list or the tile"
 
@@ -150,14 +156,7 @@ def test_sums_over_two_maps(gpu, layer, kind):
         launch = cuda.Launch(backend, made, tail, out)
         for share in (1, 0.5, 0.02, 0.001):
             mask = torch.rand(2, *shape[2:], device=DEVICE) < share
-            out.values.fill_(float("nan"))
-            with on_current_stream(DEVICE):
-                launch(out.values, listed(mask))
-            chosen = mask[:, None].expand_as(out.values)
-            fresh = out.values[chosen]
-            error = (fresh.double() - expected[chosen]).norm() / expected[chosen].norm().clamp(min=1e-9)
-            assert error < bound, f"{name}: {error:.2e}"
-            assert out.values[~chosen].isnan().all(), f"{name} wrote what was not listed"
+            fresh, chosen = computed(launch, mask, out, expected, bound, name)
             same = bits.setdefault(made.cluster, out.values.clone())
             assert torch.equal(fresh, same[chosen]), f"{name}: bits depend on the list or the tile"
 
@@ -188,14 +187,7 @@ def test_depthwise(gpu, kernel, stride, kind):
         head = convs.by_channel(operator, reach, source, out, thread)
         launch = cuda.Launch(cuda.Backend(), head, tail, out)
         for mask in masks:
-            out.values.fill_(float("nan"))
-            with on_current_stream(DEVICE):
-                launch(out.values, listed(mask))
-            chosen = mask[:, None].expand_as(out.values)
-            fresh = out.values[chosen]
-            error = (fresh.double() - expected[chosen]).norm() / expected[chosen].norm()
-            assert error < bound, f"{thread}: {error:.2e}"
-            assert out.values[~chosen].isnan().all(), f"{thread} wrote what was not listed"
+            fresh, chosen = computed(launch, mask, out, expected, bound, thread)
             same = out.values.clone() if same is None else same
             assert torch.equal(fresh, same[chosen]), f"{thread}: bits depend on the list or the thread"
 
