@@ -426,17 +426,13 @@ def fits_wgmma(operator: Any, source: Any, edge: Any) -> bool:
 
 def adds_maps(first: Any, second: Any, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether kernels/conv_wgmma.cu computes first(x) + second(y) in one sum."""
-    by_tensor_cores = dtype in (torch.float16, torch.bfloat16) or (
-        dtype == torch.float32 and torch.backends.cudnn.allow_tf32
-    )
-    if device.type != "cuda" or not by_tensor_cores or torch.cuda.get_device_capability(device) != (9, 0):
+    if device.type != "cuda" or not _may_round(dtype) or torch.cuda.get_device_capability(device) != (9, 0):
         return False
     parts = first, second
     wide = all(pitch_of(part.weight.shape[1], dtype) * dtype.itemsize >= 16 for part in parts)
     on_pixels = second.weight.shape[2:] == (1, 1) and second.padding == (0, 0)
-    few_taps = (
-        first.weight[0, 0].numel() <= 30
-    )  # each has a bit of 32, as have the second map and what lies outside
+    # Each tap has a bit of 32, as have the second map and what lies outside.
+    few_taps = first.weight[0, 0].numel() <= 30
     return wide and on_pixels and few_taps and all(part.groups == 1 for part in parts)
 
 
@@ -472,13 +468,17 @@ def is_depthwise(operator: Any) -> bool:
 
 
 def _on_tensor_cores(operator: Any, edge: Any) -> bool:
-    dtype = edge.values.dtype
-    if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
-        return False
     return bool(
-        dtype in (torch.float16, torch.bfloat16, torch.float32)
+        _may_round(edge.values.dtype)
         and operator.groups == 1
         and torch.cuda.get_device_capability(edge.values.device) >= (8, 0)
+    )
+
+
+def _may_round(dtype: torch.dtype) -> bool:
+    """Tensor cores multiply it: a short type, or float32 where torch may take TF32 for it."""
+    return dtype in (torch.float16, torch.bfloat16) or (
+        dtype == torch.float32 and torch.backends.cudnn.allow_tf32
     )
 
 
