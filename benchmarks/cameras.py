@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(DATA)]
 
 import deltaconvert  # noqa: E402
 import model_zoo  # noqa: E402
+from benchmarks import gpu_dense  # noqa: E402
 from benchmarks.accuracy_tasks import clip_of, sure_boxes  # noqa: E402
 from deltaconvert.calibrate import Search  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
@@ -93,8 +94,9 @@ def trained(name: str, scale: float, shift: float) -> nn.Module:
     return OfBytes(zoo.load(name), [scale] * 3, [shift] * 3)
 
 
-# Of a residual each: few channels to compare, and all that the next block reads.
-SUMS = ((3, "add"), *((block, f"add_{n + 1}") for n, block in enumerate((5, 6, 8, 9, 10, 12, 13, 15, 16))))
+# What each block of MobileNetV2 gives to the next: a sum or a convolution, few channels to compare.
+SUMS = {block: f"add_{n}".removesuffix("_0") for n, block in enumerate((3, 5, 6, 8, 9, 10, 12, 13, 15, 16))}
+BLOCKS = {block: SUMS.get(block, f"conv.{1 if block == 1 else 2}.0") for block in range(1, 18)}
 CASES = {
     "resnet50": Case(
         resnet50,
@@ -106,7 +108,7 @@ CASES = {
     "mobilenetv2": Case(
         lambda: trained("mobilenetv2", 1 / 127.5, 1.0),
         0.07,
-        ["network.features.0.1", *(f"network.features.{block}.{add}" for block, add in SUMS)],
+        ["network.features.0.1", *(f"network.features.{block}.{end}" for block, end in BLOCKS.items())],
         slots=128,
     ),
     "fastestdet": Case(
@@ -139,8 +141,8 @@ def scaled(frame: Tensor, size: tuple[int, ...], device: str) -> Tensor:
 
 
 def calibrate(name: str, options: argparse.Namespace) -> None:
-    """Thresholds within the budget, on a batch of all clips, of frames that are not played."""
-    case, device, folder = CASES[name], options.device, options.thresholds
+    """Thresholds within the budget, on a batch of all clips, of other frames than are played; written as they come."""
+    case, device = CASES[name], options.device
     budget = options.budget or case.budget
     model = case.make().eval().to(device)
     for part in case.head:
@@ -149,36 +151,47 @@ def calibrate(name: str, options: argparse.Namespace) -> None:
     for numbers in (CALIBRATED, CHECKED):
         videos = clips(name, options.size, device, numbers)
         frames[numbers] = [[torch.cat(batch).to(device)] for batch in zip(*videos, strict=True)]
-    delta = deltaconvert.convert(model, *frames[CALIBRATED][0], backend="reference")
-    search = Search(trials_of(case, delta, frames[CALIBRATED]), budget)
-    setting = found_by(search, options.rounds)
-    outcome, checks = search.look(setting), trials_of(case, delta, frames[CHECKED])
-    checked, outputs = checks(setting), [(case.features or nn.Identity())(output) for output in checks.dense]
-    found = {"budget": budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
-    found["on frames that are played"] = {
-        "loss": checked.loss,
-        "work": checked.work,
-        "loss of the first output, kept": relative_l2(outputs[:1] * len(outputs), outputs),
-        "loss of the output before": relative_l2(outputs[-9:-1], outputs[-8:]),
-    }
-    print(name, found, flush=True)
-    made = search.trials.thresholds(setting)
-    folder.mkdir(parents=True, exist_ok=True)
-    Thresholds({**made.rules, "activation": 0.0}, made.gate).write(folder / f"{name}.json", found=found)
+
+    def trials(numbers: Sequence[int]) -> Trials:
+        return trials_of(
+            case, deltaconvert.convert(model, *frames[numbers][0], backend="reference"), frames[numbers]
+        )
+
+    alike = trials(CALIBRATED).alike()
+    model = model.to(gpu_dense.TYPES[options.type])
+    search, checks = Search(trials(CALIBRATED), budget), trials(CHECKED)
+    outputs = [(case.features or nn.Identity())(output) for output in checks.dense]
+    for setting in found_by(search, alike, options.rounds):
+        outcome, checked = search.look(setting), checks(setting)
+        found = {"budget": budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
+        found["on frames that are played"] = {
+            "loss": checked.loss,
+            "work": checked.work,
+            "loss of the first output, kept": relative_l2(outputs[:1] * len(outputs), outputs),
+            "loss of the output before": relative_l2(outputs[-9:-1], outputs[-8:]),
+        }
+        print(name, found, flush=True)
+        made = search.trials.thresholds(setting)
+        options.thresholds.mkdir(parents=True, exist_ok=True)
+        file = options.thresholds / f"{name}.json"
+        Thresholds({**made.rules, "activation": 0.0, "linear": 0.0}, made.gate).write(file, found=found)
 
 
-def found_by(search: Search, rounds: int) -> Setting:
-    """Layers that are all alike, under each gate and input's threshold; then each layer by itself. `allocate` without
-    the paper's way from front to back, which would take half of the trials."""
-    alike, (place,) = Setting(search.trials.alike()), search.inputs
+def found_by(search: Search, alike: Sequence[float], rounds: int) -> Iterator[Setting]:
+    """The best so far, again and again: of layers that are all alike, under each gate and input's threshold; then of
+    each layer by itself. `allocate` without the paper's way from front to back, which would take half of the trials."""
+    start, (place,) = Setting(tuple(alike)), search.inputs
     lines = [
-        [replace(alike.times(scale), gate=gate).at(place, share) for scale in SCALES]
+        [replace(start.times(scale), gate=gate).at(place, share) for scale in SCALES]
         for gate in GATES
         for share in INPUTS
     ]
     search.scaled(search.at_the_budget(lines)[:3], 3, but=[place], start=1.5)
-    search.settled([search.best()], GATES, rounds)
-    return search.spent()
+    yield search.best()
+    for _ in range(rounds):
+        search.settled([search.best()], GATES, 1)
+        yield search.best()
+    yield search.spent()
 
 
 def trials_of(case: Case, delta: deltaconvert.DeltaModel, frames: Sequence[list[Tensor]]) -> Trials:
@@ -198,6 +211,7 @@ def main() -> None:
     )
     parser.add_argument("--networks", default=",".join(CASES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--type", choices=tuple(gpu_dense.TYPES), default="float")
     parser.add_argument("--size", help="HxW instead of 1080x1920")
     parser.add_argument("--budget", type=float, help="instead of the case's")
     parser.add_argument(
