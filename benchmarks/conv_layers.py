@@ -26,13 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deltaconvert.backends import cuda
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cuda import convs
+from deltaconvert.backends.cuda import conv_kernels, convs
+from deltaconvert.backends.cuda.layout import steps_of
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.backends.cuda.tail import Tail
 from deltaconvert.backends.cuda.tuning import box, places_of, seconds_of
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
+from deltaconvert.reach import Window
 
 TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32}
 # in, out, kernel, stride, height and width of the input, whether a map is added to the result; "dw" is depthwise
@@ -124,18 +126,20 @@ class Layer:
         if self.other is not None:
             self.other.values.copy_(torch.randn(self.shape, device="cuda"))
         (self.reach,) = self.operator.reaches([shape], self.shape)
-        self.steps = convs.steps_of(self.operator, self.source)
+        self.steps = steps_of(self.operator, self.source)
 
     def _edge(self, shape: tuple[int, ...]) -> cuda.Edge:
         return cuda.Edge(Map(shape, self.dtype, torch.device("cuda", 0)))
 
     def launch(self, backend: cuda.Backend, way: str, tile: dict[str, int]) -> Any:
-        window = self.reach if isinstance(self.reach, convs.Window) else None
+        window = self.reach if isinstance(self.reach, Window) else None
         parts = self.operator, window, self.source, self.edge
         if way in ("pixel", "channel"):
-            head = convs.by_pixel(*parts) if way == "pixel" else convs.by_channel(*parts, **tile)  # type: ignore[arg-type]
+            head = (
+                conv_kernels.by_pixel(*parts) if way == "pixel" else conv_kernels.by_channel(*parts, **tile)
+            )  # type: ignore[arg-type]
         else:
-            head = (convs.by_wgmma if way == "wgmma" else convs.by_tiles)(*parts, tile)
+            head = (conv_kernels.by_wgmma if way == "wgmma" else conv_kernels.by_tiles)(*parts, tile)
         tail = Tail(self.shape[1], self.dtype, self.edge.values.device)
         if self.other is not None:
             tail.then(Arithmetic("add", None, False), ["v", tail.operand(self.other, self.shape[2:])])

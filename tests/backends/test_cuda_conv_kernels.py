@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.backends import cuda
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cuda import convs
+from deltaconvert.backends.cuda import conv_kernels, convs
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.backends.cuda.tail import Tail
@@ -184,7 +184,7 @@ def test_depthwise(gpu, kernel, stride, kind):
     for thread in convs.THREADS_OF_CHANNELS:
         tail = Tail(72, dtype, DEVICE)
         tail.then(Pointwise("relu", {}), ["v"])
-        head = convs.by_channel(operator, reach, source, out, thread)
+        head = conv_kernels.by_channel(operator, reach, source, out, thread)
         launch = cuda.Launch(cuda.Backend(), head, tail, out)
         for mask in masks:
             fresh, chosen = computed(launch, mask, out, expected, bound, thread)

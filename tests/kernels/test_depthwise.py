@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaconvert.backends.cuda import pitch_of
-from deltaconvert.backends.cuda.convs import by_channel
+from deltaconvert.backends.cuda.conv_kernels import by_channel
 from deltaconvert.backends.cuda.kernels import TYPES
 from deltaconvert.backends.cuda.tail import device_bytes
 from deltaconvert.ops.conv import Conv2d

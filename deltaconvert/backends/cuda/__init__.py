@@ -21,10 +21,10 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda.concats import join_concats
-from deltaconvert.backends.cuda.convs import pitch_of
 from deltaconvert.backends.cuda.edges import Edge, FrameEdge
 from deltaconvert.backends.cuda.kernels import Kernel, on_current_stream, own_stream, why_not
 from deltaconvert.backends.cuda.launches import THREADS, Launch, kernel_for
+from deltaconvert.backends.cuda.layout import pitch_of
 from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, needed
 from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
 from deltaconvert.backends.cuda.passing import note_passing

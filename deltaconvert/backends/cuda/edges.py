@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cuda.convs import pitch_of
 from deltaconvert.backends.cuda.gates import Looks, has_kernels
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
 from deltaconvert.backends.cuda.launches import THREADS, blocks_of
+from deltaconvert.backends.cuda.layout import pitch_of
 from deltaconvert.backends.cuda.marks import Listed, Marks
 from deltaconvert.backends.cuda.tuning import boxes
 from deltaconvert.backends.reference import fill_unseen

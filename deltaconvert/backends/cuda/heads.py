@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cuda import norms
-from deltaconvert.backends.cuda.convs import Head, conv, linear, window_of
+from deltaconvert.backends.cuda.conv_kernels import Head
+from deltaconvert.backends.cuda.convs import conv, linear
 from deltaconvert.backends.cuda.kernels import TYPES
+from deltaconvert.backends.cuda.layout import window_of
 from deltaconvert.backends.cuda.means import BoxMeans, BoxMoments, lanes_of, packed_mean
 from deltaconvert.backends.cuda.norms import makes_places
 from deltaconvert.backends.cuda.tail import NoKernel, Tail

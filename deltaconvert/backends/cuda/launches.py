@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.convs import Head, blocks_at_once
+from deltaconvert.backends.cuda.conv_kernels import Head, blocks_at_once
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.backends.cuda.tail import Tail, device_bytes

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.convs import Head
+from deltaconvert.backends.cuda.conv_kernels import Head
 from deltaconvert.backends.cuda.kernels import TYPES
 from deltaconvert.backends.cuda.means import BoxMoments, lanes_of
 from deltaconvert.backends.cuda.tail import NoKernel

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import deltaconvert
-from deltaconvert.backends.cuda.convs import Head
+from deltaconvert.backends.cuda.conv_kernels import Head
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream, source_of
 from deltaconvert.backends.cuda.marks import Listed
 from deltaconvert.backends.cuda.recording import capturing

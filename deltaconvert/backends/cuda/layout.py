@@ -1,0 +1,50 @@
+"""How the pixels of a map lie in memory, and what a convolution's sum reads of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deltaconvert.ops.conv_transpose import ConvTranspose2d
+from deltaconvert.reach import Window
+
+STEP = 128  # bytes of a row in a step of the sum, in kernels/conv_tiles.cu and conv_wgmma.cu
+
+
+def pitch_of(channels: int, dtype: torch.dtype) -> int:
+    """Values from one pixel to the next: whole vectors of 16 bytes, so that any of them can be read at once; four
+    values where a frame has fewer channels."""
+    if channels <= 4:
+        return 4
+    vector = max(1, 16 // dtype.itemsize)
+    return -(-channels // vector) * vector
+
+
+def depth_of(source: Any) -> int:
+    """Values of a pixel that a sum reads; a map that is part of another has more from one pixel to the next."""
+    return pitch_of(source.values.shape[1], source.values.dtype)
+
+
+def piece_of(source: Any) -> int:
+    """Bytes that a thread reads of a pixel at once."""
+    return min(16, depth_of(source) * source.values.dtype.itemsize)
+
+
+def steps_of(operator: Any, source: Any) -> int:
+    """Steps of the sum over taps and channels."""
+    kh, kw = operator.weight.shape[2:]
+    return -(-kh * kw * depth_of(source) * source.values.dtype.itemsize // STEP)
+
+
+def window_of(source: Any, window: Window | None) -> tuple[int, ...]:
+    """pitch, H, W, kernel, stride, padding, dilation: as the kernels' structs have them."""
+    height, width = source.values.shape[2:]
+    if window is None:
+        return (source.pitch, height, width, 1, 1, 1, 1, 0, 0, 1, 1)
+    geometry = (*window.kernel, *window.stride, *window.padding, *window.dilation)
+    return (source.pitch, height, width, *geometry)
+
+
+def is_transposed(operator: Any) -> bool:
+    return isinstance(operator, ConvTranspose2d)
