@@ -148,7 +148,8 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     further = kept_files(options.kept, unit, options.if_kept)
     modes = list(dict.fromkeys([*options.modes, *further]))
     nhwc = base.contiguous(memory_format=torch.channels_last)
-    dense, runs = raced(engines(model, base, modes, kept_files(options.kept, unit, modes)), nhwc)
+    kept = {mode: kept_file(options.kept, unit, mode) for mode in modes} if options.kept else None
+    dense, runs = raced(engines(model, base, modes, kept), nhwc)
     best = min(dense, key=lambda name: dense[name])
     dense_after = time.perf_counter() - began
     command = ["python benchmarks/gpu.py", f"--units {unit}", f"--frames {options.frames}", "--modes", *modes]

@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.compiler._cache import CacheArtifactManager
 
 import model_zoo
 from deltaconvert.normalise import normalise
@@ -66,15 +67,22 @@ def engines(
 ) -> Iterator[tuple[str, Run]]:
     """The ways to run the dense network on frames like `frame`, each with its name; the first takes any frame.
 
-    kept: by mode, the files in which `warm` has put what torch compiled, if anything.
+    kept: by mode, the file of what torch compiled: read if it is there, else written.
     """
     eager, frame = _eager(model, frame)
     yield "eager", eager
     yield "graph", captured(eager, frame)
     for name in modes:
-        if kept and name in kept:
-            torch.compiler.load_cache_artifacts(lzma.decompress(kept[name].read_bytes()))
-        yield name, captured(compiled(eager, name), frame)
+        file = kept.get(name) if kept else None
+        CacheArtifactManager.clear()  # torch tells of all that it compiled since
+        there = file is not None and file.exists()
+        if file is not None and there:
+            torch.compiler.load_cache_artifacts(lzma.decompress(file.read_bytes()))
+        run = captured(compiled(eager, name), frame)
+        if file is not None and not there:
+            keep(file)
+        yield name, run
+        del run
 
 
 def raced(runs: Iterator[tuple[str, Run]], frame: Tensor) -> tuple[dict[str, float], dict[str, Run]]:
@@ -97,16 +105,21 @@ def raced(runs: Iterator[tuple[str, Run]], frame: Tensor) -> tuple[dict[str, flo
 
 @torch.no_grad()
 def warm(model: nn.Module, frame: Tensor, mode: str, kept: Path) -> None:
-    """Compile, and keep what came of it: as the only work of a process, since torch tells of all that it compiled."""
+    """Compile, and keep what came of it."""
     eager, frame = _eager(model, frame)
     with candidates_alone():
         compiled(eager, mode)(frame)
+    keep(kept)
+
+
+def keep(file: Path) -> None:
+    """Write what torch compiled since it was last told to forget that."""
     artifacts = torch.compiler.save_cache_artifacts()
     if artifacts is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        packed = kept.with_suffix(".part")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        packed = file.with_suffix(".part")
         packed.write_bytes(lzma.compress(artifacts[0], preset=4))
-        packed.rename(kept)  # whoever finds it finds all of it
+        packed.rename(file)  # whoever finds it finds all of it
 
 
 @contextmanager
