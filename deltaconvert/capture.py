@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.errors import InputError, UnsupportedModel, first_line
 from deltaconvert.exported import export, export_any_batch, is_dynamic, read
 from deltaconvert.remembers import remembers
-from deltaconvert.trace import Traced, first_line, trace
+from deltaconvert.trace import Traced, trace
 from deltaconvert.twin import twin
 
 # torch.fx and torch.export switch things of the whole process while they look on: one network at a time.

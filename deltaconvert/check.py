@@ -32,9 +32,19 @@ def is_delta(node: fx.Node) -> bool:
     return node.target is sparsify or node.meta.get("delta", False)
 
 
+def is_call(node: fx.Node) -> bool:
+    """It computes something; the others are inputs, weights and the output."""
+    return node.op in ("call_function", "call_method", "call_module")
+
+
+def path_of(node: fx.Node) -> str:
+    """What reports and masks call a node: the path of the module that it comes from, where it has one."""
+    return node.meta.get("path", node.name)
+
+
 def names_of(node: fx.Node) -> tuple[str, ...]:
     """The paths that a node goes by in rules: its own, and those of the calls that became part of it."""
-    return tuple(dict.fromkeys((node.meta.get("path", node.name), *node.meta.get("parts", ()))))
+    return tuple(dict.fromkeys((path_of(node), *node.meta.get("parts", ()))))
 
 
 def check_graph(gm: fx.GraphModule, after: str) -> None:

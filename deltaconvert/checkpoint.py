@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaconvert.errors import CheckpointError, InputError
+from deltaconvert.errors import CheckpointError, InputError, first_line
 from deltaconvert.formats.archive import check_archive
 from deltaconvert.formats.kind import NETWORKS, kind_of
 
@@ -178,7 +178,7 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError and others for damaged files
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint ({_first_line(error)}). Give a state_dict saved by "
+            f"{path}: cannot be read as a checkpoint ({first_line(error)}). Give a state_dict saved by "
             "torch.save or as .safetensors"
         ) from error
 
@@ -187,10 +187,6 @@ def _refused(error: BaseException) -> str:
     """What torch refused to unpickle; its own message is a page about its options."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     return f"it names {named[1]}" if named else "torch refuses it"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from deltaconvert.errors import DeltaConvertError
-from deltaconvert.report import ExplainRow, Explanation
+from deltaconvert.explain import ExplainRow, Explanation
 
 DELTA, DENSE, CONVERSION = "#c8500a", "#1f4e9c", "#555555"
 SHADES = ("#ffffff", "#fdeee2", "#fbd9be", "#f7b98c", "#f29a5c")

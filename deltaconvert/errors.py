@@ -35,3 +35,8 @@ class StreamError(DeltaConvertError):
 
 class ExportError(DeltaConvertError):
     """A converted network cannot be written in the form asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, short enough to stand in one of ours."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:160]

@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import median
 
 from deltaconvert import dot
-from deltaconvert.report import Explanation, size_text
+from deltaconvert.explain import Explanation
+from deltaconvert.report import size_text
 
 TEMPLATE = Path(__file__).with_name("explain_page.html")
 

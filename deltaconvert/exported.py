@@ -16,12 +16,13 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import UnsupportedModel
+from deltaconvert.errors import UnsupportedModel, first_line
 from deltaconvert.ops.base import known_modules
 from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.passes.spell_aten import aten_name, spell_aten
-from deltaconvert.trace import Signature, Traced, first_line, refuse_objects
+from deltaconvert.signature import Signature
+from deltaconvert.trace import Traced, refuse_objects
 from deltaconvert.twin import twin
 
 

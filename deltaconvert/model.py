@@ -15,16 +15,17 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from deltaconvert import compiled, parts, snapshot
-from deltaconvert.check import names_of, sparsify
-from deltaconvert.errors import DeltaConvertError, InputError
+from deltaconvert.check import names_of, path_of, sparsify
+from deltaconvert.errors import DeltaConvertError, InputError, first_line
+from deltaconvert.explain import Explanation, explain
 from deltaconvert.gate import Gate
 from deltaconvert.lower import Program
 from deltaconvert.memory import within_memory
 from deltaconvert.monitor import Monitor
 from deltaconvert.plan import Plan, plan
-from deltaconvert.report import Explanation, Stats, Tally, explain
+from deltaconvert.signature import Signature
+from deltaconvert.stats import Stats, Tally
 from deltaconvert.thresholds import Rule, Threshold, Thresholds, refuse_unknown
-from deltaconvert.trace import Signature, first_line
 from deltaconvert.turns import Turns, in_turn
 
 Sizes = tuple[tuple[int, ...], ...]
@@ -110,7 +111,7 @@ class DeltaModel(nn.Module):
     def thresholds(self) -> dict[str, float]:
         """The threshold of every node that compares, by path, in the units of its feature map."""
         nodes = self._program.plan.graph.graph.nodes
-        own = {_path(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
+        own = {path_of(node): node.meta["threshold"] for node in nodes if "threshold" in node.meta}
         return own | {
             path: amount for part in self._parts.values() for path, amount in part.thresholds.items()
         }
@@ -395,7 +396,7 @@ class DeltaModel(nn.Module):
         """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""
         nodes = self._program.plan.graph.graph.nodes
         own = {
-            _path(node): self._program.edges[node.name].mask.clone()
+            path_of(node): self._program.edges[node.name].mask.clone()
             for node in nodes
             if node.name in self._program.edges
         }

@@ -19,8 +19,10 @@ from torch.utils import _pytree as pytree
 from deltaconvert.capture import capture, is_light
 from deltaconvert.check import names_of
 from deltaconvert.errors import InputError, UnsupportedModel
-from deltaconvert.report import Explanation, Stats
-from deltaconvert.trace import Signature, Traced
+from deltaconvert.explain import Explanation
+from deltaconvert.signature import Signature
+from deltaconvert.stats import Stats
+from deltaconvert.trace import Traced
 from deltaconvert.twin import twin
 
 if TYPE_CHECKING:

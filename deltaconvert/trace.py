@@ -6,103 +6,23 @@ import operator
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.errors import UnsupportedModel, first_line
 from deltaconvert.ops.base import is_known
 from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView, functionalise
+from deltaconvert.signature import Signature
 from deltaconvert.twin import twin, with_plain_weights
+from deltaconvert.writes import is_island, watch_augmented, watch_islands
 
-
-@dataclass(frozen=True)
-class Signature:
-    """How a call of the network maps to flat tensors and back.
-
-    Inputs: `spec` unflattens the leaves of (args, kwargs); `constants` holds the leaves that are no tensors, by their
-    place. Outputs: `out_spec` likewise, `out_constants` for outputs that are no tensors. `sizes`: the shapes of the
-    tensors, where the graph holds for these alone; None in one for a side that may have any length.
-    """
-
-    spec: pytree.TreeSpec
-    constants: dict[int, Any]
-    out_spec: pytree.TreeSpec
-    out_constants: dict[int, Any]
-    sizes: tuple[tuple[int | None, ...], ...] | None = None
-
-    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
-        """The graph holds for inputs of these shapes."""
-        return self.sizes is None or all(
-            len(own) == len(shape) and all(a in (None, b) for a, b in zip(own, shape, strict=True))
-            for own, shape in zip(self.sizes, shapes, strict=True)
-        )
-
-    @property
-    def pixels(self) -> tuple[int, int] | None:
-        """(width, height) of the first input, where the graph holds for these alone."""
-        first = self.sizes[0] if self.sizes else ()
-        if len(first) != 4:
-            return None
-        _, _, height, width = first
-        return (width, height) if width and height else None
-
-    _plain: bool = field(init=False)  # a call takes nothing but tensors, by their place
-
-    def __post_init__(self) -> None:
-        flat = pytree.tree_structure(((0,) * self.spec.num_leaves, {}))
-        # Not when it is first asked for: that would be while torch.compile looks on, which takes no locks.
-        object.__setattr__(self, "_plain", not self.constants and self.spec == flat)
-
-    def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-        by_place = self._plain and not kwargs and len(args) == self.spec.num_leaves
-        if by_place and all(isinstance(arg, Tensor) for arg in args):
-            return list(args)  # to flatten them takes 10 us, a tenth of a still frame on a GPU
-        leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
-        if spec != self.spec:
-            raise InputError(
-                f"the call has inputs {_shape_of(spec)}; the network was converted for {_shape_of(self.spec)}"
-            )
-        tensors = []
-        for place, leaf in enumerate(leaves):
-            if place in self.constants:
-                if isinstance(leaf, Tensor) or leaf != self.constants[place]:
-                    raise InputError(
-                        f"input {place} is {leaf!r}; the network was converted for the constant "
-                        f"{self.constants[place]!r}: convert it once for each value"
-                    )
-            elif not isinstance(leaf, Tensor):
-                raise InputError(
-                    f"input {place} is a {type(leaf).__name__}; the network was converted for a tensor there"
-                )
-            else:
-                tensors.append(leaf)
-        return tensors
-
-    def call(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """(args, kwargs) of the call that flattens to `tensors`."""
-        return _nested(tensors, self.spec, self.constants)
-
-    def unflatten(self, tensors: Sequence[Any]) -> Any:
-        """The network's output, nested as it returns it."""
-        return _nested(tensors, self.out_spec, self.out_constants)
-
-
-def _nested(tensors: Sequence[Any], spec: pytree.TreeSpec, constants: dict[int, Any]) -> Any:
-    values = iter(tensors)
-    leaves = [constants[place] if place in constants else next(values) for place in range(spec.num_leaves)]
-    return pytree.tree_unflatten(leaves, spec)
-
-
-def _shape_of(spec: pytree.TreeSpec) -> str:
-    """A readable skeleton of a call: its nesting with * for each leaf."""
-    args, kwargs = pytree.tree_unflatten(["*"] * spec.num_leaves, spec)
-    return str(args if not kwargs else (args, kwargs)).replace("'*'", "*")
+_HERE = str(Path(__file__).parent)
 
 
 @dataclass
@@ -232,9 +152,9 @@ def trace(
         tracer = _Tracer(tuple(args), kwargs, leaves, opaque)
         try:
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
-            _AugmentedWatch(module).watch(args, kwargs)
+            watch_augmented(module, args, kwargs)
             module = run_passes(module, [functionalise])
-            _WriteWatch(module).watch(args, kwargs)
+            watch_islands(module, args, kwargs)
             break
         except WriteToView as error:
             if is_stuck(error.path):
@@ -271,133 +191,28 @@ def refuse_objects(model: nn.Module, constants: dict[int, Any]) -> None:
             )
 
 
-class _AugmentedWatch(fx.Interpreter):
-    """Runs the graph once, to see what each x += y is: only values tell maps from sizes, and who shares memory.
-
-    meta["rebinds"]: x is no tensor (n = x.shape[2]; n += 1). meta["unseen"]: no tensor that is read later shares
-    memory with x, such as another part of the same chunk.
-    """
-
-    def watch(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        augmented = [n for n in self.module.graph.nodes if _is_augmented(n)]
-        if not augmented:
-            return
-        for n in augmented:
-            n.meta["rebinds"] = True  # stays so where the network does not run: convert says so better
-        frames = [
-            leaf.clone() for leaf in pytree.tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor)
-        ]
-        self._ran: set[fx.Node] = set()
-        with torch.no_grad(), suppress(Exception):
-            self.run(*frames)
-
-    def run_node(self, n: fx.Node) -> Any:
-        self._ran.add(n)
-        if _is_augmented(n):
-            written = self.env[n.args[0]]
-            n.meta["rebinds"] = not isinstance(written, Tensor)
-            if isinstance(written, Tensor):
-                others = self.env.keys() - set(self.user_to_last_uses.get(n, ())) - {n.args[0]}
-                values = pytree.tree_leaves([self._read_later(other) for other in others])
-                n.meta["unseen"] = not any(isinstance(v, Tensor) and _overlap(written, v) for v in values)
-        return super().run_node(n)
-
-    def _read_later(self, node: fx.Node) -> Any:
-        """The value, or the parts of it that are: parts[1] does not read parts[0]."""
-        value, users = self.env[node], [user for user in node.users if user not in self._ran]
-        if isinstance(value, tuple) and all(u.target is operator.getitem for u in users):
-            return [value[u.args[1]] if isinstance(u.args[1], int | slice) else value for u in users]
-        return value
-
-
-def _is_augmented(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in OUT_OF_PLACE and isinstance(node.args[0], fx.Node)
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """The two share values, not just a storage."""
-    if _memory(a) != _memory(b) or a.dtype != b.dtype:
-        return _memory(a) == _memory(b)
-    mask = torch.zeros(a.untyped_storage().nbytes() // a.element_size(), dtype=torch.bool)
-    mask.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
-    return bool(mask.as_strided(b.shape, b.stride(), b.storage_offset()).any())
-
-
-class _WriteWatch(fx.Interpreter):
-    """Runs the graph once, to see which modules that stay whole write to their inputs.
-
-    WriteToView, naming the module around it, where something reads such an input later: only that module as a whole
-    sees the write. Where nothing does, meta["writes_inputs"] tells that the module needs inputs of its own.
-    """
-
-    def watch(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        if any(n.op == "call_module" and not self._is_known(n) for n in self.module.graph.nodes):
-            frames = [
-                leaf.clone() for leaf in pytree.tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor)
-            ]
-            with torch.no_grad():
-                self.run(*frames)
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op != "call_module" or self._is_known(n):
-            return super().run_node(n)
-        inputs = [
-            leaf
-            for leaf in pytree.tree_leaves(self.fetch_args_kwargs_from_env(n))
-            if isinstance(leaf, Tensor)
-        ]
-        versions = [x._version for x in inputs]
-        result = super().run_node(n)
-        written = {_memory(x) for x, version in zip(inputs, versions, strict=True) if x._version != version}
-        if written:
-            n.meta["writes_inputs"] = True
-            for other in self.env.keys() - set(self.user_to_last_uses.get(n, ())):
-                values = pytree.tree_leaves(self.env[other])
-                if any(isinstance(v, Tensor) and _memory(v) in written for v in values):
-                    raise WriteToView(_around(n), n, f"to {other.name}, which is read afterwards")
-        return result
-
-    def _is_known(self, node: fx.Node) -> bool:
-        return is_known(self.module.get_submodule(str(node.target)))
-
-
-def _memory(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
-
-
-def _around(node: fx.Node) -> str:
-    """The path of the module in whose forward `node` calls another; "" for the root."""
-    paths = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
-    return paths[-2] if len(paths) > 1 else ""
-
-
 def _is_impure(node: fx.Node) -> bool:
     """Dead code may go, unless it writes to a tensor that something else reads."""
     if node.op in ("placeholder", "output"):
         return True
     if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        return _is_in_place(str(node.target))
     if node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
-        return node.target in (operator.setitem, torch._assert) or (
-            name.endswith("_") and not name.endswith("__")
-        )
-    if node.op == "call_module":
-        module = node.graph.owning_module.get_submodule(str(node.target))
-        return not is_known(module)
-    return False
+        named = _is_in_place(getattr(node.target, "__name__", ""))
+        return named or node.target in (operator.setitem, torch._assert)
+    return is_island(node)
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:160]
+def _is_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _why_untraceable(model: nn.Module, error: BaseException) -> str:
     """The user's line that defeated the tracer, and the ways out."""
     frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if "/torch/" not in f.filename and "deltaconvert/trace" not in f.filename
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in frame.filename and not frame.filename.startswith(_HERE)
     ]
     where = f"\n  {frames[-1].filename}:{frames[-1].lineno}   {frames[-1].line}" if frames else ""
     return (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert.check import operator_of
+from deltaconvert.check import operator_of, path_of
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import WAY_OUT, Packer, Unpacker, list_in
 from deltaconvert.ops.base import Operator, is_known, known_modules, operator_types
@@ -32,7 +32,7 @@ def graph_to_json(gm: fx.GraphModule) -> tuple[list[dict[str, Any]], dict[str, T
 
 
 def _node_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
-    path = node.meta.get("path", node.name)
+    path = path_of(node)
     out: dict[str, Any] = {"name": node.name, "path": path}
     if "parts" in node.meta:
         out["parts"] = list(node.meta["parts"])

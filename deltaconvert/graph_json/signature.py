@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import MAX_DEPTH, MAX_INT, MAX_ITEMS, Packer, Unpacker, list_in, tagged
-from deltaconvert.trace import Signature
+from deltaconvert.signature import Signature
 
 
 def signature_to_json(signature: Signature) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from deltaconvert.check import operator_of
+from deltaconvert.check import is_call, operator_of, path_of
 from deltaconvert.ops.base import Operator, StaysDense, find, known_modules
 
 
@@ -23,7 +23,7 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
     for node in list(gm.graph.nodes):
         if node.op == "get_attr":
             weights.add(node)
-        if node.op not in ("call_module", "call_function", "call_method") or operator_of(node) is not None:
+        if not is_call(node) or operator_of(node) is not None:
             continue
         follows = bool(node.all_input_nodes) and weights.issuperset(node.all_input_nodes)
         if follows:
@@ -81,7 +81,7 @@ def _before(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[
     """A call of `operator` before `node`, which it is a part of; rules that mean the one mean the other."""
     kind = type(operator).__name__.lower()
     call = _call(gm, node, f"{node.name}_{kind}", operator, inputs)
-    path = node.meta.get("path", node.name)
+    path = path_of(node)
     call.meta = {"path": f"{path}.{kind}", "parts": (path,)}
     return call
 

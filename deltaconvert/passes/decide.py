@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from deltaconvert.check import names_of, operator_of
+from deltaconvert.check import names_of, operator_of, path_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.thresholds import matches
 
@@ -55,7 +55,7 @@ class Seen(NamedTuple):
 
 def seen(node: fx.Node) -> Seen:
     meta = node.meta
-    return Seen(meta.get("path", node.name), meta.get("shape"), meta.get("dtype"), meta.get("delta", False))
+    return Seen(path_of(node), meta.get("shape"), meta.get("dtype"), meta.get("delta", False))
 
 
 def why_dense(operator: Operator, inputs: Sequence[Seen], output: Seen, streams: int) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.check import is_call, operator_of
 from deltaconvert.ops.base import Operator, is_known, mean_magnitude
 from deltaconvert.twin import twin
 
@@ -109,7 +109,7 @@ def _is_constant(node: fx.Node) -> bool:
     """The value follows from sizes and weights: the same in every frame of this size."""
     if node.op == "get_attr":
         return True
-    if node.op not in ("call_function", "call_method", "call_module"):
+    if not is_call(node):
         return False
     name = _name(node)
     if node.op == "call_method" and name in ("size", "dim", "numel", "ndimension"):

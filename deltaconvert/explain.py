@@ -1,0 +1,177 @@
+"""explain: what a converted network is, node by node."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from deltaconvert.advice import way_out
+from deltaconvert.check import densify, is_call, is_delta, path_of, sparsify
+from deltaconvert.lower import Program
+from deltaconvert.report import label, size_text, table
+
+if TYPE_CHECKING:
+    from deltaconvert.speed import Speed
+
+LISTED = 4  # paths named with one way out
+
+
+@dataclass(frozen=True)
+class ExplainRow:
+    """One node of the delta graph.
+
+    kind: "delta", "dense", "sparsify" or "densify". share: of all multiply-accumulates of a frame.
+    threshold: the largest change that is dropped here; None where nothing is compared.
+    how: what else decides there: "weighted" by channels, or the settings of the gate.
+    inputs: the paths of the nodes that it reads, and the names of frames.
+    shape: of its result; None if that is no tensor.
+    way_out: what can be done about a dense one.
+    outside: why it runs after the frame's CUDA graph and not in it, known after a frame; None if it runs in it.
+    """
+
+    path: str
+    operator: str
+    kind: str
+    reason: str | None
+    macs: int
+    share: float
+    threshold: float | None
+    how: str
+    state_bytes: int
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...] | None
+    outside: str | None = None
+    way_out: str | None = None
+
+    @property
+    def runs_as(self) -> str:
+        """Its kind, and why it is no faster one."""
+        text = self.kind if self.reason is None else f"{self.kind}: {self.reason.splitlines()[0]}"
+        return text if self.outside is None else f"{text}; after the CUDA graph: {self.outside}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """outputs: the paths of the nodes whose results the network returns. speed: what to expect, if it was measured."""
+
+    rows: list[ExplainRow]
+    outputs: tuple[str, ...]
+    speed: Speed | None = None
+
+    @property
+    def delta_share(self) -> float:
+        """The share of all multiply-accumulates that delta nodes do."""
+        total = sum(row.macs for row in self.rows)
+        return sum(row.macs for row in self.rows if row.kind == "delta") / total if total else 0.0
+
+    @property
+    def islands(self) -> list[ExplainRow]:
+        return [row for row in self.rows if row.kind == "dense"]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        head = ("node", "operator", "runs as", "work", "threshold", "state")
+        body = [
+            (
+                row.path,
+                row.operator,
+                row.runs_as,
+                f"{row.share:.1%}" if row.macs else "",
+                "" if row.threshold is None else f"{row.threshold:.4g} {row.how}".rstrip(),
+                size_text(row.state_bytes) if row.state_bytes else "",
+            )
+            for row in self.rows
+        ]
+        return "\n".join([table(head, body), *self._dense(), self.summary])
+
+    @property
+    def summary(self) -> str:
+        """N of M nodes sparse, X % of the work; and the expected speed."""
+        delta, dense = sum(row.kind == "delta" for row in self.rows), len(self.islands)
+        total, state = sum(row.macs for row in self.rows), sum(row.state_bytes for row in self.rows)
+        text = (
+            f"{delta} of {delta + dense} nodes sparse: delta nodes do {self.delta_share:.1%} of "
+            f"{total / 1e9:.3g} GMAC, {dense} nodes stay dense, state {size_text(state)}"
+        )
+        return text if self.speed is None else f"{text}\n{self.speed}"
+
+    @property
+    def advice(self) -> list[tuple[float, list[ExplainRow], str]]:
+        """Dense nodes that have one way out together, with their share of the work; what does most comes first."""
+        groups: dict[str, list[ExplainRow]] = {}
+        for row in self.islands:
+            groups.setdefault(row.way_out or "", []).append(row)
+        found = [(sum(row.share for row in rows), rows, way) for way, rows in groups.items()]
+        return sorted(found, key=lambda group: -group[0])
+
+    def _dense(self) -> list[str]:
+        lines = ["", "What stays dense, and the way out:"] if self.islands else []
+        for share, rows, way in self.advice:
+            more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+            lines.append(f"  {share:.1%} of the work: {', '.join(row.path for row in rows[:LISTED])}{more}")
+            lines += textwrap.wrap(way, 100, initial_indent="    -> ", subsequent_indent="       ")
+        return [*lines, ""] if lines else []
+
+
+def explain(program: Program) -> Explanation:
+    nodes = list(program.plan.graph.graph.nodes)
+    calls = [node for node in nodes if is_call(node)]
+    total = sum(map(_macs, calls)) or 1
+    before = _before_deltas(calls)
+    rows = [_row(node, program, total, last=node not in before) for node in calls]
+    (output,) = (node for node in nodes if node.op == "output")
+    return Explanation(rows, _read_by(output))
+
+
+def _row(node: fx.Node, program: Program, total: int, last: bool) -> ExplainRow:
+    """total: the work of all nodes. last: no delta node follows."""
+    kind, macs, edge = _kind(node), _macs(node), program.edges.get(node.name)
+    reason = node.meta.get("why_dense", "unknown") if kind == "dense" else None
+    return ExplainRow(
+        path=path_of(node),
+        operator=label(node),
+        kind=kind,
+        reason=reason,
+        macs=macs,
+        share=macs / total,
+        threshold=node.meta.get("threshold"),
+        how="weighted" if "shares" in node.meta else str(node.meta.get("gate", "")),
+        state_bytes=0 if edge is None else edge.state_bytes(),
+        inputs=_read_by(node),
+        shape=node.meta.get("shape"),
+        outside=program.outside.get(node.name),
+        way_out=None if reason is None else way_out(reason, macs / total, last),
+    )
+
+
+def _kind(node: fx.Node) -> str:
+    if node.target in (sparsify, densify):
+        return "sparsify" if node.target is sparsify else "densify"
+    return "delta" if is_delta(node) else "dense"
+
+
+def _macs(node: fx.Node) -> int:
+    return 0 if node.target in (sparsify, densify) else node.meta.get("macs", 0)
+
+
+def _before_deltas(calls: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes that a delta node follows."""
+    before: set[fx.Node] = set()
+    for node in reversed(calls):
+        if any(user in before or is_delta(user) for user in node.users):
+            before.add(node)
+    return before
+
+
+def _read_by(node: fx.Node) -> tuple[str, ...]:
+    """The paths of what a node reads but for weights. A frame's sparsify has the frame's own path, so that says it."""
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return tuple(
+        f"frame {path_of(source)}" if source.op == "placeholder" else path_of(source) for source in sources
+    )

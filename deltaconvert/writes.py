@@ -1,0 +1,118 @@
+"""Writes in place in a traced graph: one run of it on the example tells who sees them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from deltaconvert.ops.base import is_known
+from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView
+
+
+def watch_augmented(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """See what each x += y is: only values tell maps from sizes, and who shares memory.
+
+    meta["rebinds"]: x is no tensor (n = x.shape[2]; n += 1). meta["unseen"]: no tensor that is read later shares
+    memory with x, such as another part of the same chunk.
+    """
+    augmented = [node for node in module.graph.nodes if _is_augmented(node)]
+    for node in augmented:
+        node.meta["rebinds"] = True  # stays so where the network does not run: convert says so better
+    if augmented:
+        with torch.no_grad(), suppress(Exception):
+            _AugmentedWatch(module).run(*_copies(args, kwargs))
+
+
+def watch_islands(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """See which modules that stay whole write to their inputs.
+
+    WriteToView, naming the module around it, where something reads such an input later: only that module as a whole
+    sees the write. Where nothing does, meta["writes_inputs"] tells that the module needs inputs of its own.
+    """
+    if any(is_island(node) for node in module.graph.nodes):
+        with torch.no_grad():
+            _IslandWatch(module).run(*_copies(args, kwargs))
+
+
+class _AugmentedWatch(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self._ran: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._ran.add(n)
+        if _is_augmented(n):
+            written = self.env[n.args[0]]
+            n.meta["rebinds"] = not isinstance(written, Tensor)
+            if isinstance(written, Tensor):
+                others = self.env.keys() - set(self.user_to_last_uses.get(n, ())) - {n.args[0]}
+                values = pytree.tree_leaves([self._read_later(other) for other in others])
+                n.meta["unseen"] = not any(isinstance(v, Tensor) and _overlap(written, v) for v in values)
+        return super().run_node(n)
+
+    def _read_later(self, node: fx.Node) -> Any:
+        """The value, or the parts of it that are: parts[1] does not read parts[0]."""
+        value, users = self.env[node], [user for user in node.users if user not in self._ran]
+        if isinstance(value, tuple) and all(u.target is operator.getitem for u in users):
+            return [value[u.args[1]] if isinstance(u.args[1], int | slice) else value for u in users]
+        return value
+
+
+class _IslandWatch(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        if not is_island(n):
+            return super().run_node(n)
+        inputs = _tensors(self.fetch_args_kwargs_from_env(n))
+        versions = [x._version for x in inputs]
+        result = super().run_node(n)
+        written = {_memory(x) for x, version in zip(inputs, versions, strict=True) if x._version != version}
+        if written:
+            n.meta["writes_inputs"] = True
+            for other in self.env.keys() - set(self.user_to_last_uses.get(n, ())):
+                if any(_memory(value) in written for value in _tensors(self.env[other])):
+                    raise WriteToView(_around(n), n, f"to {other.name}, which is read afterwards")
+        return result
+
+
+def _is_augmented(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in OUT_OF_PLACE and isinstance(node.args[0], fx.Node)
+
+
+def is_island(node: fx.Node) -> bool:
+    """It calls a module that stays whole: nobody sees what that does to its inputs."""
+    if node.op != "call_module":
+        return False
+    return not is_known(node.graph.owning_module.get_submodule(str(node.target)))
+
+
+def _around(node: fx.Node) -> str:
+    """The path of the module in whose forward `node` calls another; "" for the root."""
+    paths = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    return paths[-2] if len(paths) > 1 else ""
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _copies(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    return [frame.clone() for frame in _tensors((tuple(args), kwargs))]
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """The two share values, not just a storage."""
+    if _memory(a) != _memory(b) or a.dtype != b.dtype:
+        return _memory(a) == _memory(b)
+    mask = torch.zeros(a.untyped_storage().nbytes() // a.element_size(), dtype=torch.bool)
+    mask.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
+    return bool(mask.as_strided(b.shape, b.stride(), b.storage_offset()).any())
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
