@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -109,6 +109,17 @@ class Explanation:
             groups.setdefault(row.way_out or "", []).append(row)
         found = [(sum(row.share for row in rows), rows, way) for way, rows in groups.items()]
         return sorted(found, key=lambda group: -group[0])
+
+    def with_parts(self, parts: Mapping[str, Explanation]) -> Explanation:
+        """The rows of each part, by path, before the island that holds it, which does what they do not."""
+        rows = []
+        total = sum(row.macs for row in self.rows) or 1
+        for row in self.rows:
+            inner = [r for path, part in parts.items() if path.startswith(f"{row.path}.") for r in part.rows]
+            rows += [replace(r, share=r.macs / total) for r in inner]
+            left = max(row.macs - sum(r.macs for r in inner), 0)
+            rows.append(replace(row, macs=left, share=left / total))
+        return replace(self, rows=rows)
 
     def _dense(self) -> list[str]:
         lines = ["", "What stays dense, and the way out:"] if self.islands else []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +18,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.capture import capture, is_light
 from deltaconvert.check import names_of
 from deltaconvert.errors import InputError, UnsupportedModel
-from deltaconvert.explain import Explanation
 from deltaconvert.signature import Signature
-from deltaconvert.stats import Stats
 from deltaconvert.trace import Traced
 from deltaconvert.twin import twin
 
@@ -193,36 +190,3 @@ def dense_parts(gm: nn.Module) -> Iterator[None]:
 def _put(gm: nn.Module, path: str, module: nn.Module) -> None:
     home, _, name = path.rpartition(".")
     gm.get_submodule(home)._modules[name] = module
-
-
-# ---- reports of a network with parts
-
-
-def explained(outer: Explanation, parts: Mapping[str, Explanation]) -> Explanation:
-    """The rows of each part before the island that holds it, whose work is what they do not do."""
-    rows = []
-    total = sum(row.macs for row in outer.rows) or 1
-    for row in outer.rows:
-        inner = [r for path, e in parts.items() if path.startswith(f"{row.path}.") for r in e.rows]
-        rows += [replace(r, share=r.macs / total) for r in inner]
-        left = max(row.macs - sum(r.macs for r in inner), 0) if inner else row.macs
-        rows.append(replace(row, macs=left, share=left / total))
-    return replace(outer, rows=rows)
-
-
-def told(outer: Stats, parts: Mapping[str, Stats]) -> Stats:
-    """The layers of each part before the island that holds it, whose work is what they do not stand for."""
-    layers = []
-    for layer in outer.layers:
-        inner = [each for path, s in parts.items() if path.startswith(f"{layer.path}.") for each in s.layers]
-        layers += inner
-        dense = sum(each.macs_done + each.macs_skipped for each in inner)
-        total = sum(each.total_macs_done + each.total_macs_skipped for each in inner)
-        layers.append(
-            replace(
-                layer,
-                macs_done=max(layer.macs_done - dense, 0),
-                total_macs_done=max(layer.total_macs_done - total, 0),
-            )
-        )
-    return replace(outer, layers=layers)

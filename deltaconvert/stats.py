@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -73,6 +73,22 @@ class Stats:
     @property
     def state_bytes(self) -> int:
         return sum(layer.state_bytes for layer in self.layers)
+
+    def with_parts(self, parts: Mapping[str, Stats]) -> Stats:
+        """The layers of each part, by path, before the island that holds it, which does what they do not."""
+        layers = []
+        for layer in self.layers:
+            inner = [
+                each
+                for path, part in parts.items()
+                if path.startswith(f"{layer.path}.")
+                for each in part.layers
+            ]
+            dense = sum(each.macs_done + each.macs_skipped for each in inner)
+            total = sum(each.total_macs_done + each.total_macs_skipped for each in inner)
+            done, all_done = max(layer.macs_done - dense, 0), max(layer.total_macs_done - total, 0)
+            layers += [*inner, replace(layer, macs_done=done, total_macs_done=all_done)]
+        return replace(self, layers=layers)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -736,7 +736,7 @@ def test_rules_may_name_what_another_size_has(backend):
     model = deltaconvert.convert(network, video()[0], threshold="10%", backend=backend)
     assert "sparsify(cumsum)" in model.thresholds
     rules = {**model.rules, "a_name_of_another_size": 0.5}
-    model._thresholds = type(model._thresholds)(rules)
+    model._plans.thresholds = type(model._plans.thresholds)(rules)
     small = torch.rand(2, 3, 5, 5).double()
     assert model.with_thresholds(dict(model.rules), small).thresholds == model.thresholds
     with pytest.warns(UserWarning, match="input size changed"):

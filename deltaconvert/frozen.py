@@ -1,0 +1,49 @@
+"""What a converted network refuses: its plans are for its weights, its types and its device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from deltaconvert.errors import DeltaConvertError
+
+M = TypeVar("M", bound="Frozen")
+
+
+class Frozen(nn.Module):
+    """A module that stays as it is: DeltaConvertError, which says what to do, for whatever would change it."""
+
+    def _homes(self) -> Iterable[tuple[torch.dtype, torch.device]]:
+        """The types of its weights and inputs, and where they are."""
+        raise NotImplementedError
+
+    def _apply(self: M, fn: Any, recurse: bool = True) -> M:
+        """What `to`, `half`, `cuda` and the like come to: nothing, or an error."""
+        for dtype, device in set(self._homes()):
+            after = fn(torch.empty(0, dtype=dtype, device=device))
+            if (after.dtype, after.device) != (dtype, device):
+                raise DeltaConvertError(
+                    f"a converted network stays on {device}, in its types: move or cast the dense one and convert it "
+                    "again, or say where a saved one goes: deltaconvert.load(path, device=...)"
+                )
+        return self
+
+    def train(self: M, mode: bool = True) -> M:
+        if mode:
+            raise DeltaConvertError(
+                "a converted network cannot be trained: train the dense one and convert it again"
+            )
+        return super().train(False)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise DeltaConvertError(
+            "a converted network takes no other weights: load them into the dense one and convert it again"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise DeltaConvertError(
+            "a converted network cannot be pickled: save(path) writes it, deltaconvert.load(path) reads it"
+        )
