@@ -247,7 +247,8 @@ def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):
     ours = deltaconvert.convert(network, frames[0], **options)
     assert all(step._launch.compares for step in ours._program._operators)
     with monkeypatch.context() as patch:
-        patch.setattr(convs, "_has_threshold", lambda edge: False)
+        for module in (convs, conv_kernels):
+            patch.setattr(module, "has_threshold", lambda edge: False)
         apart = deltaconvert.convert(network, frames[0], **options)
     frame, dropped = frames[0], 0
     for t, (fresh, mask) in enumerate(zip(frames, masks, strict=True)):
