@@ -359,13 +359,13 @@ class Pooled:
             "density": statistics.mean(density),
             "work": done / whole * self.pool.capacity / cameras,
             "relative_l2": math.sqrt(difference.square / difference.reference),
-            "state_mb": self.pool._model.state_bytes / 2**20,
+            "state_mb": self.pool._batch.model.state_bytes / 2**20,
             "gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
         }
 
     def _work(self) -> tuple[int, int]:
         """Multiply-accumulates of all steps so far, and of as many dense ones."""
-        layers = self.pool._model.stats().layers
+        layers = self.pool._batch.model.stats().layers
         done = sum(layer.total_macs_done for layer in layers)
         return done, done + sum(layer.total_macs_skipped for layer in layers)
 

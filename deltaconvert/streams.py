@@ -14,21 +14,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from deltaconvert.arrivals import Arrivals
+from deltaconvert.batch import Batch
 from deltaconvert.errors import DeltaConvertError, InputError, StreamError
 from deltaconvert.model import DeltaModel, expect_converted
-
-SHARED_BYTES = (
-    1 << 20
-)  # up to here outputs of a step stay rows of one tensor, which lives as long as any of them
 
 
 @dataclass
@@ -57,8 +52,8 @@ class _Slot:
 class StreamStats:
     """frames: computed so far; dropped: replaced by a newer one before a step took them; failed: that raised.
 
-    latency: seconds from `put` to the output, of the last frame. density: share of the pixels of the input that
-    changed in the last step. state_bytes: what is kept for the stream.
+    latency: as Result has it, of the last frame. density: share of the pixels of the input that changed in the last
+    step. state_bytes: what is kept for the stream.
     """
 
     frames: int
@@ -75,7 +70,7 @@ class Result:
 
     number: the frame's, as `put` gave it. output: as the dense network gives it for a batch of one.
     error: what the network raised on it, then there is no output; the stream and the others go on from full frames.
-    latency: seconds from `put`.
+    latency: seconds from `put` until the step returned; a GPU may be at work then: whoever reads the output waits.
     """
 
     number: int
@@ -106,12 +101,12 @@ class StreamPool:
         self._running = threading.RLock()  # of the network and its state
         self._joining = threading.Lock()  # one stream joins at a time; it may take as long as converting
         self._arrivals = Arrivals(model.device)
-        self._model, self._batch = _planned(model, min(limit, 1 << (streams - 1).bit_length()))
+        self._batch = Batch(model, min(limit, 1 << (streams - 1).bit_length()), self._arrivals)
 
     @property
     def capacity(self) -> int:
         """The number of slots: a power of two, or the limit."""
-        return self._model.streams
+        return self._batch.model.streams
 
     @property
     def streams(self) -> list[Hashable]:
@@ -139,15 +134,14 @@ class StreamPool:
             wider = self._wider(stream) if len(self._slots) == self.capacity else None
             self._take_in(stream, snapshot, wider)
 
-    def _take_in(
-        self, stream: Hashable, snapshot: bytes | None, wider: tuple[DeltaModel, list[Tensor]] | None
-    ) -> None:
+    def _take_in(self, stream: Hashable, snapshot: bytes | None, wider: Batch | None) -> None:
         with self._running:
             if wider is not None:
-                self._move_to(*wider)
+                wider.take_over(self._batch)
+                self._batch = wider
             index = min(set(range(self.capacity)) - {slot.index for slot in self._slots.values()})
             if snapshot is not None:  # what does not fit is refused here; it counts from the first frame on
-                self._model.restore(index, snapshot)
+                self._batch.model.restore(index, snapshot)
             with self._book:
                 self._slots[stream] = _Slot(index, snapshot)
 
@@ -171,13 +165,9 @@ class StreamPool:
         them: do not write to them before.
         InputError, with the stream as it was, for one that does not fit.
         """
-        frames = self._model.signature.flatten(args, kwargs)
-        for place, (frame, row) in enumerate(zip(frames, self._batch, strict=True)):
-            if frame.shape != (1, *row.shape[1:]) or frame.dtype != row.dtype:
-                raise InputError(
-                    f"input {place} of stream {stream!r} is {frame.dtype} {tuple(frame.shape)}; the network takes "
-                    f"{row.dtype} {(1, *row.shape[1:])}"
-                )
+        batch = self._batch
+        frames = batch.model.signature.flatten(args, kwargs)
+        batch.check(stream, frames)
         frames = self._arrivals.bring(frames)
         with self._book:
             slot = self._slot(stream)
@@ -203,13 +193,7 @@ class StreamPool:
                     slot.waiting, slot.taken_since = None, slot.waiting_since
             if not taken:
                 return {}
-            errors: dict[Hashable, Exception] = {}
-            try:
-                self._run(taken, frames)
-            except Exception as error:
-                errors = {stream: error for stream in taken}
-                if len(taken) > 1:
-                    errors = self._one_by_one(taken, frames)
+            errors = self._computed(taken, frames)
             for stream, slot in taken.items():
                 slot.failed += stream in errors
             return {
@@ -229,7 +213,7 @@ class StreamPool:
     def changed(self, stream: Hashable) -> Tensor:
         """bool (H, W): the pixels of a stream's input that changed in the last step."""
         with self._running:
-            return self._model.input_masks()[self._slot(stream).index]
+            return self._batch.model.input_masks()[self._slot(stream).index]
 
     def snapshot(self, stream: Hashable) -> bytes:
         """What a stream has seen, for `join` in another pool; see DeltaModel.snapshot."""
@@ -238,15 +222,15 @@ class StreamPool:
             if slot.snapshot is not None:
                 return slot.snapshot
             if slot.fresh:
-                self._model.reset(slot.index)
-            return self._model.snapshot(slot.index)
+                self._batch.model.reset(slot.index)
+            return self._batch.model.snapshot(slot.index)
 
     def stats(self) -> dict[Hashable, StreamStats]:
         """Of each stream. On CUDA this waits for the device."""
         with self._running:
-            slots = dict(self._slots)
-            state = self._model.state_bytes // self.capacity
-            density = self._model.input_masks().flatten(1).float().mean(1).tolist()
+            slots, model = dict(self._slots), self._batch.model
+            state = model.state_bytes // self.capacity
+            density = model.input_masks().flatten(1).float().mean(1).tolist()
             return {
                 stream: StreamStats(
                     slot.frames, slot.dropped, slot.failed, slot.latency, density[slot.index], state
@@ -259,99 +243,42 @@ class StreamPool:
             raise StreamError(f"there is no stream {stream!r} in the pool: join it first")
         return self._slots[stream]
 
-    def _wider(self, stream: Hashable) -> tuple[DeltaModel, list[Tensor]]:
+    def _wider(self, stream: Hashable) -> Batch:
         try:
-            return _planned(self._model, min(self._limit, 2 * self.capacity))
+            return self._batch.wider(min(self._limit, 2 * self.capacity))
         except (DeltaConvertError, MemoryError, RuntimeError) as error:
             raise StreamError(f"no room for stream {stream!r}: {error}") from error
 
-    def _move_to(self, model: DeltaModel, batch: list[Tensor]) -> None:
-        before, frames = self._model, self._batch
-        for wide, narrow in zip(batch, frames, strict=True):
-            wide[: len(narrow)] = narrow
-        model.take_over(before)
-        self._model, self._batch = model, batch
-
-    def _run(self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]) -> None:
-        """Run frames of the streams `taken`. If the network raises, these slots are blank and start over: the frame
-        must not meet the network again when another stream's comes."""
+    def _computed(
+        self, taken: Mapping[Hashable, _Slot], frames: Mapping[Hashable, list[Tensor]]
+    ) -> dict[Hashable, Exception]:
+        """Run frames of the streams `taken`; returns what the network raised on which. Over which of several it did
+        nobody knows: then each stream runs by itself, while the others stand still."""
         try:
-            places = [slot.index for slot in taken.values()]
-            resting = set(range(self.capacity)).difference(places)
-            self._model.sleep(resting)  # and wait for the step before
-            self._fill(places, list(frames.values()))
-            for slot in taken.values():
-                if slot.snapshot is not None:
-                    self._model.restore(slot.index, slot.snapshot)
-                elif slot.fresh:
-                    self._model.reset(slot.index)
-            if any(slot.fresh for slot in taken.values()):
-                self._model.sleep(resting)  # a stream that starts over has waked all
-            outputs = _call(self._model, self._batch)
+            self._run(taken, frames)
+        except Exception as error:
+            if len(taken) == 1:
+                return {stream: error for stream in taken}
+            errors: dict[Hashable, Exception] = {}
+            for stream, slot in taken.items():
+                errors |= self._computed({stream: slot}, frames)
+            return errors
+        return {}
+
+    def _run(self, taken: Mapping[Hashable, _Slot], frames: Mapping[Hashable, list[Tensor]]) -> None:
+        """If the network raises, the places of these streams are blank and start over."""
+        starts = {slot.index: slot.snapshot for slot in taken.values() if slot.fresh}
+        try:
+            output_of = self._batch.run(
+                {slot.index: frames[stream] for stream, slot in taken.items()}, starts
+            )
         except BaseException:
             for slot in taken.values():
                 slot.fresh = True
-                for rows in self._batch:
-                    rows[slot.index].zero_()
+                self._batch.blank(slot.index)
             raise
         now = time.monotonic()
-        rows_of = _by_stream(outputs, self.capacity)
         for slot in taken.values():
-            slot.output = rows_of(slot.index)
+            slot.output = output_of(slot.index)
             slot.fresh, slot.snapshot = False, None
             slot.frames, slot.latency = slot.frames + 1, now - slot.taken_since
-
-    def _one_by_one(
-        self, taken: dict[Hashable, _Slot], frames: dict[Hashable, list[Tensor]]
-    ) -> dict[Hashable, Exception]:
-        """The network raised, and nobody knows over whose frame: each stream by itself, the others stand still."""
-        errors: dict[Hashable, Exception] = {}
-        for stream, slot in taken.items():
-            try:
-                self._run({stream: slot}, {stream: frames[stream]})
-            except Exception as error:
-                errors[stream] = error
-        return errors
-
-    def _fill(self, places: Sequence[int], frames: Sequence[Sequence[Tensor]]) -> None:
-        for rows, new in zip(self._batch, zip(*frames, strict=True), strict=True):
-            self._arrivals.wait(new)
-            torch._foreach_copy_([rows[place : place + 1] for place in places], list(new))
-
-
-def _planned(model: DeltaModel, capacity: int) -> tuple[DeltaModel, list[Tensor]]:
-    """The network for `capacity` streams, and the memory that it reads frames from. It has run once: unused slots are
-    settled, kernels compiled."""
-    wider = model.for_streams(capacity)
-    batch = wider.blank_frames()
-    outputs = _call(wider, batch)
-    for place, output in enumerate(pytree.tree_leaves(outputs)):
-        if isinstance(output, Tensor) and (output.dim() == 0 or len(output) != capacity):
-            raise InputError(
-                f"output {place} of the network has shape {tuple(output.shape)} for a batch of {capacity}: "
-                "it is not one row a stream. Convert the part of the network before it"
-            )
-    buffers = wider.frame_buffers()
-    return wider, buffers if len(buffers) == len(batch) else batch
-
-
-def _by_stream(outputs: Any, capacity: int) -> Callable[[int], Any]:
-    """The output of each stream, a batch of one. Large ones are copies: else the last output of a stream that sleeps
-    would keep those of all others in memory."""
-    leaves, spec = pytree.tree_flatten(outputs)
-    rows = [leaf.split(1) if isinstance(leaf, Tensor) else [leaf] * capacity for leaf in leaves]
-    large = [capacity > 1 and isinstance(leaf, Tensor) and leaf.nbytes > SHARED_BYTES for leaf in leaves]
-
-    def of(index: int) -> Any:
-        picked = [
-            row[index].clone() if copied else row[index] for row, copied in zip(rows, large, strict=True)
-        ]
-        return pytree.tree_unflatten(picked, spec)
-
-    return of
-
-
-@torch.no_grad()
-def _call(model: DeltaModel, frames: Sequence[Tensor]) -> Any:
-    args, kwargs = model.signature.call(frames)
-    return model(*args, **kwargs)

@@ -119,14 +119,14 @@ def test_latency_counts_from_the_frame_that_was_computed(backend, monkeypatch):
     """Not from a newer one that came while the network ran."""
     pool = StreamPool(converted(backend))
     pool.join("a")
-    run = pool._model.forward
+    run = pool._batch.model.forward
 
     def slow(*frames):
         time.sleep(0.05)
         pool.put("a", frames[0])
         return run(*frames)
 
-    monkeypatch.setattr(pool._model, "forward", slow)
+    monkeypatch.setattr(pool._batch.model, "forward", slow)
     pool.put("a", video()[0])
     assert pool.step()["a"].latency >= 0.05 and pool.waiting
 
@@ -363,19 +363,19 @@ def test_producers_in_threads(backend):
 
 
 @functools.cache
-def shared(threshold):
-    return converted("cpu", threshold=threshold)
+def shared(backend, threshold):
+    return converted(backend, threshold=threshold)
 
 
 class Cameras(RuleBasedStateMachine):
     """Up to 32 streams join, leave, reset and sleep at random. A second pool has them in other slots and runs one
     stream a step: outputs are bitwise the same, so nothing that the others do reaches a stream."""
 
-    CAPACITY = 32
+    BACKEND, CAPACITY = "cpu", 32
 
     @initialize(threshold=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 2**16))
     def start(self, threshold, seed):
-        self.pool, self.alone = (StreamPool(shared(threshold), self.CAPACITY) for _ in range(2))
+        self.pool, self.alone = (StreamPool(shared(self.BACKEND, threshold), self.CAPACITY) for _ in range(2))
         self.videos = {}
         self.draw = random.Random(seed)
 
@@ -417,3 +417,13 @@ class Cameras(RuleBasedStateMachine):
 
 Cameras.TestCase.settings = settings(max_examples=examples(5), stateful_step_count=12)
 TestCameras = Cameras.TestCase
+
+
+class CamerasOnAGpu(Cameras):
+    BACKEND = "cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
+class TestCamerasOnAGpu(CamerasOnAGpu.TestCase):
+    settings = settings(max_examples=examples(5), stateful_step_count=12, deadline=None)

@@ -1,0 +1,103 @@
+"""Batch: a converted network that is planned for so many streams, and the memory that it reads their frames from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from deltaconvert.arrivals import Arrivals
+from deltaconvert.errors import InputError
+from deltaconvert.model import DeltaModel
+
+# Up to here outputs stay rows of one tensor, which lives as long as any of them.
+SHARED_BYTES = 1 << 20
+
+
+class Batch:
+    """Streams have places in it, from 0 on."""
+
+    def __init__(self, model: DeltaModel, streams: int, arrivals: Arrivals):
+        """model: it stays as it is. InputError if one of its outputs is not one row a stream.
+
+        The network runs once: places that nobody has are settled, kernels compiled.
+        """
+        self.model, self._arrivals = model.for_streams(streams), arrivals
+        self._frames = self.model.blank_frames()
+        for place, output in enumerate(pytree.tree_leaves(self._call())):
+            if isinstance(output, Tensor) and (output.dim() == 0 or len(output) != streams):
+                raise InputError(
+                    f"output {place} of the network has shape {tuple(output.shape)} for a batch of {streams}: "
+                    "it is not one row a stream. Convert the part of the network before it"
+                )
+        buffers = self.model.frame_buffers()
+        if len(buffers) == len(self._frames):  # its own, so that frames are copied once
+            self._frames = buffers
+
+    def wider(self, streams: int) -> Batch:
+        """The network for more streams; `take_over` gives it the state of these."""
+        return Batch(self.model, streams, self._arrivals)
+
+    def take_over(self, before: Batch) -> None:
+        """Frames and state of all streams of a narrower one, at the same places."""
+        for wide, narrow in zip(self._frames, before._frames, strict=True):
+            wide[: len(narrow)] = narrow
+        self.model.take_over(before.model)
+
+    def check(self, stream: Hashable, frames: Sequence[Tensor]) -> None:
+        """InputError for a frame, as the network's inputs in their order, that does not fit."""
+        for place, (frame, row) in enumerate(zip(frames, self._frames, strict=True)):
+            if frame.shape != (1, *row.shape[1:]) or frame.dtype != row.dtype:
+                raise InputError(
+                    f"input {place} of stream {stream!r} is {frame.dtype} {tuple(frame.shape)}; the network takes "
+                    f"{row.dtype} {(1, *row.shape[1:])}"
+                )
+
+    def run(
+        self, frames: Mapping[int, Sequence[Tensor]], starts: Mapping[int, bytes | None]
+    ) -> Callable[[int], Any]:
+        """Run one frame of the network, with new frames at these places while the others rest; what it returns gives
+        the output of a place, a batch of one. starts: places that do not go on from their state, but from a snapshot,
+        or with a full frame."""
+        resting = set(range(self.model.streams)).difference(frames)
+        self.model.sleep(resting)  # and wait for the step before
+        for rows, new in zip(self._frames, zip(*frames.values(), strict=True), strict=True):
+            self._arrivals.wait(new)
+            torch._foreach_copy_([rows[place : place + 1] for place in frames], list(new))
+        for place, snapshot in starts.items():
+            if snapshot is None:
+                self.model.reset(place)
+            else:
+                self.model.restore(place, snapshot)
+        if starts:
+            self.model.sleep(resting)  # who starts over has waked all
+        return _by_stream(self._call(), self.model.streams)
+
+    def blank(self, place: int) -> None:
+        """Forget the frame at a place: the network raised on it, and must not meet it again."""
+        for rows in self._frames:
+            rows[place].zero_()
+
+    @torch.no_grad()
+    def _call(self) -> Any:
+        args, kwargs = self.model.signature.call(self._frames)
+        return self.model(*args, **kwargs)
+
+
+def _by_stream(outputs: Any, streams: int) -> Callable[[int], Any]:
+    """The output of each stream. Large ones are copies: else the last output of a stream that sleeps would keep those
+    of all others in memory."""
+    leaves, spec = pytree.tree_flatten(outputs)
+    rows = [leaf.split(1) if isinstance(leaf, Tensor) else [leaf] * streams for leaf in leaves]
+    large = [streams > 1 and isinstance(leaf, Tensor) and leaf.nbytes > SHARED_BYTES for leaf in leaves]
+
+    def of(place: int) -> Any:
+        picked = [
+            row[place].clone() if copied else row[place] for row, copied in zip(rows, large, strict=True)
+        ]
+        return pytree.tree_unflatten(picked, spec)
+
+    return of
