@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,19 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends import reference
-from deltaconvert.check import names_of, sparsify
+from deltaconvert.check import sparsify
 from deltaconvert.crew import side_by_side
 from deltaconvert.errors import InputError
-from deltaconvert.gate import Gate, Watch
+from deltaconvert.gate import Gate
 from deltaconvert.lower import Program
 from deltaconvert.measure import Difference
 from deltaconvert.metrics import Metric
 from deltaconvert.model import DeltaModel
-from deltaconvert.passes.place_thresholds import kind_of, may_be_named, shares
+from deltaconvert.per_stream import threshold_of, watch_of
 from deltaconvert.plan import Plan, plan
 from deltaconvert.replay import Replay
 from deltaconvert.sensitivity import gains
+from deltaconvert.sites import compared, sites_of
 from deltaconvert.thresholds import KINDS, WEIGHTED, Rule, Thresholds, as_rule
 
 Decode = Callable[[Any], Any]
@@ -69,17 +69,6 @@ class Outcome:
     work: float
 
 
-@dataclass(frozen=True)
-class Site:
-    """A node that may have a threshold. scale: the mean magnitude there, over the clip."""
-
-    names: tuple[str, ...]
-    kind: str
-    scale: float
-    edge: Any
-    shares: Tensor | None  # of a weighted threshold, (C)
-
-
 class Trials:
     """A clip to try settings on, on the reference backend, whose masks are what the work is counted by.
 
@@ -116,7 +105,7 @@ class Trials:
         self.at_once = self._workers * self.streams
         with torch.inference_mode(False), torch.no_grad():
             self._program = self._plan(model, frames[0])
-            self.sites = self._sites()
+            self.sites = sites_of(self._program, map(self._repeated, self._some))
             self.dense = [self._call(frame) for frame in frames]
         self._seen = [self._decode(output) for output in self.dense]
         if all(seen is output for seen, output in zip(self._seen, self.dense, strict=True)):
@@ -184,13 +173,13 @@ class Trials:
         """Shares at which a change just dropped is as large an error at the end of the network at every site, 1 in the
         middle; a site that no gradient leads to has that. The end is what `decode` makes of the outputs, or where that
         has no gradient the outputs; where these have none, every share is 1, those of gates and statistics a tenth."""
-        graph, some = self._alone(), self.frames[:: max(1, len(self.frames) // 4)][:4]
+        graph = self._alone()
         edges = {id(site.edge) for site in self.sites}  # whoever tries a few alone has taken the others out
-        names = [node.name for node in _compared(graph) if id(self._program.edges[node.name]) in edges]
+        names = [node.name for node in compared(graph) if id(self._program.edges[node.name]) in edges]
         found: list[float] = []
         for end in (self._end, list):
             with suppress(RuntimeError):  # of an operator without a gradient
-                found = found or gains(graph, names, some, end)
+                found = found or gains(graph, names, self._some, end)
         found = found or [math.nan] * len(names)
         pairs = zip(self.sites, found, strict=True)
         alike = [1 / (site.scale * gain) if site.scale * gain > 0 else math.nan for site, gain in pairs]
@@ -209,10 +198,11 @@ class Trials:
         settings = [*settings, *[settings[-1]] * (self.streams - len(settings))]
         for place, site in enumerate(self.sites):
             edge, amounts = site.edge, [setting.shares[place] * site.scale for setting in settings]
-            edge.threshold = _threshold(site, amounts, [setting.weighted for setting in settings])
+            weighted = [setting.weighted for setting in settings]
+            edge.threshold = threshold_of(edge, site.shares, amounts, weighted)
             if isinstance(edge, reference.FrameEdge):
                 gates = [setting.gate if site.kind == "input" else Gate() for setting in settings]
-                edge.watch = _watch(edge, gates, amounts)
+                edge.watch = watch_of(edge, gates, amounts)
         self._program.reset()
         if self.replay is not None:
             self.replay.forget()
@@ -226,6 +216,11 @@ class Trials:
         for frame in frames:
             outputs, done = self._run(frame)
             yield [decode(output) for output in outputs[: len(settings)]], done[: len(settings)].tolist()
+
+    @property
+    def _some(self) -> Sequence[Sequence[Tensor]]:
+        """A few frames from all over the clip."""
+        return self.frames[:: max(1, len(self.frames) // 4)][:4]
 
     def _try(self, settings: Sequence[Setting]) -> list[Outcome]:
         self.place(settings)
@@ -299,27 +294,6 @@ class Trials:
     def _end(self, leaves: Sequence[Tensor]) -> Any:
         return self._decode(self.model.signature.unflatten(list(leaves)))
 
-    def _sites(self) -> list[Site]:
-        """In the order of the graph; magnitudes are means over some frames of the clip."""
-        nodes = _compared(self._program.plan.graph)
-        sums = dict.fromkeys((node.name for node in nodes), 0.0)
-        some = self.frames[:: max(1, len(self.frames) // 4)][:4]
-        for frame in some:
-            self._program.reset()
-            self._program.run(self._repeated(frame))
-            for name in sums:
-                sums[name] += float(self._program.edges[name].values.abs().mean(dtype=torch.float32)) / len(
-                    some
-                )
-        sites = []
-        for node in nodes:
-            edge = self._program.edges[node.name]
-            weights = (
-                None if node.target is sparsify else shares(node).to(edge.values.device, edge.values.dtype)
-            )
-            sites.append(Site(names_of(node), kind_of(node) or "activation", sums[node.name], edge, weights))
-        return sites
-
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr([site.names for site in self.sites]).encode())
         for frame in (self.frames[0], self.frames[-1]):
@@ -330,63 +304,6 @@ class Trials:
     def _key(self, setting: Setting) -> str:
         text = json.dumps([[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()])
         return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _compared(graph: fx.GraphModule) -> list[fx.Node]:
-    """The nodes that may have a threshold, in the order of the graph."""
-    return [node for node in graph.graph.nodes if node.meta.get("placed") or may_be_named(node)]
-
-
-def _threshold(site: Site, amounts: list[float], weighted: list[bool]) -> Any:
-    """What a site compares with: a number or (C) where all streams have the same, else (N, 1 or C, 1, 1)."""
-    edge = site.edge
-    shares = site.shares if site.shares is not None else torch.ones(())
-    by_channels = [wanted and site.shares is not None for wanted in weighted]
-    exact = 0.0 if isinstance(edge, reference.FrameEdge) else None
-    if len({(amount, wanted) for amount, wanted in zip(amounts, by_channels, strict=True)}) == 1:
-        amount = amounts[0] if amounts[0] > 0 else exact
-        return amount * shares if amount and by_channels[0] else amount
-    if exact is None:  # every candidate is a change
-        amounts = [amount if amount > 0 else -1.0 for amount in amounts]
-    table = torch.tensor(amounts, dtype=edge.values.dtype, device=edge.values.device).view(-1, 1, 1, 1)
-    if not any(by_channels):
-        return table
-    rows = [shares if wanted else torch.ones_like(shares) for wanted in by_channels]
-    return table * torch.stack(rows)[:, :, None, None]
-
-
-class _Watches:
-    """Gates side by side, each of some streams."""
-
-    def __init__(self, watches: list[Watch], streams: list[int]):
-        self._watches, self._streams = watches, streams
-
-    def look(self, frame: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
-        parts = zip(self._watches, frame.split(self._streams), stored.split(self._streams), strict=True)
-        frames, masks = zip(*(watch.look(*part) for watch, *part in parts), strict=True)
-        return torch.cat(frames), torch.cat(masks)
-
-    def sleep(self, streams: Collection[int]) -> None:
-        """None of a trial's streams sleeps."""
-
-
-def _watch(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
-    """What looks at the frames of all streams; those in a row with the same gate are looked at together."""
-    if not any(gate.to_json() for gate in gates):
-        return None
-    values, watches, streams = edge.values, [], []
-    wide = torch.promote_types(values.dtype, torch.float32)
-    for (gate, exact), group in groupby(
-        zip(gates, amounts, strict=True), lambda pair: (pair[0], pair[1] == 0)
-    ):
-        limits = [amount for _, amount in group]
-        limit: float | Tensor = limits[0]
-        if not exact and len(limits) > 1:
-            limit = torch.tensor(limits, dtype=wide, device=values.device).view(-1, 1, 1, 1)
-        shape = (len(limits), *values.shape[1:])
-        watches.append(Watch(gate, shape, values.dtype, values.device, limit))
-        streams.append(len(limits))
-    return watches[0] if len(watches) == 1 else _Watches(watches, streams)
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -1,0 +1,65 @@
+"""What the streams of a trial compare with: they stand side by side in one batch, each with its own thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaconvert.backends import reference
+from deltaconvert.gate import Gate, Watch
+
+
+def threshold_of(edge: Any, shares: Tensor | None, amounts: list[float], weighted: list[bool]) -> Any:
+    """What an edge compares with, for the amount of each stream: a number or (C) where all are the same, else
+    (N, 1 or C, 1, 1). weighted: streams whose amount is to be multiplied with `shares`, (C), where there are any."""
+    by_channels = [wanted and shares is not None for wanted in weighted]
+    shares = torch.ones(()) if shares is None else shares
+    exact = 0.0 if isinstance(edge, reference.FrameEdge) else None
+    if len({(amount, wanted) for amount, wanted in zip(amounts, by_channels, strict=True)}) == 1:
+        amount = amounts[0] if amounts[0] > 0 else exact
+        return amount * shares if amount and by_channels[0] else amount
+    if exact is None:  # every candidate is a change
+        amounts = [amount if amount > 0 else -1.0 for amount in amounts]
+    table = torch.tensor(amounts, dtype=edge.values.dtype, device=edge.values.device).view(-1, 1, 1, 1)
+    if not any(by_channels):
+        return table
+    rows = [shares if wanted else torch.ones_like(shares) for wanted in by_channels]
+    return table * torch.stack(rows)[:, :, None, None]
+
+
+class _Watches:
+    """Gates side by side, each of some streams."""
+
+    def __init__(self, watches: list[Watch], streams: list[int]):
+        self._watches, self._streams = watches, streams
+
+    def look(self, frame: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+        parts = zip(self._watches, frame.split(self._streams), stored.split(self._streams), strict=True)
+        frames, masks = zip(*(watch.look(*part) for watch, *part in parts), strict=True)
+        return torch.cat(frames), torch.cat(masks)
+
+    def sleep(self, streams: Collection[int]) -> None:
+        """None of a trial's streams sleeps."""
+
+
+def watch_of(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
+    """What looks at the frames of all streams; those in a row with the same gate are looked at together."""
+    if not any(gate.to_json() for gate in gates):
+        return None
+    values, watches, streams = edge.values, [], []
+    wide = torch.promote_types(values.dtype, torch.float32)
+    for (gate, exact), group in groupby(
+        zip(gates, amounts, strict=True), lambda pair: (pair[0], pair[1] == 0)
+    ):
+        limits = [amount for _, amount in group]
+        limit: float | Tensor = limits[0]
+        if not exact and len(limits) > 1:
+            limit = torch.tensor(limits, dtype=wide, device=values.device).view(-1, 1, 1, 1)
+        shape = (len(limits), *values.shape[1:])
+        watches.append(Watch(gate, shape, values.dtype, values.device, limit))
+        streams.append(len(limits))
+    return watches[0] if len(watches) == 1 else _Watches(watches, streams)
