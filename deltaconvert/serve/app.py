@@ -1,7 +1,7 @@
 """app: the door. HTTP in, JSON out, on Starlette; what it accepts is in limits.py.
 
 PUT    /streams/NAME              take in a stream; {"url": "rtsp://... or file://...", "loop": false} if it is to
-                                  be read by the server
+                                  be read by the server; {"worker": 1} if it is to move to that one
 POST   /streams/NAME/frames       a JPEG, a PNG or raw RGB bytes; the result of it as JSON. Takes the stream in
 GET    /streams/NAME/result       the last result
 GET    /streams/NAME/picture      what it sees, its changed pixels marked: a JPEG
@@ -97,10 +97,13 @@ class _Door:
             wanted = json.loads(body or b"{}")
         except (ValueError, RecursionError):
             wanted = None
-        if not isinstance(wanted, dict) or not isinstance(wanted.get("url", ""), str):
-            raise Refused(400, 'the body is empty or {"url": "..."}')
+        given = isinstance(wanted, dict) and (type(wanted.get("url", "")), type(wanted.get("worker", 0)))
+        if given != (str, int):
+            raise Refused(400, 'the body is empty, {"url": "..."} or {"worker": 0}')
         source = self._limits.source(wanted["url"]) if "url" in wanted else None
         await self._fleet.join(name)
+        if "worker" in wanted:
+            await self._fleet.move(name, wanted["worker"])
         if source is not None:
             await self._fleet.call(name, "watch", source, bool(wanted.get("loop")))
         return JSONResponse({"stream": name}, 201)

@@ -36,6 +36,8 @@ class Fleet(Protocol):
 
     async def drop(self, stream: str) -> None: ...
 
+    async def move(self, stream: str, place: int) -> None: ...
+
     async def stats(self) -> dict[str, dict[str, Any]]: ...
 
     async def alive(self) -> list[bool]: ...
@@ -58,6 +60,11 @@ class Local:
 
     async def drop(self, stream: str) -> None:
         await self.call(stream, "drop")
+
+    async def move(self, stream: str, place: int) -> None:
+        if place != 0:
+            raise Refused(400, f"there is no worker {place}: this server has one, 0")
+        await self.call(stream, "result")  # refuses what is not there
 
     async def stats(self) -> dict[str, dict[str, Any]]:
         found = await self._run("stats")
@@ -128,11 +135,17 @@ class Rays:
         self._sources.pop(stream, None)
 
     async def move(self, stream: str, place: int) -> None:
-        """Take a stream to another worker, where it goes on from a snapshot."""
-        before = self._places[stream]
-        snapshot = await self._ask(before, "snapshot", stream)
+        """Take a stream to another worker, where it goes on from a snapshot; what the server reads for it is read there
+        from then on."""
+        if not 0 <= place < len(self._workers):
+            raise Refused(400, f"there is no worker {place}: they are 0 to {len(self._workers) - 1}")
+        snapshot, before = await self.call(stream, "snapshot"), self._places[stream]
+        if place == before:
+            return
         await self._ask(place, "join", stream, snapshot)
         self._places[stream] = place
+        if stream in self._sources:
+            await self._ask(place, "watch", stream, *self._sources[stream], True)
         await self._ask(before, "drop", stream)
 
     async def stats(self) -> dict[str, dict[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from deltaconvert.overlay import overlay
 from deltaconvert.serve.limits import Limits, Refused
 
 TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}
@@ -45,3 +47,17 @@ def jpeg(frame: Tensor, quality: int = 80) -> bytes:
     out = io.BytesIO()
     Image.fromarray(frame.cpu().numpy()).save(out, "JPEG", quality=quality)
     return out.getvalue()
+
+
+def marked(image: Tensor, changed: Tensor, stream: str, outputs: list[dict[str, Any]]) -> bytes:
+    """A JPEG of what the network saw, with its changed pixels marked and named by what it found.
+
+    image: uint8 (H, W, 3). changed: bool (H', W'), which may be padded or cut. outputs: as `describe` gives them.
+    """
+    mask = torch.zeros(image.shape[:2], dtype=torch.bool)
+    changed = changed.cpu()[: mask.shape[0], : mask.shape[1]]
+    mask[: changed.shape[0], : changed.shape[1]] = changed
+    label = f"{stream}: {float(changed.float().mean()):.1%} changed"
+    if outputs and "top" in outputs[0]:
+        label += f", class {outputs[0]['top'][0]['class']}"
+    return jpeg(overlay(image, mask, label=label))

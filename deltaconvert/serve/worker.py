@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert import feed, video
+from deltaconvert import feed
 from deltaconvert.container import load
-from deltaconvert.errors import DeltaConvertError, InputError, StreamError, VideoError
+from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.measure import quantile
-from deltaconvert.overlay import overlay
 from deltaconvert.serve import images
-from deltaconvert.serve.limits import Limits, Refused, without_password
+from deltaconvert.serve.limits import Limits, Refused
 from deltaconvert.serve.results import describe
+from deltaconvert.serve.sources import Source
 from deltaconvert.streams import Result, StreamPool
 from deltaconvert.watch import resize
 
@@ -30,7 +31,6 @@ PATIENCE = 30.0  # seconds that a request waits for its frame's result
 LOOKED_AT = 5.0  # seconds that a stream is drawn after somebody asked for its picture
 NEWER = 1.0  # seconds that a picture waits for a newer frame
 LATENCIES = 256  # of each stream, that percentiles are taken of
-RETRY, LONGEST = 0.5, 30.0  # seconds until a lost camera is tried again: at first, doubled up to the longest
 
 
 @dataclass
@@ -42,8 +42,11 @@ class _Camera:
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
     picture: bytes = b""
     looked_at: float = -math.inf
-    source: str | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
+    source: Source | None = None
+
+    def stop(self) -> None:
+        if self.source is not None:
+            self.source.stop()
 
 
 class Worker:
@@ -74,6 +77,7 @@ class Worker:
         self._pool = StreamPool(model, streams, limit=self._limits.max_streams)
         self._cameras: dict[str, _Camera] = {}
         self._joining = threading.Lock()
+        self._leaving = threading.Lock()  # no stream goes between a step and the look at its results
         self._new = threading.Condition()  # a frame was put, a step ended, or the worker closes
         self._closed = False
         self._thread = threading.Thread(target=self._steps, name="steps", daemon=True)
@@ -88,18 +92,19 @@ class Worker:
                 self._cameras[stream] = _Camera()
 
     def drop(self, stream: str) -> None:
-        self._camera(stream).stop.set()
-        self._pool.drop(stream)
-        del self._cameras[stream]
+        with self._leaving:
+            self._camera(stream).stop()
+            self._pool.drop(stream)
+            del self._cameras[stream]
 
     def reset(self, stream: str) -> None:
         """Its next frame is full."""
-        self._camera(stream)
-        self._pool.reset(stream)
+        with _refusing(404):
+            self._pool.reset(stream)
 
     def snapshot(self, stream: str) -> bytes:
-        self._camera(stream)
-        return self._pool.snapshot(stream)
+        with _refusing(404):
+            return self._pool.snapshot(stream)
 
     def frame(self, stream: str, data: bytes, kind: str) -> dict[str, Any]:
         """Run an image; the result of it, or of a newer one that took its place.
@@ -116,22 +121,19 @@ class Worker:
             raise Refused(422, result["error"])
         return result
 
-    def watch(self, stream: str, source: str, loop: bool = False, patient: bool = False) -> None:
-        """Read a video into a stream until it ends, again and again if `loop`; or a camera, which is tried again when
-        it is lost. One source at a time. patient: a camera that does not answer now is tried again as well."""
+    def watch(self, stream: str, address: str, loop: bool = False, patient: bool = False) -> None:
+        """Read a video or a camera into a stream, as Source does, in place of what was read before."""
         camera = self._camera(stream)
-        camera.stop.set()
-        camera.stop = threading.Event()
-        reader = None
-        try:
-            with _refusing(422):
-                reader = video.read(source)
-        except Refused:
-            if not (patient and video.is_address(source)):
-                raise
-        camera.source = without_password(source)
-        arguments = (stream, camera, camera.stop, source, reader, loop)
-        threading.Thread(target=self._read, args=arguments, name=f"read {stream}", daemon=True).start()
+        with _refusing(422):
+            source = Source(
+                address,
+                lambda frame: self._put(stream, frame),
+                loop=loop,
+                patient=patient,
+                max_fps=self._limits.max_fps,
+            )
+        camera.stop()
+        camera.source = source
 
     def result(self, stream: str) -> dict[str, Any]:
         """Of the last frame; empty before the first."""
@@ -157,9 +159,10 @@ class Worker:
             times = sorted(camera.latencies) or [0.0]
             found[str(stream)] = {
                 **asdict(stats),
+                "latency": camera.latencies[-1] if camera.latencies else 0.0,
                 "latency_p50": quantile(times, 0.5),
                 "latency_p99": quantile(times, 0.99),
-                "source": camera.source,
+                "source": camera.source and camera.source.status,
             }
         return found
 
@@ -172,7 +175,7 @@ class Worker:
     def close(self) -> None:
         """Stop reading and running."""
         for camera in list(self._cameras.values()):
-            camera.stop.set()
+            camera.stop()
         with self._new:
             self._closed = True
             self._new.notify_all()
@@ -192,123 +195,52 @@ class Worker:
         height, width = self._size
         image = resize(frame, (width, height))
         x = self._recipe.prepare(image).to(self._dtype)
-        with self._new:
+        with self._new, _refusing(404):
             number = self._pool.put(stream, x)
             camera.shown = image
             self._new.notify_all()
         return number
 
-    def _read(
-        self,
-        stream: str,
-        camera: _Camera,
-        stop: threading.Event,
-        source: str,
-        reader: video.VideoReader | None,
-        loop: bool,
-    ) -> None:
-        """A thread that feeds a stream."""
-        live, failed = video.is_address(source), ""
-        try:
-            while not stop.is_set():
-                if reader is None:
-                    reader = self._found_again(camera, stop, source) if live else video.read(source)
-                if reader is None:
-                    return
-                try:
-                    self._feed(stream, stop, reader, paced=not live)
-                except VideoError:
-                    if not live:
-                        raise
-                if not (live or loop):
-                    return
-                reader = None
-        except DeltaConvertError as error:
-            failed = without_password(str(error))
-        finally:
-            if reader is not None:
-                reader.close()
-            if camera.stop is stop:
-                camera.source = f"ended: {failed}" if failed else None
-
-    def _feed(self, stream: str, stop: threading.Event, reader: video.VideoReader, paced: bool) -> None:
-        """All frames of a reader, whether or not the network keeps up. paced: as fast as the video plays. A camera's
-        come by themselves; those beyond the limit are left out, since who waits falls behind it."""
-        due = time.monotonic()
-        for frame in reader:
-            if stop.is_set():
-                return
-            if paced:
-                self._put(stream, frame)
-                due += 1 / min(reader.fps, self._limits.max_fps)
-                stop.wait(max(0.0, due - time.monotonic()))
-            elif time.monotonic() >= due:
-                self._put(stream, frame)
-                due = time.monotonic() + 1 / self._limits.max_fps
-
-    def _found_again(self, camera: _Camera, stop: threading.Event, source: str) -> video.VideoReader | None:
-        """A lost camera, when it answers again; None if it is not wanted any more."""
-        pause = RETRY
-        while not stop.wait(pause):
-            try:
-                reader = video.read(source)
-            except VideoError as error:
-                camera.source = f"lost, tried again: {without_password(str(error))}"
-                pause = min(2 * pause, LONGEST)
-            else:
-                camera.source = without_password(source)
-                return reader
-        return None
-
     def _steps(self) -> None:
+        """The thread that runs all streams."""
         while True:
             with self._new:
                 self._new.wait_for(lambda: self._closed or self._pool.waiting)
                 if self._closed:
                     return
                 shown = {name: camera.shown for name, camera in self._cameras.items()}
-            for stream, result in self._pool.step().items():
-                name = str(stream)
-                if name in self._cameras:
-                    self._finish(name, self._cameras[name], result, shown.get(name))
+            with self._leaving:
+                results, since = self._pool.step(), time.monotonic()
+                for stream, result in results.items():
+                    self._finish(str(stream), result, since, shown.get(str(stream)))
             with self._new:
                 self._new.notify_all()
 
-    def _finish(self, name: str, camera: _Camera, result: Result, image: Tensor | None) -> None:
-        found: dict[str, Any] = {"stream": name, "frame": result.number, "latency": result.latency}
+    def _finish(self, stream: str, result: Result, since: float, image: Tensor | None) -> None:
+        """since: when the step gave it; a GPU may still be at work on it."""
+        camera = self._cameras[stream]
+        found: dict[str, Any] = {"stream": stream, "frame": result.number}
         if result.error is not None:
             camera.result = {**found, "error": f"the network raised on it: {result.error}"}
             return
-        camera.latencies.append(result.latency)
         try:
             outputs = describe(result.output)
+            latency = result.latency + time.monotonic() - since
+            camera.latencies.append(latency)
             if image is not None and time.monotonic() - camera.looked_at < LOOKED_AT:
-                with suppress(StreamError):  # dropped meanwhile
-                    camera.picture = self._drawn(name, image, outputs)
+                camera.picture = images.marked(image, self._pool.changed(stream), stream, outputs)
         except Exception as error:  # the thread serves others too
             camera.result = {**found, "error": f"its result cannot be shown: {error}"}
         else:
-            camera.result = {**found, "outputs": outputs}
-
-    def _drawn(self, stream: str, image: Tensor, outputs: list[dict[str, Any]]) -> bytes:
-        mask = torch.zeros(image.shape[:2], dtype=torch.bool)
-        changed = self._pool.changed(stream).cpu()[: mask.shape[0], : mask.shape[1]]
-        mask[: changed.shape[0], : changed.shape[1]] = changed
-        label = f"{stream}: {float(changed.float().mean()):.1%} changed"
-        if outputs and "top" in outputs[0]:
-            label += f", class {outputs[0]['top'][0]['class']}"
-        return images.jpeg(overlay(image, mask, label=label))
+            camera.result = {**found, "latency": latency, "outputs": outputs}
 
 
-class _refusing:
+@contextmanager
+def _refusing(status: int) -> Iterator[None]:
     """Errors of deltaconvert become refusals with this status."""
-
-    def __init__(self, status: int):
-        self._status = status
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, DeltaConvertError) and not isinstance(error, Refused):
-            raise Refused(self._status, str(error)) from error
+    try:
+        yield
+    except Refused:
+        raise
+    except DeltaConvertError as error:
+        raise Refused(status, str(error)) from error

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from deltaconvert.serve.app import app
 from deltaconvert.serve.fleet import Local
+from deltaconvert.serve.images import jpeg
 from deltaconvert.serve.limits import Limits
 
 PNG, RAW = {"content-type": "image/png"}, {"content-type": "application/octet-stream"}
@@ -119,6 +120,7 @@ def test_a_video_of_the_server(serving, clip, file):
     ):
         answer = client.put("/streams/road", json={"url": url})
         assert (url, answer.status_code) == (url, status), answer.text
+        assert str(clip.parent) not in answer.text
     assert serving().put("/streams/a", json={"url": "file:///clip.mp4"}).status_code == 403
     assert serving(rtsp=False).put("/streams/a", json={"url": "rtsp://camera"}).status_code == 403
 
@@ -144,6 +146,7 @@ def bomb(side=30000):
         (b"", PNG, 422),
         (b"nonsense", PNG, 422),
         (png(frame(0))[:200], PNG, 422),
+        (jpeg(frame(0))[:700], {"content-type": "image/jpeg"}, 422),
         (png(frame(0)), {"content-type": "image/jpeg"}, 422),
         (png(frame(0)), {"content-type": "text/html"}, 415),
         (b"123", RAW, 422),
@@ -168,6 +171,9 @@ def test_limits(serving):
     assert post("x" * 65).status_code == 400 and post("a%20b").status_code == 400
     assert client.put("/streams/a", content=b"[]").status_code == 400
     assert client.put("/streams/a", content=b"{").status_code == 400
+    assert client.put("/streams/a", json={"worker": "0"}).status_code == 400
+    assert client.put("/streams/a", json={"worker": 0}).status_code == 201
+    assert client.put("/streams/a", json={"worker": 1}).status_code == 400
 
 
 def test_token(serving):

@@ -99,6 +99,25 @@ def test_a_stream_moves(fleet, expected):
     asyncio.run(scenario())
 
 
+def test_a_stream_moves_with_what_the_server_reads(fleet, clip):
+    async def scenario():
+        await fleet.join("road")
+        await fleet.call("road", "watch", str(clip), True)
+        for place in (0, 1, 0):
+            await fleet.move("road", place)
+            before = (await fleet.stats())["road"]
+            assert (before["worker"], before["source"]) == (place, "clip.mp4")
+            end = time.monotonic() + PATIENCE
+            while (await fleet.stats())["road"]["frames"] < before["frames"] + 3:
+                assert time.monotonic() < end, "it is not read there"
+                await asyncio.sleep(0.05)
+        with pytest.raises(Refused, match="no worker 2"):
+            await fleet.move("road", 2)
+        await fleet.drop("road")
+
+    asyncio.run(scenario())
+
+
 def test_a_new_stream_in_many_requests_at_once(fleet):
     async def scenario():
         await asyncio.gather(*(fleet.join(name) for name in ["twin", "other", "twin", "other", "twin"]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from serving import PATIENCE, frame, png, until
 
 from deltaconvert import video
 from deltaconvert.errors import VideoError
+from deltaconvert.serve import sources
 from deltaconvert.serve import worker as module
 from deltaconvert.serve.limits import Refused, without_password
 from deltaconvert.serve.worker import Worker
@@ -35,7 +37,7 @@ class Playing:
 
 @pytest.fixture
 def worker(file, monkeypatch):
-    monkeypatch.setattr(module, "RETRY", 0.01)
+    monkeypatch.setattr(sources, "RETRY", 0.01)
     worker = Worker(file, threads=1)
     worker.join("a")
     yield worker
@@ -82,6 +84,51 @@ def test_a_camera_that_never_answered(worker, monkeypatch):
     until(lambda: "lost" in str(worker.stats()["a"]["source"]))
     answers.append(1)
     until(lambda: worker.stats()["a"]["frames"] > 0)
+
+
+def test_a_refused_address_leaves_what_is_read(worker, monkeypatch):
+    def read(source):
+        if source != URL:
+            raise VideoError(f"{source}: cannot be opened")
+        return Playing(fails=False)
+
+    monkeypatch.setattr(video, "read", read)
+    worker.watch("a", URL)
+    with pytest.raises(Refused, match="cannot be opened"):
+        worker.watch("a", "rtsp://elsewhere")
+    before = worker.stats()["a"]["frames"]
+    until(lambda: worker.stats()["a"]["frames"] > before + 3)
+    assert worker.stats()["a"]["source"] == "rtsp://camera/1"
+
+
+def test_a_stream_that_comes_again_has_no_old_result(worker, monkeypatch):
+    """It was dropped and joined after a step that computed its frame, before anybody had looked at the results."""
+    step, done = worker._pool.step, threading.Event()
+    again = threading.Thread(target=lambda: (worker.drop("a"), worker.join("a"), done.set()))
+
+    def interrupted():
+        results = step()
+        again.start()
+        done.wait(0.3)
+        return results
+
+    monkeypatch.setattr(worker._pool, "step", interrupted)
+    worker._put("a", frame(0))
+    assert done.wait(PATIENCE) and worker.result("a") == {}
+
+
+def test_latency_counts_until_the_result_is_there(worker, monkeypatch):
+    """A GPU may be at work when the step returns: who reads the output waits for it."""
+    describe = module.describe
+
+    def waiting(output):
+        time.sleep(0.05)
+        return describe(output)
+
+    monkeypatch.setattr(module, "describe", waiting)
+    assert worker.frame("a", png(frame(0)), "image/png")["latency"] >= 0.05
+    stats = worker.stats()["a"]
+    assert stats["latency"] == stats["latency_p99"] >= 0.05
 
 
 def test_passwords_are_not_shown():

@@ -1,0 +1,102 @@
+"""Sources: videos and cameras that the server reads by itself, each in a thread that feeds one stream."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from torch import Tensor
+
+from deltaconvert import video
+from deltaconvert.errors import VideoError
+from deltaconvert.serve.limits import without_password
+
+RETRY, LONGEST = 0.5, 30.0  # seconds until a lost camera is tried again: at first, doubled up to the longest
+
+
+class Source:
+    """status: its address while it is read; why it is not, where it is lost or failed; None when it has ended. Neither
+    a password is shown nor where files lie."""
+
+    def __init__(
+        self,
+        address: str,
+        put: Callable[[Tensor], object],
+        *,
+        loop: bool = False,
+        patient: bool = False,
+        max_fps: float = math.inf,
+    ):
+        """address: as video.read takes it. put: what is called with each frame, uint8 (H, W, 3).
+
+        loop: a file is read again and again. A camera is tried again when it is lost; patient: also when it does not
+        answer now, which else is a VideoError.
+        """
+        self._address, self._put, self._loop, self._max_fps = address, put, loop, max_fps
+        self._live, self._stop = video.is_address(address), threading.Event()
+        self.status: str | None = self._shown(address)
+        reader = None
+        try:
+            reader = video.read(address)
+        except VideoError as error:
+            if not (patient and self._live):
+                raise VideoError(self._shown(str(error))) from error
+        name = f"read {self.status}"
+        threading.Thread(target=self._run, args=(reader,), name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """No frame but one that is on its way comes after it."""
+        self._stop.set()
+
+    def _run(self, reader: video.VideoReader | None) -> None:
+        try:
+            reader = reader or self._again()
+            while reader is not None:
+                with closing(reader):
+                    self._feed(reader)
+                reader = self._again()
+            self.status = None
+        except Exception as error:  # whoever looks is told, since nobody waits for this thread
+            self.status = f"ended: {self._shown(str(error))}"
+
+    def _feed(self, reader: video.VideoReader) -> None:
+        """All frames, whether or not the network keeps up: a file's as fast as it plays. A camera's come by themselves;
+        those beyond the limit are left out, since who waits falls behind it."""
+        due = time.monotonic()
+        try:
+            for frame in reader:
+                if self._stop.is_set():
+                    return
+                if not self._live:
+                    self._put(frame)
+                    due += 1 / min(reader.fps, self._max_fps)
+                    self._stop.wait(max(0.0, due - time.monotonic()))
+                elif time.monotonic() >= due:
+                    self._put(frame)
+                    due = time.monotonic() + 1 / self._max_fps
+        except VideoError:
+            if not self._live:
+                raise
+
+    def _again(self) -> video.VideoReader | None:
+        """A file from its beginning, a lost camera when it answers; None if nobody wants more."""
+        if not self._live:
+            return video.read(self._address) if self._loop and not self._stop.is_set() else None
+        pause = RETRY
+        while not self._stop.wait(pause):
+            try:
+                reader = video.read(self._address)
+            except VideoError as error:
+                self.status = f"lost, tried again: {self._shown(str(error))}"
+                pause = min(2 * pause, LONGEST)
+            else:
+                self.status = self._shown(self._address)
+                return reader
+        return None
+
+    def _shown(self, text: str) -> str:
+        return without_password(text if self._live else text.replace(self._address, Path(self._address).name))
