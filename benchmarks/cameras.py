@@ -27,8 +27,9 @@ from benchmarks.accuracy_tasks import clip_of, sure_boxes  # noqa: E402
 from deltaconvert.calibrate import Search  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.metrics import relative_l2  # noqa: E402
+from deltaconvert.setting import Setting  # noqa: E402
 from deltaconvert.thresholds import Thresholds  # noqa: E402
-from deltaconvert.trials import Setting, Trials  # noqa: E402
+from deltaconvert.trials import Trials  # noqa: E402
 
 VIDEOS = DATA / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4", "sam2_04_coffee.mp4", "bgs_video.avi")

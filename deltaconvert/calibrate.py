@@ -23,8 +23,9 @@ from deltaconvert.metrics import Metric, metric_of
 from deltaconvert.model import DeltaModel, expect_converted
 from deltaconvert.quickest import milliseconds, quickest
 from deltaconvert.search import GATES, Search
+from deltaconvert.setting import Outcome, Setting
 from deltaconvert.thresholds import Thresholds
-from deltaconvert.trials import Decode, Outcome, Setting, Trials
+from deltaconvert.trials import Decode, Trials
 
 FRAMES = 40  # of a clip, where nobody says how many
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from deltaconvert.measure import timed
 from deltaconvert.model import DeltaModel
 from deltaconvert.search import Search
+from deltaconvert.setting import Setting
 from deltaconvert.thresholds import Thresholds
-from deltaconvert.trials import Setting
 
 CLOSEST = 3  # gates that are timed
 SETTLES = 3  # frames that are not timed: full, recorded, played for the first time

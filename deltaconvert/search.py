@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from deltaconvert.gate import Gate
-from deltaconvert.trials import Outcome, Setting, Trials
+from deltaconvert.setting import Outcome, Setting
+from deltaconvert.trials import Trials
 
 INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
 STARTS = (0.0125, 0.05, 0.2)  # of the magnitude at the middle one of the layers that are all alike

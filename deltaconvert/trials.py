@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends import reference
-from deltaconvert.check import sparsify
 from deltaconvert.crew import side_by_side
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
+from deltaconvert.known import Known
 from deltaconvert.lower import Program
 from deltaconvert.measure import Difference
 from deltaconvert.metrics import Metric
@@ -29,44 +27,13 @@ from deltaconvert.per_stream import threshold_of, watch_of
 from deltaconvert.plan import Plan, plan
 from deltaconvert.replay import Replay
 from deltaconvert.sensitivity import gains
+from deltaconvert.setting import Outcome, Setting
 from deltaconvert.sites import compared, sites_of
 from deltaconvert.thresholds import KINDS, WEIGHTED, Rule, Thresholds, as_rule
+from deltaconvert.work import Work
 
 Decode = Callable[[Any], Any]
 FARTHEST = 64.0  # between a share of `alike` and the middle one
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Thresholds to try. shares: of each site's scale, in the order of the sites; weighted: by channels, but at inputs.
-    gate: of the frames."""
-
-    shares: tuple[float, ...]
-    weighted: bool = False
-    gate: Gate = field(default_factory=Gate)
-
-    def times(self, factor: float, but: Collection[int] = ()) -> Setting:
-        """Every share times a factor, but for those of some sites."""
-        scaled = (share if place in but else share * factor for place, share in enumerate(self.shares))
-        return replace(self, shares=tuple(scaled))
-
-    def towards(self, other: Setting, part: float) -> Setting:
-        """Shares a part of the way to another's, in their logarithms; one that is 0 in either is this one's."""
-        pairs = zip(self.shares, other.shares, strict=True)
-        return replace(self, shares=tuple(a * (b / a) ** part if a and b else a for a, b in pairs))
-
-    def at(self, place: int, share: float) -> Setting:
-        return replace(self, shares=(*self.shares[:place], share, *self.shares[place + 1 :]))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """loss: of the metric; guide: of the metric that sensitivities go by; work: share of a dense frame's
-    multiply-accumulates, the first frame left out."""
-
-    loss: float
-    guide: float
-    work: float
 
 
 class Trials:
@@ -110,24 +77,9 @@ class Trials:
         self._seen = [self._decode(output) for output in self.dense]
         if all(seen is output for seen, output in zip(self._seen, self.dense, strict=True)):
             self._seen = self.dense
-        nodes = {
-            node.name: node.meta
-            for node in self._program.plan.graph.graph.nodes
-            if node.target is not sparsify
-        }
-        macs = [nodes.get(name, {}).get("macs", 0) / self.streams for name in self._program.edges]
-        pixels = [edge.mask[0].numel() for edge in self._program.edges.values()]
-        self._islands = sum(nodes[name].get("macs", 0) for name in self._program.islands) / self.streams
-        self._all = max(self._islands + sum(macs), 1)
-        a_pixel = [count / size for count, size in zip(macs, pixels, strict=True)]
-        self._macs = torch.tensor(a_pixel, dtype=torch.float64, device=model.device)
+        self._work = Work(self._program, self.streams)
         self.replay = Replay(self._program, self._work) if replay and model.device.type == "cuda" else None
-        self._file, self._known = file, {}
-        self._clip = self._fingerprint()
-        if file is not None and file.exists():
-            for line in file.read_text().splitlines():
-                key, outcome = json.loads(line)
-                self._known[key] = Outcome(**outcome)
+        self._known = Known(self._fingerprint(), file)
 
     def __call__(self, setting: Setting) -> Outcome:
         (outcome,) = self.many([setting])
@@ -135,19 +87,16 @@ class Trials:
 
     def many(self, settings: Sequence[Setting]) -> list[Outcome]:
         """The outcome of each; those that are not known yet are tried side by side."""
-        fresh = {self._key(setting): setting for setting in settings}
+        fresh = {self._known.key(setting): setting for setting in settings}
         fresh = {key: setting for key, setting in fresh.items() if key not in self._known}
         keys = list(fresh)
         groups = [keys[first : first + self.streams] for first in range(0, len(keys), self.streams)]
         tried = side_by_side(self._try, [[fresh[key] for key in group] for group in groups], self._workers)
         for place, outcomes in tried:
             for key, outcome in zip(groups[place], outcomes, strict=True):
-                self._known[key] = outcome
-                if self._file is not None:
-                    with self._file.open("a") as out:
-                        out.write(json.dumps([key, vars(outcome)]) + "\n")
+                self._known.add(key, outcome)
                 self.told(fresh[key], outcome)
-        return [self._known[self._key(setting)] for setting in settings]
+        return [self._known[self._known.key(setting)] for setting in settings]
 
     def afresh(self, settings: Sequence[Setting]) -> list[Outcome]:
         """The outcome of each, up to as many as run at a time, whatever is known of them, frame by frame."""
@@ -271,14 +220,6 @@ class Trials:
     def _call(self, frame: Sequence[Tensor]) -> Any:
         return self.model.signature.unflatten(list(self.model.graph(*frame)))
 
-    def _work(self) -> Tensor:
-        """(streams): of the last frame, on the device: nothing waits for it."""
-        done = torch.stack([edge.candidates.sum((1, 2, 3)) for edge in self._program.edges.values()])
-        found = ((done.double() * self._macs[:, None]).sum(0) + self._islands) / self._all
-        return (
-            found if self.streams > 1 else found.mean(0, keepdim=True)
-        )  # of the images of the clip's own batch
-
     def _plan(self, model: DeltaModel, frame: Sequence[Tensor]) -> Program:
         return Program(self._planned(model, self._repeated(frame)), reference)
 
@@ -300,10 +241,6 @@ class Trials:
             for tensor in frame:
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12] + f"-{len(self.frames)}-{getattr(self.metric, '__name__', 'metric')}"
-
-    def _key(self, setting: Setting) -> str:
-        text = json.dumps([[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()])
-        return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -16,7 +16,8 @@ from deltaconvert.gate import Gate
 from deltaconvert.metrics import relative_l2
 from deltaconvert.quickest import quickest
 from deltaconvert.search import Search
-from deltaconvert.trials import Setting, Trials
+from deltaconvert.setting import Setting
+from deltaconvert.trials import Trials
 
 
 def network() -> nn.Module:

@@ -1,0 +1,38 @@
+"""What is known of settings on a clip: so that none is tried twice, also by a later process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from deltaconvert.setting import Outcome, Setting
+
+
+class Known:
+    """Outcomes by the key of their setting."""
+
+    def __init__(self, clip: str, file: Path | None):
+        """clip: what else an outcome depends on. file: keeps outcomes, a line each; those in it are known."""
+        self._clip, self._file = clip, file
+        self._outcomes: dict[str, Outcome] = {}
+        if file is not None and file.exists():
+            for line in file.read_text().splitlines():
+                key, outcome = json.loads(line)
+                self._outcomes[key] = Outcome(**outcome)
+
+    def key(self, setting: Setting) -> str:
+        text = json.dumps([[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()])
+        return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._outcomes
+
+    def __getitem__(self, key: str) -> Outcome:
+        return self._outcomes[key]
+
+    def add(self, key: str, outcome: Outcome) -> None:
+        self._outcomes[key] = outcome
+        if self._file is not None:
+            with self._file.open("a") as out:
+                out.write(json.dumps([key, vars(outcome)]) + "\n")

@@ -1,0 +1,41 @@
+"""A setting of a network's thresholds, and what it comes to on a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+from deltaconvert.gate import Gate
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Thresholds to try. shares: of each site's scale, in the order of the sites; weighted: by channels, but at inputs.
+    gate: of the frames."""
+
+    shares: tuple[float, ...]
+    weighted: bool = False
+    gate: Gate = field(default_factory=Gate)
+
+    def times(self, factor: float, but: Collection[int] = ()) -> Setting:
+        """Every share times a factor, but for those of some sites."""
+        scaled = (share if place in but else share * factor for place, share in enumerate(self.shares))
+        return replace(self, shares=tuple(scaled))
+
+    def towards(self, other: Setting, part: float) -> Setting:
+        """Shares a part of the way to another's, in their logarithms; one that is 0 in either is this one's."""
+        pairs = zip(self.shares, other.shares, strict=True)
+        return replace(self, shares=tuple(a * (b / a) ** part if a and b else a for a, b in pairs))
+
+    def at(self, place: int, share: float) -> Setting:
+        return replace(self, shares=(*self.shares[:place], share, *self.shares[place + 1 :]))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """loss: of the metric; guide: of the metric that sensitivities go by; work: share of a dense frame's
+    multiply-accumulates, the first frame left out."""
+
+    loss: float
+    guide: float
+    work: float
