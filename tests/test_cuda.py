@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import deltaconvert
 import model_zoo
 from deltaconvert.backends import cuda
+from deltaconvert.backends.cuda import recording
 from deltaconvert.convert import load_backend
 from deltaconvert.errors import InputError
 
@@ -155,11 +157,23 @@ def small() -> nn.Module:
 
 
 @pytest.mark.gpu
-def test_a_frame_is_one_graph_and_waits_for_nothing(gpu):
+def test_a_frame_is_one_graph_and_waits_for_nothing(gpu, monkeypatch):
+    """Neither while it is captured nor while it is replayed, from the copy of a frame to the outputs."""
+    captures, capturing = [], recording.capturing
+
+    @contextmanager
+    def watched(*args):
+        with capturing(*args), no_waiting():
+            yield
+        captures.append(args)
+
     network = model_zoo.create("resnet18", seed=0).to(gpu)
     video = scripted_video((2, 3, 64, 96), torch.float32)
     model = deltaconvert.convert(network, video[0])
-    model(video[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(recording, "capturing", watched)
+        model(video[0])
+    assert len(captures) == 1
     outputs = []
     with no_waiting():
         for frame in video[1:]:
@@ -249,6 +263,31 @@ def test_a_cupy_for_another_cuda_names_the_remedy(monkeypatch):
         load_backend("cuda", CUDA)
 
 
+def test_a_cupy_that_cannot_be_loaded_names_the_remedy(monkeypatch):
+    def broken():
+        raise ImportError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cuda.kernels, "_cupy", broken)
+    with pytest.raises(InputError, match=r"does not work here \(libcudart.*pip install cupy-cuda12x"):
+        load_backend("cuda", CUDA)
+
+
+def test_a_torch_without_cuda_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(InputError, match="build of torch is not for CUDA: install one that is"):
+        load_backend("cuda", CUDA)
+
+
 def test_a_frame_on_the_cpu_names_the_remedy():
     with pytest.raises(InputError, match="move both"):
         load_backend("cuda", torch.device("cpu"))
+
+
+def test_who_asks_for_a_gpu_is_not_told_that_tests_were_skipped(monkeypatch, request):
+    """make test-cuda"""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DELTACONVERT_NEEDS_GPU", "1")
+    with pytest.raises(pytest.fail.Exception, match="needs a CUDA device"):
+        request.getfixturevalue("gpu")

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from oracle import assert_close, assert_same_bits, edges, generator, no_waiting, scripted_video
+from oracle import assert_close, assert_same_bits, generator, no_waiting, scripted_video
+from poisoned import assert_writes_its_mask
 from torch import Tensor, nn
 
 import deltaconvert
 import model_zoo
 from deltaconvert.backends import cuda
-from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.errors import InputError
 
 pytestmark = pytest.mark.gpu
@@ -280,45 +280,12 @@ NETWORKS = {
 @pytest.mark.parametrize("threshold", [0.0, 0.02])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_candidate_is_written_and_no_other_pixel(gpu, name, threshold):
-    """The state of one node at a time is filled with a NaN that nobody computes; what a frame wrote is then its mask.
-
-    Channels are written all or none, and the memory behind a pixel's last channel stays zero. A map that is joined in
-    place is written where its parts are. Maps that are passed on share memory: it is filled, and no output shows it.
-    """
     network = NETWORKS[name]().to(gpu)
     first = next(p for p in network.parameters() if p.dim() == 4)
     base = torch.rand(2, first.shape[1], 45, 70)
     moved = base.clone()
     moved[1, :, 11:18, 22:30] += 0.5
-    model = deltaconvert.convert(network, base, threshold={"activation": threshold})
-    model(base)
-    nodes = model._program.plan.graph.graph.nodes
-    joined = [node.name for node in nodes if "joins" in node.meta.get("cuda", {})]
-    for path, edge in edges(model).items():
-        if path in joined or not edge.is_kept:
-            continue
-        bits = edge.values.view(torch.int32)
-        model.reset()
-        model(base)
-        edge.reset(slice(None))
-        poison = bits.flatten()[0].clone()
-        model(moved)
-        written = bits != poison
-        assert torch.equal(written.any(1, keepdim=True), edge.mask), path
-        assert torch.equal(written.all(1, keepdim=True), edge.mask), path
-        if edge.is_part:
-            continue
-        memory = torch.empty(0, dtype=edge.values.dtype).set_(edge.values.untyped_storage())
-        pixels = memory.view(-1, edge.pitch)
-        assert not pixels[:, edge.values.shape[1] :].any(), f"{path}: behind the last channel"
-    outputs = []
-    for fills in (False, True):
-        model.reset()
-        model(base)
-        for memory in model._program._backend._scratch.values() if fills else ():
-            fill_unseen(memory)
-        outputs.append(model(moved))
-    assert_same_bits(*outputs, "with what lies in shared memory gone")
+    assert_writes_its_mask(network, base, moved, threshold)
 
 
 def test_too_little_memory(gpu):

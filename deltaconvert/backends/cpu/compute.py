@@ -99,16 +99,17 @@ class Compute:
 
     def whole(self, values: Sequence[Tensor]) -> Tensor:
         """N C H W, ... -> N C' H' W'."""
-        return self._finish(self._whole, values)
+        return self.behind(self._whole, values)
 
     def band(self, values: Sequence[Tensor], above: int, below: int) -> Tensor:
         """As whole, on some rows of each map; so many rows of zeros belong above and below those of the first."""
         first = values[0]
         if above or below:
             first = F.pad(first.permute(0, 2, 3, 1), (0, 0, 0, 0, above, below)).permute(0, 3, 1, 2)
-        return self._finish(self._band, [first, *values[1:]])
+        return self.behind(self._band, [first, *values[1:]])
 
-    def _finish(self, head: Callable[..., Tensor], values: Sequence[Tensor]) -> Tensor:
+    def behind(self, head: Callable[..., Tensor], values: Sequence[Tensor]) -> Tensor:
+        """As whole, with another way to compute the head."""
         first = self._heads + self._takes
         value, others = head(*values[:first]), values[first:]
         for link in self._links:

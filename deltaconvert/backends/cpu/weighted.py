@@ -73,18 +73,14 @@ class Weighted(Step):
             bags += (streams * self._source_plane).int().view(-1, 1)
         return _sums(source.rows, bags, weights)
 
-    def _compute_all(self, candidates: Tensor) -> None:
-        self.edge.adopt(self._dense(), candidates, self.inputs)
+    def _whole(self, maps: Sequence[Tensor]) -> Tensor:
+        return self._compute.behind(self._resized, maps) if self.sizes else self._compute.whole(maps)
 
-    def _dense(self) -> Tensor:
-        if not self.sizes:
-            return self._compute.whole([source.values for source in self.inputs])
-        planes = self.inputs[0].rows.view(-1, self._source_plane, self.edge.rows.shape[1])
-        streams = [_sums(plane, self._bags, self._weights) for plane in planes]
-        value = streams[0] if len(streams) == 1 else torch.cat(streams)
-        value = self._compute.tail(value, self._taken_beside(torch.arange(len(value))))
-        n, channels, height, width = self.edge.values.shape
-        return value.view(n, height, width, channels).permute(0, 3, 1, 2)
+    def _resized(self, values: Tensor) -> Tensor:
+        """N C H W -> N C H' W', stream by stream."""
+        planes = values.permute(0, 2, 3, 1).flatten(1, 2)
+        rows = torch.stack([_sums(plane, self._bags, self._weights) for plane in planes])
+        return rows.unflatten(1, self.edge.values.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _sums(rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:

@@ -34,9 +34,7 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
         edge.marks = first
         return first.listed
     behind = max(marks.source for _, marks in pairs)
-    listed = Listed(
-        torch.zeros(n * height * width, dtype=torch.int32, device=device), backend.counter(1, device)
-    )
+    listed = room_for(backend, edge)
     compared = edge.threshold is not None
     edge.marks = backend.marks((n, 1, height, width), device, backend.place if compared else behind)
     if not compared:
@@ -55,12 +53,17 @@ def changes_of(backend: Backend, edge: Edge) -> Listed:
         n, _, height, width = edge.values.shape
         shape, device, source = (n, 1, height, width), edge.values.device, edge.marks.source
         copied = backend.marks(shape, device, source)
-        listed = Listed(
-            torch.zeros(n * height * width, dtype=torch.int32, device=device), backend.counter(1, device)
-        )
+        listed = room_for(backend, edge)
         backend.add_listing(source, Listing(copied, listed, copied.bits, [(Pixel(), edge.marks)]))
         edge.marks.listed = listed
     return edge.marks.listed
+
+
+def room_for(backend: Backend, edge: Edge) -> Listed:
+    """An empty list that any of an edge's pixels fit into."""
+    n, _, height, width = edge.values.shape
+    places = torch.zeros(n * height * width, dtype=torch.int32, device=edge.values.device)
+    return Listed(places, backend.counter(1, places.device))
 
 
 class Step:
