@@ -89,6 +89,8 @@ class Chain:
     scratch: bytes -> address of so much memory.
     """
 
+    in_order = False  # lists of pixels have to be
+
     def __init__(
         self,
         stages: Sequence[Stage],

@@ -129,6 +129,8 @@ class Compute:
 class Elementwise:
     """A stage of a tail. Where it has an in-place spelling it writes to the value, which is nobody else's."""
 
+    in_order = False
+
     def __init__(self, stage: Operator, takes: int, slot: int):
         self._stage, self.takes, self._slot = stage, takes, slot
 

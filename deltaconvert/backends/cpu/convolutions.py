@@ -12,6 +12,7 @@ from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.chains import Chain, Stage, is_depthwise, stage_of
 from deltaconvert.backends.cpu.compute import Elementwise
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
+from deltaconvert.backends.cpu.fastest import fastest
 from deltaconvert.backends.cpu.steps import CHUNK_BYTES, Step, tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
@@ -93,7 +94,9 @@ class Convolutions(Chained):
 
         def close() -> None:
             if chain:
-                made = Chain(chain, None, self._scratch) if self._links else self._first_chain(chain, window)
+                made = (
+                    fastest(chain, None, self._scratch) if self._links else self._first_chain(chain, window)
+                )
                 self._links.append((made, sum(stage.adds for stage in chain)))
                 chain.clear()
 
@@ -117,11 +120,15 @@ class Convolutions(Chained):
         rows = [source.rows.shape[1] for source in (self.edge, *self.inputs)]
         self._chunk = max(64, CHUNK_BYTES // (4 * max(rows)))
 
+    @property
+    def _in_order(self) -> bool:
+        return self._links[0][0].in_order
+
     def _stages(self) -> list[Operator]:
         return stages_of(self.operator)
 
     def _first_chain(self, stages: Sequence[Stage], window: Window | None) -> Chain:
-        return Chain(stages, window, self._scratch)
+        return fastest(stages, window, self._scratch)
 
     def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
         if self._direct:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from deltaconvert.backends.cpu.vectors import FLOAT, LANES, LONG, ROWS, Vectors, addresses, loop
@@ -49,26 +50,7 @@ def product(vectors: int, *, past_the_cache: bool = False) -> Any:
 
         def of_tap(tap: Any, sums: list[Any]) -> list[Any]:
             reads = addresses(b, table, b.mul(tap, LONG(ROWS)), ROWS)
-            first = b.mul(tap, depth)
-
-            def of_value(k: Any, sums: list[Any]) -> list[Any]:
-                at = b.mul(b.add(first, k), LONG(vectors * LANES))
-                own = [v.load(weights, b.add(at, part)) for part in parts]
-                found = []
-                for r, read in enumerate(reads):
-                    value = v.load_spread(read, k)
-                    found += [v.added(value, w, sums[r * vectors + i]) for i, w in enumerate(own)]
-                return found
-
-            def of_four(turn: Any, sums: list[Any]) -> list[Any]:
-                for step in range(4):
-                    sums = of_value(b.add(b.mul(turn, LONG(4)), LONG(step)), sums)
-                return sums
-
-            fours = b.udiv(depth, LONG(4))
-            sums = loop(b, fours, sums, of_four)
-            done = b.mul(fours, LONG(4))
-            return loop(b, b.sub(depth, done), sums, lambda k, sums: of_value(b.add(done, k), sums))
+            return _times(v, parts, reads, weights, b.mul(tap, depth), depth, sums)
 
         def places(table: Any, turn: Any) -> list[Any]:
             rows = [b.add(row, column) for row in addresses(b, table, turn, ROWS)]
@@ -109,3 +91,58 @@ def product(vectors: int, *, past_the_cache: bool = False) -> Any:
         return types.void(*[types.intp] * 8, *[types.float32] * 3), code
 
     return kernel
+
+
+@intrinsic
+def matrix_product(
+    typing: Any,
+    rows: Any,
+    step: Any,
+    blocks: Any,
+    depth: Any,
+    weights: Any,
+    out: Any,
+    out_step: Any,
+) -> Any:
+    """Rows (blocks * ROWS, depth) x weights (depth, 2 * LANES) -> rows of `out`; steps from row to row are in bytes."""
+
+    def code(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        rows, step, blocks, depth, weights, out, out_step = arguments
+        v, parts = Vectors(b, LANES), [LONG(0), LONG(LANES)]
+        with cgutils.for_range(b, blocks, intp=LONG) as block:
+            first = b.mul(block.index, LONG(ROWS))
+            reads = [b.add(rows, b.mul(b.add(first, LONG(r)), step)) for r in range(ROWS)]
+            sums = _times(v, parts, reads, weights, LONG(0), depth, [v.zero()] * (2 * ROWS))
+            for r in range(ROWS):
+                row = b.add(out, b.mul(b.add(first, LONG(r)), out_step))
+                for part, value in zip(parts, sums[2 * r : 2 * r + 2], strict=True):
+                    v.store(value, row, part)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 7), code
+
+
+def _times(
+    v: Vectors, parts: list[Any], reads: list[Any], weights: Any, first: Any, depth: Any, sums: list[Any]
+) -> list[Any]:
+    """sums (rows, parts) + rows `reads` of `depth` floats x weights (depth, parts), from line `first` of those on."""
+    b = v.builder
+
+    def of_value(k: Any, sums: list[Any]) -> list[Any]:
+        at = b.mul(b.add(first, k), LONG(len(parts) * LANES))
+        own = [v.load(weights, b.add(at, part)) for part in parts]
+        found = []
+        for r, read in enumerate(reads):
+            value = v.load_spread(read, k)
+            found += [v.added(value, w, sums[r * len(parts) + i]) for i, w in enumerate(own)]
+        return found
+
+    def of_four(turn: Any, sums: list[Any]) -> list[Any]:
+        for step in range(4):
+            sums = of_value(b.add(b.mul(turn, LONG(4)), LONG(step)), sums)
+        return sums
+
+    fours = b.udiv(depth, LONG(4))
+    sums = loop(b, fours, sums, of_four)
+    done = b.mul(fours, LONG(4))
+    return loop(b, b.sub(depth, done), sums, lambda k, sums: of_value(b.add(done, k), sums))

@@ -13,6 +13,7 @@ from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.chains import Chain, stage_of
 from deltaconvert.backends.cpu.convolutions import Chained
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
+from deltaconvert.backends.cpu.fastest import fastest
 from deltaconvert.backends.cpu.masks import Spread
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import head_of, stages_of
@@ -50,7 +51,7 @@ class Pairs(Chained):
         stage, taken = stage_of(head, tail, [0] * len(tail), [])  # type: ignore[arg-type]
         assert taken == len(tail)
         (window,) = head.reaches([tuple(size)], tuple(out_size))
-        return Chain([stage], window, self._scratch)  # type: ignore[arg-type]
+        return fastest([stage], window, self._scratch)  # type: ignore[arg-type]
 
     def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
         edge, every = self.edge, self.backend.every
@@ -82,7 +83,8 @@ class Pairs(Chained):
         moved, at, start, done = between.numpy(), 0, 0, 0  # torch would wake its threads to move two lines
         while at < len(wanted):
             stream, y = divmod(int(wanted[at]) // out_width, height)
-            end = min(y + (self._lines - self._high) // stride + 1, height)
+            y -= y % 2  # a square of pixels lies in one band
+            end = min(y + ((self._lines - self._high) // stride + 1) // 2 * 2, height)
             top, bottom = (
                 max(0, y * stride - padding),
                 min((end - 1) * stride - padding + self._high, in_height),

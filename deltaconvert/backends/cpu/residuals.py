@@ -24,6 +24,8 @@ SHARES, FEWEST_LINES = 4, 8  # for each thread, and of a share: the lines around
 class Strips(Chain):
     """The first stage reads a window of what `wide` makes of each pixel."""
 
+    in_order = True
+
     def __init__(self, wide: Stage, stages: Sequence[Stage], window: Window, scratch: Callable[[int], int]):
         from deltaconvert.backends.cpu import strips
 
@@ -78,7 +80,3 @@ class Residuals(Convolutions):
         wide, taken = stage_of(conv, tail, [0] * len(tail), [])  # type: ignore[arg-type]
         assert taken == len(tail)
         return Strips(wide, stages, window, self._scratch)
-
-    def _candidates(self) -> tuple[Tensor, Tensor | None]:
-        """Others' lists need not be in order."""
-        return super()._candidates()[0], None

@@ -132,8 +132,13 @@ class Step:
         assert mask is not None
         if not loops.FOUND or any(source.count == source.pixel_count for _, source in moving):
             return mask, None
-        known = [source.pixels for _, source in moving if source.mask is mask]
+        known = [source.pixels for _, source in moving if source.mask is mask and not self._in_order]
         return mask, known[0] if known else listed(mask)
+
+    @property
+    def _in_order(self) -> bool:
+        """Lists of candidates have to be: others' lists need not."""
+        return False
 
     def _spread(self, place: int, onto: Tensor | None) -> Tensor:
         """The pixels that input `place` makes candidates, and those of `onto`."""
