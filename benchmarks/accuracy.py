@@ -224,8 +224,8 @@ class Run:
             (self.folder / f"{self.task.name}_tried.json").write_text(json.dumps(rows))
 
     def _allocate(self, together: Together, budgets: Sequence[float], tried: dict[Setting, Outcome]) -> None:
-        """The first budget gets half of the time; what was found for it is where the others begin. What a search to one
-        budget tried counts for all."""
+        """The first budget gets half of the time; what was found for it, or by an earlier run, is where the others
+        begin. What a search to one budget tried counts for all."""
         start, begin = time.monotonic(), list[Setting]()
         kept = self.kept["settings"].items()
         others = [self._setting(found) for name, found in kept if name.startswith("ours")]
@@ -236,10 +236,10 @@ class Run:
             until = start + self.options.search_seconds * part
             search.look_at = _until(until, search.look_at, 2 * together.at_once)  # type: ignore[method-assign]
             with suppress(TimeoutError):
-                if place:
-                    search.continued(begin, GATES, ROUNDS)
+                if begin or others:
+                    search.continued(begin or others, GATES, ROUNDS)
                 else:
-                    search.allocate(GATES, ROUNDS, others)
+                    search.allocate(GATES, ROUNDS)
             begin = [least(tried, budget)]
 
     def _afresh(self, trials: Trials, chosen: dict[str, Setting]) -> Iterator[tuple[str, Outcome]]:

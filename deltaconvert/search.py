@@ -19,7 +19,8 @@ TRIES = 4  # of a common scale
 PARTS = (0.0, 0.07, 0.15, 0.3, 0.5)  # of the layers, of one setting before and behind those of another
 # Work falls as this power of the loss, where thresholds are scaled as a whole (.2 to .3 in trials of six networks).
 TRADE = 0.25
-NO_LOSS = 0.01  # of the budget: less is chance
+NO_LOSS, FAR = 0.01, 4.0  # of the budget: less is chance, more tells nothing of what is within it
+SPANS = (2, 4, 8)  # into so many runs of neighbours the layers are divided
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
 STEP = 4.0  # by which one threshold is raised and lowered to see what it does; its root after a round that gave little
 LITTLE = 0.02  # of the work
@@ -103,11 +104,10 @@ class Search:
         for first in range(0, len(settings), self.trials.at_once):
             yield from self.look_at(settings[first : first + self.trials.at_once])
 
-    def allocate(self, gates: Sequence[Gate], rounds: int, begin: Sequence[Setting] = ()) -> Setting:
+    def allocate(self, gates: Sequence[Gate], rounds: int) -> Setting:
         """The input and the layers together: layers all alike in what they do to the end, layers as the paper has them,
         and both in one; then each layer apart, and the input again for the layers found. It is never worse than the
-        paper's: that is one of its beginnings. Others are in `begin`: what was found for another budget, of which each
-        is followed by itself."""
+        paper's: that is one of its beginnings."""
         shares = self.trials.alike()
         starts = self._starts([Setting(shares, gate=gate) for gate in gates])
         paper = self.front_to_back()
@@ -119,7 +119,6 @@ class Search:
             for setting in self.crossed(start, layers)
         ]
         leading = [self._leading([*starts, paper, *self._promising(crossed)[:CANDIDATES]])]
-        leading += self.scaled(begin, TRIES, start=2.0)
         self.settled(leading, gates, rounds)
         return self.spent()
 
@@ -128,24 +127,25 @@ class Search:
         places. Behind a gate that lets little pass the first layers need hardly a threshold; the paper's way, which
         comes to the later ones last, has found how much these bear. Where maps skip what lies between, the last ones
         are again a matter of what the input lets pass."""
-        inner = self._with_input_of(outer, inner)
-        cuts = sorted({int(len(outer.shares) * part) for part in PARTS})
-        pairs = ((first, len(outer.shares) - last) for first in cuts for last in cuts)
+        layers = self._layers
+        cuts = sorted({int(len(layers) * part) for part in PARTS})
+        runs = [layers[first : len(layers) - last] for first in cuts for last in cuts]
+        pairs = list(enumerate(zip(outer.shares, inner.shares, strict=True)))
         return [
-            replace(outer, shares=outer.shares[:first] + inner.shares[first:last] + outer.shares[last:])
-            for first, last in pairs
-            if first < last
+            replace(outer, shares=tuple(theirs if place in run else ours for place, (ours, theirs) in pairs))
+            for run in runs
+            if run
         ]
 
     def _promising(self, settings: Sequence[Setting]) -> list[Setting]:
-        """Those first that promise the least work once they are scaled to the budget."""
+        """Those first that promise the least work once they are scaled to the budget; those far beyond it last."""
+        self.look_at(settings)
 
-        def promise(pair: tuple[Setting, Outcome]) -> float:
-            return pair[1].work * max(pair[1].loss / self.budget, NO_LOSS) ** TRADE
+        def promise(setting: Setting) -> tuple[bool, float]:
+            part = self.look(setting).loss / self.budget
+            return part > FAR, part if part > FAR else self.look(setting).work * max(part, NO_LOSS) ** TRADE
 
-        return [
-            setting for setting, _ in sorted(zip(settings, self.look_at(settings), strict=True), key=promise)
-        ]
+        return sorted(settings, key=promise)
 
     def _leading(self, settings: Sequence[Setting]) -> Setting:
         """The best of these with a common scale for the layers, each also weighted by channels."""
@@ -189,7 +189,9 @@ class Search:
         steps = [STEP] * len(leading)
         for number in range(rounds):
             for place, setting in enumerate(leading):
-                moved = self.scaled(self.reallocated(setting, steps[place]), TRIES, start=2.0)
+                together = self._promising(self.together(setting, steps[place]))[:CANDIDATES]
+                moved = [*self.reallocated(setting, steps[place]), *together]
+                moved = self.scaled(moved, TRIES, start=2.0)
                 best = min((setting, *moved), key=self._rank)
                 if self.look(best).work > (1 - LITTLE) * self.look(setting).work:
                     steps[place] = math.sqrt(steps[place])
@@ -308,6 +310,18 @@ class Search:
         count = sum(move.factor != 1 for move in moves)
         parts = {(1.0, count), (0.5, count), (0.25, count), (1.0, -(-count // 2)), (1.0, -(-count // 4))}
         return [moved_by(*part) for part in sorted(parts)]
+
+    def together(self, setting: Setting, step: float) -> list[Setting]:
+        """Runs of neighbouring layers lower by `step`, higher, or higher by its square. What grows through a run of
+        layers no single one of them stops: each alone saves little."""
+        layers, found = self._layers, []
+        for spans in SPANS:
+            bounds = [len(layers) * span // spans for span in range(spans + 1)]
+            runs = [layers[first:last] for first, last in itertools.pairwise(bounds)]
+            for run in runs:
+                but = set(range(len(setting.shares))).difference(run)
+                found += [setting.times(factor, but) for factor in (1 / step, step, step**2) if run]
+        return found
 
     def _rank(self, setting: Setting) -> tuple[bool, float]:
         """Those within the budget by their work, the others behind them by their loss."""

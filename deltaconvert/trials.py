@@ -137,7 +137,7 @@ class Trials:
             return tuple(0.1 if site.kind in ("gate", "statistics") else 1.0 for site in self.sites)
         middle = known[len(known) // 2]
         return tuple(
-            min(max(share / middle, 1 / FARTHEST), FARTHEST) if math.isfinite(share) else 1.0
+            _rounded(min(max(share / middle, 1 / FARTHEST), FARTHEST)) if math.isfinite(share) else 1.0
             for share in alike
         )
 
@@ -241,6 +241,12 @@ class Trials:
             for tensor in frame:
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12] + f"-{len(self.frames)}-{getattr(self.metric, '__name__', 'metric')}"
+
+
+def _rounded(share: float) -> float:
+    """To three digits: a gradient's last ones differ from run to run on a GPU, and a calibration that goes on knows its
+    trials by their shares."""
+    return float(f"{share:.3g}")
 
 
 def _tensors(output: Any) -> list[Tensor]:
