@@ -229,7 +229,8 @@ class Run:
         start, begin = time.monotonic(), list[Setting]()
         kept = self.kept["settings"].items()
         others = [self._setting(found) for name, found in kept if name.startswith("ours")]
-        others += [self._setting(found) for found in self.kept.get("begun", [])]  # by hand, from a run cut off
+        # `begun`: put there by hand, from a run that was cut off.
+        others += [self._setting(found) for found in self.kept.get("begun", [])]
         for place, budget in enumerate(budgets):
             search = Search(together, budget)  # type: ignore[arg-type]
             search.tried = tried
