@@ -1,9 +1,10 @@
 """calibrate: the thresholds with the least work within a budget of accuracy, found on a clip.
 
 Two ways (search.py). `front_to_back` is the paper's (DeltaCNN, section 4): from the first layer to the last each
-threshold is raised until the loss has grown by its layer's share of the budget. `allocate` begins with that and with
-layers that are all alike, measures for each threshold what raising and lowering it does to the loss and to the work,
-gives the budget to those that save the most work for it, and settles the common scale by trying.
+threshold is raised until the loss has grown by its layer's share of the budget. `allocate` begins with that, with
+layers that are all alike and with both crossed, measures for each threshold and for neighbouring ones what raising and
+lowering it does to the loss and to the work, gives the budget to those that save the most work for it, and settles the
+common scale by trying.
 """
 
 from __future__ import annotations
