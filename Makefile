@@ -11,16 +11,18 @@ WORKERS ?= 2
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 SHELL   := /bin/bash
+comma   := ,
 
 # Package metadata cannot ask for a GPU, so torch is chosen here, before the package. Without a GPU it is the CPU build:
-# 200 MB and not 3 GB. `--retries 0`: a machine that cannot reach the index falls back to PyPI at once.
+# 200 MB and not 3 GB. `--retries 0`: a machine that cannot reach the index falls back to PyPI at once. With one it is
+# PyPI's for the driver's CUDA: from 2.11 on that is 13, which a driver for 12 cannot run.
 CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -1)
 ifeq ($(CUDA),)
 TORCH      ?= torch==2.13.0
 TORCH_FROM ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 10
 EXTRAS     ?= dev
 else
-TORCH      ?= torch>=2.6
+TORCH      ?= torch>=2.6$(if $(filter 12,$(CUDA)),$(comma)<2.11)
 TORCH_FROM ?=
 EXTRAS     ?= $(if $(filter 12,$(CUDA)),cuda12,cuda13),dev
 endif

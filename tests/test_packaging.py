@@ -112,3 +112,27 @@ def test_the_sources_compile_on(version, tmp_path):
         [python, "-W", "error", "-m", "compileall", "-q", str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "driver, torch, extras",
+    [
+        ("12.8", "'torch>=2.6,<2.11'", "[cuda12,dev]"),
+        ("13.0", "'torch>=2.6'", "[cuda13,dev]"),
+        ("", "whl/cpu", "[dev]"),
+    ],
+)
+def test_setup_takes_torch_and_cupy_for_the_drivers_cuda(tmp_path, driver, torch, extras):
+    """PyPI's torch is for CUDA 13 from 2.11 on; a driver for 12 cannot run it."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    told = f"| NVIDIA-SMI 570.1   Driver Version: 570.1   CUDA Version: {driver} |" if driver else ""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{told}'\n")
+    tool.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    command = ["make", "-n", "setup", f"VENV={tmp_path / 'none'}"]
+    said = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+    ).stdout
+    assert torch in said and extras in said
