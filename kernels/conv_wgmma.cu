@@ -296,7 +296,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
         return;
     }
     describe(block, 0);
-    __syncthreads();
+    meet();
     start(block, true);
     // The slots of the next steps; what was loaded there is seen by all after the next barrier.
     const auto take_steps = [&](int(&slots)[P], bool loaded) {
@@ -326,15 +326,15 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
         for (int step = 0; step < steps; step += P) {
             int slots[P];
             take_steps(slots, true);
-            __syncthreads();
+            meet();
             load_ahead(step, next);
         }
-        __syncthreads();
+        meet();
         if (TOGETHER) cluster_barrier();
-        if (TOGETHER && COMPARE) __syncthreads();
+        if (TOGETHER && COMPARE) meet();
         if (TOGETHER) cluster_barrier();
         if (next < total) start(next, false);
-        if (!TOGETHER && COMPARE) __syncthreads();
+        if (!TOGETHER && COMPARE) meet();
         if (next >= total) return;
         block = next, turn ^= 1;
     }
@@ -367,7 +367,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
             if (LOADERS && step == 0) publish();  // the sums of the last tile went through a stage
             int slots[P];
             take_steps(slots, !LOADERS);
-            __syncthreads();
+            meet();
 #if TYPE == 1 && ROUND
             u32 mine[P][4][4];
 #pragma unroll
@@ -415,7 +415,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
 #pragma unroll
                 for (int j = 0; j < WIDE / 2; j++) sums[i][j] = totals[IN_SHARES ? i : 0][j];
         }
-        __syncthreads();
+        meet();
         // Through shared memory, so that a thread finishes neighbouring channels of one pixel.
         if (TOGETHER) {
             float* const staged = (float*)memory;
@@ -446,7 +446,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                     const Pack* early = i < EARLY_OWN ? &added[i < EARLY_OWN ? i : 0][0] : nullptr;
                     if (finish(v, work, place, first, !pass, early)) atomicOr(&rows.moved[turn][row / 32], 1u << row % 32);
                 }
-                if (COMPARE && !pass) __syncthreads();
+                if (COMPARE && !pass) meet();
             }
             if (COMPARE && warp == 0) {
                 const int row = rank * (M / SPLIT) + min(lane, M / SPLIT - 1);
@@ -489,7 +489,7 @@ __device__ __forceinline__ void walk(const Head& h, const Work& work) {
                     }
                     if (EARLY && chunk + EARLY < CHUNKS) load_chunk(chunk + EARLY);
                 }
-                if (COMPARE && !pass) __syncthreads();
+                if (COMPARE && !pass) meet();
             }
             if (COMPARE && warp < M / 32) mark(work, places[thread], is_moved(thread));
         }

@@ -8,6 +8,14 @@ __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(taken) : "memory");
 }
+// All warps of the block. Where some of them load they stand at other places in the code than those that multiply, which
+// __syncthreads does not allow; a barrier with a number counts warps, wherever they are.
+__device__ __forceinline__ void meet() {
+    if (LOADERS)
+        asm volatile("bar.sync 1, %0;" ::"n"(THREADS + LOADERS) : "memory");
+    else
+        __syncthreads();
+}
 // What this thread wrote to shared memory is seen by wgmma and by bulk copies after the next barrier.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
