@@ -6,15 +6,16 @@ python benchmarks/cameras.py --thresholds FOLDER [--networks resnet50,...] [--de
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -25,6 +26,7 @@ import model_zoo  # noqa: E402
 from benchmarks import gpu_dense  # noqa: E402
 from benchmarks.accuracy_tasks import clip_of, sure_boxes  # noqa: E402
 from deltaconvert.calibrate import Search  # noqa: E402
+from deltaconvert.check import names_of  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.metrics import relative_l2  # noqa: E402
 from deltaconvert.setting import Setting  # noqa: E402
@@ -144,7 +146,7 @@ def scaled(frame: Tensor, size: tuple[int, ...], device: str) -> Tensor:
 def calibrate(name: str, options: argparse.Namespace) -> None:
     """Thresholds within the budget, on a batch of all clips, of other frames than are played; written as they come."""
     case, device = CASES[name], options.device
-    budget = options.budget or case.budget
+    budget, costs = options.budget or case.budget, options.costs and json.loads(options.costs.read_text())
     model = case.make().eval().to(device)
     for part in case.head:
         setattr(model.network, part, nn.Identity().eval())
@@ -154,9 +156,8 @@ def calibrate(name: str, options: argparse.Namespace) -> None:
         frames[numbers] = [[torch.cat(batch).to(device)] for batch in zip(*videos, strict=True)]
 
     def trials(numbers: Sequence[int]) -> Trials:
-        return trials_of(
-            case, deltaconvert.convert(model, *frames[numbers][0], backend="reference"), frames[numbers]
-        )
+        delta = deltaconvert.convert(model, *frames[numbers][0], backend="reference")
+        return trials_of(case, delta, frames[numbers], costs)
 
     alike = trials(CALIBRATED).alike()
     model = model.to(gpu_dense.TYPES[options.type])
@@ -195,9 +196,18 @@ def found_by(search: Search, alike: Sequence[float], rounds: int) -> Iterator[Se
     yield search.spent()
 
 
-def trials_of(case: Case, delta: deltaconvert.DeltaModel, frames: Sequence[list[Tensor]]) -> Trials:
-    """On a clip, with the case's sites alone."""
-    trials = Trials(delta, frames, relative_l2, decode=case.features)
+def trials_of(
+    case: Case,
+    delta: deltaconvert.DeltaModel,
+    frames: Sequence[list[Tensor]],
+    costs: Mapping[str, float] | None = None,
+) -> Trials:
+    """On a clip, with the case's sites alone. costs: of whole maps, by path, to count the work by."""
+
+    def cost(node: fx.Node) -> float:
+        return sum((costs or {}).get(name, 0.0) for name in names_of(node))
+
+    trials = Trials(delta, frames, relative_l2, decode=case.features, cost=cost if costs else None)
     wanted = [site for site in trials.sites if site.kind == "input" or set(site.names) & set(case.sites)]
     assert len(wanted) == 1 + len(case.sites), [site.names for site in trials.sites]
     trials.sites = [
@@ -214,6 +224,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--type", choices=tuple(gpu_dense.TYPES), default="float")
     parser.add_argument("--size", help="HxW instead of 1080x1920")
+    parser.add_argument(
+        "--costs", type=Path, help="microseconds of whole maps, by path: what is to be saved instead of work"
+    )
     parser.add_argument("--budget", type=float, help="instead of the case's")
     parser.add_argument(
         "--rounds", type=int, default=0, help="in which each threshold is looked at by itself"

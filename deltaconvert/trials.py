@@ -43,7 +43,7 @@ class Trials:
     file: outcomes are kept there, a line each, and known ones are not tried again.
     workers, streams: settings that are tried at a time: in processes of one thread each, on the CPU; as streams of one
     batch, which costs little more than one of them where launching kernels is what takes the time. replay: frames are
-    recorded as CUDA graphs, on a GPU.
+    recorded as CUDA graphs, on a GPU. cost: of a node's whole map, to count the work by; its multiply-accumulates.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Trials:
         workers: int = 1,
         streams: int = 1,
         replay: bool = True,
+        cost: Callable[[fx.Node], float] | None = None,
     ):
         if len(frames) < 2:
             raise InputError(
@@ -77,7 +78,7 @@ class Trials:
         self._seen = [self._decode(output) for output in self.dense]
         if all(seen is output for seen, output in zip(self._seen, self.dense, strict=True)):
             self._seen = self.dense
-        self._work = Work(self._program, self.streams)
+        self._work = Work(self._program, self.streams, cost)
         self.replay = Replay(self._program, self._work) if replay and model.device.type == "cuda" else None
         self._known = Known(self._fingerprint(), file)
 
