@@ -36,6 +36,7 @@ class Batch:
         buffers = self.model.frame_buffers()
         if len(buffers) == len(self._frames):  # its own, so that frames are copied once
             self._frames = buffers
+        self._rows = [frames.split(1) for frames in self._frames]  # views, which take a step 0.1 ms to make
 
     def wider(self, streams: int) -> Batch:
         """The network for more streams; `take_over` gives it the state of these."""
@@ -64,9 +65,9 @@ class Batch:
         or with a full frame."""
         resting = set(range(self.model.streams)).difference(frames)
         self.model.sleep(resting)  # and wait for the step before
-        for rows, new in zip(self._frames, zip(*frames.values(), strict=True), strict=True):
+        for rows, new in zip(self._rows, zip(*frames.values(), strict=True), strict=True):
             self._arrivals.wait(new)
-            torch._foreach_copy_([rows[place : place + 1] for place in frames], list(new))
+            torch._foreach_copy_([rows[place] for place in frames], list(new))
         for place, snapshot in starts.items():
             if snapshot is None:
                 self.model.reset(place)
@@ -78,7 +79,7 @@ class Batch:
 
     def blank(self, place: int) -> None:
         """Forget the frame at a place: the network raised on it, and must not meet it again."""
-        for rows in self._frames:
+        for rows in self._rows:
             rows[place].zero_()
 
     @torch.no_grad()
@@ -91,13 +92,11 @@ def _by_stream(outputs: Any, streams: int) -> Callable[[int], Any]:
     """The output of each stream. Large ones are copies: else the last output of a stream that sleeps would keep those
     of all others in memory."""
     leaves, spec = pytree.tree_flatten(outputs)
-    rows = [leaf.split(1) if isinstance(leaf, Tensor) else [leaf] * streams for leaf in leaves]
-    large = [streams > 1 and isinstance(leaf, Tensor) and leaf.nbytes > SHARED_BYTES for leaf in leaves]
 
-    def of(place: int) -> Any:
-        picked = [
-            row[place].clone() if copied else row[place] for row, copied in zip(rows, large, strict=True)
-        ]
-        return pytree.tree_unflatten(picked, spec)
+    def row(leaf: Any, place: int) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        own = leaf[place : place + 1]
+        return own.clone() if streams > 1 and leaf.nbytes > SHARED_BYTES else own
 
-    return of
+    return lambda place: pytree.tree_unflatten([row(leaf, place) for leaf in leaves], spec)
