@@ -26,17 +26,22 @@ class Batch:
         The network runs once: places that nobody has are settled, kernels compiled.
         """
         self.model, self._arrivals = model.for_streams(streams), arrivals
-        self._frames = self.model.blank_frames()
-        for place, output in enumerate(pytree.tree_leaves(self._call())):
-            if isinstance(output, Tensor) and (output.dim() == 0 or len(output) != streams):
+        with torch.inference_mode(False):  # else frames could only be written to under it
+            self._frames = self._checked(self.model.blank_frames())
+            self._rows = [
+                frames.split(1) for frames in self._frames
+            ]  # views, which take a step 0.1 ms to make
+
+    def _checked(self, blank: list[Tensor]) -> list[Tensor]:
+        """What frames are written to: the network's own buffers, where it has them, once its outputs were seen."""
+        for place, output in enumerate(pytree.tree_leaves(self._call(blank))):
+            if isinstance(output, Tensor) and (output.dim() == 0 or len(output) != self.model.streams):
                 raise InputError(
-                    f"output {place} of the network has shape {tuple(output.shape)} for a batch of {streams}: "
+                    f"output {place} of the network has shape {tuple(output.shape)} for a batch of {len(blank[0])}: "
                     "it is not one row a stream. Convert the part of the network before it"
                 )
         buffers = self.model.frame_buffers()
-        if len(buffers) == len(self._frames):  # its own, so that frames are copied once
-            self._frames = buffers
-        self._rows = [frames.split(1) for frames in self._frames]  # views, which take a step 0.1 ms to make
+        return buffers if len(buffers) == len(blank) else blank
 
     def wider(self, streams: int) -> Batch:
         """The network for more streams; `take_over` gives it the state of these."""
@@ -75,7 +80,7 @@ class Batch:
                 self.model.restore(place, snapshot)
         if starts:
             self.model.sleep(resting)  # who starts over has waked all
-        return _by_stream(self._call(), self.model.streams)
+        return _by_stream(self._call(self._frames), self.model.streams)
 
     def blank(self, place: int) -> None:
         """Forget the frame at a place: the network raised on it, and must not meet it again."""
@@ -83,8 +88,8 @@ class Batch:
             rows[place].zero_()
 
     @torch.no_grad()
-    def _call(self) -> Any:
-        args, kwargs = self.model.signature.call(self._frames)
+    def _call(self, frames: list[Tensor]) -> Any:
+        args, kwargs = self.model.signature.call(frames)
         return self.model(*args, **kwargs)
 
 

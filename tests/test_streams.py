@@ -68,6 +68,18 @@ def test_as_dense(backend):
     assert pool.stats()["a"].frames == len(video())
 
 
+def test_made_under_inference_mode(backend):
+    """It may be used outside of it, and the other way round."""
+    model, frames = network(), video()
+    with torch.inference_mode():
+        pool = StreamPool(converted(backend, model))
+        pool.join("a")
+    for frame, mode in zip(frames, (False, True, False), strict=False):
+        with torch.inference_mode(mode):
+            pool.put("a", frame)
+            assert_close(only(pool.step(), "a"), model(frame))
+
+
 def test_nothing_waits(backend):
     pool = StreamPool(converted(backend), streams=2)
     pool.join("a")
