@@ -17,40 +17,32 @@ fixed batch, the oldest frames first; all `--batches` are tried. Delta: a Stream
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
-import heapq
 import json
 import math
 import multiprocessing
 import os
-import random
 import shlex
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 from benchmarks import engines, gpu_dense  # noqa: E402
+from benchmarks.camera_servers import Batched, Pooled  # noqa: E402
+from benchmarks.camera_trials import Server, Trial, frame_of, most  # noqa: E402
 from benchmarks.cameras import CASES, clips  # noqa: E402
 from deltaconvert import measure  # noqa: E402
-from deltaconvert.arrivals import Arrivals  # noqa: E402
 from deltaconvert.report import table  # noqa: E402
-
-BUDGET_MS = 33.0
-WARM = 0.7  # seconds
-APART = 17  # frames of its clip from one camera to the next
-HOPELESS = 0.03  # of the frames late: the trial ends
 
 
 def main() -> None:
@@ -238,244 +230,6 @@ class Bench:
         return most(lambda count: Trial(server, count, self._images, self._options), guess, limit)
 
 
-# ---- servers
-
-
-class Server(Protocol):
-    def begin(self, cameras: int) -> None: ...
-
-    def put(self, camera: int, frame: Tensor) -> None: ...
-
-    def launch(self) -> Sequence[int]:
-        """Start a step; the cameras whose frames it took."""
-
-
-class Batched:
-    """The fastest dense engine for `batch` frames at a time."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: fx.GraphModule,
-        example: Tensor,
-        batch: int,
-        options: argparse.Namespace,
-    ):
-        """graph: the network in its normal form."""
-        self._arrivals, self._waiting = Arrivals(torch.device(options.device)), dict[int, Tensor]()
-        self._batch = example.to(options.device).repeat(batch, 1, 1, 1)
-        self._rows = self._batch.split(1)
-        name, self._run, seconds = fastest(model, graph, self._batch, options)
-        self.facts = {"batch": batch, "engine": name, "batch_ms": seconds * 1e3}
-
-    def begin(self, cameras: int) -> None:
-        self._waiting.clear()
-
-    def put(self, camera: int, frame: Tensor) -> None:
-        (self._waiting[camera],) = self._arrivals.bring([frame])  # in the order of the first that waits
-
-    def launch(self) -> Sequence[int]:
-        cameras = list(self._waiting)[: len(self._rows)]
-        frames = [self._waiting.pop(camera) for camera in cameras]
-        self._arrivals.wait(frames)
-        torch._foreach_copy_(list(self._rows[: len(frames)]), frames)
-        self._run(self._batch)
-        return cameras
-
-
-def fastest(
-    model: nn.Module, graph: fx.GraphModule, batch: Tensor, options: argparse.Namespace
-) -> tuple[str, Callable[[Tensor], Any], float]:
-    """(name, run, seconds) of the fastest engine for a batch, which `run` reads when it is called."""
-    if options.device == "cuda":
-        graph = copy.deepcopy(graph).to(memory_format=torch.channels_last)
-        runs = {"graph": lambda frames: graph(frames)[0]}
-        torch.compiler.reset()
-        runs["compile"] = torch.compile(runs["graph"], dynamic=False)
-        with torch.no_grad():
-            captured = {name: gpu_dense.captured(run, batch) for name, run in runs.items()}
-        times = {name: gpu_dense.median_ms(run, batch) / 1e3 for name, run in captured.items()}
-        best = min(times, key=lambda name: times[name])
-        return best, captured[best], times[best]
-    found = engines.prepare(
-        engines.Network(model, graph, batch, torch.get_num_threads()), options.engines.split(",")
-    )
-    ready, seconds = found.ready, {}
-    if not ready:
-        raise SystemExit(f"no dense engine: {found.skipped}")
-    for name, engine in ready.items():
-        call = engine(batch)
-        seconds[name] = min(measure.timed(call)[1] for _ in range(4)) / 1e3
-    best = min(seconds, key=lambda name: seconds[name])
-    return best, lambda frames: ready[best](frames)(), seconds[best]
-
-
-class Pooled:
-    """A StreamPool; cameras that do not play sleep in their slots."""
-
-    def __init__(self, delta: deltaconvert.DeltaModel, capacity: int):
-        self.pool = deltaconvert.StreamPool(delta, capacity, limit=capacity)
-        self._last: dict[int, Tensor] = {}
-
-    def begin(self, cameras: int) -> None:
-        self._last.clear()
-        for camera in self.pool.streams:
-            self.pool.drop(camera)
-        for camera in range(cameras):
-            self.pool.join(camera)
-
-    def put(self, camera: int, frame: Tensor) -> None:
-        self.pool.put(camera, frame)
-        self._last[camera] = frame
-
-    def launch(self) -> Sequence[int]:
-        results = self.pool.step()
-        for result in results.values():
-            if result.error is not None:
-                raise result.error
-        return list(results)
-
-    def facts(
-        self, delta: deltaconvert.DeltaModel, images: list[list[Tensor]], cameras: int
-    ) -> dict[str, Any]:
-        """How far outputs are from the dense network's, for the last frame of some cameras; memory; and of a frame but
-        a camera's first the share of its pixels that changed and of a dense frame's work that it took."""
-        self.begin(cameras)
-        difference, density, before = measure.Difference(), [], (0, 0)
-        for step in range(min(40, len(images[0]))):
-            for camera in range(cameras):
-                self.put(camera, frame_of(images, camera, step))
-            self.launch()
-            if step == 0:
-                before = self._work()
-            else:
-                density.append(statistics.mean(stats.density for stats in self.pool.stats().values()))
-        done, whole = (after - first for after, first in zip(self._work(), before, strict=True))
-        with torch.no_grad():
-            for camera in range(min(cameras, 8)):
-                dense = delta.graph(self._last[camera].to(delta.device))
-                difference.add(self.pool.latest(camera), dense)
-        return {
-            "density": statistics.mean(density),
-            "work": done / whole * self.pool.capacity / cameras,
-            "relative_l2": math.sqrt(difference.square / difference.reference),
-            "state_mb": self.pool._batch.model.state_bytes / 2**20,
-            "gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
-        }
-
-    def _work(self) -> tuple[int, int]:
-        """Multiply-accumulates of all steps so far, and of as many dense ones."""
-        layers = self.pool._batch.model.stats().layers
-        done = sum(layer.total_macs_done for layer in layers)
-        return done, done + sum(layer.total_macs_skipped for layer in layers)
-
-
-# ---- time
-
-
-class Trial:
-    """`count` cameras in real time. late: share of the frames that were not answered within the budget."""
-
-    def __init__(self, server: Server, count: int, images: list[list[Tensor]], options: argparse.Namespace):
-        self.count, self._server, self._images = count, server, images
-        self._period = 1 / options.fps
-        self._budget = BUDGET_MS / 1e3 * 30 / options.fps
-        self._cuda = options.device == "cuda"
-        self._latencies: list[float] = []
-        self._steps: list[float] = []
-        warm = max(WARM, 3 * self._period)
-        self._expected = count * options.seconds * options.fps
-        server.begin(count)
-        gc.collect()
-        gc.freeze()  # else a collection looks at all that torch.compile left: it takes longer than a frame may
-        self._join()
-        self._play(warm, options.seconds)
-
-    def _join(self) -> None:
-        """Each camera's first frame, a full one, before the clock runs: cameras do not come all at once."""
-        for camera in range(self.count):
-            self._server.put(camera, frame_of(self._images, camera, 0))
-            self._server.launch()
-        if self._cuda:
-            torch.cuda.synchronize()
-
-    def _play(self, warm: float, seconds: float) -> None:
-        draw, clock = random.Random(0), time.perf_counter
-        start = clock() + 0.01
-        first, end = start + warm, start + warm + seconds
-        arrivals = [(start + draw.random() * self._period, camera, 1) for camera in range(self.count)]
-        heapq.heapify(arrivals)
-        waiting: dict[int, float] = {}
-        flying: tuple[Any, float, dict[int, float]] | None = None
-        while arrivals or waiting or flying:
-            while arrivals and arrivals[0][0] <= clock():
-                due, camera, number = heapq.heappop(arrivals)
-                if due > end:
-                    continue
-                self._server.put(camera, frame_of(self._images, camera, number))
-                if waiting.pop(camera, first) > first:
-                    self._latencies.append(math.inf)
-                waiting[camera] = due
-                heapq.heappush(arrivals, (due + self._period, camera, number + 1))
-            if flying is not None and (flying[0] is None or flying[0].query()):
-                now = clock()
-                self._latencies += [now - due for due in flying[2].values() if due > first]
-                self._steps.append(now - flying[1])
-                flying = None
-                if sum(x > self._budget for x in self._latencies) > HOPELESS * self._expected:
-                    return
-            if flying is None and waiting:
-                begun = clock()
-                taken = self._server.launch()
-                event = torch.cuda.Event() if self._cuda else None
-                if event is not None:
-                    event.record()
-                flying = event, begun, {camera: waiting.pop(camera) for camera in taken}
-
-    @property
-    def p99(self) -> float:
-        """Milliseconds."""
-        return measure.quantile(sorted(self._latencies), 0.99) * 1e3
-
-    @property
-    def fits(self) -> bool:
-        complete = len(self._latencies) > 0.9 * self._expected
-        return complete and self.p99 <= self._budget * 1e3
-
-    def facts(self) -> dict[str, float]:
-        return {
-            "p50_ms": measure.quantile(sorted(self._latencies), 0.5) * 1e3,
-            "p99_ms": self.p99,
-            "late": sum(x > self._budget for x in self._latencies) / max(1, len(self._latencies)),
-            "step_ms": statistics.median(self._steps[len(self._steps) // 3 :]) * 1e3,
-            "complete": len(self._latencies) / self._expected,
-        }
-
-
-def most(trial: Callable[[int], Any], guess: int, limit: int) -> dict[str, Any]:
-    """The largest number of cameras that fits, within one or 2.5 %: from a guess outwards, then bisected."""
-    tried: dict[int, Any] = {}
-
-    def fits(count: int) -> bool:
-        now = trial(count)
-        tried[count] = now.facts()
-        return bool(now.fits)
-
-    low, high, probe = 0, limit + 1, max(1, min(guess, limit))
-    stride = max(1, probe // 5)
-    while high - low > max(1, low // 40):
-        if fits(probe):
-            low = probe
-        else:
-            high = probe
-        if low > 0 and high <= limit:
-            probe = (low + high) // 2
-        else:
-            probe = min(limit, low + stride) if low else max(1, high - stride)
-            stride *= 2
-    return {"cameras": low, "tried": tried}
-
-
 def profile(pool: Pooled, images: list[list[Tensor]], cameras: int, options: argparse.Namespace) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -496,11 +250,6 @@ def profile(pool: Pooled, images: list[list[Tensor]], cameras: int, options: arg
     print(f"host {host * 1e3:.2f} ms a step of {cameras}")
     for key in ("self_device_time_total", "self_cpu_time_total"):
         print(watching.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60)[:7000])
-
-
-def frame_of(images: list[list[Tensor]], camera: int, number: int) -> Tensor:
-    clip = images[camera % len(images)]
-    return clip[(number + APART * (camera // len(images))) % len(clip)]
 
 
 def device_name(options: argparse.Namespace) -> str:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402
+    camera_trials,
     cameras,
     cpu,
     engines,
@@ -390,10 +391,10 @@ class Fits:
 @pytest.mark.parametrize("guess", [0, 6, 50, 400])
 def test_the_most_cameras(most, guess):
     """From a guess outwards, then bisected, to one or 2.5 %."""
-    found = streams.most(lambda count: Fits(count <= most), guess, 128)
+    found = camera_trials.most(lambda count: Fits(count <= most), guess, 128)
     assert most - max(1, most // 40) < found["cameras"] <= most and len(found["tried"]) <= 14
     assert all(facts["fits"] == (count <= most) for count, facts in found["tried"].items())
-    assert streams.most(lambda count: Fits(True), guess, 9)["cameras"] == 9
+    assert camera_trials.most(lambda count: Fits(True), guess, 9)["cameras"] == 9
 
 
 class Slow:
@@ -423,9 +424,9 @@ class Slow:
 def test_cameras_in_real_time(monkeypatch, count, fits):
     """Ten frames a second each: of twelve cameras eight can be answered, and each waits for a step before its own."""
     server = Slow()
-    monkeypatch.setattr(streams, "time", server)
+    monkeypatch.setattr(camera_trials, "time", server)
     options = argparse.Namespace(fps=10.0, device="cpu", seconds=0.5)
-    trial = streams.Trial(server, count, [[0]] * 12, options)
+    trial = camera_trials.Trial(server, count, [[0]] * 12, options)
     assert trial.fits == fits
     if fits:
         facts = trial.facts()
@@ -455,7 +456,7 @@ def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
     if not cameras.VIDEOS.exists():
         pytest.skip(f"{cameras.VIDEOS} is not there")
     monkeypatch.setattr(engines, "ENGINES", {"torch channels_last": engines.ENGINES["torch channels_last"]})
-    monkeypatch.setattr(streams, "WARM", 0.02)
+    monkeypatch.setattr(camera_trials, "WARM", 0.02)
     monkeypatch.setattr(streams, "Worker", Here)
     small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     case = cameras.Case(lambda: cameras.OfBytes(small, [1 / 255] * 3, [0.0] * 3), budget=0.1)

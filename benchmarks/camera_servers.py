@@ -1,0 +1,139 @@
+"""What serves cameras in benchmarks/streams.py: the dense network, or a StreamPool."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import deltaconvert
+from benchmarks import engines, gpu_dense
+from benchmarks.camera_trials import frame_of
+from deltaconvert import measure
+from deltaconvert.arrivals import Arrivals
+
+
+class Batched:
+    """The fastest dense engine for `batch` frames at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: fx.GraphModule,
+        example: Tensor,
+        batch: int,
+        options: argparse.Namespace,
+    ):
+        """graph: the network in its normal form."""
+        self._arrivals, self._waiting = Arrivals(torch.device(options.device)), dict[int, Tensor]()
+        self._batch = example.to(options.device).repeat(batch, 1, 1, 1)
+        self._rows = self._batch.split(1)
+        name, self._run, seconds = fastest(model, graph, self._batch, options)
+        self.facts = {"batch": batch, "engine": name, "batch_ms": seconds * 1e3}
+
+    def begin(self, cameras: int) -> None:
+        self._waiting.clear()
+
+    def put(self, camera: int, frame: Tensor) -> None:
+        (self._waiting[camera],) = self._arrivals.bring([frame])  # in the order of the first that waits
+
+    def launch(self) -> Sequence[int]:
+        cameras = list(self._waiting)[: len(self._rows)]
+        frames = [self._waiting.pop(camera) for camera in cameras]
+        self._arrivals.wait(frames)
+        torch._foreach_copy_(list(self._rows[: len(frames)]), frames)
+        self._run(self._batch)
+        return cameras
+
+
+def fastest(
+    model: nn.Module, graph: fx.GraphModule, batch: Tensor, options: argparse.Namespace
+) -> tuple[str, Callable[[Tensor], Any], float]:
+    """(name, run, seconds) of the fastest engine for a batch, which `run` reads when it is called."""
+    if options.device == "cuda":
+        graph = copy.deepcopy(graph).to(memory_format=torch.channels_last)
+        runs = {"graph": lambda frames: graph(frames)[0]}
+        torch.compiler.reset()
+        runs["compile"] = torch.compile(runs["graph"], dynamic=False)
+        with torch.no_grad():
+            captured = {name: gpu_dense.captured(run, batch) for name, run in runs.items()}
+        times = {name: gpu_dense.median_ms(run, batch) / 1e3 for name, run in captured.items()}
+        best = min(times, key=lambda name: times[name])
+        return best, captured[best], times[best]
+    found = engines.prepare(
+        engines.Network(model, graph, batch, torch.get_num_threads()), options.engines.split(",")
+    )
+    ready, seconds = found.ready, {}
+    if not ready:
+        raise SystemExit(f"no dense engine: {found.skipped}")
+    for name, engine in ready.items():
+        call = engine(batch)
+        seconds[name] = min(measure.timed(call)[1] for _ in range(4)) / 1e3
+    best = min(seconds, key=lambda name: seconds[name])
+    return best, lambda frames: ready[best](frames)(), seconds[best]
+
+
+class Pooled:
+    """A StreamPool; cameras that do not play sleep in their slots."""
+
+    def __init__(self, delta: deltaconvert.DeltaModel, capacity: int):
+        self.pool = deltaconvert.StreamPool(delta, capacity, limit=capacity)
+        self._last: dict[int, Tensor] = {}
+
+    def begin(self, cameras: int) -> None:
+        self._last.clear()
+        for camera in self.pool.streams:
+            self.pool.drop(camera)
+        for camera in range(cameras):
+            self.pool.join(camera)
+
+    def put(self, camera: int, frame: Tensor) -> None:
+        self.pool.put(camera, frame)
+        self._last[camera] = frame
+
+    def launch(self) -> Sequence[int]:
+        results = self.pool.step()
+        for result in results.values():
+            if result.error is not None:
+                raise result.error
+        return list(results)
+
+    def facts(
+        self, delta: deltaconvert.DeltaModel, images: list[list[Tensor]], cameras: int
+    ) -> dict[str, Any]:
+        """How far outputs are from the dense network's, for the last frame of some cameras; memory; and of a frame but
+        a camera's first the share of its pixels that changed and of a dense frame's work that it took."""
+        self.begin(cameras)
+        difference, density, before = measure.Difference(), [], (0, 0)
+        for step in range(min(40, len(images[0]))):
+            for camera in range(cameras):
+                self.put(camera, frame_of(images, camera, step))
+            self.launch()
+            if step == 0:
+                before = self._work()
+            else:
+                density.append(statistics.mean(stats.density for stats in self.pool.stats().values()))
+        done, whole = (after - first for after, first in zip(self._work(), before, strict=True))
+        with torch.no_grad():
+            for camera in range(min(cameras, 8)):
+                dense = delta.graph(self._last[camera].to(delta.device))
+                difference.add(self.pool.latest(camera), dense)
+        return {
+            "density": statistics.mean(density),
+            "work": done / whole * self.pool.capacity / cameras,
+            "relative_l2": math.sqrt(difference.square / difference.reference),
+            "state_mb": self.pool._batch.model.state_bytes / 2**20,
+            "gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
+        }
+
+    def _work(self) -> tuple[int, int]:
+        """Multiply-accumulates of all steps so far, and of as many dense ones."""
+        layers = self.pool._batch.model.stats().layers
+        done = sum(layer.total_macs_done for layer in layers)
+        return done, done + sum(layer.total_macs_skipped for layer in layers)
