@@ -188,7 +188,7 @@ def found_by(search: Search, alike: Sequence[float], rounds: int) -> Iterator[Se
         for gate in GATES
         for share in INPUTS
     ]
-    search.scaled(search.at_the_budget(lines)[:3], 3, but=[place], start=1.5)
+    search.scaled(search.at_the_budget(lines)[:3], 5, but=[place], start=2.5)
     yield search.best()
     for _ in range(rounds):
         search.settled([search.best()], GATES, 1)
