@@ -3,8 +3,9 @@
     python benchmarks/gpu_accuracy.py FOLDER [--tasks pets,road] [--batch 8] --out FILE
 
 FOLDER is what accuracy.py wrote: the thresholds are those of FOLDER/TASK_best.json, which do the least work at the loss
-that is accepted. The images of a batch are the clip at eight places, enlarged to 1080p. Dense engines are those of
-gpu_dense.py, all in half precision; the loss is the task's metric against the dense network on the same frames.
+that is accepted. Where there is none, since no thresholds lost so little, the network is converted exactly. The images
+of a batch are the clip at eight places, enlarged to 1080p. Dense engines are those of gpu_dense.py, all in half
+precision; the loss is the task's metric against the dense network on the same frames.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--modes", nargs="*", choices=MODES, default=["compile"], help="of torch.compile")
     parser.add_argument("--warm", action="store_true", help="compile the dense networks and stop")
+    parser.add_argument("--kept", type=Path, help="folder of what torch compiled, for later runs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True
@@ -53,7 +55,7 @@ def main() -> None:
     known = {row["task"] for row in facts["results"]}
     for name in options.tasks.split(","):
         thresholds = options.folder / f"{name}_best.json"
-        if name in known or not (options.warm or thresholds.exists()):
+        if name in known:
             continue
         row = measure(TASKS[name](4, 150), thresholds, options)
         if row is not None:
@@ -90,11 +92,12 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
     frames = batches(task, batch, options.frames + FIRST)
     model = task.network.eval().to(DEVICE, torch.float16)
     still = frames[0].contiguous(memory_format=torch.channels_last)
-    dense, runs = raced(engines(model, frames[0], tuple(options.modes)), still)
+    kept = {mode: options.kept / f"{task.name}-{batch}-{mode}.xz" for mode in options.modes if options.kept}
+    dense, runs = raced(engines(model, frames[0], tuple(options.modes), kept), still)
     if options.warm:
         return None
     best = min(dense, key=lambda name: dense[name])
-    delta = deltaconvert.convert(model, frames[0], threshold=thresholds)
+    delta = deltaconvert.convert(model, frames[0], threshold=thresholds if thresholds.exists() else 0.0)
     for frame in frames[:FIRST]:
         delta(frame)
     before = delta.stats()
@@ -123,7 +126,7 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
         "ratio": again / statistics.median(times),
         "work": work,
         "features_relative_l2": statistics.mean(losses[1:]),
-        "thresholds": thresholds.name,
+        "thresholds": thresholds.name if thresholds.exists() else None,
         "state_bytes": after.state_bytes,
     }
 

@@ -2,8 +2,10 @@
 // and every so many of those; where they fit, the weights of its channels stay in registers. Pixels that lie side by
 // side, as most of a list do, share what they read. A pixel sums over taps in their order, whatever else changed.
 //
-// STAGED: where all pixels are listed tiles of the map come into shared memory first, and each pixel is read once.
+// STAGED: where all pixels are listed tiles of the map come into shared memory first, and each pixel is read once. Not
+// with COMPARE.
 #include "tail.cuh"
+#include "compare.cuh"
 
 #ifndef KH
 #define KH 3
@@ -154,11 +156,12 @@ __device__ __forceinline__ void tiles(value* staged, const Head& h, const Operan
 #endif
 
 // out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
-// than the kernel before this one.
+// than the kernel before this one; the others: struct Marks.
 extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     depthwise(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
-              const int* list, const int* count, int OH, int OW, int early) {
-    const int packs = (channels + WIDTH - 1) / WIDTH;
+              const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed,
+              number threshold, int* marked, int* marked_count) {
+    const int packs = threads_of_pixel(channels);
     const int thread = blockIdx.x * blockDim.x + threadIdx.x, apart = gridDim.x * blockDim.x / packs * RUN;
     const int c = thread % packs * WIDTH;
     int at = thread / packs * RUN;
@@ -172,18 +175,26 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
         return tiles((value*)staged, h, operands, out, pitch, channels, OH, OW);
     }
 #endif
-    if (at >= min(listed, apart)) {
+    // With COMPARE all threads of a block meet at its end.
+    const int begins = COMPARE ? blockIdx.x * (blockDim.x / packs) * RUN : at;
+    if (begins >= min(listed, apart)) {
         if (early && blockIdx.x == 0) wait_for_predecessor();
         return;
     }
+    const Marks marks = {mask, changed, threshold, marked, marked_count};
+    begin_marks();
+    const bool holds = !COMPARE || c < channels;
     const Head h = *head;
     number held[HOLD ? TAPS : 1][WIDTH], bias[WIDTH];
+    if (holds) {
 #pragma unroll
-    for (int j = 0; j < WIDTH; j++) bias[j] = h.bias[c + j];
-    if (HOLD)
+        for (int j = 0; j < WIDTH; j++) bias[j] = h.bias[c + j];
+        if (HOLD)
 #pragma unroll
-        for (int tap = 0; tap < TAPS; tap++) fetch(held[HOLD ? tap : 0], h.weight + (size_t)tap * h.pitch + c);
+            for (int tap = 0; tap < TAPS; tap++) fetch(held[HOLD ? tap : 0], h.weight + (size_t)tap * h.pitch + c);
+    }
     if (early) wait_for_predecessor();
+    const auto place_of = [&](int place) { return holds ? out + (size_t)place * pitch + c : nullptr; };
     int places[RUN];
 #pragma unroll
     for (int p = 0; p < RUN; p++) places[p] = list[min(at + p, listed - 1)];
@@ -209,9 +220,13 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
             for (int p = 0; p < RUN; p++)
 #pragma unroll
                 for (int j = 0; j < WIDTH; j++) v[p][j] = bias[j];
-            sum<RUN, true>(v, h, held, h.weight + c, from, top, left);
+            Pack stored[RUN];
 #pragma unroll
-            for (int p = 0; p < RUN; p++) finish(v[p], operands, out, pitch, channels, places[0] + p, n, c);
+            for (int p = 0; p < RUN; p++) stored[p] = before(place_of(places[0] + p));
+            if (holds) sum<RUN, true>(v, h, held, h.weight + c, from, top, left);
+#pragma unroll
+            for (int p = 0; p < RUN; p++)
+                keep(v[p], operands, place_of(places[0] + p), stored[p], channels, places[0] + p, n, c, OW, marks);
         } else {
 #pragma unroll 1
             for (int p = 0; p < RUN && first + p < listed; p++) {
@@ -222,11 +237,13 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
                 number v[1][WIDTH];
 #pragma unroll
                 for (int j = 0; j < WIDTH; j++) v[0][j] = bias[j];
-                sum<1, false>(v, h, held, h.weight + c, from, top, left);
-                finish(v[0], operands, out, pitch, channels, place, n, c);
+                const Pack stored = before(place_of(place));
+                if (holds) sum<1, false>(v, h, held, h.weight + c, from, top, left);
+                keep(v[0], operands, place_of(place), stored, channels, place, n, c, OW, marks);
             }
         }
 #pragma unroll
         for (int p = 0; p < RUN; p++) places[p] = next[p];
     }
+    end_marks(marks);
 }

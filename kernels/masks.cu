@@ -256,9 +256,29 @@ __device__ __forceinline__ Listing* parameters(const u64* table, int longs) {
     return (Listing*)shared;
 }
 
+// The first of as many places of a list as a block has candidates, and behind it those of the warps before this one.
+// total: of this warp; of the block afterwards. All threads call it.
+__device__ __forceinline__ int start_of_warp(int* count, int& total) {
+    __shared__ int totals[33];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    __syncthreads();  // whoever called before has read them
+    if (lane == 0) totals[warp] = total;
+    __syncthreads();
+    int before = 0;
+    total = 0;
+    for (int other = 0; other < (int)blockDim.x / 32; other++) {
+        if (other < warp) before += totals[other];
+        total += totals[other];
+    }
+    if (threadIdx.x == 0) totals[32] = atomicAdd(count, total);
+    __syncthreads();
+    return totals[32] + before;
+}
+
 // List the candidates in the words of a warp; (y, x) is the first pixel of a lane's. The order of a list is the
-// hardware's: no pixel's value may depend on its place in it.
-__device__ __forceinline__ void list_words(const Listing& to, int n, int y, int x, u32 word) {
+// hardware's: no pixel's value may depend on its place in it. together: all warps of a block call it, and it returns how
+// many candidates they have: what thousands of warps add to one number takes 2 ns each.
+__device__ __forceinline__ int list_words(const Listing& to, int n, int y, int x, u32 word, bool together) {
     const int lane = threadIdx.x & 31, place = (n * to.H + y) * to.W + x;
     int before = __popc(word);  // candidates of the lanes up to this one
 #pragma unroll
@@ -266,16 +286,22 @@ __device__ __forceinline__ void list_words(const Listing& to, int n, int y, int 
         const int others = __shfl_up_sync(~0u, before, lanes);
         if (lane >= lanes) before += others;
     }
-    const int total = __shfl_sync(~0u, before, 31);
-    if (total == 0) return;
-    int start = lane == 0 ? atomicAdd(to.count, total) : 0;
-    start = __shfl_sync(~0u, start, 0) + before - __popc(word);
+    int total = __shfl_sync(~0u, before, 31), start = 0;
+    if (together) {
+        start = start_of_warp(to.count, total);
+    } else {
+        if (total == 0) return 0;
+        if (lane == 0) start = atomicAdd(to.count, total);
+        start = __shfl_sync(~0u, start, 0);
+    }
+    start += before - __popc(word);
     for (u32 left = __ballot_sync(~0u, word != 0); left; left &= left - 1) {  // a word at a time, a lane a pixel
         const int other = __ffs(left) - 1;
         const u32 bits = __shfl_sync(~0u, word, other);
         const int to_place = __shfl_sync(~0u, start, other), of_place = __shfl_sync(~0u, place, other);
         if (bits >> lane & 1) to.list[to_place + __popc(bits & ((1u << lane) - 1))] = of_place + lane;
     }
+    return total;
 }
 
 // The candidates of several steps. blockIdx.y is a stream, a warp 32 words of its mask at a time.
@@ -302,13 +328,13 @@ extern "C" __global__ void __launch_bounds__(1024) spread(const u64* table, int 
         __syncthreads();
     }
     wait_for_predecessor();
-    const int warp = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, warps = gridDim.x * blockDim.x >> 5;
     for (int k = 0; k < listings; k++) {
         const Listing& to = all[k];
         if (to.behind) __syncthreads();
         const int row_words = words_of(to.W), words = to.H * row_words;
-        for (int first = warp * 32; first < words; first += warps * 32) {
-            const int mine = first + lane, y = mine / row_words, x = (mine - y * row_words) * 32;
+        for (int block = blockIdx.x * blockDim.x; block < words; block += gridDim.x * blockDim.x) {
+            const int mine = block + threadIdx.x, first = mine - lane;
+            const int y = mine / row_words, x = (mine - y * row_words) * 32;
             u32 word = 0;
             for (int i = to.first; i < to.first + to.inputs; i++) {
                 const Reach& r = reaches[i];
@@ -335,6 +361,12 @@ extern "C" __global__ void __launch_bounds__(1024) spread(const u64* table, int 
                 if (to.compared) to.compared[(size_t)n * words + mine] = 0;
                 if (alone && to.kept >= 0) kept[to.kept + mine] = word;
             }
+            if (!alone && then_list) {
+                if (__syncthreads_count(word != 0) == 0) continue;
+                const int total = list_words(to, n, y, x, word, true);
+                if (!to.compared && threadIdx.x == 0) atomicAdd(to.changed + n, total);
+                continue;
+            }
             if (!__any_sync(~0u, word != 0)) continue;
             if (!to.compared) {
                 int total = __popc(word);
@@ -342,7 +374,7 @@ extern "C" __global__ void __launch_bounds__(1024) spread(const u64* table, int 
                 for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_xor_sync(~0u, total, lanes);
                 if (lane == 0) atomicAdd(alone ? counts + k : to.changed + n, total);
             }
-            if (then_list) list_words(to, n, y, x, word);
+            if (then_list) list_words(to, n, y, x, word, false);
         }
     }
     if (!alone) return;
@@ -363,7 +395,7 @@ extern "C" __global__ void list(const u64* table, int longs, int listings) {
         const Listing& to = all[k];
         const int row_words = words_of(to.W), words = row_words * to.H, mine = (turn - to.turn) * 32 + lane;
         const int y = mine / row_words, x = (mine - y * row_words) * 32;
-        list_words(to, n, y, x, mine < words ? to.bits[(size_t)n * words + mine] : 0);
+        list_words(to, n, y, x, mine < words ? to.bits[(size_t)n * words + mine] : 0, false);
     }
 }
 
@@ -413,6 +445,8 @@ __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, 
     return __any_sync(~0u, moved);
 }
 
+#define STREAMS 64  // whose marks a block of `commit` counts
+
 // Store the listed pixels of `fresh` (any strides) that changed, and mark them. A warp is a pixel.
 // A threshold below 0: all of them changed and are marked already. early: the list is older than the kernel before this one.
 extern "C" __global__ void commit(const value* fresh, long long sn, long long sc, long long sh, long long sw,
@@ -423,17 +457,14 @@ extern "C" __global__ void commit(const value* fresh, long long sn, long long sc
     int w = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     if (blockIdx.x > 0 && w - (int)(threadIdx.x >> 5) >= total) return;
     int place = w < total ? list[w] : 0;
-    // Counted by the block, for the stream it begins in: most of a list lies in few, and thousands of warps that add to
-    // one number take 2 ns each.
-    __shared__ int of_block;
-    const int first = blockIdx.x * blockDim.x >> 5, stream = first < total ? list[first] / (H * W) : 0;
-    if (threadIdx.x == 0) of_block = 0;
+    // Counted by the block, of the first streams: thousands of warps that add to one number take 2 ns each.
+    __shared__ int counted[STREAMS];
+    for (int i = threadIdx.x; i < STREAMS; i += blockDim.x) counted[i] = 0;
     __syncthreads();
     if (early) {
         prefetch(stored + (size_t)place * pitch, C);
         wait_for_predecessor();
     }
-    int marked = 0;
     for (; w < total; w += warps, place = w < total ? list[w] : 0) {
         const int n = place / (H * W), y = (place - n * H * W) / W, x = place - (n * H + y) * W;
         const value* from = fresh + n * sn + y * sh + x * sw;
@@ -441,8 +472,7 @@ extern "C" __global__ void commit(const value* fresh, long long sn, long long sc
         const bool vectors = sc == 1 && C % VECTOR == 0 && pitch % VECTOR == 0 && (u64)from % sizeof(Vector) == 0;
         if (stands(threshold)) {
             if (!pixel_differs(from, sc, pixel, C, threshold, vectors)) continue;
-            if (n == stream) marked++;
-            if (lane == 0 && n != stream) atomicAdd(changed + n, 1);
+            if (lane == 0) atomicAdd(n < STREAMS ? counted + n : changed + n, 1);
             if (lane == 0) atomicOr(mask + (n * H + y) * words_of(W) + x / 32, 1u << (x & 31));
         }
         if (vectors) {
@@ -453,9 +483,9 @@ extern "C" __global__ void commit(const value* fresh, long long sn, long long sc
             for (int c = lane; c < C; c += 32) pixel[c] = from[c * sc];
         }
     }
-    if (lane == 0 && marked) atomicAdd(&of_block, marked);
     __syncthreads();
-    if (threadIdx.x == 0 && of_block) atomicAdd(changed + stream, of_block);
+    for (int i = threadIdx.x; i < STREAMS; i += blockDim.x)
+        if (counted[i]) atomicAdd(changed + i, counted[i]);
 }
 
 // The counts of a frame, for every edge: counted[2 * edge] pixels were computed and counted[2 * edge + 1] changed; and

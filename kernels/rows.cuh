@@ -2,23 +2,32 @@
 //
 // A source includes this after it defined `struct Head`, its parameters in device memory; its `head` fills `v`, the
 // values of the channels c .. c + WIDTH - 1 of pixel (y, x) of stream n.
+#include "compare.cuh"
+
 __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& h, int place, int n, int y, int x, int c);
 
 // out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
-// than the kernel before this one.
+// than the kernel before this one; the others: struct Marks.
 extern "C" __global__ void __launch_bounds__(256) rows(const Head* __restrict__ h, const Operand* __restrict__ operands,
                                                        value* out, int pitch, int channels,
-                                                       const int* list, const int* count, int OH, int OW, int early) {
+                                                       const int* list, const int* count, int OH, int OW, int early,
+                                                       u32* mask, int* changed, number threshold, int* marked,
+                                                       int* marked_count) {
     begin(early);
-    const int packs = (channels + WIDTH - 1) / WIDTH;
+    const int packs = threads_of_pixel(channels);
     const u32 total = (u32)*count * packs;
     if (blockIdx.x > 0 && blockIdx.x * blockDim.x >= total) return;
+    const Marks marks = {mask, changed, threshold, marked, marked_count};
+    begin_marks();
     if (early) wait_for_predecessor();
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < total; i += gridDim.x * blockDim.x) {
         const int place = list[i / packs], c = i % packs * WIDTH;
         const int n = place / (OH * OW), pixel = place % (OH * OW);
+        value* const to = !COMPARE || c < channels ? out + (size_t)place * pitch + c : nullptr;
+        const Pack stored = before(to);
         number v[WIDTH];
-        head(v, *h, place, n, pixel / OW, pixel % OW, c);
-        finish(v, operands, out, pitch, channels, place, n, c);
+        if (to) head(v, *h, place, n, pixel / OW, pixel % OW, c);
+        keep(v, operands, to, stored, channels, place, n, c, OW, marks);
     }
+    end_marks(marks);
 }

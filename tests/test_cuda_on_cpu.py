@@ -56,10 +56,37 @@ def test_thresholds():
     check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50), threshold={"activation": 0.05})
 
 
+def test_thresholds_of_small_networks():
+    """Kernels compare what they compute: depthwise ones, pools, sums and shuffles, with one channel or threads of a
+    warp that hold none of a pixel's."""
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Conv2d(3, 24, 1)
+            self.near, self.far = (
+                nn.Conv2d(24, 24, 3, padding=1, groups=24),
+                nn.Conv2d(24, 24, 5, 2, 2, groups=24),
+            )
+            self.one = nn.Conv2d(24, 1, 1)
+
+        def forward(self, x):
+            x = self.wide(x).relu()
+            x = (self.near(x).relu() + F.avg_pool2d(x, 3, 1, 1)).relu()
+            return self.one(self.far(x).relu()).sigmoid(), F.pixel_shuffle(x, 2).relu()
+
+    network = Small().eval()
+    model = check(network, (2, 3, 19, 41), threshold={"activation": 0.05, "linear": 0.02})
+    assert all(step._launch.compares for step in model._program._operators if step.edge.threshold is not None)
+
+
 GATES = [
     ((2, 3, 37, 70), {"smooth": 5, "dilate": 3, "weak": 0.3}),
     ((1, 5, 16, 200), {"dilate": 40, "refresh": 3}),
     ((2, 3, 37, 33), {"smooth": 31, "peak": 1.5}),
+    ((2, 3, 37, 72), {"smooth": 9, "peak": 6.0, "dilate": 12, "weak": 0.25}),
+    ((2, 1, 35, 68), {"smooth": 9, "recent": 3, "dilate": 2}),
+    ((2, 3, 33, 36), {"smooth": 7, "recent": 2, "peak": 3.0, "weak": 0.5}),
     ((1, 1, 5, 1), {"dilate": 1, "peak": 100.0}),
     ((2, 3, 9, 40), {"smooth": 3, "dilate": 2, "weak": 0.3, "noise": 1.0, "refresh": 5, "cut": 0.9}),
 ]

@@ -9,13 +9,14 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import assert_same_bits, scripted_video
 from torch import nn
 
 import deltaconvert
 import model_zoo
 from deltaconvert.backends import cuda
-from deltaconvert.backends.cuda import kernels
+from deltaconvert.backends.cuda import kernels, launches
 
 
 def small_boxes(base: torch.Tensor, frames: int):
@@ -99,3 +100,46 @@ def test_when_a_list_is_complete():
     assert not early(True) and not early(True, True)
     assert early(True, False) and early(False, True)
     assert early(True, joined=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@torch.no_grad()
+def test_comparison_in_small_kernels(gpu, dtype, monkeypatch):
+    """Depthwise convolutions, pools, arithmetic and shuffles: outputs, masks and counts are those of steps that compare
+    afterwards, from scratch memory; 20 streams, more threads than channels, and more channels than a warp holds."""
+
+    class Small(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.wide = nn.Conv2d(3, channels, 1)
+            self.near = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+            self.far = nn.Conv2d(channels, channels, 5, 2, 2, groups=channels)
+
+        def forward(self, x):
+            x = self.wide(x).relu()
+            x = (self.near(x).relu() + F.avg_pool2d(x, 3, 1, 1)).sigmoid()
+            return self.far(x).relu(), F.pixel_shuffle(x, 2).relu()
+
+    for channels, size in ((24, (61, 83)), (192, (30, 40)), (320, (9, 11))):
+        network = Small(channels).to("cuda", dtype).eval()
+        draw = torch.Generator("cuda").manual_seed(0)
+        frames = torch.randn(6, 20, 3, *size, device="cuda", dtype=dtype, generator=draw)
+        options = {"threshold": {"activation": 0.05, "linear": 0.02}, "backend": "cuda"}
+        ours = deltaconvert.convert(network, frames[0], **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(launches, "may_compare", lambda edge, lanes: False)
+            apart = deltaconvert.convert(network, frames[0], **options)
+        frame, dropped = frames[0], 0
+        for t, share in enumerate([1, 0.3, 0.001, 0, 0.05, 1]):
+            mask = torch.rand(20, 1, *size, device="cuda", generator=draw) < share
+            frame = torch.where(mask, frame + 0.2 * frames[t], frame)
+            for a, b in zip(ours(frame), apart(frame), strict=True):
+                assert torch.equal(a, b), f"frame {t}"
+            theirs = apart.masks()
+            for path, marked in ours.masks().items():
+                assert torch.equal(marked, theirs[path]), f"frame {t}: {path}"
+            counts = [(layer.computed, layer.density) for layer in ours.stats().layers]
+            assert counts == [(layer.computed, layer.density) for layer in apart.stats().layers]
+            dropped += sum(density < computed for computed, density in counts)
+        assert dropped, "the threshold drops something"

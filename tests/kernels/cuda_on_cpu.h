@@ -20,6 +20,7 @@
 #define __align__(bytes) alignas(bytes)
 #define __launch_bounds__(...)
 
+using std::fma;
 using std::max;
 using std::min;
 
@@ -88,25 +89,26 @@ static inline void __syncthreads() {
     while (mine == block_meetings) yield();
 }
 
-// What each lane of the warp says, when all have said it. A second meeting keeps them until all have read.
-static inline void all_lanes(unsigned long long value, unsigned long long (&said)[32]) {
+// What each lane of the warp says, when all of `who` have said it. A second meeting keeps them until all have read.
+// Lanes that met in parts meet all together no more.
+static inline void all_lanes(unsigned long long value, unsigned long long (&said)[32], unsigned who = ~0u) {
     const unsigned first = threadIdx.x & ~31u, me = threadIdx.x;
     const auto meet = [&] {
         const unsigned goal = ++fibers[me].meetings;
         for (unsigned lane = 0; lane < 32; lane++)
-            while (fibers[first + lane].meetings < goal) yield();
+            while (who >> lane & 1 && fibers[first + lane].meetings < goal) yield();
     };
     fibers[me].said = value;
     meet();
     for (unsigned lane = 0; lane < 32; lane++) said[lane] = fibers[first + lane].said;
     meet();
 }
-static inline unsigned __ballot_sync(unsigned, bool one) {
+static inline unsigned __ballot_sync(unsigned who, bool one) {
     unsigned long long said[32];
-    all_lanes(one, said);
+    all_lanes(one, said, who);
     unsigned bits = 0;
     for (int lane = 0; lane < 32; lane++) bits |= (unsigned)said[lane] << lane;
-    return bits;
+    return bits & who;
 }
 static inline bool __any_sync(unsigned, bool one) { return __ballot_sync(~0u, one) != 0; }
 template <class T> static T from_lane(T value, int lane) {

@@ -22,6 +22,8 @@ from deltaconvert.reach import Window
 sys.path.insert(0, str(Path(__file__).parent))
 from on_cpu import GXX, Kernel
 
+TYPES_OF_NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
+
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run a CUDA source on the CPU")
 
 
@@ -75,6 +77,7 @@ def test_listed_pixels(dtype, blocks, thread, channels, kernel, stride, padding,
             listed,
             torch.tensor([len(listed)], dtype=torch.int32),
             *map(np.int32, (height, width, 0)),
+            *(np.uint64(0), np.uint64(0), TYPES_OF_NUMBERS[dtype](0), np.uint64(0), np.uint64(0)),
         )
         return out.values.clone()
 

@@ -10,6 +10,7 @@ its own is computed whole by torch, inside the graph, and its candidates are sto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -125,6 +126,13 @@ class Backend:
                 "the network has too many nodes for so many streams: convert it for a smaller batch"
             )
         return self._counters[first : self._used]
+
+    def cleared(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
+        """int32, 0 at the start of every frame; None where there is no room for so many."""
+        length = math.prod(shape)
+        if self._used + length > COUNTERS // 2:
+            return None
+        return self.counter(length, device).view(*shape)
 
     def marks(self, shape: Shape, device: torch.device, source: int) -> Marks:
         n, _, height, width = shape

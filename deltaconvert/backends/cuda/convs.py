@@ -20,6 +20,7 @@ from deltaconvert.backends.cuda.layout import (
     STEP,
     depth_of,
     is_transposed,
+    lanes_of_pixel,
     piece_of,
     pitch_of,
     steps_of,
@@ -54,7 +55,8 @@ def conv(
         raise NoKernel("a sum of two convolutions")
     ways: dict[str, Callable[[], Head]]
     if is_depthwise(operator):
-        ways = {f"channel {thread}": partial(by_channel, *parts, thread) for thread in THREADS_OF_CHANNELS}
+        threads = threads_of_channels(edge)
+        ways = {f"channel {thread}": partial(by_channel, *parts, thread) for thread in threads}
     elif in_tiles:
         ways = candidates(*parts, also)
     else:
@@ -195,6 +197,13 @@ def adds_maps(first: Any, second: Any, dtype: torch.dtype, device: torch.device)
     # Each tap has a bit of 32, as have the second map and what lies outside.
     few_taps = first.weight[0, 0].numel() <= 30
     return wide and on_pixels and few_taps and all(part.groups == 1 for part in parts)
+
+
+def threads_of_channels(edge: Any) -> list[tuple[int, int, int]]:
+    """Those of THREADS_OF_CHANNELS by which a warp holds a pixel, where a threshold decides about it."""
+    vector, channels = max(1, 16 // edge.values.dtype.itemsize), edge.values.shape[1]
+    whole = [t for t in THREADS_OF_CHANNELS if lanes_of_pixel(channels, min(t[0], vector, edge.pitch)) <= 32]
+    return whole if whole and has_threshold(edge) else THREADS_OF_CHANNELS
 
 
 def is_depthwise(operator: Any) -> bool:

@@ -14,6 +14,7 @@ from deltaconvert.gate import Watch
 
 THREADS = 256
 SHARED_BYTES = 48 << 10  # that a kernel has without asking
+BAND, ACROSS = 16, 64  # of kernels/gate.cu: rows and words of them that a block of `decide` has
 
 
 def has_kernels(watch: Watch) -> bool:
@@ -42,6 +43,7 @@ class Looks:
         rows = 16 if smooth > 15 or wide == torch.float64 else 32
         tile = {"SMOOTH": smooth, "ROWS": rows, "CHANNELS": _at_once(channels, smooth, rows, wide)}
         macros = {"BYTES": int(frame.dtype == torch.uint8), "HOLD": int(gate.nonfinite == "hold")}
+        macros |= {"FOURS": int(_in_fours(frame)), "PACKED": int(edge.pitch == 4)}
         learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
         dtype, launch = edge.values.dtype, self._backend.launch
         if recent > 1:
@@ -74,7 +76,7 @@ class Looks:
         )
         launch(
             self._backend.kernel("gate.cu", "decide", dtype),
-            (-(-height * words // THREADS), n),
+            (-(-height // BAND) * -(-words // ACROSS), n),
             THREADS,
             watch.awake,
             *self._bits,
@@ -88,7 +90,7 @@ class Looks:
         )
         launch(
             self._backend.kernel("gate.cu", "take", dtype, RECENT=recent, **macros),
-            (-(-height * words // (THREADS // 8)), n),
+            (-(-height * words // THREADS), n),
             THREADS,
             *pixels,
             edge.marks.bits,
@@ -106,6 +108,12 @@ class Looks:
 
 def _at_once(channels: int, smooth: int, rows: int, wide: torch.dtype) -> int:
     """Channels that `look` smooths at a time: all of them, if their sums have room in a block's shared memory."""
-    around, pitch = smooth // 2, 32 + 2 * (smooth // 2) + 1
-    needed = wide.itemsize * (channels * pitch * (2 * rows + 2 * around) + 32 * rows)
+    around, across = smooth // 2, 32 + 2 * (-(-(smooth // 2) // 4) * 4)
+    needed = wide.itemsize * (channels * (across * (2 * rows + 2 * around) + rows) + 32 * rows) + 8 * rows
     return channels if needed <= SHARED_BYTES else 1
+
+
+def _in_fours(frame: Tensor) -> bool:
+    """Whether runs of four pixels begin where the device can read them at once, in a map of numbers as well."""
+    apart = (frame.data_ptr() // frame.dtype.itemsize, frame.shape[3], *frame.stride()[:3])
+    return frame.stride(3) == 1 and all(step % 4 == 0 for step in apart)

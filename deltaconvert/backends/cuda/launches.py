@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.conv_kernels import Head, blocks_at_once
-from deltaconvert.backends.cuda.kernels import TYPES, Kernel
-from deltaconvert.backends.cuda.marks import Listed
+from deltaconvert.backends.cuda.conv_kernels import Head, blocks_at_once, has_threshold
+from deltaconvert.backends.cuda.kernels import TYPES, Kernel, number_of
+from deltaconvert.backends.cuda.layout import lanes_of_pixel
+from deltaconvert.backends.cuda.marks import Listed, Marks
 from deltaconvert.backends.cuda.tail import Tail, device_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 THREADS = 256
 # Blocks of the kernels that walk a list: enough to fill the device, few enough that a still frame's cost nothing.
 BLOCKS_PER_PROCESSOR = 8
+NONE = np.uint64(0)  # an address
+COMPARING = ("rows", "depthwise")  # kernels that end as kernels/compare.cuh says
 
 
 class Launch:
@@ -34,10 +37,21 @@ class Launch:
         vector = max(1, 16 // edge.values.dtype.itemsize)
         macros = {"WIDTH": min(vector, edge.pitch), **head.macros, **tail.macros()}
         macros["FULL"] = int(channels % macros["WIDTH"] == 0)
+        self.compares, self._more = head.compares, head.more
+        self._marks: Marks | None = None  # that it makes, and lists where somebody wants that
+        if head.name in COMPARING:
+            lanes = lanes_of_pixel(channels, macros["WIDTH"])
+            self.compares = may_compare(edge, lanes)
+            self._more = (NONE, NONE, number_of(0, edge.values.dtype))
+            if self.compares:
+                assert not isinstance(edge.threshold, Tensor)
+                threshold = number_of(edge.threshold, edge.values.dtype)
+                self._more = (edge.marks.bits, edge.marks.changed, threshold)
+                macros.update(COMPARE=1, VOTERS=lanes, STAGED=0)
+                edge.marks.can_list, self._marks = True, edge.marks
         self._kernel = backend.kernel(head.source, head.name, edge.values.dtype, head.shared_bytes, **macros)
         self._head, self._operands = device_bytes(head.packed, edge.values.device), tail.packed()
         self._kept, self._backend = (head, tail), backend
-        self.compares, self._more = head.compares, head.more
         self._cluster, self._most = head.cluster, blocks_of(edge, head.shared_bytes)
 
     @cached_property
@@ -50,6 +64,9 @@ class Launch:
 
     def __call__(self, out: Tensor, candidates: Listed) -> None:
         early = self._backend.is_early(candidates)
+        more, listed = self._more, None if self._marks is None else self._marks.own
+        if self._kept[0].name in COMPARING:
+            more += (NONE, NONE) if listed is None else (listed.places, listed.count)
         self._backend.launch(
             self._kernel,
             (self._blocks,),
@@ -64,9 +81,15 @@ class Launch:
             np.int32(self._height),
             np.int32(self._width),
             np.int32(early),
-            *self._more,
+            *more,
             early=early,
         )
+
+
+def may_compare(edge: Edge, lanes: int) -> bool:
+    """Whether a kernel with so many threads for a pixel compares it: they are of one warp, and can be counted."""
+    n, _, height, width = edge.values.shape
+    return has_threshold(edge) and lanes <= 32 and n * height * width * lanes < 2**32
 
 
 def kernel_for(source: str, name: str, dtype: torch.dtype, shared_bytes: int = 0, **macros: Any) -> Kernel:

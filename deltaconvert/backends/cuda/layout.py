@@ -46,5 +46,10 @@ def window_of(source: Any, window: Window | None) -> tuple[int, ...]:
     return (source.pitch, height, width, *geometry)
 
 
+def lanes_of_pixel(channels: int, width: int) -> int:
+    """Threads of `width` channels that hold a pixel: a power of two."""
+    return 1 << (-(-channels // width) - 1).bit_length()
+
+
 def is_transposed(operator: Any) -> bool:
     return isinstance(operator, ConvTranspose2d)

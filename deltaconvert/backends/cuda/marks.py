@@ -21,6 +21,7 @@ from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
 THREADS = 1024  # of a block that works alone
 TABLE_BYTES = 40 << 10  # of shared memory, for the parameters of a launch
+OWN_BYTES = 1 << 10  # more than what `spread` declares itself
 LISTING_BYTES, REACH_BYTES = 72, 96
 SMALL = THREADS + THREADS // 4  # words of a mask that a block alone makes in about the time of a launch
 TOGETHER = 4 * SMALL  # words after which another launch begins
@@ -37,6 +38,7 @@ class Marks:
     bits: int32 (N, H, (W + 31) / 32), one a pixel; changed: int32 (N), how many of each stream. source: the place among
     the steps of the last node that compares of those that they depend on. listed: the list of them, where there is one.
     seen: the one window that they are seen by, and where from. covers: Marks whose pixels are always among these.
+    can_list: the kernel that marks them can list them as well; own: that list, where somebody wants it.
     """
 
     size: tuple[int, int]
@@ -46,6 +48,8 @@ class Marks:
     listed: Listed | None = None
     seen: tuple[Window, Marks] | None = None
     covers: frozenset[Marks] = frozenset()
+    can_list: bool = False
+    own: Listed | None = None
 
     def dense(self) -> Tensor:
         """bool (N, 1, H, W)."""
@@ -148,7 +152,7 @@ class _Launch:
         properties = torch.cuda.get_device_properties(some.device)
         self._device, self._streams = some.device, len(some)
         self._alone = is_small(levels[0])
-        self._room = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
+        self._room = getattr(properties, "shared_memory_per_block_optin", 48 << 10) - OWN_BYTES
         table, kept = table_of(levels, (self._room - TABLE_BYTES) // 4 - 1024 if self._alone else 0)
         self._table = device_bytes(table, self._device)
         self._shared_bytes = len(table) + 4 * len(self._listings) + 4 * kept

@@ -14,13 +14,18 @@ from deltaconvert.backends.cuda.edges import Edge, Planes
 from deltaconvert.backends.cuda.heads import head_of
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
 from deltaconvert.backends.cuda.launches import THREADS, Launch, blocks_of
-from deltaconvert.backends.cuda.marks import Listed, Listing, keeps_places, needed, seen_from
+from deltaconvert.backends.cuda.marks import Listed, Listing, Marks, keeps_places, needed, seen_from
 from deltaconvert.backends.cuda.tail import NoKernel
 from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Pixel, Reach, Window
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend
+
+
+# Pixels of a map whose marks are listed by the kernel that makes them: in larger ones a launch that lists them takes
+# little beside theirs.
+SMALL = 1 << 19
 
 
 def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
@@ -30,9 +35,18 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
     n, _, height, width = edge.values.shape
     device = edge.values.device
     (reach, first), alone = pairs[0], len(pairs) == 1
-    if alone and isinstance(reach, Pixel) and edge.threshold is None and first.listed is not None:
-        edge.marks = first
-        return first.listed
+    if alone and isinstance(reach, Pixel):
+        small = n * height * width <= SMALL
+        if first.listed is None and first.can_list and small:
+            first.listed = first.own = room_for(backend, edge)
+        if first.listed is not None and edge.threshold is None:
+            edge.marks = first
+            return first.listed
+        bits = backend.cleared(first.bits.shape, device) if first.listed is not None and small else None
+        if bits is not None:  # what it compares is listed, and its own marks wait for nobody to clear them
+            assert first.listed is not None
+            edge.marks = Marks(first.size, bits, backend.counter(n, device), backend.place)
+            return first.listed
     behind = max(marks.source for _, marks in pairs)
     listed = room_for(backend, edge)
     compared = edge.threshold is not None
@@ -120,6 +134,8 @@ class Step:
             self._launch(edge.values, self._rows)
         elif self._launch.compares:
             self._launch(edge.values, self._rows)
+            if edge.marks.listed is not None:
+                edge.marks.listed.launch = self._backend.launches
             self._backend.list_behind(edge.marks)
         else:
             fresh = self._backend.scratch(edge)
