@@ -29,6 +29,7 @@ import deltaconvert  # noqa: E402
 from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
 from benchmarks.gpu import read  # noqa: E402
 from benchmarks.gpu_dense import MODES, engines, median_ms, raced, timed  # noqa: E402
+from benchmarks.gpu_timeline import Launch, by_layer, noted, timeline  # noqa: E402
 
 SIZE = (1080, 1920)
 SIZES = {"pets": (1088, 1920), "highway": (1088, 1920), "juggle": (1089, 1921), "bottle": (1088, 1920)}
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--modes", nargs="*", choices=MODES, default=["compile"], help="of torch.compile")
     parser.add_argument("--warm", action="store_true", help="compile the dense networks and stop")
+    parser.add_argument("--steps", action="store_true", help="what each kernel adds to a frame")
     parser.add_argument("--kept", type=Path, help="folder of what torch compiled, for later runs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -57,14 +59,13 @@ def main() -> None:
         thresholds = options.folder / f"{name}_best.json"
         if name in known:
             continue
-        row = measure(TASKS[name](4, 150), thresholds, options)
-        if row is not None:
-            facts["results"].append(row)
-            options.out.write_text(json.dumps(facts, indent=1) + "\n")
         gc.collect()
         torch.cuda.empty_cache()
+        row = measure(TASKS[name](4, 150), thresholds, options)
         if row is None:
             continue
+        facts["results"].append(row)
+        options.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(
             f"{name}: {row['ratio']:.2f}x, {row['delta_ms']:.2f} of {row['dense_ms']:.2f} ms, work {row['work']:.3f}"
         )
@@ -98,7 +99,10 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
         return None
     best = min(dense, key=lambda name: dense[name])
     delta = deltaconvert.convert(model, frames[0], threshold=thresholds if thresholds.exists() else 0.0)
-    for frame in frames[:FIRST]:
+    with noted() as found:
+        delta(frames[0])
+    launches = [*found]
+    for frame in frames[1:FIRST]:
         delta(frame)
     before = delta.stats()
     (buffer,) = delta.frame_buffers()
@@ -109,6 +113,7 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
         layer.total_macs_done for layer in before.layers
     )
     work = done / (after.macs_dense * len(times))
+    steps = steps_of(delta, frames[-2:], launches) if options.steps else {}
     delta.reset()
     losses = []  # of each frame: all outputs of an upscaler take too much memory
     for frame in frames:
@@ -128,6 +133,18 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
         "features_relative_l2": statistics.mean(losses[1:]),
         "thresholds": thresholds.name if thresholds.exists() else None,
         "state_bytes": after.state_bytes,
+        **steps,
+    }
+
+
+def steps_of(delta: deltaconvert.DeltaModel, frames: list[Tensor], launches: list[Launch]) -> dict[str, Any]:
+    """What the kernels, and the layers, add to a frame: microseconds, under torch's profiler."""
+    events = timeline(delta, frames)
+    names = [event.name.split("(")[0] for event in events]
+    kernels = by_layer(events, [Launch(name, name) for name in names])
+    return {
+        "kernels_us": {name: {"launches": len(us), "us": sum(us)} for name, us in kernels.items()},
+        "layers_us": {layer: sum(us) for layer, us in by_layer(events, launches).items()},
     }
 
 
