@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltaconvert.backends.cpu.chunks import chunks, sizes_below
 from deltaconvert.backends.cpu.grid import Grid
-from deltaconvert.backends.cpu.steps import chunks, sizes_below
 from deltaconvert.backends.reference import Amount, differs
 from deltaconvert.library.described import restore
 from deltaconvert.ops.base import Operator, Shape

@@ -8,11 +8,11 @@ from oracle import Call, assert_close, assert_same_bits, check_operator, roundin
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import bands, loops, steps, tiles
+from deltaconvert.backends.cpu import bands, loops, sparse, tiles
 from deltaconvert.backends.cpu.bands import Computing
+from deltaconvert.backends.cpu.chunks import FULL_ENOUGH, chunks, sizes_below
 from deltaconvert.backends.cpu.edges import store
 from deltaconvert.backends.cpu.packed import Epilogue, PackedConv
-from deltaconvert.backends.cpu.steps import FULL_ENOUGH, chunks, sizes_below
 from deltaconvert.ops.conv import Conv2d
 
 pytestmark = pytest.mark.skipif(
@@ -152,7 +152,7 @@ def several():
 @pytest.mark.parametrize("enough, few", [(1, {1}), (17 * 11 + 1, {1, 2}), (10**9, {6})])
 def test_streams_are_computed_few_at_a_time(monkeypatch, without_numba, threshold, enough, few):
     """What the dense operator makes of several streams is to the last bit what it makes of as few as were tried."""
-    monkeypatch.setattr(steps, "ENOUGH_PIXELS", enough)
+    monkeypatch.setattr(sparse, "ENOUGH_PIXELS", enough)
     frames = scripted_video((6, 3, 34, 22), torch.float32)
     model = deltaconvert.convert(several(), frames[0][:1], backend="cpu", threshold=threshold)
     wide, network = model.for_streams(6), several()
@@ -173,11 +173,11 @@ def test_streams_are_computed_few_at_a_time(monkeypatch, without_numba, threshol
 
 
 def test_more_streams_are_planned_without_trying_again(monkeypatch, without_numba):
-    tried, compare = [], steps.Step._compare
+    tried, compare = [], sparse.Sparse._compare
     monkeypatch.setattr(
-        steps.Step, "_compare", lambda self: (tried.append(self.edge.mask.shape[0]), compare(self))[1]
+        sparse.Sparse, "_compare", lambda self: (tried.append(self.edge.mask.shape[0]), compare(self))[1]
     )
-    monkeypatch.setattr(steps, "ENOUGH_PIXELS", 34 * 22)
+    monkeypatch.setattr(sparse, "ENOUGH_PIXELS", 34 * 22)
     model = deltaconvert.convert(several(), torch.rand(1, 3, 34, 22), backend="cpu")
     first = len(tried)
     assert first > 4 and set(tried) == {1}

@@ -6,7 +6,7 @@ from oracle import assert_same_bits, check_operator
 from torch import nn
 
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cpu import frames, loops, masks
+from deltaconvert.backends.cpu import differences, loops, masks
 from deltaconvert.backends.cpu.edges import Commit, Edge, any_set, listed
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.cpu.masks import Spread
@@ -89,7 +89,7 @@ def test_where_frames_differ(dtype, limit, judged, shape):
         expected[[stream for stream in range(shape[0]) if stream not in streams]] = False
         mask = expected.clone() if judged else torch.zeros_like(expected)
         kept = torch.where(expected, frame, stored)
-        count, pixels = frames.look(frame, stored, rows, mask, streams, limit, judged=judged)
+        count, pixels = differences.look(frame, stored, rows, mask, streams, limit, judged=judged)
         assert torch.equal(mask, expected) and count == expected.sum()
         assert (pixels is not None) == (0 < 4 * count <= len(rows))
         assert pixels is None or torch.equal(pixels, listed(expected))

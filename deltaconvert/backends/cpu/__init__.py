@@ -5,7 +5,7 @@ images, a list of tiles with their halo a batch of small ones, and the operator 
 into chunks of a few fixed sizes: oneDNN prepares itself once for each, scratch memory stays in the cache, and the bits
 of a pixel cannot depend on how many others changed.
 
-Each step chooses at plan time how it computes, and runs both ways once on random maps (see Step.settle): the sparse
+Each step chooses at plan time how it computes, and runs both ways once on random maps (see Sparse.settle): the sparse
 way and the dense operator may only replace each other where they agree to the last bit, and the one run tells from
 which share of candidates on the dense operator is faster.
 """
@@ -35,6 +35,7 @@ from deltaconvert.backends.cpu.parts import Parts
 from deltaconvert.backends.cpu.residuals import Residuals
 from deltaconvert.backends.cpu.rows import Rows
 from deltaconvert.backends.cpu.shuffles import Shuffles
+from deltaconvert.backends.cpu.sparse import Sparse
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.backends.cpu.tiles import Tiles
 from deltaconvert.backends.cpu.weighted import Weighted
@@ -105,12 +106,13 @@ class Backend:
     ) -> Step:
         kind = self._kind(operator, reaches, inputs)
         step = kind(self, operator, reaches, inputs, Edge(kept))
-        if step.sizes and not notes:
-            notes.update(self._tried(step))
-        step.settle(notes)
+        if isinstance(step, Sparse) and step.sizes:
+            if not notes:
+                notes.update(self._tried(step))
+            step.settle(notes)
         return step
 
-    def _tried(self, step: Step) -> dict[str, Any]:
+    def _tried(self, step: Sparse) -> dict[str, Any]:
         """What the step comes to settle, tried on as few streams as count; of equal steps once."""
         shapes = [(step.together, *edge.values.shape[1:]) for edge in (*step.inputs, step.edge)]
         exact, dtype = step.edge.threshold is None, step.edge.values.dtype

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Edge
-from deltaconvert.backends.cpu.steps import Step
+from deltaconvert.backends.cpu.sparse import Sparse
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.reach import Everything, Pixel, Reach, Window
@@ -23,7 +23,7 @@ BAND_BYTES = 8 << 20  # of a band's output
 GAIN = 1.1
 
 
-class Computing(Step):
+class Computing(Sparse):
     """A step with a Compute: pixel lists and tiles for few candidates, the whole map or bands of it for many."""
 
     _bands: Bands | None = None

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from deltaconvert.backends.cpu import jobs as j
+from deltaconvert.backends.cpu.packed import adds_map
 from deltaconvert.backends.cpu.threads import pool
-from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
@@ -50,7 +51,7 @@ def stage_of(
     counts: the further inputs that each follower takes; widths: their channels in order, None for a gate.
     """
     by_channel = is_depthwise(conv)
-    adds = not by_channel and followers and _adds_map(followers[0], len(conv.weight), widths[: counts[0]])
+    adds = not by_channel and followers and adds_map(followers[0], len(conv.weight), widths[: counts[0]])
     taken = int(bool(adds))
     after = _activation(followers[taken]) if taken < len(followers) else None
     if by_channel and after is not None and "slope" in after:
@@ -61,10 +62,6 @@ def stage_of(
 def is_depthwise(conv: Conv2d) -> bool:
     """Each channel by itself."""
     return conv.weight.shape[1] == 1 < conv.groups == len(conv.weight)
-
-
-def _adds_map(stage: Operator, channels: int, widths: Sequence[int | None]) -> bool:
-    return isinstance(stage, Arithmetic) and stage.function == "add" and list(widths) == [channels]
 
 
 def _activation(stage: Operator) -> dict[str, float] | None:
@@ -103,24 +100,24 @@ class Chain:
         self._s, self._scratch, self.channels = s, scratch, len(stages[-1].conv.weight)
         self._held: list[Any] = []  # what is known by its address alone
         self._job, self._table = (
-            np.zeros(s.JOB, dtype=np.int64),
-            np.zeros((len(stages), s.STAGE), dtype=np.int64),
+            np.zeros(j.JOB, dtype=np.int64),
+            np.zeros((len(stages), j.STAGE), dtype=np.int64),
         )
         self._adding = [place for place, stage in enumerate(stages) if stage.adds]
         for row, stage in zip(self._table, stages, strict=True):
             row[:] = self._described(stage)
         job, first = self._job, stages[0].conv.weight
-        job[s.STAGES], job[s.STAGE_TABLE] = len(stages), self._address(self._table)
-        job[s.TAPS_Y : s.TAPS_X + 1] = first.shape[2:]
+        job[j.STAGES], job[j.STAGE_TABLE] = len(stages), self._address(self._table)
+        job[j.TAPS_Y : j.TAPS_X + 1] = first.shape[2:]
         if window is not None:
-            job[s.HEIGHT : s.OUT_BREADTH + 1] = *window.in_size, *window.out_size
-            job[s.STRIDE_Y : s.DILATION_X + 1] = *window.stride, *window.padding, *window.dilation
-            job[s.ZEROS] = self._address(np.zeros(self._table[0, s.DEPTH] * first.shape[3], np.float32))
-        width = max(max(self._table[:, s.CHANNELS]), 2 * s.LANES)
-        job[s.GROUP], job[s.ROW_BYTES] = group, 4 * width
+            job[j.HEIGHT : j.OUT_BREADTH + 1] = *window.in_size, *window.out_size
+            job[j.STRIDE_Y : j.DILATION_X + 1] = *window.stride, *window.padding, *window.dilation
+            job[j.ZEROS] = self._address(np.zeros(self._table[0, j.DEPTH] * first.shape[3], np.float32))
+        width = max(max(self._table[:, j.CHANNELS]), 2 * s.LANES)
+        job[j.GROUP], job[j.ROW_BYTES] = group, 4 * width
         rows, taps = group * s.ROWS, first.shape[2] * first.shape[3]
         size = 8 * (rows * (taps + 2) + group) + 4 * rows * (s.LANES + 2 * width)
-        job[s.SCRATCH_BYTES] = -(-size // 64) * 64
+        job[j.SCRATCH_BYTES] = -(-size // 64) * 64
 
     def run(
         self,
@@ -142,21 +139,21 @@ class Chain:
         after the other. limits: (C'), by which a row must have moved to be stored and marked.
         source_from, out_from: the pixel that the first row of `source`, or of `out`, is of.
         """
-        s, job = self._s, self._job
-        job[s.PIXELS], job[s.COUNT] = 0 if pixels is None else pixels.data_ptr(), count
-        job[s.INPUT] = source.data_ptr() - source_from * source.stride(0) * source.itemsize
-        job[s.OUT] = out.data_ptr() - out_from * out.stride(0) * out.itemsize
-        job[s.BY_PLACE] = by_place
-        job[s.LIMITS] = 0 if limits is None else limits.data_ptr()
-        job[s.MARKS] = 0 if marks is None else marks.data_ptr()
-        self._table[self._adding, s.ADDS] = [rows.data_ptr() for rows in adds]
-        job[s.PAST_THE_CACHE] = self._goes_past(int(job[s.OUT]), 4 * count * self.channels)
+        job = self._job
+        job[j.PIXELS], job[j.COUNT] = 0 if pixels is None else pixels.data_ptr(), count
+        job[j.INPUT] = source.data_ptr() - source_from * source.stride(0) * source.itemsize
+        job[j.OUT] = out.data_ptr() - out_from * out.stride(0) * out.itemsize
+        job[j.BY_PLACE] = by_place
+        job[j.LIMITS] = 0 if limits is None else limits.data_ptr()
+        job[j.MARKS] = 0 if marks is None else marks.data_ptr()
+        self._table[self._adding, j.ADDS] = [rows.data_ptr() for rows in adds]
+        job[j.PAST_THE_CACHE] = self._goes_past(int(job[j.OUT]), 4 * count * self.channels)
         threads = pool().count
-        job[s.SCRATCH] = self._scratch(threads * int(job[s.SCRATCH_BYTES]))
+        job[j.SCRATCH] = self._scratch(threads * int(job[j.SCRATCH_BYTES]))
         self._share(threads, pixels, count)
 
     def _share(self, threads: int, pixels: Tensor | None, count: int) -> None:
-        blocks, most = -(-count // self._s.ROWS), int(self._job[self._s.GROUP])
+        blocks, most = -(-count // self._s.ROWS), int(self._job[j.GROUP])
         self._s.share(blocks, min(most, -(-blocks // (SHARES * threads))), self._job.ctypes.data)
 
     def _goes_past(self, address: int, size: int) -> bool:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.chains import Chain, Stage, is_depthwise, stage_of
-from deltaconvert.backends.cpu.compute import Elementwise
+from deltaconvert.backends.cpu.chunks import CHUNK_BYTES
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
+from deltaconvert.backends.cpu.elementwise import Elementwise
 from deltaconvert.backends.cpu.fastest import fastest
-from deltaconvert.backends.cpu.steps import CHUNK_BYTES, Step, tail_is_free
+from deltaconvert.backends.cpu.steps import Step, tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import Fused, stages_of

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Edge
-from deltaconvert.backends.cpu.steps import Step, tail_is_free
+from deltaconvert.backends.cpu.sparse import Sparse
+from deltaconvert.backends.cpu.steps import tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Sources
 
 
-class Copies(Step):
+class Copies(Sparse):
     """Nearest interpolation, padding, crops: every output pixel is a copy of one input pixel, or a constant."""
 
     @classmethod

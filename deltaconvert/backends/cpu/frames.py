@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu import gates, loops
+from deltaconvert.backends.cpu.differences import MANY, look
 from deltaconvert.backends.cpu.edges import Edge, any_set, listed
-from deltaconvert.backends.cpu.machine_code import compiled, shared
 from deltaconvert.backends.reference import INTEGER, fill_unseen
 from deltaconvert.gate import Watch
-
-PIECE = 4096  # pixels that a thread takes at a time: their flags stay in the innermost cache
-MANY = 1 / 4  # of a frame's pixels: where so many changed, no list of them is made
 
 
 class FrameEdge(Edge):
@@ -149,97 +144,3 @@ class FrameEdge(Edge):
         for channel in range(1, frame.shape[1]):  # faster than a reduction over three values
             changed = changed | per_channel[:, channel : channel + 1]
         return changed.contiguous()
-
-
-def look(
-    frame: Tensor,
-    stored: Tensor,
-    rows: Tensor,
-    mask: Tensor,
-    streams: Tensor,
-    limit: float | None,
-    *,
-    judged: bool,
-) -> tuple[int, Tensor | None]:
-    """Find the pixels at which a channel of frame (N, C, H, W) differs from `stored`, mark them in mask (N, 1, H, W),
-    and copy them to `stored` and to rows (N * H * W, C). Returns how many there are, and their list if they are few.
-
-    streams: those to look at. limit: by more than so much; None for any difference of bits. A NaN differs from all.
-    judged: the mask says already which.
-    """
-    if limit is None:
-        integer = INTEGER[frame.itemsize]
-        frame, stored, rows = (x.view(integer) for x in (frame, stored, rows))
-    new, old = (x.view(*x.shape[:2], -1).numpy() for x in (frame, stored))
-    plane = new.shape[2]
-    pieces = len(streams) * -(-plane // PIECE)
-    found, counts = np.empty(len(rows), dtype=np.int64), np.zeros(pieces, dtype=np.int64)
-    at_most = None if limit is None else new.dtype.type(limit)
-    flags = mask.view(len(frame), plane).view(torch.uint8).numpy()
-    _look(pieces, 1, new, old, rows.numpy(), flags, streams.numpy(), at_most, judged, found, counts)
-    count = int(counts.sum())
-    if not 0 < count <= MANY * len(rows):
-        return count, None
-    pixels = np.empty(count, dtype=np.int64)
-    _joined(found, counts, streams.numpy(), plane, pixels)
-    return count, torch.from_numpy(pixels)
-
-
-@shared
-def _look(
-    thread: int,
-    first: int,
-    last: int,
-    frame: Any,
-    stored: Any,
-    rows: Any,
-    flags: Any,
-    streams: Any,
-    limit: Any,
-    judged: bool,
-    found: Any,
-    counts: Any,
-) -> None:
-    """Pieces `first` to `last` of the streams. The pixels of a piece are listed in its own part of `found`."""
-    channels, plane = frame.shape[1], frame.shape[2]
-    pieces = -(-plane // PIECE)
-    for piece in range(first, last):
-        stream, start = streams[piece // pieces], piece % pieces * PIECE
-        end = min(start + PIECE, plane)
-        own = flags[stream, start:end]
-        if not judged:
-            own[:] = 0
-            for c in range(channels):
-                new, old = frame[stream, c, start:end], stored[stream, c, start:end]
-                for i in range(len(own)):
-                    if limit is None:
-                        own[i] |= np.uint8(new[i] != old[i])
-                    else:
-                        own[i] |= np.uint8(not abs(new[i] - old[i]) <= limit)
-        any_of_them = np.uint8(0)
-        for i in range(len(own)):
-            any_of_them |= own[i]
-        if not any_of_them:
-            continue
-        listed, count = found[stream * plane + start : stream * plane + end], 0
-        for i in range(len(own)):
-            listed[count] = stream * plane + start + i  # kept if the next one does not take its place
-            count += own[i]
-        counts[piece] = count
-        for c in range(channels):
-            new, old = frame[stream, c], stored[stream, c]
-            for pixel in listed[:count]:
-                value = new[pixel - stream * plane]
-                old[pixel - stream * plane] = value
-                rows[pixel, c] = value
-
-
-@compiled
-def _joined(found: Any, counts: Any, streams: Any, plane: int, pixels: Any) -> None:
-    """The lists of all pieces one after the other."""
-    pieces, at = -(-plane // PIECE), 0
-    for piece in range(len(counts)):
-        start = streams[piece // pieces] * plane + piece % pieces * PIECE
-        for i in range(counts[piece]):
-            pixels[at + i] = found[start + i]
-        at += counts[piece]

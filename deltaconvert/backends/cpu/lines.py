@@ -44,7 +44,7 @@ class Lines(Step):
         everything = torch.ones_like(self.inputs[0].mask)
         self._read(self.inputs[0].rows, everything)
 
-    def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
+    def _update(self, candidates: Tensor, pixels: Tensor | None) -> None:
         source, size = self.inputs[0], self.edge.values.shape[2:]
         self._read(source.rows, source.mask)
         streams = source.mask.flatten(1).any(1).nonzero().view(-1)  # those that rest are as they were
@@ -57,7 +57,6 @@ class Lines(Step):
         commit = Commit(self.edge, candidates)
         commit.rows(places, new.reshape(len(places), -1))
         commit.finish(candidates, None, len(places))
-        return True
 
     def _read(self, rows: Tensor, mask: Tensor) -> None:
         """Pool the lines with a changed pixel."""

@@ -93,7 +93,7 @@ def absorb(
     counts: the further inputs that each follower takes; widths: their channels in order, None for a gate.
     """
     taken, adds = 0, False
-    if followers and _adds_map(followers[0], conv.weight.shape[0], widths[: counts[0]]):
+    if followers and adds_map(followers[0], conv.weight.shape[0], widths[: counts[0]]):
         taken, adds = 1, True
     activation = _attribute(followers[taken]) if taken < len(followers) else None
     if activation is None or (adds and activation[0] != "relu"):
@@ -101,7 +101,8 @@ def absorb(
     return Epilogue(adds, *activation), taken + 1
 
 
-def _adds_map(stage: Operator, channels: int, widths: Sequence[int | None]) -> bool:
+def adds_map(stage: Operator, channels: int, widths: Sequence[int | None]) -> bool:
+    """It adds a map of so many channels. widths: those of its further inputs, None for a gate."""
     return isinstance(stage, Arithmetic) and stage.function == "add" and list(widths) == [channels]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu.chunks import CHUNK_BYTES, chunks
 from deltaconvert.backends.cpu.edges import Commit, Edge
-from deltaconvert.backends.cpu.steps import CHUNK_BYTES, Step, chunks
+from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Everything, Reach
 
@@ -41,15 +41,12 @@ class Parts(Step):
         self._inside = (places < self._plane).repeat(streams, 1).unsqueeze(2)
         self._touched = torch.zeros(streams, self._count * self._length, dtype=torch.bool)
         largest = max(1, CHUNK_BYTES // (self._length * channels * source.values.element_size()))
-        self.sizes = tuple(dict.fromkeys((largest, max(1, largest // 8), max(1, largest // 64))))
+        self._sizes = tuple(dict.fromkeys((largest, max(1, largest // 8), max(1, largest // 64))))
         self.rebuild()
         self.edge.beside = self._results.nbytes
 
     def rebuild(self) -> None:
         self._results = self._measure(torch.arange(len(self._reads)))
-
-    def settle(self, notes: dict[str, Any]) -> None:
-        """Nothing to decide: a part's result does not depend on the parts beside it."""
 
     def run(self) -> None:
         source = self.inputs[0]
@@ -70,7 +67,7 @@ class Parts(Step):
     def _measure(self, parts: Tensor) -> Tensor:
         """(parts, K), what each of `parts` gives."""
         rows, found = self.inputs[0].rows, []
-        for chunk in chunks(parts, self.sizes):
+        for chunk in chunks(parts, self._sizes):
             pixels = rows.index_select(0, self._reads.index_select(0, chunk).view(-1))
             pixels = pixels.view(len(chunk), self._length, -1)
             found.append(self.operator.of_parts(pixels, self._inside.index_select(0, chunk)))

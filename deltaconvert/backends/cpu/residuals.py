@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
+from deltaconvert.backends.cpu import jobs as j
 from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.chains import Chain, Stage, is_depthwise, stage_of
 from deltaconvert.backends.cpu.convolutions import Convolutions
@@ -46,10 +47,10 @@ class Strips(Chain):
         size = 4 * channels * high * columns + 8 * (
             4 * columns + 2 * strips.ROWS + window.kernel[0] * window.kernel[1]
         )
-        self._job[self._s.SCRATCH_BYTES] += -(-size // 64) * 64
+        self._job[j.SCRATCH_BYTES] += -(-size // 64) * 64
 
     def _share(self, threads: int, pixels: Tensor | None, count: int) -> None:
-        s, own, breadth = self._strips, self._own, int(self._job[self._s.OUT_BREADTH])
+        s, own, breadth = self._strips, self._own, int(self._job[j.OUT_BREADTH])
         first, last = (0, count - 1) if pixels is None else (int(pixels[0]), int(pixels[-1]))
         first, last = first // breadth, last // breadth
         strips, lines = int(own[s.STRIPS]), last - first + 1

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from deltaconvert.backends.cpu import jobs as j
 from deltaconvert.backends.cpu import shares as s
 from deltaconvert.backends.cpu.kernels import matrix_product
 from deltaconvert.backends.cpu.machine_code import compiled, shared
-from deltaconvert.backends.cpu.shares import floats, in_share, ints
+from deltaconvert.backends.cpu.memory import floats, in_share, ints
 from deltaconvert.backends.cpu.transforms import READ, SQUARE, joined, spread_read
 from deltaconvert.backends.cpu.vectors import LANES, ROWS
 
@@ -43,13 +44,13 @@ def listed_squares(pixels: Any, height: Any, breadth: Any, found: Any) -> Any:
         middle = begin + breadth
         end = middle + breadth if 2 * top + 1 < height else middle
         square = (stream * ((height + 1) // 2) + top) * across
-        j = i
-        while j < len(pixels) and pixels[j] < middle:
-            j += 1
-        first, last = i, j
-        while j < len(pixels) and pixels[j] < end:
-            j += 1
-        upper, lower, i = first, last, j
+        k = i
+        while k < len(pixels) and pixels[k] < middle:
+            k += 1
+        first, last = i, k
+        while k < len(pixels) and pixels[k] < end:
+            k += 1
+        upper, lower, i = first, last, k
         while upper < last or lower < i:
             x = across
             if upper < last:
@@ -72,14 +73,14 @@ def listed_squares(pixels: Any, height: Any, breadth: Any, found: Any) -> Any:
 @in_share
 def _read(job: Any, stream: Any, y: Any, x: Any, table: Any) -> None:
     """Addresses of the 4x4 pixels that the square at (y, x) reads."""
-    step = 4 * ints(job[s.STAGE_TABLE], s.STAGE)[s.DEPTH]
-    top, left = y - job[s.PADDING_Y], x - job[s.PADDING_X]
+    step = 4 * ints(job[j.STAGE_TABLE], j.STAGE)[j.DEPTH]
+    top, left = y - job[j.PADDING_Y], x - job[j.PADDING_X]
     for row in range(4):
-        inside = 0 <= top + row < job[s.HEIGHT]
-        line = job[s.INPUT] + ((stream * job[s.HEIGHT] + top + row) * job[s.BREADTH] + left) * step
+        inside = 0 <= top + row < job[j.HEIGHT]
+        line = job[j.INPUT] + ((stream * job[j.HEIGHT] + top + row) * job[j.BREADTH] + left) * step
         for col in range(4):
-            there = inside and 0 <= left + col < job[s.BREADTH]
-            table[4 * row + col] = line + col * step if there else job[s.ZEROS]
+            there = inside and 0 <= left + col < job[j.BREADTH]
+            table[4 * row + col] = line + col * step if there else job[j.ZEROS]
 
 
 @in_share
@@ -89,8 +90,8 @@ def _take(job: Any, own: Any, first: Any, count: Any, read: Any, table: Any, pix
     places: of each pixel of each square its place in that list, or -1. Returns how many pixels there are.
     """
     squares = ints(own[SQUARES], own[COUNT] * SQUARE_FIELDS if own[SQUARES] else 0)
-    depth = ints(job[s.STAGE_TABLE], s.STAGE)[s.DEPTH]
-    height, breadth = job[s.OUT_HEIGHT], job[s.OUT_BREADTH]
+    depth = ints(job[j.STAGE_TABLE], j.STAGE)[j.DEPTH]
+    height, breadth = job[j.OUT_HEIGHT], job[j.OUT_BREADTH]
     down, across = (height + 1) // 2, (breadth + 1) // 2
     asked, upper, lower = 0, 0, 0
     for i in range(count):
@@ -108,7 +109,7 @@ def _take(job: Any, own: Any, first: Any, count: Any, read: Any, table: Any, pix
             places[SQUARE * i + q] = -1
             if bits & (1 << q) and row < height and col < breadth:
                 pixels[asked] = (stream * height + row) * breadth + col
-                if job[s.BY_PLACE]:
+                if job[j.BY_PLACE]:
                     pixels[asked] = upper if row == y else lower
                     upper, lower = upper + (row == y), lower + (row != y)
                 places[SQUARE * i + q] = asked
@@ -128,18 +129,18 @@ def _address(base: Any, step: Any, pixels: Any, places: Any, spare: Any, table: 
 @in_share
 def _multiply(job: Any, own: Any, count: Any, read: Any, products: Any, outs: Any, adds: Any) -> None:
     """The products of `count` squares, and what they come to."""
-    stage, blocks = ints(job[s.STAGE_TABLE], s.STAGE), -(-count // ROWS)
-    depth, after = stage[s.DEPTH], floats(stage[s.ACTIVATION], 3)
-    for p in range(stage[s.PANELS]):
-        panel = ints(stage[s.PANEL_TABLE] + p * 8 * s.PANEL, s.PANEL)
+    stage, blocks = ints(job[j.STAGE_TABLE], j.STAGE), -(-count // ROWS)
+    depth, after = stage[j.DEPTH], floats(stage[j.ACTIVATION], 3)
+    for p in range(stage[j.PANELS]):
+        panel = ints(stage[j.PANEL_TABLE] + p * 8 * j.PANEL, j.PANEL)
         for i in range(READ):
-            weights = panel[s.WEIGHTS] + i * depth * 4 * WIDTH
+            weights = panel[j.WEIGHTS] + i * depth * 4 * WIDTH
             rows, to = read + i * own[READ_APART], products + i * own[PRODUCTS_APART]
             _product(rows, 4 * depth, blocks, depth, weights, to, 4 * WIDTH)
-        apart, bias, column = own[PRODUCTS_APART], panel[s.BIAS], 4 * panel[s.COLUMN]
+        apart, bias, column = own[PRODUCTS_APART], panel[j.BIAS], 4 * panel[j.COLUMN]
         for i in range(count):
             at, to = products + i * 4 * WIDTH, outs[SQUARE * i :].ctypes.data
-            add = adds[SQUARE * i :].ctypes.data if stage[s.ADDS] else 0
+            add = adds[SQUARE * i :].ctypes.data if stage[j.ADDS] else 0
             _joined(at, apart, 2, bias, to, add, column, after[0], after[1], after[2])
 
 
@@ -147,12 +148,12 @@ def _multiply(job: Any, own: Any, count: Any, read: Any, products: Any, outs: An
 def share_squares(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
     """Blocks of ROWS squares."""
     own = ints(address, FIELDS)
-    job = ints(own[CHAIN], s.JOB)
-    stage = ints(job[s.STAGE_TABLE], s.STAGE)
-    channels, step = stage[s.CHANNELS], job[s.ROW_BYTES]
-    kept = job[s.STAGES] == 1 and not job[s.LIMITS]
+    job = ints(own[CHAIN], j.JOB)
+    stage = ints(job[j.STAGE_TABLE], j.STAGE)
+    channels, step = stage[j.CHANNELS], job[j.ROW_BYTES]
+    kept = job[j.STAGES] == 1 and not job[j.LIMITS]
     most = own[GROUP] * ROWS * SQUARE
-    read = job[s.SCRATCH] + thread * job[s.SCRATCH_BYTES]
+    read = job[j.SCRATCH] + thread * job[j.SCRATCH_BYTES]
     products = read + READ * own[READ_APART]
     spare = products + READ * own[PRODUCTS_APART]  # for pixels that nobody asks for
     table = ints(spare + 4 * channels, READ)
@@ -167,13 +168,13 @@ def share_squares(thread: Any, first_block: Any, last_block: Any, address: Any) 
         asked = _take(job, own, first, count, read, table, pixels, places)
         asked_places = places[: SQUARE * count]
         if kept:
-            _address(job[s.OUT], 4 * channels, pixels, asked_places, spare, writes)
+            _address(job[j.OUT], 4 * channels, pixels, asked_places, spare, writes)
         else:
             _address(made, step, pixels[:0], asked_places, spare, writes)
-        if stage[s.ADDS]:
-            _address(stage[s.ADDS], 4 * channels, pixels, asked_places, spare, adds)
+        if stage[j.ADDS]:
+            _address(stage[j.ADDS], 4 * channels, pixels, asked_places, spare, adds)
         _multiply(job, own, count, read, products, writes, adds)
-        if job[s.STAGES] > 1:
+        if job[j.STAGES] > 1:
             s.rows_at(made, step, pixels[:0], 0, asked, reads[: -(-asked // ROWS) * ROWS])
             s.finish(job, 1, pixels, 0, asked, reads, writes, adds, reads, scratch)
         elif not kept:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from deltaconvert.backends.cpu.bands import Computing
+from deltaconvert.backends.cpu.chunks import CHUNK_ROWS, chunks, sizes_below
 from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Commit, Edge
-from deltaconvert.backends.cpu.steps import CHUNK_ROWS, chunks, sizes_below, tail_is_free
+from deltaconvert.backends.cpu.steps import tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from deltaconvert.backends.cpu.compute import Compute
 from deltaconvert.backends.cpu.edges import Edge
-from deltaconvert.backends.cpu.steps import Step, tail_is_free
+from deltaconvert.backends.cpu.sparse import Sparse
+from deltaconvert.backends.cpu.steps import tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import head_of
 from deltaconvert.ops.resample import Interpolate
 from deltaconvert.reach import Reach, Sources
 
 
-class Weighted(Step):
+class Weighted(Sparse):
     """Bilinear, bicubic and area interpolation: each pixel sums its sources, row by row, as one bag of weighted rows.
 
     torch's own sum has another order, so this one computes full frames too.
@@ -56,7 +57,7 @@ class Weighted(Step):
         return torch.allclose(rows @ waves[0, 0] @ cols.t(), head(waves)[0, 0], rtol=0, atol=1e-5)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
-        return bool(self.sizes) and self._by_pixels(
+        return self._by_pixels(
             candidates,
             pixels,
             lambda places: self._compute.tail(self._summed(places), self._taken_beside(places)),

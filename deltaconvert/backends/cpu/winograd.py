@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cpu import jobs as j
 from deltaconvert.backends.cpu.chains import SHARES, Chain, Stage
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Window
@@ -53,12 +54,12 @@ class Winograd(Chain):
         self._own[q.CHAIN], self._own[q.GROUP] = self._job.ctypes.data, GROUP
         self._own[q.READ_APART], self._own[q.PRODUCTS_APART] = read_apart, products_apart
         size = q.READ * (read_apart + products_apart) + 4 * channels + 8 * (q.READ + 5 * squares * q.SQUARE)
-        self._job[self._s.SCRATCH_BYTES] += -(-size // 64) * 64
+        self._job[j.SCRATCH_BYTES] += -(-size // 64) * 64
         self._plane = -(-window.out_size[0] // 2) * -(-window.out_size[1] // 2)
 
     def _share(self, threads: int, pixels: Tensor | None, count: int) -> None:
         q, job, own = self._q, self._job, self._own
-        height, breadth = (int(job[place]) for place in (self._s.OUT_HEIGHT, self._s.OUT_BREADTH))
+        height, breadth = (int(job[place]) for place in (j.OUT_HEIGHT, j.OUT_BREADTH))
         if pixels is None:
             own[q.SQUARES], own[q.COUNT] = 0, count // (height * breadth) * self._plane
         else:
