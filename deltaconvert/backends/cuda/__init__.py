@@ -42,7 +42,7 @@ __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
 PASSES = (join_sums, join_concats, note_passing)
-COUNTERS = 1 << 18
+COUNTERS = 1 << 19  # half of them at most are marks (`cleared`)
 
 
 class Backend:
