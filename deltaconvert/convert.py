@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.capture import capture
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.gate import Gate
+from deltaconvert.intake import plain
 from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
 from deltaconvert.normalise import normalise
@@ -67,7 +68,7 @@ def convert(
         rules = replace(rules, gate=Gate.of(gate))
     if isinstance(keep_dense, str):
         raise InputError(f"keep_dense is a text: give a list, [{keep_dense!r}]")
-    args, kwargs = _call_of(example)
+    args, kwargs = pytree.tree_map_only(Tensor, plain, _call_of(example))
     frames = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if isinstance(model, ExportedProgram):
         _check_frames(frames)

@@ -28,20 +28,8 @@ class Intake:
 
     def check(self, frames: Sequence[Tensor]) -> None:
         """InputError for frames that the network does not take."""
-        for place, (frame, (dim, dtype, device)) in enumerate(zip(frames, self.forms, strict=True)):
-            if frame.dim() != dim:
-                raise InputError(
-                    f"input {place} has shape {tuple(frame.shape)}; the network was converted for {dim} dimensions"
-                )
-            if frame.dtype != dtype:
-                raise InputError(
-                    f"input {place} is {frame.dtype}; the network was converted for {dtype}: convert the frame "
-                    f"(frame.to({dtype})) or convert the network again for {frame.dtype}"
-                )
-            if frame.device != device and frame.device.type != "cpu":
-                raise InputError(f"input {place} is on {frame.device}; the network was converted on {device}")
-            if frame.numel() == 0:
-                raise InputError(f"input {place} is empty: its shape is {tuple(frame.shape)}")
+        for place, (frame, form) in enumerate(zip(frames, self.forms, strict=True)):
+            _check_frame(place, frame, *form)
         self.check_sizes(sizes_of(frames))
         batches = {frame.shape[0] for frame in frames if frame.dim() == 4}
         if len(batches) > 1:
@@ -66,7 +54,7 @@ class Intake:
         """The frames on the network's device; torch keeps the pinned copy of one from host memory until it was read."""
         return [
             frame if frame.device == device else frame.pin_memory().to(device, non_blocking=True)
-            for frame, (_, _, device) in zip(frames, self.forms, strict=True)
+            for frame, (_, _, device) in zip(map(plain, frames), self.forms, strict=True)
         ]
 
     def blank(self, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -75,6 +63,36 @@ class Intake:
             torch.zeros(tuple(size), dtype=dtype, device=device)
             for size, (_, dtype, device) in zip(sizes, self.forms, strict=True)
         ]
+
+
+def _check_frame(place: int, frame: Tensor, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    if frame.layout != torch.strided or frame.is_nested:
+        kind = "nested" if frame.is_nested else str(frame.layout).partition(".")[2]
+        raise InputError(f"input {place} is a {kind} tensor: give a dense one (frame.to_dense())")
+    if frame.dim() != dim:
+        wanted = " (N C H W): one image is frame[None], and frame.permute(2, 0, 1)[None] where its colours come last"
+        raise InputError(
+            f"input {place} has shape {tuple(frame.shape)}; the network was converted for {dim} dimensions"
+            + wanted * (dim == 4)
+        )
+    if frame.dtype != dtype:
+        way = f"convert the frame (frame.to({dtype})) or convert the network again for {frame.dtype}"
+        if frame.dtype == torch.uint8 and dtype.is_floating_point:
+            way = f"scale bytes as it was trained, such as frame.to({dtype}) / 255, less the mean, by the deviation"
+        raise InputError(f"input {place} is {frame.dtype}; the network was converted for {dtype}: {way}")
+    if frame.device != device and frame.device.type != "cpu":
+        raise InputError(
+            f"input {place} is on {frame.device}; the network was converted on {device}: frame.to('{device}')"
+        )
+    if frame.numel() == 0:
+        raise InputError(f"input {place} is empty: its shape is {tuple(frame.shape)}")
+
+
+def plain(frame: Tensor) -> Tensor:
+    """The values alone: no gradients, no methods of a subclass, and no minus that is still to be done in memory."""
+    if type(frame) is not Tensor or frame.requires_grad:
+        frame = frame.detach().as_subclass(Tensor)
+    return frame.resolve_neg()
 
 
 def sizes_of(frames: Sequence[Tensor]) -> Sizes:

@@ -197,6 +197,7 @@ class DeltaModel(Running):
     def _under(self, rules: Thresholds, frames: Sequence[Tensor]) -> DeltaModel:
         """The same under other rules, its parts too; each measures on what it is called with for `frames`."""
         self._intake.check(frames)
+        frames = self._intake.bring(frames)
         if not self._parts:
             return self._another(self.graph, frames, rules)
         with parts.dense_parts(self.graph):

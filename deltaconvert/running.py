@@ -108,7 +108,8 @@ class Running(Frozen):
             raise
         except Exception as error:
             raise InputError(
-                f"the network cannot run on inputs of shape {sizes_text(sizes)}: {first_line(error)}"
+                f"the network cannot run on inputs of shape {sizes_text(sizes)} (it last ran on {sizes_text(before)}): "
+                f"{first_line(error)}"
             ) from error
         if not known:
             warnings.warn(

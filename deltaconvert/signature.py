@@ -66,8 +66,9 @@ class Signature:
     def _check_leaf(self, place: int, leaf: Any) -> None:
         if place not in self.constants:
             if not isinstance(leaf, Tensor):
+                way = ": torch.from_numpy(frame)" if type(leaf).__module__ == "numpy" else ""
                 raise InputError(
-                    f"input {place} is a {type(leaf).__name__}; the network was converted for a tensor there"
+                    f"input {place} is a {type(leaf).__name__}; the network was converted for a tensor there{way}"
                 )
         elif isinstance(leaf, Tensor) or leaf != self.constants[place]:
             raise InputError(
