@@ -24,6 +24,7 @@ from deltaconvert.normalise import normalise
 from deltaconvert.parts import WHOLE, find_parts, whole, within
 from deltaconvert.thresholds import Threshold, Thresholds, refuse_unknown
 from deltaconvert.trace import Traced
+from deltaconvert.twin import uncompiled
 
 BACKENDS = ("reference", "cpu", "cuda")
 
@@ -74,6 +75,7 @@ def convert(
         _check_frames(frames)
     else:
         _check(model, frames)
+        model = uncompiled(model)
         _check_leaves(model, leaves)
     where = load_backend(backend, frames[0].device)
     with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import UnsupportedModel, first_line
-from deltaconvert.ops.base import is_known
 from deltaconvert.passes import run_passes
-from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView, functionalise
+from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.signature import Signature
+from deltaconvert.tracer import Tracer
 from deltaconvert.twin import twin, with_plain_weights
 from deltaconvert.writes import is_island, watch_augmented, watch_islands
 
@@ -36,96 +35,6 @@ class Traced:
     signature: Signature
     opaque: dict[str, str] = field(default_factory=dict)
     how: str = "traced symbolically"
-
-
-class _Proxy(fx.Proxy):
-    """Records x += y as what it is for tensors, a write to x; torch's own proxies record x + y."""
-
-
-def _augmented(function: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., fx.Proxy]:
-    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
-        # The node's name, and so its path, is that of x = x + y.
-        return self.tracer.create_proxy("call_function", function, (self, other), {}, name=plain.__name__)
-
-    return method
-
-
-for _function, _plain in OUT_OF_PLACE.items():
-    setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function, _plain))
-
-
-class _Tracer(fx.Tracer):
-    """Traces into everything but operators that deltaconvert knows and modules asked to stay whole.
-
-    torch.fx looks on through the modules of the whole process: what other threads call meanwhile runs as it is.
-    """
-
-    def __init__(self, args: Any, kwargs: Any, keep: Sequence[Any], opaque: dict[str, str]):
-        super().__init__()
-        self._call = args, kwargs
-        self._keep, self._opaque = tuple(keep), opaque
-        self._thread = threading.get_ident()
-        self.failed_at: str | None = None
-        self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
-        self.constants: dict[int, Any] = {}
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            is_known(m)
-            or module_qualified_name in self._opaque
-            or _kept(m, module_qualified_name, self._keep)
-        )
-
-    def path_of_module(self, mod: nn.Module) -> str:
-        try:
-            return super().path_of_module(mod)
-        except NameError:  # made inside forward: a slice of a Sequential, a nn.ReLU()
-            path = f"made_in_forward_{len(self.root._modules)}"
-            self.root.add_module(path, mod)
-            self.submodule_paths[mod] = path  # type: ignore[index]
-            return path
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        try:
-            if isinstance(m, torch.jit.ScriptModule) and not self.is_leaf_module(m, self.path_of_module(m)):
-                raise TypeError("it is a program of TorchScript, which hides its calls")
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed_at = self.failed_at or self.path_of_module(m)  # the innermost module unwinds first
-            raise
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """Flat placeholders for the tensors, the user's nesting around them, and the outputs flat again."""
-        leaves, spec = pytree.tree_flatten(self._call)
-        proxies: list[Any] = []
-        for place, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor):
-                proxies.append(self.create_proxy("placeholder", f"input_{place}", (), {}))
-            else:
-                self.constants[place] = leaf
-                proxies.append(leaf)
-        args, kwargs = pytree.tree_unflatten(proxies, spec)
-
-        def run(root: nn.Module) -> tuple[Any, ...]:
-            outputs, out_spec = pytree.tree_flatten(root_fn(root, *args, **kwargs))
-            self.outputs = outputs, out_spec
-            return tuple(o for o in outputs if isinstance(o, fx.Proxy | Tensor))
-
-        return run, [self.root]
-
-
-def _kept(m: nn.Module, path: str, keep: Sequence[Any]) -> bool:
-    return any(path == k if isinstance(k, str) else isinstance(m, k) for k in keep)
 
 
 def trace(
@@ -149,7 +58,7 @@ def trace(
     while True:
         # forward may write to its module; a failed attempt must leave no trace
         root = with_plain_weights(twin(model))
-        tracer = _Tracer(tuple(args), kwargs, leaves, opaque)
+        tracer = Tracer(tuple(args), kwargs, leaves, opaque)
         try:
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
             watch_augmented(module, args, kwargs)

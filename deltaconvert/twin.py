@@ -25,6 +25,20 @@ def twin(network: M) -> M:
     return copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
 
 
+def uncompiled(network: nn.Module) -> nn.Module:
+    """What torch.compile was called with: the network, or a copy that has its compiled parts as they were."""
+    if "_orig_mod" in network._modules:
+        return uncompiled(network._orig_mod)  # type: ignore[arg-type]
+    if not any("_orig_mod" in module._modules for module in network.modules()):
+        return network
+    network = twin(network)
+    for module in list(network.modules()):
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = child._modules.get("_orig_mod", child)
+    return network
+
+
 def with_plain_weights(network: M) -> M:
     """The same network, changed: what weight_norm, spectral_norm, pruning and other parametrizations make of its
     weights in every call is a weight.

@@ -67,6 +67,8 @@ def why_dense(operator: Operator, inputs: Sequence[Seen], output: Seen, streams:
             return f"{what} is no tensor"
         if len(shape) != 4:
             return f"{what} has shape {tuple(shape)}, not N C H W"
+        if dtype.is_complex:
+            return f"{what} is {_short(dtype)}: complex maps are not compared"
         if not dtype.is_floating_point and not operator.integers:
             return f"{what} is {_short(dtype)}, not floating point"
         if not dtype.is_floating_point and not is_output and not delta:

@@ -1,0 +1,87 @@
+"""Networks that go by the number of dimensions in Python are one graph for all sizes of frames."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close, assert_same_bits, scripted_video
+from torch import nn
+
+import deltaconvert
+from deltaconvert.errors import InputError
+
+SHAPE = (2, 3, 13, 11)
+
+
+class ByRank(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.step = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(12, 6, 3, padding=1)
+        self.norm, self.last = nn.LayerNorm(6), nn.Conv2d(6, 2, 3, padding=1)
+
+    def forward(self, x):
+        assert x.ndim == 4 and len(x.shape) == 4 and len(x.size()) == 4
+        if x.dim() == 3:
+            x = x[None]
+        seen = self.embed(x)
+        hidden = x.new_zeros(x.shape[0], 6, *x.shape[2:])
+        for _ in range(2):
+            hidden = self.step(torch.cat([hidden, seen], 1)).tanh() + hidden
+        n, c, *rest = hidden.shape
+        tokens = self.norm(hidden.reshape(n, c, -1).transpose(1, 2)).transpose(1, 2)
+        result = self.last(tokens.reshape(n, c, *rest))
+        larger = F.interpolate(result, size=tuple(2 * side for side in x.shape[-2:]))
+        return larger, result.mean(dim=list(range(2, result.ndimension())))
+
+
+@pytest.mark.filterwarnings("ignore:the input size changed")
+def test_one_graph_for_all_sizes(backend, tmp_path):
+    dense = ByRank().eval().double()
+    model = deltaconvert.convert(dense, scripted_video(SHAPE)[0], backend=backend)
+    assert model.info["capture"] == "traced symbolically"
+    assert {row.operator for row in model.explain().islands} == {"new_zeros", "Rearrange"}
+    for shape in (SHAPE, (1, 3, 9, 14)):
+        for frame in scripted_video(shape)[:5]:
+            with torch.no_grad():
+                for ours, theirs in zip(model(frame), dense(frame), strict=True):
+                    assert_close(ours, theirs)
+    model.save(tmp_path / "net.delta")
+    again = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=frame.device)
+    model.reset()
+    for ours, theirs in zip(again(frame), model(frame), strict=True):
+        assert_same_bits(ours, theirs, "from the file")
+
+
+class Squeezes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x).squeeze()
+        return y.sum(1) if y.dim() == 3 else y * 2
+
+
+def test_another_number_of_dimensions_is_an_error(backend):
+    """One image instead of two has one dimension less behind squeeze(), so the network does something else."""
+    model = deltaconvert.convert(Squeezes().eval(), torch.rand(SHAPE), backend=backend)
+    before = model(torch.ones(SHAPE))
+    with pytest.raises(InputError, match="traced where squeeze has 4 dimensions"):
+        model(torch.ones(1, *SHAPE[1:]))
+    assert_same_bits(model(torch.ones(SHAPE)), before, "after the error")
+
+
+class Chunks(nn.Module):
+    """How many parts there are follows from a size, not from the number of dimensions."""
+
+    def forward(self, x):
+        return sum(list(x.split(4, 2))[0].mean(2)) * len(x)
+
+
+def test_numbers_that_follow_from_sizes_are_not_taken_for_ranks(backend):
+    dense, frame = nn.Sequential(nn.Conv2d(3, 4, 3), Chunks()).eval(), torch.rand(SHAPE)
+    model = deltaconvert.convert(dense, frame, backend=backend)
+    assert "Proxy object cannot be iterated" in model.info["capture"]
+    assert_close(model(frame), dense(frame).detach())
