@@ -22,6 +22,7 @@ from deltaconvert.gate import Gate
 from deltaconvert.inputs import inputs_of
 from deltaconvert.metrics import Metric, metric_of
 from deltaconvert.model import DeltaModel, expect_converted
+from deltaconvert.progress import Lines
 from deltaconvert.quickest import milliseconds, quickest
 from deltaconvert.search import GATES, Search
 from deltaconvert.setting import Outcome, Setting
@@ -96,7 +97,7 @@ def calibrate(
     method: "allocate" or "front_to_back".    gates, rounds: what `allocate` tries at the input; how often it allocates.
     resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was.
     at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
-    progress: show a bar on a terminal.
+    progress: show a bar on a terminal, elsewhere a line on stderr now and then.
 
     Nothing is drawn at random: the same frames give the same thresholds. The clip should show what the camera will,
     also the hard parts: a metric that still frames cannot lose on lets every threshold grow.
@@ -150,7 +151,7 @@ METHODS = ("allocate", "front_to_back")
 
 @contextmanager
 def _bar(wanted: bool) -> Iterator[Callable[[Setting, Outcome], None]]:
-    """Tells of each trial on a terminal: how many, and what the last one came to."""
+    """Tells of trials: how many, and what the last one came to."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -158,15 +159,15 @@ def _bar(wanted: bool) -> Iterator[Callable[[Setting, Outcome], None]]:
     shown = wanted and console.is_terminal and sys.stderr is not None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-        task = bar.add_task("calibrating", total=None)
+        task, lines = bar.add_task("calibrating", total=None), Lines()
         count = 0
 
         def tell(setting: Setting, outcome: Outcome) -> None:
             nonlocal count
             count += 1
-            bar.update(
-                task,
-                description=f"trial {count}: loss {outcome.loss:.4g}, work {outcome.work:.1%}",
-            )
+            text = f"trial {count}: loss {outcome.loss:.4g}, work {outcome.work:.1%}"
+            bar.update(task, description=text)
+            if wanted and not shown:
+                lines.tell(f"calibrating: {text}")
 
         yield tell

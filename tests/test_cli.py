@@ -189,6 +189,16 @@ def test_zoo_lists_what_converting_comes_to():
     assert table[0].startswith("network") and "rearrange" in table[2]
 
 
+def test_zoo_lists_names_at_once():
+    """Without a conversion, which takes minutes for all."""
+    import model_zoo
+
+    lines = call("zoo").stdout.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == list(model_zoo.names())
+    (line,) = (line for line in lines if line.startswith("resnet18 "))
+    assert "11.7 M" in line and "1x3x224x224" in line and "ImageNet classifier" in line
+
+
 # ---- run
 
 

@@ -77,7 +77,7 @@ class Chunks(nn.Module):
     """How many parts there are follows from a size, not from the number of dimensions."""
 
     def forward(self, x):
-        return sum(list(x.split(4, 2))[0].mean(2)) * len(x)
+        return sum(next(iter(x.split(4, 2))).mean(2)) * len(x)
 
 
 def test_numbers_that_follow_from_sizes_are_not_taken_for_ranks(backend):

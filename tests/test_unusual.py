@@ -276,3 +276,222 @@ def test_a_failing_attempt_prints_nothing(backend, capfd):
     for network in (Two(Reshapes()), Two(Values())):
         check(network, backend)
     assert "".join(capfd.readouterr()) == ""
+
+
+# --- wrappers --------------------------------------------------------------------------------------------------------
+
+
+def test_what_torch_compiled_converts_as_it_was(backend):
+    """For all sizes, under the names that it had before; the compiled one stays compiled."""
+    plain = Two(nn.Sequential(conv(4, 4), nn.ReLU()))
+    inside = Two(torch.compile(nn.Sequential(conv(4, 4), nn.ReLU()), backend="eager"))
+    for network in (torch.compile(plain, backend="eager"), inside):
+        model = check(network, backend)
+        assert model.info["capture"] == "traced symbolically"
+        assert [r.path for r in model.explain().rows if r.macs] == ["first", "between.0", "last"]
+    assert hasattr(inside.between, "_orig_mod")
+
+
+# --- networks as people write them -----------------------------------------------------------------------------------
+
+
+class Pyramid(nn.Module):
+    """One head at three sizes, with a batch norm and a scale for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down, self.head = conv(3, 4), nn.Conv2d(4, 4, 3, 2, 1), conv(4, 2)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(2) for _ in range(3))
+        self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0 + i)) for i in range(3))
+
+    def forward(self, x):
+        maps = [self.first(x)]
+        for _ in range(2):
+            maps.append(self.down(maps[-1].relu()))
+        levels = zip(maps, self.norms, self.scales, strict=True)
+        return {"levels": [torch.exp(norm(self.head(y)) * scale) for y, norm, scale in levels], "count": 3}
+
+
+class WritesInPlace(Two):
+    def forward(self, x):
+        y = self.first(x)
+        also = y = F.relu_(y)
+        y += self.first(x)
+        y.mul_(0.5).clamp_(-1, 2)
+        y[:, :2] *= 2
+        y[:, 2:] = y[:, :2].tanh()
+        y[..., 0] = 0
+        z = self.last(also)
+        z[:, :, 1:-1, 1:-1].sigmoid_()
+        return z, y
+
+
+class Pads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        modes = "zeros", "reflect", "replicate", "circular"
+        self.modes = nn.ModuleList(nn.Conv2d(3, 2, (3, 5), padding=(1, 2), padding_mode=m) for m in modes)
+        self.same = nn.Conv2d(8, 3, (4, 3), padding="same", dilation=(1, 2))
+        self.around = nn.Conv2d(3, 3, 2, padding="same", padding_mode="circular")
+        self.pads = nn.Sequential(nn.ReflectionPad2d((1, 2, 3, 0)), nn.ConstantPad2d((1, -2, 0, 3), 0.5))
+
+    def forward(self, x):
+        y = self.pads(self.around(self.same(torch.cat([each(x) for each in self.modes], 1).relu())))
+        return F.pad(y, (2, 1, 0, 2), mode="reflect"), F.pad(y, (-1, 2, 3, -2), value=float(1))
+
+
+class Standardised(nn.Conv2d):
+    """Weights made of weights in forward, in a class that is a convolution."""
+
+    def forward(self, x):
+        flat = self.weight.flatten(1)
+        weight = (self.weight - flat.mean(1).view(-1, 1, 1, 1)) / (flat.std(1).view(-1, 1, 1, 1) + 1e-5)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Scaled(nn.Sequential):
+    """A Sequential that does more than its parts, and leaves one of them out."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        for part in self:
+            x = part(x) if not isinstance(part, nn.Dropout) else x
+        return x * self.gain
+
+
+class Reads(nn.Module):
+    """Text from an image: columns of the map are the steps of an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.Sequential(conv(3, 4), nn.ReLU(), nn.MaxPool2d((2, 1)))
+        self.steps = nn.LSTM(4 * 6, 5, bidirectional=True, batch_first=True)
+        self.letters = nn.Linear(10, 7)
+
+    def forward(self, x):
+        y = self.maps(x).permute(0, 3, 1, 2).flatten(2)
+        return self.letters(self.steps(y)[0]).log_softmax(2)
+
+
+class Fourier(Two):
+    def forward(self, x):
+        y = self.first(x)
+        spectrum = torch.fft.rfft2(y, norm="ortho")
+        spectrum = torch.cat([spectrum[:, :2], spectrum[:, 2:] * 0.5], 1)
+        y = y + torch.fft.irfft2(spectrum, s=y.shape[-2:], norm="ortho")
+        return self.last(y), torch.complex(y[:, :2], y[:, 2:]).abs(), torch.view_as_real(spectrum)
+
+
+class ComplexWeights(Two):
+    """A convolution on complex maps, between real ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn = nn.Conv2d(2, 2, 1, dtype=torch.complex128)
+
+    def forward(self, x):
+        z = self.turn(torch.complex(*self.first(x).chunk(2, 1)))
+        z = F.pad(torch.cat([z, z.flip(1)], 1)[:, :, 1:], (0, 0, 1, 0))
+        return self.last(z.abs()), z
+
+
+class Gated(nn.Module):
+    """A hidden map that forward makes and refines by the same convolutions: a ConvGRU."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.gates, self.new, self.last = conv(3, 3), conv(6, 6), conv(6, 3), conv(3, 2)
+
+    def forward(self, x):
+        seen = self.embed(x)
+        hidden, found = x.new_zeros(x.shape[0], 3, *x.shape[2:]), []
+        for _ in range(3):
+            keep, take = self.gates(torch.cat([hidden, seen], 1)).sigmoid().chunk(2, 1)
+            new = self.new(torch.cat([take * hidden, seen], 1)).tanh()
+            hidden = (1 - keep) * hidden + keep * new
+            found.append(self.last(hidden))
+        return found
+
+
+class OverTime(nn.Module):
+    """Four frames in the channels of one, and a 3D convolution over them."""
+
+    def __init__(self):
+        super().__init__()
+        self.time, self.last = nn.Conv3d(1, 4, (3, 3, 3), padding=1), conv(4, 2)
+
+    def forward(self, x):
+        return self.last(self.time(x[:, None]).amax(2))
+
+
+class Costs(Two):
+    """How a map agrees with its own shifts."""
+
+    def forward(self, x):
+        y = self.first(x)
+        h, w = y.shape[-2:]
+        around = F.pad(y, (1, 1, 1, 1))
+        shifted = [around[:, :, i : i + h, j : j + w] for i in range(2) for j in range(2)]
+        return self.last(torch.cat([(y * each).mean(1, keepdim=True) for each in shifted], 1))
+
+
+class Picks(nn.Module):
+    """Outputs as long as the frame wants, between parts that convert."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.scores, self.boxes = conv(3, 4), conv(4, 1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.first(x)
+        scores = self.scores(y).sigmoid()
+        found = []
+        for one, score in zip(y, scores, strict=True):
+            best = (score[0] > 0.5).nonzero()[:9]
+            found.append({"at": best, "boxes": self.boxes(one[:, best[:, 0], best[:, 1]].t())})
+        return found
+
+
+@torch.library.custom_op("deltaconvert_tests::swirl", mutates_args=())
+def swirl(x: torch.Tensor) -> torch.Tensor:
+    return x.flip(2) + x.mean((2, 3), keepdim=True)
+
+
+class OwnOperator(Two):
+    def forward(self, x):
+        return self.last(swirl(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Pyramid,
+        WritesInPlace,
+        Pads,
+        lambda: Two(Standardised(4, 4, 3, padding=1)),
+        lambda: Two(Scaled(conv(4, 4), nn.ReLU(), nn.Dropout(), conv(4, 4))),
+        Reads,
+        Fourier,
+        ComplexWeights,
+        Gated,
+        OverTime,
+        Costs,
+        Picks,
+        OwnOperator,
+    ],
+)
+def test_networks_as_people_write_them(backend, make):
+    torch.manual_seed(0)
+    network = make()
+    model = check(network, backend)
+    convolutions = [r for r in model.explain().rows if r.operator.startswith("Conv2d") and r.path != "turn"]
+    assert convolutions and all(row.kind == "delta" for row in convolutions)
+
+
+def test_a_complex_map_says_why_it_is_dense(backend):
+    rows = {row.path: row for row in check(ComplexWeights(), backend).explain().rows}
+    assert "complex128: complex maps are not compared" in rows["turn"].reason
+    assert "torch.cat([z.real, z.imag], 1)" in rows["turn"].way_out

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import File, Json, as_usage, one_of, writable
+from deltaconvert.cli.options import File, Json, as_usage, expect_video, one_of, writable
 from deltaconvert.cli.show import print_json
 
 
@@ -50,7 +50,6 @@ def calibrate(
     """Find the thresholds that stay within a budget on a clip and do the least work."""
     import deltaconvert
     from deltaconvert.checkpoint import factory_of
-    from deltaconvert.inputs import images_of
     from deltaconvert.metrics import metric_of
 
     output = output or file.with_suffix(".json")
@@ -58,7 +57,7 @@ def calibrate(
     with as_usage("--metric"):
         module, _, name = metric.partition(":")
         judge = metric_of(factory_of(module, name) if name else metric)
-    next(images_of(video))  # a network may take half a minute to load: a wrong name is told before
+    expect_video(video, folder=True)
     model = deltaconvert.load(file)
     found = deltaconvert.calibrate(
         model,

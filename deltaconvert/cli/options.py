@@ -102,6 +102,16 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
+def expect_video(source: str, folder: bool = False) -> None:
+    """A network may take half a minute to load: that there is no such video, or folder of images, is said before."""
+    from deltaconvert import inputs, video
+
+    if folder:
+        next(inputs.images_of(source))
+    else:
+        video.read(source).close()
+
+
 def shape_of(text: str) -> tuple[int, ...]:
     parts = text.lower().split("x")
     if not all(part.isdecimal() and 1 <= int(part) <= MAX_SIDE for part in parts):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Backend, File, Monitor, Size, pixels_of, size_of, writable
+from deltaconvert.cli.options import Backend, File, Monitor, Size, expect_video, pixels_of, size_of, writable
 from deltaconvert.cli.show import progress_bar
 
 
@@ -34,7 +34,7 @@ def report(
     page.require()
     out = out or file.with_suffix(".report.html")  # explain writes a page as well
     writable(out)
-    videos.read(video).close()  # a network may take half a minute to load: a wrong name is told before
+    expect_video(video)
     model = container.load(file, backend=backend)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     model.monitor(every=monitor)

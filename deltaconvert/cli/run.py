@@ -17,6 +17,7 @@ from deltaconvert.cli.options import (
     Size,
     Threshold,
     as_usage,
+    expect_video,
     one_of,
     pixels_of,
     rules_of,
@@ -59,8 +60,7 @@ def run(
     from deltaconvert.measure import environment
     from deltaconvert.watch import resize, watch_video
 
-    # A network may take half a minute to load: a wrong name is told before.
-    videos.read(video).close()
+    expect_video(video)
     if out is not None:
         videos.VideoWriter(out, 1, (2, 2)).discard()
     model = container.load(file, backend=backend)

@@ -49,19 +49,23 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
-    """Gives a function that wraps an iterable; on a terminal a bar on stderr follows it."""
+    """Gives a function that wraps an iterable: on a terminal a bar on stderr follows it, elsewhere lines."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from deltaconvert.progress import Lines
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def follow(items: Iterable[T]) -> Iterator[T]:
-            task = bar.add_task(title, total=total)
-            for item in items:
+            task, lines, of_all = bar.add_task(title, total=total), Lines(), f" of {total}" if total else ""
+            for done, item in enumerate(items, 1):
                 yield item
                 bar.advance(task)
+                if bar.disable:
+                    lines.tell(f"{title}: {done}{of_all}")
 
         yield follow
 

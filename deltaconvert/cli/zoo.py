@@ -11,51 +11,82 @@ from deltaconvert.cli.show import print_json, print_table, progress_bar
 
 
 def zoo(
-    names: Annotated[list[str] | None, typer.Argument(help="Networks; else all of them.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Networks to convert; else all are listed.")
+    ] = None,
     input: Input = None,
     json_output: Json = False,
 ) -> None:
-    """List the networks of model_zoo, and what converting each comes to at its own input size.
+    """List the networks of model_zoo; of those that are named, say what converting each comes to at its own input size.
 
-    With --input, at that size; the channels stay its own.
+    With --input, at that size, of all if none is named, which takes some minutes; the channels stay their own.
     """
     shape = None if input is None else shape_of(input)
-    import deltaconvert
     import model_zoo
     from deltaconvert.checkpoint import build
-    from deltaconvert.report import size_text
 
-    rows: list[dict[str, Any]] = []
+    if not names and shape is None:
+        return _listed(json_output)
     with as_usage("NAMES"):
         networks = [(name, build(name)) for name in names or model_zoo.names()]
     with progress_bar("converting", len(networks)) as progress:
-        for name, network in progress(networks):
-            recipe = model_zoo.recipe(name)
-            size = (1, *recipe.input_size) if shape is None else (shape[0], recipe.input_size[0], *shape[2:])
-            frame = example_frame(recipe, size, None)
-            found = deltaconvert.convert(network, frame, backend="reference").explain()
-            rows.append(
-                {
-                    "name": name,
-                    "task": recipe.task,
-                    "parameters": sum(p.numel() for p in network.parameters()),
-                    "input": list(frame.shape),
-                    "macs": sum(row.macs for row in found.rows),
-                    "delta_share": found.delta_share,
-                    "dense": [{"path": row.path, "why": row.reason} for row in found.islands],
-                    "state_bytes": sum(row.state_bytes for row in found.rows),
-                    "summary": recipe.summary,
-                }
-            )
+        rows = [_converted(name, network, shape) for name, network in progress(networks)]
     if json_output:
         return print_json(rows)
+    _print(rows)
+
+
+def _listed(json_output: bool) -> None:
+    import model_zoo
+
+    rows = []
+    for name in model_zoo.names():
+        recipe = model_zoo.recipe(name)
+        facts = {"name": name, "task": recipe.task, "parameters": _parameters(model_zoo.create(name))}
+        rows.append({**facts, "input": [1, *recipe.input_size], "summary": recipe.summary})
+    if json_output:
+        return print_json(rows)
+    head = ("network", "task", "parameters", "input", "what it is")
+    print_table(head, [(*_facts(row), row["summary"]) for row in rows])
+
+
+def _converted(name: str, network: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    import deltaconvert
+    import model_zoo
+
+    recipe = model_zoo.recipe(name)
+    size = (1, *recipe.input_size) if shape is None else (shape[0], recipe.input_size[0], *shape[2:])
+    frame = example_frame(recipe, size, None)
+    found = deltaconvert.convert(network, frame, backend="reference").explain()
+    return {
+        "name": name,
+        "task": recipe.task,
+        "parameters": _parameters(network),
+        "input": list(frame.shape),
+        "macs": sum(row.macs for row in found.rows),
+        "delta_share": found.delta_share,
+        "dense": [{"path": row.path, "why": row.reason} for row in found.islands],
+        "state_bytes": sum(row.state_bytes for row in found.rows),
+        "summary": recipe.summary,
+    }
+
+
+def _parameters(network: Any) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _facts(row: dict[str, Any]) -> tuple[str, ...]:
+    size = "x".join(map(str, row["input"]))
+    return row["name"], row["task"], f"{row['parameters'] / 1e6:.1f} M", size
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from deltaconvert.report import size_text
+
     head = ("network", "task", "parameters", "input", "GMAC", "delta", "state", "dense nodes")
     body = [
         (
-            row["name"],
-            row["task"],
-            f"{row['parameters'] / 1e6:.1f} M",
-            "x".join(map(str, row["input"])),
+            *_facts(row),
             f"{row['macs'] / 1e9:.2f}",
             f"{row['delta_share']:.1%}",
             size_text(row["state_bytes"]),
