@@ -34,8 +34,6 @@ _ONE: dict[str, Callable[..., Tensor]] = {
     "std": torch.std,
     "vector_norm": lambda x, dim, keepdim, ord: torch.linalg.vector_norm(x, ord, dim, keepdim),
 }
-# Calls with an argument keepdim, each a function and a method of a map.
-REDUCTIONS = ("argmax", "argmin", "amax", "amin", "sum", "mean", "var", "std", "norm")
 
 
 class OverChannels(Operator):
