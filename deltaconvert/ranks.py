@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from deltaconvert.ops.base import is_known
+
 
 class Ranks:
     """Runs what is traced so far on tensors without values; each call goes on where the last one stopped."""
@@ -19,21 +21,30 @@ class Ranks:
         self._root, self._frames = root, frames
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._run: fx.Interpreter | None = None
+        self._unknown: set[fx.Node] = set()
 
     def of(self, node: fx.Node) -> int | None:
         """The dimensions of a tensor; None for other values, and where values would have to be known to tell."""
         if self._run is None:
             self._run = fx.Interpreter(self._root, garbage_collect_values=False, graph=node.graph)
             self._run.args_iter = iter([self._mode.from_tensor(frame) for frame in self._frames])
-        try:
-            with self._mode:
-                for each in list(node.graph.nodes):
-                    if each not in self._run.env:
-                        self._run.env[each] = self._run.run_node(each)
-        except Exception:
-            return None
-        value = self._run.env[node]
+        with self._mode:
+            for each in list(node.graph.nodes):
+                if each not in self._run.env and each not in self._unknown:
+                    self._look_at(each, self._run)
+        value = self._run.env.get(node)
         return value.dim() if isinstance(value, Tensor) else None
+
+    def _look_at(self, node: fx.Node, run: fx.Interpreter) -> None:
+        # A module that stays whole might keep what it saw.
+        whole = node.op == "call_module" and not is_known(self._root.get_submodule(str(node.target)))
+        if whole or not self._unknown.isdisjoint(node.all_input_nodes):
+            self._unknown.add(node)
+            return
+        try:
+            run.env[node] = run.run_node(node)
+        except Exception:
+            self._unknown.add(node)
 
 
 def sized_by(node: fx.Node) -> tuple[fx.Node, slice] | None:

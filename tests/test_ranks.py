@@ -36,7 +36,6 @@ class ByRank(nn.Module):
         return larger, result.mean(dim=list(range(2, result.ndimension())))
 
 
-@pytest.mark.filterwarnings("ignore:the input size changed")
 def test_one_graph_for_all_sizes(backend, tmp_path):
     dense = ByRank().eval().double()
     model = deltaconvert.convert(dense, scripted_video(SHAPE)[0], backend=backend)
@@ -85,3 +84,33 @@ def test_numbers_that_follow_from_sizes_are_not_taken_for_ranks(backend):
     model = deltaconvert.convert(dense, frame, backend=backend)
     assert "Proxy object cannot be iterated" in model.info["capture"]
     assert_close(model(frame), dense(frame).detach())
+
+
+class Caches(nn.Module):
+    """Stays whole, for it branches on values, and keeps a grid of the frames that it sees."""
+
+    grid = None
+
+    def forward(self, x):
+        if self.grid is None or self.grid.shape != x.shape:
+            self.grid = torch.linspace(0, 1, x.shape[-1], dtype=x.dtype, device=x.device).expand(x.shape)
+        return x + self.grid if bool(x.sum() < 1e9) else x
+
+
+class AroundAnIsland(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.caches, self.last = nn.Conv2d(3, 4, 3), Caches(), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        y = self.caches(self.first(x))
+        assert x.dim() == 4 and len(x.shape) == 4
+        return self.last(y).flatten(x.ndim - 2)
+
+
+def test_islands_see_nothing_of_it(backend):
+    dense, frame = AroundAnIsland().eval(), torch.rand(SHAPE)
+    model = deltaconvert.convert(dense, frame, backend=backend)
+    assert model.info["capture"].startswith("traced symbolically, around caches")
+    with torch.no_grad():
+        assert_close(model(frame), dense(frame))
