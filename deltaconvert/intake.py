@@ -92,7 +92,7 @@ def plain(frame: Tensor) -> Tensor:
     """The values alone: no gradients, no methods of a subclass, and no minus that is still to be done in memory."""
     if type(frame) is not Tensor or frame.requires_grad:
         frame = frame.detach().as_subclass(Tensor)
-    return frame.resolve_neg()
+    return frame.resolve_neg() if frame.is_neg() else frame
 
 
 def sizes_of(frames: Sequence[Tensor]) -> Sizes:

@@ -45,7 +45,7 @@ class DeltaModel(Running):
     def _begin(self, frames: Sequence[Tensor]) -> None:
         super()._begin(frames)
         # What a graph of torch.compile calls in place of forward.
-        outputs: Any = self._nodes.output_node().args[0]
+        outputs: Any = self._planned.output_node().args[0]
         tensors = all(isinstance(output, fx.Node) for output in outputs)
         self._compiled = compiled.frame_operator(len(outputs)) if tensors else None
         self._number = compiled.enrol(self)
@@ -72,7 +72,7 @@ class DeltaModel(Running):
     # ---- what it is
 
     @property
-    def _nodes(self) -> fx.Graph:
+    def _planned(self) -> fx.Graph:
         """The plan of the size that it runs at now."""
         return self._program.plan.graph.graph
 
@@ -107,7 +107,7 @@ class DeltaModel(Running):
     @property
     def thresholds(self) -> dict[str, float]:
         """The threshold of every node that compares, by path, in the units of its feature map."""
-        own = {path_of(n): n.meta["threshold"] for n in self._nodes.nodes if "threshold" in n.meta}
+        own = {path_of(n): n.meta["threshold"] for n in self._planned.nodes if "threshold" in n.meta}
         return own | {
             path: amount for part in self._parts.values() for path, amount in part.thresholds.items()
         }
@@ -115,7 +115,7 @@ class DeltaModel(Running):
     @property
     def names(self) -> list[str]:
         """The paths that rules may name: of every call in the network, and of conversions at this size."""
-        nodes = [*self.graph.graph.nodes, *self._nodes.nodes]
+        nodes = [*self.graph.graph.nodes, *self._planned.nodes]
         own = (name for node in nodes if node.op != "output" for name in names_of(node))
         return list(dict.fromkeys((*own, *(name for part in self._parts.values() for name in part.names))))
 
@@ -167,13 +167,13 @@ class DeltaModel(Running):
     def masks(self) -> Mapping[str, Tensor]:
         """The pixels that changed in the last frame, by path: bool (N, 1, H, W)."""
         edges = self._program.edges
-        own = {path_of(n): edges[n.name].mask.clone() for n in self._nodes.nodes if n.name in edges}
+        own = {path_of(n): edges[n.name].mask.clone() for n in self._planned.nodes if n.name in edges}
         return own | {path: mask for part in self._parts.values() for path, mask in part.masks().items()}
 
     @in_turn
     def input_masks(self) -> Tensor:
         """bool (N, H, W): the pixels of its first map among the inputs that changed in the last frame."""
-        for node in self._nodes.nodes:
+        for node in self._planned.nodes:
             if node.target is sparsify:
                 return self._program.edges[node.name].mask[:, 0].clone()
         return torch.ones(self.streams, *self._size[0][2:], dtype=torch.bool)  # nothing in it is a delta
