@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.errors import InputError, UnsupportedModel, first_line
 from deltaconvert.exported import export, export_any_batch, is_dynamic, read
 from deltaconvert.remembers import remembers
+from deltaconvert.signature import tensors_of
 from deltaconvert.trace import Traced, trace
 from deltaconvert.twin import twin
 
@@ -111,7 +112,7 @@ def is_light(module: nn.Module) -> bool:
 
 def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: Any, expected: Any) -> Traced:
     """The traced graph is the network: equal outputs on the example, or UnsupportedModel."""
-    frames = [leaf.clone() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    frames = [frame.clone() for frame in tensors_of((args, kwargs))]
     try:
         with ALONE:
             traced = way()

@@ -22,6 +22,7 @@ from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
 from deltaconvert.normalise import normalise
 from deltaconvert.parts import WHOLE, find_parts, whole, within
+from deltaconvert.signature import tensors_of
 from deltaconvert.thresholds import Threshold, Thresholds, refuse_unknown
 from deltaconvert.trace import Traced
 from deltaconvert.twin import uncompiled
@@ -70,7 +71,7 @@ def convert(
     if isinstance(keep_dense, str):
         raise InputError(f"keep_dense is a text: give a list, [{keep_dense!r}]")
     args, kwargs = pytree.tree_map_only(Tensor, plain, _call_of(example))
-    frames = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    frames = tensors_of((args, kwargs))
     if isinstance(model, ExportedProgram):
         _check_frames(frames)
     else:

@@ -21,7 +21,7 @@ from deltaconvert.ops.base import known_modules
 from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.passes.spell_aten import aten_name, spell_aten
-from deltaconvert.signature import Signature
+from deltaconvert.signature import Signature, tensors_of
 from deltaconvert.trace import Traced, refuse_objects
 from deltaconvert.twin import twin
 
@@ -93,7 +93,7 @@ def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
     leaves, spec = pytree.tree_flatten((args, kwargs))
     if program.call_spec.in_spec != spec:
         raise UnsupportedModel("the program was exported for other inputs than the example")
-    frames = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    frames = tensors_of(leaves)
     try:
         graph = _flat(program, leaves, frames)
     except WriteToView:  # functionalise's way is short and keeps names; torch's own knows every view

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import deltaconvert
 from deltaconvert.model import DeltaModel
 from deltaconvert.parts import Part
+from deltaconvert.signature import tensors_of
 
 BASELINE = "the same network dense: batch norm folded, channels_last, no_grad, same threads"
 STEP = (0.031, 0.047)  # how far the box of a benchmark moves a frame, in shares of the height and the width
@@ -59,7 +59,7 @@ class Difference:
         """ours: a network's output, nested as it likes; dense: its tensors. Outputs that differ in shape
         count as infinitely far apart."""
         self.frames += 1
-        tensors = [leaf for leaf in pytree.tree_leaves(ours) if isinstance(leaf, Tensor)]
+        tensors = tensors_of(ours)
         for a, b in zip(tensors, dense, strict=True):
             if a.shape != b.shape:
                 self.maximum = math.inf

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.capture import capture, is_light
 from deltaconvert.check import names_of
 from deltaconvert.errors import InputError, UnsupportedModel
-from deltaconvert.signature import Signature
+from deltaconvert.signature import Signature, tensors_of
 from deltaconvert.trace import Traced
 from deltaconvert.twin import twin
 
@@ -105,7 +105,7 @@ def _largest(module: nn.Module, call: Call, prefix: str, build: Build) -> dict[s
                 traced = capture(around, *calls[path])
                 if not all(is_light(around.get_submodule(home)) for home in traced.opaque):
                     raise UnsupportedModel("a module with convolutions stays whole in it")
-                frames = [x for x in pytree.tree_leaves(calls[path]) if isinstance(x, Tensor)]
+                frames = tensors_of(calls[path])
                 found[path] = build(traced, frames, prefix + path)
             except (UnsupportedModel, InputError):
                 deeper += [f"{path}.{name}" for name, child in part.named_children() if not is_light(child)]
@@ -134,7 +134,7 @@ def within(gm: fx.GraphModule, path: str) -> None:
 
 def _images(call: Call) -> int | None:
     """How many images a call is about: the batch of its maps, or the number of its images C H W."""
-    tensors = [x for x in pytree.tree_leaves(call) if isinstance(x, Tensor)]
+    tensors = tensors_of(call)
     batches = {x.shape[0] for x in tensors if x.dim() == 4}
     if not batches:
         return sum(x.dim() == 3 for x in tensors) or None

@@ -49,11 +49,15 @@ class Ranks:
 
 def sized_by(node: fx.Node) -> tuple[fx.Node, slice] | None:
     """(x, part) where a node is x.shape or x.size(), or a slice of it; None for every other."""
-    if node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
-        return node.args[0], slice(None)
-    if node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs:
-        return node.args[0], slice(None)
-    if node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], slice):
-        whole = sized_by(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-        return whole and (whole[0], node.args[1]) if whole and whole[1] == slice(None) else None
-    return None
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    attribute = node.target is getattr and node.args[1] == "shape"
+    method = node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs
+    if attribute or method:
+        return source, slice(None)
+    if node.target is not operator.getitem or not isinstance(node.args[1], slice):
+        return None
+    part, whole = node.args[1], sized_by(source)
+    plain = all(isinstance(at, int | None) for at in (part.start, part.stop, part.step))
+    return (whole[0], part) if plain and whole is not None and whole[1] == slice(None) else None

@@ -85,6 +85,11 @@ class Signature:
         return _nested(tensors, self.out_spec, self.out_constants)
 
 
+def tensors_of(nested: Any) -> list[Tensor]:
+    """The tensors in it, in order, whatever it is nested in."""
+    return [leaf for leaf in pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
 def _nested(tensors: Sequence[Any], spec: pytree.TreeSpec, constants: dict[int, Any]) -> Any:
     values = iter(tensors)
     leaves = [constants[place] if place in constants else next(values) for place in range(spec.num_leaves)]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaconvert.intake import sizes_text
 from deltaconvert.measure import BASELINE, BenchRow, bench, environment
 from deltaconvert.model import DeltaModel
 
@@ -59,5 +60,5 @@ def expected_speed(
     device = f"{facts['threads']} threads of {facts['processor']}"
     if model.device.type == "cuda":
         device = torch.cuda.get_device_name(model.device)
-    inputs = ", ".join("x".join(map(str, shape)) for shape, _ in model.example)
+    inputs = sizes_text([shape for shape, _ in model.example])
     return Speed(rows, model.backend, device, inputs, frames)

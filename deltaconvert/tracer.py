@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.ops.base import is_known
 from deltaconvert.passes.functionalise import OUT_OF_PLACE
 from deltaconvert.ranks import Ranks, sized_by
+from deltaconvert.signature import tensors_of
 
 
 class Value(fx.Proxy):
@@ -25,7 +26,7 @@ class Value(fx.Proxy):
 
     tracer: Tracer
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
 
     def dim(self) -> Any:
@@ -152,7 +153,7 @@ class Tracer(fx.Tracer):
                 self.constants[place] = leaf
                 proxies.append(leaf)
         args, kwargs = pytree.tree_unflatten(proxies, spec)
-        self._ranks = Ranks(self.root, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        self._ranks = Ranks(self.root, tensors_of(leaves))
 
         def run(root: nn.Module) -> tuple[Any, ...]:
             outputs, out_spec = pytree.tree_flatten(root_fn(root, *args, **kwargs))

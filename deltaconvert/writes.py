@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.ops.base import is_known
 from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView
+from deltaconvert.signature import tensors_of
 
 
 def watch_augmented(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -68,14 +69,14 @@ class _IslandWatch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if not is_island(n):
             return super().run_node(n)
-        inputs = _tensors(self.fetch_args_kwargs_from_env(n))
+        inputs = tensors_of(self.fetch_args_kwargs_from_env(n))
         versions = [x._version for x in inputs]
         result = super().run_node(n)
         written = {_memory(x) for x, version in zip(inputs, versions, strict=True) if x._version != version}
         if written:
             n.meta["writes_inputs"] = True
             for other in self.env.keys() - set(self.user_to_last_uses.get(n, ())):
-                if any(_memory(value) in written for value in _tensors(self.env[other])):
+                if any(_memory(value) in written for value in tensors_of(self.env[other])):
                     raise WriteToView(_around(n), n, f"to {other.name}, which is read afterwards")
         return result
 
@@ -97,12 +98,8 @@ def _around(node: fx.Node) -> str:
     return paths[-2] if len(paths) > 1 else ""
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
 def _copies(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-    return [frame.clone() for frame in _tensors((tuple(args), kwargs))]
+    return [frame.clone() for frame in tensors_of((tuple(args), kwargs))]
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

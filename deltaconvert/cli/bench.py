@@ -42,6 +42,7 @@ def bench(
         raise usage_error(f"{density!r} is no list of percentages such as 0,1,5", "--density")
     from deltaconvert import measure
     from deltaconvert import plot as pictures
+    from deltaconvert.intake import sizes_text
 
     if plot is not None:
         pictures.check(plot)
@@ -52,7 +53,7 @@ def bench(
     normalise = (lambda image: image) if recipe is None else (lambda image: image_of(recipe, image))
     with progress_bar("benchmark", len(shares)) as progress:
         rows = list(progress(measure.bench(model, shares, frames=frames, normalise=normalise)))
-    inputs = ", ".join("x".join(map(str, shape)) for shape, _ in model.example)
+    inputs = sizes_text([shape for shape, _ in model.example])
     if plot is not None:
         found = ((row.asked, row.delta_ms, row.dense_ms, row.work) for row in rows)
         asked, delta_ms, dense_ms, works = zip(*found, strict=True)

@@ -39,7 +39,7 @@ def zoo(
 def _listed(json_output: bool) -> None:
     import model_zoo
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in model_zoo.names():
         recipe = model_zoo.recipe(name)
         facts = {"name": name, "task": recipe.task, "parameters": _parameters(model_zoo.create(name))}
