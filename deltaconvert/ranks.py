@@ -1,12 +1,14 @@
-"""How many dimensions the values of a graph have, asked while it is traced.
+"""How many dimensions and channels the values of a graph have, asked while it is traced.
 
-A network may go by that in Python, `if x.dim() == 3` or `*x.shape[2:]`, and still be one graph for all sizes of frames.
+A network may go by that in Python, `if x.dim() == 3`, `*x.shape[2:]` or `assert x.shape[1] == 3`, and still be one
+graph for all sizes of frames.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,8 +25,8 @@ class Ranks:
         self._run: fx.Interpreter | None = None
         self._unknown: set[fx.Node] = set()
 
-    def of(self, node: fx.Node) -> int | None:
-        """The dimensions of a tensor; None for other values, and where values would have to be known to tell."""
+    def value(self, node: fx.Node) -> Any:
+        """A number or a tensor without values; None where that cannot be told."""
         if self._run is None:
             self._run = fx.Interpreter(self._root, garbage_collect_values=False, graph=node.graph)
             self._run.args_iter = iter([self._mode.from_tensor(frame) for frame in self._frames])
@@ -32,8 +34,7 @@ class Ranks:
             for each in list(node.graph.nodes):
                 if each not in self._run.env and each not in self._unknown:
                     self._look_at(each, self._run)
-        value = self._run.env.get(node)
-        return value.dim() if isinstance(value, Tensor) else None
+        return self._run.env.get(node)
 
     def _look_at(self, node: fx.Node, run: fx.Interpreter) -> None:
         # A module that stays whole might keep what it saw.
@@ -61,3 +62,18 @@ def sized_by(node: fx.Node) -> tuple[fx.Node, slice] | None:
     part, whole = node.args[1], sized_by(source)
     plain = all(isinstance(at, int | None) for at in (part.start, part.stop, part.step))
     return (whole[0], part) if plain and whole is not None and whole[1] == slice(None) else None
+
+
+def channels_of(node: fx.Node) -> list[fx.Node]:
+    """The maps whose numbers of channels alone a node is computed from, as x.shape[1] % 2 == 0; none for others."""
+    source = node.args[0] if node.args else None
+    if isinstance(source, fx.Node) and node.args[1:] == (1,):
+        if node.op == "call_method" and node.target == "size":
+            return [source]
+        whole = sized_by(source) if node.target is operator.getitem else None
+        if whole is not None and whole[1] == slice(None):
+            return [whole[0]]
+    if node.op != "call_function" or getattr(operator, node.target.__name__, None) is not node.target:
+        return []
+    found = [channels_of(each) for each in node.all_input_nodes]
+    return [each for maps in found for each in maps] if all(found) else []

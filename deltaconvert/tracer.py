@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.ops.base import is_known
 from deltaconvert.passes.functionalise import OUT_OF_PLACE
-from deltaconvert.ranks import Ranks, sized_by
+from deltaconvert.ranks import Ranks, channels_of, sized_by
 from deltaconvert.signature import tensors_of
 
 
@@ -130,17 +130,34 @@ class Tracer(fx.Tracer):
 
     def rank(self, node: fx.Node) -> int | None:
         """The number of dimensions, which the graph then asserts: what the network does follows from it."""
-        assert self._ranks is not None
-        self._asks = True
-        rank = self._ranks.of(node)
-        self._asks = False
-        if rank is not None and node not in self._told:
+        value = self._value(node)
+        if not isinstance(value, Tensor):
+            return None
+        if node not in self._told:
             self._told.add(node)
             dim = self.create_proxy("call_method", "dim", (Value(node, self),), {})
-            same = self.create_proxy("call_function", operator.eq, (dim, rank), {})
-            text = f"the network was traced where {node.name} has {rank} dimensions"
-            self.create_proxy("call_function", torch._assert, (same, text), {})
-        return rank
+            self._assert(dim, value.dim(), f"{node.name} has {value.dim()} dimensions")
+        return value.dim()
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Of `assert x.shape[1] == 3`: channels are the same in every frame."""
+        maps = channels_of(obj.node)
+        value = self._value(obj.node) if maps and all(self.rank(each) == 4 for each in maps) else None
+        if not isinstance(value, int):
+            return super().to_bool(obj)
+        self._assert(obj, value, f"{obj.node.name} is {value}")
+        return bool(value)
+
+    def _value(self, node: fx.Node) -> Any:
+        assert self._ranks is not None
+        self._asks = True
+        value = self._ranks.value(node)
+        self._asks = False
+        return value
+
+    def _assert(self, found: fx.Proxy, value: Any, what: str) -> None:
+        same = self.create_proxy("call_function", operator.eq, (found, value), {})
+        self.create_proxy("call_function", torch._assert, (same, f"the network was traced where {what}"), {})
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """Flat placeholders for the tensors, the user's nesting around them, and the outputs flat again."""

@@ -53,6 +53,37 @@ def test_one_graph_for_all_sizes(backend, tmp_path):
         assert_same_bits(ours, theirs, "from the file")
 
 
+class Channels(nn.Module):
+    """Asserts channels, and goes by them; sizes are checked in a way that only torch.export follows."""
+
+    def __init__(self, sizes=False):
+        super().__init__()
+        self.first, self.last, self.sizes = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), sizes
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        assert c == 3 and x.size(1) <= 3, f"{c} channels"
+        y = self.first(x)
+        if y.shape[1] % 2:
+            y = y[:, 1:]
+        if self.sizes and h > 5:
+            y = y.relu()
+        return self.last(y) * (n * w)
+
+
+def test_channels_are_the_same_in_every_frame(backend, tmp_path):
+    dense = Channels().eval().double()
+    model = deltaconvert.convert(dense, scripted_video(SHAPE)[0], backend=backend)
+    assert model.info["capture"] == "traced symbolically" and not model.explain().islands
+    for frame in (*scripted_video(SHAPE)[:3], *scripted_video((1, 3, 7, 12))[:3]):
+        with torch.no_grad():
+            assert_close(model(frame), dense(frame))
+    model.save(tmp_path / "net.delta")
+    deltaconvert.load(tmp_path / "net.delta", backend=backend, device=frame.device)
+    sized = deltaconvert.convert(Channels(sizes=True).eval(), torch.rand(SHAPE), backend=backend)
+    assert "torch.export" in sized.info["capture"]
+
+
 class Squeezes(nn.Module):
     def __init__(self):
         super().__init__()
