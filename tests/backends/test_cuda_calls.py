@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from one_each import ONE_EACH, network_of, small
 from oracle import assert_close, assert_same_bits, generator, no_waiting, scripted_video
 from poisoned import assert_writes_its_mask
 from torch import Tensor, nn
@@ -286,6 +287,16 @@ def test_every_candidate_is_written_and_no_other_pixel(gpu, name, threshold):
     moved = base.clone()
     moved[1, :, 11:18, 22:30] += 0.5
     assert_writes_its_mask(network, base, moved, threshold)
+
+
+@pytest.mark.parametrize("name", [*ONE_EACH, "depthwise"])
+def test_each_kernel_writes_its_candidates_and_no_other_pixel(gpu, name):
+    """Networks of one operator each: every source of kernels/ that computes is in one of them."""
+    network = small() if name == "depthwise" else network_of(name)
+    base = torch.rand(2, 3, 13, 19)
+    moved = base.clone()
+    moved[1, :, 4:7, 9:13] += 0.5
+    assert assert_writes_its_mask(network.to(gpu), base, moved), "by torch, all of it"
 
 
 def test_too_little_memory(gpu):
