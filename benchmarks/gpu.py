@@ -152,6 +152,8 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     dense, runs = raced(engines(model, base, modes, kept), nhwc)
     best = min(dense, key=lambda name: dense[name])
     dense_after = time.perf_counter() - began
+    told = ", ".join(f"{name} {ms:.3g} ms" for name, ms in dense.items())
+    print(f"{unit} dense: {told}; after {dense_after:.0f} s", flush=True)
     command = ["python benchmarks/gpu.py", f"--units {unit}", f"--frames {options.frames}", "--modes", *modes]
     shared = {
         **unit._asdict(),

@@ -116,7 +116,7 @@ def kernel_of(step: Any, inner: Any) -> str:
     if launch is None:
         return f"torch {type(head_of(inner.operator)).__name__}"
     head = launch._kept[0]
-    tile = [str(head.macros[k]) for k in ("BM", "BN", "STAGES", "SPLIT", "KH") if k in head.macros]
+    tile = [str(head.macros[k]) for k in ("BM", "BN", "STAGES", "SPLIT", "WHOLE", "KH") if k in head.macros]
     return f"{'boxes ' if step is not inner else ''}{head.source.removesuffix('.cu')} {'x'.join(tile)}"
 
 

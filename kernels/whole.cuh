@@ -6,6 +6,8 @@
 //
 // Two blocks of a multiprocessor take turns: one multiplies while the other one waits for its pixels or finishes.
 //
+// All threads of a block multiply, those too that load for `walk`.
+//
 // Launch: as conv_wgmma.cu; HALO_BYTES + SLOTS * (BN * 128 + 16) bytes of shared memory.
 #ifndef EACH  // rows of a tile that a warpgroup multiplies
 #define EACH 1
@@ -14,7 +16,8 @@
 #define SLOTS 4
 #endif
 #define IN_PLACE !(TYPE == 1 && ROUND)  // rows are multiplied where they lie; rounded ones come from registers
-#define HIGH (THREADS / 128 * EACH)
+#define ALL (THREADS + LOADERS)
+#define HIGH (ALL / 128 * EACH)
 #define HALO_W (64 + WHOLE - 1)
 #define HALO ((HIGH + WHOLE - 1) * HALO_W)  // pixels
 #define HALO_BYTES ((HALO * STEP + 1023) / 1024 * 1024)
@@ -33,7 +36,7 @@ __device__ __forceinline__ void exchange(float (&a)[2], float (&b)[2], int bit) 
 }
 
 __device__ __forceinline__ void whole(const Head& h, const Work& work) {
-    constexpr int TAPS = WHOLE * WHOLE, PAIRS = WIDTH / 2, WARPS = THREADS / 32;
+    constexpr int TAPS = WHOLE * WHOLE, PAIRS = WIDTH / 2, WARPS = ALL / 32;
     extern __shared__ __align__(1024) char memory[];
     const u32 halo = shared_address(memory), weights = halo + HALO_BYTES;
     const u32 full = weights + SLOTS * BN * STEP, empty = full + SLOTS * 8;
@@ -67,7 +70,7 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
         const int tile = block / blocks_n, y = tile / across;  // y goes on over the images
         const int n = y / down, top = (y - n * down) * HIGH - h.ph, left = (tile - y * across) * 64 - h.pw;
         const char* from = h.at + ((long long)n * h.H * h.W * h.pitch + chunk * (STEP / 16) + thread % 8) * 16;
-        for (int pixel = thread / 8; pixel < HALO; pixel += THREADS / 8) {
+        for (int pixel = thread / 8; pixel < HALO; pixel += ALL / 8) {
             const int row = top + pixel / HALO_W, col = left + pixel % HALO_W;
             const bool inside = (u32)row < (u32)h.H && (u32)col < (u32)h.W;
             copy(place_of(halo, pixel, thread % 8), from + (inside ? (long long)(row * h.W + col) * h.pitch * 16 : 0), inside);

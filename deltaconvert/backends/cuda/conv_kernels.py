@@ -255,7 +255,7 @@ def whole_bytes(tile: dict[str, int]) -> int:
     if "WHOLE" not in tile:
         return 0
     around = tile["WHOLE"] - 1
-    halo = (tile["BM"] // 64 * tile["EACH"] + around) * (64 + around) * STEP
+    halo = (2 * tile["EACH"] + around) * (64 + around) * STEP
     return -(-halo // 1024) * 1024 + tile["SLOTS"] * (tile["BN"] * STEP + 16)
 
 

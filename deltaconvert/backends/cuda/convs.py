@@ -119,6 +119,8 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
     Wide tiles are also small ones where few pixels changed, so that those alone are tried for few channels.
     """
     shapes, in_parts = [(128, 64, 3), (64, 64, 4), (64, 64, 6)], [(64, 64, 6)]
+    if channels <= 32:
+        shapes = [(128, 32, 3), (64, 32, 4), (64, 32, 6)]
     if channels > 64:  # the third has registers for a map that is added
         shapes = [(128, 128, 3), (128, 64, 3), (128, 64, 4), (64, 64, 4), (64, 64, 6), (64, 128, 4)]
         in_parts = [(64, 64, 6), (64, 128, 6)]
@@ -132,6 +134,7 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
             "BN": bn,
             "STAGES": stages,
             "SPLIT": parts,
+            **({"SMALL": 0} if bn < 64 else {}),
         }
         for bm, bn, stages, parts in tiles
     }
@@ -146,15 +149,27 @@ def fits_whole(operator: Any, window: Window | None, source: Any) -> bool:
 
 
 def _whole_tiles(channels: int) -> dict[str, dict[str, int]]:
-    """Macros of kernels/conv_wgmma.cu with kernels/whole.cuh for all pixels.
+    """Macros of kernels/conv_wgmma.cu with kernels/whole.cuh for all pixels, and large or small tiles for fewer.
 
     Measured on an H100 (docs/performance.md): two rows a warpgroup read half of the weights, where registers hold them;
     all weights of 64 > 64 in shared memory leave room for one row, which is slower.
     """
-    shape = {"BN": 64, "STAGES": 4, "EACH": 2, "SLOTS": 6}
-    if channels > 64:
-        shape = {"BN": 128, "STAGES": 3, "EACH": 1, "SLOTS": 4}
-    return {f"128x{shape['BN']}x{shape['STAGES']}/1 whole": {"BM": 128, "SPLIT": 1, "WHOLE": 3, **shape}}
+    width, of_all, shapes = 128, {"EACH": 1, "SLOTS": 4}, [(128, 3), (64, 4)]
+    if channels <= 64:
+        width, of_all, shapes = 64, {"EACH": 2, "SLOTS": 6}, [(128, 4), (64, 6)]
+    if channels <= 32:
+        width, of_all, shapes = 32, {"EACH": 2, "SLOTS": 9, "SMALL": 0}, [(64, 6)]
+    return {
+        f"{bm}x{width}x{stages}/1 whole": {
+            "BM": bm,
+            "BN": width,
+            "STAGES": stages,
+            "SPLIT": 1,
+            "WHOLE": 3,
+            **of_all,
+        }
+        for bm, stages in shapes
+    }
 
 
 def up_of(operator: Any) -> tuple[int, int]:
