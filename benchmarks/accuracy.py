@@ -224,8 +224,8 @@ class Run:
             (self.folder / f"{self.task.name}_tried.json").write_text(json.dumps(rows))
 
     def _allocate(self, together: Together, budgets: Sequence[float], tried: dict[Setting, Outcome]) -> None:
-        """The first budget gets half of the time; what was found for it, or by an earlier run, is where the others
-        begin. What a search to one budget tried counts for all."""
+        """The first budget gets twice the time of another; what was found for it, or by an earlier run, is where the
+        others begin. What a search to one budget tried counts for all."""
         start, begin = time.monotonic(), list[Setting]()
         kept = self.kept["settings"].items()
         others = [self._setting(found) for name, found in kept if name.startswith("ours")]
@@ -234,8 +234,7 @@ class Run:
         for place, budget in enumerate(budgets):
             search = Search(together, budget)  # type: ignore[arg-type]
             search.tried = tried
-            part = 0.5 + 0.5 * place / max(len(budgets) - 1, 1) if len(budgets) > 1 else 1.0
-            until = start + self.options.search_seconds * part
+            until = start + self.options.search_seconds * (place + 2) / (len(budgets) + 1)
             search.look_at = _until(until, search.look_at, 2 * together.at_once)  # type: ignore[method-assign]
             with suppress(TimeoutError):
                 if begin or others:
