@@ -41,13 +41,16 @@ def from_inference(frame):
         return frame.clone()
 
 
+def of_an_array(frame):
+    array = frame.permute(0, 2, 3, 1).cpu().numpy().copy()
+    return torch.from_numpy(array).to(frame.device).permute(0, 3, 1, 2)
+
+
 LAID_OUT = {
     "plain": lambda x: x,
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "a view of N H W C": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
-    "of an array H W C": lambda x: torch.from_numpy(x.permute(0, 2, 3, 1).cpu().numpy().copy()).permute(
-        0, 3, 1, 2
-    ),
+    "of an array H W C": of_an_array,
     "columns first": lambda x: x.mT.contiguous().mT,
     "inside": inside,
     "every second": every_second,
