@@ -173,6 +173,18 @@ def assert_same_bits(got: Any, expected: Any, where: str) -> None:
         assert same_bits(a, b), f"{where}: differs in the last bits, by up to {(a - b).abs().max():.3g}"
 
 
+def assert_marked_alike(ours: DeltaModel, apart: DeltaModel, frame: Tensor, where: str) -> int:
+    """Two conversions agree about a frame: outputs, masks and counts. At how many layers a threshold dropped pixels."""
+    for a, b in zip(leaves(ours(frame)), leaves(apart(frame)), strict=True):
+        assert torch.equal(a, b), where
+    theirs = apart.masks()
+    for path, marked in ours.masks().items():
+        assert torch.equal(marked, theirs[path]), f"{where}: {path}"
+    counts = [(layer.computed, layer.density) for layer in ours.stats().layers]
+    assert counts == [(layer.computed, layer.density) for layer in apart.stats().layers]
+    return sum(density < computed for computed, density in counts)
+
+
 def anatomy(module: nn.Module) -> dict[str, Any]:
     """Everything that conversion must leave alone: attributes by identity, weights by value."""
     found: dict[str, Any] = {

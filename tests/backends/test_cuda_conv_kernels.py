@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import assert_marked_alike
 from torch import Tensor, nn
 
 import deltaconvert
@@ -256,11 +257,5 @@ def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):
     frame, dropped = frames[0], 0
     for t, (fresh, mask) in enumerate(zip(frames, masks, strict=True)):
         frame = torch.where(mask, frame + 0.5 * fresh, frame)
-        assert torch.equal(ours(frame), apart(frame)), f"frame {t}"
-        theirs = apart.masks()
-        for path, marked in ours.masks().items():
-            assert torch.equal(marked, theirs[path]), f"frame {t}: {path}"
-        counts = [(layer.computed, layer.density) for layer in ours.stats().layers]
-        assert counts == [(layer.computed, layer.density) for layer in apart.stats().layers]
-        dropped += sum(density < computed for computed, density in counts)
+        dropped += assert_marked_alike(ours, apart, frame, f"frame {t}")
     assert dropped, "the threshold drops something"
