@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from deltaconvert.errors import DeltaConvertError
+from deltaconvert.layout import apart_from
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
@@ -72,6 +73,4 @@ def _results(tensors: list[Tensor]) -> Any:
 
 def _own(output: Tensor, frames: list[Tensor]) -> Tensor:
     """In memory of its own, laid out as `_forms` says."""
-    output = output.contiguous()
-    memory = output.untyped_storage().data_ptr()
-    return output.clone() if any(each.untyped_storage().data_ptr() == memory for each in frames) else output
+    return apart_from(output.contiguous(), frames)

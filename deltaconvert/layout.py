@@ -184,6 +184,12 @@ class Layout:
         return sorted((atom for dim in self.dims for atom in dim), key=lambda atom: (atom.axis, -atom.step))
 
 
+def apart_from(value: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """The value, copied if it stands in the memory of one of the others."""
+    memory = value.untyped_storage().data_ptr()
+    return value.clone() if any(each.untyped_storage().data_ptr() == memory for each in others) else value
+
+
 def _joined(atoms: Iterable[Atom]) -> Dim:
     """Neighbours that follow one another on the map become one atom, atoms of one place none: the one form of each."""
     joined: list[Atom] = []

@@ -12,6 +12,7 @@ from deltaconvert.backends.cpu.elementwise import Elementwise, apply
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.cpu.layouts import as_column, as_images, as_points, as_rows
 from deltaconvert.backends.cpu.packed import Epilogue, PackedConv, absorb
+from deltaconvert.layout import apart_from
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import Fused, stages_of
@@ -108,8 +109,7 @@ class Compute:
 
     def _own(self, value: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """The tail writes to the value: it must not be a view of what an edge stores."""
-        shared = self._links and any(_memory(value) == _memory(x) for x in inputs)
-        return value.clone() if shared else value
+        return apart_from(value, inputs) if self._links else value
 
 
 class _Convolution:
@@ -154,7 +154,3 @@ def _on_taps(conv: Conv2d, taps: str) -> Conv2d:
     if taps == "row":
         weight, step = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1), (1, 1)
     return Conv2d(weight, conv.bias, step, (0, 0), (1, 1), conv.groups)
-
-
-def _memory(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()

@@ -10,6 +10,7 @@ from torch import Tensor
 from deltaconvert.backends.base import Amount, Map
 from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.reference import fill_unseen
+from deltaconvert.layout import apart_from
 
 WORDS = (torch.complex128, torch.float64)
 
@@ -76,11 +77,7 @@ class Edge:
 
     def adopt(self, new: Tensor, candidates: Tensor, inputs: Sequence[Edge]) -> None:
         """Commit a map that the dense operator computed as a whole."""
-        new = new.permute(0, 2, 3, 1).contiguous()
-        if any(
-            new.untyped_storage().data_ptr() == edge.values.untyped_storage().data_ptr() for edge in inputs
-        ):
-            new = new.clone()
+        new = apart_from(new.permute(0, 2, 3, 1).contiguous(), (edge.values for edge in inputs))
         rows = new.view(self.rows.shape)
         if self.threshold is None:
             self.rows, self.values = rows, new.permute(0, 3, 1, 2)
