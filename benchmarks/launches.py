@@ -28,7 +28,7 @@ from benchmarks.gpu_dense import TYPES, channels, network
 from benchmarks.gpu_frames import video
 from benchmarks.gpu_record import environment
 from deltaconvert.backends import cuda
-from deltaconvert.report import table
+from deltaconvert.text import table
 
 VARIANTS: dict[str, Callable[[], Any]] = {
     "as it is": contextlib.nullcontext,

@@ -33,7 +33,7 @@ from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.engines import folded  # noqa: E402
 from deltaconvert import video  # noqa: E402
 from deltaconvert.measure import timed  # noqa: E402
-from deltaconvert.report import table  # noqa: E402
+from deltaconvert.text import table  # noqa: E402
 
 
 @dataclass(frozen=True)

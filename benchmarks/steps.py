@@ -30,7 +30,7 @@ from deltaconvert.backends.cuda.means import InBoxes
 from deltaconvert.backends.cuda.tuning import seconds_of
 from deltaconvert.check import is_delta, sparsify
 from deltaconvert.ops.fused import head_of
-from deltaconvert.report import table
+from deltaconvert.text import table
 
 FRAMES = 4
 

@@ -12,7 +12,7 @@ from torch import fx
 from deltaconvert.advice import way_out
 from deltaconvert.check import densify, is_call, is_delta, path_of, sparsify
 from deltaconvert.lower import Program
-from deltaconvert.report import label, size_text, table
+from deltaconvert.text import label, size_text, table
 
 if TYPE_CHECKING:
     from deltaconvert.speed import Speed

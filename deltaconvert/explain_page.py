@@ -7,7 +7,7 @@ from statistics import median
 
 from deltaconvert import dot
 from deltaconvert.explain import Explanation
-from deltaconvert.report import size_text
+from deltaconvert.text import size_text
 
 TEMPLATE = Path(__file__).with_name("explain_page.html")
 

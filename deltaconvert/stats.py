@@ -10,7 +10,7 @@ from torch import fx
 
 from deltaconvert.check import is_call, path_of, sparsify
 from deltaconvert.lower import Program
-from deltaconvert.report import label, size_text, table
+from deltaconvert.text import label, size_text, table
 
 if TYPE_CHECKING:
     from deltaconvert.monitor import Observed

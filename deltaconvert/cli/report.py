@@ -26,19 +26,19 @@ def report(
 ) -> None:
     """Run a network on a video and write what it did as one HTML page: layers, times, errors, pictures."""
     pixels = size_of(size)
-    from deltaconvert import container, feed, page
+    from deltaconvert import container, feed, report_page
     from deltaconvert import video as videos
     from deltaconvert.measure import Dense
     from deltaconvert.watch import resize, watch
 
-    page.require()
+    report_page.require()
     out = out or file.with_suffix(".report.html")  # explain writes a page as well
     writable(out)
     expect_video(video)
     model = container.load(file, backend=backend)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     model.monitor(every=monitor)
-    written = page.Page(model, f"{file.name} on {Path(video).name}")
+    written = report_page.Page(model, f"{file.name} on {Path(video).name}")
     with videos.read(video, limit=limit) as reader, progress_bar(video, reader.frames) as progress:
         frames = (resize(frame, pixels) for frame in progress(reader))
         written.follow(watch(model, frames, recipe.prepare, dense=Dense(model) if compare else None))

@@ -34,7 +34,7 @@ def print_json(value: Any) -> None:
 def print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     """Lines that wrap inside their columns on a terminal; plain padded text in files and pipes."""
     if not sys.stdout.isatty():
-        from deltaconvert.report import table
+        from deltaconvert.text import table
 
         typer.echo(table(head, body))
         return

@@ -81,7 +81,7 @@ def _facts(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from deltaconvert.report import size_text
+    from deltaconvert.text import size_text
 
     head = ("network", "task", "parameters", "input", "GMAC", "delta", "state", "dense nodes")
     body = [

@@ -62,7 +62,7 @@ class Page:
         if len(self.seen) < 2 or self.often is None:
             raise DeltaConvertError(f"{path}: a report needs at least 2 frames, the first one is always full")
         template = Environment(autoescape=True).from_string(
-            files("deltaconvert").joinpath("page.html").read_text()
+            files("deltaconvert").joinpath("report_page.html").read_text()
         )
         Path(path).write_text(template.render(**self._content()), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""page.py and the heat map: one page that needs nothing beside it."""
+"""report_page.py and the heat map: one page that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltaconvert.watch import watch
 
 pytest.importorskip("jinja2")
 pytest.importorskip("PIL")
-from deltaconvert.page import Page
+from deltaconvert.report_page import Page
 
 
 def run(frames: int, compare: bool = True) -> Page:
