@@ -1,14 +1,16 @@
 """GPU speed, dense against delta in one run: a textured box moves over a still textured background, and real clips.
 
     python benchmarks/gpu.py --out FILE [--units resnet50:half:1,...] [--kept FOLDER --ahead 6] [--seconds 420]
+    python benchmarks/gpu.py --queue UNITS --out FILE    units of a file that the processes of several GPUs share
     python benchmarks/gpu.py merge FILE --out RECORD     units of FILE that are whole replace those of the record
     python benchmarks/gpu.py readme RECORD               the table of the README
     python benchmarks/gpu.py table RECORD                all of it
 
-A unit is a network, a type of numbers and a batch; clips are played at batch 1. Units are measured one by one, the
-most telling first, and written to FILE as each is done. FILE is read first, and what it holds is not measured again: a
-run may be cut into slices, and one unit that fails costs no other. Dense engines are those of gpu_dense.py; each case
-times the best of them again beside the converted network. Neither pays for copying frames to where it reads them.
+A unit is a network, a type of numbers and a batch; clips are played at batch 1, or up to that of --clips-to. Units are
+measured one by one, the most telling first, and written to FILE as each is done. FILE is read first, and what it holds
+is not measured again: a run may be cut into slices, and one unit that fails costs no other. Dense engines are those of
+gpu_dense.py; each case times the best of them again beside the converted network. Neither pays for copying frames to
+where it reads them.
 
 `floor` is the least a frame can take on this GPU: its bytes (candidates read and written once, weights of the layers
 that have any) over the rate of a large copy, or its operations over that of a large product. `efficiency` is dense time
@@ -18,6 +20,7 @@ times the share of multiply-accumulates at changed pixels over delta time.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gc
 import hashlib
 import itertools
@@ -45,6 +48,7 @@ from benchmarks.gpu_dense import (  # noqa: E402
     TYPES,
     Run,
     alone,
+    card,
     ceilings,
     channels,
     engines,
@@ -90,13 +94,19 @@ def main() -> None:
 def measure_all(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     facts = read(options.out)
-    units = [Unit.of(text) for text in options.units.split(",")] if options.units else of_worth()
-    units = [unit for unit in units if unit not in by_unit(facts)]
-    if options.ahead:
-        units = compile_ahead(units, options.modes, options.kept, options.ahead, options.ahead_seconds)
-    for place, unit in enumerate(units):
+    if options.queue:
+        units = taken(options.queue)
+    else:
+        asked = [Unit.of(text) for text in options.units.split(",")] if options.units else of_worth()
+        missing = [unit for unit in asked if unit not in by_unit(facts)]
+        if options.ahead:
+            missing = compile_ahead(
+                missing, options.modes, options.kept, options.ahead, options.ahead_seconds
+            )
+        units = iter(missing)
+    for unit in units:
         if time.perf_counter() - began > options.seconds:
-            print(f"time is over before {', '.join(map(str, units[place:]))}")
+            print(f"time is over before {', '.join(map(str, [unit, *units]))}")
             break
         try:
             facts["results"] += measure(unit, options)
@@ -110,6 +120,20 @@ def measure_all(options: argparse.Namespace) -> None:
     print(tables(facts))
 
 
+def taken(queue: Path) -> Iterator[Unit]:
+    """Units of a file, one a line: who takes the first one strikes it out."""
+    while True:
+        with queue.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            first, *others = file.read().splitlines() or [""]
+            file.seek(0)
+            file.truncate()
+            file.write("".join(f"{other}\n" for other in others))
+        if not first:
+            return
+        yield Unit.of(first)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,6 +142,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("action", nargs="?", choices=actions, default="measure")
     parser.add_argument("file", nargs="?", type=Path, help="of an earlier run")
     parser.add_argument("--units", help="network:type:batch, ...; all of them without it")
+    parser.add_argument(
+        "--queue", type=Path, help="file of units, one a line, from which others take as well"
+    )
+    parser.add_argument(
+        "--beside", type=int, default=0, help="other GPUs of this host that are at work, for the record"
+    )
     parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
     parser.add_argument(
         "--frames", type=int, default=24, help="that differ; short ones are played there and back"
@@ -129,12 +159,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ahead", type=int, default=0, help="networks compiled at once, first, into --kept")
     parser.add_argument("--ahead-seconds", type=float, default=120)
     parser.add_argument("--no-clips", dest="clips", action="store_false")
+    parser.add_argument("--clips-to", type=int, default=2, help="the largest batch that clips are played at")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.action in ("table", "readme", "merge") and options.file is None:
         parser.error("this needs the JSON file of an earlier run")
     if options.action == "merge" and options.out is None:
         parser.error("merge needs the record, --out")
+    if options.queue and (options.units or options.ahead):
+        parser.error("units are those of --queue, or of --units")
     if options.kept is None and (options.ahead or options.if_kept or options.action == "warm"):
         parser.error("what is compiled ahead needs a folder: --kept")
     return options
@@ -160,6 +193,8 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
         **here_and_now(),
         "command": " ".join(command),
         "gpu": torch.cuda.get_device_name(),
+        "card": card(),
+        "beside": options.beside,
         "shape": list(base.shape),
         "best": best,
         "dense_all_ms": dense,
@@ -250,10 +285,11 @@ def cases(
 ) -> Iterator[tuple[str, float | None, list[Tensor]]]:
     """(name, density of the box or None, frames): boxes where every change counts, clips with and without noise."""
     count = min(options.frames, max(LEAST, int(FRAME_BYTES / base.nbytes)))
-    for percent in () if threshold else map(float, options.densities.split(",")):
+    densities = [float(text) for text in options.densities.split(",") if text]
+    for percent in () if threshold else densities:
         frames = [*video(base, percent / 100, count)]
         yield f"{percent:g}%" if percent else "still", percent / 100, frames
-    for name in CLIPS if options.clips and len(base) <= 2 else ():
+    for name in CLIPS if options.clips and len(base) <= options.clips_to else ():
         if frames := clip(VIDEOS / name, base, count):
             yield name.split(".")[0], None, frames
 

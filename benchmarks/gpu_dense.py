@@ -10,6 +10,7 @@ import copy
 import fcntl
 import gc
 import lzma
+import os
 import statistics
 import tempfile
 import time
@@ -56,9 +57,14 @@ def channels(model: nn.Module) -> int:
 @contextmanager
 def alone() -> Iterator[None]:
     """The GPU for this process among those that ask for it: a measurement, or the timing of a compiler's candidates."""
-    with (Path(tempfile.gettempdir()) / "deltaconvert-gpu.lock").open("w") as file:
+    with (Path(tempfile.gettempdir()) / f"deltaconvert-gpu-{card()}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def card() -> str:
+    """Which GPU of the host it is, as all of its processes are told: "0" or what CUDA_VISIBLE_DEVICES says."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").replace("/", "-")
 
 
 @torch.no_grad()

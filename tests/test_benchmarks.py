@@ -304,6 +304,18 @@ def test_gpu_units_fail_alone(without_a_gpu, monkeypatch, tmp_path, capsys):
     assert [row["network"] for row in json.loads(out.read_text())["results"]] == ["quick", "slow"]
 
 
+def test_gpu_units_of_a_queue(without_a_gpu, monkeypatch, tmp_path):
+    """Two processes share a file: here the second begins while the first one measures its first unit."""
+    queue, out = tmp_path / "queue", tmp_path / "gpu.json"
+    queue.write_text("one:float:2\ntwo:float:2\nthree:float:2\n")
+    assert next(gpu.taken(queue)) == gpu.Unit("one", "float", 2)
+    run_gpu(monkeypatch, "--queue", queue, "--beside", 3, "--densities", "0,100", "--no-clips", "--out", out)
+    rows = json.loads(out.read_text())["results"]
+    assert [row["network"] for row in rows] == ["two", "two", "three", "three"]
+    assert {row["beside"] for row in rows} == {3}
+    assert not queue.read_text() and not list(gpu.taken(queue))
+
+
 def test_gpu_merge(monkeypatch, tmp_path, capsys):
     """Whole units replace those of the record; others are left out, and so is what was measured elsewhere."""
     record, new = tmp_path / "record.json", tmp_path / "new.json"
