@@ -104,9 +104,9 @@ def measure_all(options: argparse.Namespace) -> None:
                 missing, options.modes, options.kept, options.ahead, options.ahead_seconds
             )
         units = iter(missing)
-    for unit in units:
-        if time.perf_counter() - began > options.seconds:
-            print(f"time is over before {', '.join(map(str, [unit, *units]))}")
+    while time.perf_counter() - began < options.seconds:
+        unit = next(units, None)
+        if unit is None:
             break
         try:
             facts["results"] += measure(unit, options)
@@ -117,6 +117,9 @@ def measure_all(options: argparse.Namespace) -> None:
             options.out.write_text(json.dumps(facts, indent=1) + "\n")
         gc.collect()
         torch.cuda.empty_cache()
+    else:
+        waiting = options.queue.read_text().split() if options.queue else map(str, units)
+        print(f"time is over before {', '.join(waiting)}")
     print(tables(facts))
 
 
