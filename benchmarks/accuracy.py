@@ -70,7 +70,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, on the CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="no part starts after so many")
     parser.add_argument(
-        "--search-seconds", type=float, default=1e9, help="then calibrate keeps the best so far"
+        "--search-seconds",
+        type=float,
+        default=1e9,
+        help="then calibrate keeps the best so far, and the paper's procedure nothing",
     )
     parser.add_argument("--simple", action="store_true", help="also the ways without thresholds of their own")
     parser.add_argument("--tried", action="store_true", help="keep every trial, to look at")
@@ -103,6 +106,7 @@ class Run:
         self.task, self.options, self.until = task, options, until
         self.folder, self.device = options.out, torch.device(options.device)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.pictures: dict[tuple[int, ...], list[Tensor]] = {}
         self.out = self.folder / f"{task.name}.json"
         before = json.loads(self.out.read_text()) if self.out.exists() else {"rows": [], "settings": {}}
         self.kept = before | environment()
@@ -131,7 +135,7 @@ class Run:
         self.dense = self._dense(0)
         self.sure = self.dense
         if task.sure is not None:
-            noisy = zip(*(self._dense(seed) for seed in range(1, 1 + DRAWS)), strict=True)
+            noisy = zip(*self._noisy(range(1, 1 + DRAWS)), strict=True)
             self.sure = list(map(task.sure, self.dense, noisy))
         self.dense_scores = self._scores(self.dense)
         self._row("dense", 1.0, 1.0, self.dense_scores)
@@ -145,9 +149,9 @@ class Run:
             {(way, times): budget * times for way in WAYS for times in map(float, lists[way].split(","))},
         )
         found = {tuple(name.split()): self._setting(kept) for name, kept in self.kept["settings"].items()}
-        self._play(trials, {(way, float(times)): setting for (way, times), setting in found.items()})
+        played = {(way, float(times)): setting for (way, times), setting in found.items()}
+        self._play(trials, played | {("one threshold", share): everywhere.times(share) for share in UNIFORM})
         self._keep_best(trials)
-        self._play(trials, {("one threshold", share): everywhere.times(share) for share in UNIFORM})
         if options.simple and time.monotonic() < self.until:
             self._simple()
 
@@ -180,13 +184,18 @@ class Run:
         if not todo:
             return
         begin, tried = time.time(), dict[Setting, Outcome]()
+        until = time.monotonic() + self.options.search_seconds
         papers = [key for key in todo if key[0] == "paper"]
         ours = sorted((key for key in todo if key[0] == "ours"), key=lambda key: abs(math.log(key[1])))
         together = Together(trials, len(papers) + bool(ours))
 
-        def paper(key: tuple[str, float]) -> Setting:
-            with together.leaving():
-                return Search(together, budgets[key]).front_to_back()  # type: ignore[arg-type]
+        def paper(key: tuple[str, float]) -> Setting | None:
+            """None where the time was over: half of the paper's way is not the paper's way."""
+            with together.leaving(), suppress(TimeoutError):
+                search = Search(together, budgets[key])  # type: ignore[arg-type]
+                search.look_at = _until(until, search.look_at, together.at_once)  # type: ignore[method-assign]
+                return search.front_to_back()
+            return None
 
         def ourselves() -> None:
             with together.leaving():
@@ -196,7 +205,8 @@ class Run:
             running = {key: pool.submit(paper, key) for key in papers}
             if ours:
                 pool.submit(ourselves).result()
-            found = {key: future.result() for key, future in running.items()}
+            ended = {key: future.result() for key, future in running.items()}
+        found = {key: setting for key, setting in ended.items() if setting is not None}
         together.searches = len(ours)
 
         def spent(key: tuple[str, float]) -> Setting:
@@ -300,6 +310,16 @@ class Run:
             for x in self._inputs(self.task.test, draw if seed else None)
         ]
 
+    def _noisy(self, seeds: Sequence[int]) -> list[list[Any]]:
+        """`_dense` of each: a draw of noise takes a processor longer than the network takes a GPU."""
+
+        def dense(seed: int) -> list[Any]:
+            with torch.no_grad():  # each thread has its own
+                return self._dense(seed)
+
+        with ThreadPoolExecutor(len(seeds) if self.device.type == "cuda" else 1) as pool:
+            return list(pool.map(dense, seeds))
+
     def _scores(self, found: Sequence[Any]) -> tuple[float, float]:
         """The task's score, and the plain one, which is the same for most."""
         task, plain = self.task, self.task.plain or self.task.score
@@ -332,8 +352,10 @@ class Run:
         return ran / len(found), self._scores(found)
 
     def _inputs(self, numbers: Sequence[int], noise: torch.Generator | None = None) -> list[Tensor]:
-        found = []
-        for frame in self.task.frames(numbers):
+        found, key = [], tuple(numbers)
+        if key not in self.pictures:
+            self.pictures = {key: list(self.task.frames(numbers))}  # the test's, again and again
+        for frame in self.pictures[key]:
             picture = frame.permute(2, 0, 1)[None].float()
             if noise is not None:
                 picture = picture + torch.rand(picture.shape, generator=noise) * 2 - 1
