@@ -23,7 +23,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -192,9 +192,7 @@ class Run:
         def paper(key: tuple[str, float]) -> Setting | None:
             """None where the time was over: half of the paper's way is not the paper's way."""
             with together.leaving(), suppress(TimeoutError):
-                search = Search(together, budgets[key])  # type: ignore[arg-type]
-                search.look_at = _until(until, search.look_at, together.at_once)  # type: ignore[method-assign]
-                return search.front_to_back()
+                return Search(together, budgets[key], until).front_to_back()  # type: ignore[arg-type]
             return None
 
         def ourselves() -> None:
@@ -242,15 +240,13 @@ class Run:
         # `begun`: put there by hand, from a run that was cut off.
         others += [self._setting(found) for found in self.kept.get("begun", [])]
         for place, budget in enumerate(budgets):
-            search = Search(together, budget)  # type: ignore[arg-type]
-            search.tried = tried
             until = start + self.options.search_seconds * (place + 2) / (len(budgets) + 1)
-            search.look_at = _until(until, search.look_at, 2 * together.at_once)  # type: ignore[method-assign]
-            with suppress(TimeoutError):
-                if begin or others:
-                    search.continued(begin or others, GATES, ROUNDS)
-                else:
-                    search.allocate(GATES, ROUNDS)
+            search = Search(together, budget, until)  # type: ignore[arg-type]
+            search.tried = tried
+            if begin or others:
+                search.continued(begin or others, GATES, ROUNDS)
+            else:
+                search.allocate(GATES, ROUNDS)
             begin = [least(tried, budget)]
 
     def _afresh(self, trials: Trials, chosen: dict[str, Setting]) -> Iterator[tuple[str, Outcome]]:
@@ -389,20 +385,6 @@ class Run:
 
     def _write(self) -> None:
         self.out.write_text(json.dumps(self.kept, indent=1) + "\n")
-
-
-def _until(end: float, look: Callable[[Sequence[Setting]], list[Outcome]], part: int) -> Any:
-    """`look`, a part at a time, until it is too late."""
-
-    def look_at(settings: Sequence[Setting]) -> list[Outcome]:
-        found: list[Outcome] = []
-        for first in range(0, len(settings), part):
-            if time.monotonic() > end:
-                raise TimeoutError
-            found += look(settings[first : first + part])
-        return found
-
-    return look_at
 
 
 def least(tried: dict[Setting, Outcome], budget: float) -> Setting:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
+from deltaconvert.held_out import held_to
 from deltaconvert.inputs import inputs_of
 from deltaconvert.metrics import Metric, metric_of
 from deltaconvert.model import DeltaModel, expect_converted
@@ -30,6 +33,7 @@ from deltaconvert.thresholds import Thresholds
 from deltaconvert.trials import Decode, Trials
 
 FRAMES = 40  # of a clip, where nobody says how many
+LONGER = 4  # times as many to check with
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Calibration:
     to convert(threshold=...).
 
     loss, work: on the clip; work is the share of a dense frame's multiply-accumulates. trials: clips played for it.
-    milliseconds: of a frame, where the clock decided.
+    milliseconds: of a frame, where the clock decided (before `check`). checked: the loss on the frames of `check`.
     """
 
     model: DeltaModel
@@ -52,15 +56,17 @@ class Calibration:
     frames: int
     trials: int
     milliseconds: float | None = None
+    checked: float | None = None
 
     def write(self, path: str | Path) -> None:
-        facts = ("loss", "work", "budget", "metric", "method", "frames", "milliseconds")
+        facts = ("loss", "work", "budget", "metric", "method", "frames", "milliseconds", "checked")
         self.thresholds.write(path, found={name: getattr(self, name) for name in facts})
 
     def __str__(self) -> str:
+        checked = "" if self.checked is None else f", {self.checked:.4g} on the frames to check with"
         return (
             f"{self.metric} {self.loss:.4g} of {self.budget:.4g}, multiply-accumulates {self.work:.1%} of dense "
-            f"({self.frames} frames, {self.trials} trials)"
+            f"({self.frames} frames, {self.trials} trials){checked}"
         )
 
 
@@ -77,6 +83,8 @@ def calibrate(
     gates: Sequence[Gate] = GATES,
     rounds: int = 2,
     limit: int = FRAMES,
+    seconds: float = math.inf,
+    check: Any = None,
     resume: str | Path | None = None,
     at_once: int = 1,
     progress: bool = True,
@@ -95,6 +103,9 @@ def calibrate(
     by: "work", or "time": what was found is timed on the clip, as the model runs on its device, and thresholds that
         cost more time than they save are left out. Give frames of the batch that you will run.
     method: "allocate" or "front_to_back".    gates, rounds: what `allocate` tries at the input; how often it allocates.
+    seconds: then it tries nothing more and takes the best so far: it may be the exact network's, if none was found yet.
+    check: other frames, a longer run, up to four times `limit`. What was found is lowered until it is within the budget
+        there as well: a few frames flatter thresholds, which freeze what moves later.
     resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was.
     at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
     progress: show a bar on a terminal, elsewhere a line on stderr now and then.
@@ -109,25 +120,35 @@ def calibrate(
         raise InputError(f"by={by!r}: work or time")
     if not (math.isfinite(budget) and budget > 0):
         raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
+    if not seconds > 0:
+        raise InputError(f"seconds={seconds!r}: the search needs some")
+    until = time.monotonic() + seconds
     clip = inputs_of(delta, frames, limit)
+    others = None if check is None else inputs_of(delta, check, LONGER * limit)
     judge = metric_of(metric)
     with _bar(progress) as tell:
-        trials = Trials(
+        trials_on = partial(
+            Trials,
             delta,
-            clip,
-            judge,
+            metric=judge,
             decode=decode,
             guide=guide,
-            file=None if resume is None else Path(resume),
             told=tell,
             workers=at_once if delta.device.type == "cpu" else 1,
             streams=1 if delta.device.type == "cpu" else at_once,
         )
-        search = Search(trials, budget)
-        setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
-        took = None
+        trials = trials_on(clip, file=None if resume is None else Path(resume))
+        search = Search(trials, budget, until)
+        try:
+            setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
+        except TimeoutError:
+            setting = search.best()
+        search.until = math.inf  # what follows are a few trials
+        took = checked = None
         if by == "time":
             setting, took = quickest(search, lambda s: milliseconds(delta, trials.thresholds(s), clip))
+        if others is not None:
+            setting, checked = held_to(setting, trials, trials_on(others), budget)
     outcome = trials(setting)
     thresholds = trials.thresholds(setting)
     args, kwargs = delta.signature.call(clip[0])
@@ -143,6 +164,7 @@ def calibrate(
         frames=len(clip),
         trials=len(search.tried),
         milliseconds=took,
+        checked=checked,
     )
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.gate import Gate
+from deltaconvert.held_out import held_to
 from deltaconvert.metrics import relative_l2
+from deltaconvert.moves import crossed, in_runs
 from deltaconvert.quickest import quickest
 from deltaconvert.search import Search
 from deltaconvert.setting import Outcome, Setting
@@ -164,6 +166,65 @@ def test_a_search_that_was_cut_off_spends_its_budget(delta):
     assert before.loss < 0.008 < found.loss <= 0.012 and found.work < 0.9 * before.work
 
 
+@pytest.mark.parametrize("method", ["allocate", "front_to_back"])
+def test_it_takes_as_long_as_it_may(delta, method):
+    """Where the time is over it has the best so far, or the exact network."""
+    frames = clip()
+    none = deltaconvert.calibrate(delta, frames, budget=0.05, method=method, seconds=1e-9, progress=False)
+    assert none.trials == 0 and max(none.model.thresholds.values()) == 0 and none.loss < 1e-6
+    with pytest.raises(InputError, match="seconds"):
+        deltaconvert.calibrate(delta, frames, seconds=0)
+    works = []
+    for most in (2, 8, 30):
+        trials = Trials(delta, [[x] for x in frames], relative_l2)
+        search = Search(trials, 0.05, until=1e12)
+
+        def many(settings, ask=trials.many, search=search, most=most):
+            if len(search.tried) + len(settings) >= most:
+                search.until = 0.0
+            return ask(settings)
+
+        trials.many = many
+        try:
+            found = search.allocate([Gate()], 1) if method == "allocate" else search.front_to_back()
+        except TimeoutError:
+            found = search.best()
+        assert len(search.tried) <= most + 2
+        assert found == search.exact() or search.tried[found].loss <= 0.05
+        works.append(1.0 if found == search.exact() else search.tried[found].work)
+    assert works[0] >= works[1] >= works[2] < 0.9
+
+
+def test_what_was_found_is_held_to_other_frames(delta, tmp_path):
+    """At night the same thresholds lose more."""
+    day, night = clip(), [frame * 0.2 for frame in clip(6, seed=3)]
+    options = {"budget": 0.02, "gates": [Gate()], "rounds": 0, "progress": False}
+    options["resume"] = tmp_path / "trials.jsonl"
+    alone = deltaconvert.calibrate(delta, day, **options)
+    held = deltaconvert.calibrate(delta, day, **options, check=night)
+    lost = []
+    for found in (alone, held):
+        pairs = [(found.model(frame), network()(frame).detach()) for frame in night]
+        lost.append(relative_l2(*map(list, zip(*pairs, strict=True))))
+    assert alone.checked is None and lost[0] > 0.02
+    assert 0 < held.checked <= 0.02 and lost[1] == pytest.approx(held.checked, rel=1e-3)
+    ratios = [ours / theirs for ours, theirs in zip(held.setting.shares, alone.setting.shares, strict=True)]
+    assert ratios == pytest.approx(ratios[:1] * 3) and ratios[0] < 1
+    assert "to check with" in str(held)
+
+
+def test_what_holds_on_other_frames_stays_and_what_never_holds_goes(delta):
+    frames = [[x] for x in clip()]
+    setting = Setting((0.02, 0.05, 0.05))
+    known = Trials(delta, frames, relative_l2)
+    loss = known(setting).loss
+    for budget in (loss * 1.1, loss * 0.5):
+        found, lost = held_to(setting, known, Trials(delta, frames[2:], relative_l2), budget)
+        assert 0 < lost <= budget and (found == setting) == (budget > loss)
+    hopeless = Trials(delta, frames[2:], lambda ours, dense: 1.0)
+    assert held_to(setting, known, hopeless, 0.5) == (Setting((0.0,) * 3), 1.0)
+
+
 class Made:
     """Trials of a network that is not there: outcomes by a rule."""
 
@@ -189,16 +250,15 @@ def test_layers_that_save_only_together_are_raised_together():
     setting = Setting((0.1,) * 9)
     alone = [setting.at(place, 1.6) for place in range(9)]
     assert {outcome.work for outcome in search.look_at(alone)} == {1.0}
-    assert min(outcome.work for outcome in search.look_at(search.together(setting, 4.0))) == 0.2
+    assert min(outcome.work for outcome in search.look_at(in_runs(setting, search.layers, 4.0))) == 0.2
     leading = [setting]
     search.settled(leading, [Gate()], rounds=1)
     assert search.look(leading[0]).work == 0.2 and search.fits(leading[0])
 
 
 def test_two_settings_are_crossed():
-    search = Search(Made(lambda setting: (0.0, 1.0), 20), budget=0.01)
     outer, inner = Setting((2.0,) * 21, gate=Gate(dilate=4)), Setting((1.0,) * 21, gate=Gate(dilate=3))
-    found = search.crossed(outer, inner)
+    found = crossed(outer, inner, range(1, 21))
     assert {setting.gate for setting in found} == {outer.gate}
     assert all(setting.shares[0] == 2.0 for setting in found), "the input's is the gate's"
     between = [sum(share == 1.0 for share in setting.shares) for setting in found]

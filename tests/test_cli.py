@@ -544,10 +544,15 @@ def test_calibrate(small, clip):
         "front_to_back",
         "--at-once",
         2,
+        "--seconds",
+        600,
+        "--check",
+        clip,
         "--json",
     )
     facts = json.loads(call("calibrate", small, "--video", clip, "--frames", 3, *options).stdout)
     assert facts["file"] == "a.json" and 0 < facts["loss"] <= 0.8 and facts["metric"] == "worst"
+    assert 0 < facts["checked"] <= 0.8 and json.loads(Path("a.json").read_text())["found"]["checked"] <= 0.8
     run = ("run", small, "--video", clip, "--limit", 3, "--json", *BACKEND)
     exact, found = (json.loads(call(*run, *extra).stdout) for extra in ((), ("--threshold", "a.json")))
     assert found["work"] < exact["work"] and found["difference"]["max"] <= 0.81  # on another way to add up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,14 @@ def calibrate(
         ),
     ] = "work",
     frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=1, help="Then take the best so far.", show_default="as long as it takes"),
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(help="Another video: lower what was found until it keeps the budget there as well."),
+    ] = None,
     at_once: Annotated[
         int,
         typer.Option(min=1, help="Trials at a time: processes on the CPU, streams of one batch on a GPU."),
@@ -58,6 +67,8 @@ def calibrate(
         module, _, name = metric.partition(":")
         judge = metric_of(factory_of(module, name) if name else metric)
     expect_video(video, folder=True)
+    if check is not None:
+        expect_video(check, folder=True)
     model = deltaconvert.load(file)
     found = deltaconvert.calibrate(
         model,
@@ -67,6 +78,8 @@ def calibrate(
         method=method,
         by=by,
         limit=frames,
+        seconds=seconds or math.inf,
+        check=check,
         resume=resume,
         at_once=at_once,
     )
@@ -74,8 +87,7 @@ def calibrate(
     if apply:
         found.model.save(file)
     if json_output:
-        facts = {
-            name: getattr(found, name) for name in ("loss", "work", "budget", "metric", "frames", "trials")
-        }
+        names = ("loss", "checked", "work", "budget", "metric", "frames", "trials")
+        facts = {name: getattr(found, name) for name in names}
         return print_json({"file": str(output), **facts})
     typer.echo(f"{output}: {found}")

@@ -1,0 +1,104 @@
+"""Settings made of others: what a search looks at next."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from deltaconvert.setting import Outcome, Setting
+
+PARTS = (0.0, 0.07, 0.15, 0.3, 0.5)  # of the layers, of one setting before and behind those of another
+SPANS = (2, 4, 8)  # into so many runs of neighbours the layers are divided
+
+
+@dataclass(frozen=True)
+class Move:
+    """The threshold at a place times `factor`: what that adds to the square of the guide's loss and to the work."""
+
+    place: int
+    factor: float
+    loss: float
+    work: float
+
+    @classmethod
+    def seen(cls, place: int, factor: float, before: Outcome, after: Outcome) -> Move:
+        loss, work = after.guide**2 - before.guide**2, after.work - before.work
+        # That less work loses less is chance: others are not to spend it.
+        return cls(place, factor, loss if work > 0 else max(loss, 0.0), work)
+
+    def cost(self, price: float) -> float:
+        return self.work + price * self.loss
+
+
+def reallocated(setting: Setting, moves: Sequence[Move]) -> list[Setting]:
+    """Each threshold as it is or by one of its moves, so that the predicted work is least at the same predicted loss.
+    Predictions hold for small and for few moves: also the moves' root and their fourth root, and the half and the
+    quarter of them that promise most.
+
+    Squares of the guide's loss add up, errors of different layers being independent; so does saved work, nearly.
+    """
+    options = [[Move(place, 1.0, 0.0, 0.0)] for place in range(len(setting.shares))]
+    for move in moves:
+        options[move.place].append(move)
+
+    def cheapest(price: float) -> list[Move]:
+        return [min(seen, key=lambda move: move.cost(price)) for seen in options]
+
+    low, high = 1e-12, 1e12  # work for a unit of loss
+    for _ in range(80):
+        price = math.sqrt(low * high)
+        if sum(move.loss for move in cheapest(price)) > 0:
+            low = price
+        else:
+            high = price
+    order = sorted(cheapest(high), key=lambda move: move.cost(high))
+
+    def moved_by(part: float, count: int) -> Setting:
+        shares = list(setting.shares)
+        for move in order[:count]:
+            shares[move.place] *= move.factor**part
+        return replace(setting, shares=tuple(shares))
+
+    count = sum(move.factor != 1 for move in order)
+    parts = {(1.0, count), (0.5, count), (0.25, count), (1.0, -(-count // 2)), (1.0, -(-count // 4))}
+    return [moved_by(*part) for part in sorted(parts)]
+
+
+def in_runs(setting: Setting, layers: Sequence[int], step: float) -> list[Setting]:
+    """Runs of neighbouring layers lower by `step`, higher, or higher by its square. What grows through a run of layers
+    no single one of them stops: each alone saves little."""
+    found = []
+    for spans in SPANS:
+        bounds = [len(layers) * span // spans for span in range(spans + 1)]
+        for run in (layers[first:last] for first, last in itertools.pairwise(bounds)):
+            but = set(range(len(setting.shares))).difference(run)
+            found += [setting.times(factor, but) for factor in (1 / step, step, step**2) if run]
+    return found
+
+
+def crossed(outer: Setting, inner: Setting, layers: Sequence[int]) -> list[Setting]:
+    """The gate, the input and the first and the last layers of one, those between of the other, cut in several places.
+    Behind a gate that lets little pass the first layers need hardly a threshold; the paper's way, which comes to the
+    later ones last, has found how much these bear. Where maps skip what lies between, the last ones are again a matter
+    of what the input lets pass."""
+    cuts = sorted({int(len(layers) * part) for part in PARTS})
+    runs = [layers[first : len(layers) - last] for first in cuts for last in cuts]
+    pairs = list(enumerate(zip(outer.shares, inner.shares, strict=True)))
+    return [
+        replace(outer, shares=tuple(theirs if place in run else ours for place, (ours, theirs) in pairs))
+        for run in runs
+        if run
+    ]
+
+
+def filled(setting: Setting, shares: Sequence[float]) -> Setting:
+    """Sites without a threshold get one by `shares`, as high among these as the middle one of the others is: no factor
+    raises a zero."""
+    ratios = sorted(mine / other for mine, other in zip(setting.shares, shares, strict=True) if mine)
+    if not ratios:
+        return setting
+    ratio = ratios[len(ratios) // 2]
+    pairs = zip(setting.shares, shares, strict=True)
+    return replace(setting, shares=tuple(mine or other * ratio for mine, other in pairs))
