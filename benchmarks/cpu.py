@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 import model_zoo  # noqa: E402
 from benchmarks.engines import ENGINES, Engine, Engines, Network, difference, prepare  # noqa: E402
+from benchmarks.gpu_record import markdown  # noqa: E402
 from deltaconvert import measure  # noqa: E402
 from deltaconvert.backends.cpu import loops  # noqa: E402
 from deltaconvert.text import label, table  # noqa: E402
@@ -309,7 +310,7 @@ def tables(facts: dict[str, Any]) -> str:
         best = min(rows, key=lambda row: row["dense_ms"])
         fastest = f"{best['best']}, {statistics.median(row['dense_ms'] for row in rows):.0f} ms"
         body.append((_title(facts, name), case, fastest, *(found.get(d, "") for d in densities)))
-    parts = [_markdown(head, body)]
+    parts = [markdown(head, body)]
     names = list(dict.fromkeys(key for row in facts["results"] for key in row["ratios"]))
     body = []
     for (name, case), rows in cases.items():
@@ -321,7 +322,7 @@ def tables(facts: dict[str, Any]) -> str:
             shares = (f"{row[key]:.1%}" for key in ("density", "changed_last", "work"))
             body.append((name, case, *shares, f"{row['delta_ms']:.1f} ms", *each))
     head = ("network", "case", "box", "last map", "work", "delta", *names)
-    parts.append(_markdown(head, body))
+    parts.append(markdown(head, body))
     body = [
         (
             name,
@@ -334,7 +335,7 @@ def tables(facts: dict[str, Any]) -> str:
         if "memory" in own
     ]
     if body:
-        parts.append(_markdown(("peak memory above torch", "dense", "delta"), body))
+        parts.append(markdown(("peak memory above torch", "dense", "delta"), body))
     return "\n\n".join(parts)
 
 
@@ -361,11 +362,6 @@ def _cases(facts: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]
 def _title(facts: dict[str, Any], name: str) -> str:
     height, width = facts["networks"][name]["shape"][2:]
     return f"{name} {width}x{height}"
-
-
-def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
 """Trained networks on real clips of ../shared/data: cost, and agreement with the dense network in the same run.
 
-    python benchmarks/real_video.py [--networks fastestdet,mobilenetv2] [--frames 150] [--out FILE]
+    python benchmarks/real_video.py --networks mobilenetv2 [--frames 150] [--engines openvino] [--out FOLDER]
+    python benchmarks/real_video.py --markdown benchmarks/results/real_video    # the table of docs/real_video.md
 
-For each rule of thresholds: share of multiply-accumulates, milliseconds a frame (medians, interleaved; dense is the
-same graph in channels_last with batch norm folded), relative L2 over all frames, and what a user of that network
-looks at (agreement): F1 of its boxes against the dense network's (IoU 0.5), the share of frames with the same top-1
-class, of pixels with the same label, of pixels within half a grey level.
+For each rule of thresholds: share of multiply-accumulates, milliseconds a frame (medians, interleaved; every engine of
+engines.py that is wanted, the best one counts), relative L2 over all frames, and what a user of that network looks at
+(agreement): F1 of its boxes against the dense network's (IoU 0.5), the share of frames with the same top-1 class, of
+pixels with the same label, of pixels within half a grey level. Writes FOLDER/NETWORK.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,24 @@ sys.path[:0] = [str(ROOT), str(DATA)]
 
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.engines import folded  # noqa: E402
+from benchmarks.engines import Engine, Network, prepare  # noqa: E402
+from benchmarks.gpu_record import markdown  # noqa: E402
 from deltaconvert import video  # noqa: E402
 from deltaconvert.measure import timed  # noqa: E402
-from deltaconvert.text import table  # noqa: E402
+
+THREADS = 2
+LEVELS = {
+    "fastestdet": 10,
+    "mobilenetv2": 10,
+    "espnet_city": 10,
+    "dncnn_s25": 5,
+}  # the input's threshold, grey levels
+TITLES = {
+    "fastestdet": "FastestDet, PETS",
+    "mobilenetv2": "MobileNetV2, bottle",
+    "espnet_city": "ESPNet, road",
+    "dncnn_s25": "DnCNN, PETS",
+}
 
 
 @dataclass(frozen=True)
@@ -48,81 +64,119 @@ class Clip:
 
 
 def main() -> None:
-    import zoo  # our re-implementations of the networks, in ../shared/data
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", default="fastestdet,mobilenetv2,espnet_city,dncnn_s25")
+    parser.add_argument("--networks", default=",".join(LEVELS))
     parser.add_argument("--frames", type=int, default=150)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--engines", default="torch channels_last,onnxruntime,openvino")
+    parser.add_argument("--out", type=Path, help="a folder")
+    parser.add_argument("--markdown", type=Path, help="print the table of such a folder, and run nothing")
     options = parser.parse_args()
-    torch.set_num_threads(2)
-    rows = []
+    if options.markdown:
+        return print(page_table(options.markdown))
+    import zoo  # our re-implementations of the networks, in ../shared/data
+
+    torch.set_num_threads(THREADS)
     for name in options.networks.split(","):
-        clip = clips()[name]
-        levels = 10 if name != "dncnn_s25" else 5
-        rules: dict[str, dict[str, float | str]] = {
-            "exact": {},
-            f"input {levels}/255": {"input": levels * clip.unit},
-            f"input {levels}/255, activations 3%": {"input": levels * clip.unit, "activation": "3%"},
-            f"input {levels}/255, activations 10%": {"input": levels * clip.unit, "activation": "10%"},
-        }
-        for label, rule in rules.items():
-            row = {
-                "network": name,
-                "clip": clip.video,
-                "rule": label,
-                **measure(zoo.load(name), clip, rule, options.frames),
-            }
-            rows.append(row)
-            print(
-                table(list(row), [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]]),
-                flush=True,
-            )
-    if options.out:
-        options.out.write_text(json.dumps({**environment(), "results": rows}, indent=1) + "\n")
+        facts = run(zoo.load(name), name, options.frames, options.engines.split(","))
+        if options.out:
+            (options.out / f"{name}.json").write_text(json.dumps({**environment(), **facts}, indent=1) + "\n")
 
 
-def measure(model: torch.nn.Module, clip: Clip, rule: dict[str, float | str], count: int) -> dict[str, Any]:
-    delta, dense, work, density = None, None, [], []
-    times: dict[str, list[float]] = {"dense": [], "delta": []}
+def run(model: torch.nn.Module, name: str, count: int, wanted: list[str]) -> dict[str, Any]:
+    """A row for each rule; the engines are made once."""
+    clip, levels = clips()[name], LEVELS[name]
+    frame = next(frames_of(clip, 1))
+    graph = deltaconvert.convert(model, frame, backend="reference").graph
+    engines = prepare(Network(model, graph, frame, THREADS), wanted)
+    rules: dict[str, dict[str, float | str]] = {
+        "exact": {},
+        f"input {levels}/255": {"input": levels * clip.unit},
+        f"input {levels}/255, activations 3%": {"input": levels * clip.unit, "activation": "3%"},
+        f"input {levels}/255, activations 10%": {"input": levels * clip.unit, "activation": "10%"},
+    }
+    rows = []
+    for label, rule in rules.items():
+        rows.append({"rule": label, **measure(model, clip, rule, count, engines.ready)})
+        print(name, json.dumps(rows[-1]), flush=True)
+    size = "x".join(map(str, frame.shape))
+    return {"network": name, "clip": clip.video, "size": size, **engines.facts(), "results": rows}
+
+
+def frames_of(clip: Clip, count: int) -> Iterator[Tensor]:
+    pictures = video.read(DATA / "videos" / clip.video, limit=clip.first + count)
+    for picture in itertools.islice(pictures, clip.first, None):
+        yield clip.prepare(picture.permute(2, 0, 1)[None].float())
+
+
+def measure(
+    model: torch.nn.Module,
+    clip: Clip,
+    rule: dict[str, float | str],
+    count: int,
+    engines: Mapping[str, Engine],
+) -> dict[str, Any]:
+    """The delta network and every engine on the same frames, one after the other; the first two are not timed."""
+    frames = frames_of(clip, count)
+    first = next(frames)
+    delta = deltaconvert.convert(model, first, threshold=rule)
+    times: dict[str, list[float]] = {name: [] for name in ("delta", *engines)}
+    work, density, squares, total = [], [], 0.0, 0.0
     hits = ours = theirs = 0
-    squares = [0.0, 0.0]
-    frame = torch.empty(0)
-    for index, picture in enumerate(video.read(DATA / "videos" / clip.video, limit=clip.first + count)):
-        if index < clip.first:
-            continue
-        frame = clip.prepare(picture.permute(2, 0, 1)[None].float())
-        if delta is None:
-            delta = deltaconvert.convert(model, frame, threshold=rule)
-            dense = folded(delta.graph)
-        assert dense is not None
+    for frame in itertools.chain([first], frames):
         with torch.inference_mode():
-            nhwc = frame.contiguous(memory_format=torch.channels_last)
-            (expected,), spent = timed(dense, nhwc)
-            times["dense"].append(spent)
+            outputs = {}
+            for name, engine in engines.items():
+                outputs[name], spent = timed(engine(frame))
+                times[name].append(spent)
             got, spent = timed(delta, frame)
             times["delta"].append(spent)
+        expected = next(iter(outputs.values()))
         stats = delta.stats()
         work.append(stats.work)
         density.append(stats.layers[0].density)
-        squares[0] += float((got - expected).square().sum())
-        squares[1] += float(expected.square().sum())
+        squares, total = (
+            squares + float((got - expected).square().sum()),
+            total + float(expected.square().sum()),
+        )
         found = clip.agreement(got, expected)
         hits, ours, theirs = hits + found[0], ours + found[1], theirs + found[2]
-    medians = {key: statistics.median(values[2:]) for key, values in times.items()}
+    medians = {name: statistics.median(values[2:]) for name, values in times.items()}
+    best = min(engines, key=medians.__getitem__)
     return {
         "frames": len(work),
-        "size": "x".join(map(str, frame.shape)),
         "changed": statistics.fmean(density[1:]),
         "work": statistics.fmean(work[1:]),
-        "dense_ms": medians["dense"],
-        "delta_ms": medians["delta"],
-        "ratio": medians["dense"] / medians["delta"],
-        "relative_l2": (squares[0] / squares[1]) ** 0.5,
+        "medians_ms": medians,
+        "best": best,
+        "ratio": medians[best] / medians["delta"],
+        "relative_l2": (squares / total) ** 0.5,
         "agreement": 2 * hits / (ours + theirs) if ours + theirs else 1.0,
     }
+
+
+def page_table(folder: Path) -> str:
+    head = ("network, clip", "thresholds", "changed pixels", "work", "best dense", "delta", "ratio")
+    body = []
+    for name, title in TITLES.items():
+        facts = json.loads((folder / f"{name}.json").read_text())
+        for row in facts["results"]:
+            medians = row["medians_ms"]
+            body.append(
+                (
+                    f"{title} {facts['size']}",
+                    row["rule"],
+                    f"{row['changed']:.1%}",
+                    f"{row['work']:.1%}",
+                    f"{row['best']}, {medians[row['best']]:.0f} ms",
+                    f"{medians['delta']:.0f} ms",
+                    f"{row['ratio']:.2f}",
+                    f"{row['relative_l2']:.2g}",
+                    f"{row['agreement']:.3f}",
+                )
+            )
+    return markdown((*head, "relative L2", "agreement"), body)
 
 
 def clips() -> dict[str, Clip]:

@@ -12,7 +12,7 @@ from torch import fx
 from deltaconvert.advice import way_out
 from deltaconvert.check import densify, is_call, is_delta, path_of, sparsify
 from deltaconvert.lower import Program
-from deltaconvert.text import label, size_text, table
+from deltaconvert.text import counted, label, size_text, table
 
 if TYPE_CHECKING:
     from deltaconvert.speed import Speed
@@ -97,7 +97,7 @@ class Explanation:
         total, state = sum(row.macs for row in self.rows), sum(row.state_bytes for row in self.rows)
         text = (
             f"{delta} of {delta + dense} nodes sparse: delta nodes do {self.delta_share:.1%} of "
-            f"{total / 1e9:.3g} GMAC, {dense} nodes stay dense, state {size_text(state)}"
+            f"{total / 1e9:.3g} GMAC, {counted(dense, 'node stays', 'nodes stay')} dense, state {size_text(state)}"
         )
         return text if self.speed is None else f"{text}\n{self.speed}"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from deltaconvert.intake import sizes_text
 from deltaconvert.measure import BASELINE, BenchRow, bench, environment
 from deltaconvert.model import DeltaModel
+from deltaconvert.text import counted
 
 DENSITIES = (0.01, 0.05, 0.25)
 
@@ -57,7 +58,7 @@ def expected_speed(
     """
     rows = list(bench(copy.deepcopy(model), densities, frames=frames, normalise=normalise))
     facts = environment()
-    device = f"{facts['threads']} threads of {facts['processor']}"
+    device = f"{counted(facts['threads'], 'thread')} of {facts['processor']}"
     if model.device.type == "cuda":
         device = torch.cuda.get_device_name(model.device)
     inputs = sizes_text([shape for shape, _ in model.example])

@@ -43,6 +43,11 @@ def size_text(size: int) -> str:
     return f"{value:.3g} GB"
 
 
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """1 thread, 2 threads."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Columns padded to their widest cell."""
     rows = [tuple(head), *(tuple(row) for row in body)]

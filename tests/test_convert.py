@@ -588,7 +588,7 @@ def test_explain(backend):
     assert (
         "dense: deltaconvert has no operator for cumsum" in text
         and "Conv2d + relu" in text
-        and "1 nodes stay dense" in text
+        and "1 node stays dense" in text
     )
     assert all(row.state_bytes > 0 for row in rows if row.kind in ("delta", "sparsify"))
     assert model.explain().to_json()[0]["kind"] == rows[0].kind

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import re
 import subprocess
@@ -12,8 +14,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import deltaconvert
 import model_zoo
-from deltaconvert import video
+from deltaconvert import errors, video
 from deltaconvert.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -105,3 +108,27 @@ def test_the_export_page_runs(tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     (tmp_path / "page.py").write_text("\n".join(_blocks(ROOT / "docs" / "export.md")))
     _run(["page.py"], tmp_path, ROOT)
+
+
+def test_the_api_page_names_all_that_is_public():
+    """And the arguments that it shows are there."""
+    text = (ROOT / "docs" / "api.md").read_text()
+    inner = {"forward", "frame", "install", "take_over", "blank_frames", "output_forms", "of", "to_json"}
+    inner |= {field.name for field in dataclasses.fields(deltaconvert.Gate)}  # docs/thresholds.md has these
+    public = {name: [getattr(deltaconvert, name)] for name in deltaconvert.__all__}
+    for owner in [*deltaconvert.DeltaModel.__mro__, *(value for (value,) in list(public.values()))]:
+        if isinstance(owner, type) and owner.__module__.startswith("deltaconvert."):
+            for name in set(vars(owner)) - inner:
+                if not name.startswith("_"):
+                    public.setdefault(name, []).append(getattr(owner, name))
+    names = {*public, *(name for name in vars(errors) if name.endswith(("Error", "Model")))}
+    missing = [name for name in sorted(names) if not re.search(rf"`[^`]*\b{name}\b[^`]*`", text)]
+    assert not missing
+    for name, shown in re.findall(r"`(\w+)\(([^)`]*)\)`", text):
+        given = {word.split("=")[0].strip() for word in shown.split(",") if not word.strip().startswith("*")}
+        if name in public:
+            assert any(given - {"", "..."} <= _parameters(value) for value in public[name]), (name, shown)
+
+
+def _parameters(call: object) -> set[str]:
+    return set(inspect.signature(call).parameters) if callable(call) else set()
