@@ -322,6 +322,14 @@ def cases() -> Iterator[tuple[str, Any, tuple[int, ...], str, float]]:
         yield "transposed", transposed, (1, 64, 17, 19), kind, 0.0
         yield "a long sum", nn.Sequential(conv(256, 64, 3, padding=1), nn.ReLU()), (1, 256, 30, 31), kind, 0.0
         yield "wide", nn.Sequential(conv(64, 200, 3, padding=1)), (2, 64, 40, 50), kind, 0.0
+        # More pixels and channels than threads take at once, for tiles in shared memory.
+        yield (
+            "depthwise",
+            nn.Sequential(conv(256, 256, 3, padding=1, groups=256)),
+            (1, 256, 96, 97),
+            kind,
+            0.0,
+        )
     for threshold in (0.0, 0.1):
         yield "lists aside", many, (2, 3, 260, 320), "float", threshold
     yield "gated", many, (2, 3, 60, 70), "half", 0.1

@@ -28,9 +28,9 @@ from deltaconvert.backends import cuda
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import conv_kernels, convs
 from deltaconvert.backends.cuda.layout import steps_of
-from deltaconvert.backends.cuda.marks import Listed
+from deltaconvert.backends.cuda.marks import Listed, list_of
 from deltaconvert.backends.cuda.tail import Tail
-from deltaconvert.backends.cuda.tuning import box, places_of, seconds_of
+from deltaconvert.backends.cuda.tuning import box, seconds_of
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
@@ -149,14 +149,10 @@ class Layer:
     def listed(self, density: float) -> Listed:
         """A box of each stream."""
         n, _, *size = self.shape
-        return _list(places_of(box(size, density, self.edge.values.device), n))
+        return list_of(box(size, density, self.edge.values.device).expand(n, 1, -1, -1))
 
     def dense(self) -> Tensor:
         return self.operator(self.source.values)  # type: ignore[no-any-return]
-
-
-def _list(places: Tensor) -> Listed:
-    return Listed(places, torch.tensor([len(places)], dtype=torch.int32, device="cuda"))
 
 
 def microseconds(run: Callable[[], Any]) -> float:

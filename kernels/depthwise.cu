@@ -2,8 +2,8 @@
 // and every so many of those; where they fit, the weights of its channels stay in registers. Pixels that lie side by
 // side, as most of a list do, share what they read. A pixel sums over taps in their order, whatever else changed.
 //
-// STAGED: where all pixels are listed tiles of the map come into shared memory first, and each pixel is read once. Not
-// with COMPARE.
+// STAGED: where more pixels are listed than the grid's threads take at once, tiles of the map come into shared memory
+// first, where a pixel is read once for all that listed ones need of it. Not with COMPARE.
 #include "tail.cuh"
 #include "compare.cuh"
 
@@ -22,7 +22,7 @@
 #ifndef AT_ONCE  // blocks of a multiprocessor
 #define AT_ONCE 4
 #endif
-#ifndef STAGED  // without dilations, one stride, whole vectors of 16 bytes from pixel to pixel, weights in registers
+#ifndef STAGED  // without dilations, one stride of at most 2, whole vectors of 16 bytes from pixel to pixel, weights in registers
 #define STAGED 0
 #endif
 constexpr int TAPS = KH * KW;
@@ -65,102 +65,15 @@ __device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, n
 }
 
 #if STAGED
-// A block brings a tile of the map, and what is around it, into shared memory: a pixel is SLOT channels there, those of
-// LANES threads. A thread sums up RUN pixels of a row at a time.
-constexpr int LANES = 16, SLOT = LANES * WIDTH, PIECES = SLOT * sizeof(value) / 16;
-constexpr int WIDE = 16, RUNS = WIDE / RUN, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2;
-constexpr int rows_in(int high) { return (high - 1) * SW + KH; }
-constexpr bool has_room(int high) { return rows_in(high) * IN_W * SLOT * sizeof(value) <= 45 << 10; }
-constexpr int HIGH = SW == 1 && has_room(16) ? 16 : has_room(8) ? 8 : has_room(4) ? 4 : 2;
-constexpr int IN_H = rows_in(HIGH);
-
-__device__ __forceinline__ void copy_behind(value* to, const value* from, bool inside) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from),
-                 "r"(inside ? 16 : 0)
-                 : "memory");
-#else
-    *(Vector*)to = inside ? *(const Vector*)from : Vector{};
-#endif
-}
-__device__ __forceinline__ void wait_for_copies() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
-// Where a column of a tile lies: the two halves of a warp read RUN * SW columns apart, and in different banks.
-__device__ __forceinline__ int slot_of(int col) { return col ^ (col / (RUN * SW) & 1); }
-
-// staged: IN_H x IN_W x SLOT values of shared memory.
-__device__ __forceinline__ void tiles(value* staged, const Head& h, const Operand* operands, value* out, int pitch,
-                                      int channels, int OH, int OW) {
-    const int chunks = (channels + SLOT - 1) / SLOT, across = (OW + WIDE - 1) / WIDE, down = (OH + HIGH - 1) / HIGH;
-    const int total = h.images * down * across * chunks, lane = threadIdx.x % LANES;
-    for (int tile = blockIdx.x; tile < total; tile += gridDim.x) {
-        const int place = tile / chunks, y = place / across, n = y / down;  // y goes on over the images
-        const int first = (tile - place * chunks) * SLOT, c = first + lane * WIDTH;
-        const int top = (y - n * down) * HIGH, left = (place - y * across) * WIDE;
-        const value* image = h.at + (long long)n * h.H * h.W * h.pitch + first;
-        for (int i = threadIdx.x; i < IN_H * IN_W * PIECES; i += blockDim.x) {
-            const int pixel = i / PIECES, piece = i % PIECES * VECTOR, row = pixel / IN_W, col = pixel - row * IN_W;
-            const int at_y = top * SW - h.ph + row, at_x = left * SW - h.pw + col;
-            const bool inside = (u32)at_y < (u32)h.H && (u32)at_x < (u32)h.W && first + piece < h.pitch;
-            copy_behind(staged + (row * IN_W + slot_of(col)) * SLOT + piece,
-                        image + (inside ? (long long)(at_y * h.W + at_x) * h.pitch + piece : 0), inside);
-        }
-        number held[TAPS][WIDTH], bias[WIDTH];
-        if (c < channels) {
-#pragma unroll
-            for (int j = 0; j < WIDTH; j++) bias[j] = h.bias[c + j];
-#pragma unroll
-            for (int tap = 0; tap < TAPS; tap++) fetch(held[tap], h.weight + (size_t)tap * h.pitch + c);
-        }
-        wait_for_copies();
-        __syncthreads();
-        for (int run = threadIdx.x / LANES; run < RUNS * HIGH; run += blockDim.x / LANES) {
-            const int row = run / RUNS, col = run % RUNS * RUN, odd_run = run % 2;
-            if (c >= channels || top + row >= OH || left + col >= OW) continue;
-            const value* begin = staged + (row * IN_W + col) * SW * SLOT + lane * WIDTH;
-            const value *evens = begin + odd_run * SLOT, *odds = begin - odd_run * SLOT;  // as `slot_of` has them
-            number v[RUN][WIDTH];
-#pragma unroll
-            for (int p = 0; p < RUN; p++)
-#pragma unroll
-                for (int j = 0; j < WIDTH; j++) v[p][j] = bias[j];
-#pragma unroll
-            for (int i = 0; i < KH; i++) {
-                constexpr int COLS = (RUN - 1) * SW + KW;
-                Pack read[COLS];
-#pragma unroll
-                for (int k = 0; k < COLS; k++) {
-                    const bool other = k >= RUN * SW, odd = k % 2;
-                    const value* from = odd == other ? evens : odds;
-                    read[k] = *(const Pack*)(from + (i * IN_W + (other ? k ^ 1 : k)) * SLOT);
-                }
-#pragma unroll
-                for (int k = 0; k < KW; k++)
-#pragma unroll
-                    for (int p = 0; p < RUN; p++)
-#pragma unroll
-                        for (int j = 0; j < WIDTH; j++) v[p][j] += get(read[p * SW + k].of[j]) * held[i * KW + k][j];
-            }
-#pragma unroll
-            for (int p = 0; p < RUN; p++)
-                if (left + col + p < OW)
-                    finish(v[p], operands, out, pitch, channels, (n * OH + top + row) * OW + left + col + p, n, c);
-        }
-        __syncthreads();
-    }
-}
+#include "depthwise_tiles.cuh"
 #endif
 
 // out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
-// than the kernel before this one; the others: struct Marks.
+// than the kernel before this one; bits: the same pixels, one each, or null; the others: struct Marks.
 extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     depthwise(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
               const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed,
-              number threshold, int* marked, int* marked_count) {
+              number threshold, int* marked, int* marked_count, const u32* bits) {
     const int packs = threads_of_pixel(channels);
     const int thread = blockIdx.x * blockDim.x + threadIdx.x, apart = gridDim.x * blockDim.x / packs * RUN;
     const int c = thread % packs * WIDTH;
@@ -168,11 +81,11 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     begin(early);
     const int listed = *count;
 #if STAGED
-    __shared__ Vector staged[IN_H * IN_W * PIECES];
-    if (listed == head->images * OH * OW) {
+    __shared__ Tiles shared;
+    if (bits && listed > apart) {
         const Head h = *head;
         if (early) wait_for_predecessor();
-        return tiles((value*)staged, h, operands, out, pitch, channels, OH, OW);
+        return tiles(shared, h, operands, out, pitch, channels, bits, OH, OW);
     }
 #endif
     // With COMPARE all threads of a block meet at its end.

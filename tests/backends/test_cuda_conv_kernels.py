@@ -15,7 +15,7 @@ from deltaconvert.backends import cuda
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import conv_kernels, convs
 from deltaconvert.backends.cuda.kernels import on_current_stream
-from deltaconvert.backends.cuda.marks import Listed
+from deltaconvert.backends.cuda.marks import list_of
 from deltaconvert.backends.cuda.tail import Tail
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
@@ -53,16 +53,11 @@ def edge_of(values: Tensor) -> cuda.Edge:
     return edge
 
 
-def listed(mask: Tensor) -> Listed:
-    places = mask.flatten().nonzero().flatten().int()
-    return Listed(places, torch.tensor([len(places)], dtype=torch.int32, device=DEVICE))
-
-
 def computed(launch, mask, out, expected, bound, name):
     """(what a kernel gives to the pixels of a mask, where these are): near `expected`, and nothing else is written."""
     out.values.fill_(float("nan"))
     with on_current_stream(DEVICE):
-        launch(out.values, listed(mask))
+        launch(out.values, list_of(mask[:, None]))
     chosen = mask[:, None].expand_as(out.values)
     fresh = out.values[chosen]
     error = (fresh.double() - expected[chosen]).norm() / expected[chosen].norm().clamp(min=1e-9)
@@ -176,14 +171,14 @@ def test_depthwise(gpu, kernel, stride, kind):
     weight = torch.randn(72, 1, kernel, kernel, device=DEVICE, dtype=dtype)
     bias = torch.randn(72, device=DEVICE, dtype=dtype)
     operator = Conv2d(weight, bias, (stride, stride), (kernel // 2,) * 2, (1, 1), 72)
-    source = edge_of(torch.randn(2, 72, 77, 101, device=DEVICE, dtype=dtype))
+    source = edge_of(torch.randn(8, 72, 77, 101, device=DEVICE, dtype=dtype))
     expected = F.conv2d(
         source.values.double(), weight.double(), bias.double(), stride, kernel // 2, 1, 72
     ).relu()
     shape = tuple(expected.shape)
     out = edge_of(torch.empty(shape, device=DEVICE, dtype=dtype))
     (reach,) = operator.reaches([tuple(source.values.shape)], shape)
-    masks = [torch.rand(2, *shape[2:], device=DEVICE) < share for share in (1, 0.7, 0.01)]
+    masks = [torch.rand(8, *shape[2:], device=DEVICE) < share for share in (1, 0.7, 0.5, 0.01)]
     same = None
     for thread in convs.THREADS_OF_CHANNELS:
         tail = Tail(72, dtype, DEVICE)
@@ -194,6 +189,30 @@ def test_depthwise(gpu, kernel, stride, kind):
             fresh, chosen = computed(launch, mask, out, expected, bound, thread)
             same = out.values.clone() if same is None else same
             assert torch.equal(fresh, same[chosen]), f"{thread}: bits depend on the list or the thread"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stride", [1, 2])
+@torch.no_grad()
+def test_depthwise_among_ragged_changes(gpu, stride):
+    """In a network, as a graph, where more pixels change than threads take at once: those that a fresh one gives."""
+    wide = nn.Conv2d(256, 256, 3, stride, 1, groups=256)
+    network = nn.Sequential(nn.Conv2d(8, 256, 1), nn.ReLU6(), wide, nn.ReLU6(), nn.Conv2d(256, 8, 1))
+    network = network.to(DEVICE, torch.float16).eval()
+    frame = torch.randn(6, 8, 96, 97, device=DEVICE, dtype=torch.float16)
+    delta = deltaconvert.convert(network, frame, backend="cuda")
+    delta(frame)
+    for share in (0.15, 0.6, 0.9):
+        moved = torch.rand(6, 1, 96, 97, device=DEVICE) < share
+        moved[1], moved[2, :, :40] = False, False
+        frame = torch.where(moved, torch.randn_like(frame), frame)
+        out = delta(frame)
+        assert 0 < delta.stats().work < 1
+        expected = network.double()(frame.double())
+        assert (out - expected).norm() / expected.norm() < 2e-3
+        network.half()
+    delta.reset()
+    assert torch.equal(delta(frame), out)
 
 
 @pytest.mark.gpu

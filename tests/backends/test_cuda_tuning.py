@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from deltaconvert.backends.cuda.tuning import BOXES, Choices, boxes, places_of, weights_of
+from deltaconvert.backends.cuda.marks import list_of
+from deltaconvert.backends.cuda.tuning import BOXES, Choices, boxes, weights_of
 from deltaconvert.reach import Everything, Window
 
 WEIGHTS = dict(enumerate(BOXES.values()))
@@ -95,8 +96,10 @@ def test_a_single_candidate_is_not_measured(tmp_path):
 
 def test_a_box_of_pixels():
     some, _, _, every = boxes((4, 6), torch.device("cpu"))
-    assert places_of(every, 2).tolist() == list(range(48))
-    assert places_of(some, 2).tolist() == [8, 32]  # 5 %, one pixel of 24
+    every, some = (list_of(mask.expand(2, -1, -1, -1)) for mask in (every, some))
+    assert every.places.tolist() == list(range(48))
+    assert some.places.tolist() == [8, 32]  # 5 %, one pixel of 24
+    assert some.bits.tolist() == [[[0], [4], [0], [0]]] * 2
 
 
 def test_what_becomes_of_boxes_decides_how_often_each_is_measured():

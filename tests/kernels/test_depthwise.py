@@ -15,6 +15,7 @@ from torch import Tensor
 from deltaconvert.backends.cuda import pitch_of
 from deltaconvert.backends.cuda.conv_kernels import by_channel
 from deltaconvert.backends.cuda.kernels import TYPES
+from deltaconvert.backends.cuda.marks import bits_of
 from deltaconvert.backends.cuda.tail import device_bytes
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Window
@@ -66,6 +67,11 @@ def test_listed_pixels(dtype, blocks, thread, channels, kernel, stride, padding,
     head = by_channel(Conv2d(weight, bias, stride, padding, dilation, channels), window, source, out, thread)
     run = Kernel(head.source, head.name, {**head.macros, "TYPE": TYPES[dtype]})
 
+    def marked(listed: Tensor) -> Tensor:
+        chosen = torch.zeros(n * height * width, dtype=torch.bool)
+        chosen[listed.long()] = True
+        return chosen.view(n, 1, height, width)
+
     def compute(listed: Tensor) -> Tensor:
         run(
             (blocks,),
@@ -78,15 +84,14 @@ def test_listed_pixels(dtype, blocks, thread, channels, kernel, stride, padding,
             torch.tensor([len(listed)], dtype=torch.int32),
             *map(np.int32, (height, width, 0)),
             *(np.uint64(0), np.uint64(0), TYPES_OF_NUMBERS[dtype](0), np.uint64(0), np.uint64(0)),
+            bits_of(marked(listed)),
         )
         return out.values.clone()
 
     every = torch.randperm(n * height * width).int()
     listed = every[: len(every) // 2].clone()
     listed[: len(listed) // 2] = listed[: len(listed) // 2].sort().values
-    chosen = torch.zeros(n * height * width, dtype=torch.bool)
-    chosen[listed.long()] = True
-    chosen = chosen.view(n, 1, height, width).expand_as(expected)
+    chosen = marked(listed).expand_as(expected)
     half = compute(listed)
     torch.testing.assert_close(half[chosen], expected[chosen], rtol=1e-4, atol=1e-5)
     assert (half[~chosen] == 7).all()

@@ -90,14 +90,14 @@ def by_channel(
 
 
 def _is_staged(source: Any, window: Window | None, wide: int, run: int) -> bool:
-    """Whether kernels/depthwise.cu brings tiles into shared memory where all pixels are listed: what it says at STAGED,
-    two rows fit, and `run` pixels read no further than twice as many."""
+    """Whether kernels/depthwise.cu brings tiles into shared memory where many pixels are listed: what it says at
+    STAGED, a row fits, and `run` pixels read no further than twice as many."""
     pitch, _, _, kh, kw, sh, sw, _, _, *dilation = window_of(source, window)
     itemsize = source.values.dtype.itemsize
     weights = kh * kw * wide * max(4, itemsize)
-    two_rows = (sh + kh) * (15 * sw + kw + 1) * 16 * wide * itemsize
-    fits = pitch * itemsize % 16 == 0 and weights <= 288 and two_rows <= 45 << 10
-    return fits and dilation == [1, 1] and sh == sw and run in (4, 8) and kw <= (run + 1) * sw
+    a_row = 2 * kh * (15 * sw + kw + 1) * 32 * itemsize
+    fits = pitch * itemsize % 16 == 0 and weights <= 288 and a_row <= 42 << 10
+    return fits and dilation == [1, 1] and sh == sw <= 2 and run in (4, 8) and kw <= (run + 1) * sw
 
 
 def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile: dict[str, int]) -> Head:

@@ -58,9 +58,7 @@ class Marks:
 
     def put(self, mask: Tensor) -> None:
         """Mark what torch found, bool (N, 1, H, W)."""
-        places = torch.arange(32, dtype=torch.int32, device=mask.device)
-        padded = F.pad(mask[:, 0].to(torch.int32), (0, self.bits.shape[2] * 32 - self.size[1]))
-        self.bits.copy_((padded.unflatten(2, (-1, 32)) << places).sum(3, dtype=torch.int32))
+        self.bits.copy_(bits_of(mask))
         self.changed.copy_(mask.sum((1, 2, 3)))
 
     def cover(self, other: Marks) -> bool:
@@ -73,12 +71,29 @@ class Marks:
 
 @dataclass(eq=False)
 class Listed:
-    """A list of pixels on the device. launch: how many kernels had been launched when it was made."""
+    """A list of pixels on the device.
+
+    launch: how many kernels had been launched when it was made. bits: the same pixels as Marks have them, or None.
+    """
 
     places: Tensor  # int32
     count: Tensor  # int32 (1)
     launch: int = 0
     aside: int = 0  # what Backend.join must wait for, where it is made beside the steps that do not need it
+    bits: Tensor | None = None
+
+
+def bits_of(mask: Tensor) -> Tensor:
+    """bool (N, 1, H, W) as the bits of Marks."""
+    places = torch.arange(32, dtype=torch.int32, device=mask.device)
+    padded = F.pad(mask[:, 0].to(torch.int32), (0, -mask.shape[3] % 32))
+    return (padded.unflatten(2, (-1, 32)) << places).sum(3, dtype=torch.int32)
+
+
+def list_of(mask: Tensor) -> Listed:
+    """The pixels of bool (N, 1, H, W), row by row."""
+    places = mask.flatten().nonzero().flatten().int()
+    return Listed(places, places.new_tensor([len(places)]), bits=bits_of(mask))
 
 
 @dataclass(eq=False)

@@ -38,7 +38,7 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
     if alone and isinstance(reach, Pixel):
         small = n * height * width <= SMALL
         if first.listed is None and first.can_list and small:
-            first.listed = first.own = room_for(backend, edge)
+            first.listed = first.own = room_for(backend, edge, first.bits)
         if first.listed is not None and edge.threshold is None:
             edge.marks = first
             return first.listed
@@ -48,15 +48,15 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
             edge.marks = Marks(first.size, bits, backend.counter(n, device), backend.place)
             return first.listed
     behind = max(marks.source for _, marks in pairs)
-    listed = room_for(backend, edge)
     compared = edge.threshold is not None
     edge.marks = backend.marks((n, 1, height, width), device, backend.place if compared else behind)
+    bits = torch.zeros_like(edge.marks.bits) if compared else edge.marks.bits
+    listed = room_for(backend, edge, bits)
     if not compared:
         edge.marks.listed = listed
         edge.marks.seen = (reach, first) if alone and isinstance(reach, Window) else None
         among = [marks for reach, marks in read if keeps_places(reach)]
         edge.marks.covers = frozenset(among).union(*(marks.covers for marks in among))
-    bits = torch.zeros_like(edge.marks.bits) if compared else edge.marks.bits
     backend.add_listing(behind, Listing(edge.marks, listed, bits, pairs))
     return listed
 
@@ -67,17 +67,17 @@ def changes_of(backend: Backend, edge: Edge) -> Listed:
         n, _, height, width = edge.values.shape
         shape, device, source = (n, 1, height, width), edge.values.device, edge.marks.source
         copied = backend.marks(shape, device, source)
-        listed = room_for(backend, edge)
+        listed = room_for(backend, edge, copied.bits)
         backend.add_listing(source, Listing(copied, listed, copied.bits, [(Pixel(), edge.marks)]))
         edge.marks.listed = listed
     return edge.marks.listed
 
 
-def room_for(backend: Backend, edge: Edge) -> Listed:
-    """An empty list that any of an edge's pixels fit into."""
+def room_for(backend: Backend, edge: Edge, bits: Tensor) -> Listed:
+    """An empty list that any of an edge's pixels fit into, of those that `bits` mark."""
     n, _, height, width = edge.values.shape
     places = torch.zeros(n * height * width, dtype=torch.int32, device=edge.values.device)
-    return Listed(places, backend.counter(1, places.device))
+    return Listed(places, backend.counter(1, places.device), bits=bits)
 
 
 class Step:

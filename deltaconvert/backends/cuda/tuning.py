@@ -24,7 +24,7 @@ from torch import Tensor
 import deltaconvert
 from deltaconvert.backends.cuda.conv_kernels import Head
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream, source_of
-from deltaconvert.backends.cuda.marks import Listed
+from deltaconvert.backends.cuda.marks import Listed, list_of
 from deltaconvert.backends.cuda.recording import capturing
 from deltaconvert.backends.cuda.tail import Tail
 
@@ -74,8 +74,7 @@ class Tuner:
                 for source in sources:
                     source.values.normal_(generator=torch.Generator(device).manual_seed(0))
             mapped = edge if made[name].up == (1, 1) else sources[0]
-            places = places_of(mapped.expected[box], len(mapped.values))
-            listed = Listed(places, torch.tensor([len(places)], dtype=torch.int32, device=device))
+            listed = list_of(mapped.expected[box].expand(len(mapped.values), -1, -1, -1))
             return seconds_of(partial(launches[name], edge.values, listed), device)
 
         name = self._choices.best(layer, list(heads), seconds, weights_of(edge.expected))
@@ -221,8 +220,3 @@ def weights_of(expected: Tensor) -> dict[int, float]:
         same = first.setdefault(pixels, box)
         weights[same] = weights.get(same, 0.0) + weight
     return weights
-
-
-def places_of(mask: Tensor, streams: int) -> Tensor:
-    """int32: the pixels of a mask, 1 H W, in each stream's map, row by row."""
-    return mask.expand(streams, *mask.shape[1:]).flatten().nonzero().flatten().int()
