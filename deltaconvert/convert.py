@@ -75,8 +75,8 @@ def convert(
     if isinstance(model, ExportedProgram):
         _check_frames(frames)
     else:
+        model = uncompiled(model) if isinstance(model, nn.Module) else model
         _check(model, frames)
-        model = uncompiled(model)
         _check_leaves(model, leaves)
     where = load_backend(backend, frames[0].device)
     with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):

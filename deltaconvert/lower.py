@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -14,20 +13,9 @@ from torch.utils import _pytree as pytree
 from deltaconvert.backends.base import Backend, Map
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.gate import Watch
+from deltaconvert.islands import Frame, Island, Step, is_pure
 from deltaconvert.passes.place_thresholds import is_of_frame
 from deltaconvert.plan import Plan
-
-# Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
-_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential", "empty")
-_PURE_HOMES = (
-    "torch",
-    "_operator",
-    "operator",
-    "math",
-    "torch.nn.functional",
-    "torch._C._nn",
-    "torch._C._special",
-)
 
 
 class Program:
@@ -47,14 +35,14 @@ class Program:
         self._inputs: list[int] = []
         self._outputs: list[Callable[[list[Any]], Any]] = []
         self._steps: list[Step] = []
-        self.islands: dict[str, _Island] = {}  # dense node name -> its step
+        self.islands: dict[str, Island] = {}  # dense node name -> its step
         self._operators: list[Any] = []  # the backend's steps
         self._frame_edges: list[Any] = []  # that nothing but a frame comes in by
         for node in plan.graph.graph.nodes:
             self._bind(node)
 
     def run(self, frames: Sequence[Tensor]) -> list[Any]:
-        frame = _Frame([None] * len(self._slots), [True] * len(self._slots))
+        frame = Frame([None] * len(self._slots), [True] * len(self._slots))
         for slot, tensor in zip(self._inputs, frames, strict=True):
             frame.values[slot] = tensor
         self._backend.play(self._steps, frame)
@@ -131,7 +119,7 @@ class Program:
             self._bind_sparsify(node)
         elif node.target is densify:
             edge, slot = self.edges[node.args[0].name], self._slot(node)
-            self._add_island(node, _Island(slot, lambda values: edge.dense(), (), pure=True, edge=edge))
+            self._add_island(node, Island(slot, lambda values: edge.dense(), (), pure=True, edge=edge))
         elif is_delta(node):
             self._bind_operator(node)
         elif not self._is_cast_on_the_way(node):
@@ -194,9 +182,9 @@ class Program:
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
         sources = tuple(self._slots[source] for source in node.all_input_nodes)
-        self._add_island(node, _Island(self._slot(node), call, sources, pure=is_pure(node)))
+        self._add_island(node, Island(self._slot(node), call, sources, pure=is_pure(node)))
 
-    def _add_island(self, node: fx.Node, island: _Island) -> None:
+    def _add_island(self, node: fx.Node, island: Island) -> None:
         self.islands[node.name] = island
         self._steps.append(Step(node, island.run, island))
 
@@ -215,71 +203,6 @@ class Program:
 
     def _slot(self, node: fx.Node) -> int:
         return self._slots.setdefault(node, len(self._slots))
-
-
-@dataclass
-class Step:
-    """What one node does in a frame."""
-
-    node: fx.Node
-    run: Callable[[_Frame], None]
-    island: _Island | None = None
-
-    def __call__(self, frame: _Frame) -> None:
-        self.run(frame)
-
-
-@dataclass
-class _Frame:
-    """The dense values of one frame, and whether each can differ from the last frame's."""
-
-    values: list[Any]
-    changed: list[bool]
-
-    def put(self, slot: int, value: Any, changed: bool) -> None:
-        self.values[slot], self.changed[slot] = value, changed
-
-
-class _Island:
-    """A dense step. A pure one whose inputs did not change hands out its last result."""
-
-    def __init__(
-        self,
-        slot: int,
-        call: Callable[[list[Any]], Any],
-        sources: tuple[int, ...],
-        pure: bool,
-        edge: Any = None,
-    ):
-        self.slot, self.call, self.sources, self.pure, self.edge = slot, call, sources, pure, edge
-        self.kept = self.ran = False
-        self.forget()
-
-    def run(self, frame: _Frame) -> None:
-        changed = self.edge.changed if self.edge is not None else any(frame.changed[s] for s in self.sources)
-        self.ran = changed or not (self.kept and self.pure)
-        if self.ran:
-            self.last, self.kept = self.call(frame.values), True
-        frame.put(self.slot, self.last, self.ran)
-
-    def forget(self) -> None:
-        self.kept, self.ran, self.last = False, False, None
-
-
-def is_pure(node: fx.Node) -> bool:
-    """The same inputs give the same result, and nothing else happens: functions, methods and operators of torch."""
-    if operator_of(node) is not None:
-        return True
-    if node.op == "call_module" or not node.all_input_nodes:
-        return False
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
-    if name.endswith("_") or any(part in name for part in _RANDOM):
-        return False
-    return node.op == "call_method" or getattr(node.target, "__module__", None) in (
-        *_PURE_HOMES,
-        None,
-        "torch.functional",
-    )
 
 
 def _kept(meta: dict[str, Any]) -> Map:

@@ -1,7 +1,7 @@
-"""How many dimensions and channels the values of a graph have, asked while it is traced.
+"""How many dimensions the values of a graph have and which sizes, asked while it is traced.
 
 A network may go by that in Python, `if x.dim() == 3`, `*x.shape[2:]` or `assert x.shape[1] == 3`, and still be one
-graph for all sizes of frames.
+graph for all sizes of frames; by `if x.shape[2] % 8`, and be one for all sizes at which it does the same.
 """
 
 from __future__ import annotations
@@ -62,18 +62,3 @@ def sized_by(node: fx.Node) -> tuple[fx.Node, slice] | None:
     part, whole = node.args[1], sized_by(source)
     plain = all(isinstance(at, int | None) for at in (part.start, part.stop, part.step))
     return (whole[0], part) if plain and whole is not None and whole[1] == slice(None) else None
-
-
-def channels_of(node: fx.Node) -> list[fx.Node]:
-    """The maps whose numbers of channels alone a node is computed from, as x.shape[1] % 2 == 0; none for others."""
-    source = node.args[0] if node.args else None
-    if isinstance(source, fx.Node) and node.args[1:] == (1,):
-        if node.op == "call_method" and node.target == "size":
-            return [source]
-        whole = sized_by(source) if node.target is operator.getitem else None
-        if whole is not None and whole[1] == slice(None):
-            return [whole[0]]
-    if node.op != "call_function" or getattr(operator, node.target.__name__, None) is not node.target:
-        return []
-    found = [channels_of(each) for each in node.all_input_nodes]
-    return [each for maps in found for each in maps] if all(found) else []

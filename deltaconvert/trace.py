@@ -51,6 +51,7 @@ def trace(
     or that of a module that may not stay whole.
     """
     opaque: dict[str, str] = {}
+    closed: set[Any] = set()
 
     def is_stuck(path: str | None) -> bool:
         return not path or path in opaque or not may_stay(root.get_submodule(path))
@@ -58,7 +59,7 @@ def trace(
     while True:
         # forward may write to its module; a failed attempt must leave no trace
         root = with_plain_weights(twin(model))
-        tracer = Tracer(tuple(args), kwargs, leaves, opaque)
+        tracer = Tracer(tuple(args), kwargs, leaves, opaque, closed)
         try:
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
             watch_augmented(module, args, kwargs)
@@ -73,6 +74,9 @@ def trace(
                 ) from error
             opaque[error.path] = first_line(error)
         except Exception as error:
+            if tracer.failed_in is not None:
+                closed.add(tracer.failed_in)
+                continue
             if tracer.failed_at is None or is_stuck(tracer.failed_at):
                 raise UnsupportedModel(_why_untraceable(model, error)) from error
             opaque[tracer.failed_at] = f"cannot be traced: {first_line(error)}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
 import operator
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,15 +17,19 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.ops.base import is_known
 from deltaconvert.passes.functionalise import OUT_OF_PLACE
-from deltaconvert.ranks import Ranks, channels_of, sized_by
+from deltaconvert.ranks import Ranks, sized_by
 from deltaconvert.signature import tensors_of
+
+_HERE = str(Path(__file__).parent)
+_HOMES = ("torch", "operator", "_operator", "math", "builtins", "deltaconvert")
 
 
 class Value(fx.Proxy):
     """What a network computes with while it is traced.
 
     x += y is recorded as what it is for tensors, a write to x; torch's own proxies record x + y. How many dimensions x
-    has is a number, and so is how many sizes.
+    has is a number, and so is how many sizes. Where `if` or `int` wants a number, and that follows from sizes, it is
+    the example's, and the graph asserts it.
     """
 
     tracer: Tracer
@@ -41,12 +49,23 @@ class Value(fx.Proxy):
         return self.__getattr__("ndim") if rank is None else rank
 
     def __len__(self) -> int:
-        count = self.tracer.sizes(self.node)
+        count = self.tracer.count(self)
         return super().__len__() if count is None else count
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __int__(self) -> int:  # no __index__: torch would ask it for sizes that a graph can hold as they are
+        return int(self.tracer.number(self))
 
 
 class _Attribute(fx.proxy.Attribute, Value):
     """x.shape, or x.view of x.view(...)."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The kind of a device is a word, which torch.autocast wants as such."""
+        kind = self.tracer.kind_of_device(self.node) if name == "type" and self.attr == "device" else None
+        return super().__getattr__(name) if kind is None else kind
 
 
 def _augmented(function: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., fx.Proxy]:
@@ -62,20 +81,23 @@ for _function, _plain in OUT_OF_PLACE.items():
 
 
 class Tracer(fx.Tracer):
-    """Traces into everything but operators that deltaconvert knows and modules asked to stay whole.
+    """Traces into everything but operators that deltaconvert knows, and modules and functions asked to stay whole.
 
     torch.fx looks on through the modules of the whole process: what other threads call meanwhile runs as it is.
     """
 
-    def __init__(self, args: Any, kwargs: Any, keep: Sequence[Any], opaque: dict[str, str]):
+    def __init__(self, args: Any, kwargs: Any, keep: Sequence[Any], opaque: dict[str, str], closed: set[Any]):
+        """closed: functions that torch.fx.wrap keeps whole, and that stay so."""
         super().__init__()
         self._call = args, kwargs
-        self._keep, self._opaque = tuple(keep), opaque
+        self._keep, self._opaque, self._closed = tuple(keep), opaque, closed
         self._thread = threading.get_ident()
         self.failed_at: str | None = None
+        self.failed_in: Any = None  # a wrapped function
+        self._opened: list[fx.Node] = []
         self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
         self.constants: dict[int, Any] = {}
-        self._ranks: Ranks | None = None
+        self._ranks: list[Ranks] = []
         self._asks = False  # for a rank: modules run then
         self._told: set[fx.Node] = set()  # whose dimensions the network was told
 
@@ -109,6 +131,29 @@ class Tracer(fx.Tracer):
             self.failed_at = self.failed_at or self.path_of_module(m)  # the innermost module unwinds first
             raise
 
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *others: Any, **named: Any) -> Any:
+        if kind != "call_function" or not self._opens(target):
+            return super().create_proxy(kind, target, args, kwargs, *others, **named)
+        try:
+            result = target(*args, **kwargs)
+            self._opened.append(result.node)
+            return result
+        except Exception:
+            self.failed_in = self.failed_in or target
+            raise
+
+    def _opens(self, function: Any) -> bool:
+        """It is one of the network's own, which torch.fx.wrap would keep whole."""
+        home = getattr(function, "__module__", None) or ""
+        own = isinstance(function, FunctionType) and home.partition(".")[0] not in _HOMES
+        return own and function not in self._closed
+
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        graph = super().trace(*args, **kwargs)
+        for node in self._opened:
+            node.meta.pop("is_wrapped", None)  # which torch.fx says of what a wrapped function returns
+        return graph
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if not self._is_tracing():
             return attr_val
@@ -118,19 +163,30 @@ class Tracer(fx.Tracer):
         return threading.get_ident() == self._thread and not self._asks
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Over *x.shape[2:]."""
-        count = self.sizes(obj.node)
+        """Over *x.shape[2:], or the parts of x.chunk(2, 1)."""
+        count = self.count(obj)
         return super().iter(obj) if count is None else iter([obj[place] for place in range(count)])
 
-    def sizes(self, node: fx.Node) -> int | None:
-        """How many sizes a node has that is a shape or a part of one."""
-        found = sized_by(node)
-        rank = self.rank(found[0]) if found else None
-        return None if found is None or rank is None else len(range(rank)[found[1]])
+    def count(self, obj: fx.Proxy) -> int | None:
+        """How many sizes there are in a shape or a part of one, how many tensors in a tuple; None for anything else."""
+        found = sized_by(obj.node)
+        if found is not None:
+            rank = self.rank(found[0])
+            return None if rank is None else len(range(rank)[found[1]])
+        value, other = self._values(obj.node)
+        if (
+            not isinstance(value, tuple | list)
+            or not isinstance(other, tuple | list)
+            or len(value) != len(other)
+        ):
+            return None
+        length = self.create_proxy("call_function", len, (obj,), {})
+        self._assert(length, len(value), f"{obj.node.name} has {len(value)} parts")
+        return len(value)
 
     def rank(self, node: fx.Node) -> int | None:
         """The number of dimensions, which the graph then asserts: what the network does follows from it."""
-        value = self._value(node)
+        value, _ = self._values(node)
         if not isinstance(value, Tensor):
             return None
         if node not in self._told:
@@ -139,21 +195,35 @@ class Tracer(fx.Tracer):
             self._assert(dim, value.dim(), f"{node.name} has {value.dim()} dimensions")
         return value.dim()
 
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """Of `assert x.shape[1] == 3`: channels are the same in every frame."""
-        maps = channels_of(obj.node)
-        value = self._value(obj.node) if maps and all(self.rank(each) == 4 for each in maps) else None
-        if not isinstance(value, int):
-            return super().to_bool(obj)
-        self._assert(obj, value, f"{obj.node.name} is {value}")
-        return bool(value)
+    def kind_of_device(self, node: fx.Node) -> str | None:
+        device, _ = self._values(node)
+        return device.type if isinstance(device, torch.device) else None
 
-    def _value(self, node: fx.Node) -> Any:
-        assert self._ranks is not None
-        self._asks = True
-        value = self._ranks.value(node)
-        self._asks = False
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Of `if x.shape[2] > 8`; not of what values decide, nor the number of images."""
+        value = self._number(obj)
+        return super().to_bool(obj) if value is None else bool(value)
+
+    def number(self, obj: fx.Proxy) -> float:
+        value = self._number(obj)
+        if value is None:
+            raise TypeError(f"{obj.node.name} is no number that follows from the sizes of the images")
         return value
+
+    def _number(self, obj: fx.Proxy) -> float | None:
+        """What follows from sizes: as on the example, where it is the same for one image more. The graph asserts it."""
+        value, other = self._values(obj.node)
+        if not isinstance(value, int | float) or value != other:
+            return None
+        self._assert(obj, value, f"{obj.node.name} is {value}{_line_of_the_network()}")
+        return value
+
+    def _values(self, node: fx.Node) -> tuple[Any, Any]:
+        """On the example, and on one image more."""
+        self._asks = True
+        value, other = (ranks.value(node) for ranks in self._ranks)
+        self._asks = False
+        return value, other
 
     def _assert(self, found: fx.Proxy, value: Any, what: str) -> None:
         same = self.create_proxy("call_function", operator.eq, (found, value), {})
@@ -170,7 +240,8 @@ class Tracer(fx.Tracer):
                 self.constants[place] = leaf
                 proxies.append(leaf)
         args, kwargs = pytree.tree_unflatten(proxies, spec)
-        self._ranks = Ranks(self.root, tensors_of(leaves))
+        frames = tensors_of(leaves)
+        self._ranks = [Ranks(self.root, frames), Ranks(self.root, [_one_more(frame) for frame in frames])]
 
         def run(root: nn.Module) -> tuple[Any, ...]:
             outputs, out_spec = pytree.tree_flatten(root_fn(root, *args, **kwargs))
@@ -178,6 +249,20 @@ class Tracer(fx.Tracer):
             return tuple(o for o in outputs if isinstance(o, fx.Proxy | Tensor))
 
         return run, [self.root]
+
+
+def _one_more(frame: Tensor) -> Tensor:
+    """One image more in the batch."""
+    return torch.cat((frame, frame[-1:])) if frame.dim() else frame
+
+
+def _line_of_the_network() -> str:
+    """The innermost line that is neither torch's nor ours."""
+    for frame, line in traceback.walk_stack(None):
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and not file.startswith(_HERE):
+            return f" in {Path(file).name}:{line}, {linecache.getline(file, line).strip()[:120]}"
+    return ""
 
 
 def _kept(m: nn.Module, path: str, keep: Sequence[Any]) -> bool:

@@ -26,7 +26,10 @@ def twin(network: M) -> M:
 
 
 def uncompiled(network: nn.Module) -> nn.Module:
-    """What torch.compile was called with: the network, or a copy that has its compiled parts as they were."""
+    """What torch.compile or a data-parallel wrapper was called with: the network, or a copy that has its compiled parts
+    as they were."""
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return uncompiled(network.module)
     if "_orig_mod" in network._modules:
         return uncompiled(network._orig_mod)  # type: ignore[arg-type]
     if not any("_orig_mod" in module._modules for module in network.modules()):

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from deltaconvert.ops import put
+
 
 def _listed(text: str) -> list[str]:
     return text.split()
@@ -26,42 +28,43 @@ def _listed(text: str) -> list[str]:
 _TORCH = _listed(
     """
     _assert abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint
-    all allclose amax amin aminmax angle any arange arccos arcsin arctan arctan2 argmax argmin argsort asin
-    asinh atan atan2 atanh avg_pool1d baddbmm batch_norm bilinear bitwise_and bitwise_not bitwise_or
-    bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu channel_shuffle
-    chunk clamp clamp_max clamp_min clip clone column_stack concat concatenate constant_pad_nd conv1d conv2d
-    conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh cosine_similarity
-    count_nonzero cross cummax cummin cumprod cumsum deg2rad diag diag_embed diagonal diff div divide dot
-    dstack einsum embedding eq equal erf erfc erfinv exp exp2 expm1 eye fill flatten flip fliplr flipud
+    all allclose amax amin aminmax angle any arange arccos arcsin arctan arctan2 argmax argmin argsort
+    as_tensor asin asinh atan atan2 atanh avg_pool1d baddbmm batch_norm bilinear bitwise_and bitwise_not
+    bitwise_or bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu
+    channel_shuffle chunk clamp clamp_max clamp_min clip clone column_stack concat concatenate constant_pad_nd
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh
+    cosine_similarity count_nonzero cross cummax cummin cumprod cumsum deg2rad diag diag_embed diagonal diff
+    div divide dot dstack einsum embedding eq equal erf erfc erfinv exp exp2 expm1 eye
+    fake_quantize_per_channel_affine fake_quantize_per_tensor_affine fill flatten flip fliplr flipud
     float_power floor floor_divide fmax fmin fmod frac full full_like gather ge greater greater_equal
-    grid_sampler group_norm gt hardshrink heaviside hstack hypot index_add index_copy index_fill index_put
-    index_select inner instance_norm is_floating_point isclose isfinite isin isinf isnan kthvalue layer_norm
-    le lerp less less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp logical_and
-    logical_not logical_or logical_xor logit logsumexp lt masked_fill masked_scatter masked_select matmul
-    max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mm movedim moveaxis mul
-    multiply mv nan_to_num nanmean nansum narrow ne neg negative nonzero norm not_equal numel ones ones_like
-    outer pairwise_distance permute pixel_shuffle pixel_unshuffle positive pow prelu prod quantile rad2deg
-    ravel real reciprocal relu remainder repeat_interleave reshape rms_norm roll rot90 round rsqrt rsub
-    scatter scatter_add searchsorted select select_scatter selu sgn sigmoid sign sin sinc sinh slice_scatter
-    softmax sort split split_with_sizes sqrt square squeeze stack std std_mean sub subtract sum swapaxes
-    swapdims t take take_along_dim tan tanh tensor_split tensordot threshold tile topk trace transpose tril
-    triu true_divide trunc unbind unflatten unique_consecutive unsqueeze var var_mean vstack where xlogy
-    zeros zeros_like
+    grid_sampler group_norm gru gru_cell gt hardshrink heaviside hstack hypot index_add index_copy index_fill
+    index_put index_select inner instance_norm is_floating_point isclose isfinite isin isinf isnan kthvalue
+    layer_norm le lerp less less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp logical_and
+    logical_not logical_or logical_xor logit logsumexp lstm lstm_cell lt masked_fill masked_scatter
+    masked_select matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mm
+    movedim moveaxis mul multiply mv nan_to_num nanmean nansum narrow ne neg negative nonzero norm not_equal
+    numel ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle positive pow prelu prod
+    quantile rad2deg ravel real reciprocal relu remainder repeat_interleave reshape rms_norm rnn_relu rnn_tanh
+    roll rot90 round rsqrt rsub scatter scatter_add searchsorted select select_scatter selu sgn sigmoid sign
+    sin sinc sinh slice_scatter softmax sort split split_with_sizes sqrt square squeeze stack std std_mean sub
+    subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor_split tensordot threshold tile topk
+    trace transpose tril triu true_divide trunc unbind unflatten unique_consecutive unsqueeze var var_mean
+    vstack where xlogy zeros zeros_like
     """
 )
 
 _FUNCTIONAL = _listed(
     """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool1d_with_indices adaptive_max_pool2d adaptive_max_pool2d_with_indices
-    adaptive_max_pool3d affine_grid avg_pool1d avg_pool2d avg_pool3d batch_norm bilinear celu
-    channel_shuffle conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    cosine_similarity elu embedding fold gelu glu grid_sample group_norm hardshrink hardsigmoid hardswish
-    hardtanh instance_norm interpolate layer_norm leaky_relu linear local_response_norm log_softmax
-    logsigmoid lp_pool1d lp_pool2d max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices
-    max_pool3d max_unpool2d mish normalize one_hot pad pairwise_distance pixel_shuffle pixel_unshuffle prelu
-    relu relu6 rms_norm scaled_dot_product_attention selu sigmoid silu softmax softmin softplus softshrink
-    softsign tanh tanhshrink threshold unfold upsample upsample_bilinear upsample_nearest
+    adaptive_max_pool1d_with_indices adaptive_max_pool2d adaptive_max_pool2d_with_indices adaptive_max_pool3d
+    affine_grid avg_pool1d avg_pool2d avg_pool3d batch_norm bilinear celu channel_shuffle conv1d conv2d conv3d
+    conv_transpose1d conv_transpose2d conv_transpose3d cosine_similarity elu embedding fold gelu glu
+    grid_sample group_norm hardshrink hardsigmoid hardswish hardtanh instance_norm interpolate layer_norm
+    leaky_relu linear local_response_norm log_softmax logsigmoid lp_pool1d lp_pool2d max_pool1d
+    max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d max_unpool2d mish
+    multi_head_attention_forward normalize one_hot pad pairwise_distance pixel_shuffle pixel_unshuffle prelu
+    relu relu6 rms_norm rrelu scaled_dot_product_attention selu sigmoid silu softmax softmin softplus
+    softshrink softsign tanh tanhshrink threshold unfold upsample upsample_bilinear upsample_nearest
     """
 )
 
@@ -99,7 +102,8 @@ _WORDS = _listed(
 
 _ATTRIBUTES = _listed(
     """
-    shape dtype device ndim T H mT mH real imag is_cuda requires_grad itemsize nbytes values indices
+    shape dtype device ndim T H mT mH real imag is_cuda is_nested is_sparse is_quantized requires_grad itemsize
+    nbytes values indices
     """
 )
 
@@ -108,7 +112,8 @@ FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
     "torch.nn.functional": (F, _FUNCTIONAL),
     "torch._C._nn": (torch._C._nn, _NN),
     "operator": (operator, _OPERATOR),
-    "builtins": (builtins, ["getattr"]),
+    "deltaconvert": (put, ["put"]),
+    "builtins": (builtins, ["getattr", "len"]),
 }
 _IS_METHOD = [name for name in _TORCH if hasattr(torch.Tensor, name) and not name.startswith("_")]
 METHODS = frozenset(_METHODS) | frozenset(_IS_METHOD)

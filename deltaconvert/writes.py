@@ -82,7 +82,8 @@ class _IslandWatch(fx.Interpreter):
 
 
 def _is_augmented(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in OUT_OF_PLACE and isinstance(node.args[0], fx.Node)
+    writes = node.op == "call_function" and node.target in (*OUT_OF_PLACE, operator.setitem)
+    return writes and isinstance(node.args[0], fx.Node)
 
 
 def is_island(node: fx.Node) -> bool:

@@ -45,7 +45,7 @@ def exported(network, shape=SHAPE, **options):
 
 
 class Branches(nn.Module):
-    """Splits like YOLO's C2f: a list of the chunks of a proxy is what symbolic tracing cannot make."""
+    """Splits like YOLO's C2f, if there are images: how many is what symbolic tracing does not tell."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class Branches(nn.Module):
         self.steps = nn.ModuleList([conv(), conv()])
 
     def forward(self, x):
-        parts = list(self.act(self.norm(self.first(x))).chunk(2, 1))
+        parts = list(self.act(self.norm(self.first(x))).chunk(2, 1)) if len(x) else []
         parts.extend(step(parts[-1]) for step in self.steps)
         return torch.cat(parts, 1)
 

@@ -22,7 +22,7 @@ SAMPLE = {
     "torchvision.squeezenet1_1": "symbolic",
     "timm.test_resnet": "symbolic",
     "timm.test_efficientnet_gn": "symbolic",
-    "timm.tf_mobilenetv3_small_minimal_100": "export",
+    "timm.tf_mobilenetv3_small_minimal_100": "symbolic",
 }
 DETECTORS = ("rcnn", "ssd", "retinanet", "fcos", "keypoint")
 

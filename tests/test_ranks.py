@@ -40,7 +40,7 @@ def test_one_graph_for_all_sizes(backend, tmp_path):
     dense = ByRank().eval().double()
     model = deltaconvert.convert(dense, scripted_video(SHAPE)[0], backend=backend)
     assert model.info["capture"] == "traced symbolically"
-    assert {row.operator for row in model.explain().islands} == {"new_zeros", "Rearrange"}
+    assert {row.operator for row in model.explain().islands} == {"Rearrange"}
     for shape in (SHAPE, (1, 3, 9, 14)):
         for frame in scripted_video(shape)[:5]:
             with torch.no_grad():
@@ -54,21 +54,36 @@ def test_one_graph_for_all_sizes(backend, tmp_path):
 
 
 class Channels(nn.Module):
-    """Asserts channels, and goes by them; sizes are checked in a way that only torch.export follows."""
+    """Asserts channels, and goes by them."""
 
-    def __init__(self, sizes=False):
+    def __init__(self):
         super().__init__()
-        self.first, self.last, self.sizes = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), sizes
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
 
     def forward(self, x):
-        n, c, h, w = x.shape
+        n, c, _, w = x.shape
         assert c == 3 and x.size(1) <= 3, f"{c} channels"
         y = self.first(x)
         if y.shape[1] % 2:
             y = y[:, 1:]
-        if self.sizes and h > 5:
-            y = y.relu()
         return self.last(y) * (n * w)
+
+
+class Sizes(Channels):
+    """Goes by how large its maps are."""
+
+    def forward(self, x):
+        y = self.first(x)
+        if y.shape[2] > 8:
+            y = F.avg_pool2d(y, 2)
+        rows = x.shape[2]
+        y = F.pad(y, (0, 0, 0, int(rows % 2)))
+        return sum(self.last(part) for part in list(y.chunk(1, 1)))
+
+
+class Counts(Channels):
+    def forward(self, x):
+        return self.last(self.first(x)) * int(x.shape[0])
 
 
 def test_channels_are_the_same_in_every_frame(backend, tmp_path):
@@ -80,8 +95,31 @@ def test_channels_are_the_same_in_every_frame(backend, tmp_path):
             assert_close(model(frame), dense(frame))
     model.save(tmp_path / "net.delta")
     deltaconvert.load(tmp_path / "net.delta", backend=backend, device=frame.device)
-    sized = deltaconvert.convert(Channels(sizes=True).eval(), torch.rand(SHAPE), backend=backend)
-    assert "torch.export" in sized.info["capture"]
+
+
+def test_a_branch_on_sizes_holds_for_all_that_go_the_same_way(backend, tmp_path):
+    dense = Sizes().eval().double()
+    frames = scripted_video(SHAPE)[:3]
+    model = deltaconvert.convert(dense, frames[0], backend=backend)
+    assert model.info["capture"] == "traced symbolically" and not model.explain().islands
+    model.save(tmp_path / "net.delta")
+    again = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=frames[0].device)
+    for each in (model, again):
+        for frame in (*scripted_video((1, 3, 11, 12))[:3], *frames):
+            with torch.no_grad():
+                assert_close(each(frame), dense(frame))
+        before = each(frames[-1])
+        for rows, where in ((8, "if y.shape[2] > 8"), (12, "int(rows % 2)")):
+            with pytest.raises(InputError, match=r"traced where .* is .* in test_ranks\.py:") as e:
+                each(scripted_video((1, 3, rows, 9))[0])
+            assert where in str(e.value)
+        assert_same_bits(each(frames[-1]), before, "after the error")
+
+
+def test_the_number_of_images_is_never_fixed(backend):
+    """torch.export knows what follows from it, or that a graph holds for one number alone."""
+    model = deltaconvert.convert(Counts().eval(), torch.rand(SHAPE), backend=backend)
+    assert "torch.export" in model.info["capture"]
 
 
 class Squeezes(nn.Module):
@@ -104,17 +142,19 @@ def test_another_number_of_dimensions_is_an_error(backend):
 
 
 class Chunks(nn.Module):
-    """How many parts there are follows from a size, not from the number of dimensions."""
-
     def forward(self, x):
-        return sum(next(iter(x.split(4, 2))).mean(2)) * len(x)
+        return sum(part.mean(2) for part in list(x.split(6, 2)))
 
 
-def test_numbers_that_follow_from_sizes_are_not_taken_for_ranks(backend):
+def test_parts_are_as_many_as_on_the_example(backend):
     dense, frame = nn.Sequential(nn.Conv2d(3, 4, 3), Chunks()).eval(), torch.rand(SHAPE)
     model = deltaconvert.convert(dense, frame, backend=backend)
-    assert "Proxy object cannot be iterated" in model.info["capture"]
-    assert_close(model(frame), dense(frame).detach())
+    assert model.info["capture"] == "traced symbolically"
+    for rows in (13, 14):
+        frame = torch.rand(2, 3, rows, 11)
+        assert_close(model(frame), dense(frame).detach())
+    with pytest.raises(InputError, match="traced where split has 2 parts"):
+        model(torch.rand(2, 3, 15, 11))
 
 
 class Caches(nn.Module):

@@ -251,7 +251,7 @@ def test_synchronised_batch_norm(backend):
 
 class Masks(Two):
     def forward(self, x):
-        parts = list(self.first(x).chunk(2, 1))  # what symbolic tracing cannot make
+        parts = self.first(x).chunk(2, 1) if len(x) else ()  # what symbolic tracing cannot count
         inside = (parts[0] > -0.5) & (parts[1] < 0.5) | (parts[0] > 1)
         return self.last(torch.cat([F.relu(parts[0]) * inside, parts[1]], 1))
 
@@ -278,6 +278,73 @@ def test_a_failing_attempt_prints_nothing(backend, capfd):
     assert "".join(capfd.readouterr()) == ""
 
 
+@torch.fx.wrap
+def halved(x, times):
+    for _ in range(times if x.shape[2] > 4 else 0):
+        x = F.avg_pool2d(x, 2)
+    return x
+
+
+@torch.fx.wrap
+def brightened(x):
+    return x * 2 if float(x.mean()) > 1e9 else x + 1
+
+
+class Wrapped(Two):
+    """Functions that torch.fx is told not to look into; one of them it cannot."""
+
+    def forward(self, x):
+        return self.last(halved(self.first(x), 1)), brightened(x)
+
+
+def test_wrapped_functions_are_looked_into(backend):
+    model = check(Wrapped(), backend)
+    assert model.info["capture"] == "traced symbolically"
+    assert [row.reason for row in model.explain().islands] == ["deltaconvert has no operator for brightened"]
+
+
+class Recurrent(Two):
+    """Attention and recurrence over what convolutions see, as torch.nn has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend, self.steps = (
+            nn.MultiheadAttention(4, 2, batch_first=True),
+            nn.GRU(4, 3, batch_first=True),
+        )
+
+    def forward(self, x):
+        y = self.first(x)
+        tokens = F.avg_pool2d(y, 4).flatten(2).transpose(1, 2)
+        return self.last(y), self.attend(tokens, tokens, tokens, need_weights=False)[0], self.steps(tokens)[0]
+
+
+def test_attention_and_recurrence_can_be_saved(backend, tmp_path):
+    model = check(Recurrent(), backend)
+    assert model.info["capture"] == "traced symbolically"
+    assert {"multi_head_attention_forward", "gru"} <= {row.operator for row in model.explain().islands}
+    assert model.explain().delta_share < 0.99  # their work is counted
+    model.save(tmp_path / "net.delta")
+    frame = scripted_video((1, 3, 17, 14))[0]
+    for ours, theirs in zip(
+        leaves(deltaconvert.load(tmp_path / "net.delta", backend=backend, device=frame.device)(frame)),
+        leaves(model(frame)),
+        strict=True,
+    ):
+        assert_close(ours, theirs)
+
+
+class Casts(Two):
+    """Constants that are brought to the frame's type in every call."""
+
+    def forward(self, x):
+        mean = torch.as_tensor([0.4, 0.5, 0.6], dtype=x.dtype, device=x.device)[:, None, None]
+        blur = torch.ones(1, 1, 3, 3, device=x.device) / 9
+        x = F.conv2d((x - mean) / torch.tensor([0.2]).type_as(x), blur.to(x).repeat(3, 1, 1, 1), groups=3)
+        y = self.first(x)
+        return self.last(y.to(x) * torch.linspace(0, 1, y.shape[3], dtype=x.dtype, device=x.device))
+
+
 # --- wrappers --------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +352,7 @@ def test_what_torch_compiled_converts_as_it_was(backend):
     """For all sizes, under the names that it had before; the compiled one stays compiled."""
     plain = Two(nn.Sequential(conv(4, 4), nn.ReLU()))
     inside = Two(torch.compile(nn.Sequential(conv(4, 4), nn.ReLU()), backend="eager"))
-    for network in (torch.compile(plain, backend="eager"), inside):
+    for network in (torch.compile(plain, backend="eager"), inside, nn.DataParallel(plain)):
         model = check(network, backend)
         assert model.info["capture"] == "traced symbolically"
         assert [r.path for r in model.explain().rows if r.macs] == ["first", "between.0", "last"]
@@ -479,6 +546,7 @@ class OwnOperator(Two):
         Gated,
         OverTime,
         Costs,
+        Casts,
         Picks,
         OwnOperator,
     ],

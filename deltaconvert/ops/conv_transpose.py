@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Node
 
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
 from deltaconvert.reach import Reach, Window
@@ -77,6 +78,9 @@ class ConvTranspose2d(Operator):
         return self.weight.numel() * math.prod(shapes[0]) // shapes[0][-3]
 
 
+_SIZES = ("stride", "padding", "dilation", "kernel_size")
+
+
 @spelled(F.conv_transpose2d, torch.conv_transpose2d)
 def _function(
     input: Any,
@@ -105,15 +109,29 @@ def _function(
 
 @spelled(nn.ConvTranspose2d)
 def _module(module: nn.ConvTranspose2d, input: Any, output_size: Any = None) -> tuple[Operator, list[Any]]:
-    if output_size is not None:
-        raise StaysDense("it is called with output_size")
     return _function(
         input,
         module.weight,
         module.bias,
         module.stride,
         module.padding,
-        module.output_padding,
+        _output_padding(module, input, output_size),
         module.groups,
         module.dilation,
+    )
+
+
+def _output_padding(module: nn.ConvTranspose2d, input: Any, output_size: Any) -> Any:
+    """What is wanted beyond the least size that stride, kernel and padding give."""
+    if output_size is None:
+        return module.output_padding
+    shape = input.meta.get("shape") if isinstance(input, Node) else None
+    if shape is None:
+        raise StaysDense("it is called with output_size, and the size of its input is not known")
+    wanted = [constant(side, "its output_size") for side in constant(output_size, "its output_size")][-2:]
+    return tuple(
+        side - ((length - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
+        for side, length, stride, padding, dilation, kernel in zip(
+            wanted, shape[-2:], *(pair(getattr(module, name)) for name in _SIZES), strict=True
+        )
     )

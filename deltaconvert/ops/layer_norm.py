@@ -1,4 +1,5 @@
-"""Layer normalisation (ONNX LayerNormalization): over the channels of each pixel it is a delta node."""
+"""Layer and RMS normalisation (ONNX LayerNormalization, RMSNormalization): over the channels of each pixel they are
+delta nodes."""
 
 from __future__ import annotations
 
@@ -49,6 +50,40 @@ class ChannelNorm(Operator):
         return F.layer_norm(pixels, pixels.shape[3:], self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
+class RMSNorm(Operator):
+    """Over the last dimensions, of lengths `shape`, divided by the root of the mean square; weight of that shape."""
+
+    def __init__(self, shape: Sequence[int], weight: Tensor | None, eps: float | None):
+        super().__init__()
+        self.shape, self.eps = list(shape), eps
+        self.keep("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
+
+    def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
+        return "it normalises over rows or whole maps, not over the channels of a pixel"
+
+    def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
+        (layout,) = layouts
+        if len(self.shape) != 1 or not layout.in_order(layout.dims[-1], 1):
+            return None
+        return ChannelRMS(self.weight, self.eps), layout
+
+
+class ChannelRMS(Operator):
+    """N C H W -> N C H W, each pixel divided by the root of its channels' mean square; weight (C) or None."""
+
+    def __init__(self, weight: Tensor | None, eps: float | None):
+        super().__init__()
+        self.eps = eps
+        self.keep("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)
+        return F.rms_norm(pixels, pixels.shape[3:], self.weight, self.eps).permute(0, 3, 1, 2)
+
+
 @spelled(F.layer_norm, torch.layer_norm)
 def _function(
     input: Any,
@@ -65,3 +100,16 @@ def _function(
 @spelled(nn.LayerNorm)
 def _module(module: nn.LayerNorm, input: Any) -> tuple[Operator, list[Any]]:
     return LayerNorm(module.normalized_shape, module.weight, module.bias, module.eps), [input]
+
+
+@spelled(F.rms_norm, torch.rms_norm)
+def _rms_function(
+    input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None
+) -> tuple[Operator, list[Any]]:
+    shape = [constant(length, "its shape") for length in normalized_shape]
+    return RMSNorm(shape, constant(weight, "its weight"), eps), [input]
+
+
+@spelled(nn.RMSNorm)
+def _rms_module(module: nn.RMSNorm, input: Any) -> tuple[Operator, list[Any]]:
+    return RMSNorm(module.normalized_shape, module.weight, module.eps), [input]

@@ -123,6 +123,12 @@ def _three(bounds: Sequence[int | None]) -> Bounds:
 
 def crop(x: Any, index: Any) -> tuple[Operator, list[Any]]:
     """x[index], where it takes rows, columns and channels by slices."""
+    channels, rows, cols = bounds_of(x, index)
+    return Crop(rows, cols, channels), [x]
+
+
+def bounds_of(x: Any, index: Any) -> list[Bounds]:
+    """Of x[index]: which channels, rows and columns; StaysDense where it takes others, or by more than slices."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(part is Ellipsis for part in parts):
         parts = _without_dots(parts, len(_shape(x)))
@@ -130,8 +136,7 @@ def crop(x: Any, index: Any) -> tuple[Operator, list[Any]]:
         raise StaysDense("it takes something else than slices")
     if parts[0] != slice(None) or len(parts) > 4:
         raise StaysDense("it takes more than channels, rows and columns")
-    channels, rows, cols = (_bounds(part) for part in (*parts[1:], *[slice(None)] * (4 - len(parts))))
-    return Crop(rows, cols, channels), [x]
+    return [_bounds(part) for part in (*parts[1:], *[slice(None)] * (4 - len(parts)))]
 
 
 def flip(x: Any, dims: Any) -> tuple[Operator, list[Any]]:

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from deltaconvert.check import is_call, operator_of, path_of
 from deltaconvert.ops.base import Operator, StaysDense, find, known_modules
+from deltaconvert.passes.propagate import TYPES
 
 
 def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
@@ -19,13 +20,13 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
     before:  y = conv(x) [padding_mode="reflect"]
     after:   p = Pad("reflect")(x);  y = Conv2d(p)
     """
-    weights: set[fx.Node] = set()  # and what follows from them alone
+    weights: set[fx.Node] = set()  # and what follows from them, from sizes and types alone
     for node in list(gm.graph.nodes):
         if node.op == "get_attr":
             weights.add(node)
         if not is_call(node) or operator_of(node) is not None:
             continue
-        follows = bool(node.all_input_nodes) and weights.issuperset(node.all_input_nodes)
+        follows = _follows(node, weights)
         if follows:
             weights.add(node)
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -116,6 +117,18 @@ def _is_size(node: fx.Node) -> bool:
         return node.args[1] in ("shape", "ndim")
     plain = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
     return plain and all(map(_is_size, node.all_input_nodes))
+
+
+def _follows(node: fx.Node, weights: set[fx.Node]) -> bool:
+    """The value is made of `weights`, sizes and types: the same in every frame."""
+    read = node.all_input_nodes
+    if node.target in ("to", "type_as"):
+        read = read[:1]  # weight.to(x) has the type of x, and nothing else of it
+    return bool(read) and not _is_size(node) and all(n in weights or _is_size(n) or _is_type(n) for n in read)
+
+
+def _is_type(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1] in TYPES
 
 
 def weight(gm: fx.GraphModule, node: fx.Node) -> Any:

@@ -11,8 +11,8 @@ _METHODS = ("contiguous", "clone", "detach")
 
 
 def drop_identities(gm: fx.GraphModule) -> fx.GraphModule:
-    """Remove dropout and stochastic depth (inference), contiguous, clone, detach and padding by nothing. Views become
-    reshapes, because they may read other memory then.
+    """Remove dropout and stochastic depth (inference), contiguous, clone, detach, casts to the type that a value has
+    and padding by nothing. Views become reshapes, because they may read other memory then.
 
     before:  y = dropout(x, 0.5, training=False);  z = conv(y)
     after:   z = conv(x)
@@ -35,7 +35,7 @@ def _is_identity(node: fx.Node) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
     if node.op == "call_method":
-        return node.target in _METHODS
+        return node.target in _METHODS or (node.target in ("to", "type_as") and _casts_to_itself(node))
     if node.target in _DROPOUTS:
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         return training is False
@@ -45,3 +45,11 @@ def _is_identity(node: fx.Node) -> bool:
         pad = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
         return isinstance(pad, list | tuple) and all(p == 0 for p in pad)
     return False
+
+
+def _casts_to_itself(node: fx.Node) -> bool:
+    """x.to(y), where y has x's type and lies where x does: known once the plan has seen a frame."""
+    other = node.args[1] if len(node.args) == 2 and not node.kwargs else None
+    if not isinstance(other, fx.Node) or "dtype" not in other.meta:
+        return False
+    return all(other.meta[key] == node.args[0].meta.get(key) for key in ("dtype", "device"))  # type: ignore[union-attr]

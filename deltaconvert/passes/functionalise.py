@@ -13,6 +13,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from deltaconvert.ops.base import is_known
+from deltaconvert.ops.put import put
 
 OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -50,35 +51,104 @@ def functionalise(gm: fx.GraphModule) -> fx.GraphModule:
 
     before:  y = conv(x);  r = relu_(y);  z = add(y, s)
     after:   y = conv(x);  r = relu(y);   z = add(r, s)
+
+    before:  v = y[:, :2];  w = relu_(v);  y[..., 0] = 1;         z = add(y, s)
+    after:   v = y[:, :2];  w = relu(v);   p = put(y, (:, :2), w);  q = put(p, (..., 0), 1);  z = add(q, s)
     """
-    order = {node: i for i, node in enumerate(gm.graph.nodes)}
-    root: dict[fx.Node, fx.Node] = {}  # the first node of the memory a node may share
-    members: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    writes = _Writes(gm.graph)
     for node in list(gm.graph.nodes):
         rewrite = _in_place(node)
         if rewrite is not None and node.meta.get("rebinds"):
             rewrite()
             rewrite = None
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
         if rewrite is None:
-            home = root[source] if source is not None and _may_share(node) else node
-            root[node] = home
-            members[home].append(node)
-            continue
+            writes.note(node)
+        else:
+            writes.make(node, rewrite)
+    return gm
+
+
+class _Writes:
+    """Which values share memory, and what a write to one of them means for the others."""
+
+    def __init__(self, graph: fx.Graph):
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
+        self._root: dict[fx.Node, fx.Node] = {}  # the first node of the memory a node may share
+        self._members: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        self._part_of: dict[fx.Node, tuple[fx.Node, Any]] = {}  # y[:, 0:2] -> y, (:, 0:2)
+
+    def note(self, node: fx.Node) -> None:
+        """A node that writes nothing."""
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        self._join(node, self._root[source] if source is not None and _may_share(node) else node)
+        if node.op == "call_function" and node.target is operator.getitem and _is_slice(node.args[1]):
+            self._part_of[node] = node.args[0], node.args[1]  # type: ignore[assignment]
+
+    def make(self, node: fx.Node, rewrite: Callable[[], None]) -> None:
+        """`node` writes to its first input: `rewrite` makes it a value of its own, and what it is a part of another."""
         written = node.args[0]
         assert isinstance(written, fx.Node)
-        for other in members[root[written]]:
-            if node.meta.get("unseen") or other is written:
+        wholes = [] if node.meta.get("unseen") else self._wholes(written, node)
+        for other in self._members[self._root[written]]:
+            if node.meta.get("unseen") or other is written or other in (whole for whole, _ in wholes):
                 continue
-            if any(order[user] > order[node] for user in other.users):
+            if self._is_read_after(other, node):
                 raise WriteToView(module_path(node), node)
+        if node.target is operator.setitem and _is_put_already(node):  # y[:, 0] *= 2 sets what it has written
+            node.replace_all_uses_with(written)
+            node.graph.erase_node(node)
+            return
         rewrite()
-        for user in list(written.users):
-            if order[user] > order[node]:
-                user.replace_input_with(written, node)
-        root[node] = node
-        members[node].append(node)
-    return gm
+        self._replace(written, node, node)
+        part = node
+        for whole, index in wholes:
+            with node.graph.inserting_before(part.next):
+                changed = node.graph.call_function(put, (whole, index, part))
+            changed.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
+            self._order[changed] = self._order[node]
+            self._replace(whole, changed, node)
+            self._part_of[part] = changed, index
+            part = changed
+        self._join(part, part)
+        while part is not node:
+            part = next(inner for inner, (whole, _) in self._part_of.items() if whole is part)
+            self._join(part, self._root[self._part_of[part][0]])
+
+    def _wholes(self, part: fx.Node, node: fx.Node) -> list[tuple[fx.Node, Any]]:
+        """What `part` is a part of, and that of, up to the last one that is read after `node`."""
+        found = []
+        while part in self._part_of:
+            found.append(self._part_of[part])
+            part = found[-1][0]
+        while found and not self._is_read_after(found[-1][0], node):
+            found.pop()
+        return found
+
+    def _is_read_after(self, value: fx.Node, node: fx.Node) -> bool:
+        return any(self._order[user] > self._order[node] for user in value.users)
+
+    def _replace(self, old: fx.Node, new: fx.Node, node: fx.Node) -> None:
+        for user in list(old.users):
+            if self._order[user] > self._order[node]:
+                user.replace_input_with(old, new)
+
+    def _join(self, node: fx.Node, root: fx.Node) -> None:
+        self._root[node] = root
+        self._members[root].append(node)
+
+
+def _is_slice(index: Any) -> bool:
+    """It takes a part by numbers and slices, which torch makes a view of; not by tensors, lists or names, and not one
+    of several, as chunks[0] does."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return not isinstance(index, int) and all(
+        isinstance(part, slice | int) or part is None or part is Ellipsis for part in parts
+    )
+
+
+def _is_put_already(node: fx.Node) -> bool:
+    written = node.args[0]
+    return isinstance(written, fx.Node) and written.target is put and written.args[1:] == node.args[1:]
 
 
 def _in_place(node: fx.Node) -> Callable[[], None] | None:
@@ -88,6 +158,8 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
     if node.op == "call_method":
         name = str(node.target)
         plain = name[:-1]
+        if name in ("zero_", "fill_", "copy_"):
+            return lambda: _put_all(node)
         if name.endswith("_") and not name.endswith("__"):
             if not callable(getattr(torch.Tensor, plain, None)):
                 raise WriteToView(module_path(node), node, f"by {name}, which has no out-of-place spelling")
@@ -99,7 +171,9 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
     elif isinstance(node.target, OpOverload):
         return _plain_overload(node, node.target)
     elif node.op == "call_function":
-        if node.kwargs.get("out") is not None or node.target is operator.setitem:
+        if node.target is operator.setitem:
+            return lambda: setattr(node, "target", put)
+        if node.kwargs.get("out") is not None:
             raise WriteToView(module_path(node), node, "to a tensor that exists already")
         if node.target in OUT_OF_PLACE:
             return lambda: setattr(node, "target", OUT_OF_PLACE[node.target])
@@ -118,6 +192,13 @@ def _in_place(node: fx.Node) -> Callable[[], None] | None:
         ):
             return lambda: setattr(node, "args", (*node.args[:-1], False))
     return None
+
+
+def _put_all(node: fx.Node) -> None:
+    """x.copy_(y) -> put(x, ..., y)"""
+    value: Any = next(iter((*node.args[1:], *node.kwargs.values())), 0)
+    node.op, node.target, node.kwargs = "call_function", put, {}
+    node.args = (node.args[0], Ellipsis, value)  # type: ignore[assignment]
 
 
 def _plain_overload(node: fx.Node, target: OpOverload) -> Callable[[], None] | None:

@@ -23,9 +23,22 @@ _WORKERS = (
         "conv3d",
         "bilinear",
     ),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
     *("conv_transpose1d", "conv_transpose3d", "conv2d", "conv_transpose2d", "tensordot", "chain_matmul"),
 )
 
+# What these make has the shape and the type of their input, and nothing else of it.
+_LIKE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+_JOINS = (torch.cat, torch.concat, torch.concatenate)
+TYPES = (
+    "dtype",
+    "device",
+    "is_nested",
+    "is_sparse",
+    "is_quantized",
+    "is_cuda",
+    "layout",
+)  # what a tensor is made of
 _HOMES = ("torch", "builtins", "_operator", "math", "deltaconvert")
 
 
@@ -114,10 +127,15 @@ def _is_constant(node: fx.Node) -> bool:
     name = _name(node)
     if node.op == "call_method" and name in ("size", "dim", "numel", "ndimension"):
         return True
-    if node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim"):
+    if node.target is getattr and node.args[1] in (*TYPES, "shape", "ndim"):
+        return True
+    if node.target is len:  # of a tuple of tensors
         return True
     if node.op == "call_module" and operator_of(node) is None:
         return False
-    return all(source.meta.get("is_constant") for source in node.all_input_nodes) and not any(
-        r in name for r in _RANDOM
-    )
+    read = node.all_input_nodes
+    if node.op == "call_method" and name in ("to", "type_as"):  # weight.to(x) has the type of x alone
+        read = read[:1]
+    if name in _LIKE and not any(user.target in _JOINS for user in node.users):  # which takes no constants
+        read = read[1:]
+    return all(source.meta.get("is_constant") for source in read) and not any(r in name for r in _RANDOM)

@@ -13,6 +13,8 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
+from deltaconvert.ops.put import put
+
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # a function, or the name of a method; its inputs
 _CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size", "sym_constrain_range")
 _COPIES = ("clone", "contiguous", "detach", "alias", "lift_fresh", "lift_fresh_copy")
@@ -182,6 +184,7 @@ _FIRST: dict[str, Callable[..., Call]] = {
     ),
 }
 _SPECIAL: dict[str, Callable[..., Call]] = {
+    "copy": lambda x, value, *_: (put, (x, ..., value), {}),
     "slice": _slice,
     "select": lambda x, dim, index: _taken(x, dim, index),
     "index": _index,

@@ -22,6 +22,10 @@ NORMS = {
     "channels in another order": lambda m, x: m.norm(
         x.view(2, 2, 3, 4, 5).permute(0, 3, 4, 2, 1).flatten(3)
     ).permute(first),
+    "rms": lambda m, x: m.rms(x.permute(last)).permute(first),
+    "a function rms": lambda m, x: (
+        F.rms_norm(x.flatten(2).transpose(1, 2), (6,), m.weight).transpose(1, 2).reshape(x.shape)
+    ),
     "by hand": lambda m, x: by_hand(m, x.permute(last)).permute(first),
 }
 
@@ -38,6 +42,7 @@ def test_over_channels(backend, name, dtype):
         NORMS[name],
         norm=nn.LayerNorm(6),
         unbiased=nn.LayerNorm(6, bias=False, eps=1e-3),
+        rms=nn.RMSNorm(6, eps=1e-3),
         weight=torch.randn(6),
         bias=torch.randn(6),
     )

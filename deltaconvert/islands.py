@@ -1,0 +1,89 @@
+"""The dense steps of a frame, islands between delta nodes, and the values they hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from deltaconvert.check import operator_of
+
+# Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
+_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential", "empty")
+_PURE_HOMES = (
+    "torch",
+    "_operator",
+    "operator",
+    "math",
+    "torch.nn.functional",
+    "torch._C._nn",
+    "torch._C._special",
+    "deltaconvert.ops.put",
+)
+
+
+@dataclass
+class Step:
+    """What one node does in a frame."""
+
+    node: fx.Node
+    run: Callable[[Frame], None]
+    island: Island | None = None
+
+    def __call__(self, frame: Frame) -> None:
+        self.run(frame)
+
+
+@dataclass
+class Frame:
+    """The dense values of one frame, and whether each can differ from the last frame's."""
+
+    values: list[Any]
+    changed: list[bool]
+
+    def put(self, slot: int, value: Any, changed: bool) -> None:
+        self.values[slot], self.changed[slot] = value, changed
+
+
+class Island:
+    """A dense step. A pure one whose inputs did not change hands out its last result."""
+
+    def __init__(
+        self,
+        slot: int,
+        call: Callable[[list[Any]], Any],
+        sources: tuple[int, ...],
+        pure: bool,
+        edge: Any = None,
+    ):
+        self.slot, self.call, self.sources, self.pure, self.edge = slot, call, sources, pure, edge
+        self.kept = self.ran = False
+        self.forget()
+
+    def run(self, frame: Frame) -> None:
+        changed = self.edge.changed if self.edge is not None else any(frame.changed[s] for s in self.sources)
+        self.ran = changed or not (self.kept and self.pure)
+        if self.ran:
+            self.last, self.kept = self.call(frame.values), True
+        frame.put(self.slot, self.last, self.ran)
+
+    def forget(self) -> None:
+        self.kept, self.ran, self.last = False, False, None
+
+
+def is_pure(node: fx.Node) -> bool:
+    """The same inputs give the same result, and nothing else happens: functions, methods and operators of torch."""
+    if operator_of(node) is not None:
+        return True
+    if node.op == "call_module" or not node.all_input_nodes:
+        return False
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    if name.endswith("_") or any(part in name for part in _RANDOM):
+        return False
+    return node.op == "call_method" or getattr(node.target, "__module__", None) in (
+        *_PURE_HOMES,
+        None,
+        "torch.functional",
+    )
