@@ -2,7 +2,7 @@
 
 What thresholds drop adds to no sum, but it reaches the output through all layers that follow, and a scene that creeps
 below every threshold is never taken over. The only way to see what that comes to is the dense network itself. It runs
-on the part of the frame that a tile's outputs depend on (the reaches say which), on the whole frame where that is all
+on the part of the frame that a tile's outputs depend on (`tile.py`), on the whole frame where that is all
 of it. What is found stays on the device until somebody asks.
 """
 
@@ -13,19 +13,15 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import densify, is_delta, operator_of, sparsify
-from deltaconvert.passes.place_thresholds import is_of_frame
 from deltaconvert.plan import Plan
-from deltaconvert.reach import Box, Reach, Span
+from deltaconvert.tile import View
 
 KEPT = 1000  # looks whose errors are kept one by one
-ALIKE = 1e-3  # of the largest output: how far a part of a frame may be from the whole frame's result there
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Monitor:
         self.dense, self.every, self.tile = dense, every, tile
         self._draw = random.Random(seed)
         self._frames = 0
-        self._views: dict[int, _View] = {}  # by plan
+        self._views: dict[int, View] = {}  # by plan
         self._each: deque[Tensor] = deque(
             maxlen=KEPT
         )  # of each look (3): squares of difference and dense, maximum
@@ -79,10 +75,10 @@ class Monitor:
         self._frames += 1
         return self._frames % self.every == 0
 
-    def prepare(self, plan: Plan, frames: Sequence[Tensor]) -> _View:
+    def prepare(self, plan: Plan, frames: Sequence[Tensor]) -> View:
         """What is known of a plan, from its first look on."""
         if id(plan) not in self._views:
-            self._views[id(plan)] = _View(plan, self.dense, frames)
+            self._views[id(plan)] = View(plan, self.dense, frames)
         return self._views[id(plan)]
 
     def look(self, plan: Plan, frames: Sequence[Tensor], outputs: Sequence[Any]) -> None:
@@ -113,198 +109,6 @@ class Monitor:
         return Observed(
             self._looks, _relative(square, reference), maximum, each, self._recomputed / self._looks
         )
-
-
-@dataclass(frozen=True)
-class _Part:
-    """box: of the frame, to run the network on. maps: (place among the outputs, its tile in our output, in the box's
-    output); none: all outputs, and the box is the frame."""
-
-    box: Box | None
-    maps: list[tuple[int, Box, Box]]
-    share: float
-
-    def compare(self, dense: fx.GraphModule, frames: Sequence[Tensor], outputs: Sequence[Any]) -> Tensor:
-        """(3): squares of the difference, of the dense values, and the largest difference."""
-        theirs = list(dense(*(_cut(frame, self.box) for frame in frames)))
-        if self.box is None:
-            pairs = [
-                (a, b) for a, b in zip(outputs, theirs, strict=True) if isinstance(b, Tensor) and b.numel()
-            ]
-        else:
-            pairs = [(_cut(outputs[place], ours), _cut(theirs[place], own)) for place, ours, own in self.maps]
-        found = []
-        for a, b in pairs:
-            if a.shape != b.shape:  # lists of boxes, of which one has more
-                found.append(torch.full((3,), math.inf, dtype=torch.float64, device=b.device))
-                continue
-            a, b = a.to(torch.float64), b.to(torch.float64)
-            difference = a - b
-            found.append(torch.stack([difference.square().sum(), b.square().sum(), difference.abs().max()]))
-        if not found:
-            return torch.zeros(3, dtype=torch.float64, device=frames[0].device)
-        both = torch.stack(found)
-        return torch.cat([both[:, :2].sum(0), both[:, 2].max()[None]])
-
-
-class _View:
-    """Which part of a frame a tile of the outputs depends on, for one plan."""
-
-    def __init__(self, plan: Plan, dense: fx.GraphModule, frames: Sequence[Tensor]):
-        self._whole = _Part(None, [], 1.0)
-        self._plan, self._size = plan, (0, 0)
-        self._maps: list[tuple[int, fx.Node]] = []
-        self._stride: dict[fx.Node, tuple[Fraction, Fraction]] = {}
-        self._reaches = {node: _reaches(node) for node in plan.graph.graph.nodes if is_delta(node)}
-        if all(frame.dim() == 4 for frame in frames) and len({frame.shape[2:] for frame in frames}) == 1:
-            self._size = (frames[0].shape[2], frames[0].shape[3])
-            self._maps = self._outputs()
-        if self._maps and not self._holds(dense, frames):
-            self.give_up()
-
-    def give_up(self) -> _Part:
-        """From now on the whole frame."""
-        self._maps = []
-        return self._whole
-
-    def part(self, at: tuple[float, float], tile: int) -> _Part:
-        """at: the tile's place, each from 0 to 1."""
-        if not self._maps:
-            return self._whole
-        spans = []
-        for place, size in zip(at, self._size, strict=True):
-            side = min(tile, size)
-            first = int(place * (size - side + 1))
-            spans.append((first, first + side))
-        wanted: dict[fx.Node, Box] = {}
-        tiles = []
-        for place, node in self._maps:
-            box = _both(
-                _scaled(span, stride, limit)
-                for span, stride, limit in zip(spans, self._stride[node], node.meta["shape"][2:], strict=True)
-            )
-            tiles.append((place, node, box))
-            wanted[node] = _joined(wanted.get(node), box)
-        needed = self._needed(wanted)
-        if needed is None:
-            return self._whole
-        steps = [math.lcm(*(stride[axis].numerator for stride in self._stride.values())) for axis in (0, 1)]
-        box = _both(
-            (span[0] // step * step, min(-(-span[1] // step) * step, size))
-            for span, step, size in zip(needed, steps, self._size, strict=True)
-        )
-        maps = []
-        for place, node, ours in tiles:
-            starts = [int(box[axis][0] / self._stride[node][axis]) for axis in (0, 1)]
-            own = _both((span[0] - start, span[1] - start) for span, start in zip(ours, starts, strict=True))
-            maps.append((place, ours, own))
-        area = math.prod(stop - start for start, stop in box) / math.prod(self._size)
-        return _Part(box, maps, area) if area < 1 else self._whole
-
-    def _outputs(self) -> list[tuple[int, fx.Node]]:
-        """The outputs that are maps, and the strides of all nodes; nothing where an output is no map, or where a node
-        is none of those whose reaches are known."""
-        nodes = self._plan.graph.graph.nodes
-        (output,) = (node for node in nodes if node.op == "output")
-        for node in nodes:
-            stride = self._stride_of(node)
-            if stride is not None:
-                self._stride[node] = stride
-        found = []
-        for place, value in enumerate(output.args[0]):
-            source = value.args[0] if isinstance(value, fx.Node) and value.target is densify else None
-            if not isinstance(source, fx.Node) or source not in self._stride:
-                return []
-            found.append((place, source))
-        return found
-
-    def _stride_of(self, node: fx.Node) -> tuple[Fraction, Fraction] | None:
-        """Pixels of the frame to a pixel of the node's map; None where that is not one number."""
-        if node.target is sparsify:
-            return (Fraction(1), Fraction(1)) if is_of_frame(node.all_input_nodes[0]) else None
-        if node not in self._reaches:
-            return None
-        shape = node.meta["shape"][2:]
-        found = set()
-        for source, _ in self._reaches[node]:
-            if source not in self._stride:
-                return None
-            ratios = [_ratio(*sizes) for sizes in zip(source.meta["shape"][2:], shape, strict=True)]
-            down, right = self._stride[source]
-            found.add((down * ratios[0], right * ratios[1]))
-        return found.pop() if len(found) == 1 else None
-
-    def _needed(self, wanted: dict[fx.Node, Box]) -> Box | None:
-        """The box of the frames that boxes of maps depend on."""
-        needed: Box | None = None
-        for node in reversed(list(self._reaches)):
-            if node not in wanted:
-                continue
-            if node.target is sparsify:
-                needed = _joined(needed, wanted[node])
-            for source, reach in self._reaches[node]:
-                box = reach.reads(wanted[node])
-                if box is None:
-                    return None
-                wanted[source] = _joined(wanted.get(source), box)
-        return needed
-
-    def _holds(self, dense: fx.GraphModule, frames: Sequence[Tensor]) -> bool:
-        """Whether parts of a frame give what the whole frame gives there: not where coordinates depend on the frame's
-        size. This waits for the device, once."""
-        draw = torch.Generator(device="cpu").manual_seed(0)
-        levels = [1 if frame.is_floating_point() else 256 for frame in frames]
-        noise = [
-            (torch.rand(frame.shape, generator=draw, device="cpu") * level).to(frame.device, frame.dtype)
-            for frame, level in zip(frames, levels, strict=True)
-        ]
-        try:
-            whole = list(dense(*noise))
-            allowed = ALIKE * max(float(output.abs().max()) for output in whole)
-            for at in ((0.0, 0.0), (0.45, 0.55), (0.999, 0.999)):
-                part = self.part(at, 1)
-                if part.box is not None and not float(part.compare(dense, noise, whole)[2]) <= allowed:
-                    return False
-        except Exception:  # a network that takes this one size alone
-            return False
-        return True
-
-
-def _reaches(node: fx.Node) -> list[tuple[fx.Node, Reach]]:
-    """The deltas that a delta node reads, and how."""
-    operator = operator_of(node)
-    if operator is None:  # a sparsify
-        return []
-    sources: list[Any] = list(node.args)  # a node may be read twice
-    reaches = operator.reaches([source.meta["shape"] for source in sources], node.meta["shape"])
-    return list(zip(sources, reaches, strict=True))
-
-
-def _ratio(theirs: int, ours: int) -> Fraction:
-    """How many of their pixels make one of ours: a whole number, or one by a whole number."""
-    times = round(max(theirs, ours) / max(min(theirs, ours), 1))
-    return Fraction(times) if theirs >= ours else Fraction(1, times)
-
-
-def _scaled(span: Span, stride: Fraction, limit: int) -> Span:
-    """Pixels of the frame as pixels of a map, one at least."""
-    first = min(math.floor(span[0] / stride), limit - 1)
-    return first, max(first + 1, min(math.ceil(span[1] / stride), limit))
-
-
-def _joined(a: Box | None, b: Box) -> Box:
-    if a is None:
-        return b
-    return _both((min(x[0], y[0]), max(x[1], y[1])) for x, y in zip(a, b, strict=True))
-
-
-def _both(spans: Any) -> Box:
-    rows, columns = spans
-    return rows, columns
-
-
-def _cut(x: Tensor, box: Box | None) -> Tensor:
-    return x if box is None else x[:, :, slice(*box[0]), slice(*box[1])]
 
 
 def _finite(value: float) -> float | None:
