@@ -186,8 +186,12 @@ class Layout:
 
 def apart_from(value: Tensor, others: Iterable[Tensor]) -> Tensor:
     """The value, copied if it stands in the memory of one of the others."""
-    memory = value.untyped_storage().data_ptr()
-    return value.clone() if any(each.untyped_storage().data_ptr() == memory for each in others) else value
+    return value.clone() if memory_of(value) in map(memory_of, others) else value
+
+
+def memory_of(x: Tensor) -> int:
+    """The address of the memory that a tensor and its views share."""
+    return x.untyped_storage().data_ptr()
 
 
 def _joined(atoms: Iterable[Atom]) -> Dim:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from deltaconvert.layout import memory_of
 from deltaconvert.ops.base import is_known
 from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView
 from deltaconvert.signature import tensors_of
@@ -72,11 +73,11 @@ class _IslandWatch(fx.Interpreter):
         inputs = tensors_of(self.fetch_args_kwargs_from_env(n))
         versions = [x._version for x in inputs]
         result = super().run_node(n)
-        written = {_memory(x) for x, version in zip(inputs, versions, strict=True) if x._version != version}
+        written = {memory_of(x) for x, version in zip(inputs, versions, strict=True) if x._version != version}
         if written:
             n.meta["writes_inputs"] = True
             for other in self.env.keys() - set(self.user_to_last_uses.get(n, ())):
-                if any(_memory(value) in written for value in tensors_of(self.env[other])):
+                if any(memory_of(value) in written for value in tensors_of(self.env[other])):
                     raise WriteToView(_around(n), n, f"to {other.name}, which is read afterwards")
         return result
 
@@ -105,12 +106,8 @@ def _copies(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
     """The two share values, not just a storage."""
-    if _memory(a) != _memory(b) or a.dtype != b.dtype:
-        return _memory(a) == _memory(b)
+    if memory_of(a) != memory_of(b) or a.dtype != b.dtype:
+        return memory_of(a) == memory_of(b)
     mask = torch.zeros(a.untyped_storage().nbytes() // a.element_size(), dtype=torch.bool)
     mask.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
     return bool(mask.as_strided(b.shape, b.stride(), b.storage_offset()).any())
-
-
-def _memory(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from deltaconvert.errors import ContainerError
+from deltaconvert.layout import memory_of
 
 MAX_ITEMS = 10_000  # of one list; indices and sizes are short, a table of constants would be a tensor
 MAX_DEPTH = 16
@@ -46,7 +47,7 @@ class Packer:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._written: dict[tuple[Any, ...], str] = {}
-        self._storages: set[int] = set()
+        self._memories: set[int] = set()
 
     def value(self, value: Any, words: Words, where: str, name: str) -> Any:
         """words: which strings may stand here. where: for messages. name: of a tensor found in it."""
@@ -97,11 +98,9 @@ class Packer:
                 written += "_"
             self._written[key] = written
             plain = tensor.contiguous().cpu()
-            if (
-                plain.untyped_storage().data_ptr() in self._storages
-            ):  # part of a larger one that is written too
+            if memory_of(plain) in self._memories:  # part of a larger one that is written too
                 plain = plain.clone()
-            self._storages.add(plain.untyped_storage().data_ptr())
+            self._memories.add(memory_of(plain))
             self.tensors[written] = plain
         return [written, "channels_last" if last else "contiguous"]
 
