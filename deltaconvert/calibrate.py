@@ -104,8 +104,8 @@ def calibrate(
         cost more time than they save are left out. Give frames of the batch that you will run.
     method: "allocate" or "front_to_back".    gates, rounds: what `allocate` tries at the input; how often it allocates.
     seconds: then it tries nothing more and takes the best so far: it may be the exact network's, if none was found yet.
-    check: other frames, a longer run, up to four times `limit`. What was found is lowered until it is within the budget
-        there as well: a few frames flatter thresholds, which freeze what moves later.
+    check: other frames, or the same file: up to four times `limit`. What was found is lowered until it is within the
+        budget there as well: a few frames flatter thresholds, which freeze what moves later.
     resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was.
     at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
     progress: show a bar on a terminal, elsewhere a line on stderr now and then.
