@@ -116,21 +116,42 @@ class Run:
         task.network.eval().to(self.device, self.type)
 
     def all(self) -> None:
-        task, options = self.task, self.options
+        task, options, trials = self.task, self.options, self.trials()
+        everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
+        self.look_at_dense()
+        budget = task.budget or trials(everywhere.times(task.spent)).loss
+        lists = {"ours": options.budgets, "paper": options.paper_budgets}
+        self._calibrate(
+            trials,
+            {(way, times): budget * times for way in WAYS for times in map(float, lists[way].split(","))},
+        )
+        found = {
+            tuple(name.rsplit(" ", 1)): self.setting(kept) for name, kept in self.kept["settings"].items()
+        }
+        played = {(way, float(times)): setting for (way, times), setting in found.items()}
+        self.play(trials, played | {("one threshold", share): everywhere.times(share) for share in UNIFORM})
+        self.keep_best(trials)
+        if options.simple and time.monotonic() < self.until:
+            self._simple()
+
+    def trials(self) -> Trials:
+        task = self.task
         clip = [[x] for x in self._inputs(task.calibration)]
-        delta = deltaconvert.convert(task.network, *clip[0], backend="reference")
-        trials = Trials(
-            delta,
+        return Trials(
+            deltaconvert.convert(task.network, *clip[0], backend="reference"),
             clip,
             task.metric,
             decode=task.features,
             guide=task.guide or task.metric,
             file=self.folder / f"{task.name}_trials.jsonl",
-            workers=options.workers,
+            workers=self.options.workers,
             streams=task.streams if self.device.type == "cuda" else 1,
-            replay=not options.eager,
+            replay=not self.options.eager,
         )
-        everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
+
+    def look_at_dense(self) -> None:
+        """The dense network's answers to the test's frames, what of them is sure, and what chance does to the score."""
+        task = self.task
         self.test = self._inputs(task.test)
         self.dense = self._dense(0)
         self.sure = self.dense
@@ -142,31 +163,22 @@ class Run:
         if "noise" not in self.kept:
             losses = (self._losses(self._scores(self._dense(100 + seed))) for seed in range(CHANCES))
             self.kept["noise"] = [dict(zip(("loss", "plain_loss"), pair, strict=True)) for pair in losses]
-        budget = task.budget or trials(everywhere.times(task.spent)).loss
-        lists = {"ours": options.budgets, "paper": options.paper_budgets}
-        self._calibrate(
-            trials,
-            {(way, times): budget * times for way in WAYS for times in map(float, lists[way].split(","))},
-        )
-        found = {tuple(name.split()): self._setting(kept) for name, kept in self.kept["settings"].items()}
-        played = {(way, float(times)): setting for (way, times), setting in found.items()}
-        self._play(trials, played | {("one threshold", share): everywhere.times(share) for share in UNIFORM})
-        self._keep_best(trials)
-        if options.simple and time.monotonic() < self.until:
-            self._simple()
 
-    def _keep_best(self, trials: Trials) -> None:
+    def keep_best(self, trials: Trials) -> None:
         """The thresholds with the least work at the accepted loss, for convert(threshold=...)."""
-        rows = [
-            row for row in self.kept["rows"] if row["way"] == "ours" and row["loss"] <= self.task.accepted
-        ]
-        if rows:
-            best = min(rows, key=lambda row: row["work"])
-            setting = self._setting(self.kept["settings"][f"ours {best['strength']:g}"])
+        names = {f"{row['way']} {row['strength']:g}": row for row in self.kept["rows"]}
+        within = {
+            name: row
+            for name, row in names.items()
+            if name in self.kept["settings"] and name.startswith("ours") and row["loss"] <= self.task.accepted
+        }
+        if within:
+            name, best = min(within.items(), key=lambda pair: pair[1]["work"])
+            setting = self.setting(self.kept["settings"][name])
             trials.thresholds(setting).write(self.folder / f"{self.task.name}_best.json", found=best)
 
     @staticmethod
-    def _setting(kept: dict[str, Any]) -> Setting:
+    def setting(kept: dict[str, Any]) -> Setting:
         return Setting(tuple(kept["shares"]), kept["weighted"], Gate.of(kept["gate"]))
 
     def _simple(self) -> None:
@@ -236,9 +248,9 @@ class Run:
         others begin. What a search to one budget tried counts for all."""
         start, begin = time.monotonic(), list[Setting]()
         kept = self.kept["settings"].items()
-        others = [self._setting(found) for name, found in kept if name.startswith("ours")]
+        others = [self.setting(found) for name, found in kept if name.startswith("ours")]
         # `begun`: put there by hand, from a run that was cut off.
-        others += [self._setting(found) for found in self.kept.get("begun", [])]
+        others += [self.setting(found) for found in self.kept.get("begun", [])]
         for place, budget in enumerate(budgets):
             until = start + self.options.search_seconds * (place + 2) / (len(budgets) + 1)
             search = Search(together, budget, until)  # type: ignore[arg-type]
@@ -277,7 +289,7 @@ class Run:
         told = f"loss {outcome.loss:.4g} of {budget:.4g}, work {outcome.work:.4f}, {kept['gate']}"
         print(f"{self.task.name} {name}: {seconds:.0f} s, {told}", flush=True)
 
-    def _play(self, trials: Trials, settings: dict[tuple[str, float], Setting]) -> None:
+    def play(self, trials: Trials, settings: dict[tuple[str, float], Setting]) -> None:
         """A row for each setting, as many at a time as the trials have streams."""
         if time.monotonic() > self.until:
             return
@@ -297,6 +309,8 @@ class Run:
         for place, results in side_by_side(played, groups, self.options.workers):
             for (row, _), result in zip(groups[place], results, strict=True):
                 self._row(*row, *result)
+            if time.monotonic() > self.until:
+                return
 
     def _dense(self, seed: int) -> list[Any]:
         """The dense network's answers; under uniform noise of one grey level where `seed` is not 0."""

@@ -1,0 +1,136 @@
+"""What calibration found, held to a long run of frames before the test: of what both ways tried, what still scores.
+
+    python benchmarks/accuracy_check.py --task bottle --out FOLDER
+
+after `accuracy.py --tasks bottle --tried --out FOLDER`. Thresholds are found by a smooth metric on a few runs of some
+frames, and a classifier's answers need not follow. Here all frames between those of the calibration are played, none of
+the test's, and the task's own score is taken on them. For each way, and for so many times the accepted loss, the
+candidate with the least work whose score there loses no more goes to the test: the rows `ours checked` and
+`paper checked`.
+
+Candidates of the paper: what its procedure found for each budget, and that with all thresholds lower and higher by
+common factors. Ours: these as well, since the search begins with them too; what the search found to be the least work
+for its loss under each gate; and, as it crosses its settings with the paper's, the paper's layers under each gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.accuracy import Run, between  # noqa: E402
+from benchmarks.accuracy_tasks import TASKS  # noqa: E402
+from deltaconvert.gate import Gate  # noqa: E402
+from deltaconvert.search import GATES  # noqa: E402
+from deltaconvert.setting import Outcome, Setting  # noqa: E402
+
+FACTORS = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)  # of the paper's thresholds
+INPUT, HIGHER = (
+    0.03,
+    (1.0, 3.0),
+)  # the input's share and what the layers' are multiplied with, under each gate
+LEVELS = (0.5, 1.0, 2.0, 4.0)  # times the accepted loss
+APART = 0.06  # of the work, between candidates of one gate
+Candidates = dict[tuple[str, float], Setting]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", choices=tuple(TASKS), required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--frames", type=int, default=200)
+    parser.add_argument("--calibration", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=1e9, help="then no more candidates are played")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    vars(options).update(single=False, workers=1, eager=True)
+    with torch.no_grad():
+        check(options)
+
+
+def check(options: argparse.Namespace) -> None:
+    task = TASKS[options.task](options.calibration, options.frames)
+    held = argparse.Namespace(**{**vars(options), "out": options.out / "checked"})
+    until = time.monotonic() + options.seconds
+    rehearsal = Run(replace(task, test=between(task.calibration)), held, until)
+    run = Run(task, options, math.inf)
+    trials = run.trials()
+    paper = {
+        name: run.setting(kept) for name, kept in run.kept["settings"].items() if name.startswith("paper")
+    }
+    tried = json.loads((options.out / f"{task.name}_tried.json").read_text())
+    candidates = {("paper", n): s for n, s in enumerate(papers([*paper.values()]))}
+    inputs = [place for place, site in enumerate(trials.sites) if site.kind == "input"]
+    candidates |= {("ours", n): s for n, s in enumerate(ours(tried, [*paper.values()], inputs))}
+    print(f"{len(candidates)} candidates on {len(rehearsal.task.test)} frames", flush=True)
+    rehearsal.look_at_dense()
+    rehearsal.play(trials, candidates)
+    run.look_at_dense()
+    chosen = best_of(rehearsal.kept["rows"])
+    for (way, level), row in chosen.items():
+        setting = candidates[row["way"], row["strength"]]
+        found = {"shares": list(setting.shares), "weighted": setting.weighted, "gate": setting.gate.to_json()}
+        run.kept["settings"][f"{way} {level:g}"] = found | {"on the frames between": row}
+    print(
+        {f"{way} {level:g}": (row["work"], row["loss"]) for (way, level), row in chosen.items()}, flush=True
+    )
+    run.play(trials, {key: candidates[row["way"], row["strength"]] for key, row in chosen.items()})
+    run.keep_best(trials)
+
+
+def papers(found: Sequence[Setting]) -> list[Setting]:
+    return [setting.times(factor) for setting in found for factor in FACTORS]
+
+
+def ours(tried: Sequence[list], paper: Sequence[Setting], inputs: Sequence[int]) -> list[Setting]:
+    """Of each gate the settings that no other beats in loss and work, some work apart; and the paper's layers, as they
+    are and higher, under each gate."""
+    known: dict[Gate, list[tuple[Setting, Outcome]]] = {}
+    for shares, weighted, gate, outcome in tried:
+        setting = Setting(tuple(shares), weighted, Gate.of(gate))
+        known.setdefault(setting.gate, []).append((setting, Outcome(**outcome)))
+    found = []
+    for pairs in known.values():
+        least = math.inf
+        for setting, outcome in sorted(pairs, key=lambda pair: pair[1].loss):
+            if outcome.work < least - APART:
+                least = outcome.work
+                found.append(setting)
+    for setting, factor, gate in itertools.product(paper, HIGHER, GATES):
+        gated = replace(setting.times(factor), gate=gate)
+        for place in inputs:
+            gated = gated.at(place, INPUT)
+        found.append(gated)
+    return found
+
+
+def best_of(rows: Sequence[dict]) -> dict[tuple[str, float], dict]:
+    """For each way and level the row with the least work; fewer where two levels have the same."""
+    found: dict[tuple[str, float], dict] = {}
+    for way, mine in (("ours", ("ours", "paper")), ("paper", ("paper",))):
+        seen: list[dict] = []
+        for level in LEVELS:
+            within = [row for row in rows if row["way"] in mine and row["loss"] <= level * row["accepted"]]
+            row = min(within, key=lambda row: row["work"], default=None)
+            if row is not None and row not in seen:
+                seen.append(row)
+                found[f"{way} checked", level] = row
+    return found
+
+
+if __name__ == "__main__":
+    main()
