@@ -10,10 +10,8 @@ common scale by trying.
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +23,10 @@ from deltaconvert.held_out import held_to
 from deltaconvert.inputs import inputs_of
 from deltaconvert.metrics import Metric, metric_of
 from deltaconvert.model import DeltaModel, expect_converted
-from deltaconvert.progress import Lines
+from deltaconvert.progress import trials_told
 from deltaconvert.quickest import milliseconds, quickest
 from deltaconvert.search import GATES, Search
-from deltaconvert.setting import Outcome, Setting
+from deltaconvert.setting import Setting
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.trials import Decode, Trials
 
@@ -126,18 +124,17 @@ def calibrate(
     clip = inputs_of(delta, frames, limit)
     others = None if check is None else inputs_of(delta, check, LONGER * limit)
     judge = metric_of(metric)
-    with _bar(progress) as tell:
+    with trials_told(progress, budget) as tell:
         trials_on = partial(
             Trials,
             delta,
             metric=judge,
             decode=decode,
             guide=guide,
-            told=tell,
             workers=at_once if delta.device.type == "cpu" else 1,
             streams=1 if delta.device.type == "cpu" else at_once,
         )
-        trials = trials_on(clip, file=None if resume is None else Path(resume))
+        trials = trials_on(clip, told=tell, file=None if resume is None else Path(resume))
         search = Search(trials, budget, until)
         try:
             setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
@@ -169,27 +166,3 @@ def calibrate(
 
 
 METHODS = ("allocate", "front_to_back")
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[Setting, Outcome], None]]:
-    """Tells of trials: how many, and what the last one came to."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    shown = wanted and console.is_terminal and sys.stderr is not None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-        task, lines = bar.add_task("calibrating", total=None), Lines()
-        count = 0
-
-        def tell(setting: Setting, outcome: Outcome) -> None:
-            nonlocal count
-            count += 1
-            text = f"trial {count}: loss {outcome.loss:.4g}, work {outcome.work:.1%}"
-            bar.update(task, description=text)
-            if wanted and not shown:
-                lines.tell(f"calibrating: {text}")
-
-        yield tell

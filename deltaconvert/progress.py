@@ -1,9 +1,14 @@
-"""How far a long job is, where no terminal shows a bar."""
+"""How far a long job is: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from deltaconvert.setting import Outcome, Setting
 
 EVERY = 15.0  # seconds
 
@@ -18,3 +23,30 @@ class Lines:
         if time.monotonic() - self._told >= EVERY and sys.stderr is not None:
             self._told = time.monotonic()
             print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def trials_told(wanted: bool, budget: float) -> Iterator[Callable[[Setting, Outcome], None]]:
+    """Tells of each trial how many there were, what it came to, and the least work within the budget so far."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    shown = wanted and console.is_terminal and sys.stderr is not None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        task, lines = bar.add_task("calibrating", total=None), Lines()
+        count, least = 0, math.inf
+
+        def tell(setting: Setting, outcome: Outcome) -> None:
+            nonlocal count, least
+            count += 1
+            if outcome.loss <= budget:
+                least = min(least, outcome.work)
+            best = "none within the budget yet" if least == math.inf else f"least so far {least:.1%}"
+            text = f"trial {count}: loss {outcome.loss:.4g}, work {outcome.work:.1%}; {best}"
+            bar.update(task, description=text)
+            if wanted and not shown:
+                lines.tell(f"calibrating: {text}")
+
+        yield tell

@@ -12,11 +12,13 @@ from oracle import assert_close, edges
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert import progress
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.gate import Gate
 from deltaconvert.held_out import held_to
 from deltaconvert.metrics import relative_l2
 from deltaconvert.moves import crossed, in_runs
+from deltaconvert.progress import trials_told
 from deltaconvert.quickest import quickest
 from deltaconvert.search import Search
 from deltaconvert.setting import Outcome, Setting
@@ -164,6 +166,17 @@ def test_a_search_that_was_cut_off_spends_its_budget(delta):
     before = search.look(small)
     found = search.look(search.spent())
     assert before.loss < 0.008 < found.loss <= 0.012 and found.work < 0.9 * before.work
+
+
+def test_it_tells_how_far_it_is(capsys, monkeypatch):
+    """A line now and then where no terminal is: the last trial, and the best within the budget."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with trials_told(True, budget=0.1) as tell:
+        for loss, work in ((0.2, 0.3), (0.05, 0.6), (0.1, 0.5), (0.01, 0.9)):
+            tell(Setting(()), Outcome(loss, loss, work))
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "calibrating: trial 1: loss 0.2, work 30.0%; none within the budget yet"
+    assert last == "calibrating: trial 4: loss 0.01, work 90.0%; least so far 50.0%"
 
 
 @pytest.mark.parametrize("method", ["allocate", "front_to_back"])
