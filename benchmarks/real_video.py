@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--networks", default=",".join(LEVELS))
     parser.add_argument("--frames", type=int, default=150)
-    parser.add_argument("--engines", default="torch channels_last,onnxruntime,openvino")
+    parser.add_argument("--engines", default="onnxruntime,openvino")
     parser.add_argument("--out", type=Path, help="a folder")
     parser.add_argument("--markdown", type=Path, help="print the table of such a folder, and run nothing")
     options = parser.parse_args()
@@ -87,7 +87,8 @@ def main() -> None:
 def run(model: torch.nn.Module, name: str, count: int, wanted: list[str]) -> dict[str, Any]:
     """A row for each rule; the engines are made once."""
     clip, levels = clips()[name], LEVELS[name]
-    frame = next(frames_of(clip, 1))
+    frames = list(frames_of(clip, count))
+    frame = frames[0]
     graph = deltaconvert.convert(model, frame, backend="reference").graph
     engines = prepare(Network(model, graph, frame, THREADS), wanted)
     rules: dict[str, dict[str, float | str]] = {
@@ -98,7 +99,7 @@ def run(model: torch.nn.Module, name: str, count: int, wanted: list[str]) -> dic
     }
     rows = []
     for label, rule in rules.items():
-        rows.append({"rule": label, **measure(model, clip, rule, count, engines.ready)})
+        rows.append({"rule": label, **measure(model, clip, rule, frames, engines.ready)})
         print(name, json.dumps(rows[-1]), flush=True)
     size = "x".join(map(str, frame.shape))
     return {"network": name, "clip": clip.video, "size": size, **engines.facts(), "results": rows}
@@ -114,17 +115,15 @@ def measure(
     model: torch.nn.Module,
     clip: Clip,
     rule: dict[str, float | str],
-    count: int,
+    frames: Sequence[Tensor],
     engines: Mapping[str, Engine],
 ) -> dict[str, Any]:
     """The delta network and every engine on the same frames, one after the other; the first two are not timed."""
-    frames = frames_of(clip, count)
-    first = next(frames)
-    delta = deltaconvert.convert(model, first, threshold=rule)
+    delta = deltaconvert.convert(model, frames[0], threshold=rule)
     times: dict[str, list[float]] = {name: [] for name in ("delta", *engines)}
     work, density, squares, total = [], [], 0.0, 0.0
     hits = ours = theirs = 0
-    for frame in itertools.chain([first], frames):
+    for frame in frames:
         with torch.inference_mode():
             outputs = {}
             for name, engine in engines.items():

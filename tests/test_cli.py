@@ -365,6 +365,14 @@ def test_bench_names_the_extra_that_draws(converted, tmp_path, monkeypatch):
     assert "pip install 'deltaconvert[plot]'" in text
 
 
+@pytest.mark.parametrize("form", ["--onnx", "--triton"])
+def test_export_names_the_extra_that_writes(tmp_path, monkeypatch, form):
+    """Before it asks for the file: a network may take half a minute to load."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    text = said(call("export", tmp_path / "none.delta", form, tmp_path / "out", code=1))
+    assert "pip install 'deltaconvert[onnx]'" in text
+
+
 # ---- mistakes
 
 

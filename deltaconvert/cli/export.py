@@ -46,7 +46,10 @@ def export(
         raise usage_error("is needed, or --triton, or --pt2", "--onnx")
     import deltaconvert
     from deltaconvert.export import export_onnx, export_pt2, export_triton
+    from deltaconvert.export.onnx_file import require
 
+    if onnx is not None or triton is not None:
+        require()
     model = deltaconvert.load(file, backend="reference")
     runners = {
         onnx: "DeltaSession",

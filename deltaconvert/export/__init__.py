@@ -45,8 +45,11 @@ def export_triton(delta: DeltaModel, folder: str | Path, *, dense_above: float |
 
     Each sequence is a stream; Triton's sequence batcher keeps its states between requests.
     """
-    from deltaconvert.export.triton import write
+    from deltaconvert.export.onnx_file import require
     from deltaconvert.model import expect_converted
 
     expect_converted(delta)
+    require()
+    from deltaconvert.export.triton import write
+
     write(delta, Path(folder), dense_above)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
 
 
+def require() -> None:
+    """ExportError where the package that writes ONNX is missing: better said before a network is loaded."""
+    if importlib.util.find_spec("onnx") is None:
+        raise ExportError("writing ONNX needs the package onnx: pip install 'deltaconvert[onnx]'")
+
+
 def write(delta: DeltaModel, path: Path, dense_above: float | None) -> None:
     save(model_of(delta, dense_above), path)
 
@@ -33,8 +39,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def model_of(delta: DeltaModel, dense_above: float | None = None) -> onnx.ModelProto:
-    if importlib.util.find_spec("onnx") is None:
-        raise ExportError("writing ONNX needs the package onnx: pip install 'deltaconvert[onnx]'")
+    require()
     from deltaconvert.export.network import Network
 
     if any(dtype not in (torch.float32, torch.int64, torch.uint8) for _, dtype in delta.example):
