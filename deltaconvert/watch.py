@@ -97,7 +97,7 @@ class Summary:
         if self.dense_ms:
             ratio = quantile(self.dense_ms, 0.5) / quantile(self.delta_ms, 0.5)
             lines.append(f"  dense {_time_text(self.dense_ms)}: delta is {ratio:.2f} times as fast")
-            lines.append(f"  (dense is {BASELINE})")
+            lines.append(f"  (against {BASELINE})")
         if self.difference.frames:
             maximum, relative = self.difference.maximum, self.difference.relative
             lines.append(f"  difference to dense: at most {maximum:.3g}, relative L2 {relative:.3g}")

@@ -78,4 +78,4 @@ def bench(
         for row in rows
     ]
     print_table(head, body)
-    typer.echo(f"input {inputs}, medians of {frames} frames; dense is {measure.BASELINE}")
+    typer.echo(f"input {inputs}, medians of {frames} frames; against {measure.BASELINE}")
