@@ -1,8 +1,10 @@
 // Where all pixels are listed neighbours share what they read: convolution with windows of WHOLE x WHOLE, stride 1.
 //
-// A tile is 64 pixels of HIGH rows. For 128 bytes of each pixel at a time, its pixels and those around it come into shared
-// memory once; the rows that tap (i, k) multiplies begin i rows and k pixels further on, at any of the swizzled rows.
-// Weights pass through SLOTS, or stay there if all of them fit. Sums are made in the order of `walk`.
+// A tile is 64 pixels of HIGH rows. With FLAT it is 64 * HIGH pixels one behind the other, where maps lie behind each other
+// with a row and a column of zeros between them: so narrow maps fill tiles. For 128 bytes of each pixel at a time (all 64
+// of short ones), a tile's pixels and those around it come into shared memory once; the rows that tap (i, k) multiplies
+// begin i rows and k pixels further on, at any of the swizzled rows. Weights pass through SLOTS, or stay there if all of
+// them fit. Sums are made in the order of `walk`.
 //
 // Two blocks of a multiprocessor take turns: one multiplies while the other one waits for its pixels or finishes.
 //
@@ -15,12 +17,28 @@
 #ifndef SLOTS
 #define SLOTS 4
 #endif
+#ifndef FLAT  // columns of a map and one of zeros; 0 where tiles are rows
+#define FLAT 0
+#endif
+#ifndef PART  // bytes of a pixel that are in shared memory at a time: 128, or 64 if it has no more
+#define PART STEP
+#endif
 #define IN_PLACE !(TYPE == 1 && ROUND)  // rows are multiplied where they lie; rounded ones come from registers
 #define ALL (THREADS + LOADERS)
 #define HIGH (ALL / 128 * EACH)
-#define HALO_W (64 + WHOLE - 1)
-#define HALO ((HIGH + WHOLE - 1) * HALO_W)  // pixels
-#define HALO_BYTES ((HALO * STEP + 1023) / 1024 * 1024)
+#define HALO_W (FLAT ? FLAT : 64 + WHOLE - 1)
+#define HALO (FLAT ? 64 * HIGH + (WHOLE - 1) * (FLAT + 1) : (HIGH + WHOLE - 1) * HALO_W)  // pixels
+#define NEXT (FLAT ? 64 : HALO_W)  // pixels from 64 of them to the next ones
+#define HALO_BYTES ((HALO * PART + 1023) / 1024 * 1024)
+
+// 16 bytes of a pixel, swizzled as wgmma reads rows of PART bytes, and the matrix of the rows from `pixel` on.
+__device__ __forceinline__ u32 part_of(u32 halo, int pixel, int chunk) {
+    return PART == 128 ? place_of(halo, pixel, chunk) : halo + pixel * 64 + (chunk ^ (pixel >> 1 & 3)) * 16;
+}
+__device__ __forceinline__ u64 pixels_from(u32 halo, int pixel, int bytes) {
+    const u32 at = halo + pixel * PART + bytes;
+    return PART == 128 ? matrix(at) : (u64)(at >> 4 & 0x3fff) | 1ull << 16 | 32ull << 32 | 2ull << 62;
+}
 
 // Lanes `bit` apart: the lower one gives its b for the other's a.
 __device__ __forceinline__ void exchange(float (&a)[2], float (&b)[2], int bit) {
@@ -37,12 +55,29 @@ __device__ __forceinline__ void exchange(float (&a)[2], float (&b)[2], int bit) 
 
 __device__ __forceinline__ void whole(const Head& h, const Work& work) {
     constexpr int TAPS = WHOLE * WHOLE, PAIRS = WIDTH / 2, WARPS = ALL / 32;
+    constexpr int IN_STEP = STEP / PART, STEPS = (TAPS + IN_STEP - 1) / IN_STEP;  // taps of a step, steps of all taps
     extern __shared__ __align__(1024) char memory[];
     const u32 halo = shared_address(memory), weights = halo + HALO_BYTES;
     const u32 full = weights + SLOTS * BN * STEP, empty = full + SLOTS * 8;
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = warp / 4;
     const int blocks_n = (work.channels + BN - 1) / BN, across = (work.OW + 63) / 64, down = (work.OH + HIGH - 1) / HIGH;
-    const int total = h.images * down * across * blocks_n;
+    const int flat_tiles = (h.images * (work.OH + 1) * FLAT + 64 * HIGH - 1) / (64 * HIGH);
+    const int total = (FLAT ? flat_tiles : h.images * down * across) * blocks_n;
+    // The pixel of the map that row `pixel` of a tile makes, or that lies at a place around it; -1 outside.
+    const auto at = [&](int tile, int pixel, bool around) {
+        int n, y, x;
+        if (FLAT) {
+            const int place = tile * (64 * HIGH) + pixel, row = place / (FLAT ? FLAT : 1);
+            n = row / (work.OH + 1), y = row - n * (work.OH + 1) - around, x = place - row * FLAT - around;
+        } else {
+            const int width = around ? HALO_W : 64, row = tile / across;  // of tiles; goes on over the images
+            n = row / down, y = (row - n * down) * HIGH + pixel / width - (around ? h.ph : 0);
+            x = (tile - row * across) * 64 + pixel % width - (around ? h.pw : 0);
+        }
+        const int height = around ? h.H : work.OH, columns = around ? h.W : work.OW;
+        const bool inside = n < h.images && (u32)y < (u32)height && (u32)x < (u32)columns;
+        return inside ? (n * height + y) * columns + x : -1;
+    };
     const bool stay = h.steps <= SLOTS && blocks_n == 1;
     const int slots = stay ? h.steps : SLOTS;
 
@@ -67,13 +102,10 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
         if (++slot_to_load == slots) slot_to_load = 0, phase_to_load ^= 1;
     };
     const auto load_pixels = [&](int block, int chunk) {
-        const int tile = block / blocks_n, y = tile / across;  // y goes on over the images
-        const int n = y / down, top = (y - n * down) * HIGH - h.ph, left = (tile - y * across) * 64 - h.pw;
-        const char* from = h.at + ((long long)n * h.H * h.W * h.pitch + chunk * (STEP / 16) + thread % 8) * 16;
-        for (int pixel = thread / 8; pixel < HALO; pixel += ALL / 8) {
-            const int row = top + pixel / HALO_W, col = left + pixel % HALO_W;
-            const bool inside = (u32)row < (u32)h.H && (u32)col < (u32)h.W;
-            copy(place_of(halo, pixel, thread % 8), from + (inside ? (long long)(row * h.W + col) * h.pitch * 16 : 0), inside);
+        const char* const from = h.at + (chunk * (PART / 16) + thread % (PART / 16)) * 16;
+        for (int pixel = thread / (PART / 16); pixel < HALO; pixel += ALL / (PART / 16)) {
+            const int place = at(block / blocks_n, pixel, true);
+            copy(part_of(halo, pixel, thread % (PART / 16)), from + (place < 0 ? 0 : (long long)place * h.pitch * 16), place >= 0);
         }
         end_of_stage();
     };
@@ -89,43 +121,47 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
         float sums[EACH][BN / 2];
         int more = 0;
 #pragma unroll 1
-        for (int first = 0; first < h.steps; first += TAPS) {
+        for (int first = 0; first < h.steps; first += STEPS) {
             wait<0>();
             publish();
             __syncthreads();
 #pragma unroll 1
-            for (int tap = 0; tap < TAPS; tap++) {
-                const int start = (group * EACH + tap / WHOLE) * HALO_W + tap % WHOLE;  // the first row's pixel
-                const u32 b = weights + slot * BN * STEP;
+            for (int step = 0; step < STEPS; step++) {
                 await(full + slot * 8, phase);
+#pragma unroll
+                for (int part = 0; part < IN_STEP; part++) {
+                    const int tap = step * IN_STEP + part;
+                    if (tap == TAPS) break;
+                    const int start = group * EACH * NEXT + tap / WHOLE * HALO_W + tap % WHOLE;
+                    const u32 b = weights + slot * BN * STEP + part * PART;
 #if !(IN_PLACE)
-                u32 mine[EACH][4][4];
-#pragma unroll
-                for (int e = 0; e < EACH; e++)
-#pragma unroll
-                    for (int k = 0; k < 4; k++) {
-                        load_matrices(mine[e][k], place_of(halo, start + e * HALO_W + warp % 4 * 16 + (lane & 15),
-                                                           k * 2 + (lane >> 4)));
-#pragma unroll
-                        for (int j = 0; j < 4; j++)
-                            asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(mine[e][k][j]) : "f"(__uint_as_float(mine[e][k][j])));
-                    }
-#endif
-                start_multiplying();
-#pragma unroll
-                for (int k = 0; k < 4; k++) {
+                    u32 mine[EACH][PART / 32][4];
 #pragma unroll
                     for (int e = 0; e < EACH; e++)
-#if IN_PLACE
-                        multiply(sums[e], matrix(halo + (start + e * HALO_W) * STEP + k * 32), matrix(b + k * 32), more);
-#else
-                        multiply(sums[e], mine[e][k], matrix(b + k * 32), more);
+#pragma unroll
+                        for (int k = 0; k < PART / 32; k++) {
+                            load_matrices(mine[e][k], part_of(halo, start + e * NEXT + warp % 4 * 16 + (lane & 15),
+                                                              k * 2 + (lane >> 4)));
+#pragma unroll
+                            for (int j = 0; j < 4; j++)
+                                asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(mine[e][k][j]) : "f"(__uint_as_float(mine[e][k][j])));
+                        }
 #endif
-                    more = 1;
+                    start_multiplying();
+#pragma unroll
+                    for (int k = 0; k < PART / 32; k++) {
+#pragma unroll
+                        for (int e = 0; e < EACH; e++)
+#if IN_PLACE
+                            multiply(sums[e], pixels_from(halo, start + e * NEXT, k * 32), matrix(b + k * 32), more);
+#else
+                            multiply(sums[e], mine[e][k], matrix(b + k * 32), more);
+#endif
+                        more = 1;
+                    }
+                    end_of_step();
+                    wait_for_sums<IN_PLACE ? 1 : 0>();  // its registers, or the slot of the step before it, are free then
                 }
-                end_of_step();
-                // Its registers, or the slot of the step before it, are free then.
-                wait_for_sums<IN_PLACE ? 1 : 0>();
                 if (lane == 0 && done > 0)
                     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + (slot ? slot - 1 : slots - 1) * 8)
                                  : "memory");
@@ -135,20 +171,18 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
             }
             wait_for_sums<0>();
             __syncthreads();
-            if (first + TAPS < h.steps)
-                load_pixels(block, first / TAPS + 1);
+            if (first + STEPS < h.steps)
+                load_pixels(block, first / STEPS + 1);
             else if (block + gridDim.x < total)
                 load_pixels(block + gridDim.x, 0);
         }
         // A thread has two neighbouring channels of every eight; it hands them round, so that it has a pack of some.
-        const int tile = block / blocks_n, y = tile / across, n = y / down;
 #pragma unroll
-        for (int e = 0; e < EACH; e++) {
-            const int row = (y - n * down) * HIGH + group * EACH + e;
+        for (int e = 0; e < EACH; e++)
 #pragma unroll
             for (int lower = 0; lower < 2; lower++) {
-                const int col = (tile - y * across) * 64 + warp % 4 * 16 + lane / 4 + lower * 8;
-                const bool inside = row < work.OH && col < work.OW;
+                const int row = (group * EACH + e) * 64 + warp % 4 * 16 + lane / 4 + lower * 8;
+                const int place = at(block / blocks_n, row, false);
 #pragma unroll
                 for (int eight = 0; eight < BN / 8; eight += PAIRS) {
                     float of[4][2];
@@ -159,16 +193,15 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
                     exchange(of[0], of[1], 1);
                     if (PAIRS == 4) exchange(of[2], of[3], 1), exchange(of[0], of[2], 2), exchange(of[1], of[3], 2);
                     const int first = block % blocks_n * BN + (eight + lane % PAIRS) * 8 + (PAIRS == 2 ? lane % 4 / 2 * 4 : 0);
-                    if (!inside || first >= work.channels) continue;
+                    if (place < 0 || first >= work.channels) continue;
                     number v[WIDTH] = {};
 #pragma unroll
                     for (int j = 0; j < WIDTH; j += 4) {
                         add_four(v, j, make_float4(of[j / 2][0], of[j / 2][1], of[j / 2 + 1][0], of[j / 2 + 1][1]));
                         add_four(v, j, *(const float4*)(h.bias + first + j));
                     }
-                    finish(v, work, (n * work.OH + row) * work.OW + col, first, false);
+                    finish(v, work, place, first, false);
                 }
             }
-        }
     }
 }

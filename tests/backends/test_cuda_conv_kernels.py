@@ -37,6 +37,9 @@ LAYERS = {  # in, out, kernel, stride, height and width; a map is added to every
     "1x1": (96, 264, 1, 1, 37, 41),
     "3x3 of few channels": (32, 32, 3, 1, 37, 41),
     "3x3 to few channels": (64, 24, 3, 1, 37, 131),
+    "3x3 of few channels in rows": (32, 24, 3, 1, 35, 128),
+    "3x3 of 16 channels": (16, 40, 3, 1, 37, 41),
+    "3x3 of narrow maps": (64, 64, 3, 1, 24, 18),
     "1x1 to few channels": (96, 24, 1, 1, 37, 41),
     "deep": (512, 128, 3, 1, 19, 23),
     "5x5": (24, 32, 5, 1, 37, 41),
@@ -256,7 +259,7 @@ def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):
     names = ("BM", "BN", "STAGES", "SPLIT")
     forced = dict(zip(names, tile, strict=True))
     monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: {"forced": forced})
-    monkeypatch.setattr(convs, "_whole_tiles", lambda channels: {})  # which sum in one part
+    monkeypatch.setattr(convs, "_whole_tiles", lambda *layer: {})  # which sum in one part
     channels = (128, 96, 64, 40) if tile[1] == 128 else (64, 40, 64, 24)
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise((64, *channels)):

@@ -144,7 +144,15 @@ def test_other_transposed_ones_are_not(kernel, stride, padding, more, groups):
     assert convs.up_of(operator) == (1, 1)
 
 
-@pytest.mark.parametrize("channels", [24, 40, 64, 72, 512])
-def test_two_blocks_of_whole_maps_fit_a_multiprocessor(channels):
-    for tile in convs._whole_tiles(channels).values():
-        assert conv_kernels.blocks_at_once(conv_kernels.whole_bytes(tile)) == 2
+@pytest.mark.parametrize("size", [(1080, 1920), (1080, 126), (68, 120), (96, 72), (12, 9)])
+@pytest.mark.parametrize("channels", [16, 64, 72, 512])
+def test_two_blocks_of_whole_maps_fit_a_multiprocessor(channels, size):
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), size, size)
+    source = SimpleNamespace(values=torch.empty(1, 64, *size, dtype=torch.half, device="meta"))
+    tiles = convs._whole_tiles(channels, window, source)
+    narrow = size[1] <= 126
+    assert {bool(tile["FLAT"]) for tile in tiles.values()} == (
+        {narrow} if channels <= 64 or not narrow else set()
+    )
+    for tile in tiles.values():
+        assert conv_kernels.blocks_at_once(conv_kernels.whole_bytes(tile)) >= 2

@@ -254,8 +254,11 @@ def whole_bytes(tile: dict[str, int]) -> int:
     """Shared memory of kernels/whole.cuh."""
     if "WHOLE" not in tile:
         return 0
-    around = tile["WHOLE"] - 1
-    halo = (2 * tile["EACH"] + around) * (64 + around) * STEP
+    around, rows = tile["WHOLE"] - 1, 2 * tile["EACH"]
+    pixels = (rows + around) * (64 + around)
+    if tile["FLAT"]:
+        pixels = 64 * rows + around * (tile["FLAT"] + 1)
+    halo = pixels * tile["PART"]
     return -(-halo // 1024) * 1024 + tile["SLOTS"] * (tile["BN"] * STEP + 16)
 
 

@@ -105,8 +105,8 @@ def candidates(
     if has_threshold(edge) and up == (1, 1) and channels <= 128:
         # A tile that holds all channels of its pixels compares them itself.
         tiles = {name: tile for name, tile in tiles.items() if tile["BN"] >= channels}
-    elif also is None and fits_whole(operator, window, source):
-        tiles.update(_whole_tiles(channels))
+    elif also is None and window is not None and fits_whole(operator, window, source):
+        tiles.update(_whole_tiles(channels, window, source))
     rest: dict[str, Any] = {"up": up, "also": also}
     return {
         name: partial(by_wgmma, operator, window, source, edge, tile, **rest) for name, tile in tiles.items()
@@ -140,25 +140,31 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
     }
 
 
-def fits_whole(operator: Any, window: Window | None, source: Any) -> bool:
+def fits_whole(operator: Any, window: Window, source: Any) -> bool:
     """Whether kernels/whole.cuh can compute a convolution where all pixels are listed: windows whose neighbours share
-    what they read, channels in whole steps."""
-    if window is None or depth_of(source) * source.values.dtype.itemsize % STEP:
+    what they read, channels in whole steps or half of one."""
+    pixel = depth_of(source) * source.values.dtype.itemsize
+    if pixel % STEP and pixel != STEP // 2:
         return False
     return tuple(operator.weight.shape[2:]) == (3, 3) and (*window.stride, *window.dilation) == (1, 1, 1, 1)
 
 
-def _whole_tiles(channels: int) -> dict[str, dict[str, int]]:
+def _whole_tiles(channels: int, window: Window, source: Any) -> dict[str, dict[str, int]]:
     """Macros of kernels/conv_wgmma.cu with kernels/whole.cuh for all pixels, and large or small tiles for fewer.
 
     Measured on an H100 (docs/performance.md): two rows a warpgroup read half of the weights, where registers hold them;
-    all weights of 64 > 64 in shared memory leave room for one row, which is slower.
+    all weights of 64 > 64 in shared memory leave room for one row, which is slower. Narrow maps of more channels are
+    small, and gathered rows are faster.
     """
+    flat = _flat(window, source)
+    if flat and channels > 64:
+        return {}
     width, of_all, shapes = 128, {"EACH": 1, "SLOTS": 4}, [(128, 3), (64, 4)]
     if channels <= 64:
         width, of_all, shapes = 64, {"EACH": 2, "SLOTS": 6}, [(128, 4), (64, 6)]
     if channels <= 32:
         width, of_all, shapes = 32, {"EACH": 2, "SLOTS": 9, "SMALL": 0}, [(64, 6)]
+    of_all |= {"FLAT": flat, "PART": min(STEP, depth_of(source) * source.values.dtype.itemsize)}
     return {
         f"{bm}x{width}x{stages}/1 whole": {
             "BM": bm,
@@ -170,6 +176,14 @@ def _whole_tiles(channels: int) -> dict[str, dict[str, int]]:
         }
         for bm, stages in shapes
     }
+
+
+def _flat(window: Window, source: Any) -> int:
+    """FLAT of kernels/whole.cuh: where rows of 64 pixels would compute more than all pixels behind each other do."""
+    height, width = source.values.shape[2:]
+    in_rows = -(-height // 2) * 2 * -(-width // 64) * 64
+    flat = window.padding == (1, 1) and width <= 126 and (height + 1) * (width + 1) < in_rows
+    return width + 1 if flat else 0
 
 
 def up_of(operator: Any) -> tuple[int, int]:
