@@ -24,7 +24,7 @@ from deltaconvert.inputs import inputs_of
 from deltaconvert.metrics import Metric, metric_of
 from deltaconvert.model import DeltaModel, expect_converted
 from deltaconvert.progress import trials_told
-from deltaconvert.quickest import milliseconds, quickest
+from deltaconvert.quickest import dense_milliseconds, milliseconds, quickest
 from deltaconvert.search import GATES, Search
 from deltaconvert.setting import Setting
 from deltaconvert.thresholds import Thresholds
@@ -40,7 +40,8 @@ class Calibration:
     to convert(threshold=...).
 
     loss, work: on the clip; work is the share of a dense frame's multiply-accumulates. trials: clips played for it.
-    milliseconds: of a frame, where the clock decided (before `check`). checked: the loss on the frames of `check`.
+    milliseconds, dense_milliseconds: of a frame, converted and by torch's dense network, where the clock decided
+        (before `check`). checked: the loss on the frames of `check`.
     """
 
     model: DeltaModel
@@ -55,16 +56,36 @@ class Calibration:
     trials: int
     milliseconds: float | None = None
     checked: float | None = None
+    dense_milliseconds: float | None = None
 
     def write(self, path: str | Path) -> None:
-        facts = ("loss", "work", "budget", "metric", "method", "frames", "milliseconds", "checked")
+        facts = (
+            "loss",
+            "work",
+            "budget",
+            "metric",
+            "method",
+            "frames",
+            "milliseconds",
+            "dense_milliseconds",
+            "checked",
+        )
         self.thresholds.write(path, found={name: getattr(self, name) for name in facts})
 
     def __str__(self) -> str:
         checked = "" if self.checked is None else f", {self.checked:.4g} on the frames to check with"
         return (
             f"{self.metric} {self.loss:.4g} of {self.budget:.4g}, multiply-accumulates {self.work:.1%} of dense "
-            f"({self.frames} frames, {self.trials} trials){checked}"
+            f"({self.frames} frames, {self.trials} trials){checked}{self._speed()}"
+        )
+
+    def _speed(self) -> str:
+        ours, dense = self.milliseconds, self.dense_milliseconds
+        if ours is None or dense is None:
+            return ""
+        told = f"; {ours:.3g} ms a frame, {dense:.3g} ms dense"
+        return (
+            told if ours < dense else f"{told}: converting does not pay on this clip, keep the dense network"
         )
 
 
@@ -141,9 +162,10 @@ def calibrate(
         except TimeoutError:
             setting = search.best()
         search.until = math.inf  # what follows are a few trials
-        took = checked = None
+        took = dense = checked = None
         if by == "time":
             setting, took = quickest(search, lambda s: milliseconds(delta, trials.thresholds(s), clip))
+            dense = dense_milliseconds(delta, clip)
         if others is not None:
             setting, checked = held_to(setting, trials, trials_on(others), budget)
     outcome = trials(setting)
@@ -162,6 +184,7 @@ def calibrate(
         trials=len(search.tried),
         milliseconds=took,
         checked=checked,
+        dense_milliseconds=dense,
     )
 
 

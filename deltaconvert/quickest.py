@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from deltaconvert.measure import timed
+from deltaconvert.measure import Dense, timed
 from deltaconvert.model import DeltaModel
 from deltaconvert.search import Search
 from deltaconvert.setting import Setting
@@ -65,8 +65,16 @@ def milliseconds(model: DeltaModel, thresholds: Thresholds, clip: Sequence[Seque
     """The median time of a frame of the clip, by the model's own backend."""
     args, kwargs = model.signature.call(clip[0])
     trial = model.with_thresholds(thresholds, *args, **kwargs)
-    times = []
-    for frame in clip:
-        args, kwargs = model.signature.call(frame)
-        times.append(timed(trial, *args, **kwargs)[1])
-    return statistics.median(times[SETTLES:] or times)
+    calls = (model.signature.call(frame) for frame in clip)
+    return _median(timed(trial, *args, **kwargs)[1] for args, kwargs in calls)
+
+
+def dense_milliseconds(model: DeltaModel, clip: Sequence[Sequence[Tensor]]) -> float:
+    """The same of the dense network, by torch."""
+    dense = Dense(model)
+    return _median(timed(dense, *frame)[1] for frame in clip)
+
+
+def _median(times: Iterable[float]) -> float:
+    found = [*times]
+    return statistics.median(found[SETTLES:] or found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -337,7 +338,16 @@ def test_thresholds_that_cost_more_time_than_they_save_are_left_out(delta):
 
 def test_the_clock_decides(delta):
     found = deltaconvert.calibrate(delta, clip(), budget=0.05, by="time", gates=[Gate()], rounds=0)
-    assert found.loss <= 0.05 and found.milliseconds > 0
+    assert found.loss <= 0.05 and found.milliseconds > 0 and found.dense_milliseconds > 0
+
+
+def test_a_clip_on_which_converting_does_not_pay(delta):
+    found = deltaconvert.calibrate(delta, clip(), budget=0.05, gates=[Gate()], rounds=0)
+    assert "ms" not in str(found)
+    for ours, dense in ((2.0, 3.0), (3.0, 2.0)):
+        timed = replace(found, milliseconds=ours, dense_milliseconds=dense)
+        assert f"{ours:.3g} ms a frame, {dense:.3g} ms dense" in str(timed)
+        assert ("does not pay" in str(timed)) == (ours > dense)
 
 
 @pytest.mark.parametrize(

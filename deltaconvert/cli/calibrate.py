@@ -87,7 +87,17 @@ def calibrate(
     if apply:
         found.model.save(file)
     if json_output:
-        names = ("loss", "checked", "work", "budget", "metric", "frames", "trials")
+        names = (
+            "loss",
+            "checked",
+            "work",
+            "budget",
+            "metric",
+            "frames",
+            "trials",
+            "milliseconds",
+            "dense_milliseconds",
+        )
         facts = {name: getattr(found, name) for name in names}
         return print_json({"file": str(output), **facts})
     typer.echo(f"{output}: {found}")
