@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
 from benchmarks.gpu import read  # noqa: E402
-from benchmarks.gpu_dense import MODES, engines, median_ms, raced, timed  # noqa: E402
+from benchmarks.gpu_dense import MODES, Run, engines, median_ms, raced, timed  # noqa: E402
 from benchmarks.gpu_timeline import Launch, by_layer, noted, timeline  # noqa: E402
 
 SIZE = (1080, 1920)
@@ -76,20 +76,23 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(task: Task, thresholds: Path, options: argparse.Namespace) -> dict[str, Any] | None:
-    batch = options.batch
+    batch, beside = options.batch, True
     while True:
         try:
-            return at_batch(task, thresholds, batch, options)
+            return at_batch(task, thresholds, batch, beside, options)
         except (torch.OutOfMemoryError, deltaconvert.DeltaConvertError) as error:
-            if batch == 1 or "memory" not in str(error):
+            if (batch == 1 and not beside) or "memory" not in str(error):
                 raise
-            print(f"{task.name}: batch {batch} does not fit")
-        batch //= 2
+            print(f"{task.name}: batch {batch} does not fit{' beside the dense network' if beside else ''}")
+        batch, beside = (batch, False) if beside else (batch // 2, True)
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespace) -> dict[str, Any] | None:
+def at_batch(
+    task: Task, thresholds: Path, batch: int, beside: bool, options: argparse.Namespace
+) -> dict[str, Any] | None:
+    """beside: dense is timed again behind the converted network; else it is gone by then, and was timed before."""
     frames = batches(task, batch, options.frames + FIRST)
     model = task.network.eval().to(DEVICE, torch.float16)
     still = frames[0].contiguous(memory_format=torch.channels_last)
@@ -98,6 +101,10 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
     if options.warm:
         return None
     best = min(dense, key=lambda name: dense[name])
+    if not beside:
+        runs.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
     delta = deltaconvert.convert(model, frames[0], threshold=thresholds if thresholds.exists() else 0.0)
     with noted() as found:
         delta(frames[0])
@@ -107,7 +114,7 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
     before = delta.stats()
     (buffer,) = delta.frame_buffers()
     times, _, _ = timed(delta, frames[FIRST:], buffer.copy_)
-    again = median_ms(runs[best], still)
+    again = median_ms(runs[best], still) if beside else dense[best]
     after = delta.stats()
     done = sum(layer.total_macs_done for layer in after.layers) - sum(
         layer.total_macs_done for layer in before.layers
@@ -115,15 +122,13 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
     work = done / (after.macs_dense * len(times))
     steps = steps_of(delta, frames[-2:], launches) if options.steps else {}
     delta.reset()
-    losses = []  # of each frame: all outputs of an upscaler take too much memory
-    for frame in frames:
-        ours, theirs = (task.features(run(frame)) for run in (delta, model))
-        losses.append(deltaconvert.metrics.relative_l2([ours], [theirs]))
+    losses = [loss(task, delta, model, frame) for frame in frames]
     return {
         "task": task.name,
         "batch": batch,
         "shape": list(frames[0].shape),
         "best": best,
+        "beside": beside,
         "dense_all_ms": dense,
         "dense_ms": again,
         "delta_ms": statistics.median(times),
@@ -135,6 +140,15 @@ def at_batch(task: Task, thresholds: Path, batch: int, options: argparse.Namespa
         "state_bytes": after.state_bytes,
         **steps,
     }
+
+
+def loss(task: Task, delta: Run, model: Run, frame: Tensor) -> float:
+    """Of the task's features, image by image where they are maps: those of an upscaler take much memory."""
+    ours = task.features(delta(frame))
+    if isinstance(ours, Tensor) and ours.dim() == 4:
+        theirs = [task.features(model(image)) for image in frame.split(1)]
+        return deltaconvert.metrics.relative_l2([*ours.split(1)], theirs)
+    return deltaconvert.metrics.relative_l2([ours], [task.features(model(frame))])
 
 
 def steps_of(delta: deltaconvert.DeltaModel, frames: list[Tensor], launches: list[Launch]) -> dict[str, Any]:
