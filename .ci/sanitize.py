@@ -45,7 +45,7 @@ RUNS = {
     "initcheck": Run("initcheck", ours=False),
     "synccheck": Run("synccheck"),
 }
-# Of a block: kernels/conv_wgmma.cu has up to thirteen.
+# Of a block: kernels/conv_wgmma.cu has up to twenty.
 OPTIONS = {
     tool: ["--num-cuda-barriers", count] for tool, count in (("synccheck", "32"), ("racecheck", "65536"))
 }

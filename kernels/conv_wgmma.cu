@@ -4,24 +4,24 @@
 // gather the rows, 0 outside the map; the weights lie in the order they are needed, so that one bulk copy brings a
 // step's. Both land in shared memory as wgmma reads it, 128 bytes a row, swizzled. A stage is BM rows and BN rows.
 //
-// A block takes every gridDim.x-th tile. While a tile is finished the first steps of the next are on their way; its sums
-// pass through the one stage that is free. A map that is added to them is loaded beside the steps, as far as registers go.
+// A block takes every gridDim.x-th tile. While a tile is finished the first steps of the next are on their way. A map
+// that is added to the sums is loaded beside the steps, as far as registers go.
 //
 // Where few pixels changed large tiles would leave most of the GPU idle. SMALL: as long as tiles of 64 x 64 all run at a
 // time, they are taken; they make the same sums in the same order. SPLIT: then the blocks of a cluster share the steps of
 // a sum, as in kernels/conv_tiles.cu; else a block does all shares, and adds them in the same order.
 //
-// kernels/listed.cuh walks the list. WHOLE: where all pixels are listed kernels/whole.cuh does the work.
+// WHOLE: where all pixels are listed kernels/whole.cuh does the work. Else kernels/many.cuh in blocks of 128 rows, and
+// in blocks of 64 rows kernels/few.cuh, whose four more warps do all of the loading.
 //
-// Blocks of 64 rows have four warps beside those that multiply, which do all of the loading.
-//
-// Launch: 2 * BM threads, 128 more where BM is 64; STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS) + BN * 4 +
-// SMALL_STAGES * 8 + STEP_TAPS * 8 * even(steps) bytes of shared memory, BM * 4 more with ALSO, and what whole.cuh says.
+// Launch: 2 * BM threads, 128 more where BM is 64. Shared memory: STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS)
+// + BN * 8 + (SMALL_STAGES + 1) * 8 (16 where BM is 64) + STEP_TAPS * 8 * even(steps) bytes, BM * 4 more with ALSO, and
+// what whole.cuh says.
 // Only for sm_90a.
 #include "tensor.cuh"
 
-#ifndef BM
-#define BM 128
+#ifndef BM  // a cluster shares sums of 64 rows alone
+#define BM (SPLIT > 1 ? 64 : 128)
 #endif
 #ifndef BN
 #define BN 128
@@ -70,32 +70,15 @@
 #define BYTES (STAGES * (BM + BN) * STEP)
 #define SMALL_STAGES (BYTES / (128 * STEP))
 
-struct __align__(8) Tap {
-    int offset;  // from the row's first pixel, in pieces
-    int bit;     // of Rows::inside; the last one past the last tap; kh * kw for a second map
-};
-struct Head {
-    const char* at;      // N x H x W pixels, `pitch` pieces apart
-    const char* weight;  // blocks of BN channels x even(steps) x BN x STEP bytes
-    const float* bias;
-    const Tap* taps;  // STEP_TAPS for each of even(steps)
-    int pitch, H, W, sh, sw, ph, pw, kh, kw, dh, dw, steps, images;
-    int also_pitch, also_H, also_W, also_sh, also_sw;  // with ALSO, of the second map
-    const char* also;
-};
-
-#if MANY_TAPS
-typedef u64 Bits;
-#else
-typedef u32 Bits;
-#endif
-
 #if __CUDA_ARCH_FEAT_SM90_ALL && TYPE != 0 && TYPE != 4
-__device__ __forceinline__ int even(int steps) { return (steps + 1) / 2 * 2; }
-
 #include "wgmma.cuh"
 #include "finish.cuh"
-#include "listed.cuh"
+#include "gather.cuh"
+#if LOADERS
+#include "few.cuh"
+#else
+#include "many.cuh"
+#endif
 #if WHOLE
 #include "whole.cuh"
 #endif
@@ -129,12 +112,16 @@ extern "C" __global__ void CLUSTER __launch_bounds__((THREADS + LOADERS), AT_ONC
     // busy.
     const int many = (work.listed + BM - 1) / BM * ((channels + BN - 1) / BN);
     if (rounds(many * SPLIT) * (h.steps / SPLIT + START_TOGETHER) < rounds(many) * (h.steps + START)) {
-        if (fits && few * SPLIT * AT_ONCE <= (int)gridDim.x) return walk<64, 64, SMALL_STAGES, 1, true>(h, work);
-        return walk<BM, BN, STAGES, 1, true>(h, work);
+        if (fits && few * SPLIT * AT_ONCE <= (int)gridDim.x) return walk<64, SMALL_STAGES, true>(h, work);
+        return walk<BN, STAGES, true>(h, work);
     }
 #elif SMALL
-    if (fits && few <= (int)gridDim.x) return walk<64, 64, SMALL_STAGES, 2, false>(h, work);
+    if (fits && few <= (int)gridDim.x) return walk<64, 64, SMALL_STAGES, 2>(h, work);
 #endif
-    walk<BM, BN, STAGES, 1, false>(h, work);
+#if LOADERS
+    walk<BN, STAGES, false>(h, work);
+#else
+    walk<BM, BN, STAGES, 1>(h, work);
+#endif
 }
 #endif

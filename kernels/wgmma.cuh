@@ -8,14 +8,6 @@ __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(taken) : "memory");
 }
-// All warps of the block. Where some of them load they stand at other places in the code than those that multiply, which
-// __syncthreads does not allow; a barrier with a number counts warps, wherever they are.
-__device__ __forceinline__ void meet() {
-    if (LOADERS)
-        asm volatile("bar.sync 1, %0;" ::"n"(THREADS + LOADERS) : "memory");
-    else
-        __syncthreads();
-}
 // What this thread wrote to shared memory is seen by wgmma and by bulk copies after the next barrier.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -24,6 +16,26 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
+}
+__device__ __forceinline__ void set_up(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// Of each thread: racecheck knows nothing of one that arrives for its warp.
+__device__ __forceinline__ void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Wait for the last copies, the oldest first; `open` of those behind it may be on their way.
+template <int open, typename Then> __device__ __forceinline__ void one_by_one(const Then& then) {
+    wait<open>();
+    then(open);
+    if constexpr (open > 0) one_by_one<open - 1>(then);
+}
+// Some warps of a block: `threads` of them, by barrier `number` of its own.
+__device__ __forceinline__ void meet(int number, int threads) {
+    if (threads == THREADS + LOADERS)
+        __syncthreads();
+    else
+        asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 __device__ __forceinline__ void await(u32 barrier, u32 phase) {
     asm volatile(
@@ -84,3 +96,33 @@ template <int open> __device__ __forceinline__ void wait_for_sums() {
 
 // Rows of STEP bytes, swizzled: what wgmma calls 128-byte swizzle, eight rows 1024 bytes after the last eight.
 __device__ __forceinline__ u64 matrix(u32 at) { return (u64)(at >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+
+// A step of 64 rows at `a`, a warpgroup's: rounded to TF32 they are multiplied from registers, others where they lie.
+#define ROUNDS (TYPE == 1 && ROUND)
+#if ROUNDS
+typedef u32 Rounded[4][4];
+__device__ __forceinline__ void load_rounded(Rounded& rows, u32 a) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 % 4;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        load_matrices(rows[k], place_of(a, warp * 16 + (lane & 15), k * 2 + (lane >> 4)));
+#pragma unroll
+        for (int j = 0; j < 4; j++) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rows[k][j]) : "f"(__uint_as_float(rows[k][j])));
+    }
+}
+#else
+struct Rounded {};
+__device__ __forceinline__ void load_rounded(Rounded&, u32) {}
+#endif
+template <int n> __device__ __forceinline__ void multiply_step(float (&sums)[n], u32 a, const Rounded& rounded, u32 b,
+                                                               int more) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+#if ROUNDS
+        multiply(sums, rounded[k], matrix(b + k * 32), more);
+#else
+        multiply(sums, matrix(a + k * 32), matrix(b + k * 32), more);
+#endif
+        more = 1;
+    }
+}

@@ -40,21 +40,8 @@ __device__ __forceinline__ u64 pixels_from(u32 halo, int pixel, int bytes) {
     return PART == 128 ? matrix(at) : (u64)(at >> 4 & 0x3fff) | 1ull << 16 | 32ull << 32 | 2ull << 62;
 }
 
-// Lanes `bit` apart: the lower one gives its b for the other's a.
-__device__ __forceinline__ void exchange(float (&a)[2], float (&b)[2], int bit) {
-    const bool upper = threadIdx.x & bit;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const float got = __shfl_xor_sync(~0u, upper ? a[i] : b[i], bit);
-        if (upper)
-            a[i] = got;
-        else
-            b[i] = got;
-    }
-}
-
 __device__ __forceinline__ void whole(const Head& h, const Work& work) {
-    constexpr int TAPS = WHOLE * WHOLE, PAIRS = WIDTH / 2, WARPS = ALL / 32;
+    constexpr int TAPS = WHOLE * WHOLE, WARPS = ALL / 32;
     constexpr int IN_STEP = STEP / PART, STEPS = (TAPS + IN_STEP - 1) / IN_STEP;  // taps of a step, steps of all taps
     extern __shared__ __align__(1024) char memory[];
     const u32 halo = shared_address(memory), weights = halo + HALO_BYTES;
@@ -176,7 +163,6 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
             else if (block + gridDim.x < total)
                 load_pixels(block + gridDim.x, 0);
         }
-        // A thread has two neighbouring channels of every eight; it hands them round, so that it has a pack of some.
 #pragma unroll
         for (int e = 0; e < EACH; e++)
 #pragma unroll
@@ -184,22 +170,13 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
                 const int row = (group * EACH + e) * 64 + warp % 4 * 16 + lane / 4 + lower * 8;
                 const int place = at(block / blocks_n, row, false);
 #pragma unroll
-                for (int eight = 0; eight < BN / 8; eight += PAIRS) {
-                    float of[4][2];
-#pragma unroll
-                    for (int p = 0; p < PAIRS; p++)
-#pragma unroll
-                        for (int i = 0; i < 2; i++) of[p][i] = sums[e][(eight + p) * 4 + lower * 2 + i];
-                    exchange(of[0], of[1], 1);
-                    if (PAIRS == 4) exchange(of[2], of[3], 1), exchange(of[0], of[2], 2), exchange(of[1], of[3], 2);
-                    const int first = block % blocks_n * BN + (eight + lane % PAIRS) * 8 + (PAIRS == 2 ? lane % 4 / 2 * 4 : 0);
+                for (int chunk = 0; chunk < BN / CHUNK; chunk++) {
+                    float v[WIDTH];
+                    hand_round(v, sums[e], chunk, lower);
+                    const int first = block % blocks_n * BN + chunk * CHUNK + first_of_lane();
                     if (place < 0 || first >= work.channels) continue;
-                    number v[WIDTH] = {};
 #pragma unroll
-                    for (int j = 0; j < WIDTH; j += 4) {
-                        add_four(v, j, make_float4(of[j / 2][0], of[j / 2][1], of[j / 2 + 1][0], of[j / 2 + 1][1]));
-                        add_four(v, j, *(const float4*)(h.bias + first + j));
-                    }
+                    for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(h.bias + first + j));
                     finish(v, work, place, first, false);
                 }
             }

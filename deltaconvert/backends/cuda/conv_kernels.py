@@ -204,8 +204,10 @@ def by_wgmma(
     addresses = [t.data_ptr() for t in (source.values, packed, bias, table)]
     numbers = (apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw, steps, len(source.values))
     stages = tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP
-    of_rows = tile["BM"] * ((21 if many else 17) + (4 if also else 0)) + tile["BN"] * 4
-    shared_bytes = stages + of_rows + stages // (128 * STEP) * 8 + 8 * len(taps)
+    loaders = 128 if tile["BM"] == 64 else 0
+    of_rows = tile["BM"] * ((21 if many else 17) + (4 if also else 0)) + tile["BN"] * 8
+    slots = stages // (128 * STEP)  # of the smallest tile
+    shared_bytes = stages + of_rows + (slots + 1) * (16 if loaders else 8) + 8 * len(taps)
     shared_bytes = max(shared_bytes, whole_bytes(tile))
     compares = has_threshold(edge) and up == (1, 1) and tile["BN"] >= outputs
     more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
@@ -225,7 +227,7 @@ def by_wgmma(
             **({} if up == (1, 1) else {"UP_H": up[0], "UP_W": up[1]}),
             **tile,
         },
-        threads=2 * tile["BM"] + (128 if tile["BM"] == 64 else 0),
+        threads=2 * tile["BM"] + loaders,
         shared_bytes=shared_bytes,
         weights=(packed, bias, table),
         channels=outputs // (up[0] * up[1]),

@@ -1,0 +1,204 @@
+// Blocks of 64 rows, for few pixels: four warps multiply and finish, four load.
+//
+// A slot of shared memory holds a step. Those that load fill it when it is `released`, those that multiply read it when it
+// has `arrived`; nobody meets at a barrier of the block. Those that load wait for their copies LATE steps behind, so
+// that others are on their way, and are up to a tile ahead.
+//
+// SPLIT: the blocks of a cluster share the steps of a sum where that is faster. A block finishes some of the rows.
+
+// Finishes the sums of a cluster: each block some of the rows.
+template <int M, int N> struct Together {
+    static constexpr int OWN = (M / SPLIT * (N / WIDTH) + THREADS - 1) / THREADS, EARLY = !ADDS ? 0 : OWN < 4 ? OWN : 4;
+    static constexpr int PITCH = N + 8;  // of a row; keeps a warp's stores in different banks
+    const Work& work;
+    const int* places;  // of the tile's rows
+    int rank, first;    // the tile's first channel
+    Pack added[EARLY ? EARLY : 1];
+
+    __device__ __forceinline__ Together(const Work& work, const int* places, int rank, int first)
+        : work(work), places(places), rank(rank), first(first) {}
+    __device__ __forceinline__ int row_of(int i) const {
+        return rank * (M / SPLIT) + (i * THREADS + (int)threadIdx.x) / (N / WIDTH);
+    }
+    __device__ __forceinline__ int first_of(int i) const {
+        return first + (i * THREADS + (int)threadIdx.x) % (N / WIDTH) * WIDTH;
+    }
+    __device__ __forceinline__ bool is_own(int row) const { return row < (rank + 1) * (M / SPLIT); }
+    __device__ __forceinline__ void load_early() {
+#pragma unroll
+        for (int i = 0; i < EARLY; i++)
+            if (is_own(row_of(i))) load_added(added[i], work, places[row_of(i)], first_of(i));
+    }
+    // staged: M * PITCH sums of this block, where the others read them. bias: of channel 0. moved: a bit of each row.
+    __device__ __forceinline__ void run(const float (&sums)[N / 2], float* staged, const float* bias, u32* moved) {
+        const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+        meet(1, THREADS);  // all steps are multiplied
+        float* const to = staged + (warp * 16 + lane / 4) * PITCH + lane % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < N / 8; j++) {
+            *(float2*)(to + j * 8) = make_float2(sums[j * 4], sums[j * 4 + 1]);
+            *(float2*)(to + j * 8 + 8 * PITCH) = make_float2(sums[j * 4 + 2], sums[j * 4 + 3]);
+        }
+        cluster_barrier();
+#pragma unroll 1
+        for (int pass = !COMPARE; pass < 2; pass++) {
+#pragma unroll
+            for (int i = 0; i < OWN; i++) {
+                const int row = row_of(i), c = first_of(i);
+                if (!is_own(row) || c >= work.channels) continue;
+                const int place = places[row];
+                if (place < 0 || (COMPARE && pass && !is_set(moved, row))) continue;
+                float v[WIDTH] = {};
+#pragma unroll
+                for (int j = 0; j < WIDTH; j += 4)
+#pragma unroll
+                    for (int other = 0; other < SPLIT; other++)
+                        add_from(v, j, staged + row * PITCH + c - first + j, other);
+#pragma unroll
+                for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(bias + c + j));
+                const Pack* early = i < EARLY ? &added[i < EARLY ? i : 0] : nullptr;
+                if (finish(v, work, place, c, !pass, early)) atomicOr(moved + row / 32, 1u << row % 32);
+            }
+            if (COMPARE && !pass) meet(1, THREADS);
+        }
+        if (COMPARE && warp == 0) {
+            const int row = rank * (M / SPLIT) + min(lane, M / SPLIT - 1);
+            mark(work, places[row], lane < M / SPLIT && is_set(moved, row));
+        }
+        publish();
+        cluster_barrier();  // before the sums are overwritten
+    }
+};
+
+// Compute all that is listed in tiles of 64 pixels times N channels, in S slots. TOGETHER: the blocks of a cluster share
+// each sum.
+template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(const Head& h, const Work& work) {
+    constexpr int M = 64, STAGE = (M + N) * STEP, WARPS = THREADS / 32;
+    constexpr bool OPEN = !ROUNDS;  // a step is still multiplied while the next one is waited for
+    constexpr bool IN_SHARES = SPLIT > 1 && !TOGETHER;  // as a cluster adds them
+    // Steps whose copies are on their way. S / 2: ResNet-50, half, batch 1 at 1 and 5 % 0.295, 0.384 ms; S - 2: 0.303,
+    // 0.391.
+    constexpr int LATE = S > 4 ? S / 2 : S - 2;
+    constexpr int SPARE = REGISTERS - N / 2 * (IN_SHARES ? 2 : 1) - (ROUNDS ? 16 : 0) - 48;
+    static_assert(LATE > 0 && S > LATE + OPEN, "a slot is filled while others are multiplied");
+    static_assert(S * STAGE <= BYTES && N <= LOADERS, "the same memory for every tile, a thread for each bias");
+    static_assert(!TOGETHER || (M % SPLIT == 0 && M * Together<M, N>::PITCH * 4 <= S * STAGE),
+                  "a cluster's sums lie where the slots were, and each block finishes as many rows");
+
+    extern __shared__ __align__(1024) char memory[];
+    Rows<M, N>& rows = *(Rows<M, N>*)(memory + BYTES);
+    const u32 stages = shared_address(memory);
+    const u32 arrived = stages + BYTES + (int)sizeof(rows), released = arrived + S * 8;  // barriers of each slot
+    const u32 finished = released + S * 8;                                             // and of each turn: its tile is
+    Tap* const taps = (Tap*)(memory + BYTES + sizeof(rows) + (2 * S + 2) * 8);
+    const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread >> 5, 0);
+    const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
+    const int members = TOGETHER ? SPLIT : 1, rank = blockIdx.x % members, stride = gridDim.x / members;
+    const int first_step = rank * h.steps / members, steps = (rank + 1) * h.steps / members - first_step;
+    const auto slot_at = [&](int slot) { return stages + slot * STAGE; };
+
+    int tile = blockIdx.x / members, turn = 0, slot = 0;
+    if (tile >= total) {
+        if (work.early && blockIdx.x == 0) wait_for_predecessor();
+        return;
+    }
+    if (thread == 0) {
+#pragma unroll
+        for (int i = 0; i < S; i++) set_up(arrived + i * 8, LOADERS + 1), set_up(released + i * 8, THREADS);
+        set_up(finished, THREADS), set_up(finished + 8, THREADS);
+    }
+    publish();
+    Gather<M, N> gather{h, work, rows, taps, thread - THREADS, blocks_n, total, first_step};
+    if (warp >= WARPS) gather.load_taps(steps), gather.describe(tile, 0);
+    __syncthreads();
+
+    if (warp >= WARPS) {
+        // This thread's copies of the step that was `before` slots back are there.
+        const auto announce = [&](int slot, int before) {
+            publish();
+            arrive(arrived + (slot < before ? slot - before + S : slot - before) * 8);
+        };
+        u32 phase = 1;
+        int asked = 0;  // steps whose weights are on their way
+        for (int described = 1;; described++) {
+            const int next = tile + stride;
+            gather.take(tile);
+            meet(2, LOADERS);  // all have read what `describe` writes
+            if (described == 1 && work.early) {
+                for (; asked < S && asked < steps; asked++)
+                    gather.load_weights(asked, slot_at(asked), arrived + asked * 8);
+                wait_for_predecessor();  // it wrote the pixels, and nothing else read so far
+            }
+            Tap tap = gather.tap_of(0);
+            for (int step = 0; step < steps; step++) {
+                await(released + slot * 8, phase);
+                if (step >= asked) gather.load_weights(step, slot_at(slot), arrived + slot * 8);
+                gather.load_pixels(tap, slot_at(slot));
+                end_of_stage();
+                tap = gather.tap_of(min(step + 1, steps - 1));
+                wait<LATE>();
+                if (step >= LATE) announce(slot, LATE);
+                if (++slot == S) slot = 0, phase ^= 1;
+                if (step == min(S, steps) - 1) {
+                    await(finished + (turn ^ 1) * 8, described / 2 & 1 ^ 1);  // the tile before the last one
+                    gather.describe(next, turn ^ 1);
+                }
+            }
+            one_by_one<LATE - 1>([&](int open) { if (open < steps) announce(slot, open + 1); });
+            if (TOGETHER) cluster_barrier(), cluster_barrier();
+            if (next >= total) return;
+            meet(2, LOADERS);
+            tile = next, turn ^= 1, asked = 0;
+        }
+    }
+
+    u32 phase = 0;
+    if (work.early) wait_for_predecessor();
+    for (bool begun = false;; begun = true) {
+        const int next = tile + stride, first_n = tile % blocks_n * N;
+        float sums[N / 2], totals[IN_SHARES ? N / 2 : 1] = {};
+        int more = 0, share = 1;
+        if (begun) await(arrived + slot * 8, phase);  // then the tile is described, too
+        Finisher<N, TOGETHER ? 0 : SPARE> finisher(work, rows.places[turn], warp * 16, first_n);
+        Together<M, N> together(work, rows.places[turn], rank, first_n);
+        if (TOGETHER)
+            together.load_early();
+        else
+            finisher.load_early();
+        for (int step = 0; step < steps; step++) {
+            const int before = slot == 0 ? S - 1 : slot - 1;
+            await(arrived + slot * 8, phase);
+            Rounded rounded;
+            load_rounded(rounded, slot_at(slot));
+            start_multiplying();
+            multiply_step(sums, slot_at(slot), rounded, slot_at(slot) + M * STEP, more);
+            more = 1;
+            end_of_step();
+            wait_for_sums<OPEN>();
+            if (!OPEN) arrive(released + slot * 8);
+            if (OPEN && step > 0) arrive(released + before * 8);
+            if (++slot == S) slot = 0, phase ^= 1;
+            if (IN_SHARES && step + 1 == share * h.steps / SPLIT) {
+                wait_for_sums<0>();
+#pragma unroll
+                for (int j = 0; j < N / 2; j++) totals[IN_SHARES ? j : 0] += sums[j];
+                more = 0, share++;
+            }
+        }
+        wait_for_sums<0>();
+        if (OPEN) arrive(released + (slot == 0 ? S - 1 : slot - 1) * 8);
+        if (IN_SHARES) {
+#pragma unroll
+            for (int j = 0; j < N / 2; j++) sums[j] = totals[IN_SHARES ? j : 0];
+        }
+        if (TOGETHER) {
+            together.run(sums, (float*)memory, rows.bias[turn] - first_n, rows.moved[turn]);
+        } else {
+            finisher.run(sums, rows.bias[turn] - first_n, rows.moved[turn]);
+            if (COMPARE && warp < M / 32) mark(work, rows.places[turn][thread], is_set(rows.moved[turn], thread));
+        }
+        if (next >= total) return;
+        arrive(finished + turn * 8);
+        tile = next, turn ^= 1;
+    }
+}
