@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deltaconvert.backends.cuda.marks import WIDEST, Marks, seen_from
-from deltaconvert.reach import Window
+from deltaconvert.backends.cuda.marks import WIDEST, Marks, needed, seen_from
+from deltaconvert.reach import Pixel, Window
 
 
 def window(kernel: int, stride: int, size: tuple[int, int], padding: int | None = None) -> Window:
@@ -39,3 +39,18 @@ def test_not_through_a_map_of_another_size_nor_a_wide_window():
         between = marks(size, (inner, marks(inner.in_size)))
         outer = window(3, 1, size)
         assert seen_from(outer, between) == (outer, between)
+
+
+@pytest.mark.parametrize("inner", [1, 3, 5, 7])
+def test_a_shortcut_with_stride_needs_no_look_of_its_own(inner):
+    """Beside the 3x3 convolution that makes the block's marks, however these were seen."""
+    size = (9, 14)
+    first, block, shortcut = marks(size), window(3, 2, size), window(1, 2, size)
+    between = marks(size, (window(inner, 1, size), first))
+    made = marks(block.out_size, seen_from(block, between))
+    pixel: tuple[Pixel, Marks] = (Pixel(), made)
+    for pairs in ([pixel, (shortcut, between)], [(shortcut, between), pixel]):
+        assert needed(pairs) == [pixel]
+    wider, compared = window(5, 2, size), marks(block.out_size)
+    for pairs in ([pixel, (wider, between)], [(Pixel(), compared), (shortcut, between)]):
+        assert needed(pairs) == pairs

@@ -295,15 +295,27 @@ def pack(reach: Reach, marks: Marks, place: int) -> tuple[bytes, list[Tensor]]:
 
 
 def needed(pairs: Sequence[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:
-    """Without the inputs, read pixel by pixel, whose changes are among those of another such input."""
+    """Without the inputs whose changes, as far as they are read, are among those of another that is read pixel by pixel."""
     kept: list[tuple[Reach, Marks]] = []
     for reach, marks in pairs:
+        if any(isinstance(r, Pixel) and _shows(m, reach, marks) for r, m in kept):
+            continue
         if isinstance(reach, Pixel):
-            if any(isinstance(r, Pixel) and m.cover(marks) for r, m in kept):
-                continue
-            kept = [(r, m) for r, m in kept if not (isinstance(r, Pixel) and marks.cover(m))]
+            kept = [(r, m) for r, m in kept if not _shows(marks, r, m)]
         kept.append((reach, marks))
     return kept
+
+
+def _shows(marks: Marks, reach: Reach, source: Marks) -> bool:
+    """Whether each pixel that sees a change of `source` through `reach` is one of `marks`: a 1x1 convolution with stride 2
+    beside a 3x3 one."""
+    if isinstance(reach, Pixel):
+        return marks.cover(source)
+    if marks.seen is None or not isinstance(reach, Window):
+        return False
+    window, behind = marks.seen
+    views = ((reach, source), seen_from(reach, source))
+    return any(m is behind and isinstance(r, Window) and _holds(window, r) for r, m in views)
 
 
 def seen_from(reach: Reach, marks: Marks) -> tuple[Reach, Marks]:
