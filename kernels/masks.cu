@@ -332,7 +332,10 @@ extern "C" __global__ void __launch_bounds__(1024) spread(const u64* table, int 
         const Listing& to = all[k];
         if (to.behind) __syncthreads();
         const int row_words = words_of(to.W), words = to.H * row_words;
-        for (int block = blockIdx.x * blockDim.x; block < words; block += gridDim.x * blockDim.x) {
+        // Each listing begins with other blocks, so that those of a launch are made side by side.
+        const u32 blocks = gridDim.x, before = (to.turn * 32 + blockDim.x - 1) / blockDim.x % blocks;
+        const int block_of_it = (blockIdx.x + blocks - before) % blocks;
+        for (int block = block_of_it * blockDim.x; block < words; block += blocks * blockDim.x) {
             const int mine = block + threadIdx.x, first = mine - lane;
             const int y = mine / row_words, x = (mine - y * row_words) * 32;
             u32 word = 0;

@@ -295,7 +295,7 @@ def pack(reach: Reach, marks: Marks, place: int) -> tuple[bytes, list[Tensor]]:
 
 
 def needed(pairs: Sequence[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:
-    """Without the inputs whose changes, as far as they are read, are among those of another that is read pixel by pixel."""
+    """Without the inputs whose changes, as far as they are read, are among those of one that is read pixel by pixel."""
     kept: list[tuple[Reach, Marks]] = []
     for reach, marks in pairs:
         if any(isinstance(r, Pixel) and _shows(m, reach, marks) for r, m in kept):
@@ -307,8 +307,8 @@ def needed(pairs: Sequence[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:
 
 
 def _shows(marks: Marks, reach: Reach, source: Marks) -> bool:
-    """Whether each pixel that sees a change of `source` through `reach` is one of `marks`: a 1x1 convolution with stride 2
-    beside a 3x3 one."""
+    """Whether each pixel that sees a change of `source` through `reach` is one of `marks`: a 1x1 convolution with
+    stride 2 beside a 3x3 one."""
     if isinstance(reach, Pixel):
         return marks.cover(source)
     if marks.seen is None or not isinstance(reach, Window):
