@@ -34,6 +34,13 @@ struct Listing {
     int H, W;
 };
 
+// The counters of a frame, before it begins.
+extern "C" __global__ void clear(int* counters, int length) {
+    wait_for_predecessor();
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < length) counters[i] = 0;
+}
+
 // Dense values -> delta: compare with the stored map, store, mark.   stored: N H W C; frame: any strides.
 // A thread is PIXELS pixels of a row, blockIdx.y a stream; a row has threads for whole words of its mask.
 //

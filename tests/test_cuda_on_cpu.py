@@ -48,7 +48,7 @@ def check(network: nn.Module, shape: tuple[int, ...], **options) -> deltaconvert
 
 def test_a_step_is_one_launch_and_all_lists_are_one():
     model = check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50))
-    beside = 3  # the lists, the counts, the output
+    beside = 3  # the lists, the counts and that they begin at 0
     assert model._program._backend.launches == 6 * (len(model._program.edges) + beside)
 
 

@@ -62,7 +62,7 @@ class Backend:
         self._behind: dict[int, Listings] = {}  # a source -> the lists that it decides about
         self.place = 0  # of the next step among all
         self._side: torch.cuda.Stream | None = None  # where lists are made beside the first steps
-        self._forked = self._joined = False  # something runs there; the next launch waits for it
+        self._joined = False  # the next launch waits for something there
         self._events: list[torch.cuda.Event] = []  # of this frame's launches there
         self._awaited = 0  # so many of them
         self.launches = 0  # so far, by this backend
@@ -166,7 +166,7 @@ class Backend:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is launched inside runs beside what is launched after, until `join`."""
+        """What is launched inside, up to the last `mark`, runs beside what is launched after, until `join`."""
         here, launches, ended = torch.cuda.current_stream(), self.launches, self._ended
         if self._side is None:
             self._side = own_stream(here.device)
@@ -174,7 +174,7 @@ class Backend:
         self._joined = True
         with torch.cuda.stream(self._side), on_current_stream(here.device):
             yield
-        self.launches, self._ended, self._forked, self._joined = launches, ended, True, False
+        self.launches, self._ended, self._joined = launches, ended, False
 
     def mark(self) -> int:
         """Inside `aside`: a place that `join` can wait for."""
@@ -185,14 +185,13 @@ class Backend:
     def join(self, mark: int | None = None) -> None:
         """The next launch waits for what was launched aside up to a mark, or for all of it, and starts when all before
         it has ended."""
-        if mark is None and self._forked:
-            assert self._side is not None
-            torch.cuda.current_stream().wait_stream(self._side)
-            self._forked, self._joined, self._awaited = False, True, len(self._events)
-        elif mark is not None and mark > self._awaited:
-            mark = min(mark + 1, len(self._events))  # the next one is most likely there: half as many waits
-            torch.cuda.current_stream().wait_event(self._events[mark - 1])
-            self._joined, self._awaited = True, mark
+        last = len(self._events)
+        wanted = last if mark is None else mark
+        if wanted > self._awaited:
+            # The one behind it is most likely there, but for the first: half as many waits.
+            self._awaited = min(wanted + int(wanted > 1), last)
+            torch.cuda.current_stream().wait_event(self._events[self._awaited - 1])
+            self._joined = True
 
     def is_early(self, listed: Listed) -> bool:
         """Whether a list is complete when the next kernel starts."""
@@ -245,7 +244,9 @@ class Backend:
     def _start(self) -> None:
         self._events, self._awaited, self._ended = [], 0, self.launches
         if self._counters is not None:
-            self._counters[: self._used].zero_()
+            clear = self.kernel("masks.cu", "clear", torch.float32)
+            grid = (-(-self._used // THREADS),)
+            self.launch(clear, grid, THREADS, self._counters, np.int32(self._used))
 
     def _finish(self) -> None:
         """Gather the counts of all edges and add them to those of the frames before; part of the graph."""

@@ -91,6 +91,8 @@ class Planes:
 
     def current(self) -> Tensor:
         edge = self._edge
+        if edge.values.is_contiguous():  # a pixel a stream lies as it would in a dense map
+            return edge.values
         if self._values is None:
             self._values = edge.values.clone(memory_format=torch.contiguous_format)
         _, channels, height, width = edge.values.shape

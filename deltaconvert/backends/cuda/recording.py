@@ -102,7 +102,8 @@ class Recording:
             if frame.values[slot] is not value:
                 value.copy_(frame.values[slot], non_blocking=True)
         if self._graph is None:
-            self._start()
+            with on_current_stream(self._device):
+                self._start()
         else:
             self._graph.replay()
         for slot, value in enumerate(self._still.values):
