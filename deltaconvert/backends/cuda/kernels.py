@@ -27,6 +27,7 @@ TYPES = {
     torch.float16: 2,
     torch.bfloat16: 3,
 }  # TYPE of kernels/common.cuh
+NON_BLOCKING = 1  # of a stream: it does not wait for the default one
 EXACT = ("conv_wgmma.cu",)  # sources for one architecture only
 _PACKAGE = Path(__file__).resolve().parents[2]
 # In the wheel the sources lie inside the package, in a checkout beside it.
@@ -165,13 +166,35 @@ def on_current_stream(device: torch.device) -> Iterator[None]:
 
 def own_stream(device: torch.device) -> torch.cuda.Stream:
     """A stream that nobody else has, to capture in. Torch gives each of its 32 out again and again: what one thread
-    launches in a stream in which another one captures becomes part of that graph, or fails."""
-    cupy = _cupy()
-    with cupy.cuda.Device(device.index):
-        made = cupy.cuda.Stream(non_blocking=True)
-    stream = torch.cuda.ExternalStream(made.ptr, device)
-    stream.made = made  # type: ignore[attr-defined]  # ends with it
+    launches in a stream in which another one captures becomes part of that graph, or fails.
+
+    It is never destroyed, and given out again when nobody has it any more: torch's allocator remembers in which stream
+    memory was used, and waits for that stream when it gives segments back (`torch.cuda.empty_cache`).
+    """
+    free, cupy = _free_streams(device), _cupy()
+    try:
+        handle = free.pop()
+    except IndexError:
+        with cupy.cuda.Device(device.index):
+            handle = cupy.cuda.runtime.streamCreateWithFlags(NON_BLOCKING)
+    stream = torch.cuda.ExternalStream(handle, device)
+    stream.lent = _Lent(handle, free)  # type: ignore[attr-defined]
     return stream
+
+
+class _Lent:
+    """Lies with a stream, and puts it back when that is gone."""
+
+    def __init__(self, handle: int, free: list[int]):
+        self._handle, self._free = handle, free
+
+    def __del__(self) -> None:
+        self._free.append(self._handle)
+
+
+@cache
+def _free_streams(device: torch.device) -> list[int]:
+    return []
 
 
 @cache
