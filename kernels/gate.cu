@@ -32,13 +32,22 @@ extern "C" __global__ void average(const seen* frame, long long sn, long long sc
             *of = old;
         }
 #else
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < H * W; i += gridDim.x * blockDim.x) {
-        const Pixel pixel(frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, i / W, i % W);
+    const int apart = gridDim.x * blockDim.x;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < H * W; i += 4 * apart)
         for (int c = 0; c < C; c++) {
-            number* of = mean + (size_t)(n * C + c) * H * W + i;
-            *of = next(*of, get(pixel.fresh(c)));
+            number* of = mean + (size_t)(n * C + c) * H * W;
+            number old[4], fresh[4];  // all of them on their way at once
+#pragma unroll
+            for (int p = 0; p < 4; p++) {
+                const int at = i + p * apart;
+                if (at >= H * W) continue;
+                old[p] = of[at];
+                fresh[p] = get(Pixel(frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, at / W, at % W).fresh(c));
+            }
+#pragma unroll
+            for (int p = 0; p < 4; p++)
+                if (i + p * apart < H * W) of[i + p * apart] = next(old[p], fresh[p]);
         }
-    }
 #endif
 }
 
@@ -102,8 +111,10 @@ extern "C" __global__ void decide(const int* awake, const u32* moved, const u32*
     if ((threadIdx.x & 31) == 0 && total) atomicAdd(changed + n, total);
 }
 
-// Store what changed; all of it where that is a share of `cut` or more. A warp looks at 32 words of
-// the mask at a time. A mean of few frames is noise: until it is one of RECENT, `then` follows it.
+#define TAKEN 8
+
+// Store what changed; all of it where that is a share of `cut` or more. A warp looks at TAKEN words of the mask, few of
+// them, since it stores them one after the other. A mean of few frames is noise: until it is one of RECENT, `then` follows it.
 extern "C" __global__ void take(const seen* frame, long long sn, long long sc, long long sh, long long sw,
                                 value* stored, int pitch, const int* awake, u32* mask, int* changed, int* computed,
                                 long long* ticks, u64* cuts, const number* mean, number* then, const number* frames,
@@ -118,9 +129,9 @@ extern "C" __global__ void take(const seen* frame, long long sn, long long sc, l
         ticks[n]++;
         if (full) atomicAdd(cuts, (u64)1), changed[n] = H * W;  // others that read it now see a full frame as well
     }
-    const int warps = gridDim.x * blockDim.x >> 5;
-    for (int first = (blockIdx.x * blockDim.x + threadIdx.x) / 32 * 32; first < H * words; first += warps * 32) {
-        const int mine = first + lane;
+    const int warps = gridDim.x * blockDim.x >> 5, warp = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    for (int first = warp * TAKEN; first < H * words; first += warps * TAKEN) {
+        const int mine = lane < TAKEN ? first + lane : H * words;
         u32 word = mine < H * words ? mask[(size_t)n * H * words + mine] : 0;
         if (full && mine < H * words) {
             word = ~0u >> max(0, 32 - (W - mine % words * 32));

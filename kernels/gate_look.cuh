@@ -25,13 +25,18 @@ __device__ __forceinline__ void box_means(const number* from, int apart, int fir
     number v[RUN + 2 * AROUND];
 #pragma unroll
     for (int i = 0; i < RUN + 2 * AROUND; i++) v[i] = from[i * apart];
+    number sums[RUN] = {};
 #pragma unroll
-    for (int i = 0; i < RUN; i++) {
-        const int count = min(first + i + AROUND + 1, length) - max(first + i - AROUND, 0);
-        number sum = 0;
+    for (int i = 0; i < RUN; i++)
 #pragma unroll
-        for (int k = 0; k < SMOOTH; k++) sum += v[i + k];
-        store(i, count == SMOOTH ? quotient<SMOOTH>(sum) : sum / max(count, 1));
+        for (int k = 0; k < SMOOTH; k++) sums[i] += v[i + k];
+    if (first >= AROUND && first + RUN + AROUND <= length) {  // without a branch for each of them
+#pragma unroll
+        for (int i = 0; i < RUN; i++) store(i, quotient<SMOOTH>(sums[i]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < RUN; i++)
+            store(i, sums[i] / max(min(first + i + AROUND + 1, length) - max(first + i - AROUND, 0), 1));
     }
 }
 
@@ -53,7 +58,7 @@ __device__ __forceinline__ void compare(const seen* fresh, long long sc, long lo
     }
 #pragma unroll
     for (int p = 0; p < 4; p++) {
-        if (p >= pixels) break;
+        if (!FOURS && p >= pixels) break;
         const value* pixel = stored + p * pitch;
         bool keeps = false;  // as it was, or 0 where it was never seen
         if (HOLD)

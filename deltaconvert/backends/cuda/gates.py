@@ -15,6 +15,7 @@ from deltaconvert.gate import Watch
 THREADS = 256
 SHARED_BYTES = 48 << 10  # that a kernel has without asking
 BAND, ACROSS = 16, 64  # of kernels/gate.cu: rows and words of them that a block of `decide` has
+TAKEN = 8  # words that a warp of `take` looks at
 
 
 def has_kernels(watch: Watch) -> bool:
@@ -90,7 +91,7 @@ class Looks:
         )
         launch(
             self._backend.kernel("gate.cu", "take", dtype, RECENT=recent, **macros),
-            (-(-height * words // THREADS), n),
+            (-(-height * words // (THREADS // 32 * TAKEN)), n),
             THREADS,
             *pixels,
             edge.marks.bits,
