@@ -91,6 +91,15 @@ def test_import_pulls_in_no_optional_package():
     assert done.stdout.split() == []
 
 
+def test_public_names_are_listed_before_they_are_imported():
+    code = (
+        "import sys, deltaconvert as d; assert set(d.__all__) <= set(dir(d)) and 'torch' not in sys.modules; "
+        "from deltaconvert.convert import convert; assert d.convert is convert; import deltaconvert.convert; "
+        "assert d.convert is convert"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def _python(version: str) -> str | None:
     """An interpreter of that version. pyenv's shims are on the PATH even where they lead nowhere."""
     shims = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
