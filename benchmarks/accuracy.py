@@ -23,7 +23,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -52,6 +53,7 @@ SPENDING = 4  # tries of a common scale, at the end
 CHANCES = 3  # draws of noise of one grey level that tell what a score's chance is
 DRAWS = 8  # of noise of one grey level, for what the dense network is sure of
 SCORERS = 6  # processes
+THREADS = 4  # that draw noise: that takes a processor longer than the network takes a GPU
 
 
 def main() -> None:
@@ -153,15 +155,16 @@ class Run:
         """The dense network's answers to the test's frames, what of them is sure, and what chance does to the score."""
         task = self.task
         self.test = self._inputs(task.test)
-        self.dense = self._dense(0)
+        self.dense = self._dense()
         self.sure = self.dense
         if task.sure is not None:
-            noisy = zip(*self._noisy(range(1, 1 + DRAWS)), strict=True)
+            with ThreadPoolExecutor(THREADS if self.device.type == "cuda" else 1) as pool:
+                noisy = zip(*pool.map(self._noisy, range(1, 1 + DRAWS)), strict=True)
             self.sure = list(map(task.sure, self.dense, noisy))
         self.dense_scores = self._scores(self.dense)
         self._row("dense", 1.0, 1.0, self.dense_scores)
         if "noise" not in self.kept:
-            losses = (self._losses(self._scores(self._dense(100 + seed))) for seed in range(CHANCES))
+            losses = (self._losses(self._scores(self._noisy(100 + seed))) for seed in range(CHANCES))
             self.kept["noise"] = [dict(zip(("loss", "plain_loss"), pair, strict=True)) for pair in losses]
 
     def keep_best(self, trials: Trials) -> None:
@@ -289,13 +292,14 @@ class Run:
         told = f"loss {outcome.loss:.4g} of {budget:.4g}, work {outcome.work:.4f}, {kept['gate']}"
         print(f"{self.task.name} {name}: {seconds:.0f} s, {told}", flush=True)
 
-    def play(self, trials: Trials, settings: dict[tuple[str, float], Setting]) -> None:
-        """A row for each setting, as many at a time as the trials have streams."""
+    def play(self, trials: Trials, settings: dict[tuple[str, float], Setting], replay: bool = False) -> None:
+        """A row for each setting, as many at a time as the trials have streams; frame by frame, or replayed."""
         if time.monotonic() > self.until:
             return
         todo = [(row, setting) for row, setting in settings.items() if not self._has(*row)]
         groups = [todo[first : first + trials.streams] for first in range(0, len(todo), trials.streams)]
-        trials.replay = None
+        if not replay:
+            trials.replay = None
         scorers = SCORERS if self.task.on_host and trials.streams > 1 else 1
         frames = [[x] for x in self.test]
 
@@ -312,23 +316,21 @@ class Run:
             if time.monotonic() > self.until:
                 return
 
-    def _dense(self, seed: int) -> list[Any]:
-        """The dense network's answers; under uniform noise of one grey level where `seed` is not 0."""
-        draw = torch.Generator().manual_seed(seed)
-        return [
-            self.task.decode(self.task.network(x))
-            for x in self._inputs(self.task.test, draw if seed else None)
-        ]
+    def _dense(self) -> list[Any]:
+        """The dense network's answers."""
+        return [self.task.decode(self.task.network(x)) for x in self._inputs(self.task.test)]
 
-    def _noisy(self, seeds: Sequence[int]) -> list[list[Any]]:
-        """`_dense` of each: a draw of noise takes a processor longer than the network takes a GPU."""
-
-        def dense(seed: int) -> list[Any]:
-            with torch.no_grad():  # each thread has its own
-                return self._dense(seed)
-
-        with ThreadPoolExecutor(len(seeds) if self.device.type == "cuda" else 1) as pool:
-            return list(pool.map(dense, seeds))
+    def _noisy(self, seed: int) -> list[Any]:
+        """The same under uniform noise of one grey level; in batches, since there are many draws."""
+        task, found = self.task, list[Any]()
+        with torch.no_grad():  # each thread has its own
+            inputs = self._inputs(task.test, torch.Generator().manual_seed(seed))
+            for first in range(0, len(inputs), task.streams):
+                some = inputs[first : first + task.streams]
+                output = task.network(torch.cat(some))
+                for place in range(len(some)):
+                    found.append(task.decode(pytree.tree_map_only(Tensor, _image(place), output)))
+        return found
 
     def _scores(self, found: Sequence[Any]) -> tuple[float, float]:
         """The task's score, and the plain one, which is the same for most."""
@@ -399,6 +401,10 @@ class Run:
 
     def _write(self) -> None:
         self.out.write_text(json.dumps(self.kept, indent=1) + "\n")
+
+
+def _image(place: int) -> Callable[[Tensor], Tensor]:
+    return lambda leaf: leaf[place : place + 1]
 
 
 def least(tried: dict[Setting, Outcome], budget: float) -> Setting:

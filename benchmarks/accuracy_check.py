@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="then no more candidates are played")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    vars(options).update(single=False, workers=1, eager=True)
+    vars(options).update(single=False, workers=1, eager=False)
     with torch.no_grad():
         check(options)
 
@@ -77,8 +77,9 @@ def check(options: argparse.Namespace) -> None:
     inputs = [place for place, site in enumerate(trials.sites) if site.kind == "input"]
     candidates |= {("ours", n): s for n, s in enumerate(ours(tried, [*paper.values()], inputs))}
     print(f"{len(candidates)} candidates on {len(rehearsal.task.test)} frames", flush=True)
+    rehearsal.kept["noise"] = []  # is not looked at
     rehearsal.look_at_dense()
-    rehearsal.play(trials, candidates)
+    rehearsal.play(trials, candidates, replay=True)
     run.look_at_dense()
     chosen = best_of(rehearsal.kept["rows"])
     for (way, level), row in chosen.items():
