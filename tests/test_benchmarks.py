@@ -512,3 +512,38 @@ def test_accuracy_page(tmp_path):
     pytest.importorskip("matplotlib")
     draw({"a": rows}, tmp_path / "a.svg")
     assert "calibrate" in (tmp_path / "a.svg").read_text()
+
+
+def test_accuracy_check_chooses_by_the_frames_between():
+    """The least work at so many times the accepted loss; ours has the paper's candidates too."""
+    from benchmarks.accuracy_check import FACTORS, HIGHER, best_of, ours, papers
+    from deltaconvert.search import GATES
+    from deltaconvert.setting import Setting
+
+    rows = [
+        {"way": way, "strength": n, "work": work, "loss": loss, "accepted": 0.004}
+        for way, points in {
+            "ours": [(0.1, 0.02), (0.3, 0.004), (0.5, 0.0)],
+            "paper": [(0.2, 0.006), (0.4, 0.003), (0.9, 0.0)],
+        }.items()
+        for n, (work, loss) in enumerate(points)
+    ]
+    chosen = {key: (row["way"], row["work"]) for key, row in best_of(rows).items()}
+    assert chosen == {
+        ("ours checked", 0.5): ("ours", 0.5),
+        ("ours checked", 1.0): ("ours", 0.3),
+        ("ours checked", 2.0): ("paper", 0.2),
+        ("paper checked", 0.5): ("paper", 0.9),
+        ("paper checked", 1.0): ("paper", 0.4),
+        ("paper checked", 2.0): ("paper", 0.2),
+    }
+    paper = Setting((0.1, 0.2))
+    assert len(papers([paper])) == len(FACTORS) and paper in papers([paper])
+    tried = [
+        [[0.5, share], False, {"dilate": 2}, {"loss": loss, "guide": loss, "work": work}]
+        for share, loss, work in ((0.1, 0.01, 0.8), (0.2, 0.02, 0.9), (0.3, 0.03, 0.5))
+    ]
+    found = ours(tried, [paper], inputs=[0])
+    assert [setting.shares[1] for setting in found[:2]] == [0.1, 0.3]  # the other is beaten
+    assert len(found) == 2 + len(HIGHER) * len(GATES) and {s.gate for s in found[2:]} == set(GATES)
+    assert {s.shares[1] for s in found[2:]} == {0.2 * factor for factor in HIGHER}
