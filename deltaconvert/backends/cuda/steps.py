@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend
 
 
-# Pixels of a map whose marks are listed by the kernel that makes them: in larger ones a launch that lists them takes
-# little beside theirs.
-SMALL = 1 << 19
+# Pixels of a map whose marks are listed by the kernel that makes them, and not by a launch. Measured (H100, half, nine
+# convolutions of 32 channels, four of them depthwise; benchmarks/results/gpu_lists.json, rows below 0.2 million pixels
+# are of a busy machine), us a frame by the kernel and by launches: 0.92 million 139 and 148 at 1 %, 176 and 185 at 5 %,
+# 1190 and 1225 at 100 %; 2.07 million 310 and 316 at 5 %, 809 and 807 at 25 %, 2677 and 2593 at 100 %.
+SMALL = 1 << 20
 
 
 def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
