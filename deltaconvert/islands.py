@@ -26,11 +26,12 @@ _PURE_HOMES = (
 
 @dataclass
 class Step:
-    """What one node does in a frame."""
+    """What one node does in a frame. edge: of a sparsify, what the frame comes in by."""
 
     node: fx.Node
     run: Callable[[Frame], None]
     island: Island | None = None
+    edge: Any = None
 
     def __call__(self, frame: Frame) -> None:
         self.run(frame)

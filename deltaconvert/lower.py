@@ -137,7 +137,7 @@ class Program:
         if is_of_frame(dense):
             self._frame_edges.append(edge)
         source = self._slots[dense.args[0] if self._is_cast_on_the_way(dense) else dense]
-        self._steps.append(Step(node, lambda frame: edge.run(frame.values[source])))
+        self._steps.append(Step(node, lambda frame: edge.run(frame.values[source]), edge=edge))
 
     def _is_cast_on_the_way(self, node: fx.Node) -> bool:
         """Bytes become floats for a sparsify alone, which casts them itself: frames of a camera, x.float() / 255."""

@@ -131,10 +131,12 @@ class Running(Frozen):
         return self._intake.blank(self._size)
 
     def frame_buffers(self) -> list[Tensor]:
-        """The memory that frames are read from, flat: fill it and call the network with it, and nothing is copied.
+        """Memory that frames are never copied from, flat: fill it and call the network with it.
 
         On a CUDA device it belongs to the frame's graph, which the first frame makes; it stays the same until the size
-        changes. Write to it on the stream that calls the network: what is written before a call is its frame. On other
+        changes. Write to it on the stream that calls the network: what is written before a call is its frame. Other
+        frames need no copy either that lie as the first one did, at an address that 32 divides, where the network does
+        no more with them than to compare them; the next thing on that stream may overwrite or free them. On other
         devices these are new tensors.
         """
         found = self._program.buffers

@@ -12,4 +12,10 @@ typedef value seen;
 __device__ __forceinline__ value arrived(seen v) { return v; }
 #endif
 
+// Where a frame lies. A graph's kernels have fixed arguments, and each frame may lie elsewhere: its address then stands
+// at `at`, and `frame` is how far behind it the first value is. To be called after wait_for_predecessor.
+__device__ __forceinline__ const seen* found(const seen* frame, const u64* at) {
+    return at ? (const seen*)(*at + (u64)frame) : frame;
+}
+
 __device__ __forceinline__ int words_of(int width) { return (width + 31) / 32; }

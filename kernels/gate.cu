@@ -13,10 +13,11 @@ __device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a
 // The running mean of a stream's frames, N C H W, NaN before the first: at first of all of them, then at the rate at
 // which it has the noise of one of RECENT frames. frames: how many there were. A kernel of its own, since boxes read
 // the means of pixels that other blocks take care of.
-extern "C" __global__ void average(const seen* frame, long long sn, long long sc, long long sh, long long sw,
-                                   const value* stored, int pitch, const int* awake, number* mean,
+extern "C" __global__ void average(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
+                                   long long sw, const value* stored, int pitch, const int* awake, number* mean,
                                    const number* frames, int C, int H, int W, number slowest) {
     wait_for_predecessor();
+    frame = found(frame, at);
     const int n = blockIdx.y;
     if (!awake[n]) return;
     const number share = 1 / (frames[n] + 1), rate = share < slowest ? slowest : share;
@@ -115,11 +116,12 @@ extern "C" __global__ void decide(const int* awake, const u32* moved, const u32*
 
 // Store what changed; all of it where that is a share of `cut` or more. A warp looks at TAKEN words of the mask, few of
 // them, since it stores them one after the other. A mean of few frames is noise: until it is one of RECENT, `then` follows it.
-extern "C" __global__ void take(const seen* frame, long long sn, long long sc, long long sh, long long sw,
-                                value* stored, int pitch, const int* awake, u32* mask, int* changed, int* computed,
-                                long long* ticks, u64* cuts, const number* mean, number* then, const number* frames,
-                                int C, int H, int W, float cut) {
+extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
+                                long long sw, value* stored, int pitch, const int* awake, u32* mask, int* changed,
+                                int* computed, long long* ticks, u64* cuts, const number* mean, number* then,
+                                const number* frames, int C, int H, int W, float cut) {
     wait_for_predecessor();
+    frame = found(frame, at);
     const int n = blockIdx.y, words = words_of(W), lane = threadIdx.x & 31;
     if (!awake[n]) return;
     const bool young = RECENT > 1 && frames[n] < RECENT;

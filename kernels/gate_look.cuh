@@ -79,12 +79,13 @@ __device__ __forceinline__ void compare(const seen* fresh, long long sc, long lo
 // moved: beyond the threshold and the noise. other: any bit differs. near: those of them that a change takes along.
 // last: the frame before, N C H W; noise: N H W. deviations: how many of them a change must exceed. mean: as `average`
 // left it; then: what it was when a pixel was stored, which says nothing before RECENT of `frames`.
-extern "C" __global__ void look(const seen* frame, long long sn, long long sc, long long sh, long long sw,
-                                const value* stored, int pitch, const int* awake, u32* moved, u32* near, u32* other,
-                                value* last, number* noise, u64* held, const number* mean, const number* then,
-                                const number* frames, int C, int H, int W, number limit, number peak, number weak,
-                                number deviations, number root) {
+extern "C" __global__ void look(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
+                                long long sw, const value* stored, int pitch, const int* awake, u32* moved, u32* near,
+                                u32* other, value* last, number* noise, u64* held, const number* mean,
+                                const number* then, const number* frames, int C, int H, int W, number limit,
+                                number peak, number weak, number deviations, number root) {
     wait_for_predecessor();
+    frame = found(frame, at);
     const int n = blockIdx.y, words = words_of(W), left = blockIdx.x % words * 32, top = blockIdx.x / words * ROWS;
     if (!awake[n]) return;
     const bool lasts = RECENT > 1 && frames[n] + 1 > RECENT;

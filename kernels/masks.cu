@@ -52,13 +52,17 @@ extern "C" __global__ void clear(int* counters, int length) {
 #ifndef CHANNELS
 #define CHANNELS 0  // known when the kernel is compiled where there are few; else 0
 #endif
-struct __align__(PIXELS * sizeof(value)) Run { value of[PIXELS]; };
+#ifndef LAST
+#define LAST 0  // whether a pixel's channels lie side by side in the frame, and pixels behind each other
+#endif
+struct __align__(PIXELS * sizeof(seen)) Run { seen of[PIXELS]; };
 struct __align__(4 * sizeof(value)) Stored { value of[4]; };
 
-extern "C" __global__ void sparsify(const seen* frame, long long sn, long long sc, long long sh, long long sw,
-                                    value* stored, int pitch, const int* awake, u32* mask, int* changed,
+extern "C" __global__ void sparsify(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
+                                    long long sw, value* stored, int pitch, const int* awake, u32* mask, int* changed,
                                     int* computed, int C, int H, int W, number threshold) {
     wait_for_predecessor();
+    frame = found(frame, at);
     const int words = words_of(W), n = blockIdx.y;
     const bool looks = awake[n];  // the image of a stream that sleeps is the one that was compared before
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) * PIXELS, y = i / (words * 32), x = i - y * words * 32;
@@ -70,7 +74,11 @@ extern "C" __global__ void sparsify(const seen* frame, long long sn, long long s
         Run runs[CHANNELS];
         Stored kept[PIXELS];
 #pragma unroll
-        for (int c = 0; c < CHANNELS; c++) runs[c] = *(const Run*)(fresh + c * sc);
+        for (int c = 0; c < CHANNELS; c++) runs[c] = *(const Run*)(fresh + c * (LAST ? PIXELS : sc));
+        const auto came = [&](int p, int c) {
+            const int k = LAST ? p * CHANNELS + c : c * PIXELS + p;
+            return arrived(runs[k / PIXELS].of[k % PIXELS]);
+        };
 #pragma unroll
         for (int p = 0; p < PIXELS; p++) kept[p] = *(const Stored*)(pixel + p * 4);
 #pragma unroll
@@ -78,8 +86,8 @@ extern "C" __global__ void sparsify(const seen* frame, long long sn, long long s
             bool other = false;
 #pragma unroll
             for (int c = 0; c < CHANNELS; c++) {
-                other |= differs(runs[c].of[p], kept[p].of[c], threshold);
-                kept[p].of[c] = runs[c].of[p];
+                other |= differs(came(p, c), kept[p].of[c], threshold);
+                kept[p].of[c] = came(p, c);
             }
             if (other) *(Stored*)(pixel + p * 4) = kept[p];
             moved |= (u32)other << p;

@@ -16,7 +16,7 @@ extern "C" void run_sparsify(const value* frame, long long sn, long long sc, lon
                              int H, int W, number threshold) {
     const int blocks = (H * words_of(W) * 32 + 63) / 64;
     launch(blocks, N, 64, [=] {
-        sparsify(frame, sn, sc, sh, sw, stored, pitch, awake, mask, changed, computed, C, H, W, threshold);
+        sparsify(frame, nullptr, sn, sc, sh, sw, stored, pitch, awake, mask, changed, computed, C, H, W, threshold);
     });
 }
 

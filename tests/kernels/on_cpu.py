@@ -74,6 +74,8 @@ class Recording:
         self._start, self._finish, self.outside = start, finish, {}
 
     def play(self, steps: Any, frame: Any) -> None:
+        inputs = [value for value in frame.values if value is not None]
+        self.addresses = cuda.recording.Addresses(inputs, inputs[0].device)
         self._start()
         for step in steps:
             step(frame)

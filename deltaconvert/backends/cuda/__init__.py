@@ -228,6 +228,11 @@ class Backend:
                 edge.expected = None
         self._recording.play(steps, frame)
 
+    def where(self, frame: Tensor) -> tuple[np.uint64, np.uint64]:
+        """`frame` and `at` of a kernel that reads a frame (`in_place.py`)."""
+        assert self._recording is not None
+        return self._recording.addresses.of(frame)
+
     @property
     def outside(self) -> dict[str, str]:
         """Nodes that the graph could not hold, and why; known after the first frame."""

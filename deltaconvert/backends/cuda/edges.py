@@ -13,7 +13,7 @@ from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda.gates import Looks, has_kernels
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
 from deltaconvert.backends.cuda.launches import THREADS, blocks_of
-from deltaconvert.backends.cuda.layout import pitch_of
+from deltaconvert.backends.cuda.layout import pitch_of, runs_begin
 from deltaconvert.backends.cuda.marks import Listed, Marks
 from deltaconvert.backends.cuda.tuning import boxes
 from deltaconvert.backends.reference import fill_unseen
@@ -146,6 +146,11 @@ class FrameEdge(Edge):
         awake = [int(stream not in streams) for stream in range(len(self._awake))]
         self._awake.copy_(torch.tensor(awake, dtype=torch.int32), non_blocking=True)
 
+    @property
+    def is_by_kernels(self) -> bool:
+        """Whether frames come in by kernels of ours alone, which are told where they lie."""
+        return self.watch is None or self._looks is not None
+
     def run(self, frame: Tensor) -> None:
         if self._looks is not None:
             self._looks.run(frame)
@@ -158,16 +163,17 @@ class FrameEdge(Edge):
     def _compare(self, frame: Tensor) -> None:
         n, channels, height, width = self.values.shape
         pixels, macros = 1, {"BYTES": int(frame.dtype == torch.uint8)}
-        run = 8 // frame.dtype.itemsize  # pixels of a thread: 8 bytes of each channel
-        apart = (frame.data_ptr() // frame.dtype.itemsize, *frame.stride()[:3])
-        side_by_side = channels <= 4 and frame.stride(3) == 1 and frame.dtype == self.values.dtype
-        if side_by_side and all(step % run == 0 for step in (width, *apart)):
-            pixels, macros = run, {"PIXELS": run, "CHANNELS": channels}
+        # Pixels of a thread: 8 bytes of each channel, 4 where they are bytes.
+        run = min(4, 8 // frame.dtype.itemsize)
+        last = channels > 1 and frame.stride(1) == 1 and frame.stride(3) == channels
+        side_by_side = channels <= 4 and (last or frame.stride(3) == 1)
+        if side_by_side and runs_begin(frame, run, (0, 2) if last else (0, 1, 2)):
+            pixels, macros = run, {**macros, "PIXELS": run, "CHANNELS": channels, "LAST": int(last)}
         self._backend.launch(
             self._backend.kernel("masks.cu", "sparsify", self.values.dtype, **macros),
             (-(-height * self.marks.bits.shape[2] * 32 // (THREADS * pixels)), n),
             THREADS,
-            frame,
+            *self._backend.where(frame),
             *strides_of(frame),
             self.values,
             np.int32(self.pitch),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
+from deltaconvert.backends.cuda.layout import runs_begin
 from deltaconvert.gate import Watch
 
 THREADS = 256
@@ -38,13 +39,15 @@ class Looks:
         exact = limit == 0
         smooth, recent = (1, 1) if exact else (gate.smooth, gate.recent)
         root = math.sqrt(recent)
-        pixels = (frame, *strides_of(frame), edge.values, np.int32(edge.pitch), watch.awake)
+        where, awake = (*self._backend.where(frame), *strides_of(frame)), watch.awake
+        pixels = (*where, edge.values, np.int32(edge.pitch), awake)
         shape = [np.int32(size) for size in (channels, height, width)]
         words = edge.marks.bits.shape[2]
         rows = 16 if smooth > 15 or wide == torch.float64 else 32
         tile = {"SMOOTH": smooth, "ROWS": rows, "CHANNELS": _at_once(channels, smooth, rows, wide)}
+        fours = frame.stride(3) == 1 and runs_begin(frame, 4, (0, 1, 2))
         macros = {"BYTES": int(frame.dtype == torch.uint8), "HOLD": int(gate.nonfinite == "hold")}
-        macros |= {"FOURS": int(_in_fours(frame)), "PACKED": int(edge.pitch == 4)}
+        macros |= {"FOURS": int(fours), "PACKED": int(edge.pitch == 4)}
         learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
         dtype, launch = edge.values.dtype, self._backend.launch
         if recent > 1:
@@ -112,9 +115,3 @@ def _at_once(channels: int, smooth: int, rows: int, wide: torch.dtype) -> int:
     around, across = smooth // 2, 32 + 2 * (-(-(smooth // 2) // 4) * 4)
     needed = wide.itemsize * (channels * (across * (2 * rows + 2 * around) + rows) + 32 * rows) + 8 * rows
     return channels if needed <= SHARED_BYTES else 1
-
-
-def _in_fours(frame: Tensor) -> bool:
-    """Whether runs of four pixels begin where the device can read them at once, in a map of numbers as well."""
-    apart = (frame.data_ptr() // frame.dtype.itemsize, frame.shape[3], *frame.stride()[:3])
-    return frame.stride(3) == 1 and all(step % 4 == 0 for step in apart)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.reach import Window
@@ -19,6 +21,16 @@ def pitch_of(channels: int, dtype: torch.dtype) -> int:
         return 4
     vector = max(1, 16 // dtype.itemsize)
     return -(-channels // vector) * vector
+
+
+def runs_begin(frame: Tensor, pixels: int, dims: Sequence[int]) -> bool:
+    """Whether runs of so many pixels of a row begin where the device can read them at once.
+
+    dims: whose steps lead from one such run to another.
+    """
+    apart = (frame.stride(dim) for dim in dims if frame.shape[dim] > 1)
+    at = frame.data_ptr() // frame.dtype.itemsize
+    return all(step % pixels == 0 for step in (at, frame.shape[3], *apart))
 
 
 def depth_of(source: Any) -> int:

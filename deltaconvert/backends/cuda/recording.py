@@ -11,6 +11,7 @@ from torch import fx
 
 from deltaconvert.backends.alone import alone
 from deltaconvert.backends.cuda.capturable import run_and_judge
+from deltaconvert.backends.cuda.in_place import Addresses, lies_as, read_in_place
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream
 
 
@@ -31,7 +32,9 @@ class Recording:
         """start: before the steps. join: what they launched aside has ended. finish: behind the steps, joined too."""
         self._device, self._start, self._join, self._finish = device, start, join, finish
         self._known = False  # what the graph holds
-        self.inputs: dict[int, torch.Tensor] = {}  # slot -> the memory that frames are read from
+        self.inputs: dict[int, torch.Tensor] = {}  # slot -> memory that frames can be read from
+        self.addresses: Addresses  # where they are
+        self._in_place: set[int] = set()  # the slots whose frames need not lie in it
         self._graph: torch.cuda.CUDAGraph | None = None
         # Kept as long as the graph: cuBLAS has a workspace for each stream, which the graph goes on using.
         self._side: torch.cuda.Stream | None = None
@@ -47,6 +50,7 @@ class Recording:
 
     def _first(self, steps: Sequence[Any], frame: Any) -> None:
         self.inputs = {slot: value for slot, value in enumerate(frame.values) if value is not None}
+        self.addresses = Addresses(self.inputs.values(), self._device)
         waiting: dict[fx.Node, str] = {}
         early, self._late = [], []
         here = torch.cuda.current_stream()
@@ -68,6 +72,8 @@ class Recording:
         here.wait_stream(side)
         self.outside = {node.name: reason for node, reason in waiting.items()}
         self.inputs = {slot: value.clone() for slot, value in self.inputs.items()}
+        self.addresses.tell(self.inputs.values())
+        self._in_place = read_in_place(steps, self.inputs)
         self._still = type(frame)(list(frame.values), list(frame.changed))
         for slot, value in self.inputs.items():
             self._still.values[slot] = value
@@ -98,9 +104,7 @@ class Recording:
         self._graph = graph
 
     def _replay(self, frame: Any) -> None:
-        for slot, value in self.inputs.items():
-            if frame.values[slot] is not value:
-                value.copy_(frame.values[slot], non_blocking=True)
+        self.addresses.tell([self._taken(slot, frame.values[slot]) for slot in self.inputs])
         if self._graph is None:
             with on_current_stream(self._device):
                 self._start()
@@ -114,6 +118,13 @@ class Recording:
                 for step in self._late:
                     step(frame)
                 self._finish()
+
+    def _taken(self, slot: int, frame: torch.Tensor) -> torch.Tensor:
+        """The frame where it is read: where it lies, if nothing speaks against that, else in the graph's memory."""
+        own = self.inputs[slot]
+        if frame is own or (slot in self._in_place and lies_as(frame, own)):
+            return frame
+        return own.copy_(frame, non_blocking=True)
 
 
 @contextmanager
