@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,15 @@ class LocalResponseNorm(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+
+    def base(self, x: Tensor) -> Tensor:
+        """What x is divided by a power of."""
+        squares = F.pad(x * x, (0, 0, 0, 0, self.size // 2, (self.size - 1) // 2))
+        around = [squares[:, first : first + x.shape[1]] for first in range(self.size)]
+        return sum(around, torch.zeros_like(x)) * (self.alpha / self.size) + self.k
+
+    def power(self, base: Tensor) -> Tensor:
+        return base.pow(self.beta)
 
 
 @spelled(F.local_response_norm)

@@ -13,6 +13,7 @@ from deltaconvert.backends.cpu.layouts import as_points, as_rows
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
+from deltaconvert.ops.local_response_norm import LocalResponseNorm
 from deltaconvert.ops.over_channels import OverChannels
 from deltaconvert.ops.pointwise import Pointwise
 
@@ -51,6 +52,8 @@ def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> 
         (x,) = inputs
         rows = stage.rows(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]))
         return rows.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
+    if isinstance(stage, LocalResponseNorm):
+        return inputs[0] / steadily(stage.power, stage.base(inputs[0]))
     if isinstance(stage, Pointwise):
         if stage.function not in EXACT:
             return steadily(stage, inputs[0])
