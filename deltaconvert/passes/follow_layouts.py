@@ -117,9 +117,11 @@ class _Walk:
             return False
         given = [seen(source)._replace(shape=each.shape) for source, each in zip(maps, layouts, strict=True)]
         if why_dense(operator, given, seen(node), self.streams) is None:
-            # It is a delta node where it stands: only what stands between a delta node and it is worth moving it.
+            # It is a delta node where it stands: only what stands between a delta node and it is worth moving it, and
+            # a dense value in another layout, whose rows are no rows of pixels.
             stays = all(_as_operators(layout) is not None for layout in layouts)
-            if stays or not any(map(self._is_delta, maps)):
+            dense = any(self._held(source) is None for source in node.args)
+            if stays or not (dense or any(map(self._is_delta, maps))):
                 return False
         found = operator.on_maps(layouts)
         if found is None:

@@ -70,11 +70,12 @@ def test_shuffle_unit(backend, dtype):
 
 
 class Windows(nn.Module):
-    """Attention within windows of 2x2 pixels, shifted by one, of a map N H W C, as Swin writes it."""
+    """Attention within windows of 2x2 pixels, shifted by one, of a map N H W C, as Swin writes it; `late`, as Twins
+    does, which crops what was not shifted, and projects the tokens of the whole map."""
 
-    def __init__(self, channels, heads=2):
+    def __init__(self, channels, heads=2, late=False):
         super().__init__()
-        self.heads, self.norm = heads, nn.LayerNorm(channels)
+        self.heads, self.late, self.norm = heads, late, nn.LayerNorm(channels)
         self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
 
     def forward(self, x):
@@ -86,19 +87,21 @@ class Windows(nn.Module):
             self.qkv(y).reshape(-1, 4, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         )
         y = (q * 0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
-        y = self.proj(y.transpose(1, 2).reshape(-1, 4, channels))
+        y = y.transpose(1, 2).reshape(-1, 4, channels)
+        y = y if self.late else self.proj(y)
         y = (
             y.view(n, down, right, 2, 2, channels)
             .permute(0, 1, 3, 2, 4, 5)
             .reshape(n, 2 * down, 2 * right, channels)
         )
-        return x + y.roll((1, 1), (1, 2))[:, :height, :width]
+        y = (y if self.late else y.roll((1, 1), (1, 2)))[:, :height, :width]
+        return x + (self.proj(y.reshape(n, -1, channels)).view(x.shape) if self.late else y)
 
 
 class Swin(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.windows, self.deeper = nn.Conv2d(3, 4, 2, 2), Windows(4), Windows(6)
+        self.stem, self.windows, self.deeper = nn.Conv2d(3, 4, 2, 2), Windows(4), Windows(6, late=True)
         self.norm, self.merge = nn.LayerNorm(16), nn.Linear(16, 6)
         self.mlp = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6))
 
