@@ -19,8 +19,8 @@ ATTENTION_TEXT = """
 *Windows* (Swin, MaxViT and their kind): the layout of a map is followed into its windows and through their attention,
 so that shifts, padding, norms, merged patches and Linear layers compute only the pixels that changed. What is left
 dense is the product of the attention itself, and what a network reads by indices that no layout describes; its result
-is compared, and goes on as the map it is. A function that torch.fx keeps whole (torchvision's shifted_window_attention)
-is an island with all that is in it.
+is compared, and goes on as the map it is. Functions that torch.fx keeps whole (torchvision's shifted_window_attention)
+are looked into.
 
 *All tokens with all tokens*: one change reaches every token, so nothing could be saved behind it at threshold 0. Where
 tokens are those of a map alone, Linear layers and norms are delta nodes, which pays with a threshold; a class token
