@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import deltaconvert
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+from graph_on_cpu import with_graphs
 from on_cpu import GXX, without_a_gpu
 
 from deltaconvert.backends.cuda.in_place import lies_as, read_in_place
@@ -111,10 +113,12 @@ WAYS = {
 GATES = [{}, {"threshold": {"input": 0.1}, "gate": {"smooth": 5, "recent": 3, "dilate": 2}}]
 
 
-def played(way: str, **options) -> tuple[deltaconvert.DeltaModel, Network, list[Tensor]]:
+def played(
+    way: str, device: str = "cuda", **options
+) -> tuple[deltaconvert.DeltaModel, Network, list[Tensor]]:
     kind, dtype, order = WAYS[way]
-    network = Network(**kind).to("cuda", dtype).eval()
-    video = [frame.contiguous(memory_format=order) for frame in video_of(network, "cuda", dtype)]
+    network = Network(**kind).to(device, dtype).eval()
+    video = [frame.contiguous(memory_format=order) for frame in video_of(network, device, dtype)]
     return deltaconvert.convert(network, video[0], backend="cuda", **options), network, video
 
 
@@ -126,38 +130,51 @@ def assert_like(output: Tensor, expected: Tensor, where: str) -> None:
     assert off < 5e-3, f"{where}: off by {off:.3g}"
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("options", GATES, ids=["plain", "gate"])
-@pytest.mark.parametrize("way", WAYS)
 @torch.no_grad()
-def test_frames_are_not_copied(gpu, way, options):
+def assert_not_copied(way: str, options: dict, device: str) -> None:
     """Where copies would lie there is noise, before and after; outputs are bit for bit those of frames that are copied
     for lying at odd addresses. What becomes of a frame's memory after the call is nobody's business."""
-    model, network, video = played(way, **options)
+    model, network, video = played(way, device, **options)
     apart = copy.deepcopy(model)
     outputs, copied = [model(video[0])], [apart(video[0])]
     (buffer,), (other,) = model.frame_buffers(), apart.frame_buffers()
     noise = torch.rand_like(buffer, dtype=torch.float32).mul(200).to(buffer.dtype)
     buffer.copy_(noise)
-    with no_waiting():
+    on_gpu = device == "cuda"
+    with no_waiting() if on_gpu else nullcontext():
         for frame in video[1:]:
-            memory = torch.empty(frame.numel() + 1, dtype=frame.dtype, device=gpu)
+            memory = torch.empty(frame.numel() + 1, dtype=frame.dtype, device=device)
             odd = memory[1:].as_strided(frame.shape, frame.stride())
             odd.copy_(frame)
             copied.append(apart(odd))
             mine = frame.clone()
-            torch.cuda._sleep(1_000_000)  # the call returns before the frame is read
+            if on_gpu:
+                torch.cuda._sleep(1_000_000)  # the call returns before the frame is read
             outputs.append(model(mine))
             mine.copy_(noise)
             del mine
             torch.empty_like(frame).copy_(noise)  # most likely where it was
-    torch.cuda.synchronize()
     assert torch.equal(buffer, noise), "nothing was copied"
     assert torch.equal(other, video[-1])
     for t, (output, want) in enumerate(zip(outputs, copied, strict=True)):
         assert_same_bits(output, want, f"frame {t}")
         if not options:
             assert_like(output, network(video[t]), f"frame {t}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", GATES, ids=["plain", "gate"])
+@pytest.mark.parametrize("way", WAYS)
+def test_frames_are_not_copied(gpu, way, options):
+    assert_not_copied(way, options, "cuda")
+
+
+@pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
+@pytest.mark.parametrize("options", GATES, ids=["plain", "gate"])
+@pytest.mark.parametrize("way", ["floats", "bytes, channels last"])
+def test_replays_without_a_gpu(way, options, monkeypatch):
+    with_graphs(monkeypatch)
+    assert_not_copied(way, options, "cpu")
 
 
 @pytest.mark.gpu
