@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -136,3 +139,21 @@ def test_comparison_in_small_kernels(gpu, dtype, monkeypatch):
             frame = torch.where(mask, frame + 0.2 * frames[t], frame)
             dropped += assert_marked_alike(ours, apart, frame, f"frame {t}")
         assert dropped, "the threshold drops something"
+
+
+@pytest.mark.gpu
+def test_memory_goes_back_when_a_network_is_gone(gpu):
+    """Its streams outlive it: torch waits for them when segments are unmapped."""
+    program = (
+        "import gc, torch, deltaconvert\n"
+        "from torch import nn\n"
+        "x = torch.rand(1, 3, 64, 64, device='cuda')\n"
+        "for _ in range(2):\n"
+        "    delta = deltaconvert.convert(nn.Conv2d(3, 8, 3).cuda().eval(), x)\n"
+        "    delta(x), delta(x)\n"
+        "    del delta\n"
+        "    gc.collect()\n"
+        "    torch.cuda.empty_cache()\n"
+    )
+    memory = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=memory)
