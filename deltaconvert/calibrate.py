@@ -129,8 +129,8 @@ def calibrate(
     at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
     progress: show a bar on a terminal, elsewhere a line on stderr now and then.
 
-    Nothing is drawn at random: the same frames give the same thresholds. The clip should show what the camera will,
-    also the hard parts: a metric that still frames cannot lose on lets every threshold grow.
+    Nothing is drawn at random: the same frames give the same thresholds, unless `seconds` ends it. The clip should show
+    what the camera will, also the hard parts: a metric that still frames cannot lose on lets every threshold grow.
     """
     expect_converted(delta)
     if method not in METHODS:
