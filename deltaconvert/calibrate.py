@@ -32,6 +32,7 @@ from deltaconvert.trials import Decode, Trials
 
 FRAMES = 40  # of a clip, where nobody says how many
 LONGER = 4  # times as many to check with
+SEARCHING = 0.7  # of the seconds; then the best so far, which may be far below the budget, is raised
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def calibrate(
         raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
     if not seconds > 0:
         raise InputError(f"seconds={seconds!r}: the search needs some")
-    until = time.monotonic() + seconds
+    begin = time.monotonic()
     clip = inputs_of(delta, frames, limit)
     others = None if check is None else inputs_of(delta, check, LONGER * limit)
     judge = metric_of(metric)
@@ -156,11 +157,14 @@ def calibrate(
             streams=1 if delta.device.type == "cpu" else at_once,
         )
         trials = trials_on(clip, told=tell, file=None if resume is None else Path(resume))
-        search = Search(trials, budget, until)
+        search = Search(trials, budget, begin + SEARCHING * seconds)
         try:
             setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
         except TimeoutError:
             setting = search.best()
+        if time.monotonic() > search.until:
+            search.until = begin + seconds
+            setting = search.spent(start=2.0)
         search.until = math.inf  # what follows are a few trials
         took = dense = checked = None
         if by == "time":

@@ -151,10 +151,10 @@ class Search:
             self.settled(self.scaled(begin, TRIES, start=math.sqrt(2)), gates, rounds)
         return self.spent()
 
-    def spent(self, tries: int = 2 * TRIES) -> Setting:
+    def spent(self, tries: int = 2 * TRIES, start: float = 1.2) -> Setting:
         """The best so far, scaled as a whole to what is left of the budget."""
         with suppress(TimeoutError):
-            self.scaled([self.best()], tries, start=1.2)
+            self.scaled([self.best()], tries, start=start)
         return self.best()
 
     def settled(self, leading: list[Setting], gates: Sequence[Gate], rounds: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from deltaconvert.quickest import quickest
 from deltaconvert.search import Search
 from deltaconvert.setting import Outcome, Setting
 from deltaconvert.trials import Trials
+
+calibration = importlib.import_module("deltaconvert.calibrate")  # the package's name of that is the function
 
 
 def network() -> nn.Module:
@@ -207,6 +210,27 @@ def test_it_takes_as_long_as_it_may(delta, method):
         assert found == search.exact() or search.tried[found].loss <= 0.05
         works.append(1.0 if found == search.exact() else search.tried[found].work)
     assert works[0] >= works[1] >= works[2] < 0.9
+
+
+def test_what_was_found_early_is_raised_to_the_budget(delta, monkeypatch):
+    """The first trials are far below it: a part of the time is left to double their thresholds."""
+    search = Search(Made(lambda setting: (max(setting.shares) ** 2, 1 - max(setting.shares)), 2), budget=0.01)
+    search.look(Setting((0.004,) * 3))
+    assert 0.09 < max(search.spent(start=2.0).shares) <= 0.1
+
+    asked = []
+
+    class Watched(Search):
+        def spent(self, tries=8, start=1.2):
+            asked.append(start)
+            return super().spent(tries, start)
+
+    monkeypatch.setattr(calibration, "Search", Watched)
+    options = {"budget": 0.05, "gates": [Gate()], "rounds": 0, "progress": False}
+    deltaconvert.calibrate(delta, clip(), seconds=1e-9, **options)
+    assert asked == [1.2, 2.0]
+    deltaconvert.calibrate(delta, clip(3), **options)
+    assert asked[2:] == [1.2]
 
 
 def test_what_was_found_is_held_to_other_frames(delta, tmp_path):
