@@ -368,7 +368,7 @@ class Run:
         if key not in self.pictures:
             self.pictures = {key: list(self.task.frames(numbers))}  # the test's, again and again
         for frame in self.pictures[key]:
-            picture = frame.permute(2, 0, 1)[None].float()
+            picture = frame.permute(2, 0, 1)[None].float().contiguous()
             if noise is not None:
                 picture = picture + torch.rand(picture.shape, generator=noise) * 2 - 1
             where = "cpu" if self.options.single else self.device

@@ -80,6 +80,9 @@ def check(options: argparse.Namespace) -> None:
     rehearsal.kept["noise"] = []  # is not looked at
     rehearsal.look_at_dense()
     rehearsal.play(trials, candidates, replay=True)
+    if len(rehearsal.kept["rows"]) <= len(candidates):
+        print("the time was over before all were played: run it again, it goes on from there", flush=True)
+        return
     run.look_at_dense()
     chosen = best_of(rehearsal.kept["rows"])
     for (way, level), row in chosen.items():
