@@ -28,7 +28,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
-sys.path[:0] = [str(ROOT), str(DATA)]
+sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
@@ -75,7 +75,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.markdown:
         return print(page_table(options.markdown))
-    import zoo  # our re-implementations of the networks, in ../shared/data
+    sys.path.insert(0, str(DATA))
+    import zoo  # our re-implementations of the networks
 
     torch.set_num_threads(THREADS)
     for name in options.networks.split(","):
@@ -158,13 +159,13 @@ def measure(
 def page_table(folder: Path) -> str:
     head = ("network, clip", "thresholds", "changed pixels", "work", "best dense", "delta", "ratio")
     body = []
-    for name, title in TITLES.items():
-        facts = json.loads((folder / f"{name}.json").read_text())
+    for file in sorted(folder.glob("*.json")):
+        facts = json.loads(file.read_text())
         for row in facts["results"]:
             medians = row["medians_ms"]
             body.append(
                 (
-                    f"{title} {facts['size']}",
+                    f"{TITLES[facts['network']]} {facts['size']}",
                     row["rule"],
                     f"{row['changed']:.1%}",
                     f"{row['work']:.1%}",

@@ -130,5 +130,12 @@ def test_the_api_page_names_all_that_is_public():
             assert any(given - {"", "..."} <= _parameters(value) for value in public[name]), (name, shown)
 
 
+def test_the_table_of_real_clips_is_that_of_its_records():
+    command = [sys.executable, "benchmarks/real_video.py", "--markdown", "benchmarks/results/real_video"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    table = "\n".join(line for line in done.stdout.splitlines() if line.startswith("|"))
+    assert len(table.splitlines()) > 2 and table in (ROOT / "docs" / "real_video.md").read_text()
+
+
 def _parameters(call: object) -> set[str]:
     return set(inspect.signature(call).parameters) if callable(call) else set()
