@@ -164,7 +164,7 @@ def test_a_stream_moves_to_another_device(gpu):
     for stream in range(SHAPE[0]):
         models[1].restore(stream, models[0].snapshot(stream))
     here, there = models[0](video[4].to("cuda:0")), models[1](video[4].to("cuda:1"))
-    assert_same_bits(here.cpu(), there.cpu())
+    assert_same_bits(here.cpu(), there.cpu(), "on two devices")
     assert models[0].stats().work == models[1].stats().work < 1
 
 
