@@ -319,12 +319,21 @@ class WritesInPlace(nn.Module):
         return x + 1
 
 
+def beneath(x):
+    """An island that changes by the first two rows alone: where others change, it does not."""
+    return F.pad(x[:, :, :2].cumsum(3), (0, 0, 0, x.shape[2] - 2))
+
+
 ISLANDS = {
     "an unknown function": (lambda m, x: m.b(m.a(x).cumsum(1)), "no operator for cumsum"),
     "an unknown module": (lambda m, x: m.b(m.norm(m.a(x))), "no operator for rrelu"),
     "an untraceable module": (lambda m, x: m.b(m.branch(m.a(x))), "cannot be traced"),
     "an untraceable module's dict": (lambda m, x: m.several(m.a(x)), "cannot be traced"),
     "between islands": (lambda m, x: m.branch(m.a(x.cumsum(3)).cumsum(2)), "no operator for cumsum"),
+    "behind one that waits": (
+        lambda m, x: m.b(m.branch(m.a(x)).sigmoid() + m.a(beneath(x))),
+        "cannot be traced",
+    ),
     "the head": (lambda m, x: m.a(x).flatten(1).cumsum(1), "no operator for cumsum"),
     "a recurrent one": (lambda m, x: m.lstm(m.a(x).flatten(2))[0], "no operator for lstm"),
     "a module that writes to its input": (lambda m, x: m.writes(m.a(x)), "cannot be traced"),

@@ -13,13 +13,15 @@ from deltaconvert.backends.alone import alone
 from deltaconvert.backends.cuda.capturable import run_and_judge
 from deltaconvert.backends.cuda.in_place import Addresses, lies_as, read_in_place
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream
+from deltaconvert.check import sparsify
 
 
 class Recording:
     """The steps of one program. The first frame runs them one by one and captures them; later ones replay the graph.
 
     What cannot be captured (a module with Python code of its own, an operator that waits for the device), and what
-    depends on it, runs after the graph, one launch at a time: `outside` names those nodes and says why.
+    depends on it, runs after the graph, one launch at a time: `outside` names those nodes and says why. So does what
+    compares behind a step that compares there: a list is made with the last comparison before it in the network.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Recording:
         self.addresses = Addresses(self.inputs.values(), self._device)
         waiting: dict[fx.Node, str] = {}
         early, self._late = [], []
+        compares_late: fx.Node | None = None
         here = torch.cuda.current_stream()
         side = self._side = own_stream(self._device)
         side.wait_stream(here)
@@ -63,6 +66,11 @@ class Recording:
                 late = [source for source in step.node.all_input_nodes if source in waiting]
                 if reason is None and late:
                     reason = f"it reads {', '.join(n.meta.get('path', n.name) for n in late)}"
+                compares = step.node.target is sparsify or "threshold" in step.node.meta
+                if reason is None and compares and compares_late is not None:
+                    reason = f"it compares behind {compares_late.meta.get('path', compares_late.name)}"
+                if reason is not None and compares:
+                    compares_late = compares_late or step.node
                 if reason is None:
                     early.append(step)
                 else:
