@@ -16,6 +16,7 @@ import model_zoo
 
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 import test_gate
+from graph_on_cpu import with_graphs
 from on_cpu import GXX, without_a_gpu
 
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
@@ -226,3 +227,23 @@ def test_maps_that_are_passed_on(activation):
     frame = torch.rand(1, 8, 9, 37)
     first, second = model(frame.expand(2, -1, -1, -1))
     assert_same_bits(first, second, "a stream that goes on in another's place")
+
+
+def test_lists_wait_for_what_runs_after_the_graph(monkeypatch):
+    """A constant is compared in the graph, but a list behind it also needs what an island after the graph changes."""
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            y[y > 0.5] += 1
+            out = torch.zeros_like(y)
+            out[:, :, :-1] = y[:, :, 1:]
+            return out
+
+    with_graphs(monkeypatch)
+    model = check(Late().eval(), (2, 3, 13, 10))
+    assert model._program.outside and model._program._backend._recording._graph is not None
