@@ -1,4 +1,5 @@
-"""kernels/masks.cu against deltaconvert.reach and the reference, its own source compiled by g++ and run on the CPU."""
+"""kernels/masks.cu, sparsify.cu and commit.cu against deltaconvert.reach and the reference: their sources compiled by
+g++, run on the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.marks import Listed, Listing, Marks, in_levels, needed, spans_of, table_of
+from deltaconvert.backends.cuda.listings import Listing, in_levels, spans_of, table_of
+from deltaconvert.backends.cuda.marks import Listed, Marks, needed
 from deltaconvert.backends.reference import differs
 from deltaconvert.ops.resample import Interpolate
 from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
@@ -36,7 +38,8 @@ def _library() -> ctypes.CDLL:
         library = Path(folder) / "masks.so"
         flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
         command = [str(GXX), *flags, "-Wno-unused-parameter", "-shared", "-fPIC"]
-        subprocess.run([*command, str(HERE / "masks_on_cpu.cpp"), "-o", str(library)], check=True)
+        sources = [str(HERE / f"{name}_on_cpu.cpp") for name in ("masks", "sparsify", "commit")]
+        subprocess.run([*command, *sources, "-o", str(library)], check=True)
         return ctypes.CDLL(str(library))
 
 

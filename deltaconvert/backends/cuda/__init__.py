@@ -26,7 +26,8 @@ from deltaconvert.backends.cuda.edges import Edge, FrameEdge
 from deltaconvert.backends.cuda.kernels import Kernel, on_current_stream, own_stream, why_not
 from deltaconvert.backends.cuda.launches import THREADS, Launch, kernel_for
 from deltaconvert.backends.cuda.layout import pitch_of
-from deltaconvert.backends.cuda.marks import Listed, Listing, Listings, Marks, needed
+from deltaconvert.backends.cuda.listings import Listing, Listings
+from deltaconvert.backends.cuda.marks import Listed, Marks, needed
 from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
 from deltaconvert.backends.cuda.passing import note_passing
 from deltaconvert.backends.cuda.recording import Recording
@@ -249,7 +250,7 @@ class Backend:
     def _start(self) -> None:
         self._events, self._awaited, self._ended = [], 0, self.launches
         if self._counters is not None:
-            clear = self.kernel("masks.cu", "clear", torch.float32)
+            clear = self.kernel("counters.cu", "clear", torch.float32)
             grid = (-(-self._used // THREADS),)
             self.launch(clear, grid, THREADS, self._counters, np.int32(self._used))
 
@@ -269,6 +270,6 @@ class Backend:
                 2, len(self._edges), 2, dtype=torch.int64, device=self._counters.device
             )
         edges = len(self._edges)
-        tally = self.kernel("masks.cu", "tally", torch.float32)
+        tally = self.kernel("counters.cu", "tally", torch.float32)
         grid = (-(-edges // THREADS),)
         self.launch(tally, grid, THREADS, self._counters, *self._places, self._counted, np.int32(edges))

@@ -170,7 +170,7 @@ class FrameEdge(Edge):
         if side_by_side and runs_begin(frame, run, (0, 2) if last else (0, 1, 2)):
             pixels, macros = run, {**macros, "PIXELS": run, "CHANNELS": channels, "LAST": int(last)}
         self._backend.launch(
-            self._backend.kernel("masks.cu", "sparsify", self.values.dtype, **macros),
+            self._backend.kernel("sparsify.cu", "sparsify", self.values.dtype, **macros),
             (-(-height * self.marks.bits.shape[2] * 32 // (THREADS * pixels)), n),
             THREADS,
             *self._backend.where(frame),

@@ -14,7 +14,8 @@ from deltaconvert.backends.cuda.edges import Edge, Planes
 from deltaconvert.backends.cuda.heads import head_of
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
 from deltaconvert.backends.cuda.launches import THREADS, Launch, blocks_of
-from deltaconvert.backends.cuda.marks import Listed, Listing, Marks, keeps_places, needed, seen_from
+from deltaconvert.backends.cuda.listings import Listing
+from deltaconvert.backends.cuda.marks import Listed, Marks, keeps_places, needed, seen_from
 from deltaconvert.backends.cuda.tail import NoKernel
 from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Pixel, Reach, Window
@@ -158,7 +159,7 @@ class Step:
         early = self._backend.is_early(self.candidates)
         _, channels, height, width = edge.values.shape
         self._backend.launch(
-            self._backend.kernel("masks.cu", "commit", edge.values.dtype, WEIGHTED=int(weighted)),
+            self._backend.kernel("commit.cu", "commit", edge.values.dtype, WEIGHTED=int(weighted)),
             (blocks_of(edge),),
             THREADS,
             fresh,

@@ -1,0 +1,227 @@
+"""The lists of pixels made from masks: `struct Listing` of kernels/masks.cu.
+
+At threshold 0 masks depend on masks alone. So the lists of all steps behind a *source*, a node that compares, are made
+right after it, in few launches: those of a network without thresholds behind its input.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaconvert.backends.cuda.marks import Listed, Marks
+from deltaconvert.backends.cuda.tail import device_bytes
+from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
+
+THREADS = 1024  # of a block that works alone
+TABLE_BYTES = 40 << 10  # of shared memory, for the parameters of a launch
+OWN_BYTES = 1 << 10  # more than what `spread` declares itself
+LISTING_BYTES, REACH_BYTES = 72, 96
+SMALL = THREADS + THREADS // 4  # words of a mask that a block alone makes in about the time of a launch
+TOGETHER = 4 * SMALL  # words after which another launch begins
+_KINDS = {Pixel: 0, Sources: 3, Everything: 4}  # the enum of kernels/reach.cuh; windows are 1, transposed 2
+
+
+@dataclass(eq=False)
+class Listing:
+    """How the candidates of a step come from the marks of its inputs.
+
+    bits: of the candidates, as in Marks; those of the marks themselves where no threshold follows.
+    """
+
+    marks: Marks
+    listed: Listed
+    bits: Tensor
+    pairs: list[tuple[Reach, Marks]]
+    tables: list[Tensor] = field(default_factory=list)
+
+    @property
+    def words(self) -> int:
+        """Of 32 pixels, in a stream's mask."""
+        return self.bits[0].numel()
+
+    @property
+    def turns(self) -> int:
+        """Of a warp, to see all of them."""
+        return -(-self.words // 32)
+
+    @property
+    def table_bytes(self) -> int:
+        return LISTING_BYTES + REACH_BYTES * len(self.pairs)
+
+    def pack(self, first: int, behind: bool, turn: int, kept: int) -> bytes:
+        compared = 0 if self.bits is self.marks.bits else self.marks.bits.data_ptr()
+        others = (self.marks.changed, self.listed.places, self.listed.count)
+        addresses = [self.bits.data_ptr(), compared, *(t.data_ptr() for t in others)]
+        return struct.pack(
+            "=5Q8i", *addresses, first, len(self.pairs), behind, turn, kept, 0, *self.marks.size
+        )
+
+
+class Listings:
+    """The listings behind one source. The first launch is waited for, the others run beside the steps before theirs."""
+
+    def __init__(self) -> None:
+        self._listings: list[Listing] = []
+        self._launches: list[_Launch] = []
+
+    def add(self, listing: Listing) -> None:
+        self._listings.append(listing)
+
+    def run(self, backend: Any) -> None:
+        backend.join()  # these may read what was made aside
+        if not self._launches:
+            self._launches = [_Launch(part) for part in parts_of(self._listings)]
+        first, *others = self._launches
+        first.run(backend)
+        if others:
+            with backend.aside():
+                marks = []
+                for launch in others:
+                    launch.run(backend)
+                    marks.append(backend.mark())
+            for launch, mark in zip(others, marks, strict=True):
+                launch.note(backend.launches, mark)
+
+
+class _Launch:
+    """levels: one of large masks, or several of small ones."""
+
+    def __init__(self, levels: Sequence[Sequence[Listing]]):
+        self._listings = [listing for level in levels for listing in level]
+        some = self._listings[0].bits
+        properties = torch.cuda.get_device_properties(some.device)
+        self._device, self._streams = some.device, len(some)
+        self._alone = is_small(levels[0])
+        self._room = getattr(properties, "shared_memory_per_block_optin", 48 << 10) - OWN_BYTES
+        table, kept = table_of(levels, (self._room - TABLE_BYTES) // 4 - 1024 if self._alone else 0)
+        self._table = device_bytes(table, self._device)
+        self._shared_bytes = len(table) + 4 * len(self._listings) + 4 * kept
+        turns = sum(listing.turns for listing in self._listings)
+        self._then_list = not self._alone or turns <= THREADS // 32
+        most = -(-8 * properties.multi_processor_count // self._streams)
+        self._blocks = max(2, min(-(-turns // 8), most))
+
+    def run(self, backend: Any) -> None:
+        spread = backend.kernel("masks.cu", "spread", torch.float32, self._room)
+        grid, threads = ((1, self._streams), THREADS) if self._alone else ((self._blocks, self._streams), 256)
+        args = (self._table, np.int32(self._table.numel() // 8), np.int32(len(self._listings)))
+        flag = np.int32(self._then_list)
+        backend.launch(spread, grid, threads, *args, flag, shared_bytes=self._shared_bytes)
+        if not self._then_list:
+            lists = backend.kernel("masks.cu", "list", torch.float32)
+            grid = (self._blocks, self._streams)
+            backend.launch(lists, grid, 256, *args, shared_bytes=self._table.numel())
+        self.note(backend.launches, 0)
+
+    def note(self, launches: int, aside: int) -> None:
+        for listing in self._listings:
+            listing.listed.launch, listing.listed.aside = launches, aside
+
+
+def parts_of(listings: Sequence[Listing]) -> list[list[list[Listing]]]:
+    """The levels of each launch: a large one alone, small ones together while their parameters have room and the steps
+    that wait for the first of them do not wait long for the last."""
+    parts: list[list[list[Listing]]] = []
+    room = words = 0
+    for level in in_levels(listings):
+        size = sum(listing.table_bytes for listing in level)
+        if size > TABLE_BYTES:  # more inputs than a network has
+            parts += [[[listing]] for listing in level]
+            room = 0
+            continue
+        if not is_small(level) or size > room or words >= TOGETHER:
+            parts.append([])
+            room, words = TABLE_BYTES, 0
+        parts[-1].append(level)
+        room = room - size if is_small(level) else 0
+        words += sum(listing.words for listing in level)
+    return parts
+
+
+def is_small(level: Sequence[Listing]) -> bool:
+    return sum(listing.words * _effort(listing) for listing in level) <= SMALL
+
+
+def _effort(listing: Listing) -> int:
+    """Of a word: some reaches are looked at bit by bit (`has_words` in kernels/reach.cuh)."""
+    return 1 if all(_has_words(reach) for reach, _ in listing.pairs) else 16
+
+
+def _has_words(reach: Reach) -> bool:
+    if isinstance(reach, Window):
+        if reach.kernel[1] > 32:
+            return False
+        if reach.transposed:
+            return reach.stride[1] == 2 and reach.dilation[1] == 1
+        return reach.stride[1] <= 2
+    return not isinstance(reach, Sources) or spans_of(reach.cols) is not None
+
+
+def spans_of(cols: Tensor) -> Tensor | None:
+    """(W + 31) / 32: the first of the columns that each 32 output pixels read (cols: W x taps, -1 for none).
+
+    None where those of any 32 pixels do not fit in 32 columns.
+    """
+    padded = F.pad(cols, (0, 0, 0, -len(cols) % 32), value=-1).view(-1, 32 * cols.shape[1])
+    first = torch.where(padded < 0, padded.max() + 1, padded).amin(1)
+    return first if bool((padded.amax(1) - first < 32).all()) else None
+
+
+def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int]:
+    """The parameters of `spread`: its listings, then their reaches; and the words of `room` that masks are kept in."""
+    packed, reaches, turn, kept = b"", b"", 0, 0
+    places: dict[Marks, int] = {}
+    for i, level in enumerate(levels):
+        for j, listing in enumerate(level):
+            fits = kept + listing.words <= room
+            first = len(reaches) // REACH_BYTES
+            packed += listing.pack(first, i > 0 and j == 0, turn, kept if fits else -1)
+            turn += listing.turns
+            kept += listing.words if fits else 0
+            for reach, marks in listing.pairs:
+                bytes_of_reach, tables = pack(reach, marks, places.get(marks, -1))
+                reaches += bytes_of_reach
+                listing.tables += tables
+            if listing.bits is listing.marks.bits:
+                places[listing.marks] = len(packed) // LISTING_BYTES - 1
+    return packed + reaches, kept
+
+
+def in_levels(listings: Sequence[Listing]) -> list[list[Listing]]:
+    """By the number of listings that one waits for. A listing comes behind those that it reads."""
+    depth: dict[Marks, int] = {}
+    for listing in listings:
+        depth[listing.marks] = 1 + max((depth.get(marks, -1) for _, marks in listing.pairs), default=-1)
+    levels: list[list[Listing]] = [[] for _ in range(1 + max(depth.values()))]
+    for listing in listings:
+        levels[depth[listing.marks]].append(listing)
+    return levels
+
+
+def pack(reach: Reach, marks: Marks, place: int) -> tuple[bytes, list[Tensor]]:
+    """struct Reach of kernels/reach.cuh, and the tables whose addresses it holds.
+
+    place: of the listing that makes the marks among those of the launch; or -1.
+    """
+    window, taps, tables = (0,) * 8, (0, 0), []
+    if isinstance(reach, Window):
+        kind = 2 if reach.transposed else 1
+        window = (*reach.kernel, *reach.stride, *reach.padding, *reach.dilation)
+    else:
+        kind = _KINDS[type(reach)]  # type: ignore[index]
+    if isinstance(reach, Sources):
+        spans = spans_of(reach.cols)
+        tables = [reach.rows, reach.cols, *([] if spans is None else [spans])]
+        tables = [t.to(marks.bits.device, torch.int32).contiguous() for t in tables]
+        taps = (reach.rows.shape[1], reach.cols.shape[1])
+    addresses = [t.data_ptr() for t in (marks.bits, marks.changed, *tables)]
+    numbers = (kind, *marks.size, *window, *taps, place)
+    return struct.pack("=5Q14i", *addresses, *[0] * (5 - len(addresses)), *numbers), tables

@@ -1,0 +1,69 @@
+// Dense values -> delta: compare with the stored map, store, mark.   stored: N H W C; frame: any strides.
+// A thread is PIXELS pixels of a row, blockIdx.y a stream; a row has threads for whole words of its mask.
+//
+// Nearly every pixel stands still, so what counts is to have many loads on their way: the pixels of a row lie side by
+// side in the frame, and a stored one is one load.
+#include "frame.cuh"
+
+#ifndef PIXELS
+#define PIXELS 1
+#endif
+#ifndef CHANNELS
+#define CHANNELS 0  // known when the kernel is compiled where there are few; else 0
+#endif
+#ifndef LAST
+#define LAST 0  // whether a pixel's channels lie side by side in the frame, and pixels behind each other
+#endif
+struct __align__(PIXELS * sizeof(seen)) Run { seen of[PIXELS]; };
+struct __align__(4 * sizeof(value)) Stored { value of[4]; };
+
+extern "C" __global__ void sparsify(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
+                                    long long sw, value* stored, int pitch, const int* awake, u32* mask, int* changed,
+                                    int* computed, int C, int H, int W, number threshold) {
+    wait_for_predecessor();
+    frame = found(frame, at);
+    const int words = words_of(W), n = blockIdx.y;
+    const bool looks = awake[n];  // the image of a stream that sleeps is the one that was compared before
+    const int i = (blockIdx.x * blockDim.x + threadIdx.x) * PIXELS, y = i / (words * 32), x = i - y * words * 32;
+    u32 moved = 0;  // a bit of each pixel
+    if (looks && y < H && x < W) {
+        const seen* fresh = frame + n * sn + y * sh + x * sw;
+        value* pixel = stored + ((size_t)(n * H + y) * W + x) * pitch;
+#if CHANNELS
+        Run runs[CHANNELS];
+        Stored kept[PIXELS];
+#pragma unroll
+        for (int c = 0; c < CHANNELS; c++) runs[c] = *(const Run*)(fresh + c * (LAST ? PIXELS : sc));
+        const auto came = [&](int p, int c) {
+            const int k = LAST ? p * CHANNELS + c : c * PIXELS + p;
+            return arrived(runs[k / PIXELS].of[k % PIXELS]);
+        };
+#pragma unroll
+        for (int p = 0; p < PIXELS; p++) kept[p] = *(const Stored*)(pixel + p * 4);
+#pragma unroll
+        for (int p = 0; p < PIXELS; p++) {
+            bool other = false;
+#pragma unroll
+            for (int c = 0; c < CHANNELS; c++) {
+                other |= differs(came(p, c), kept[p].of[c], threshold);
+                kept[p].of[c] = came(p, c);
+            }
+            if (other) *(Stored*)(pixel + p * 4) = kept[p];
+            moved |= (u32)other << p;
+        }
+#else
+        for (int c = 0; c < C; c++) moved |= differs(arrived(fresh[c * sc]), pixel[c], threshold);
+        if (moved)
+            for (int c = 0; c < C; c++) pixel[c] = arrived(fresh[c * sc]);
+#endif
+    }
+    u32 word = moved << (x & 31);
+#pragma unroll
+    for (int lanes = 16 / PIXELS; lanes > 0; lanes /= 2) word |= __shfl_xor_sync(~0u, word, lanes);
+    if (y < H && x % 32 == 0) mask[(n * H + y) * words + x / 32] = word;
+    int ones = 0;
+#pragma unroll
+    for (int p = 0; p < PIXELS; p++) ones += __syncthreads_count(moved >> p & 1);
+    if (threadIdx.x == 0 && ones) atomicAdd(changed + n, ones);
+    if (looks && i == 0) atomicAdd(computed, H * W);
+}
