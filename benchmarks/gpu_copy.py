@@ -52,7 +52,7 @@ def main() -> None:
         bytes_of_base = (255 * base.float().clamp(0, 1)).to(torch.uint8)
         for kind, network, first in (
             ("N C H W", model, base.contiguous()),
-            ("channels last", model, base.contiguous(memory_format=torch.channels_last)),
+            ("channels last", model, channels_last(base)),
             ("bytes", OfBytes(model, base.dtype).eval(), bytes_of_base),
             ("bytes, channels last", OfBytes(model, base.dtype).eval(), channels_last(bytes_of_base)),
         ):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from deltaconvert.layout import Layout
 from deltaconvert.ops.base import Operator, Shape, constant, spelled
 
+_WHY_DENSE = "it normalises over rows or whole maps, not over the channels of a pixel"
+
 
 class LayerNorm(Operator):
     """Over the last dimensions, of lengths `shape`, as networks write it; weight and bias of that shape, or None."""
@@ -27,13 +29,11 @@ class LayerNorm(Operator):
         return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
     def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
-        return "it normalises over rows or whole maps, not over the channels of a pixel"
+        return _WHY_DENSE
 
     def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
-        (layout,) = layouts
-        if len(self.shape) != 1 or not layout.in_order(layout.dims[-1], 1):
-            return None
-        return ChannelNorm(self.weight, self.bias, self.eps), layout
+        layout = _channels_last(self.shape, layouts)
+        return None if layout is None else (ChannelNorm(self.weight, self.bias, self.eps), layout)
 
 
 class ChannelNorm(Operator):
@@ -62,13 +62,11 @@ class RMSNorm(Operator):
         return F.rms_norm(x, self.shape, self.weight, self.eps)
 
     def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
-        return "it normalises over rows or whole maps, not over the channels of a pixel"
+        return _WHY_DENSE
 
     def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
-        (layout,) = layouts
-        if len(self.shape) != 1 or not layout.in_order(layout.dims[-1], 1):
-            return None
-        return ChannelRMS(self.weight, self.eps), layout
+        layout = _channels_last(self.shape, layouts)
+        return None if layout is None else (ChannelRMS(self.weight, self.eps), layout)
 
 
 class ChannelRMS(Operator):
@@ -82,6 +80,12 @@ class ChannelRMS(Operator):
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1)
         return F.rms_norm(pixels, pixels.shape[3:], self.weight, self.eps).permute(0, 3, 1, 2)
+
+
+def _channels_last(shape: Sequence[int], layouts: Sequence[Layout]) -> Layout | None:
+    """Where the last dimension is the channels of a map's pixels, and the only one that is normalised over."""
+    (layout,) = layouts
+    return layout if len(shape) == 1 and layout.in_order(layout.dims[-1], 1) else None
 
 
 @spelled(F.layer_norm, torch.layer_norm)
