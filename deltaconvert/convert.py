@@ -20,6 +20,7 @@ from deltaconvert.gate import Gate
 from deltaconvert.intake import plain
 from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
+from deltaconvert.modes import is_casting, own_types
 from deltaconvert.normalise import normalise
 from deltaconvert.parts import WHOLE, find_parts, whole, within
 from deltaconvert.signature import tensors_of
@@ -78,8 +79,16 @@ def convert(
         model = uncompiled(model) if isinstance(model, nn.Module) else model
         _check(model, frames)
         _check_leaves(model, leaves)
-    where = load_backend(backend, frames[0].device)
-    with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
+    device = frames[0].device
+    where = load_backend(backend, device)
+    if is_casting(device):
+        warnings.warn(
+            "torch.autocast is on, and a converted network keeps the types of its weights: for half precision convert "
+            "model.half() with a frame in half",
+            stacklevel=2,
+        )
+    planning = within_memory("the converted network")
+    with torch.inference_mode(False), torch.no_grad(), own_types(device), planning:
 
         def build(traced: Traced, frames: Sequence[Tensor], path: str = "") -> DeltaModel:
             graph = normalise(traced.graph)

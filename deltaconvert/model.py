@@ -17,6 +17,7 @@ from deltaconvert.errors import DeltaConvertError, InputError, first_line
 from deltaconvert.explain import Explanation, explain
 from deltaconvert.gate import Gate
 from deltaconvert.memory import within_memory
+from deltaconvert.modes import own_types
 from deltaconvert.monitor import Monitor
 from deltaconvert.running import Running
 from deltaconvert.stats import Stats
@@ -188,7 +189,8 @@ class DeltaModel(Running):
         """
         rules = Thresholds.of(threshold)
         rules = rules if rules.gate is not None else replace(rules, gate=self.gate)
-        with torch.inference_mode(False), torch.no_grad(), within_memory("the converted network"):
+        planning = within_memory("the converted network")
+        with torch.inference_mode(False), torch.no_grad(), own_types(self.device), planning:
             model = self._under(rules, self.signature.flatten(args, kwargs))
         # Rules of this model may name nodes that only another size has.
         refuse_unknown((name for name in rules.rules if name not in self.rules), model.names, "threshold")

@@ -10,12 +10,15 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from deltaconvert.modes import own_types
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Turns:
     """Calls of one model take turns: threads wait for each other, and on a GPU what a call launches follows all that
-    the calls before it launched; for that nothing waits on the host."""
+    the calls before it launched; for that nothing waits on the host. Whatever autocast the caller is in, a turn has
+    the types that were planned."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -24,7 +27,8 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        with self._alone, self._on_the_device() if self._device.type == "cuda" else nullcontext():
+        device = self._on_the_device() if self._device.type == "cuda" else nullcontext()
+        with self._alone, own_types(self._device), device:
             yield
 
     @contextmanager

@@ -824,6 +824,20 @@ def test_callers_gradient_modes(backend):
         assert_close(output, dense(network, [frame]), f"frame {t}")
 
 
+def test_autocast_around_it(backend):
+    """A converted network keeps its types, and says so where it is converted."""
+    network, frames = small().float(), [frame.float() for frame in video()]
+    kind = frames[0].device.type
+    before = deltaconvert.convert(network, frames[0], backend=backend)
+    with torch.autocast(kind, torch.bfloat16), pytest.warns(UserWarning, match="autocast is on"):
+        inside = deltaconvert.convert(network, frames[0], backend=backend)
+    for t, frame in enumerate(frames):
+        with torch.autocast(kind, torch.bfloat16, enabled=t % 2 == 0):
+            outputs = before(frame), inside(frame)
+        for output in outputs:
+            assert_close(output, dense(network, [frame]), f"frame {t}")
+
+
 def test_frames_may_be_views(backend):
     network, frames = small(), video()
     model = deltaconvert.convert(network, frames[0], backend=backend)
