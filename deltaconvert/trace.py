@@ -100,7 +100,7 @@ def refuse_objects(model: nn.Module, constants: dict[int, Any]) -> None:
         if not isinstance(value, int | float | bool | str | type(None)):
             raise UnsupportedModel(
                 f"{type(model).__name__} returns a {type(value).__name__} at place {place}: return tensors in tuples, "
-                "lists and dicts, or register the class with torch.utils._pytree.register_pytree_node"
+                "lists, dicts and NamedTuples, or call torch.export.register_dataclass for its class"
             )
 
 

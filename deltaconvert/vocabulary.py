@@ -31,7 +31,7 @@ _TORCH = _listed(
     all allclose amax amin aminmax angle any arange arccos arcsin arctan arctan2 argmax argmin argsort
     as_tensor asin asinh atan atan2 atanh avg_pool1d baddbmm batch_norm bilinear bitwise_and bitwise_not
     bitwise_or bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu
-    channel_shuffle chunk clamp clamp_max clamp_min clip clone column_stack concat concatenate constant_pad_nd
+    channel_shuffle chunk clamp clamp_max clamp_min clip clone column_stack complex concat concatenate constant_pad_nd
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh
     cosine_similarity count_nonzero cross cummax cummin cumprod cumsum deg2rad diag diag_embed diagonal diff
     div divide dot dstack einsum embedding eq equal erf erfc erfinv exp exp2 expm1 eye
@@ -43,13 +43,13 @@ _TORCH = _listed(
     logical_not logical_or logical_xor logit logsumexp lstm lstm_cell lt masked_fill masked_scatter
     masked_select matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mm
     movedim moveaxis mul multiply mv nan_to_num nanmean nansum narrow ne neg negative nonzero norm not_equal
-    numel ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle positive pow prelu prod
+    numel ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle polar positive pow prelu prod
     quantile rad2deg ravel real reciprocal relu remainder repeat_interleave reshape rms_norm rnn_relu rnn_tanh
     roll rot90 round rsqrt rsub scatter scatter_add searchsorted select select_scatter selu sgn sigmoid sign
     sin sinc sinh slice_scatter softmax sort split split_with_sizes sqrt square squeeze stack std std_mean sub
-    subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor_split tensordot threshold tile topk
+    subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split tensordot threshold tile topk
     trace transpose tril triu true_divide trunc unbind unflatten unique_consecutive unsqueeze var var_mean
-    vstack where xlogy zeros zeros_like
+    view_as_complex view_as_real vstack where xlogy zeros zeros_like
     """
 )
 
@@ -77,6 +77,13 @@ _NN = _listed(
     """
 )
 
+_FFT = _listed(
+    """
+    fft fft2 fftfreq fftn fftshift hfft ifft ifft2 ifftn ifftshift ihfft irfft irfft2 irfftn rfft rfft2 rfftfreq
+    rfftn
+    """
+)
+
 _OPERATOR = _listed(
     """
     abs add and_ eq floordiv ge getitem gt iadd iand ifloordiv imod imul index inv invert ior ipow isub
@@ -94,8 +101,8 @@ _METHODS = _listed(
 
 _WORDS = _listed(
     """
-    area avg batch bicubic bilinear border ceil circular constant edge floor fro ij inf linear lower max
-    mean midpoint min nearest nearest-exact none nuc reflect reflection replicate same sum tanh trilinear
+    area avg backward batch bicubic bilinear border ceil circular constant edge floor forward fro ij inf linear lower
+    max mean midpoint min nearest nearest-exact none nuc ortho reflect reflection replicate same sum tanh trilinear
     trunc upper valid xy zeros higher indices value values stable sigmoid relu
     """
 )
@@ -111,6 +118,7 @@ FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
     "torch": (torch, _TORCH),
     "torch.nn.functional": (F, _FUNCTIONAL),
     "torch._C._nn": (torch._C._nn, _NN),
+    "torch.fft": (torch.fft, _FFT),
     "operator": (operator, _OPERATOR),
     "deltaconvert": (put, ["put"]),
     "builtins": (builtins, ["getattr", "len"]),

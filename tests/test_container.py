@@ -5,12 +5,16 @@ import json
 import os
 import warnings
 from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import nn
+from oracle import Call, assert_same_bits
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import deltaconvert
 import model_zoo
@@ -243,15 +247,45 @@ def test_a_module_kept_whole(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outputs_of_a_class_of_ones_own(tmp_path):
-    Pair = namedtuple("Pair", "a b")
+Pair = namedtuple("Pair", "a b")
 
-    class Net(nn.Module):
-        def forward(self, x):
-            return Pair(F.relu(x), x)
 
-    converted = deltaconvert.convert(Net().eval(), torch.rand(1, 3, 8, 8), backend="reference")
-    with pytest.raises(ContainerError, match="outputs hold a Pair"):
+@dataclass
+class Found:
+    scores: Tensor
+    boxes: Any = None
+
+
+@pytest.fixture
+def known_to_pytree():
+    torch.export.register_dataclass(Found)
+    yield
+    pytree._deregister_pytree_node(Found)
+
+
+def test_named_outputs_come_back(tmp_path, known_to_pytree):
+    """As NamedTuples of the same names: the classes themselves would be code."""
+    network = Call(lambda self, x: {"first": Pair(F.relu(x), (x,)), "second": Found(-x)}).eval()
+    frame = torch.randn(1, 3, 8, 8)
+    converted = deltaconvert.convert(network, frame, backend="reference")
+    converted.save(tmp_path / "net.delta")
+    out = deltaconvert.load(tmp_path / "net.delta", backend="reference")(frame)
+    assert type(out["first"]).__name__ == "Pair" and type(out["second"]).__name__ == "Found"
+    named = {
+        "a": (out["first"].a, frame.relu()),
+        "b": (out["first"].b[0], frame),
+        "scores": (out["second"].scores, -frame),
+    }
+    for name, (ours, theirs) in named.items():
+        assert_same_bits(ours, theirs, name)
+
+
+def test_inputs_of_a_class_of_ones_own(tmp_path):
+    """Whoever calls what was loaded could not make them."""
+    network = Call(lambda self, pair: pair.a + pair.b).eval()
+    frame = torch.rand(1, 3, 8, 8)
+    converted = deltaconvert.convert(network, (Pair(frame, frame),), backend="reference")
+    with pytest.raises(ContainerError, match="inputs hold a Pair"):
         converted.save(tmp_path / "net.delta")
 
 
@@ -404,6 +438,12 @@ def test_no_other_attribute(saved, attribute):
         load(saved[2])
 
 
+def record(network, name, field):
+    """Let its outputs be of such a class."""
+    outputs = network["signature"]["outputs"]
+    outputs["tree"] = {"record": [name, [[field, outputs["tree"]]]]}
+
+
 CHANGES = {
     "unknown operator": (lambda n: node(n, "operator").update(type="Evil"), "does not know"),
     "the base class": (lambda n: node(n, "operator").update(type="Operator", settings={}), "does not know"),
@@ -439,6 +479,10 @@ CHANGES = {
         "10000 are the limit",
     ),
     "deep nesting": (lambda n: node(n, "function").update(args=[nested(MAX_DEPTH + 2)]), "nested deeper"),
+    "code for a field": (lambda n: record(n, "Pair", "a, b=print(1)"), "unknown kind 'record'"),
+    "code for a class": (lambda n: record(n, "Pair\nimport os", "a"), "unknown kind 'record'"),
+    "a field of the class": (lambda n: record(n, "Pair", "__class__"), "unknown kind 'record'"),
+    "a keyword for a field": (lambda n: record(n, "Pair", "lambda"), "unknown kind 'record'"),
     "deep outputs": (lambda n: n["signature"]["outputs"].update(tree=nested(100)), "nested deeper"),
     "a huge number": (lambda n: node(n, "function").update(args=[10**30]), "which no size"),
     "a huge input": (lambda n: n["inputs"][0].update(shape=[1, 3, 10**6, 10**6]), "elements"),

@@ -174,7 +174,7 @@ def test_views_become_reshapes():
     gm = graph(
         lambda m, x: m.conv(x).transpose(1, 2).contiguous().view(2, -1).view(torch.int32), drop_identities
     )
-    assert calls(gm) == ["conv", "transpose", "reshape", "view"]
+    assert calls(gm) == ["conv", "transpose", "reshape", "contiguous", "view"]
 
 
 def test_adopt_operators():

@@ -452,6 +452,18 @@ class Fourier(Two):
         return self.last(y), torch.complex(y[:, :2], y[:, 2:]).abs(), torch.view_as_real(spectrum)
 
 
+class Pairs(Two):
+    """Channels two by two are complex numbers; another output is a bit of each number."""
+
+    def forward(self, x):
+        y = self.first(x)
+        n, c, h, w = y.shape
+        z = torch.view_as_complex(y.view(n, c // 2, 2, h, w).permute(0, 1, 3, 4, 2).contiguous()) * (1 + 2j)
+        return self.last(torch.view_as_real(z).permute(0, 1, 4, 2, 3).reshape(n, c, h, w)), y.view(
+            torch.int64
+        ) < 0
+
+
 class ComplexWeights(Two):
     """A convolution on complex maps, between real ones."""
 
@@ -542,6 +554,7 @@ class OwnOperator(Two):
         lambda: Two(Scaled(conv(4, 4), nn.ReLU(), nn.Dropout(), conv(4, 4))),
         Reads,
         Fourier,
+        Pairs,
         ComplexWeights,
         Gated,
         OverTime,
@@ -557,6 +570,17 @@ def test_networks_as_people_write_them(backend, make):
     model = check(network, backend)
     convolutions = [r for r in model.explain().rows if r.operator.startswith("Conv2d") and r.path != "turn"]
     assert convolutions and all(row.kind == "delta" for row in convolutions)
+
+
+@pytest.mark.parametrize("make", [Fourier, Pairs])
+def test_complex_maps_can_be_saved(backend, make, tmp_path):
+    model = check(make(), backend)
+    model.save(tmp_path / "net.delta")
+    frame = scripted_video(SHAPE)[0]
+    again = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=frame.device)
+    model.reset()
+    for ours, theirs in zip(leaves(again(frame)), leaves(model(frame)), strict=True):
+        assert_same_bits(ours, theirs, "from the file")
 
 
 def test_a_complex_map_says_why_it_is_dense(backend):

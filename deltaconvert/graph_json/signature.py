@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import keyword
+from collections import OrderedDict, namedtuple
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -46,10 +48,31 @@ def _tree_to_json(tree: Any, side: str) -> Any:
     if type(tree) in (dict, OrderedDict) and all(type(key) in (str, int) for key in tree):
         tag = "dict" if type(tree) is dict else "ordered_dict"
         return {tag: [[key, _tree_to_json(item, side)] for key, item in tree.items()]}
+    if side == "outputs" and (named := _fields_of(tree)):
+        items = [[key, _tree_to_json(item, side)] for key, item in named.items()]
+        return {"record": [type(tree).__name__.lstrip("_"), items]}
     raise ContainerError(
         f"the network's {side} hold a {type(tree).__name__}: a file can hold tuples, lists and dicts with "
-        "text keys. Wrap the network in a module that takes and returns those, and convert that"
+        "text keys, and NamedTuples as outputs. Wrap the network in a module that takes and returns those, and "
+        "convert that"
     )
+
+
+def _fields_of(tree: Any) -> dict[str, Any]:
+    """Those of a NamedTuple, and of a dataclass that torch.export.register_dataclass made known; it leaves out None."""
+    if isinstance(tree, tuple):
+        names = getattr(type(tree), "_fields", ())
+    else:
+        names = tuple(field.name for field in fields(tree)) if is_dataclass(tree) else ()
+    named = {name: getattr(tree, name) for name in names}
+    named = {name: item for name, item in named.items() if item is not None}
+    return named if all(map(_is_field, named)) else {}
+
+
+def _is_field(name: Any) -> bool:
+    """Safe to make a class with: namedtuple writes its fields into source."""
+    plain = isinstance(name, str) and name.isascii() and name.isidentifier() and len(name) <= 100
+    return plain and not keyword.iskeyword(name) and not name.startswith("_")
 
 
 def _constant(value: Any, side: str) -> Any:
@@ -116,4 +139,8 @@ def _tree_from_json(value: Any, leaves: list[int], depth: int = 0) -> Any:
         if len(pairs) == len(content) and len({pair[0] for pair in pairs}) == len(pairs):
             made = [(key, _tree_from_json(item, leaves, depth + 1)) for key, item in pairs]
             return dict(made) if tag == "dict" else OrderedDict(made)
+    if tag == "record" and isinstance(content, list) and len(content) == 2:
+        name, made = content[0], _tree_from_json({"dict": content[1]}, leaves, depth + 1)
+        if made and all(map(_is_field, (name, *made))):
+            return namedtuple(name, made)(**made)  # type: ignore[misc]
     raise ContainerError(f"its inputs or outputs are of an unknown kind {str(tag)[:80]!r}")

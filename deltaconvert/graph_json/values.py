@@ -64,6 +64,8 @@ class Packer:
             return value if math.isfinite(value) else {"float": str(value)}
         if type(value) is str and words(value):
             return value
+        if type(value) is complex:
+            return {"complex": [go(value.real), go(value.imag)]}
         if isinstance(value, torch.dtype) and value in _DTYPES.values():
             return {"dtype": str(value).removeprefix("torch.")}
         if isinstance(value, torch.memory_format) and value in _FORMATS.values():
@@ -140,6 +142,10 @@ class Unpacker:
             return self._tensor(content)
         if tag == "float" and content in ("inf", "-inf", "nan"):
             return float(content)
+        if tag == "complex" and isinstance(content, list) and len(content) == 2:
+            parts = self._items(content, words, depth)
+            if all(type(part) is float for part in parts):
+                return complex(*parts)
         if tag == "dtype":
             return dtype_named(content)
         if tag == "memory_format" and isinstance(content, str) and content in _FORMATS:

@@ -12,7 +12,8 @@ _METHODS = ("contiguous", "clone", "detach")
 
 def drop_identities(gm: fx.GraphModule) -> fx.GraphModule:
     """Remove dropout and stochastic depth (inference), contiguous, clone, detach, casts to the type that a value has
-    and padding by nothing. Views become reshapes, because they may read other memory then.
+    and padding by nothing. Views become reshapes, because they may read other memory then, and what reads pairs of
+    neighbours in memory gets a contiguous of its own.
 
     before:  y = dropout(x, 0.5, training=False);  z = conv(y)
     after:   z = conv(x)
@@ -23,12 +24,25 @@ def drop_identities(gm: fx.GraphModule) -> fx.GraphModule:
         if _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
+    for node in list(gm.graph.nodes):
+        if _reads_neighbours(node):
+            with gm.graph.inserting_before(node):
+                laid = gm.graph.call_method("contiguous", (node.args[0],))
+            node.update_arg(0, laid)
     return gm
 
 
 def _is_cast(view: fx.Node) -> bool:
     """x.view(torch.int32): the same bits as another type."""
     return bool(view.kwargs) or isinstance(view.args[1], torch.dtype)
+
+
+def _reads_neighbours(node: fx.Node) -> bool:
+    """torch refuses these where the last dimension is not the innermost one in memory."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    cast = node.op == "call_method" and node.target == "view" and _is_cast(node)
+    return cast or node.target is torch.view_as_complex
 
 
 def _is_identity(node: fx.Node) -> bool:
