@@ -73,9 +73,8 @@ def convert(
         raise InputError(f"keep_dense is a text: give a list, [{keep_dense!r}]")
     args, kwargs = pytree.tree_map_only(Tensor, plain, _call_of(example))
     frames = tensors_of((args, kwargs))
-    if isinstance(model, ExportedProgram):
-        _check_frames(frames)
-    else:
+    _check_frames(example, frames)
+    if not isinstance(model, ExportedProgram):
         model = uncompiled(model) if isinstance(model, nn.Module) else model
         _check(model, frames)
         _check_leaves(model, leaves)
@@ -167,7 +166,11 @@ def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
         if module.training:
             where = f" (its part {path} is)" if path and not model.training else ""
             raise InputError(f"model is in training mode{where}: call model.eval() first")
-    _check_frames(frames)
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise InputError(
+                    f"{path or 'model'} has no {name} yet, it is lazy: call the model once first"
+                )
     devices = {frame.device for frame in frames} | {p.device for p in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
         raise InputError(
@@ -188,10 +191,11 @@ def _check_leaves(model: nn.Module, leaves: Sequence[Any]) -> None:
     )
 
 
-def _check_frames(frames: Sequence[Tensor]) -> None:
+def _check_frames(example: Any, frames: Sequence[Tensor]) -> None:
     if not frames:
         raise InputError(
-            "example holds no tensor: give one input as the network takes it, torch.rand(1, 3, 720, 1280)"
+            f"example is a {type(example).__name__} without a tensor in it: give one input as the network takes it, "
+            "torch.rand(1, 3, 720, 1280), or torch.from_numpy(array)"
         )
     for place, frame in enumerate(frames):
         if frame.numel() == 0:

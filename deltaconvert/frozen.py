@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +42,14 @@ class Frozen(nn.Module):
         raise DeltaConvertError(
             "a converted network takes no other weights: load them into the dense one and convert it again"
         )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        """What load_state_dict of a network around it comes to: its own weights again, or an error."""
+        for name, own in self.state_dict().items():
+            other = state_dict.get(prefix + name)
+            if other is not None and not torch.equal(own, other.to(own)):
+                self.load_state_dict()
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise DeltaConvertError(

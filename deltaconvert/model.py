@@ -24,6 +24,8 @@ from deltaconvert.stats import Stats
 from deltaconvert.thresholds import Rule, Threshold, Thresholds, refuse_unknown
 from deltaconvert.turns import in_turn
 
+KEEPS_NO_STATE = "cannot keep a network's state: use deltaconvert.export_pt2 or export_onnx"
+
 
 def expect_converted(delta: Any) -> None:
     """InputError for a dense network where a converted one is wanted."""
@@ -58,7 +60,11 @@ class DeltaModel(Running):
         Outputs are the caller's: new tensors that no later frame writes to.
         """
         frames = self.signature.flatten(args, kwargs)
+        if torch.jit.is_tracing():
+            raise DeltaConvertError(f"torch.jit.trace {KEEPS_NO_STATE}")
         if torch.compiler.is_dynamo_compiling():
+            if torch.compiler.is_exporting():
+                raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")
             if self._compiled is not None:
                 outputs = self._compiled(self._order, self._number, frames)
                 return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
@@ -67,7 +73,7 @@ class DeltaModel(Running):
             return self.signature.unflatten(torch.compiler.disable(self.frame)(frames))
         # torch says of the whole process that it is exporting: another thread's call is a frame.
         if torch.compiler.is_exporting() and any(map(is_fake, frames)):
-            raise DeltaConvertError("torch.export cannot keep a network's state: use deltaconvert.export_pt2")
+            raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")
         return self.signature.unflatten(self.frame(frames))
 
     # ---- what it is

@@ -29,8 +29,9 @@ class DeltaProgram:
     """
 
     def __init__(self, path: str | Path, *, device: str | torch.device = "cpu"):
-        if Path(path).is_file() and not zipfile.is_zipfile(path):  # torch prints a page about it
-            raise InputError(f"{path} is no .pt2 file")
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):  # torch prints a page about it, and about one that is not there
+                raise InputError(f"{path} is no .pt2 file")
         files = {METADATA: ""}
         program = torch.export.load(path, extra_files=files)
         self.metadata: dict[str, Any] = json.loads(files[METADATA] or "{}")

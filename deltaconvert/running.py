@@ -160,6 +160,8 @@ class Running(Frozen):
         """Say that the images of `streams` (indices in the batch) are those of the frame before: nobody looks whether
         they changed, until it is said again, or a stream starts over or goes on from a snapshot. A gate learns
         nothing of them."""
+        if not isinstance(streams, Iterable):
+            raise InputError(f"streams is {streams!r}: give a list of them, [{streams!r}]")
         for stream in streams:
             self._check_stream(stream)
         self._program.sleep(streams)

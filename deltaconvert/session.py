@@ -40,6 +40,8 @@ class DeltaSession:
         if providers is None:
             cpu = "CPUExecutionProvider"
             providers = [CUDA, cpu] if CUDA[0] in onnxruntime.get_available_providers() else [cpu]
+        with open(path, "rb"):  # OSError where there is none
+            pass
         self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         if self.metadata.get("deltaconvert.format") != str(FORMAT):

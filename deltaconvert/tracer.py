@@ -28,8 +28,8 @@ class Value(fx.Proxy):
     """What a network computes with while it is traced.
 
     x += y is recorded as what it is for tensors, a write to x; torch's own proxies record x + y. How many dimensions x
-    has is a number, and so is how many sizes. Where `if` or `int` wants a number, and that follows from sizes, it is
-    the example's, and the graph asserts it.
+    has is a number, and so is how many sizes. Where `if`, `int` or `float` wants a number, and that follows from sizes,
+    it is the example's, and the graph asserts it; where it follows from weights, it is theirs.
     """
 
     tracer: Tracer
@@ -57,6 +57,9 @@ class Value(fx.Proxy):
 
     def __int__(self) -> int:  # no __index__: torch would ask it for sizes that a graph can hold as they are
         return int(self.tracer.number(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number(self))
 
 
 class _Attribute(fx.proxy.Attribute, Value):
@@ -207,16 +210,38 @@ class Tracer(fx.Tracer):
     def number(self, obj: fx.Proxy) -> float:
         value = self._number(obj)
         if value is None:
-            raise TypeError(f"{obj.node.name} is no number that follows from the sizes of the images")
+            raise TypeError(
+                f"{obj.node.name} is no number that follows from the sizes of the images or from weights"
+            )
         return value
 
     def _number(self, obj: fx.Proxy) -> float | None:
-        """What follows from sizes: as on the example, where it is the same for one image more. The graph asserts it."""
+        """What follows from sizes: as on the example, where it is the same for one image more. The graph asserts it.
+        What follows from weights is a number in itself."""
+        weight = self._weight(obj.node)
+        if weight is not None and weight.numel() == 1:
+            return weight.item()
         value, other = self._values(obj.node)
         if not isinstance(value, int | float) or value != other:
             return None
         self._assert(obj, value, f"{obj.node.name} is {value}{_line_of_the_network()}")
         return value
+
+    def _weight(self, node: fx.Node) -> Tensor | None:
+        """What a network computes of its parameters alone; None where anything else goes in."""
+        if node.op not in ("get_attr", "call_function", "call_method"):
+            return None
+        made = {each: self._weight(each) for each in node.all_input_nodes}
+        if None in made.values() or (not made and node.op != "get_attr"):
+            return None
+        run = fx.Interpreter(self.root, graph=node.graph)
+        run.env = dict(made)
+        self._asks = True
+        try:
+            value = run.run_node(node)
+        finally:
+            self._asks = False
+        return value if isinstance(value, Tensor) else None
 
     def _values(self, node: fx.Node) -> tuple[Any, Any]:
         """On the example, and on one image more."""

@@ -287,10 +287,19 @@ def test_networks_in_threads():
     assert not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-def test_a_delta_model_is_not_for_torch_export():
+EXPORTS = {
+    "export": lambda m, x: torch.export.export(m, (x,), strict=False),
+    "strict": lambda m, x: torch.export.export(m, (x,), strict=True),
+    "trace": torch.jit.trace,
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("way", EXPORTS)
+def test_a_delta_model_is_not_for_torch_export(way):
     frames = scripted_video(SHAPE, torch.float64, 3)
     network = call(lambda m, x: m.c(x).relu(), c=conv())
     delta = deltaconvert.convert(network, frames[0])
     with pytest.raises(Exception, match="export_pt2"):
-        torch.export.export(delta, (frames[0],), strict=False)
+        EXPORTS[way](delta, frames[0])
     assert_close(delta(frames[1]), network(frames[1]), "after")

@@ -114,6 +114,8 @@ def test_streams_that_sleep_are_not_looked_at(backend, threshold):
         assert torch.equal(model.input_masks(), alone.input_masks())
     with pytest.raises(InputError, match="no stream 3"):
         model.sleep([3])
+    with pytest.raises(InputError, match=r"give a list of them, \[0\]"):
+        model.sleep(0)
 
 
 def test_the_newest_frame_wins(backend):

@@ -416,6 +416,24 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
+class Learnt(Two):
+    """Goes by numbers that were learnt, in Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.level = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.tensor([0.5, -1.0]))
+
+    def forward(self, x):
+        y = self.first(x) * float(self.gain)
+        y = y.relu() if self.level[0] * 2 > 0 else -y
+        return self.last(F.avg_pool2d(y, int(self.gain + 0.5))) + self.level[1].item()
+
+
+def test_numbers_that_were_learnt(backend):
+    model = check(Learnt(), backend)
+    assert model.info["capture"] == "traced symbolically"
+
+
 class Scaled(nn.Sequential):
     """A Sequential that does more than its parts, and leaves one of them out."""
 

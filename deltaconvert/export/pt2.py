@@ -27,7 +27,8 @@ METADATA = "deltaconvert.json"  # among the file's extra files
 
 def write(delta: DeltaModel, path: Path) -> None:
     program, facts = program_of(delta)
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files={METADATA: json.dumps(facts)})
 
 
 def program_of(delta: DeltaModel) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:

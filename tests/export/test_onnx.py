@@ -252,6 +252,8 @@ def test_errors(tmp_path, providers):
     for wrong in (frame.numpy()[:, :2], frame.double().numpy()):
         with pytest.raises(ValueError, match="exported for float32"):
             session(wrong)
+    with pytest.raises(FileNotFoundError):
+        deltaconvert.DeltaSession(tmp_path / "there is none.onnx")
     with pytest.raises(ValueError, match="takes 1 frames"):
         session(frame.numpy(), frame.numpy())
     with pytest.raises(ValueError, match="no stream 1"):

@@ -236,6 +236,12 @@ def test_errors(tmp_path):
     torch.export.save(torch.export.export(small(), (frame,)), tmp_path / "o.pt2")
     with pytest.raises(InputError, match="export_pt2"):
         DeltaProgram(tmp_path / "o.pt2")
+    for missing in (
+        lambda: DeltaProgram(tmp_path / "there is none.pt2"),
+        lambda: deltaconvert.export_pt2(model, tmp_path / "no folder" / "m.pt2"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            missing()
 
 
 def test_from_the_shell(tmp_path):
