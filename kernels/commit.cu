@@ -1,5 +1,6 @@
 // What a step computed at its candidates, compared with the stored map: the pixels that changed are stored and marked.
 #include "frame.cuh"
+#include "threshold.cuh"
 
 // Bring C values into the second-level cache. A warp does it.
 __device__ __forceinline__ void prefetch(const value* from, int C) {
@@ -9,24 +10,8 @@ __device__ __forceinline__ void prefetch(const value* from, int C) {
 #endif
 }
 
-// A threshold for all channels, or one for each of them.
-#ifndef WEIGHTED
-#define WEIGHTED 0
-#endif
-#if WEIGHTED
-typedef const number* Threshold;
-__device__ __forceinline__ bool stands(Threshold) { return true; }
-__device__ __forceinline__ bool differs(value fresh, value stored, Threshold thresholds, int c) {
-    const number change = get(put(get(fresh) - get(stored)));
-    return !((change < 0 ? -change : change) <= thresholds[c]);
-}
-#else
-typedef number Threshold;
-__device__ __forceinline__ bool stands(Threshold threshold) { return threshold >= 0; }
-__device__ __forceinline__ bool differs(value fresh, value stored, Threshold threshold, int) {
-    return differs(fresh, stored, threshold);
-}
-#endif
+__device__ __forceinline__ bool stands(const number*) { return true; }
+__device__ __forceinline__ bool stands(number threshold) { return threshold >= 0; }
 
 // Whether a pixel of C channels, sc apart, moved by more than the threshold. A warp looks at it.
 __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, const value* stored, int C,
@@ -35,11 +20,8 @@ __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, 
     bool moved = false;
     if (vectors) {
 #pragma unroll 4
-        for (int c = lane * VECTOR; c < C; c += 32 * VECTOR) {
-            const Vector a = load(fresh + c), b = load(stored + c);
-#pragma unroll
-            for (int j = 0; j < VECTOR; j++) moved |= differs(a.of[j], b.of[j], threshold, c + j);
-        }
+        for (int c = lane * VECTOR; c < C; c += 32 * VECTOR)
+            moved |= any_differs(load(fresh + c), load(stored + c), threshold, c);
     } else {
 #pragma unroll 4
         for (int c = lane; c < C; c += 32) moved |= differs(fresh[c * sc], stored[c], threshold, c);

@@ -67,11 +67,14 @@ struct __align__(16) Vector { value of[VECTOR]; };
 
 __device__ __forceinline__ Vector load(const value* from) { return *(const Vector*)from; }
 
-// Whether two values differ by more than the threshold; at 0 bits are compared, as in backends/reference.py.
-__device__ __forceinline__ bool differs(value fresh, value stored, number threshold) {
-    if (threshold == 0) return bits_of(fresh) != bits_of(stored);
+// Whether two values differ by more than the threshold, as in backends/reference.py; NaN does. `differs`: at 0 bits are
+// compared.
+__device__ __forceinline__ bool exceeds(value fresh, value stored, number threshold) {
     const number change = get(put(get(fresh) - get(stored)));
     return !((change < 0 ? -change : change) <= threshold);
+}
+__device__ __forceinline__ bool differs(value fresh, value stored, number threshold) {
+    return threshold == 0 ? bits_of(fresh) != bits_of(stored) : exceeds(fresh, stored, threshold);
 }
 
 // A kernel may start while those before it in the stream still run (programmatic dependent launch, from compute

@@ -1,6 +1,7 @@
 // The end of a kernel that computes listed pixels one by one. With COMPARE it stores, and marks, only pixels of which a
 // channel moved by more than a threshold: VOTERS threads of a warp, side by side, hold a pixel; they vote, and one of them
 // marks it. A source includes tail.cuh before this.
+#include "threshold.cuh"
 
 #ifndef COMPARE
 #define COMPARE 0
@@ -21,7 +22,7 @@ __device__ __forceinline__ int threads_of_pixel(int channels) {
 struct Marks {
     u32* mask;
     int* changed;  // of each stream
-    number threshold;
+    Threshold threshold;
     int* list;
     int* count;
 };
@@ -72,8 +73,7 @@ __device__ __forceinline__ void keep(number (&v)[WIDTH], const Operand* __restri
     bool moved = false;
     if (to) {
         fresh = finished(v, operands, channels, place, stream, first);
-#pragma unroll
-        for (int j = 0; j < WIDTH; j++) moved |= differs(fresh.of[j], stored.of[j], marks.threshold);
+        moved = any_differs(fresh, stored, marks.threshold, first);
     }
     const u32 pixel = ~0u >> (32 - VOTERS) << begin;
     if ((__ballot_sync(pixel, moved) & pixel) == 0) return;

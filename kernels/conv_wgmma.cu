@@ -96,7 +96,7 @@ __device__ __forceinline__ void prefetch_weights(const Head& h, int channels) {
 
 extern "C" __global__ void CLUSTER __launch_bounds__((THREADS + LOADERS), AT_ONCE)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
-         const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, number threshold) {
+         const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, Threshold threshold) {
     const Head h = *head;
     const Operand added = operands[0];
     begin(early);

@@ -73,7 +73,7 @@ __device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, n
 extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     depthwise(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
               const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed,
-              number threshold, int* marked, int* marked_count, const u32* bits) {
+              Threshold threshold, int* marked, int* marked_count, const u32* bits) {
     const int packs = threads_of_pixel(channels);
     const int thread = blockIdx.x * blockDim.x + threadIdx.x, apart = gridDim.x * blockDim.x / packs * RUN;
     const int c = thread % packs * WIDTH;

@@ -29,8 +29,8 @@ template <int M, int N> struct Together {
         for (int i = 0; i < EARLY; i++)
             if (is_own(row_of(i))) load_added(added[i], work, places[row_of(i)], first_of(i));
     }
-    // staged: M * PITCH sums of this block, where the others read them. bias: of channel 0. moved: a bit of each row.
-    __device__ __forceinline__ void run(const float (&sums)[N / 2], float* staged, const float* bias, u32* moved) {
+    // staged: M * PITCH sums of this block, where the others read them. bias: of channel 0.
+    __device__ __forceinline__ void run(const float (&sums)[N / 2], float* staged, const float* bias) {
         const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
         meet(1, THREADS);  // all steps are multiplied
         float* const to = staged + (warp * 16 + lane / 4) * PITCH + lane % 4 * 2;
@@ -40,14 +40,14 @@ template <int M, int N> struct Together {
             *(float2*)(to + j * 8 + 8 * PITCH) = make_float2(sums[j * 4 + 2], sums[j * 4 + 3]);
         }
         cluster_barrier();
-#pragma unroll 1
-        for (int pass = !COMPARE; pass < 2; pass++) {
 #pragma unroll
-            for (int i = 0; i < OWN; i++) {
-                const int row = row_of(i), c = first_of(i);
-                if (!is_own(row) || c >= work.channels) continue;
-                const int place = places[row];
-                if (place < 0 || (COMPARE && pass && !is_set(moved, row))) continue;
+        for (int i = 0; i < OWN; i++) {
+            constexpr int OF_ROW = N / WIDTH;  // threads
+            const int row = row_of(i);
+            int c = first_of(i), place = is_own(row) ? places[row] : -1;
+            const bool holds = place >= 0 && c < work.channels;
+            Pack pack;
+            if (holds) {
                 float v[WIDTH] = {};
 #pragma unroll
                 for (int j = 0; j < WIDTH; j += 4)
@@ -56,14 +56,11 @@ template <int M, int N> struct Together {
                         add_from(v, j, staged + row * PITCH + c - first + j, other);
 #pragma unroll
                 for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(bias + c + j));
-                const Pack* early = i < EARLY ? &added[i < EARLY ? i : 0] : nullptr;
-                if (finish(v, work, place, c, !pass, early)) atomicOr(moved + row / 32, 1u << row % 32);
+                pack = finish(v, work, place, c, i < EARLY ? &added[i < EARLY ? i : 0] : nullptr);
             }
-            if (COMPARE && !pass) meet(1, THREADS);
-        }
-        if (COMPARE && warp == 0) {
-            const int row = rank * (M / SPLIT) + min(lane, M / SPLIT - 1);
-            mark(work, places[row], lane < M / SPLIT && is_set(moved, row));
+            const bool keeps = !COMPARE || vote(holds && moved(pack, work, place, c), OF_ROW);
+            if (COMPARE) mark(work, place, keeps && lane % OF_ROW == 0);
+            if (holds && keeps) *work.at(place, c) = pack;
         }
         publish();
         cluster_barrier();  // before the sums are overwritten
@@ -159,7 +156,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
         float sums[N / 2], totals[IN_SHARES ? N / 2 : 1] = {};
         int more = 0, share = 1;
         if (begun) await(arrived + slot * 8, phase);  // then the tile is described, too
-        Finisher<N, TOGETHER ? 0 : SPARE> finisher(work, rows.places[turn], warp * 16, first_n);
+        Finisher<N, TOGETHER ? 0 : SPARE, false> finisher(work, rows.places[turn], warp * 16, first_n);
         Together<M, N> together(work, rows.places[turn], rank, first_n);
         if (TOGETHER)
             together.load_early();
@@ -192,10 +189,9 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
             for (int j = 0; j < N / 2; j++) sums[j] = totals[IN_SHARES ? j : 0];
         }
         if (TOGETHER) {
-            together.run(sums, (float*)memory, rows.bias[turn] - first_n, rows.moved[turn]);
+            together.run(sums, (float*)memory, rows.bias[turn] - first_n);
         } else {
-            finisher.run(sums, rows.bias[turn] - first_n, rows.moved[turn]);
-            if (COMPARE && warp < M / 32) mark(work, rows.places[turn][thread], is_set(rows.moved[turn], thread));
+            finisher.run(sums, rows.bias[turn] - first_n, nullptr);
         }
         if (next >= total) return;
         arrive(finished + turn * 8);

@@ -1,5 +1,7 @@
 // From sums to stored pixels: bias, what is fused behind the convolution, the comparison with a threshold.
 
+#include "threshold.cuh"
+
 // The parameters of the kernel.
 struct Work {
     const Operand* operands;
@@ -10,12 +12,16 @@ struct Work {
     int listed, OH, OW, early;
     u32* mask;  // with COMPARE
     int* changed;
-    number threshold;
+    Threshold threshold;
+
+    // Where channels from `first` on of a pixel lie.
+    __device__ __forceinline__ Pack* at(int place, int first) const {
+        return (Pack*)(out + (size_t)place * pitch + first);
+    }
 };
 
-// Finish channels `first` to `first` + WIDTH - 1 of a listed pixel. only_compare: whether one of them moved; nothing is
-// stored.
-__device__ __forceinline__ bool finish(number (&v)[WIDTH], const Work& work, int place, int first, bool only_compare,
+// Finish channels `first` to `first` + WIDTH - 1 of a listed pixel. place and first become those of the output.
+__device__ __forceinline__ Pack finish(number (&v)[WIDTH], const Work& work, int& place, int& first,
                                        const Pack* added = nullptr) {
     int channels = work.channels;
     const int n = place / (work.OH * work.OW);
@@ -25,17 +31,7 @@ __device__ __forceinline__ bool finish(number (&v)[WIDTH], const Work& work, int
         place = (y * UP_H + part / UP_W) * (work.OW * UP_W) + x * UP_W + part % UP_W;
         first -= part * channels;
     }
-    const Pack pack = finished(v, work.operands, channels, place, n, first, added);
-    Pack* const to = (Pack*)(work.out + (size_t)place * work.pitch + first);
-    bool any = false;
-    if (only_compare) {
-        const Pack stored = *to;
-#pragma unroll
-        for (int j = 0; j < WIDTH; j++) any |= differs(pack.of[j], stored.of[j], work.threshold);
-    } else {
-        *to = pack;
-    }
-    return any;
+    return finished(v, work.operands, channels, place, n, first, added);
 }
 
 __device__ __forceinline__ void load_added(Pack& into, const Work& work, int place, int first) {
@@ -43,8 +39,18 @@ __device__ __forceinline__ void load_added(Pack& into, const Work& work, int pla
     if (place >= 0 && first < work.channels) into = *(const Pack*)((const value*)map.at + place * map.pitch + first);
 }
 
-// With COMPARE: mark listed pixels that moved, a lane a pixel. Most of a list lies in few streams; they are counted
-// together.
+// With COMPARE: whether a finished pack differs from what is stored.
+__device__ __forceinline__ bool moved(const Pack& fresh, const Work& work, int place, int first) {
+    return any_differs(fresh, *work.at(place, first), work.threshold, first);
+}
+
+// `any` of so many threads side by side, a power of two, in a warp.
+__device__ __forceinline__ bool vote(bool any, int threads) {
+    const int lane = threadIdx.x & 31, first = lane / threads * threads;
+    return (__ballot_sync(~0u, any) >> first & ~0u >> (32 - threads)) != 0;
+}
+
+// Mark listed pixels that moved, up to a lane each. Most of a list lies in few streams; they are counted together.
 __device__ __forceinline__ void mark(const Work& work, int place, bool moved) {
     const int lane = threadIdx.x & 31, pixels = work.OH * work.OW, n = place / pixels;
     if (moved) {
@@ -58,8 +64,6 @@ __device__ __forceinline__ void mark(const Work& work, int place, bool moved) {
     if (lane == 0) atomicAdd(work.changed + most, __popc(same));
     if (moved && n != most) atomicAdd(work.changed + n, 1);
 }
-__device__ __forceinline__ bool is_set(const u32* moved, int row) { return moved[row / 32] >> row % 32 & 1; }
-
 // Of 64 rows that were multiplied a warp has 16: a thread two neighbouring channels of every eight, in rows lane / 4 and
 // lane / 4 + 8. The four threads of a row hand them round, so that each has a pack of every CHUNK channels.
 #define CHUNK (4 * WIDTH)
@@ -93,8 +97,8 @@ template <int n> __device__ __forceinline__ void hand_round(float (&pack)[WIDTH]
 }
 
 // Finishes what a warp multiplied: 16 rows of a tile, CHANNELS channels. A map that is added to them is loaded beside the
-// steps, as far as SPARE registers go.
-template <int CHANNELS, int SPARE> struct Finisher {
+// steps, as far as SPARE registers go. SHARED: other warps have more channels of the same rows.
+template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
     static constexpr int CHUNKS = CHANNELS / CHUNK, FIT = SPARE / 8 < CHUNKS ? SPARE / 8 : CHUNKS;
     static constexpr int EARLY = !ADDS || FIT < 1 ? 0 : FIT;
     const Work& work;
@@ -115,26 +119,57 @@ template <int CHANNELS, int SPARE> struct Finisher {
 #pragma unroll
         for (int chunk = 0; chunk < EARLY; chunk++) load_chunk(chunk);
     }
-    // bias: of channel 0. moved: a bit of each row of the tile.
-    __device__ __forceinline__ void run(const float (&sums)[CHANNELS / 2], const float* bias, u32* moved) {
-#pragma unroll 1
-        for (int pass = !COMPARE; pass < 2; pass++) {
+    // Finish a pack of a row; false where it has none. (place, c): where it belongs.
+    __device__ __forceinline__ bool make(Pack& pack, int& place, int& c, const float (&sums)[CHANNELS / 2],
+                                         const float* bias, int chunk, int lower) const {
+        float v[WIDTH];
+        hand_round(v, sums, chunk, lower);
+        place = places[row_of(lower)], c = first_of(chunk);
+        if (place < 0 || c >= work.channels) return false;
 #pragma unroll
-            for (int chunk = 0; chunk < CHUNKS; chunk++) {
+        for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(bias + c + j));
+        pack = finish(v, work, place, c, EARLY ? &added[chunk % (EARLY ? EARLY : 1)][lower] : nullptr);
+        return true;
+    }
+    // Whether any channel of a row moved.
+    __device__ __forceinline__ bool agree(bool any, int row, u32* joined) const {
+        any = vote(any, 4);
+        if (!SHARED) return any;
+        if (any && threadIdx.x % 4 == 0) atomicOr(joined + row / 32, 1u << row % 32);
+        meet(1, THREADS);
+        return joined[row / 32] >> row % 32 & 1;
+    }
+    // bias: of channel 0. joined: a bit of each row of the tile, where rows are shared.
+    __device__ __forceinline__ void run(const float (&sums)[CHANNELS / 2], const float* bias, u32* joined) {
+        int place, c;
+#if COMPARE
+        bool any[2] = {};
 #pragma unroll
-                for (int lower = 0; lower < 2; lower++) {
-                    float v[WIDTH];
-                    hand_round(v, sums, chunk, lower);
-                    const int at = row_of(lower), c = first_of(chunk), place = places[at];
-                    if (place < 0 || c >= work.channels || (COMPARE && pass && !is_set(moved, at))) continue;
+        for (int lower = 0; lower < 2; lower++) {
+            Pack fresh[CHUNKS];
 #pragma unroll
-                    for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(bias + c + j));
-                    const Pack* early = EARLY ? &added[chunk % (EARLY ? EARLY : 1)][lower] : nullptr;
-                    if (finish(v, work, place, c, !pass, early)) atomicOr(moved + at / 32, 1u << at % 32);
-                }
-                if (EARLY && chunk + EARLY < CHUNKS) load_chunk(chunk + EARLY);
-            }
-            if (COMPARE && !pass) meet(1, THREADS);
+            for (int chunk = 0; chunk < CHUNKS; chunk++)
+                if (make(fresh[chunk], place, c, sums, bias, chunk, lower))
+                    any[lower] |= moved(fresh[chunk], work, place, c);
+            any[lower] = agree(any[lower], row_of(lower), joined);
+#pragma unroll
+            for (int chunk = 0; chunk < CHUNKS; chunk++)
+                if (any[lower] && first_of(chunk) < work.channels)
+                    *work.at(places[row_of(lower)], first_of(chunk)) = fresh[chunk];
         }
+        if (first > 0) return;  // another warp marks the row
+        const int in_row = threadIdx.x % 4;
+        mark(work, places[row_of(in_row % 2)], in_row < 2 && (in_row ? any[1] : any[0]));
+#else
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+#pragma unroll
+            for (int lower = 0; lower < 2; lower++) {
+                Pack pack;
+                if (make(pack, place, c, sums, bias, chunk, lower)) *work.at(place, c) = pack;
+            }
+            if (EARLY && chunk + EARLY < CHUNKS) load_chunk(chunk + EARLY);
+        }
+#endif
     }
 };

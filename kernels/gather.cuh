@@ -30,7 +30,7 @@ template <int M, int N> struct Rows {
     int also[M];  // in pieces from `also`
 #endif
     int places[2][M];      // -1 past the list
-    u32 moved[2][M / 32];  // a bit of each row, with COMPARE
+    u32 moved[2][M / 32];  // a bit of each row, with COMPARE where warps share rows
 };
 
 template <int M, int N> struct Gather {

@@ -61,7 +61,8 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
         const int next = tile + gridDim.x, first_n = tile % blocks_n * N;
         float sums[GROUP_N / 2];
         int more = 0;
-        Finisher<GROUP_N, SPARE> finisher(work, rows.places[turn], group_m + warp % 4 * 16, first_n + group_n);
+        Finisher<GROUP_N, SPARE, (GROUP_N < N)> finisher(work, rows.places[turn], group_m + warp % 4 * 16,
+                                                         first_n + group_n);
         finisher.load_early();
         for (int step = 0; step < steps; step += P) {
             wait<AHEAD - P>();
@@ -102,7 +103,6 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
         __syncthreads();
         if (next < total) start(next, false);
         finisher.run(sums, rows.bias[turn] - first_n, rows.moved[turn]);
-        if (COMPARE && warp < M / 32) mark(work, rows.places[turn][thread], is_set(rows.moved[turn], thread));
         if (next >= total) return;
         tile = next, turn ^= 1;
     }

@@ -11,7 +11,7 @@ __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& h, int plac
 extern "C" __global__ void __launch_bounds__(256) rows(const Head* __restrict__ h, const Operand* __restrict__ operands,
                                                        value* out, int pitch, int channels,
                                                        const int* list, const int* count, int OH, int OW, int early,
-                                                       u32* mask, int* changed, number threshold, int* marked,
+                                                       u32* mask, int* changed, Threshold threshold, int* marked,
                                                        int* marked_count) {
     begin(early);
     const int packs = threads_of_pixel(channels);

@@ -168,16 +168,17 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
 #pragma unroll
             for (int lower = 0; lower < 2; lower++) {
                 const int row = (group * EACH + e) * 64 + warp % 4 * 16 + lane / 4 + lower * 8;
-                const int place = at(block / blocks_n, row, false);
+                const int pixel = at(block / blocks_n, row, false);
 #pragma unroll
                 for (int chunk = 0; chunk < BN / CHUNK; chunk++) {
                     float v[WIDTH];
                     hand_round(v, sums[e], chunk, lower);
-                    const int first = block % blocks_n * BN + chunk * CHUNK + first_of_lane();
+                    int place = pixel, first = block % blocks_n * BN + chunk * CHUNK + first_of_lane();
                     if (place < 0 || first >= work.channels) continue;
 #pragma unroll
                     for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(h.bias + first + j));
-                    finish(v, work, place, first, false);
+                    const Pack pack = finish(v, work, place, first);
+                    *work.at(place, first) = pack;
                 }
             }
     }

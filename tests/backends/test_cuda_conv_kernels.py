@@ -246,13 +246,14 @@ def test_windows_side_by_side(gpu, kind, threshold):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["half", "tf32"])
+@pytest.mark.parametrize("rule", [0.3, "0.3 weighted"])
 @pytest.mark.parametrize(
     "tile",
     [(128, 128, 3, 1), (128, 64, 3, 1), (64, 128, 6, 2), (64, 64, 6, 4), (64, 128, 4, 1)],
     ids=str,
 )
 @torch.no_grad()
-def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):
+def test_comparison_in_the_kernel(gpu, kind, rule, tile, monkeypatch):
     """Outputs and masks are those of a step that compares afterwards, from scratch memory."""
     dtype, _ = TYPES[kind]
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
@@ -260,7 +261,7 @@ def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):
     forced = dict(zip(names, tile, strict=True))
     monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: {"forced": forced})
     monkeypatch.setattr(convs, "_whole_tiles", lambda *layer: {})  # which sum in one part
-    channels = (128, 96, 64, 40) if tile[1] == 128 else (64, 40, 64, 24)
+    channels = (128, 96, 60, 40) if tile[1] == 128 else (64, 40, 60, 24)
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise((64, *channels)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
@@ -269,8 +270,9 @@ def test_comparison_in_the_kernel(gpu, kind, tile, monkeypatch):
     masks = torch.rand(8, 2, 1, 61, 83, device=DEVICE) < torch.tensor(
         [1, 0.3, 0.001, 0, 0.05, 1, 0.01, 0.6]
     ).view(8, 1, 1, 1, 1)
-    options = {"threshold": {"activation": 0.3}, "backend": "cuda"}
+    options = {"threshold": {"activation": rule}, "backend": "cuda"}
     ours = deltaconvert.convert(network, frames[0], **options)
+    assert {step.edge.is_weighted for step in ours._program._operators[:-1]} == {rule != 0.3}
     assert all(step._launch.compares for step in ours._program._operators)
     with monkeypatch.context() as patch:
         for module in (convs, conv_kernels):

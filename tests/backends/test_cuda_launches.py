@@ -107,8 +107,9 @@ def test_when_a_list_is_complete():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("weighted", ["", " weighted"])
 @torch.no_grad()
-def test_comparison_in_small_kernels(gpu, dtype, monkeypatch):
+def test_comparison_in_small_kernels(gpu, weighted, dtype, monkeypatch):
     """Depthwise convolutions, pools, arithmetic and shuffles: outputs, masks and counts are those of steps that compare
     afterwards, from scratch memory; 20 streams, more threads than channels, and more channels than a warp holds."""
 
@@ -128,7 +129,8 @@ def test_comparison_in_small_kernels(gpu, dtype, monkeypatch):
         network = Small(channels).to("cuda", dtype).eval()
         draw = torch.Generator("cuda").manual_seed(0)
         frames = torch.randn(6, 20, 3, *size, device="cuda", dtype=dtype, generator=draw)
-        options = {"threshold": {"activation": 0.05, "linear": 0.02}, "backend": "cuda"}
+        rules = {"activation": f"0.05{weighted}", "linear": f"0.02{weighted}"}
+        options = {"threshold": rules, "backend": "cuda"}
         ours = deltaconvert.convert(network, frames[0], **options)
         with monkeypatch.context() as patch:
             patch.setattr(launches, "may_compare", lambda edge, lanes: False)

@@ -212,7 +212,7 @@ def by_wgmma(
     compares = has_threshold(edge) and up == (1, 1) and tile["BN"] >= outputs
     more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
     if compares:
-        more = (edge.marks.bits, edge.marks.changed, np.float32(edge.threshold))
+        more = (edge.marks.bits, edge.marks.changed, edge.limits)
     return Head(
         "conv_wgmma.cu",
         struct.pack("=4Q18iQ", *addresses, *numbers, *second),
@@ -222,7 +222,7 @@ def by_wgmma(
             "PIECE": piece,
             **({"STEP_TAPS": 1} if alike else {}),
             "MANY_TAPS": int(many),
-            "COMPARE": int(compares),
+            **({"COMPARE": 1, "WEIGHTED": int(edge.is_weighted)} if compares else {}),
             **({"ALSO": 1} if also else {}),
             **({} if up == (1, 1) else {"UP_H": up[0], "UP_W": up[1]}),
             **tile,
@@ -265,8 +265,7 @@ def whole_bytes(tile: dict[str, int]) -> int:
 
 
 def has_threshold(edge: Any) -> bool:
-    """One number for all channels."""
-    return edge.threshold is not None and not isinstance(edge.threshold, Tensor)
+    return edge.threshold is not None
 
 
 def blocks_at_once(shared_bytes: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deltaconvert.backends.base import Map
@@ -60,6 +62,20 @@ class Edge:
     def pass_on(self, memory: Tensor) -> None:
         """Compute into memory that others use as well: what it holds is gone with the next step."""
         self.values, self.is_kept = memory, False
+
+    @property
+    def is_weighted(self) -> bool:
+        """Each channel has a threshold of its own."""
+        return isinstance(self.threshold, Tensor)
+
+    @cached_property
+    def limits(self) -> Tensor | np.generic:
+        """What kernels compare with: a number, below 0 where there is no threshold; or one for each channel."""
+        if not isinstance(self.threshold, Tensor):
+            return number_of(-1.0 if self.threshold is None else self.threshold, self.values.dtype)
+        whole = -self.values.shape[1] % 8
+        number = torch.float64 if self.values.dtype == torch.float64 else torch.float32
+        return F.pad(self.threshold.to(self.values.device, number), (0, whole))
 
     @property
     def mask(self) -> Tensor:

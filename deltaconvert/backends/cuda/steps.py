@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, reduce
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaconvert.backends.cuda.edges import Edge, Planes
 from deltaconvert.backends.cuda.heads import head_of
-from deltaconvert.backends.cuda.kernels import number_of, strides_of
+from deltaconvert.backends.cuda.kernels import strides_of
 from deltaconvert.backends.cuda.launches import THREADS, Launch, blocks_of
 from deltaconvert.backends.cuda.listings import Listing
 from deltaconvert.backends.cuda.marks import Listed, Marks, keeps_places, needed, seen_from
@@ -155,11 +155,10 @@ class Step:
     def _commit(self, fresh: Tensor) -> None:
         """Store the candidates of a map that changed, and mark them."""
         edge = self.edge
-        weighted = isinstance(edge.threshold, Tensor)
         early = self._backend.is_early(self.candidates)
         _, channels, height, width = edge.values.shape
         self._backend.launch(
-            self._backend.kernel("commit.cu", "commit", edge.values.dtype, WEIGHTED=int(weighted)),
+            self._backend.kernel("commit.cu", "commit", edge.values.dtype, WEIGHTED=int(edge.is_weighted)),
             (blocks_of(edge),),
             THREADS,
             fresh,
@@ -173,17 +172,9 @@ class Step:
             np.int32(channels),
             np.int32(height),
             np.int32(width),
-            self._threshold,
+            edge.limits,
             np.int32(early),
             early=early,
         )
         if edge.threshold is not None:
             self._backend.list_behind(edge.marks)
-
-    @cached_property
-    def _threshold(self) -> Tensor | np.generic:
-        """What `commit` compares with: a number, or one for each channel."""
-        threshold, dtype = self.edge.threshold, self.edge.values.dtype
-        if isinstance(threshold, Tensor):
-            return threshold.to(torch.float64 if dtype == torch.float64 else torch.float32)
-        return number_of(-1.0 if threshold is None else threshold, dtype)
