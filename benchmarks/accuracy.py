@@ -169,15 +169,18 @@ class Run:
 
     def keep_best(self, trials: Trials) -> None:
         """The thresholds with the least work at the accepted loss, for convert(threshold=...)."""
-        names = {f"{row['way']} {row['strength']:g}": row for row in self.kept["rows"]}
-        within = {
-            name: row
-            for name, row in names.items()
-            if name in self.kept["settings"] and name.startswith("ours") and row["loss"] <= self.task.accepted
-        }
+        kept = self.kept["settings"]
+        within: list[tuple[float, dict[str, Any], Setting]] = []
+        for row in self.kept["rows"]:
+            name = f"{row['way']} {row['strength']:g}"
+            if not name.startswith("ours") or row["loss"] > self.task.accepted:
+                continue
+            if name in kept:
+                within.append((row["work"], row, self.setting(kept[name])))
+            elif row["way"] in kept:  # scaled as a whole
+                within.append((row["work"], row, self.setting(kept[row["way"]]).times(row["strength"])))
         if within:
-            name, best = min(within.items(), key=lambda pair: pair[1]["work"])
-            setting = self.setting(self.kept["settings"][name])
+            _, best, setting = min(within, key=lambda found: found[0])
             trials.thresholds(setting).write(self.folder / f"{self.task.name}_best.json", found=best)
 
     @staticmethod
