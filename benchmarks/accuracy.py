@@ -185,7 +185,9 @@ class Run:
 
     @staticmethod
     def setting(kept: dict[str, Any]) -> Setting:
-        return Setting(tuple(kept["shares"]), kept["weighted"], Gate.of(kept["gate"]))
+        return Setting(
+            tuple(kept["shares"]), kept["weighted"], Gate.of(kept["gate"]), kept.get("narrow", False)
+        )
 
     def _simple(self) -> None:
         for count in (2, 3, 5):
@@ -246,7 +248,7 @@ class Run:
                 flush=True,
             )
         if self.options.tried:
-            rows = [[s.shares, s.weighted, s.gate.to_json(), vars(o)] for s, o in tried.items()]
+            rows = [[s.shares, s.weighted, s.gate.to_json(), vars(o), s.narrow] for s, o in tried.items()]
             (self.folder / f"{self.task.name}_tried.json").write_text(json.dumps(rows))
 
     def _allocate(self, together: Together, budgets: Sequence[float], tried: dict[Setting, Outcome]) -> None:
@@ -282,6 +284,7 @@ class Run:
             "shares": list(setting.shares),
             "weighted": setting.weighted,
             "gate": setting.gate.to_json(),
+            "narrow": setting.narrow,
             "trials": count,  # of calibrate, for all of its budgets
             "seconds": seconds,  # of all ways together
             "budget": budget,

@@ -88,6 +88,7 @@ def check(options: argparse.Namespace) -> None:
     for (way, level), row in chosen.items():
         setting = candidates[row["way"], row["strength"]]
         found = {"shares": list(setting.shares), "weighted": setting.weighted, "gate": setting.gate.to_json()}
+        found["narrow"] = setting.narrow
         run.kept["settings"][f"{way} {level:g}"] = found | {"on the frames between": row}
     print(
         {f"{way} {level:g}": (row["work"], row["loss"]) for (way, level), row in chosen.items()}, flush=True
@@ -104,8 +105,8 @@ def ours(tried: Sequence[list], paper: Sequence[Setting], inputs: Sequence[int])
     """Of each gate the settings that no other beats in loss and work, some work apart; and the paper's layers, as they
     are and higher, under each gate."""
     known: dict[Gate, list[tuple[Setting, Outcome]]] = {}
-    for shares, weighted, gate, outcome in tried:
-        setting = Setting(tuple(shares), weighted, Gate.of(gate))
+    for shares, weighted, gate, outcome, narrow in tried:
+        setting = Setting(tuple(shares), weighted, Gate.of(gate), narrow)
         known.setdefault(setting.gate, []).append((setting, Outcome(**outcome)))
     found = []
     for pairs in known.values():

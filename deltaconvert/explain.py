@@ -13,6 +13,7 @@ from deltaconvert.advice import way_out
 from deltaconvert.check import densify, is_call, is_delta, path_of, sparsify
 from deltaconvert.lower import Program
 from deltaconvert.text import counted, label, size_text, table
+from deltaconvert.thresholds import NARROW, WEIGHTED
 
 if TYPE_CHECKING:
     from deltaconvert.speed import Speed
@@ -26,7 +27,7 @@ class ExplainRow:
 
     kind: "delta", "dense", "sparsify" or "densify". share: of all multiply-accumulates of a frame.
     threshold: the largest change that is dropped here; None where nothing is compared.
-    how: what else decides there: "weighted" by channels, or the settings of the gate.
+    how: what else decides there: "weighted" by channels, "narrow" changes, the settings of the gate.
     inputs: the paths of the nodes that it reads, and the names of frames.
     shape: of its result; None if that is no tensor.
     way_out: what can be done about a dense one.
@@ -83,7 +84,7 @@ class Explanation:
                 row.operator,
                 row.runs_as,
                 f"{row.share:.1%}" if row.macs else "",
-                "" if row.threshold is None else f"{row.threshold:.4g} {row.how}".rstrip(),
+                " ".join(["" if row.threshold is None else f"{row.threshold:.4g}", row.how]).strip(),
                 size_text(row.state_bytes) if row.state_bytes else "",
             )
             for row in self.rows
@@ -152,13 +153,18 @@ def _row(node: fx.Node, program: Program, total: int, last: bool) -> ExplainRow:
         macs=macs,
         share=macs / total,
         threshold=node.meta.get("threshold"),
-        how="weighted" if "shares" in node.meta else str(node.meta.get("gate", "")),
+        how=_how(node),
         state_bytes=0 if edge is None else edge.state_bytes(),
         inputs=_read_by(node),
         shape=node.meta.get("shape"),
         outside=program.outside.get(node.name),
         way_out=None if reason is None else way_out(reason, macs / total, last),
     )
+
+
+def _how(node: fx.Node) -> str:
+    words = [word for word, key in ((WEIGHTED, "shares"), (NARROW, "narrow")) if key in node.meta]
+    return ", ".join([*words, *([str(node.meta["gate"])] if "gate" in node.meta else [])])
 
 
 def _kind(node: fx.Node) -> str:

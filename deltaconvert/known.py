@@ -22,7 +22,8 @@ class Known:
                 self._outcomes[key] = Outcome(**outcome)
 
     def key(self, setting: Setting) -> str:
-        text = json.dumps([[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()])
+        parts = [[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()]
+        text = json.dumps([*parts, "narrow"] if setting.narrow else parts)
         return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def __contains__(self, key: str) -> bool:

@@ -14,6 +14,7 @@ from deltaconvert.backends.base import Backend, Map
 from deltaconvert.check import densify, is_delta, operator_of, sparsify
 from deltaconvert.gate import Watch
 from deltaconvert.islands import Frame, Island, Step, is_pure
+from deltaconvert.narrow import reaches_of
 from deltaconvert.passes.place_thresholds import is_of_frame
 from deltaconvert.plan import Plan
 
@@ -36,7 +37,7 @@ class Program:
         self._outputs: list[Callable[[list[Any]], Any]] = []
         self._steps: list[Step] = []
         self.islands: dict[str, Island] = {}  # dense node name -> its step
-        self._operators: list[Any] = []  # the backend's steps
+        self.operators: list[Any] = []  # the backend's steps
         self._frame_edges: list[Any] = []  # that nothing but a frame comes in by
         for node in plan.graph.graph.nodes:
             self._bind(node)
@@ -83,7 +84,7 @@ class Program:
                 edge.put(stream, state[name])
             for watch in self.watches.values():  # what it learnt of the noise is no part of a state
                 watch.reset(slice(stream, stream + 1))
-        for step in self._operators:
+        for step in self.operators:
             step.rebuild()
         for island in self.islands.values():
             island.forget()
@@ -151,16 +152,15 @@ class Program:
     def _bind_operator(self, node: fx.Node) -> None:
         operator, meta = operator_of(node), node.meta
         assert operator is not None
-        reaches = operator.reaches([source.meta["shape"] for source in node.args], meta["shape"])
         step = self._backend.step(
             operator,
-            reaches,
+            reaches_of(node),
             [self.edges[source.name] for source in node.args],
             _kept(meta),
             meta.setdefault(self._notes, {}),
         )
         self.edges[node.name] = step.edge
-        self._operators.append(step)
+        self.operators.append(step)
         self._steps.append(Step(node, lambda frame: step.run()))
 
     def _bind_island(self, node: fx.Node) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deltaconvert.backends import reference
 from deltaconvert.gate import Gate, Watch
+from deltaconvert.reach import Reach, narrowed
 
 
 def threshold_of(edge: Any, shares: Tensor | None, amounts: list[float], weighted: list[bool]) -> Any:
@@ -29,6 +30,25 @@ def threshold_of(edge: Any, shares: Tensor | None, amounts: list[float], weighte
         return table
     rows = [shares if wanted else torch.ones_like(shares) for wanted in by_channels]
     return table * torch.stack(rows)[:, :, None, None]
+
+
+class Mixed:
+    """A reach side by side with the narrow one: each of some streams."""
+
+    def __init__(self, reach: Reach, narrow: Sequence[bool], device: torch.device):
+        self._both = reach, narrowed(reach)
+        self._narrow = torch.tensor(narrow, device=device).view(-1, 1, 1, 1)
+
+    def spread(self, mask: Tensor) -> Tensor:
+        wide, narrow = (reach.spread(mask) for reach in self._both)
+        return torch.where(self._narrow, narrow, wide)
+
+
+def reach_of(reach: Reach, of_site: bool, narrow: Sequence[bool], device: torch.device) -> Any:
+    """By which each stream sees the changes of an input; only those of sites can be narrow."""
+    if not of_site or not any(narrow) or narrowed(reach) is reach:
+        return reach
+    return narrowed(reach) if all(narrow) else Mixed(reach, narrow, device)
 
 
 class _Watches:

@@ -9,6 +9,7 @@ of ones*. That is why a first frame, a reset or a joined stream needs no branch 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,6 +59,8 @@ class Window:
 
     `transposed` turns the arrows round: input pixel y writes output pixels y * stride - padding + k * dilation.
     All sizes are (height, width); `padding` is the top and left one, the size of the output settles the rest.
+    seen: the window through which changes are seen. It is this one, or a smaller one inside it (`narrowed`): then the
+    operator still reads all of the window, but what changed elsewhere in it does not make the pixel a candidate.
     """
 
     def __init__(
@@ -75,10 +78,39 @@ class Window:
         self.in_size, self.out_size, self.transposed = in_size, out_size, transposed
         reached = self._reached(torch.ones(1, 1, *in_size, dtype=torch.bool))
         self.orphans = None if bool(reached.all()) else ~reached
+        self.seen = self
 
     def spread(self, mask: Tensor) -> Tensor:
+        if self.seen is not self:
+            return self.seen.spread(mask)
         out = self._reached(mask)
         return out if self.orphans is None else _with_orphans(out, self.orphans, mask)
+
+    def narrowed(self) -> Window:
+        """The same, but a change is seen in the middle of the window alone: each input pixel reaches one output pixel,
+        or as many as share a stride. The window itself where that would leave pixels that reach none, or are reached by
+        none."""
+        parts = [self._middle(axis) for axis in (0, 1)]
+        if self.transposed or None in parts:
+            return self
+        kernel, padding = zip(*parts, strict=True)  # type: ignore[arg-type]
+        seen = Window(kernel, self.stride, padding, (1, 1), self.in_size, self.out_size)
+        if seen.orphans is not None:
+            return self
+        narrow = copy.copy(self)
+        narrow.seen = seen
+        return narrow
+
+    def _middle(self, axis: int) -> Size | None:
+        """(taps, padding) of the middle taps, as many as the stride, where these see all of the map."""
+        kernel, stride, dilation = self.kernel[axis], self.stride[axis], self.dilation[axis]
+        if kernel <= stride or (stride > 1 and dilation > 1):
+            return (kernel, self.padding[axis]) if dilation == 1 else None
+        for first in ((kernel - stride + 1) // 2, (kernel - stride) // 2):
+            start = first * dilation - self.padding[axis]
+            if start <= 0 and start + stride * self.out_size[axis] >= self.in_size[axis]:
+                return stride, -start
+        return None
 
     def reads(self, box: Box) -> Box | None:
         return self._span(0, box[0]), self._span(1, box[1])
@@ -162,6 +194,20 @@ class Sources:
             return (0, 0), (0, 0)
         rows, columns = ((int(part.min()), int(part.max()) + 1) for part in inside)
         return rows, columns
+
+
+def narrowed(reach: Reach) -> Reach:
+    """A window by which changes are seen in its middle alone; other reaches are as narrow as they can be."""
+    return reach.narrowed() if isinstance(reach, Window) else reach
+
+
+def seen_by(reach: Reach) -> Reach:
+    """The reach by which masks are spread, a plain one."""
+    if not isinstance(reach, Window):
+        return reach
+    seen, ones = reach.seen, (1, 1)
+    alike = seen.kernel == seen.stride == ones and seen.padding == (0, 0) and seen.in_size == seen.out_size
+    return Pixel() if alike and seen is not reach else seen
 
 
 def _with_orphans(out: Tensor, orphans: Tensor, mask: Tensor) -> Tensor:

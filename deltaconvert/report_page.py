@@ -147,7 +147,7 @@ class Page:
                     "path": layer.path,
                     "operator": layer.operator,
                     "threshold": threshold
-                    + (" weighted" if row is not None and row.how == "weighted" else ""),
+                    + (f" {row.how}" if row is not None and row.how and row.kind != "sparsify" else ""),
                     "changed": f"{layer.mean_density:.1%}",
                     "computed": f"{left:.1%}" if all_of_it else "",
                     "share": f"{row.share:.1%}" if row is not None and row.macs else "",

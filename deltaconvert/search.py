@@ -129,9 +129,14 @@ class Search:
         return sorted(settings, key=promise)
 
     def _leading(self, settings: Sequence[Setting]) -> Setting:
-        """The best of these with a common scale for the layers, each also weighted by channels."""
-        both = [*settings, *(replace(setting, weighted=True) for setting in settings)]
-        return min(self.scaled(both, TRIES, but=self.inputs), key=self._rank)
+        """The best of these with a common scale for the layers, each also weighted by channels, and narrow."""
+        words = list(itertools.product((False, True), repeat=2))
+        every = [
+            replace(setting, weighted=weighted, narrow=narrow)
+            for weighted, narrow in words
+            for setting in settings
+        ]
+        return min(self.scaled(list(dict.fromkeys(every)), TRIES, but=self.inputs), key=self._rank)
 
     def _starts(self, alike: Sequence[Setting]) -> list[Setting]:
         """For layers that are all alike, one of `alike` for each gate: the best gates and inputs with the layers at one
@@ -148,7 +153,7 @@ class Search:
     def continued(self, begin: Sequence[Setting], gates: Sequence[Gate], rounds: int) -> Setting:
         """From what was found for another budget to this one."""
         with suppress(TimeoutError):
-            self.settled(self.scaled(begin, TRIES, start=math.sqrt(2)), gates, rounds)
+            self.settled([self._leading(begin)], gates, rounds)
         return self.spent()
 
     def spent(self, tries: int = 2 * TRIES, start: float = 1.2) -> Setting:

@@ -11,11 +11,12 @@ from deltaconvert.gate import Gate
 @dataclass(frozen=True)
 class Setting:
     """Thresholds to try. shares: of each site's scale, in the order of the sites; weighted: by channels, but at inputs.
-    gate: of the frames."""
+    gate: of the frames. narrow: changes are seen in the middle of windows alone, those of all sites."""
 
     shares: tuple[float, ...]
     weighted: bool = False
     gate: Gate = field(default_factory=Gate)
+    narrow: bool = False
 
     def times(self, factor: float, but: Collection[int] = ()) -> Setting:
         """Every share times a factor, but for those of some sites."""

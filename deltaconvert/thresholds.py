@@ -3,7 +3,8 @@
 A change is dropped at a node if no channel of the pixel moved by more than the node's threshold. Rules are numbers in
 the units of the feature map, or percentages of its mean magnitude on the example frame ("10%"). With the word
 "weighted" behind it ("10% weighted") a rule asks more of channels that the next layers hardly read, and less of those
-that they read most.
+that they read most. With the word "narrow" a change of the node reaches only the output pixel in the middle of whose
+window it lies.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from deltaconvert.gate import Gate
 
 Rule = float | str
 FORMAT, VERSION = "deltaconvert-thresholds", 1
-WEIGHTED = "weighted"
+WEIGHTED, NARROW = "weighted", "narrow"
 KINDS = ("input", "activation", "linear", "gate", "statistics")
 
 
@@ -92,9 +93,9 @@ class Thresholds:
         content = {"format": FORMAT, "version": VERSION, "threshold": dict(self.rules), **gate, **facts}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    def at(self, kind: str | None, names: Sequence[str], scale: float) -> tuple[float, bool]:
-        """(threshold, whether weighted) of a node of that kind; `names` are its paths, its values have the mean
-        magnitude `scale`. A node of no kind has what its path says, and else none."""
+    def at(self, kind: str | None, names: Sequence[str], scale: float) -> tuple[float, list[str]]:
+        """(threshold, words) of a node of that kind; `names` are its paths, its values have the mean magnitude `scale`.
+        A node of no kind has what its path says, and else none."""
         rule, by_path = self.rules.get(kind, 0.0) if kind else 0.0, None
         for pattern, candidate in self.rules.items():
             if pattern in KINDS:
@@ -104,7 +105,7 @@ class Thresholds:
             elif kind not in (None, "linear") and matches(pattern, names):
                 rule = candidate
         rule = rule if by_path is None else by_path
-        return _amount(rule, scale, names[0]), _is_weighted(rule)
+        return _amount(rule, scale, names[0]), _parts(rule)[1]
 
     def resolved(self, placed: Iterable[tuple[Sequence[str], Rule]]) -> Thresholds:
         """These rules with the thresholds that they came to at nodes, given by their names, before all others."""
@@ -143,15 +144,22 @@ def as_rule(path: str) -> str:
     return f"[{path[0]}]{path[1:]}" if path in KINDS else path
 
 
-def _is_weighted(rule: Rule) -> bool:
-    return isinstance(rule, str) and rule.strip().endswith(WEIGHTED)
+def _parts(rule: Rule) -> tuple[Rule, list[str]]:
+    """The amount, and the words behind it."""
+    if not isinstance(rule, str):
+        return rule, []
+    parts = rule.split()
+    words = [word for word in parts if word in (WEIGHTED, NARROW)]
+    return " ".join(parts[: len(parts) - len(words)]), words
 
 
 def _amount(rule: Rule, scale: float, name: str = "threshold") -> float:
     try:
         if isinstance(rule, bool):
             raise ValueError
-        number = rule.strip().removesuffix(WEIGHTED).strip() if isinstance(rule, str) else rule
+        number, words = _parts(rule)
+        if isinstance(rule, str) and rule.split() != [*str(number).split(), *words]:
+            raise ValueError
         relative = isinstance(number, str) and number.endswith("%")
         amount = float(str(number)[:-1]) / 100 * scale if relative else float(number)
     except (TypeError, ValueError):

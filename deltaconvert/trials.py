@@ -23,13 +23,13 @@ from deltaconvert.lower import Program
 from deltaconvert.measure import Difference
 from deltaconvert.metrics import Metric
 from deltaconvert.model import DeltaModel
-from deltaconvert.per_stream import threshold_of, watch_of
+from deltaconvert.per_stream import reach_of, threshold_of, watch_of
 from deltaconvert.plan import Plan, plan
 from deltaconvert.replay import Replay
 from deltaconvert.sensitivity import gains
 from deltaconvert.setting import Outcome, Setting
 from deltaconvert.sites import compared, sites_of
-from deltaconvert.thresholds import KINDS, WEIGHTED, Rule, Thresholds, as_rule
+from deltaconvert.thresholds import KINDS, NARROW, WEIGHTED, Rule, Thresholds, as_rule
 from deltaconvert.work import Work
 
 Decode = Callable[[Any], Any]
@@ -75,6 +75,11 @@ class Trials:
             self._program = self._plan(model, frames[0])
             self.sites = sites_of(self._program, map(self._repeated, self._some))
             self.dense = [self._call(frame) for frame in frames]
+        edges = {id(site.edge) for site in self.sites}
+        self._reaches = [
+            (step, [(r, id(source) in edges) for r, source in zip(step.reaches, step.inputs, strict=True)])
+            for step in self._program.operators
+        ]
         self._seen = [self._decode(output) for output in self.dense]
         if all(seen is output for seen, output in zip(self._seen, self.dense, strict=True)):
             self._seen = self.dense
@@ -107,15 +112,17 @@ class Trials:
     def thresholds(self, setting: Setting) -> Thresholds:
         """The rules that convert takes. Nodes that only other sizes have go by the middle share of their kind."""
         rules: dict[str, Rule] = {}
-        word = f" {WEIGHTED}" if setting.weighted else ""
+        narrow = [NARROW] * setting.narrow
         for kind in KINDS:
             found = sorted(
                 share for site, share in zip(self.sites, setting.shares, strict=True) if site.kind == kind
             )
-            rules[kind] = f"{found[len(found) // 2] * 100:.4g}%" if found else 0.0
+            rules[kind] = " ".join([f"{found[len(found) // 2] * 100:.4g}%", *narrow]) if found else 0.0
         for site, share in zip(self.sites, setting.shares, strict=True):
             amount = share * site.scale
-            rule = f"{amount!r}{word}" if amount > 0 and site.shares is not None else amount
+            weighted = setting.weighted and amount > 0 and site.shares is not None
+            words = [WEIGHTED] * weighted + narrow
+            rule: Rule = " ".join([repr(amount), *words]) if words else amount
             rules.update((as_rule(name), rule) for name in site.names)
         return Thresholds(rules, setting.gate)
 
@@ -153,6 +160,9 @@ class Trials:
             if isinstance(edge, reference.FrameEdge):
                 gates = [setting.gate if site.kind == "input" else Gate() for setting in settings]
                 edge.watch = watch_of(edge, gates, amounts)
+        narrow = [setting.narrow for setting in settings]
+        for step, reaches in self._reaches:
+            step.reaches = [reach_of(*known, narrow, self.model.device) for known in reaches]
         self._program.reset()
         if self.replay is not None:
             self.replay.forget()

@@ -16,7 +16,9 @@ from deltaconvert.export.graph import EVERY, Body, Branch
 from deltaconvert.export.ops import spell
 from deltaconvert.export.sparse import Call, kind_of
 from deltaconvert.lower import threshold_of
+from deltaconvert.narrow import reaches_of
 from deltaconvert.ops.fused import stages_of
+from deltaconvert.reach import Pixel, seen_by
 
 if TYPE_CHECKING:
     from deltaconvert.export.network import Network
@@ -121,7 +123,7 @@ class SparseBranch(Writer):
         operator = operator_of(node)
         assert operator is not None
         shapes = [source.meta["shape"] for source in node.args]
-        reaches = operator.reaches(shapes, meta["shape"])
+        reaches = reaches_of(node)
         call = Call(operator, reaches, shapes, meta["shape"], threshold_of(meta))
         kind = kind_of(call)
         candidates = self._candidates(node, reaches)
@@ -144,7 +146,7 @@ class SparseBranch(Writer):
     def _candidates(self, node: fx.Node, reaches: Sequence[Any]) -> str:
         sources = list(zip(reaches, node.args, strict=True))
         given = list(dict.fromkeys(self.masks[source] for source in node.args))
-        if len(given) == 1 and all(isinstance(reach, masks.Pixel) for reach in reaches):
+        if len(given) == 1 and all(isinstance(seen_by(reach), Pixel) for reach in reaches):
             return given[0]
         body = Body([f"mask{place}" for place in range(len(given))])
         inputs = dict(zip(given, body.inputs, strict=True))

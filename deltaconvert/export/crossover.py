@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from deltaconvert.check import operator_of, sparsify
+from deltaconvert.narrow import reaches_of
 from deltaconvert.plan import Plan
 
 BLOCK = 16  # pixels on a side: scattered changes count for what they make of the maps behind them
@@ -38,9 +39,8 @@ def _work(plan: Plan, share: float) -> tuple[float, float]:
                 pooled = F.max_pool2d(found[node].float(), edges, edges, ceil_mode=True)
                 blocks = max(blocks, float(pooled.mean()))
         elif operator is not None and node.meta.get("delta"):
-            reaches = operator.reaches([source.meta["shape"] for source in node.args], shape)
             mask = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
-            for reach, source in zip(reaches, node.args, strict=True):
+            for reach, source in zip(reaches_of(node), node.args, strict=True):
                 mask = mask | reach.spread(found[source])
             macs = node.meta["macs"]
             done, total = done + macs * float(mask.float().mean()), total + macs

@@ -8,11 +8,12 @@ from torch import Tensor
 from deltaconvert.backends.reference import Amount
 from deltaconvert.export.graph import Scope
 from deltaconvert.ops.base import Shape
-from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
+from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window, seen_by
 
 
 def spread(g: Scope, reach: Reach, mask: str, out: Shape) -> str:
     """The output pixels that can have changed, as reach.spread finds them."""
+    reach = seen_by(reach)
     if isinstance(reach, Pixel):
         return mask
     if isinstance(reach, Everything):

@@ -45,6 +45,7 @@ class Operator(nn.Module):
     copies:      an output pixel with a single source is `copied` from it: nearest interpolation, padding, crops.
     fill:        what lies outside the map for an operator with a window, and in pixels without a source.
     position_free: the same function at every pixel, so that a backend may compute any pixels apart from the rest.
+    narrows:     its window reads its own inputs, so that it may look at the middle alone (deltaconvert/narrow.py).
     integers:    its maps may also hold integers or truth values: class labels, comparisons.
     """
 
@@ -53,6 +54,7 @@ class Operator(nn.Module):
     copies: ClassVar[bool] = False
     fill: ClassVar[float] = 0.0
     position_free: ClassVar[bool] = True
+    narrows: ClassVar[bool] = True
     integers: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # weights are buffers, made by `keep`; torch would say Tensor | Module

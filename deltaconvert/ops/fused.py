@@ -51,6 +51,10 @@ class Fused(Operator):
         return bool(self.stages[-1].activation)
 
     @property
+    def narrows(self) -> bool:  # type: ignore[override]
+        return self.head.narrows
+
+    @property
     def fill(self) -> float:  # type: ignore[override]
         return self.head.fill
 

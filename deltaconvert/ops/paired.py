@@ -20,6 +20,8 @@ class Paired(Operator):
     The first reads single pixels, or both read as many pixels around each as they are padded.
     """
 
+    narrows = False  # the window is of the map between
+
     def __init__(self, first: Operator, window: Conv2d):
         super().__init__()
         self.first, self.window = first, window

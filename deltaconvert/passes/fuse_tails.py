@@ -87,9 +87,9 @@ def fuse(gm: fx.GraphModule, chain: Sequence[fx.Node]) -> None:
 
 
 def reads_alone(node: fx.Node, source: fx.Node) -> bool:
-    """The node alone reads what `source` makes, once, and no threshold stands between them."""
+    """The node alone reads what `source` makes, once, and no threshold stands between them, nor is it read narrowly."""
     alone = len(source.users) == 1 and node.args.count(source) == 1
-    return alone and "threshold" not in source.meta
+    return alone and not source.meta.keys() & {"threshold", "narrow"}
 
 
 def inherit(fused: fx.Node, chain: Sequence[fx.Node]) -> None:

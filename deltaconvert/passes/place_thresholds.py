@@ -11,7 +11,7 @@ from deltaconvert.check import names_of, operator_of, sparsify
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.reach import Everything
-from deltaconvert.thresholds import WEIGHTED, Thresholds
+from deltaconvert.thresholds import NARROW, WEIGHTED, Thresholds
 
 FARTHEST = 8.0  # between the threshold of a channel and the node's: one that nobody reads must not go blind
 _TURNS = ("permute", "transpose", "movedim", "contiguous")
@@ -20,7 +20,8 @@ _TURNS = ("permute", "transpose", "movedim", "contiguous")
 def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.GraphModule]:
     """A pass that writes meta["threshold"] where changes are compared with what is stored, and to meta["placed"]
     which amount the rules gave to which names. A weighted threshold has meta["shares"], (C): what it is multiplied with
-    for each channel. A frame's sparsify has meta["gate"] if there is one.
+    for each channel. A frame's sparsify has meta["gate"] if there is one. meta["narrow"] is True where the nodes behind
+    see a change in the middle of their windows alone (deltaconvert/narrow.py).
 
     Every sparsify compares, exactly at threshold 0. An activation, a gate, statistics or a convolution without an
     activation (linear) compare where their threshold is above 0; so does a chain that ends otherwise, where a rule
@@ -38,16 +39,19 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
                 continue
             if not node.meta["dtype"].is_floating_point:  # two labels are equal or not
                 continue
-            amount, weighted = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))
-            if kind is None and amount == 0:
+            amount, words = thresholds.at(kind, names_of(node), node.meta.get("scale", 0.0))
+            if kind is None and amount == 0 and not words:
                 continue
+            weighted = WEIGHTED in words
+            if NARROW in words:
+                node.meta["narrow"] = True
             if amount > 0 or node.target is sparsify:
                 node.meta["threshold"] = amount
             if weighted and amount > 0 and node.target is not sparsify:
                 node.meta["shares"] = shares(node)
             if gate is not None and node.target is sparsify and is_of_frame(node.args[0]):
                 node.meta["gate"] = gate
-            rule = f"{amount!r} {WEIGHTED}" if weighted else amount
+            rule = " ".join([repr(amount), *words]) if words else amount
             node.meta["placed"] = [(names_of(node), rule)]
         return gm
 

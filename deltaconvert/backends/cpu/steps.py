@@ -13,7 +13,7 @@ from deltaconvert.backends.cpu.edges import Edge, listed
 from deltaconvert.backends.cpu.masks import Spread
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import stages_of
-from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
+from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window, seen_by
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cpu import Backend
@@ -82,7 +82,7 @@ class Step:
 
     def _spread(self, place: int, onto: Tensor | None) -> Tensor:
         """The pixels that input `place` makes candidates, and those of `onto`."""
-        reach, mask = self.reaches[place], self.inputs[place].mask
+        reach, mask = seen_by(self.reaches[place]), self.inputs[place].mask
         if loops.FOUND and isinstance(reach, Window) and not reach.transposed and reach.orphans is None:
             if place not in self._spreads:
                 self._spreads[place] = Spread(reach)

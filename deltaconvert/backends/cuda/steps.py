@@ -18,7 +18,7 @@ from deltaconvert.backends.cuda.listings import Listing
 from deltaconvert.backends.cuda.marks import Listed, Marks, keeps_places, needed, seen_from
 from deltaconvert.backends.cuda.tail import NoKernel
 from deltaconvert.ops.base import Operator
-from deltaconvert.reach import Pixel, Reach, Window
+from deltaconvert.reach import Pixel, Reach, Window, seen_by
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend
@@ -33,7 +33,7 @@ SMALL = 1 << 20
 
 def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
     """The list of pixels that a step computes, from its inputs' marks by its reaches; and the edge's own marks."""
-    read = [(reach, source.marks) for reach, source in zip(reaches, inputs, strict=True)]
+    read = [(seen_by(reach), source.marks) for reach, source in zip(reaches, inputs, strict=True)]
     pairs = [seen_from(reach, marks) for reach, marks in needed(read)]
     n, _, height, width = edge.values.shape
     device = edge.values.device
