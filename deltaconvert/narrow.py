@@ -1,9 +1,9 @@
 """Narrow changes: those of some nodes are seen in the middle of the next window alone.
 
-A change reaches all output pixels whose window holds it: a mask grows by a pixel with each 3x3 convolution, and behind a
-threshold most of what it grew by comes to little. Where a rule says `narrow` a change reaches one output pixel alone, as
-in submanifold sparse convolutions (Graham and van der Maaten, 2017, arXiv 1706.01307). The pixels around it keep what
-they hold until something changes in their own middle.
+A change reaches all output pixels whose window holds it: a mask grows by a pixel with each 3x3 convolution, and behind
+a threshold most of what it grew by comes to little. Where a rule says `narrow` a change reaches one output pixel alone,
+as in submanifold sparse convolutions (Graham and van der Maaten, 2017, arXiv 1706.01307). The pixels around it keep
+what they hold until something changes in their own middle.
 
 before:  y = conv3x3(x)    a changed pixel of x makes nine of y candidates
 after:   the same, with x.meta["narrow"]: one of y. Each candidate still reads all of its window.
@@ -11,9 +11,12 @@ after:   the same, with x.meta["narrow"]: one of y. Each candidate still reads a
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from torch import fx
 
 from deltaconvert.check import operator_of
+from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.reach import Reach, narrowed
 
 
@@ -21,8 +24,19 @@ def reaches_of(node: fx.Node) -> list[Reach]:
     """For each input of a delta node which of its pixels an output pixel reads, and by which it is a candidate."""
     operator = operator_of(node)
     assert operator is not None
-    found = operator.reaches([source.meta["shape"] for source in node.args], node.meta["shape"])
+    shapes = [source.meta["shape"] for source in node.args]
+    return narrow_reaches(operator, shapes, node.meta["shape"], narrow_inputs(node))
+
+
+def narrow_inputs(node: fx.Node) -> list[int]:
+    """The places of the inputs whose changes are narrow."""
+    return [place for place, source in enumerate(node.args) if source.meta.get("narrow")]
+
+
+def narrow_reaches(
+    operator: Operator, shapes: Sequence[Shape], out_shape: Shape, narrow: Collection[int]
+) -> list[Reach]:
+    found = operator.reaches(shapes, out_shape)
     if not operator.narrows:
         return found
-    pairs = zip(found, node.args, strict=True)
-    return [narrowed(reach) if source.meta.get("narrow") else reach for reach, source in pairs]
+    return [narrowed(reach) if place in narrow else reach for place, reach in enumerate(found)]

@@ -94,6 +94,8 @@ class Window:
         if self.transposed or None in parts:
             return self
         kernel, padding = zip(*parts, strict=True)  # type: ignore[arg-type]
+        if kernel == self.kernel:
+            return self
         seen = Window(kernel, self.stride, padding, (1, 1), self.in_size, self.out_size)
         if seen.orphans is not None:
             return self

@@ -137,6 +137,13 @@ def test_weighted_thresholds():
     check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50), threshold={"activation": "5% weighted"})
 
 
+def test_narrow_changes():
+    """Through windows with a stride, residuals whose maps share lists, and depthwise convolutions."""
+    rules = {"input": "0.05 narrow", "activation": "5% narrow", "linear": "0 narrow"}
+    for name in ("resnet18", "mobilenetv2"):
+        check(model_zoo.create(name, seed=0), (2, 3, 40, 50), threshold=rules)
+
+
 def test_a_gate():
     gate = {"smooth": 3, "noise": 2.0, "dilate": 1, "refresh": 4, "max_density": 0.5, "nonfinite": "hold"}
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()

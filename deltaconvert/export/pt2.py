@@ -17,6 +17,7 @@ from deltaconvert.export.planned import Planned, planned
 from deltaconvert.library import register
 from deltaconvert.library.described import describe
 from deltaconvert.lower import attribute_of
+from deltaconvert.narrow import narrow_inputs
 from deltaconvert.ops.fused import head_of
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class _Writer:
     def _operator(self, node: fx.Node) -> fx.Node:
         operator = operator_of(node)
         assert operator is not None
-        text, weights = describe(operator)
+        text, weights = describe(operator, narrow_inputs(node))
         name = self.names.states[node].name
         kept = [self._kept(f"{name}.{key}", weight) for key, weight in weights.items()]
         maps, masks = ([held[source] for source in node.args] for held in (self.stored, self.values))

@@ -15,13 +15,19 @@ from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import Fused, stages_of
 
 
-def describe(operator: Operator) -> tuple[str, dict[str, Tensor]]:
-    """(JSON, the tensors that it names)."""
+def describe(operator: Operator, narrow: Sequence[int] = ()) -> tuple[str, dict[str, Tensor]]:
+    """(JSON, the tensors that it names). narrow: the places of inputs whose changes are (deltaconvert/narrow.py)."""
     packer = Packer()
     facts: dict[str, Any] = {"stages": [operator_to_json(packer, stage) for stage in stages_of(operator)]}
     if isinstance(operator, Fused):
         facts |= {"counts": operator.counts, "slots": operator.slots, "head_inputs": operator.head_inputs}
+    facts |= {"narrow": list(narrow)} if narrow else {}
     return json.dumps(facts | {"weights": list(packer.tensors)}), packer.tensors
+
+
+def narrow_in(text: str) -> list[int]:
+    """The places of the inputs whose changes are narrow."""
+    return [int(place) for place in _parsed(text).get("narrow", ())]
 
 
 def restore(text: str, weights: Sequence[Tensor]) -> Operator:

@@ -6,7 +6,7 @@ which costs nothing on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 from deltaconvert.backends.cpu.chunks import chunks, sizes_below
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.reference import Amount, differs
-from deltaconvert.library.described import restore
+from deltaconvert.library.described import narrow_in, restore
+from deltaconvert.narrow import narrow_reaches
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.reach import Everything, Pixel, Reach, Window
@@ -45,8 +46,8 @@ class Call:
 class Place:
     """What does not depend on a frame: reaches, and how candidates can be computed apart from the rest."""
 
-    def __init__(self, operator: Operator, shapes: Sequence[Shape], out: Shape):
-        self.reaches = operator.reaches(shapes, out)
+    def __init__(self, operator: Operator, shapes: Sequence[Shape], out: Shape, narrow: Collection[int] = ()):
+        self.reaches = narrow_reaches(operator, shapes, out, narrow)
         self.grid: Tiles | None = None
         self.by_rows = operator.position_free and all(map(_is_pointlike, self.reaches, shapes))
         first, head = self.reaches[0], head_of(operator)
@@ -74,7 +75,7 @@ def placed(text: str, shapes: tuple[Shape, ...], weights: tuple[tuple[Shape, tor
     """shapes: N C H W of the maps, and of the result."""
     outline = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in weights]
     with torch.device("cpu"):  # whatever the caller's default is
-        return Place(restore(text, outline), shapes[:-1], shapes[-1])
+        return Place(restore(text, outline), shapes[:-1], shapes[-1], narrow_in(text))
 
 
 def whole(call: Call, weights: Sequence[Tensor], threshold: Amount | None) -> Tensor:

@@ -172,6 +172,19 @@ def test_bytes_and_thresholds_by_channel(tmp_path, providers):
         assert_equal(session(frame.numpy()), model(frame), f"frame {t}")
 
 
+def test_narrow_changes(tmp_path):
+    rules = {"input": "0.1 narrow", "activation": "0.05 narrow"}
+    shape = (2, 3, 21, 30)
+    check(small(), shape, tmp_path / "m.onnx", threshold=rules)
+    narrow, wide = (
+        deltaconvert.convert(small(), torch.zeros(shape), threshold=each, backend="reference")
+        for each in (rules, {name: rule.removesuffix(" narrow") for name, rule in rules.items()})
+    )
+    session = session_of(narrow, tmp_path / "dense.onnx", ALWAYS_DENSE)
+    for t, (frame,) in enumerate(scripted_videos([shape], torch.float32)):
+        assert_equal(session(frame.numpy()), wide(frame), f"frame {t}: the dense branch renews every pixel")
+
+
 def test_several_inputs(tmp_path):
     check(
         Call(lambda self, x, y: {"a": x + y, "b": x * 2}), [(1, 3, 9, 8), (1, 3, 9, 8)], tmp_path / "m.onnx"

@@ -107,6 +107,11 @@ def test_streams_and_resets(tmp_path, rules):
     check(small(), (3, 3, 20, 33), tmp_path / "m.pt2", threshold=rules, resets=(3, 7))
 
 
+def test_narrow_changes(tmp_path):
+    rules = {"input": "0.1 narrow", "activation": "0.05 weighted narrow"}
+    check(small(), (2, 3, 21, 30), tmp_path / "m.pt2", threshold=rules)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", model_zoo.names())
 def test_zoo(tmp_path, name):
