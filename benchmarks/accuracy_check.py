@@ -105,8 +105,8 @@ def ours(tried: Sequence[list], paper: Sequence[Setting], inputs: Sequence[int])
     """Of each gate the settings that no other beats in loss and work, some work apart; and the paper's layers, as they
     are and higher, under each gate."""
     known: dict[Gate, list[tuple[Setting, Outcome]]] = {}
-    for shares, weighted, gate, outcome, narrow in tried:
-        setting = Setting(tuple(shares), weighted, Gate.of(gate), narrow)
+    for shares, weighted, gate, outcome, *narrow in tried:
+        setting = Setting(tuple(shares), weighted, Gate.of(gate), *narrow)
         known.setdefault(setting.gate, []).append((setting, Outcome(**outcome)))
     found = []
     for pairs in known.values():

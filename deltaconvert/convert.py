@@ -52,7 +52,8 @@ def convert(
         percentage is one of the node's mean magnitude on `example`. "statistics" are the means and deviations of
         group and instance norms, "linear" are convolutions that no activation follows. Kinds go before parts of the
         network that have their names: a part `input` is reached by the pattern "[i]nput". "10% weighted" goes by what
-        the next layers do with each channel. A path that ends in .json is a file of thresholds, as calibrate makes it.
+        the next layers do with each channel; with "10% narrow" a change reaches one pixel of the next layer, not all
+        whose window holds it. A path that ends in .json is a file of thresholds, as calibrate makes it.
     gate: how frames are looked at where they come in: Gate(smooth=5, refresh=300) or a dict of its settings. It goes
         before the gate of a file of thresholds.
     backend: "reference", "cpu", "cuda", or "auto": the fastest one for the device of `example`.

@@ -12,6 +12,7 @@ after:   the same, with x.meta["narrow"]: one of y. Each candidate still reads a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import fx
 
@@ -24,13 +25,15 @@ def reaches_of(node: fx.Node) -> list[Reach]:
     """For each input of a delta node which of its pixels an output pixel reads, and by which it is a candidate."""
     operator = operator_of(node)
     assert operator is not None
-    shapes = [source.meta["shape"] for source in node.args]
+    inputs: Sequence[Any] = node.args
+    shapes = [source.meta["shape"] for source in inputs]
     return narrow_reaches(operator, shapes, node.meta["shape"], narrow_inputs(node))
 
 
 def narrow_inputs(node: fx.Node) -> list[int]:
     """The places of the inputs whose changes are narrow."""
-    return [place for place, source in enumerate(node.args) if source.meta.get("narrow")]
+    inputs: Sequence[Any] = node.args
+    return [place for place, source in enumerate(inputs) if source.meta.get("narrow")]
 
 
 def narrow_reaches(

@@ -341,8 +341,14 @@ def test_convolutions_without_an_activation_stop_what_grew():
     paper = search.front_to_back()
     assert paper.shares[2] == 0 < min(paper.shares[1], paper.shares[3])
     found = search.allocate([Gate(), Gate(smooth=3)], rounds=1)
-    assert found.shares[2] > 0
-    assert search.look(found).work < min(search.look(found.at(2, 0.0)).work, search.look(paper).work)
+    wide = min(
+        (setting for setting, outcome in search.tried.items() if outcome.loss <= 0.05 and not setting.narrow),
+        key=lambda setting: search.look(setting).work,
+    )
+    assert wide.shares[2] > 0
+    assert search.look(wide).work < min(search.look(wide.at(2, 0.0)).work, search.look(paper).work)
+    # Narrow changes do not grow: then that threshold may be too much.
+    assert found.narrow and search.look(found).work < search.look(wide).work
 
 
 def test_thresholds_that_cost_more_time_than_they_save_are_left_out(delta):
@@ -470,7 +476,7 @@ def test_the_file_is_what_convert_takes(delta, tmp_path):
     found.write(file)
     assert json.loads(file.read_text())["found"]["budget"] == 0.05
     model = deltaconvert.convert(network(), clip()[0], threshold=file)
-    assert model.thresholds == found.model.thresholds and model.gate == Gate(smooth=3)
+    assert model.thresholds == found.model.thresholds and model.gate == found.setting.gate != Gate()
     for frame in clip():
         assert_close(model(frame), found.model(frame))
     assert any(isinstance(e.threshold, float | Tensor) for e in edges(model).values())
