@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import Call, assert_close, assert_marked_alike, edges, scripted_video
+from oracle import assert_close, edges, scripted_video
 from torch import nn
 
 import deltaconvert
