@@ -82,7 +82,7 @@ def load(path: str | Path, *, backend: str = "auto", device: str | torch.device 
     list. ContainerError for a file that is damaged, not deltaconvert's, or of a newer version; OSError if
     there is none.
     """
-    path, device = Path(path), _device(device)
+    path, device = Path(path), device_named(device)
     where = load_backend(backend, device)
     data = path.read_bytes()
     try:
@@ -99,7 +99,8 @@ def load(path: str | Path, *, backend: str = "auto", device: str | torch.device 
         ) from error
 
 
-def _device(name: str | torch.device) -> torch.device:
+def device_named(name: str | torch.device) -> torch.device:
+    """InputError where this torch or this machine has none of that name."""
     try:
         device = torch.device(name)
     except RuntimeError:

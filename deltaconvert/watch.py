@@ -111,7 +111,7 @@ def watch(
 ) -> Iterator[Seen]:
     """Run the network on uint8 (H, W, 3) frames, RGB; with `dense` that too, taking turns at going first."""
     for number, frame in enumerate(frames):
-        x = prepare(frame)
+        x = prepare(frame).to(model.device)
         args, kwargs = model.signature.call([x])
         theirs, dense_ms = None, None
         # At first the dense one goes second: what does not fit a frame is said by the converted one.

@@ -471,6 +471,14 @@ def test_serve_says_what_is_missing(converted, monkeypatch):
     assert 'pip install "deltaconvert[serve]"' in text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(converted, clip):
+    here = [converted, "--device", "cuda"]
+    for command in (["run", "--video", clip], ["bench"], ["explain"], ["calibrate", "--video", clip]):
+        text = said(call(command[0], *here, *command[1:], code=1))
+        assert "cuda is not to be had here" in text
+
+
 def test_debug_shows_the_traceback(tmp_path):
     result = CliRunner().invoke(app, ["--debug", "explain", str(tmp_path / "none.delta")])
     assert result.exit_code == 1 and "Traceback" in result.stderr and "No such file" in result.stderr

@@ -10,6 +10,7 @@ import typer
 from deltaconvert.cli.options import (
     Arch,
     Backend,
+    Device,
     Input,
     Json,
     MaybeFile,
@@ -34,6 +35,7 @@ def bench(
         typer.Option(help="Draw time against density: .svg, .png or .pdf.", callback=writable),
     ] = None,
     backend: Backend = "auto",
+    device: Device = "cpu",
     json_output: Json = False,
 ) -> None:
     """Time a network against the dense one on a textured box that moves over a still background."""
@@ -46,7 +48,7 @@ def bench(
 
     if plot is not None:
         pictures.check(plot)
-    model, recipe = opened(file, arch, input, threshold, backend)
+    model, recipe = opened(file, arch, input, threshold, backend, device)
     from deltaconvert.feed import image_of
 
     shares = [share / 100 for share in densities]
@@ -60,7 +62,8 @@ def bench(
         title = f"{arch or file} {inputs}"
         pictures.draw([pictures.Panel(title, asked, delta_ms, {"dense": dense_ms}, works)], plot)
     if json_output:
-        facts = {"network": arch or str(file), "input": inputs, "backend": model.backend, "frames": frames}
+        where = {"backend": model.backend, "device": str(model.device)}
+        facts = {"network": arch or str(file), "input": inputs, **where, "frames": frames}
         baseline = {"baseline": measure.BASELINE}
         return print_json(
             {**facts, "rows": [row.to_json() for row in rows], **baseline, **measure.environment()}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import File, Json, as_usage, expect_video, one_of, writable
+from deltaconvert.cli.options import Device, File, Json, as_usage, expect_video, one_of, writable
 from deltaconvert.cli.show import print_json
 
 
@@ -54,6 +54,7 @@ def calibrate(
         Path | None, typer.Option(help="Keep trials there, and go on where they stopped.", callback=writable)
     ] = None,
     apply: Annotated[bool, typer.Option(help="Write the thresholds into FILE as well.")] = False,
+    device: Device = "cpu",
     json_output: Json = False,
 ) -> None:
     """Find the thresholds that stay within a budget on a clip and do the least work."""
@@ -69,7 +70,7 @@ def calibrate(
     expect_video(video, folder=True)
     if check is not None:
         expect_video(check, folder=True)
-    model = deltaconvert.load(file)
+    model = deltaconvert.load(file, device=device)
     found = deltaconvert.calibrate(
         model,
         video,

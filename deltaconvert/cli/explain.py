@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Arch, Backend, Input, Json, MaybeFile, Threshold, opened, writable
+from deltaconvert.cli.options import (
+    Arch,
+    Backend,
+    Device,
+    Input,
+    Json,
+    MaybeFile,
+    Threshold,
+    opened,
+    writable,
+)
 from deltaconvert.cli.show import print_json, working
 
 
@@ -29,10 +39,11 @@ def explain(
         bool, typer.Option(help="Measure what to expect on this machine, for the time of some dense frames.")
     ] = False,
     backend: Backend = "auto",
+    device: Device = "cpu",
     json_output: Json = False,
 ) -> None:
     """Show every node of a converted network: delta or dense, why not and what to do, its share of the work."""
-    model, _ = opened(file, arch, input, threshold, backend)
+    model, _ = opened(file, arch, input, threshold, backend, device)
     with working("measuring") if speed else nullcontext():
         rows = model.explain(speed=speed)
     if graph is not None:

@@ -56,7 +56,8 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="WxH", help="Resize frames; else the network's only size, or the video's."),
 ]
-Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
+Backend = Annotated[str, typer.Option(help="auto, cpu, cuda or reference.")]
+Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 
 
@@ -203,7 +204,12 @@ def _number_or_text(text: str) -> float | str:
 
 
 def opened(
-    file: Path | None, arch: str | None, input: str | None, threshold: list[str] | None, backend: str
+    file: Path | None,
+    arch: str | None,
+    input: str | None,
+    threshold: list[str] | None,
+    backend: str,
+    device: str,
 ) -> tuple[DeltaModel, Recipe | None]:
     """The network of a file, or an untrained one by name; and how images become its input, if known."""
     if (file is None) == (arch is None):
@@ -212,12 +218,12 @@ def opened(
     rules = rules_of(threshold)
     import deltaconvert
     import model_zoo
-    from deltaconvert import checkpoint, feed
+    from deltaconvert import checkpoint, container, feed
 
     if file is not None:
         if not file.exists() and str(file) in model_zoo.names():
             raise usage_error(f"there is no file {file}: the network of that name is --arch {file}", "FILE")
-        model = deltaconvert.load(file, backend=backend)
+        model = deltaconvert.load(file, backend=backend, device=device)
         recipe = feed.from_json(model.info["recipe"]) if "recipe" in model.info else None
         if shape is not None or threshold:
             frame = example_frame(recipe, shape or model.example[0][0], None)
@@ -230,8 +236,9 @@ def opened(
     recipe = feed.recipe_for(arch or "", shape or (1, 0, 0, 0))
     if shape is None and 0 in recipe.input_size:
         raise usage_error("is needed for a network that is not of model_zoo", "--input")
-    frame = example_frame(recipe, shape or (1, *recipe.input_size), None)
-    return deltaconvert.convert(network, frame, threshold=rules, backend=backend), recipe
+    place = container.device_named(device)
+    frame = example_frame(recipe, shape or (1, *recipe.input_size), None).to(place)
+    return deltaconvert.convert(network.to(place), frame, threshold=rules, backend=backend), recipe
 
 
 def network_of(

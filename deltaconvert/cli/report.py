@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Backend, File, Monitor, Size, expect_video, pixels_of, size_of, writable
+from deltaconvert.cli.options import (
+    Backend,
+    Device,
+    File,
+    Monitor,
+    Size,
+    expect_video,
+    pixels_of,
+    size_of,
+    writable,
+)
 from deltaconvert.cli.show import progress_bar
 
 
@@ -23,6 +33,7 @@ def report(
     compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
     monitor: Monitor = 0,
     backend: Backend = "auto",
+    device: Device = "cpu",
 ) -> None:
     """Run a network on a video and write what it did as one HTML page: layers, times, errors, pictures."""
     pixels = size_of(size)
@@ -35,7 +46,7 @@ def report(
     out = out or file.with_suffix(".report.html")  # explain writes a page as well
     writable(out)
     expect_video(video)
-    model = container.load(file, backend=backend)
+    model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     model.monitor(every=monitor)
     written = report_page.Page(model, f"{file.name} on {Path(video).name}")

@@ -10,6 +10,7 @@ import typer
 
 from deltaconvert.cli.options import (
     Backend,
+    Device,
     File,
     Gate,
     Json,
@@ -50,6 +51,7 @@ def run(
     compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
     monitor: Monitor = 0,
     backend: Backend = "auto",
+    device: Device = "cpu",
     json_output: Json = False,
 ) -> None:
     """Run a converted network on a video, and say what it saved."""
@@ -63,7 +65,7 @@ def run(
     expect_video(video)
     if out is not None:
         videos.VideoWriter(out, 1, (2, 2)).discard()
-    model = container.load(file, backend=backend)
+    model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     with videos.read(video, limit=limit) as reader, progress_bar(f"{video}", reader.frames) as progress:
         if rules is not None:
@@ -83,7 +85,8 @@ def run(
             progress=progress,
         )
     if json_output:
-        facts = {"file": str(file), "video": video, "backend": model.backend, "thresholds": dict(model.rules)}
+        where = {"backend": model.backend, "device": str(model.device)}
+        facts = {"file": str(file), "video": video, **where, "thresholds": dict(model.rules)}
         return print_json({**facts, **summary.to_json(), **environment()})
     typer.echo(str(summary))
     if out is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Backend, File, usage_error
+from deltaconvert.cli.options import Backend, Device, File, usage_error
 from deltaconvert.cli.show import note, working
 from deltaconvert.errors import InputError
 
@@ -29,7 +29,7 @@ def serve(
         str | None, typer.Option(envvar="DELTACONVERT_TOKEN", help="What every request has to bring.")
     ] = None,
     backend: Backend = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Serve cameras over HTTP: post frames or name a video, get JSON; a live page; metrics for Prometheus."""
     try:

@@ -1,0 +1,41 @@
+"""watch.py: frames of a camera, which are on the host, through networks that may be elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+import deltaconvert
+from deltaconvert.measure import Dense
+from deltaconvert.watch import Summary, watch
+
+HEIGHT, WIDTH = 40, 56
+
+
+def camera(frames):
+    """A patch of 6 x 10 pixels changes in each frame, somewhere else."""
+    draw = torch.Generator("cpu").manual_seed(0)
+    image = torch.randint(0, 256, (HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=draw, device="cpu")
+    for t in range(frames):
+        yield image.clone()
+        patch = torch.randint(0, 256, (6, 10, 3), dtype=torch.uint8, generator=draw, device="cpu")
+        image[5 * t : 5 * t + 6, 20:30] = patch
+
+
+def prepare(frame):
+    return frame.permute(2, 0, 1)[None].float() / 255
+
+
+def test_beside_the_dense_network(backend):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    where = network[0].weight.device
+    model = deltaconvert.convert(network, prepare(next(camera(1))).to(where), backend=backend)
+    summary = Summary(WIDTH, HEIGHT)
+    for seen in watch(model, camera(6), prepare, dense=Dense(model)):
+        summary.add(seen)
+        assert seen.mask.shape == (HEIGHT, WIDTH) and seen.mask.device.type == "cpu"
+    assert summary.frames == 6 and summary.difference.relative < 1e-5
+    assert all(math.isclose(density, 60 / (HEIGHT * WIDTH), rel_tol=1e-5) for density in summary.densities)
+    assert "times as fast" in str(summary)
