@@ -157,7 +157,7 @@ def measure(
 
 
 def page_table(folder: Path) -> str:
-    head = ("network, clip", "thresholds", "changed pixels", "work", "best dense", "delta", "ratio")
+    head = ("network, clip", "frames", "thresholds", "changed pixels", "work", "best dense", "delta", "ratio")
     body = []
     for file in sorted(folder.glob("*.json")):
         facts = json.loads(file.read_text())
@@ -166,6 +166,7 @@ def page_table(folder: Path) -> str:
             body.append(
                 (
                     f"{TITLES[facts['network']]} {facts['size']}",
+                    str(row["frames"]),
                     row["rule"],
                     f"{row['changed']:.1%}",
                     f"{row['work']:.1%}",
