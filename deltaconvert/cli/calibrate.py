@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from deltaconvert.cli.options import Device, File, Json, as_usage, expect_video, one_of, writable
-from deltaconvert.cli.show import print_json
+from deltaconvert.cli.show import note, print_json
 
 
 def calibrate(
@@ -71,6 +71,8 @@ def calibrate(
     if check is not None:
         expect_video(check, folder=True)
     model = deltaconvert.load(file, device=device)
+    if model.info.get("weights", "") is None:
+        note("the weights are untrained: what is found holds for none that are trained")
     found = deltaconvert.calibrate(
         model,
         video,
@@ -101,4 +103,4 @@ def calibrate(
         )
         facts = {name: getattr(found, name) for name in names}
         return print_json({"file": str(output), **facts})
-    typer.echo(f"{output}: {found}")
+    typer.echo(f"{output}{f' and {file}' if apply else ''}: {found}")

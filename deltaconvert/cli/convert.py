@@ -88,7 +88,7 @@ def convert(
     frame = example_frame(recipe, shape, example).to(call[0].dtype)
     with working(f"converting {arch}"):
         model = deltaconvert.convert(network, (frame, *call[1:]), threshold=rules, backend=backend)
-        model.info = {
+        model.info |= {
             "arch": arch,
             "weights": checkpoint.name if checkpoint else None,
             "recipe": feed.to_json(recipe),

@@ -99,7 +99,7 @@ class _Door:
             wanted = None
         given = isinstance(wanted, dict) and (type(wanted.get("url", "")), type(wanted.get("worker", 0)))
         if given != (str, int):
-            raise Refused(400, 'the body is empty, {"url": "..."} or {"worker": 0}')
+            raise Refused(400, 'the body has to be {"url": "..."}, {"worker": 0} or nothing')
         source = self._limits.source(wanted["url"]) if "url" in wanted else None
         await self._fleet.join(name)
         if "worker" in wanted:
