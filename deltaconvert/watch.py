@@ -128,10 +128,10 @@ def watch(
 
 def changed_pixels(model: DeltaModel, frame: Tensor, x: Tensor) -> tuple[Tensor, float]:
     """(bool (H, W), share): what changed at the first node that compares, as pixels of the frame."""
-    full = torch.zeros(frame.shape[:2], dtype=torch.bool)
+    full = torch.zeros(frame.shape[:2], dtype=torch.bool, device=frame.device)
     for mask in model.masks().values():
         size = (min(x.shape[2], full.shape[0]), min(x.shape[3], full.shape[1]))
-        own = mask[:1].float().cpu()
+        own = mask[:1].float().to(frame.device)
         shown = own if tuple(own.shape[2:]) == size else F.interpolate(own, size)
         full[: size[0], : size[1]] = shown[0, 0] > 0  # what was cut off at the right and below never changes
         return full, float(mask.float().mean())
