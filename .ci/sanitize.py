@@ -1,10 +1,12 @@
 """Play small networks on the GPU under each tool of compute-sanitizer. Fails on a finding in a kernel of ours.
 
-    python .ci/sanitize.py [memcheck racecheck initcheck synccheck] [--logs FOLDER] [--limit 300]
-    python .ci/sanitize.py play [graph] [--only TEXT] [--without TEXT] [--canary TOOL]
+    python .ci/sanitize.py [RUN ...] [--beside 8] [--logs FOLDER] [--limit 900]
+    python .ci/sanitize.py play [graph] [NETWORK ...] [--canary TOOL]
 
-Every kernel of kernels/*.cu is launched, on full, partly changed and still frames, with and without thresholds
-(`play`). torch's allocator is off, so that each tensor's bounds are known; a graph cannot be captured then, and
+A run is a tool on one network, "racecheck of mixed tf32 0.1" (0.1 is the threshold). RUN is a part of such names: what
+it names runs before what the next one names, and nothing else does; `--list` prints all. So many run beside each other,
+and each says whether it came to its end. Every kernel of kernels/*.cu is launched, on full, partly changed and still
+frames (`play`). torch's allocator is off, so that each tensor's bounds are known; a graph cannot be captured then, and
 frames are played launch by launch. memcheck plays graphs as well. What torch does is not judged, and watched only where
 it must be; dense convolutions run on the CPU, since racecheck dies in cuDNN's kernels where it does not watch them, and
 takes minutes where it does. Nor is what the driver's interface answers judged: cuda-bindings asks for functions that an
@@ -21,10 +23,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -32,19 +35,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 class Run(NamedTuple):
     tool: str
-    play: tuple[str, ...] = ()
-    ours: bool = True  # it watches no kernels but ours
+    network: str
+    graph: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.tool} of {self.network}" + " in graphs" * self.graph
+
+    @property
+    def ours(self) -> bool:
+        """Whether it watches no kernels but ours. initcheck has to see what torch stores, and racecheck dies of a
+        hardware exception in torch's means where it does not watch them."""
+        return self.tool != "initcheck" and not (self.tool == "racecheck" and "means" in self.network)
 
 
-RUNS = {
-    "memcheck": Run("memcheck"),
-    "memcheck of graphs": Run("memcheck", ("graph",)),
-    "racecheck": Run("racecheck", ("--without", "means")),
-    # It dies of a hardware exception in torch's means where it does not watch them.
-    "racecheck of means": Run("racecheck", ("--only", "means"), ours=False),
-    "initcheck": Run("initcheck", ours=False),
-    "synccheck": Run("synccheck"),
-}
 # Of a block: kernels/conv_wgmma.cu has up to twenty.
 OPTIONS = {
     tool: ["--num-cuda-barriers", count] for tool, count in (("synccheck", "32"), ("racecheck", "65536"))
@@ -70,17 +74,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="*", help="tools; or play, and graph")
-    parser.add_argument("--only", default="", help="play networks with this in their name")
-    parser.add_argument("--without", default="", help="but not those with this")
-    parser.add_argument("--canary", choices=FOUND_BY, help="what to do wrong at the end")
+    parser.add_argument("what", nargs="*", help="parts of runs' names; or play, graph and networks")
+    parser.add_argument("--list", action="store_true", help="print the runs' names")
+    parser.add_argument("--canary", choices=FOUND_BY, help="what to do wrong at the end of play")
+    parser.add_argument("--beside", type=int, default=8, help="processes at a time")
     parser.add_argument("--logs", type=Path, help="where what they print is kept")
     parser.add_argument("--limit", type=float, default=900, help="seconds for all of it")
     options = parser.parse_args()
     if options.what[:1] == ["play"]:
-        play("graph" in options.what, options.only, options.without)
+        graph = options.what[1:2] == ["graph"]
+        play(graph, options.what[1 + graph :])
         if options.canary:
             _sing(FOUND_BY.index(options.canary))
+        return 0
+    runs = _wanted(options.what)
+    if options.list:
+        print(*(run.name for run in runs), sep="\n")
         return 0
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if tool is None:
@@ -88,41 +97,93 @@ def main() -> int:
         return 1
     logs = options.logs or Path(mkdtemp())
     logs.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + options.limit
-    subprocess.run([sys.executable, __file__, "play", "graph"], check=True)  # compiles, and chooses tiles
-    wanted = {name: run for name, run in RUNS.items() if not options.what or run.tool in options.what}
-    running = {name: _start(tool, name, run, logs) for name, run in wanted.items()}
-    return int(any([_judge(name, process, logs, until) for name, process in running.items()]))
+    return sanitize(tool, runs, options.beside, logs, time.monotonic() + options.limit)
 
 
-def _start(tool: str, name: str, run: Run, logs: Path) -> subprocess.Popen[bytes]:
+def _wanted(parts: list[str]) -> list[Run]:
+    networks = [case.told for case in cases()]
+    runs = [Run(tool, network) for tool in FOUND_BY for network in networks]
+    runs += [Run("memcheck", network, graph=True) for network in networks]
+    if not parts:
+        return runs
+    return list(dict.fromkeys(run for part in parts for run in runs if part in run.name))
+
+
+def sanitize(tool: str, runs: list[Run], beside: int, logs: Path, until: float) -> int:
+    """Play so many at a time; the number of runs that found something or did not end."""
+    with ThreadPoolExecutor(beside) as pool:
+        # First of all without a tool: kernels are compiled and tiles chosen, which takes minutes under one.
+        measured = {
+            network: pool.submit(_measure, network, logs, until)
+            for network in dict.fromkeys(run.network for run in runs)
+        }
+
+        def run(one: Run) -> bool:
+            measured[one.network].result()
+            return _run(tool, one, logs, until)
+
+        bad = sum(pool.map(run, runs))
+    print(f"{len(runs) - bad} of {len(runs)} runs came to their end and found nothing")
+    if len(measured) < len(list(cases())):
+        return bad
+    missed = _kernels_of_this_gpu().difference(*(played.result() for played in measured.values()))
+    if missed:
+        print(f"not played: {', '.join(sorted(missed))}")
+    return bad + len(missed)
+
+
+def _measure(network: str, logs: Path, until: float) -> set[str]:
+    """The sources of the kernels that it plays; none if it fails."""
+    with _log(network, logs).open("wb") as log:
+        _wait(_start([sys.executable, __file__, "play", "graph", network], log), until)
+    text = _log(network, logs).read_text(errors="replace")
+    ended = re.search(r"^PLAYED (.*)$", text, re.MULTILINE)
+    if ended is None:
+        print(f"{network} does not play without a tool:\n{text[-3000:]}", flush=True)
+        return set()
+    return set(ended[1].split())
+
+
+def _run(tool: str, run: Run, logs: Path, until: float) -> bool:
+    """Whether it found something or did not end."""
     command = [tool, "--tool", run.tool, "--report-api-errors", "no", "--print-limit", "100000"]
     command += ["--show-backtrace", "no", *OPTIONS.get(run.tool, [])]
     for kernel in (*sorted(kernels()), "canary") if run.ours else ():
         command += ["--kernel-name", f"kne={kernel}"]
-    by_steps = {} if "graph" in run.play else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    with _log(name, logs).open("wb") as log:
-        return subprocess.Popen(
-            [*command, sys.executable, __file__, "play", *run.play, "--canary", run.tool],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **by_steps},
-            start_new_session=True,  # what it starts is stopped with it
-        )
+    by_steps = {} if run.graph else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    play = ["play", *["graph"] * run.graph, run.network, "--canary", run.tool]
+    began = time.monotonic()
+    if began > until:
+        print(f"{run.name}: not begun", flush=True)
+        return True
+    with _log(run.name, logs).open("wb") as log:
+        _wait(_start([*command, sys.executable, __file__, *play], log, by_steps), until)
+    return _judge(run, _log(run.name, logs).read_text(errors="replace"), time.monotonic() - began)
+
+
+def _start(command: list[str], log: IO[bytes], more: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
+    """A process, and a session of its own: what it starts is stopped with it."""
+    environment = {**os.environ, **more}
+    return subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], until: float) -> None:
+    """For its end, which comes then at the latest."""
+    try:
+        process.wait(max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _log(name: str, logs: Path) -> Path:
     return logs / f"{name.replace(' ', '_')}.txt"
 
 
-def _judge(name: str, process: subprocess.Popen[bytes], logs: Path, until: float) -> bool:
-    """Whether a run found something or did not end."""
-    began = time.monotonic()
-    try:
-        process.wait(max(0.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-    text = _log(name, logs).read_text(errors="replace")
+def _judge(run: Run, text: str, seconds: float) -> bool:
+    """Whether what it printed is a finding in a kernel of ours, or not the end of a run."""
     found, others, ours = [], 0, re.compile(rf"\b(at|in) ({'|'.join(kernels())})\b(?!\.)")
     canary = re.compile(r"\b(at|in) canary\b")
     alive = False
@@ -133,17 +194,16 @@ def _judge(name: str, process: subprocess.Popen[bytes], logs: Path, until: float
             alive = True
         else:
             others += 1
-    ended = "PLAYED" in text and alive
-    print(
-        f"{name}: {len(found)} findings in our kernels, {others} elsewhere, waited {time.monotonic() - began:.0f} s"
-        + ("" if ended else "; not ended" if "PLAYED" not in text else "; did not see the canary"),
-        flush=True,
-    )
-    for finding in found[:5]:
-        print(finding[:1500])
-    if not ended:
-        print(text[-1500:])
-    return bool(found) or not ended
+    played = re.search("^PLAYED", text, re.MULTILINE) is not None
+    report = [
+        f"{run.name}: {len(found)} findings in our kernels, {others} elsewhere, {seconds:.0f} s"
+        + ("; not ended" if not played else "" if alive else "; did not see the canary")
+    ]
+    report += [finding[:1500] for finding in found[:5]]
+    if not (played and alive):
+        report.append(text[-1500:])
+    print("\n".join(report), flush=True)
+    return bool(found) or not (played and alive)
 
 
 def findings(text: str) -> Iterator[str]:
@@ -172,7 +232,8 @@ def kernels() -> set[str]:
 # ---- what is played
 
 
-def play(graph: bool, only: str, without: str) -> None:
+def play(graph: bool, only: list[str]) -> None:
+    """Networks, in a graph or launch by launch, beside dense ones; the last line names the kernels' sources."""
     import torch
     from oracle import assert_close, scripted_video
     from torch.nn import functional as F
@@ -199,10 +260,10 @@ def play(graph: bool, only: str, without: str) -> None:
         setattr(F, name, _on_the_cpu(getattr(F, name)))
     torch.set_default_device("cuda")
     bounds = {"float": 1e-4, "tf32": 1e-2, "half": 2e-2}
-    for name, network, shape, kind, threshold in cases():
-        told = f"{name} {kind} {threshold}"
-        if only not in told or (without and without in told):
+    for case in cases():
+        if only and case.told not in only:
             continue
+        name, network, shape, kind, threshold = case
         torch.backends.cudnn.allow_tf32 = kind == "tf32"
         dtype = torch.float16 if kind == "half" else torch.float32
         network = network.to("cuda", dtype).eval()
@@ -217,13 +278,16 @@ def play(graph: bool, only: str, without: str) -> None:
             error = (output - expected).abs().max() / expected.abs().max()
             assert error <= bounds[kind], f"{name} {kind}: off by {error:.2g}"
         assert_close(output, model(video[10]), "a still frame")
-        print(told, flush=True)
-    every = {path.name for path in (ROOT / "kernels").glob("*.cu")}
-    if torch.cuda.get_device_capability() != (9, 0):
-        every.discard(OF_HOPPER)
-    assert only or without or played == every, f"not played: {every - played}"
+        print(case.told, flush=True)
     torch.cuda.synchronize()
-    print("PLAYED")
+    print("PLAYED", *sorted(played), flush=True)  # before a canary ends the process
+
+
+def _kernels_of_this_gpu() -> set[str]:
+    import torch
+
+    every = {path.name for path in (ROOT / "kernels").glob("*.cu")}
+    return every if torch.cuda.get_device_capability() == (9, 0) else every - {OF_HOPPER}
 
 
 def _on_the_cpu(convolution: Any) -> Any:
@@ -273,8 +337,19 @@ def _by_steps() -> type:
     return BySteps
 
 
-def cases() -> Iterator[tuple[str, Any, tuple[int, ...], str, float]]:
-    """(name, network, shape of a frame, type of numbers, threshold)."""
+class Case(NamedTuple):
+    name: str
+    network: Any
+    shape: tuple[int, ...]
+    kind: str
+    threshold: float
+
+    @property
+    def told(self) -> str:
+        return f"{self.name} {self.kind} {self.threshold}"
+
+
+def cases() -> Iterator[Case]:
     import torch
     from oracle import Call
     from torch import nn
@@ -313,26 +388,22 @@ def cases() -> Iterator[tuple[str, Any, tuple[int, ...], str, float]]:
     )  # fmt: skip
     for kind in ("half", "tf32", "float"):
         for threshold in (0.0, 0.1):
-            yield "mixed", mixed, (2, 3, 36, 52), kind, threshold
+            yield Case("mixed", mixed, (2, 3, 36, 52), kind, threshold)
     for kind in ("half", "float"):
-        yield "means of a gate", gate, (2, 8, 150, 140), kind, 0.0
-        yield "means of norms", norms, (2, 12, 150, 140), kind, 0.0
+        yield Case("means of a gate", gate, (2, 8, 150, 140), kind, 0.0)
+        yield Case("means of norms", norms, (2, 12, 150, 140), kind, 0.0)
     for kind in ("half", "tf32"):
         transposed = nn.Sequential(nn.ConvTranspose2d(64, 24, 4, stride=2, padding=1))
-        yield "transposed", transposed, (1, 64, 17, 19), kind, 0.0
-        yield "a long sum", nn.Sequential(conv(256, 64, 3, padding=1), nn.ReLU()), (1, 256, 30, 31), kind, 0.0
-        yield "wide", nn.Sequential(conv(64, 200, 3, padding=1)), (2, 64, 40, 50), kind, 0.0
+        yield Case("transposed", transposed, (1, 64, 17, 19), kind, 0.0)
+        long = nn.Sequential(conv(256, 64, 3, padding=1), nn.ReLU())
+        yield Case("a long sum", long, (1, 256, 30, 31), kind, 0.0)
+        yield Case("wide", nn.Sequential(conv(64, 200, 3, padding=1)), (2, 64, 40, 50), kind, 0.0)
         # More pixels and channels than threads take at once, for tiles in shared memory.
-        yield (
-            "depthwise",
-            nn.Sequential(conv(256, 256, 3, padding=1, groups=256)),
-            (1, 256, 96, 97),
-            kind,
-            0.0,
-        )
+        depthwise = nn.Sequential(conv(256, 256, 3, padding=1, groups=256))
+        yield Case("depthwise", depthwise, (1, 256, 96, 97), kind, 0.0)
     for threshold in (0.0, 0.1):
-        yield "lists aside", many, (2, 3, 260, 320), "float", threshold
-    yield "gated", many, (2, 3, 60, 70), "half", 0.1
+        yield Case("lists aside", many, (2, 3, 260, 320), "float", threshold)
+    yield Case("gated", many, (2, 3, 60, 70), "half", 0.1)
 
 
 if __name__ == "__main__":
