@@ -317,22 +317,12 @@ def _sing(tool: int) -> None:
 
 
 def _by_steps() -> type:
-    """A Recording without a graph."""
-    import torch
+    """A Recording that captures no graph."""
+    from deltaconvert.backends.cuda.recording import Recording
 
-    from deltaconvert.backends.cuda.kernels import on_current_stream
-
-    class BySteps:
-        def __init__(self, device: torch.device, start: Any, join: Any, finish: Any):
-            self._device, self._start, self._finish = device, start, finish
-            self.outside: dict[str, str] = {}
-
-        def play(self, steps: Any, frame: Any) -> None:
-            with on_current_stream(self._device):
-                self._start()
-                for step in steps:
-                    step(frame)
-                self._finish()
+    class BySteps(Recording):
+        def _capture(self, steps: Any) -> None:
+            raise RuntimeError("launch by launch")
 
     return BySteps
 

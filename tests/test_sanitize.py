@@ -7,6 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from oracle import assert_close, scripted_video
+from torch import nn
+
+import deltaconvert
+from deltaconvert.backends import cuda
+
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))
+from graph_on_cpu import with_graphs
+from on_cpu import GXX
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "sanitize.py"
 FOUND = "========= Invalid __shared__ write of size 4 bytes\n=========     at {}+0x10 in x.cu\n"
@@ -47,3 +57,20 @@ def test_a_run_ends_where_it_played_and_found_what_was_planted(sanitize, capsys)
     for text, (bad, words) in told.items():
         assert sanitize._judge(run, text, 3.0) is bad
         assert words in capsys.readouterr().out
+
+
+@pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_frames_are_played_launch_by_launch(sanitize, monkeypatch, threshold):
+    with_graphs(monkeypatch)
+    monkeypatch.setattr(cuda, "Recording", sanitize._by_steps())
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval()
+    video = scripted_video((2, 3, 19, 41), torch.float32)
+    ours, theirs = (
+        deltaconvert.convert(network, video[0], threshold=threshold, backend=b) for b in ("cuda", "reference")
+    )
+    for t in (0, 1, 2, 10, 10):
+        assert_close(ours(video[t]), theirs(video[t]), f"frame {t}")
+    recording = ours._program._backend._recording
+    assert recording._graph is None and recording.addresses is not None
+    assert "launch by launch" in next(iter(recording.outside.values()))
