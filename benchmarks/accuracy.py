@@ -186,7 +186,7 @@ class Run:
     @staticmethod
     def setting(kept: dict[str, Any]) -> Setting:
         return Setting(
-            tuple(kept["shares"]), kept["weighted"], Gate.of(kept["gate"]), kept.get("narrow", False)
+            tuple(kept["shares"]), kept["weighted"], Gate.of(kept["gate"]), frozenset(kept.get("narrow", ()))
         )
 
     def _simple(self) -> None:
@@ -248,7 +248,9 @@ class Run:
                 flush=True,
             )
         if self.options.tried:
-            rows = [[s.shares, s.weighted, s.gate.to_json(), vars(o), s.narrow] for s, o in tried.items()]
+            rows = [
+                [s.shares, s.weighted, s.gate.to_json(), vars(o), sorted(s.narrow)] for s, o in tried.items()
+            ]
             (self.folder / f"{self.task.name}_tried.json").write_text(json.dumps(rows))
 
     def _allocate(self, together: Together, budgets: Sequence[float], tried: dict[Setting, Outcome]) -> None:
@@ -284,7 +286,7 @@ class Run:
             "shares": list(setting.shares),
             "weighted": setting.weighted,
             "gate": setting.gate.to_json(),
-            "narrow": setting.narrow,
+            "narrow": sorted(setting.narrow),
             "trials": count,  # of calibrate, for all of its budgets
             "seconds": seconds,  # of all ways together
             "budget": budget,
@@ -427,7 +429,7 @@ class Together:
         self._trials, self.searches = trials, searches
         self.sites, self.at_once = trials.sites, trials.at_once
         shares = trials.alike()
-        self.alike = lambda: shares
+        self.alike, self.narrowing = (lambda: shares), trials.narrowing
         self._known: dict[Setting, Outcome] = {}
         self._asked: list[list[Setting]] = []
         self._turn, self._error = threading.Condition(), None

@@ -88,7 +88,7 @@ def check(options: argparse.Namespace) -> None:
     for (way, level), row in chosen.items():
         setting = candidates[row["way"], row["strength"]]
         found = {"shares": list(setting.shares), "weighted": setting.weighted, "gate": setting.gate.to_json()}
-        found["narrow"] = setting.narrow
+        found["narrow"] = sorted(setting.narrow)
         run.kept["settings"][f"{way} {level:g}"] = found | {"on the frames between": row}
     print(
         {f"{way} {level:g}": (row["work"], row["loss"]) for (way, level), row in chosen.items()}, flush=True
@@ -106,7 +106,7 @@ def ours(tried: Sequence[list], paper: Sequence[Setting], inputs: Sequence[int])
     are and higher, under each gate."""
     known: dict[Gate, list[tuple[Setting, Outcome]]] = {}
     for shares, weighted, gate, outcome, *narrow in tried:
-        setting = Setting(tuple(shares), weighted, Gate.of(gate), *narrow)
+        setting = Setting(tuple(shares), weighted, Gate.of(gate), *map(frozenset, narrow))
         known.setdefault(setting.gate, []).append((setting, Outcome(**outcome)))
     found = []
     for pairs in known.values():

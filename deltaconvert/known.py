@@ -23,7 +23,7 @@ class Known:
 
     def key(self, setting: Setting) -> str:
         parts = [[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()]
-        text = json.dumps([*parts, "narrow"] if setting.narrow else parts)
+        text = json.dumps([*parts, sorted(setting.narrow)] if setting.narrow else parts)
         return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def __contains__(self, key: str) -> bool:

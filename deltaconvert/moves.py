@@ -15,18 +15,25 @@ SPANS = (2, 4, 8)  # into so many runs of neighbours the layers are divided
 
 @dataclass(frozen=True)
 class Move:
-    """The threshold at a place times `factor`: what that adds to the square of the guide's loss and to the work."""
+    """The threshold at a place times `factor`; turns: its changes narrow where they were wide, or wide again. And what
+    that adds to the square of the guide's loss and to the work."""
 
     place: int
-    factor: float
-    loss: float
-    work: float
+    factor: float = 1.0
+    turns: bool = False
+    loss: float = 0.0
+    work: float = 0.0
 
-    @classmethod
-    def seen(cls, place: int, factor: float, before: Outcome, after: Outcome) -> Move:
+    def seen(self, before: Outcome, after: Outcome) -> Move:
+        """The same with what it was seen to do."""
         loss, work = after.guide**2 - before.guide**2, after.work - before.work
         # That less work loses less is chance: others are not to spend it.
-        return cls(place, factor, loss if work > 0 else max(loss, 0.0), work)
+        return replace(self, loss=loss if work > 0 else max(loss, 0.0), work=work)
+
+    def of(self, setting: Setting, part: float = 1.0) -> Setting:
+        """The setting moved, or by a part of the way; of a turn there is no quarter."""
+        moved = setting.at(self.place, setting.shares[self.place] * self.factor**part)
+        return moved.turned(self.place) if self.turns and part >= 0.5 else moved
 
     def cost(self, price: float) -> float:
         return self.work + price * self.loss
@@ -39,7 +46,7 @@ def reallocated(setting: Setting, moves: Sequence[Move]) -> list[Setting]:
 
     Squares of the guide's loss add up, errors of different layers being independent; so does saved work, nearly.
     """
-    options = [[Move(place, 1.0, 0.0, 0.0)] for place in range(len(setting.shares))]
+    options = [[Move(place)] for place in range(len(setting.shares))]
     for move in moves:
         options[move.place].append(move)
 
@@ -56,12 +63,12 @@ def reallocated(setting: Setting, moves: Sequence[Move]) -> list[Setting]:
     order = sorted(cheapest(high), key=lambda move: move.cost(high))
 
     def moved_by(part: float, count: int) -> Setting:
-        shares = list(setting.shares)
+        moved = setting
         for move in order[:count]:
-            shares[move.place] *= move.factor**part
-        return replace(setting, shares=tuple(shares))
+            moved = move.of(moved, part)
+        return moved
 
-    count = sum(move.factor != 1 for move in order)
+    count = sum(move.factor != 1 or move.turns for move in order)
     parts = {(1.0, count), (0.5, count), (0.25, count), (1.0, -(-count // 2)), (1.0, -(-count // 4))}
     return [moved_by(*part) for part in sorted(parts)]
 

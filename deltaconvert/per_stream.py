@@ -44,9 +44,9 @@ class Mixed:
         return torch.where(self._narrow, narrow, wide)
 
 
-def reach_of(reach: Reach, of_site: bool, narrow: Sequence[bool], device: torch.device) -> Any:
-    """By which each stream sees the changes of an input; only those of sites can be narrow."""
-    if not of_site or not any(narrow) or narrowed(reach) is reach:
+def reach_of(reach: Reach, narrow: Sequence[bool], device: torch.device) -> Any:
+    """By which each stream sees the changes of an input."""
+    if not any(narrow) or narrowed(reach) is reach:
         return reach
     return narrowed(reach) if all(narrow) else Mixed(reach, narrow, device)
 

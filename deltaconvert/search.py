@@ -130,7 +130,7 @@ class Search:
 
     def _leading(self, settings: Sequence[Setting]) -> Setting:
         """The best of these with a common scale for the layers, each also weighted by channels, and narrow."""
-        words = list(itertools.product((False, True), repeat=2))
+        words = list(itertools.product((False, True), (frozenset[int](), self.trials.narrowing)))
         every = [
             replace(setting, weighted=weighted, narrow=narrow)
             for weighted, narrow in words
@@ -240,12 +240,14 @@ class Search:
         return [setting.times(below or factor, but) for setting, below, factor in ends]
 
     def reallocated(self, setting: Setting, step: float) -> list[Setting]:
-        """The budget moved between layers, by what each threshold lowered or raised by itself does."""
+        """The budget moved between layers, by what each threshold lowered or raised by itself does, and each site's
+        changes being narrow or not."""
         base, places = self.look(setting), range(len(setting.shares))
-        options = [(place, factor) for place in places for factor in (1 / step, step, step**2)]
-        outcomes = self.look_at([setting.at(n, setting.shares[n] * factor) for n, factor in options])
-        pairs = zip(options, outcomes, strict=True)
-        return reallocated(setting, [Move.seen(*option, base, outcome) for option, outcome in pairs])
+        moves = [Move(place, factor) for place in places for factor in (1 / step, step, step**2)]
+        moves += [Move(place, turns=True) for place in sorted(self.trials.narrowing)]
+        outcomes = self.look_at([move.of(setting) for move in moves])
+        pairs = zip(moves, outcomes, strict=True)
+        return reallocated(setting, [move.seen(base, outcome) for move, outcome in pairs])
 
     def _rank(self, setting: Setting) -> tuple[bool, float]:
         """Those within the budget by their work, the others behind them by their loss."""

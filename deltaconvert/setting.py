@@ -11,12 +11,12 @@ from deltaconvert.gate import Gate
 @dataclass(frozen=True)
 class Setting:
     """Thresholds to try. shares: of each site's scale, in the order of the sites; weighted: by channels, but at inputs.
-    gate: of the frames. narrow: changes are seen in the middle of windows alone, those of all sites."""
+    gate: of the frames. narrow: the places of the sites whose changes are seen in the middle of windows alone."""
 
     shares: tuple[float, ...]
     weighted: bool = False
     gate: Gate = field(default_factory=Gate)
-    narrow: bool = False
+    narrow: frozenset[int] = frozenset()
 
     def times(self, factor: float, but: Collection[int] = ()) -> Setting:
         """Every share times a factor, but for those of some sites."""
@@ -27,6 +27,10 @@ class Setting:
         """Shares a part of the way to another's, in their logarithms; one that is 0 in either is this one's."""
         pairs = zip(self.shares, other.shares, strict=True)
         return replace(self, shares=tuple(a * (b / a) ** part if a and b else a for a, b in pairs))
+
+    def turned(self, place: int) -> Setting:
+        """Wide changes of a site become narrow, narrow ones wide."""
+        return replace(self, narrow=self.narrow ^ {place})
 
     def at(self, place: int, share: float) -> Setting:
         return replace(self, shares=(*self.shares[:place], share, *self.shares[place + 1 :]))

@@ -25,6 +25,7 @@ from deltaconvert.metrics import Metric
 from deltaconvert.model import DeltaModel
 from deltaconvert.per_stream import reach_of, threshold_of, watch_of
 from deltaconvert.plan import Plan, plan
+from deltaconvert.reach import narrowed
 from deltaconvert.replay import Replay
 from deltaconvert.sensitivity import gains
 from deltaconvert.setting import Outcome, Setting
@@ -75,11 +76,13 @@ class Trials:
             self._program = self._plan(model, frames[0])
             self.sites = sites_of(self._program, map(self._repeated, self._some))
             self.dense = [self._call(frame) for frame in frames]
-        edges = {id(site.edge) for site in self.sites}
+        places = {id(site.edge): place for place, site in enumerate(self.sites)}
         self._reaches = [
-            (step, [(r, id(source) in edges) for r, source in zip(step.reaches, step.inputs, strict=True)])
+            (step, [(r, places.get(id(source))) for r, source in zip(step.reaches, step.inputs, strict=True)])
             for step in self._program.operators
         ]
+        seen = [pair for _, pairs in self._reaches for pair in pairs]
+        self.narrowing = frozenset(p for r, p in seen if p is not None and narrowed(r) is not r)
         self._seen = [self._decode(output) for output in self.dense]
         if all(seen is output for seen, output in zip(self._seen, self.dense, strict=True)):
             self._seen = self.dense
@@ -112,16 +115,15 @@ class Trials:
     def thresholds(self, setting: Setting) -> Thresholds:
         """The rules that convert takes. Nodes that only other sizes have go by the middle share of their kind."""
         rules: dict[str, Rule] = {}
-        narrow = [NARROW] * setting.narrow
         for kind in KINDS:
             found = sorted(
                 share for site, share in zip(self.sites, setting.shares, strict=True) if site.kind == kind
             )
-            rules[kind] = " ".join([f"{found[len(found) // 2] * 100:.4g}%", *narrow]) if found else 0.0
-        for site, share in zip(self.sites, setting.shares, strict=True):
+            rules[kind] = f"{found[len(found) // 2] * 100:.4g}%" if found else 0.0
+        for place, (site, share) in enumerate(zip(self.sites, setting.shares, strict=True)):
             amount = share * site.scale
             weighted = setting.weighted and amount > 0 and site.shares is not None
-            words = [WEIGHTED] * weighted + narrow
+            words = [WEIGHTED] * weighted + [NARROW] * (place in setting.narrow)
             rule: Rule = " ".join([repr(amount), *words]) if words else amount
             rules.update((as_rule(name), rule) for name in site.names)
         return Thresholds(rules, setting.gate)
@@ -160,9 +162,10 @@ class Trials:
             if isinstance(edge, reference.FrameEdge):
                 gates = [setting.gate if site.kind == "input" else Gate() for setting in settings]
                 edge.watch = watch_of(edge, gates, amounts)
-        narrow = [setting.narrow for setting in settings]
-        for step, reaches in self._reaches:
-            step.reaches = [reach_of(*known, narrow, self.model.device) for known in reaches]
+        for step, pairs in self._reaches:
+            narrow = [[place in setting.narrow for setting in settings] for _, place in pairs]
+            found = zip(pairs, narrow, strict=True)
+            step.reaches = [reach_of(reach, chosen, self.model.device) for (reach, _), chosen in found]
         self._program.reset()
         if self.replay is not None:
             self.replay.forget()

@@ -267,6 +267,7 @@ class Made:
     """Trials of a network that is not there: outcomes by a rule."""
 
     at_once = 8
+    narrowing: frozenset[int] = frozenset()
 
     def __init__(self, rule, layers):
         self.rule = rule
@@ -292,6 +293,22 @@ def test_layers_that_save_only_together_are_raised_together():
     leading = [setting]
     search.settled(leading, [Gate()], rounds=1)
     assert search.look(leading[0]).work == 0.2 and search.fits(leading[0])
+
+
+def test_changes_are_narrow_where_that_pays():
+    """Layer by layer: of four, two lose nothing by it, one loses more than the budget, and one saves nothing."""
+    saves, loses = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.0}, {1: 0.0, 2: 0.001, 3: 0.5, 4: 0.05}
+
+    def rule(setting):
+        work = sum(1.0 / share for share in setting.shares) / 100
+        lost = sum(share**2 for share in setting.shares) / 1e4 + sum(loses[n] for n in setting.narrow)
+        return lost, work - sum(saves[n] for n in setting.narrow) + 1.0
+
+    trials = Made(rule, 4)
+    trials.narrowing = frozenset(saves)
+    leading, search = [Setting((1.0,) * 5)], Search(trials, budget=0.01)
+    search.settled(leading, [Gate()], rounds=3)
+    assert leading[0].narrow == {1, 2} and search.fits(leading[0])
 
 
 def test_two_settings_are_crossed():
