@@ -1,4 +1,4 @@
-"""deltaconvert/thresholds.py: weighted rules and files of thresholds. Where rules stand is in test_convert.py."""
+"""thresholds.py: where rules stand, weighted ones, and files of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import assert_close, edges, scripted_video
+from small import call, conv, small, video
 from torch import nn
 
 import deltaconvert
@@ -126,3 +128,173 @@ def test_bad_files(tmp_path, text, message):
         Thresholds.of(file)
     with pytest.raises(OSError):
         Thresholds.of(tmp_path / "none.json")
+
+
+# --- where rules stand ----------------------------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu, self.gate_conv, self.last = conv(), nn.ReLU(), nn.Conv2d(4, 4, 1), conv(4, 2)
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        x = x * self.gate_conv(x.mean((2, 3), keepdim=True)).sigmoid()
+        return F.relu(self.last(x))
+
+
+def placed(threshold, network=None):
+    network = (network or Gated()).eval().double()
+    model = deltaconvert.convert(network, video()[0], threshold=threshold, backend="reference")
+    return model.thresholds
+
+
+def test_one_number():
+    found = placed(0.2)
+    assert found["input_0"] == found["stem"] == found["last"] == 0.2
+    assert set(found) == {"input_0", "stem", "gate_conv", "last"}
+    assert 0 < found["gate_conv"] < 0.02  # 1 % of a sigmoid
+    assert placed(0.0) == {"input_0": 0.0}
+
+
+def test_rules_by_kind_and_path():
+    torch.manual_seed(0)
+    found = placed({"input": 0.1, "activation": "10%", "gate": 0.5, "la*": 0.3, "stem": 0.7})
+    assert found == {"input_0": 0.1, "gate_conv": 0.5, "last": 0.3, "stem": 0.7}
+    later = placed({"activation": 0.1, "*": 0.2, "l*": 0.3, "stem": 0.4})
+    assert later == {"input_0": 0.2, "stem": 0.4, "gate_conv": 0.2, "last": 0.3}
+
+
+class Opaque(nn.Module):
+    """Cannot be traced, and works."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(4, 4)
+
+    def forward(self, x):
+        return self.conv(x) if x.mean() < 1e9 else x
+
+
+class Named(nn.Module):
+    """conv1 + bn1 + relu1 make one node; then parts whose names are those of kinds."""
+
+    def __init__(self, norm=None):
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = conv(), nn.BatchNorm2d(4), nn.ReLU()
+        self.input, self.gate, self.block = (
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 1),
+            nn.Sequential(conv(4, 4), nn.ReLU()),
+        )
+        self.norm = norm or nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.input(self.relu1(self.bn1(self.conv1(x))))
+        return self.block(self.norm(self.gate(x).relu()))
+
+
+def test_rules_by_the_name_of_any_part():
+    for name in ("conv1", "bn1", "relu1", "re*1", "*bn*"):
+        assert placed({name: 0.5}, Named()) == {**placed({}, Named()), "conv1": 0.5}, name
+    exact = {"relu1": 0.1, "conv1": 0.2, "*1": 0.3}
+    assert placed(exact, Named())["conv1"] == 0.2, (
+        "a path before a pattern, a later path before an earlier one"
+    )
+    for name in ("norm", "sparsify(norm)"):
+        assert placed({name: 0.4}, Named(Opaque()))["sparsify(norm)"] == 0.4
+
+
+def test_keep_dense_by_the_name_of_any_part():
+    model = deltaconvert.convert(Named().eval().double(), video()[0], keep_dense=["bn1"])
+    assert {row.path: row.reason for row in model.explain().islands}["conv1"] == "keep_dense names it"
+
+
+def test_kinds_go_before_nodes_of_their_names(tmp_path):
+    """For good: also in the rules that other sizes and files go by."""
+    rules = {"input": 0.1, "activation": 0.2, "[i]nput": 0.3, "[g]ate": 0.4, "g[a]te": "50%", "gate": 7.0}
+    network = Named().eval().double()
+    model = deltaconvert.convert(network, video()[0], threshold=rules)
+    first = dict(model.thresholds)
+    assert (first["input_0"], first["conv1"], first["input"]) == (0.1, 0.2, 0.3) and 0 < first["gate"] < 7
+    with pytest.warns(UserWarning, match="input size changed"):
+        model(torch.rand(1, 3, 9, 9).double() * 9)
+    assert model.thresholds == first
+    model.save(tmp_path / "named.delta")
+    assert deltaconvert.load(tmp_path / "named.delta").thresholds == first
+    assert "input" not in placed({"input": 0.1}, Named()), "the frame, not the part called input"
+
+
+UNKNOWN = {
+    "conv_1": r"threshold: 'conv_1' names no node of the network: did you mean 'conv1'",
+    "layer9.*": r"threshold: 'layer9\.\*' names no node",
+    "Input": r"did you mean .*'input",
+    "block": r"its parts are block\.\*",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_rules_that_mean_no_node(backend, name, tmp_path):
+    network, frame = Named().eval().double(), video()[0]
+    with pytest.raises(InputError, match=UNKNOWN[name]):
+        deltaconvert.convert(network, frame, threshold={"conv1": 0.1, name: 0.2}, backend=backend)
+    with pytest.raises(InputError, match=UNKNOWN[name].replace("threshold", "keep_dense")):
+        deltaconvert.convert(network, frame, keep_dense=["conv1", name], backend=backend)
+    model = deltaconvert.convert(network, frame, threshold={"bn1": 0.1}, backend=backend)
+    model.save(tmp_path / "named.delta")
+    for each in (model, deltaconvert.load(tmp_path / "named.delta", backend=backend, device=frame.device)):
+        with pytest.raises(InputError, match=UNKNOWN[name]):
+            each.with_thresholds({name: 0.2}, frame)
+        assert each.with_thresholds({"relu1": 0.2, "bn1": 0.3}, frame).thresholds["conv1"] == 0.3
+    with pytest.raises(InputError, match="3 names no node"):
+        deltaconvert.convert(network, frame, threshold={3: 0.2}, backend=backend)
+
+
+def test_rules_may_name_what_another_size_has(backend):
+    """A map comes back from an island at one size only: the rules of one size still go for the other."""
+
+    def run(m, x):
+        return m.c(m.a(x).cumsum(1) * m.b(x))
+
+    network = call(run, a=conv(), b=conv(), c=conv(4, 2))
+    model = deltaconvert.convert(network, video()[0], threshold="10%", backend=backend)
+    assert "sparsify(cumsum)" in model.thresholds
+    rules = {**model.rules, "a_name_of_another_size": 0.5}
+    model._plans.thresholds = type(model._plans.thresholds)(rules)
+    small = torch.rand(2, 3, 5, 5).double()
+    assert model.with_thresholds(dict(model.rules), small).thresholds == model.thresholds
+    with pytest.warns(UserWarning, match="input size changed"):
+        model(small)
+
+
+def test_paths_are_unambiguous(backend):
+    """A row for each path: of an island and the sparsify behind it, of a node and the densify behind it."""
+    network, frame = Named(Opaque()).eval().double(), video()[0]
+    model = deltaconvert.convert(network, frame, threshold=0.1, backend=backend)
+    model(frame)
+    paths = [row.path for row in model.explain().rows]
+    assert len(set(paths)) == len(paths) and {"norm", "sparsify(norm)", "gate", "densify(gate)"} <= set(paths)
+    layers = [layer.path for layer in model.stats().layers]
+    assert len(set(layers)) == len(layers) and "norm" in layers
+    programs = [model._program, *(part._program for part in model._parts.values())]
+    assert len(model.masks()) == sum(len(p.edges) for p in programs) and set(model.masks()) <= set(layers)
+    assert set(model.thresholds) <= set(model.masks())
+
+
+def test_percentages_are_of_the_mean_magnitude():
+    torch.manual_seed(0)
+    network = Gated().eval().double()
+    frame = video()[0]
+    scale = float(F.relu(network.stem(frame)).abs().mean())
+    found = placed({"input": "50%", "activation": "10%"}, network)
+    assert found["stem"] == pytest.approx(scale / 10, rel=1e-5)
+    assert found["input_0"] == pytest.approx(float(frame.abs().mean()) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bad", [-0.1, float("nan"), float("inf"), "ten", "5 px", "-1%", True, None, {"input": -1}, [0.1]]
+)
+def test_bad_thresholds(bad):
+    with pytest.raises(InputError, match="is no threshold"):
+        deltaconvert.convert(small(), video()[0], threshold=bad)
