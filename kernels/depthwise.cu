@@ -3,7 +3,7 @@
 // side, as most of a list do, share what they read. A pixel sums over taps in their order, whatever else changed.
 //
 // STAGED: where more pixels are listed than the grid's threads take at once, tiles of the map come into shared memory
-// first, where a pixel is read once for all that listed ones need of it. Not with COMPARE.
+// first, where a pixel is read once for all that listed ones need of it.
 #include "tail.cuh"
 #include "compare.cuh"
 
@@ -80,12 +80,15 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     int at = thread / packs * RUN;
     begin(early);
     const int listed = *count;
+    const Marks marks = {mask, changed, threshold, marked, marked_count};
 #if STAGED
     __shared__ Tiles shared;
     if (bits && listed > apart) {
         const Head h = *head;
+        begin_marks();
         if (early) wait_for_predecessor();
-        return tiles(shared, h, operands, out, pitch, channels, bits, OH, OW);
+        tiles(shared, h, operands, out, pitch, channels, bits, OH, OW, marks);
+        return end_marks(marks);
     }
 #endif
     // With COMPARE all threads of a block meet at its end.
@@ -94,7 +97,6 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
         if (early && blockIdx.x == 0) wait_for_predecessor();
         return;
     }
-    const Marks marks = {mask, changed, threshold, marked, marked_count};
     begin_marks();
     const bool holds = !COMPARE || c < channels;
     const Head h = *head;

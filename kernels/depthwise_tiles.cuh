@@ -1,10 +1,12 @@
 // Tiles of depthwise.cu: a block brings one into shared memory, of which it reads what listed pixels read, and sums up
 // its listed pixels while the copies of its next tile are on their way. A pixel is SLOT channels there, those of LANES
-// threads. A thread sums up RUN pixels of a row at a time, where one of them is listed.
-constexpr int SLOT = 32, LANES = SLOT / WIDTH, PIECES = SLOT * sizeof(value) / 16;
+// threads; with COMPARE all of them, and fewer rows. A thread sums up RUN pixels of a row at a time, where one of them is
+// listed.
+constexpr int SLOT = COMPARE ? VOTERS * WIDTH : 32, LANES = SLOT / WIDTH, PIECES = SLOT * sizeof(value) / 16;
+constexpr int ROOM = 40 << 10;  // bytes; what a block marks lies beside it
 constexpr int WIDE = 16, RUNS = WIDE / RUN, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2, THREADS = 128;
 constexpr int rows_in(int high) { return (high - 1) * SW + KH; }
-constexpr bool has_room(int high) { return 2 * rows_in(high) * IN_W * SLOT * sizeof(value) <= 42 << 10; }
+constexpr bool has_room(int high) { return 2 * rows_in(high) * IN_W * SLOT * sizeof(value) <= ROOM; }
 constexpr int HIGH = has_room(8) ? 8 : has_room(4) ? 4 : has_room(2) ? 2 : 1;
 constexpr int IN_H = rows_in(HIGH);
 
@@ -134,7 +136,7 @@ __device__ __forceinline__ void sum_up(number (&v)[RUN][WIDTH], const number (&h
 
 // listed: a bit of each pixel, as in kernels/masks.cu. A block keeps to SLOT channels, whose weights its threads hold.
 __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operand* operands, value* out, int pitch,
-                                      int channels, const u32* listed, int OH, int OW) {
+                                      int channels, const u32* listed, int OH, int OW, const Marks& marks) {
     const int chunks = (channels + SLOT - 1) / SLOT, across = (OW + WIDE - 1) / WIDE, down = (OH + HIGH - 1) / HIGH;
     const int total = h.images * down * across, thread = threadIdx.x, threads = blockDim.x;
     const int lane = thread % LANES, odd_run = thread / LANES % 2, group = thread / LANES / 2, groups = threads / LANES / 2;
@@ -182,7 +184,7 @@ __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operan
                 prepare(k + 2);
                 int n, top, left;
                 place_of(k, n, top, left);
-                const int mine = c < channels ? __popc(runs & 0x55555555u << odd_run) : 0;
+                const int mine = COMPARE || c < channels ? __popc(runs & 0x55555555u << odd_run) : 0;
                 for (int i = group; i < mine; i += groups) {
                     const int run = shared.order[odd_run][i], row = run / RUNS, col = run % RUNS * RUN;
                     number v[RUN][WIDTH];
@@ -190,14 +192,19 @@ __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operan
                     for (int p = 0; p < RUN; p++)
 #pragma unroll
                         for (int j = 0; j < WIDTH; j++) v[p][j] = bias[j];
-                    const value* staged = (const value*)shared.staged[k % 2];
-                    sum_up(v, held, staged + (row * IN_W + col) * SW * SLOT + lane * WIDTH, odd_run);
                     const u32 wanted = shared.rows[k][row] >> col;
                     const int place = (n * OH + top + row) * OW + left + col;
-                    value* to = out + (size_t)place * pitch + c;
+                    const auto to = [&](int p) {
+                        return COMPARE && c >= channels ? nullptr : out + (size_t)(place + p) * pitch + c;
+                    };
+                    Pack stored[RUN];
 #pragma unroll
-                    for (int p = 0; p < RUN; p++, to += pitch)
-                        if (wanted >> p & 1) *(Pack*)to = finished(v[p], operands, channels, place + p, n, c);
+                    for (int p = 0; p < RUN; p++) stored[p] = wanted >> p & 1 ? before(to(p)) : Pack{};
+                    const value* staged = (const value*)shared.staged[k % 2];
+                    sum_up(v, held, staged + (row * IN_W + col) * SW * SLOT + lane * WIDTH, odd_run);
+#pragma unroll
+                    for (int p = 0; p < RUN; p++)
+                        if (wanted >> p & 1) keep(v[p], operands, to(p), stored[p], channels, place + p, n, c, OW, marks);
                 }
                 __syncthreads();
             }

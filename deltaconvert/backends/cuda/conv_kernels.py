@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cuda.layout import STEP, depth_of, is_transposed, piece_of, steps_of, window_of
+from deltaconvert.backends.cuda.layout import (
+    STEP,
+    depth_of,
+    is_transposed,
+    lanes_of_pixel,
+    piece_of,
+    steps_of,
+    window_of,
+)
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Window
 
@@ -79,7 +87,7 @@ def by_channel(
             "KW": kw,
             "SW": geometry[1],
             "RUN": run if geometry[-1] == 1 else 1,
-            "STAGED": int(_is_staged(source, window, wide, run)),
+            "STAGED": int(_is_staged(source, window, edge, wide, run)),
             "WIDTH": wide,
             "AT_ONCE": at_once,
         },
@@ -89,14 +97,17 @@ def by_channel(
     )
 
 
-def _is_staged(source: Any, window: Window | None, wide: int, run: int) -> bool:
+def _is_staged(source: Any, window: Window | None, edge: Any, wide: int, run: int) -> bool:
     """Whether kernels/depthwise.cu brings tiles into shared memory where many pixels are listed: what it says at
-    STAGED, a row fits, and `run` pixels read no further than twice as many."""
+    STAGED, a row fits, and `run` pixels read no further than twice as many. Where a threshold decides about a pixel, a
+    tile holds all of its channels."""
     pitch, _, _, kh, kw, sh, sw, _, _, *dilation = window_of(source, window)
     itemsize = source.values.dtype.itemsize
     weights = kh * kw * wide * max(4, itemsize)
-    a_row = 2 * kh * (15 * sw + kw + 1) * 32 * itemsize
-    fits = pitch * itemsize % 16 == 0 and weights <= 288 and a_row <= 42 << 10
+    slot = wide * lanes_of_pixel(edge.values.shape[1], wide) if has_threshold(edge) else 32
+    a_row = 2 * kh * (15 * sw + kw + 1) * slot * itemsize
+    whole = pitch * itemsize % 16 == 0 == slot * itemsize % 16
+    fits = whole and weights <= 288 and a_row <= 40 << 10 and slot <= 32 * wide
     return fits and dilation == [1, 1] and sh == sw <= 2 and run in (4, 8) and kw <= (run + 1) * sw
 
 

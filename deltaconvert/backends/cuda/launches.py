@@ -45,7 +45,7 @@ class Launch:
             self._more = (NONE, NONE, number_of(0, edge.values.dtype))
             if self.compares:
                 self._more = (edge.marks.bits, edge.marks.changed, edge.limits)
-                macros.update(COMPARE=1, WEIGHTED=int(edge.is_weighted), VOTERS=lanes, STAGED=0)
+                macros.update(COMPARE=1, WEIGHTED=int(edge.is_weighted), VOTERS=lanes)
                 edge.marks.can_list, self._marks = True, edge.marks
         self._kernel = backend.kernel(head.source, head.name, edge.values.dtype, head.shared_bytes, **macros)
         self._head, self._operands = device_bytes(head.packed, edge.values.device), tail.packed()
