@@ -22,7 +22,20 @@ extern "C" __global__ void average(const seen* frame, const u64* at, long long s
     if (!awake[n]) return;
     const number share = 1 / (frames[n] + 1), rate = share < slowest ? slowest : share;
     const auto next = [&](number old, number fresh) { return old != old ? fresh : old + times(fresh - old, rate); };
-#if FOURS && !HOLD
+#if FLAT && !HOLD
+    const size_t all = (size_t)C * H * W, head = min(all, (size_t)(-(n * all) & 3)), tail = head + (all - head) / 4 * 4;
+    frame += n * all, mean += n * all;
+    for (size_t i = head + (blockIdx.x * blockDim.x + threadIdx.x) * 4; i < tail; i += gridDim.x * blockDim.x * 4) {
+        const Seen fresh = *(const Seen*)(frame + i);
+        Numbers old = *(Numbers*)(mean + i);
+#pragma unroll
+        for (int p = 0; p < 4; p++) old.of[p] = next(old.of[p], get(arrived(fresh.of[p])));
+        *(Numbers*)(mean + i) = old;
+    }
+    if (blockIdx.x > 0 || threadIdx.x >= 8) return;
+    const size_t i = threadIdx.x < 4 ? threadIdx.x : tail + threadIdx.x - 4;  // before the first four and behind the last
+    if (i < (threadIdx.x < 4 ? head : all)) mean[i] = next(mean[i], get(arrived(frame[i])));
+#elif FOURS && !HOLD
     for (int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4; i < H * W; i += gridDim.x * blockDim.x * 4)
         for (int c = 0; c < C; c++) {
             const Seen fresh = *(const Seen*)(frame + n * sn + c * sc + i / W * sh + i % W);

@@ -25,6 +25,9 @@
 #ifndef FOURS
 #define FOURS 0  // whether four pixels of a frame's row can be read at once: its rows begin where such runs do
 #endif
+#ifndef FLAT
+#define FLAT 0  // whether a frame lies as its mean does, N C H W without gaps, from where four can be read at once
+#endif
 #ifndef PACKED
 #define PACKED 0  // whether a stored pixel is four values, which are read at once
 #endif

@@ -87,6 +87,7 @@ GATES = [
     ((2, 3, 37, 33), {"smooth": 31, "peak": 1.5}),
     ((2, 3, 37, 72), {"smooth": 9, "peak": 6.0, "dilate": 12, "weak": 0.25}),
     ((2, 1, 35, 68), {"smooth": 9, "recent": 3, "dilate": 2}),
+    ((2, 3, 13, 37), {"smooth": 3, "recent": 3}),  # the second stream's frame begins between runs of four
     ((2, 3, 33, 36), {"smooth": 7, "recent": 2, "peak": 3.0, "weak": 0.5}),
     ((1, 1, 5, 1), {"dilate": 1, "peak": 100.0}),
     ((2, 3, 9, 40), {"smooth": 3, "dilate": 2, "weak": 0.3, "noise": 1.0, "refresh": 5, "cut": 0.9}),

@@ -50,9 +50,10 @@ class Looks:
         macros |= {"FOURS": int(fours), "PACKED": int(edge.pitch == 4)}
         learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
         dtype, launch = edge.values.dtype, self._backend.launch
+        flat = frame.is_contiguous() and frame.data_ptr() % (4 * frame.itemsize) == 0
         if recent > 1:
             launch(
-                self._backend.kernel("gate.cu", "average", dtype, **macros),
+                self._backend.kernel("gate.cu", "average", dtype, FLAT=int(flat), **macros),
                 (-(-height * width // (THREADS * 4)), n),
                 THREADS,
                 *pixels,
