@@ -13,6 +13,7 @@ from torch import nn
 
 import deltaconvert
 import model_zoo
+from deltaconvert.backends.cuda.shuffles import LastShuffle
 
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 import test_gate
@@ -105,6 +106,15 @@ def test_gates(shape, gate):
 def test_gates_that_average_frames(gate):
     """Means, what they were when pixels were stored, noise, NaN and streams that sleep: by the same kernels."""
     test_gate.test_gates_without_a_ceiling("cuda", gate, (21, 40), torch.float32)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("options", [{}, {"threshold": {"linear": 0.05}}])
+def test_a_last_shuffle(factor, options):
+    """It has no map, mask or list of its own; what it says about them is what any other step would."""
+    network = nn.Sequential(nn.Conv2d(3, 3 * factor**2, 3, padding=1), nn.PixelShuffle(factor)).eval()
+    model = check(network, (2, 3, 13, 38), **options)
+    assert isinstance(model._program._operators[-1], LastShuffle)
 
 
 class Skips(nn.Module):

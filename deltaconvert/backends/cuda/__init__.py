@@ -31,18 +31,20 @@ from deltaconvert.backends.cuda.marks import Listed, Marks, needed
 from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
 from deltaconvert.backends.cuda.passing import note_passing
 from deltaconvert.backends.cuda.recording import Recording
-from deltaconvert.backends.cuda.steps import Step
+from deltaconvert.backends.cuda.shuffles import LastShuffle, note_last_shuffles, plane_memory
+from deltaconvert.backends.cuda.steps import Step, changes_of
 from deltaconvert.backends.cuda.sums import join_sums
 from deltaconvert.backends.cuda.tuning import Tuner
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator, Shape
+from deltaconvert.ops.pixel_shuffle import PixelShuffle
 from deltaconvert.reach import Pixel, Reach
 
 __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
-PASSES = (join_sums, join_concats, note_passing)
+PASSES = (join_sums, join_concats, note_passing, note_last_shuffles)
 COUNTERS = 1 << 19  # half of them at most are marks (`cleared`)
 
 
@@ -85,12 +87,16 @@ class Backend:
         inputs: Sequence[Edge],
         kept: Map,
         notes: dict[str, Any],
-    ) -> Step | InBoxes:
+    ) -> Step | InBoxes | LastShuffle:
         is_part = "part" in notes and "joins" not in notes
-        edge = Edge(kept, self._joined_memory(kept, notes), is_part, notes.get("passes", False))
+        memory = plane_memory(kept) if notes.get("leaves") else self._joined_memory(kept, notes)
+        edge = Edge(kept, memory, is_part, notes.get("passes", False))
         self._edges.append(edge)
         self.place += 1
         with torch.cuda.device(kept.device):
+            if notes.get("leaves"):
+                assert isinstance(operator, PixelShuffle)
+                return LastShuffle(self, operator, inputs[0], edge, changes_of(self, inputs[0]))
             if notes.get("joins"):
                 return Step(self, operator, reaches, inputs, edge, in_place=True)
             boxed = boxes_of(operator, inputs[0], edge)

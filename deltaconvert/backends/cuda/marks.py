@@ -54,6 +54,17 @@ class Marks:
         return _holds(self.seen[0], other.seen[0])
 
 
+@dataclass(eq=False, kw_only=True)
+class Enlarged(Marks):
+    """Of a map with `factor` x `factor` pixels for each of another's, whose size and bits these are."""
+
+    factor: int
+
+    def dense(self) -> Tensor:
+        every = super().dense()
+        return every.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
+
+
 @dataclass(eq=False)
 class Listed:
     """A list of pixels on the device.

@@ -1,0 +1,75 @@
+"""Pixel shuffles that end a network: their pixels go where the output is read from, by the list of their input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from deltaconvert.backends.base import Map
+from deltaconvert.backends.cuda.concats import note_of
+from deltaconvert.backends.cuda.edges import Edge, Planes
+from deltaconvert.backends.cuda.launches import THREADS, blocks_of
+from deltaconvert.backends.cuda.marks import Enlarged
+from deltaconvert.check import densify, operator_of
+from deltaconvert.ops.pixel_shuffle import PixelShuffle
+
+if TYPE_CHECKING:
+    from deltaconvert.backends.cuda import Backend
+
+
+def note_last_shuffles(gm: fx.GraphModule) -> fx.GraphModule:
+    """Tell the pixel shuffles whose maps only leave the delta graph. An upscaler's last map is its largest: sixteen
+    times the pixels of the one before, which would be marked and listed, stored, and laid out anew.
+
+    before:  y = pixel_shuffle(x);  out = densify(y)
+    after:   the same, with y.meta["cuda"]["leaves"] = True
+    """
+    for node in gm.graph.nodes:
+        if isinstance(operator_of(node), PixelShuffle) and node.meta.get("delta"):
+            leaves = "threshold" not in node.meta and all(user.target is densify for user in node.users)
+            note_of(node)["leaves"] = leaves and "part" not in note_of(node)
+    return gm
+
+
+def plane_memory(kept: Map) -> Tensor:
+    """Memory of an edge, N H W C, that is a dense map N C H W."""
+    return torch.zeros(kept.shape, dtype=kept.dtype, device=kept.device).permute(0, 2, 3, 1)
+
+
+class LastShuffle:
+    """A step that moves its input's changed pixels to the planes of the output."""
+
+    def __init__(self, backend: Backend, operator: PixelShuffle, source: Edge, edge: Edge, changes: Any):
+        self.operator, self.inputs, self.edge = operator, [source], edge
+        self.candidates, self._backend = changes, backend
+        n, device = len(edge.values), edge.values.device
+        marks = source.marks
+        edge.marks = Enlarged(
+            marks.size, marks.bits, backend.counter(n, device), marks.source, factor=operator.factor
+        )
+        edge.computed, edge.planes = backend.counter(1, device), Planes(backend, edge, changes)
+
+    def rebuild(self) -> None:
+        """Nothing is kept beside the edges."""
+
+    def run(self) -> None:
+        (source,), edge = self.inputs, self.edge
+        self._backend.join(self.candidates.aside)
+        height, width = source.values.shape[2:]
+        self._backend.launch(
+            self._backend.kernel("unfold.cu", "unfold", edge.values.dtype, UP=self.operator.factor),
+            (blocks_of(source),),
+            THREADS,
+            source.values,
+            np.int32(source.pitch),
+            edge.values,
+            self.candidates.places,
+            self.candidates.count,
+            source.marks.changed,
+            edge.computed,
+            edge.marks.changed,
+            *map(np.int32, (*edge.values.shape[:2], height, width)),
+        )
