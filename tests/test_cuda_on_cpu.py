@@ -117,6 +117,10 @@ def test_a_last_shuffle(factor, options):
     assert isinstance(model._program._operators[-1], LastShuffle)
 
 
+def test_a_shuffle_of_a_frame():
+    check(nn.PixelShuffle(2).eval(), (2, 8, 5, 7))
+
+
 class Skips(nn.Module):
     """Two concatenations, maps of which are read by others as well, and one that cannot be in place."""
 
