@@ -169,19 +169,26 @@ class Run:
 
     def keep_best(self, trials: Trials) -> None:
         """The thresholds with the least work at the accepted loss, for convert(threshold=...)."""
-        kept = self.kept["settings"]
-        within: list[tuple[float, dict[str, Any], Setting]] = []
+        found = self.best(trials)
+        if found is not None:
+            row, setting = found
+            trials.thresholds(setting).write(self.folder / f"{self.task.name}_best.json", found=row)
+
+    def best(self, trials: Trials) -> tuple[dict[str, Any], Setting] | None:
+        """That setting, and its row; curves that were scaled as a whole count too."""
+        within: list[tuple[dict[str, Any], Setting]] = []
         for row in self.kept["rows"]:
-            name = f"{row['way']} {row['strength']:g}"
+            name, scale = f"{row['way']} {row['strength']:g}", 1.0
+            if name not in self.kept["settings"]:
+                name, scale = row["way"], row["strength"]
             if not name.startswith("ours") or row["loss"] > self.task.accepted:
                 continue
-            if name in kept:
-                within.append((row["work"], row, self.setting(kept[name])))
-            elif row["way"] in kept:  # scaled as a whole
-                within.append((row["work"], row, self.setting(kept[row["way"]]).times(row["strength"])))
-        if within:
-            _, best, setting = min(within, key=lambda found: found[0])
-            trials.thresholds(setting).write(self.folder / f"{self.task.name}_best.json", found=best)
+            if name in self.kept["settings"]:
+                kept = dict(self.kept["settings"][name])
+                # Searches of before convolutions without an activation were sites, the last of them.
+                kept["shares"] = [*kept["shares"], *[0.0] * (len(trials.sites) - len(kept["shares"]))]
+                within.append((row, self.setting(kept).times(scale)))
+        return min(within, key=lambda found: found[0]["work"], default=None)
 
     @staticmethod
     def setting(kept: dict[str, Any]) -> Setting:

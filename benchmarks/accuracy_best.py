@@ -1,17 +1,23 @@
-"""The thresholds that do the least work at the accepted loss, of what accuracy.py has played and kept.
+"""The thresholds that do the least work at the accepted loss, of what accuracy.py has played; and fewer of them.
 
-    python benchmarks/accuracy_best.py [--tasks pets,juggle] --out FOLDER
+    python benchmarks/accuracy_best.py [--tasks pets,juggle] [--fewer] [--play pets=35] --out FOLDER
 
 FOLDER/TASK_best.json for gpu_accuracy.py, from benchmarks/results/accuracy/TASK.json. Shares become thresholds by the
 magnitudes of maps on the calibration frames; no test frame is played.
+
+--fewer: a threshold takes time to compare with. FOLDER/TASK-COUNT_best.json are without the COUNT of them that save the
+least work on the calibration frames, by eighths, as calibrate(by="time") leaves them out; FOLDER/TASK_fewer.json says
+what each comes to there. --play: the test frames without so many, into the same file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.accuracy import Run  # noqa: E402
 from benchmarks.accuracy_tasks import TASKS  # noqa: E402
+from deltaconvert.setting import Setting  # noqa: E402
+from deltaconvert.trials import Trials  # noqa: E402
 
 
 @torch.no_grad()
@@ -29,17 +37,69 @@ def main() -> None:
     )
     parser.add_argument("--tasks", default="pets,highway,juggle,denoise,upscale")
     parser.add_argument("--calibration", type=int, default=24, help="frames")
+    parser.add_argument("--frames", type=int, default=200, help="of the test")
+    parser.add_argument("--fewer", action="store_true")
+    parser.add_argument("--play", default="", help="TASK=COUNT,...")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.device, options.single, options.workers, options.eager = "cpu", True, 1, True
     options.out.mkdir(parents=True, exist_ok=True)
+    counts = {
+        task: int(count)
+        for task, _, count in (part.partition("=") for part in options.play.split(",") if part)
+    }
     for name in options.tasks.split(","):
         shutil.copy(ROOT / "benchmarks/results/accuracy" / f"{name}.json", options.out)
-        run = Run(TASKS[name](options.calibration, 1), options, until=0)
+        run = Run(TASKS[name](options.calibration, options.frames), options, until=float("inf"))
         trials = run.trials()
-        for kept in run.kept["settings"].values():  # linear sites come last, and juggle's search knew none
-            kept["shares"] += [0.0] * (len(trials.sites) - len(kept["shares"]))
         run.keep_best(trials)
+        file = options.out / f"{name}_fewer.json"
+        if options.fewer:
+            file.write_text(json.dumps(fewer(run, trials), indent=1) + "\n")
+        if name in counts:
+            facts = json.loads(file.read_text())
+            facts["played"] = played(run, trials, facts, counts[name])
+            file.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def fewer(run: Run, trials: Trials) -> dict[str, Any]:
+    found = run.best(trials)
+    assert found is not None, f"{run.task.name}: no thresholds lose so little"
+    row, best = found
+    placed = [
+        place for place, share in enumerate(best.shares) if share and trials.sites[place].kind != "input"
+    ]
+    works = {place: trials(best.at(place, 0.0)).work for place in placed}
+    order = sorted(placed, key=lambda place: works[place])
+    facts: dict[str, Any] = {
+        "of": row,
+        "order": [trials.sites[place].names[0] for place in order],
+        "without": [],
+    }
+    for count in sorted({len(order) * eighth // 8 for eighth in range(9)}):
+        setting = without(best, order[:count])
+        outcome = trials(setting)
+        facts["without"].append({"count": count, "work": outcome.work, "loss": outcome.loss})
+        trials.thresholds(setting).write(run.folder / f"{run.task.name}-{count}_best.json", found=row)
+    return facts
+
+
+def without(setting: Setting, places: list[int]) -> Setting:
+    for place in places:
+        setting = setting.at(place, 0.0)
+    return setting
+
+
+def played(run: Run, trials: Trials, facts: dict[str, Any], count: int) -> dict[str, Any]:
+    """The row of the test frames without the first `count` thresholds."""
+    found = run.best(trials)
+    assert found is not None
+    places = {site.names[0]: place for place, site in enumerate(trials.sites)}
+    setting = without(found[1], [places[name] for name in facts["order"][:count]])
+    run.look_at_dense()
+    run.play(trials, {("without", float(count)): setting})
+    (row,) = (row for row in run.kept["rows"] if row["way"] == "without")
+    return row
 
 
 if __name__ == "__main__":
