@@ -79,7 +79,7 @@ def test_thresholds_of_small_networks():
 
     network = Small().eval()
     model = check(network, (2, 3, 19, 41), threshold={"activation": 0.05, "linear": 0.02})
-    assert all(step._launch.compares for step in model._program._operators if step.edge.threshold is not None)
+    assert all(step._launch.compares for step in model._program.operators if step.edge.threshold is not None)
 
 
 GATES = [
@@ -114,7 +114,7 @@ def test_a_last_shuffle(factor, options):
     """It has no map, mask or list of its own; what it says about them is what any other step would."""
     network = nn.Sequential(nn.Conv2d(3, 3 * factor**2, 3, padding=1), nn.PixelShuffle(factor)).eval()
     model = check(network, (2, 3, 13, 38), **options)
-    assert isinstance(model._program._operators[-1], LastShuffle)
+    assert isinstance(model._program.operators[-1], LastShuffle)
 
 
 def test_a_shuffle_of_a_frame():
@@ -221,7 +221,7 @@ def test_copies_and_other_pools():
 
 def whole(model: deltaconvert.DeltaModel) -> list[str]:
     """The operators that torch computes."""
-    steps = [getattr(step, "_step", step) for step in model._program._operators]
+    steps = [getattr(step, "_step", step) for step in model._program.operators]
     return [type(step.operator).__name__ for step in steps if step._compute == step._whole]
 
 

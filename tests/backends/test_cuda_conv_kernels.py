@@ -272,8 +272,8 @@ def test_comparison_in_the_kernel(gpu, kind, rule, tile, monkeypatch):
     ).view(8, 1, 1, 1, 1)
     options = {"threshold": {"activation": rule}, "backend": "cuda"}
     ours = deltaconvert.convert(network, frames[0], **options)
-    assert {step.edge.is_weighted for step in ours._program._operators[:-1]} == {rule != 0.3}
-    assert all(step._launch.compares for step in ours._program._operators)
+    assert {step.edge.is_weighted for step in ours._program.operators[:-1]} == {rule != 0.3}
+    assert all(step._launch.compares for step in ours._program.operators)
     with monkeypatch.context() as patch:
         for module in (convs, conv_kernels):
             patch.setattr(module, "has_threshold", lambda edge: False)

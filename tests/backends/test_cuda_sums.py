@@ -40,7 +40,7 @@ def _no_gpu(monkeypatch):
 
 
 def sums_in(model: deltaconvert.DeltaModel) -> int:
-    return sum(isinstance(head_of(step.operator), ConvSum) for step in model._program._operators)
+    return sum(isinstance(head_of(step.operator), ConvSum) for step in model._program.operators)
 
 
 def convert(network: nn.Module, monkeypatch, frame: torch.Tensor, **options) -> deltaconvert.DeltaModel:
