@@ -38,8 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
+from benchmarks.tasks import TASKS, Task  # noqa: E402
 from deltaconvert.crew import side_by_side  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.search import GATES, Search  # noqa: E402

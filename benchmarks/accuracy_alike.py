@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-from benchmarks.accuracy_tasks import TASKS  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
+from benchmarks.tasks import TASKS  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.setting import Setting  # noqa: E402
 from deltaconvert.trials import Trials  # noqa: E402

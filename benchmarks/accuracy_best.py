@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.accuracy import Run  # noqa: E402
-from benchmarks.accuracy_tasks import TASKS  # noqa: E402
+from benchmarks.tasks import TASKS  # noqa: E402
 from deltaconvert.setting import Setting  # noqa: E402
 from deltaconvert.trials import Trials  # noqa: E402
 

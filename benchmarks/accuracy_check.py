@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.accuracy import Run, between  # noqa: E402
-from benchmarks.accuracy_tasks import TASKS  # noqa: E402
+from benchmarks.tasks import TASKS  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.search import GATES  # noqa: E402
 from deltaconvert.setting import Outcome, Setting  # noqa: E402

@@ -21,8 +21,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy_tasks import TASKS, Task  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
+from benchmarks.tasks import TASKS, Task  # noqa: E402
 from deltaconvert.gate import Gate, Watch, grown  # noqa: E402
 
 EVERY = 10  # frames: one of so many is scored

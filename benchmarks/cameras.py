@@ -24,7 +24,8 @@ sys.path[:0] = [str(ROOT), str(DATA)]
 import deltaconvert  # noqa: E402
 import model_zoo  # noqa: E402
 from benchmarks import gpu_dense  # noqa: E402
-from benchmarks.accuracy_tasks import clip_of, sure_boxes  # noqa: E402
+from benchmarks.tasks.detection import sure_boxes  # noqa: E402
+from benchmarks.tasks.frames import clip_of  # noqa: E402
 from deltaconvert.calibrate import Search  # noqa: E402
 from deltaconvert.check import names_of  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
