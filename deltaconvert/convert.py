@@ -22,7 +22,7 @@ from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
 from deltaconvert.modes import is_casting, own_types
 from deltaconvert.normalise import normalise
-from deltaconvert.parts import WHOLE, find_parts, whole, within
+from deltaconvert.parts import Build, Call, find_parts, whole, within
 from deltaconvert.signature import tensors_of
 from deltaconvert.thresholds import Threshold, Thresholds, refuse_unknown
 from deltaconvert.trace import Traced
@@ -63,9 +63,9 @@ def convert(
     A network that symbolic tracing cannot see is captured by torch.export, for the size of `example` alone, and any
     batch where it can be; info["capture"] of the result says which way was taken, and why.
 
-    Raises UnsupportedModel if the network as a whole cannot be captured, InputError for options and inputs that do not
-    fit, such as a path or pattern that means no node. An operator that deltaconvert does not know is no error: it stays
-    dense, and explain() says why.
+    Raises UnsupportedModel if neither the network nor a part of it can be captured, InputError for options and inputs
+    that do not fit, such as a path or pattern that means no node. An operator that deltaconvert does not know is no
+    error: it stays dense, and explain() says why.
     """
     rules = Thresholds.of(threshold)
     if gate is not None:
@@ -87,33 +87,45 @@ def convert(
             "model.half() with a frame in half",
             stacklevel=2,
         )
+
+    def build(traced: Traced, frames: Sequence[Tensor], path: str) -> DeltaModel:
+        graph = normalise(traced.graph)
+        if path:
+            within(graph, path)
+        return DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
+
     planning = within_memory("the converted network")
     with torch.inference_mode(False), torch.no_grad(), own_types(device), planning:
-
-        def build(traced: Traced, frames: Sequence[Tensor], path: str = "") -> DeltaModel:
-            graph = normalise(traced.graph)
-            if path:
-                within(graph, path)
-            return DeltaModel(graph, traced.signature, frames, rules, where, keep_dense)
-
-        try:
-            traced = capture(model, args, kwargs, leaves)
-        except UnsupportedModel as error:
-            if isinstance(model, ExportedProgram):
-                raise
-            traced, refusal = whole(model, args, kwargs, str(error)), error
-        converted = build(traced, frames)
-        if not isinstance(model, ExportedProgram):
-            parts = find_parts(model, traced, (args, kwargs), build)
-            if WHOLE in traced.opaque and not parts:
-                raise refusal
-            converted.install(parts)
-            if parts and WHOLE in traced.opaque:
-                named = ", ".join(path.partition(".")[2] for path in parts)
-                traced.how = f"runs as it was, around its parts {named}: {str(refusal).splitlines()[0]}"
-    converted.info["capture"] = traced.how
+        converted = _converted(model, (args, kwargs), leaves, build)
     refuse_unknown(rules.rules, converted.names, "threshold")
     refuse_unknown(keep_dense, converted.names, "keep_dense")
+    return converted
+
+
+def _converted(
+    model: nn.Module | ExportedProgram,
+    call: Call,
+    leaves: Sequence[type[nn.Module] | str],
+    build: Build,
+) -> DeltaModel:
+    """The network as one graph; where it cannot be, as it was around its largest parts that can."""
+    refusal = None
+    try:
+        traced = capture(model, *call, leaves)
+    except UnsupportedModel as error:
+        if isinstance(model, ExportedProgram):
+            raise
+        traced, refusal = whole(model, *call, str(error)), error
+    converted = build(traced, tensors_of(call), "")
+    if not isinstance(model, ExportedProgram):
+        parts = find_parts(model, traced, call, build)
+        if refusal is not None and not parts:
+            raise refusal
+        converted.install(parts)
+        if refusal is not None:
+            named = ", ".join(path.partition(".")[2] for path in parts)
+            traced.how = f"runs as it was, around its parts {named}: {str(refusal).splitlines()[0]}"
+    converted.info["capture"] = traced.how
     return converted
 
 
