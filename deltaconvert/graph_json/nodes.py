@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -32,59 +33,73 @@ def graph_to_json(gm: fx.GraphModule) -> tuple[list[dict[str, Any]], dict[str, T
 
 
 def _node_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
-    path = path_of(node)
-    out: dict[str, Any] = {"name": node.name, "path": path}
+    out: dict[str, Any] = {"name": node.name, "path": path_of(node)}
     if "parts" in node.meta:
         out["parts"] = list(node.meta["parts"])
     if "why_dense" in node.meta:
         out["why_dense"] = node.meta["why_dense"]
-    target, where = str(node.target), f"{path} ({node.target})"
-    pack = partial(packer.value, words=_is_setting, where=where)
     if node.op == "placeholder":
         return {**out, "op": "input"}
     if node.op == "get_attr":
-        value: Any = gm
-        for part in target.split("."):
-            value = getattr(value, part)
-        if not isinstance(value, Tensor):
-            raise ContainerError(f"{where} is a {type(value).__name__}: {WAY_OUT}")
-        return {**out, "op": "tensor", "value": pack(value, name=node.name)}
+        return out | _tensor_to_json(packer, gm, node)
     if node.op == "call_module":
-        module = gm.get_submodule(target)
-        operator = operator_of(node)
-        out["op"], out["type"] = ("module" if operator is None else "operator"), type(module).__name__
-        if operator is not None and operator_types().get(out["type"]) is type(operator):
-            settings = operator.settings()
-        elif _nn_modules().get(out["type"]) is type(module) and is_known(module):
-            settings = _nn_settings(module)
-            state = module.state_dict()
-            out["state"] = {key: pack(value, name=f"{node.name}.{key}") for key, value in state.items()}
-        else:
-            raise ContainerError(
-                f"{path} stays whole, a module of the class {type(module).__qualname__}: {WAY_OUT}"
-            )
-        out["settings"] = {key: pack(value, name=f"{node.name}.{key}") for key, value in settings.items()}
+        out |= _module_to_json(packer, gm, node)
     elif node.op == "call_function":
-        named = name_of(node.target)
-        if named is None:
-            home = getattr(node.target, "__module__", None)
-            raise ContainerError(
-                f"{path} calls {getattr(node.target, '__qualname__', node.target)} of {home}: {WAY_OUT}"
-            )
-        out["op"], out["target"] = "function", named
+        out |= {"op": "function", "target": _function_to_json(node)}
     elif node.op == "call_method":
-        if target not in METHODS:
-            raise ContainerError(f"{path} calls Tensor.{target}: {WAY_OUT}")
-        out["op"], out["target"] = "method", target
+        if node.target not in METHODS:
+            raise ContainerError(f"{path_of(node)} calls Tensor.{node.target}: {WAY_OUT}")
+        out |= {"op": "method", "target": node.target}
     else:
         out["op"] = "output"
-    pack = partial(
-        packer.value, words=partial(word_allowed, target=out.get("target", "")), where=where, name=node.name
-    )
+    words = partial(word_allowed, target=out.get("target", ""))
+    pack = partial(packer.value, words=words, where=_where(node), name=node.name)
     out["args"] = [pack(arg) for arg in node.args]
     if node.kwargs:
         out["kwargs"] = {key: pack(value) for key, value in node.kwargs.items()}
     return out
+
+
+def _where(node: fx.Node) -> str:
+    return f"{path_of(node)} ({node.target})"
+
+
+def _tensor_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
+    value: Any = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        raise ContainerError(f"{_where(node)} is a {type(value).__name__}: {WAY_OUT}")
+    return {"op": "tensor", "value": packer.value(value, _is_setting, _where(node), node.name)}
+
+
+def _module_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
+    """Of an operator what its __init__ took; of a module of torch.nn that, and its weights."""
+    module, operator = gm.get_submodule(str(node.target)), operator_of(node)
+    kind, pack = type(module).__name__, partial(packer.value, words=_is_setting, where=_where(node))
+
+    def packed(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: pack(value, name=f"{node.name}.{key}") for key, value in values.items()}
+
+    if operator is not None and operator_types().get(kind) is type(operator):
+        return {"op": "operator", "type": kind, "settings": packed(operator.settings())}
+    if _nn_modules().get(kind) is type(module) and is_known(module):
+        state = packed(module.state_dict())
+        return {"op": "module", "type": kind, "state": state, "settings": packed(_nn_settings(module))}
+    raise ContainerError(
+        f"{path_of(node)} stays whole, a module of the class {type(module).__qualname__}: {WAY_OUT}"
+    )
+
+
+def _function_to_json(node: fx.Node) -> str:
+    named = name_of(node.target)
+    if named is None:
+        home, name = (
+            getattr(node.target, "__module__", None),
+            getattr(node.target, "__qualname__", node.target),
+        )
+        raise ContainerError(f"{path_of(node)} calls {name} of {home}: {WAY_OUT}")
+    return named
 
 
 def operator_to_json(packer: Packer, operator: Operator) -> dict[str, Any]:
@@ -164,31 +179,36 @@ def _node_from_json(
         root.get_submodule(home).add_module(f"at_{name}", build(entry, unpacker))
         return graph.create_node("call_module", f"{home}.at_{name}", args, kwargs, name=name)
     if op == "function":
-        function = function_named(target)
-        if function is None:
-            raise ContainerError(
-                f"node {name} calls the function {target[:80]!r}, which a converted file may not"
-            )
-        if target == "builtins.getattr" and not (len(args) == 2 and isinstance(args[1], str) and not kwargs):
-            raise ContainerError(f"node {name} reads an attribute in an unknown way")
+        function = _function_from_json(name, target, args, kwargs)
         return graph.create_node("call_function", function, args, kwargs, name=name)
     if op == "method":
-        if target not in METHODS:
-            raise ContainerError(
-                f"node {name} calls the method {target[:80]!r}, which a converted file may not"
-            )
-        if not args or not isinstance(args[0], fx.Node):
-            raise ContainerError(f"node {name} calls a method of no node")
+        _check_method(name, target, args)
         return graph.create_node("call_method", target, args, kwargs, name=name)
     if op == "output":
-        if (
-            len(args) != 1
-            or not isinstance(args[0], tuple)
-            or not all(isinstance(a, fx.Node) for a in args[0])
-        ):
+        if len(args) != 1 or type(args[0]) is not tuple or not all(isinstance(a, fx.Node) for a in args[0]):
             raise ContainerError("its output is no tuple of nodes")
         return graph.create_node("output", "output", args, name=name)
     raise ContainerError(f"node {name} is of an unknown kind {op[:80]!r}")
+
+
+def _function_from_json(
+    name: str, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[..., Any]:
+    function = function_named(target)
+    if function is None:
+        raise ContainerError(
+            f"node {name} calls the function {target[:80]!r}, which a converted file may not"
+        )
+    if target == "builtins.getattr" and not (len(args) == 2 and isinstance(args[1], str) and not kwargs):
+        raise ContainerError(f"node {name} reads an attribute in an unknown way")
+    return function
+
+
+def _check_method(name: str, target: str, args: tuple[Any, ...]) -> None:
+    if target not in METHODS:
+        raise ContainerError(f"node {name} calls the method {target[:80]!r}, which a converted file may not")
+    if not args or not isinstance(args[0], fx.Node):
+        raise ContainerError(f"node {name} calls a method of no node")
 
 
 def operator_from_json(entry: dict[str, Any], unpacker: Unpacker) -> Operator:
