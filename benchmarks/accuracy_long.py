@@ -1,0 +1,72 @@
+"""Whether a loss grows without end: a task's test frames back and forth, without a reset.
+
+    python benchmarks/accuracy_long.py --task upscale --calibration 45 --passes 6 --out FILE
+
+What each pass loses of the PSNR against the truth, with the setting that calibrate found for `--budget` and with the
+first one that it began with, without narrow changes. Nothing is chosen by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import deltaconvert  # noqa: E402
+from benchmarks.accuracy import Run  # noqa: E402
+from benchmarks.cpu import environment  # noqa: E402
+from benchmarks.tasks import TASKS  # noqa: E402
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", choices=("upscale", "denoise"), default="upscale")
+    parser.add_argument("--budget", default="1", help="whose setting of calibrate is played")
+    parser.add_argument("--calibration", type=int, default=45, help="frames")
+    parser.add_argument("--frames", type=int, default=200)
+    parser.add_argument("--passes", type=int, default=6)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.device, options.single, options.workers, options.eager = "cpu", True, 1, True
+    task, out = TASKS[options.task](options.calibration, options.frames), options.out
+    kept = json.loads((ROOT / "benchmarks/results/accuracy" / f"{task.name}.json").read_text())
+    options.out = out.parent / "unused"
+    run = Run(task, options, until=0)
+    trials = run.trials()
+    settings = {
+        "calibrate": run.setting(kept["settings"][f"ours {options.budget}"]),
+        "wide": run.setting(kept["begun"][0]),
+    }
+    pictures = (picture.permute(2, 0, 1)[None].float() for picture in task.frames(task.test))
+    frames = [task.prepare(picture.contiguous()) for picture in pictures]
+    dense = task.score([task.decode(task.network(x)) for x in frames], [], task.test)
+    found: dict[str, list[float]] = {}
+    for name, setting in settings.items():
+        model = deltaconvert.convert(task.network, frames[0], threshold=trials.thresholds(setting))
+        for turn in range(options.passes):
+            places = range(len(frames))[:: -1 if turn % 2 else 1]
+            shown = {place: task.decode(model(frames[place])).clone() for place in places}
+            outputs = [shown[place] for place in range(len(frames))]
+            found.setdefault(name, []).append(round(dense - task.score(outputs, [], task.test), 4))
+            print(name, found[name], flush=True)
+    facts = {
+        **environment(),
+        "task": task.name,
+        "frames": len(frames),
+        "dense": dense,
+        "loss of each pass": found,
+    }
+    out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
