@@ -15,8 +15,8 @@
 // in blocks of 64 rows kernels/few.cuh, whose four more warps do all of the loading.
 //
 // Launch: 2 * BM threads, 128 more where BM is 64. Shared memory: STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS)
-// + BN * 8 + (SMALL_STAGES + 1) * 8 (16 where BM is 64) + STEP_TAPS * 8 * even(steps) bytes, BM * 4 more with ALSO, and
-// what whole.cuh says.
+// + BN * 8 + SMALL_STAGES * 8 + 8 + STEP_TAPS * 8 * even(steps) bytes, where BM is 64 BM * 9 + (BN + SMALL_STAGES) * 8 + 24
+// more, BM * 4 more with ALSO, and what whole.cuh says.
 // Only for sm_90a.
 #include "tensor.cuh"
 
@@ -64,6 +64,7 @@
 #define THREADS (2 * BM)  // that multiply and finish
 #define LOADERS (BM == 64 ? 128 : 0)  // beside them, that load; without, those that multiply do
 #define LOADS (LOADERS ? LOADERS : THREADS)
+#define TURNS (LOADERS ? 4 : 2)  // tiles that are written down at a time
 #define PIECES (STEP / PIECE)  // of a row
 #define REGISTERS (65536 / ((THREADS + LOADERS) * AT_ONCE) < 255 ? 65536 / ((THREADS + LOADERS) * AT_ONCE) : 255)
 #define ADDS (OPERANDS > 0 && KIND_A == MAP && UP_H * UP_W == 1 && !COMPARE)  // a map to the sums

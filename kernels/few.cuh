@@ -1,8 +1,8 @@
 // Blocks of 64 rows, for few pixels: four warps multiply and finish, four load.
 //
 // A slot of shared memory holds a step. Those that load fill it when it is `released`, those that multiply read it when it
-// has `arrived`; nobody meets at a barrier of the block. Those that load wait for their copies LATE steps behind, so
-// that others are on their way, and are up to a tile ahead.
+// has `arrived`; nobody meets at a barrier of the block. Those that load wait for their copies LATE steps behind, in
+// the next tile where a sum is short, so that others are on their way, and are up to TURNS - 1 tiles ahead.
 //
 // SPLIT: the blocks of a cluster share the steps of a sum where that is faster. A block finishes some of the rows.
 
@@ -76,6 +76,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     // Steps whose copies are on their way. S / 2: ResNet-50, half, batch 1 at 1 and 5 % 0.295, 0.384 ms; S - 2: 0.303,
     // 0.391.
     constexpr int LATE = S > 4 ? S / 2 : S - 2;
+    static_assert(TOGETHER || TURNS > LATE, "a tile whose place is taken is not waited for before its last step is announced");
     constexpr int SPARE = REGISTERS - N / 2 * (IN_SHARES ? 2 : 1) - (ROUNDS ? 16 : 0) - 48;
     static_assert(LATE > 0 && S > LATE + OPEN, "a slot is filled while others are multiplied");
     static_assert(S * STAGE <= BYTES && N <= LOADERS, "the same memory for every tile, a thread for each bias");
@@ -87,7 +88,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     const u32 stages = shared_address(memory);
     const u32 arrived = stages + BYTES + (int)sizeof(rows), released = arrived + S * 8;  // barriers of each slot
     const u32 finished = released + S * 8;                                             // and of each turn: its tile is
-    Tap* const taps = (Tap*)(memory + BYTES + sizeof(rows) + (2 * S + 2) * 8);
+    Tap* const taps = (Tap*)(memory + BYTES + sizeof(rows) + (2 * S + TURNS) * 8);
     const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread >> 5, 0);
     const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
     const int members = TOGETHER ? SPLIT : 1, rank = blockIdx.x % members, stride = gridDim.x / members;
@@ -102,11 +103,15 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     if (thread == 0) {
 #pragma unroll
         for (int i = 0; i < S; i++) set_up(arrived + i * 8, LOADERS + 1), set_up(released + i * 8, THREADS);
-        set_up(finished, THREADS), set_up(finished + 8, THREADS);
+#pragma unroll
+        for (int i = 0; i < TURNS; i++) set_up(finished + i * 8, THREADS);
     }
     publish();
     Gather<M, N> gather{h, work, rows, taps, thread - THREADS, blocks_n, total, first_step};
-    if (warp >= WARPS) gather.load_taps(steps), gather.describe(tile, 0);
+    if (warp >= WARPS) {
+        gather.load_taps(steps), gather.look_up(tile), gather.describe(tile, 0);
+        gather.look_up(tile + stride);
+    }
     __syncthreads();
 
     if (warp >= WARPS) {
@@ -116,7 +121,12 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
             arrive(arrived + (slot < before ? slot - before + S : slot - before) * 8);
         };
         u32 phase = 1;
-        int asked = 0;  // steps whose weights are on their way
+        int asked = 0, open = 0;  // steps whose weights are on their way; that are not announced
+        // The last ones are announced behind the first ones of the next tile, which are then on their way.
+        const auto announce_all = [&] {
+            one_by_one<LATE - 1>([&](int before) { if (before < open) announce(slot, before + 1); });
+            open = 0;
+        };
         for (int described = 1;; described++) {
             const int next = tile + stride;
             gather.take(tile);
@@ -134,18 +144,23 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
                 end_of_stage();
                 tap = gather.tap_of(min(step + 1, steps - 1));
                 wait<LATE>();
-                if (step >= LATE) announce(slot, LATE);
+                if (open == LATE)
+                    announce(slot, LATE);
+                else
+                    open++;
                 if (++slot == S) slot = 0, phase ^= 1;
-                if (step == min(S, steps) - 1) {
-                    await(finished + (turn ^ 1) * 8, described / 2 & 1 ^ 1);  // the tile before the last one
-                    gather.describe(next, turn ^ 1);
+                if (step == min(S, steps) - 1 && next < total) {
+                    turn = (turn + 1) % TURNS;
+                    await(finished + turn * 8, described / TURNS & 1 ^ 1);  // what was there before
+                    gather.describe(next, turn);
+                    gather.look_up(next + stride);
                 }
             }
-            one_by_one<LATE - 1>([&](int open) { if (open < steps) announce(slot, open + 1); });
+            if (TOGETHER || next >= total) announce_all();
             if (TOGETHER) cluster_barrier(), cluster_barrier();
             if (next >= total) return;
             meet(2, LOADERS);
-            tile = next, turn ^= 1, asked = 0;
+            tile = next, asked = 0;
         }
     }
 
@@ -195,6 +210,6 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
         }
         if (next >= total) return;
         arrive(finished + turn * 8);
-        tile = next, turn ^= 1;
+        tile = next, turn = (turn + 1) % TURNS;
     }
 }

@@ -21,16 +21,16 @@ typedef u32 Bits;
 
 __device__ __forceinline__ int even(int steps) { return (steps + 1) / 2 * 2; }
 
-// Of a tile of M pixels and N channels. What is there in turns belongs to the next tile while the last one is finished.
+// Of a tile of M pixels and N channels. What is there in turns belongs to later tiles while one is finished.
 template <int M, int N> struct Rows {
-    float bias[2][N];
+    float bias[TURNS][N];
     Bits inside[M];  // a bit for each tap
     int base[M];     // the first tap's pixel, in pieces from `at`
 #if ALSO
     int also[M];  // in pieces from `also`
 #endif
-    int places[2][M];      // -1 past the list
-    u32 moved[2][M / 32];  // a bit of each row, with COMPARE where warps share rows
+    int places[TURNS][M];      // -1 past the list
+    u32 moved[TURNS][M / 32];  // a bit of each row, with COMPARE where warps share rows
 };
 
 template <int M, int N> struct Gather {
@@ -44,18 +44,24 @@ template <int M, int N> struct Gather {
     int base[OF_THREAD], also[ALSO ? OF_THREAD : 1];
     Bits inside[OF_THREAD];
     const char* weights;
+    int place;         // of the tile that was looked up last, this thread's row
+    float bias_there;  // and channel
 
     __device__ __forceinline__ void load_taps(int steps) {
         for (int i = loader; i < steps * STEP_TAPS; i += LOADS) taps[i] = h.taps[first_step * STEP_TAPS + i];
     }
-    // Write down a tile's rows, a thread each.
+    // Ask for what `describe` writes down: a thread a row, and a channel.
+    __device__ __forceinline__ void look_up(int tile) {
+        const int at = tile / blocks_n * M + loader;
+        if (tile < total && loader < N) bias_there = h.bias[tile % blocks_n * N + loader];
+        place = tile < total && loader < M && at < work.listed ? work.list[at] : -1;
+    }
+    // Write down the tile that was looked up, if there is one.
     __device__ __forceinline__ void describe(int tile, int turn) {
         if (COMPARE && loader < M / 32) rows.moved[turn][loader] = 0;
         if (tile >= total) return;
-        if (loader < N) rows.bias[turn][loader] = h.bias[tile % blocks_n * N + loader];
+        if (loader < N) rows.bias[turn][loader] = bias_there;
         if (loader >= M) return;
-        const int at = tile / blocks_n * M + loader;
-        const int place = at < work.listed ? work.list[at] : -1;
         const int n = place / (work.OH * work.OW), pixel = place - n * work.OH * work.OW, y = pixel / work.OW;
         const int top = y * h.sh - h.ph, left = (pixel - y * work.OW) * h.sw - h.pw;
         Bits across = 0, taps_inside = 0;

@@ -54,7 +54,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
         if (work.early && blockIdx.x == 0) wait_for_predecessor();
         return;
     }
-    gather.describe(tile, 0);
+    gather.look_up(tile), gather.describe(tile, 0);
     __syncthreads();
     start(tile, true);
     while (true) {
@@ -87,7 +87,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
                 more = 1;
             }
             end_of_step();
-            if (step == 0) gather.describe(next, turn ^ 1);
+            if (step == 0) gather.look_up(next), gather.describe(next, turn ^ 1);
 #pragma unroll
             for (int p = 0; p < P; p++) {
                 const int later = step + AHEAD + p;
