@@ -15,7 +15,7 @@
 // in blocks of 64 rows kernels/few.cuh, whose four more warps do all of the loading.
 //
 // Launch: 2 * BM threads, 128 more where BM is 64. Shared memory: STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS)
-// + BN * 8 + SMALL_STAGES * 8 + 8 + STEP_TAPS * 8 * even(steps) bytes, where BM is 64 BM * 9 + (BN + SMALL_STAGES) * 8 + 24
+// + BN * 8 + SMALL_STAGES * 8 + 8 + STEP_TAPS * 8 * even(steps) bytes, where BM is 64 BM * 9 + (BN + SMALL_STAGES) * 8 + 56
 // more, BM * 4 more with ALSO, and what whole.cuh says.
 // Only for sm_90a.
 #include "tensor.cuh"
@@ -116,6 +116,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__((THREADS + LOADERS), AT_ONC
         if (fits && few * SPLIT * AT_ONCE <= (int)gridDim.x) return walk<64, SMALL_STAGES, true>(h, work);
         return walk<BN, STAGES, true>(h, work);
     }
+#elif LOADERS
+    if (BN > 64 && fits && few <= (int)gridDim.x) return walk<64, SMALL_STAGES, false>(h, work);
 #elif SMALL
     if (fits && few <= (int)gridDim.x) return walk<64, 64, SMALL_STAGES, 2>(h, work);
 #endif

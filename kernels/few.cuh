@@ -1,8 +1,11 @@
 // Blocks of 64 rows, for few pixels: four warps multiply and finish, four load.
 //
 // A slot of shared memory holds a step. Those that load fill it when it is `released`, those that multiply read it when it
-// has `arrived`; nobody meets at a barrier of the block. Those that load wait for their copies LATE steps behind, in
-// the next tile where a sum is short, so that others are on their way, and are up to TURNS - 1 tiles ahead.
+// has `arrived`; nobody meets at a barrier of the block. Those that load are up to TURNS - 1 tiles ahead.
+//
+// Copies say by themselves that they are there, where wgmma reads them (BY_THEMSELVES). Where rows are read into registers
+// to be rounded, threads wait for their copies LATE steps behind, in the next tile where a sum is short, so that others are
+// on their way: racecheck does not follow copies that arrive by themselves. They are 4 % faster (docs/performance.md).
 //
 // SPLIT: the blocks of a cluster share the steps of a sum where that is faster. A block finishes some of the rows.
 
@@ -73,10 +76,11 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     constexpr int M = 64, STAGE = (M + N) * STEP, WARPS = THREADS / 32;
     constexpr bool OPEN = !ROUNDS;  // a step is still multiplied while the next one is waited for
     constexpr bool IN_SHARES = SPLIT > 1 && !TOGETHER;  // as a cluster adds them
+    constexpr bool BY_THEMSELVES = !ROUNDS;
     // Steps whose copies are on their way. S / 2: ResNet-50, half, batch 1 at 1 and 5 % 0.295, 0.384 ms; S - 2: 0.303,
     // 0.391.
     constexpr int LATE = S > 4 ? S / 2 : S - 2;
-    static_assert(TOGETHER || TURNS > LATE, "a tile whose place is taken is not waited for before its last step is announced");
+    static_assert(TOGETHER || BY_THEMSELVES || TURNS > LATE, "a tile whose place is taken is not waited for before its last step is announced");
     constexpr int SPARE = REGISTERS - N / 2 * (IN_SHARES ? 2 : 1) - (ROUNDS ? 16 : 0) - 48;
     static_assert(LATE > 0 && S > LATE + OPEN, "a slot is filled while others are multiplied");
     static_assert(S * STAGE <= BYTES && N <= LOADERS, "the same memory for every tile, a thread for each bias");
@@ -87,8 +91,8 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     Rows<M, N>& rows = *(Rows<M, N>*)(memory + BYTES);
     const u32 stages = shared_address(memory);
     const u32 arrived = stages + BYTES + (int)sizeof(rows), released = arrived + S * 8;  // barriers of each slot
-    const u32 finished = released + S * 8;                                             // and of each turn: its tile is
-    Tap* const taps = (Tap*)(memory + BYTES + sizeof(rows) + (2 * S + TURNS) * 8);
+    const u32 known = released + S * 8, finished = known + TURNS * 8;  // and of each turn: its tile is written down; done
+    Tap* const taps = (Tap*)(memory + BYTES + sizeof(rows) + 2 * (S + TURNS) * 8);
     const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread >> 5, 0);
     const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
     const int members = TOGETHER ? SPLIT : 1, rank = blockIdx.x % members, stride = gridDim.x / members;
@@ -104,7 +108,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
 #pragma unroll
         for (int i = 0; i < S; i++) set_up(arrived + i * 8, LOADERS + 1), set_up(released + i * 8, THREADS);
 #pragma unroll
-        for (int i = 0; i < TURNS; i++) set_up(finished + i * 8, THREADS);
+        for (int i = 0; i < TURNS; i++) set_up(known + i * 8, LOADERS), set_up(finished + i * 8, THREADS);
     }
     publish();
     Gather<M, N> gather{h, work, rows, taps, thread - THREADS, blocks_n, total, first_step};
@@ -124,9 +128,11 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
         int asked = 0, open = 0;  // steps whose weights are on their way; that are not announced
         // The last ones are announced behind the first ones of the next tile, which are then on their way.
         const auto announce_all = [&] {
+            if (BY_THEMSELVES) return wait_for_copies();
             one_by_one<LATE - 1>([&](int before) { if (before < open) announce(slot, before + 1); });
             open = 0;
         };
+        arrive(known);
         for (int described = 1;; described++) {
             const int next = tile + stride;
             gather.take(tile);
@@ -141,22 +147,28 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
                 await(released + slot * 8, phase);
                 if (step >= asked) gather.load_weights(step, slot_at(slot), arrived + slot * 8);
                 gather.load_pixels(tap, slot_at(slot));
-                end_of_stage();
-                tap = gather.tap_of(min(step + 1, steps - 1));
-                wait<LATE>();
-                if (open == LATE)
-                    announce(slot, LATE);
+                if (BY_THEMSELVES)
+                    arrive_with_copies(arrived + slot * 8);
                 else
-                    open++;
+                    end_of_stage();
+                tap = gather.tap_of(min(step + 1, steps - 1));
+                if (!BY_THEMSELVES) {
+                    wait<LATE>();
+                    if (open == LATE)
+                        announce(slot, LATE);
+                    else
+                        open++;
+                }
                 if (++slot == S) slot = 0, phase ^= 1;
                 if (step == min(S, steps) - 1 && next < total) {
                     turn = (turn + 1) % TURNS;
                     await(finished + turn * 8, described / TURNS & 1 ^ 1);  // what was there before
                     gather.describe(next, turn);
+                    arrive(known + turn * 8);
                     gather.look_up(next + stride);
                 }
             }
-            if (TOGETHER || next >= total) announce_all();
+            if (TOGETHER || next >= total) announce_all();  // a thread stays until its copies are there
             if (TOGETHER) cluster_barrier(), cluster_barrier();
             if (next >= total) return;
             meet(2, LOADERS);
@@ -166,11 +178,11 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
 
     u32 phase = 0;
     if (work.early) wait_for_predecessor();
-    for (bool begun = false;; begun = true) {
+    for (int tiles = 0;; tiles++) {
         const int next = tile + stride, first_n = tile % blocks_n * N;
         float sums[N / 2], totals[IN_SHARES ? N / 2 : 1] = {};
         int more = 0, share = 1;
-        if (begun) await(arrived + slot * 8, phase);  // then the tile is described, too
+        await(known + turn * 8, tiles / TURNS & 1);
         Finisher<N, TOGETHER ? 0 : SPARE, false> finisher(work, rows.places[turn], warp * 16, first_n);
         Together<M, N> together(work, rows.places[turn], rank, first_n);
         if (TOGETHER)
@@ -180,6 +192,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
         for (int step = 0; step < steps; step++) {
             const int before = slot == 0 ? S - 1 : slot - 1;
             await(arrived + slot * 8, phase);
+            if (BY_THEMSELVES) publish();  // to wgmma what the copies wrote
             Rounded rounded;
             load_rounded(rounded, slot_at(slot));
             start_multiplying();

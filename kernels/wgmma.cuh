@@ -24,6 +24,11 @@ __device__ __forceinline__ void set_up(u32 barrier, int arrivals) {
 __device__ __forceinline__ void arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// When all copies that this thread has asked for so far are there; it counts as one of the arrivals.
+__device__ __forceinline__ void arrive_with_copies(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // Wait for the last copies, the oldest first; `open` of those behind it may be on their way.
 template <int open, typename Then> __device__ __forceinline__ void one_by_one(const Then& then) {
     wait<open>();

@@ -219,7 +219,7 @@ def by_wgmma(
     of_rows = tile["BM"] * ((21 if many else 17) + (4 if also else 0)) + tile["BN"] * 8
     slots = stages // (128 * STEP)  # of the smallest tile
     if loaders:  # two tiles more are written down, and each slot has two barriers
-        of_rows += tile["BM"] * 9 + tile["BN"] * 8 + slots * 8 + 24
+        of_rows += tile["BM"] * 9 + tile["BN"] * 8 + slots * 8 + 56
     shared_bytes = stages + of_rows + (slots + 1) * 8 + 8 * len(taps)
     shared_bytes = max(shared_bytes, whole_bytes(tile))
     compares = has_threshold(edge) and up == (1, 1) and tile["BN"] >= outputs
