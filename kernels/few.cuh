@@ -4,8 +4,8 @@
 // has `arrived`; nobody meets at a barrier of the block. Those that load are up to TURNS - 1 tiles ahead.
 //
 // Copies say by themselves that they are there, where wgmma reads them (BY_THEMSELVES). Where rows are read into registers
-// to be rounded, threads wait for their copies LATE steps behind, in the next tile where a sum is short, so that others are
-// on their way: racecheck does not follow copies that arrive by themselves. They are 4 % faster (docs/performance.md).
+// to be rounded, threads wait for their copies LATE steps behind, so that others are on their way: racecheck does not
+// follow copies that arrive by themselves. They are 4 % faster (docs/performance.md).
 //
 // SPLIT: the blocks of a cluster share the steps of a sum where that is faster. A block finishes some of the rows.
 
@@ -80,7 +80,6 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     // Steps whose copies are on their way. S / 2: ResNet-50, half, batch 1 at 1 and 5 % 0.295, 0.384 ms; S - 2: 0.303,
     // 0.391.
     constexpr int LATE = S > 4 ? S / 2 : S - 2;
-    static_assert(TOGETHER || BY_THEMSELVES || TURNS > LATE, "a tile whose place is taken is not waited for before its last step is announced");
     constexpr int SPARE = REGISTERS - N / 2 * (IN_SHARES ? 2 : 1) - (ROUNDS ? 16 : 0) - 48;
     static_assert(LATE > 0 && S > LATE + OPEN, "a slot is filled while others are multiplied");
     static_assert(S * STAGE <= BYTES && N <= LOADERS, "the same memory for every tile, a thread for each bias");
@@ -125,13 +124,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
             arrive(arrived + (slot < before ? slot - before + S : slot - before) * 8);
         };
         u32 phase = 1;
-        int asked = 0, open = 0;  // steps whose weights are on their way; that are not announced
-        // The last ones are announced behind the first ones of the next tile, which are then on their way.
-        const auto announce_all = [&] {
-            if (BY_THEMSELVES) return wait_for_copies();
-            one_by_one<LATE - 1>([&](int before) { if (before < open) announce(slot, before + 1); });
-            open = 0;
-        };
+        int asked = 0;  // steps whose weights are on their way
         arrive(known);
         for (int described = 1;; described++) {
             const int next = tile + stride;
@@ -154,10 +147,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
                 tap = gather.tap_of(min(step + 1, steps - 1));
                 if (!BY_THEMSELVES) {
                     wait<LATE>();
-                    if (open == LATE)
-                        announce(slot, LATE);
-                    else
-                        open++;
+                    if (step >= LATE) announce(slot, LATE);
                 }
                 if (++slot == S) slot = 0, phase ^= 1;
                 if (step == min(S, steps) - 1 && next < total) {
@@ -168,7 +158,8 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
                     gather.look_up(next + stride);
                 }
             }
-            if (TOGETHER || next >= total) announce_all();  // a thread stays until its copies are there
+            if (!BY_THEMSELVES) one_by_one<LATE - 1>([&](int open) { if (open < steps) announce(slot, open + 1); });
+            if (BY_THEMSELVES && next >= total) wait_for_copies();  // a thread stays until they are there
             if (TOGETHER) cluster_barrier(), cluster_barrier();
             if (next >= total) return;
             meet(2, LOADERS);

@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
     if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;
     const Head h = *head;
     if (early) wait_for_predecessor();
-    const int thread = threadIdx.x, lane = thread % LANES, first = thread / LANES, apart = blockDim.x / LANES;
+    const int thread = threadIdx.x, lane = thread % LANES, first = thread / LANES, apart = THREADS / LANES;
     int turn = 0;
     for (int i = blockIdx.x; i < total; i += gridDim.x) {
         const int place = list[i / chunks], c = (i % chunks * LANES + lane) * WIDTH;
@@ -80,7 +80,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
                                   within(left * h.box_w, cols * h.box_w, h.full_w);
 #pragma unroll
             for (int j = 0; j < WIDTH; j++) {
-                for (int warp = 1; warp < (int)blockDim.x / 32; warp++)
+#pragma unroll  // all on their way at once: one after the other took 2.5 us of a mean's 6
+                for (int warp = 1; warp < THREADS / 32; warp++)
                     v[j] = joined(v[j], sums[turn][j][warp * LANES + lane]);
                 v[j] = LARGEST ? v[j] : v[j] / pixels;
             }

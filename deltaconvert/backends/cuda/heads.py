@@ -158,7 +158,8 @@ def _resample(operator: Interpolate, reaches: Sequence[Any], inputs: Sequence[An
 def _mean(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any) -> Head:
     (source,) = inputs
     channels = source.values.shape[1]
-    macros = {"LANES": lanes_of(channels, edge.values.dtype), "LARGEST": int(operator.kind == "max")}
+    boxes = None if source.of_boxes is None else source.values[0, 0].numel()
+    macros = {"LANES": lanes_of(channels, edge.values.dtype, boxes), "LARGEST": int(operator.kind == "max")}
     return Head("mean.cu", packed_mean(operator, source), "means", macros, channels=channels)
 
 

@@ -17,6 +17,7 @@ from deltaconvert.ops.resample import AdaptivePool2d
 from deltaconvert.reach import Window
 
 THREADS = 256  # of kernels/mean.cu
+AT_ONCE = 8  # pixels of a thread that are on their way together
 PIXELS = 16  # that a thread sums: enough to have many loads on their way, few enough to be done soon
 
 
@@ -101,10 +102,14 @@ def _largest_side(fits: Callable[[int], bool]) -> int:
     return side
 
 
-def lanes_of(channels: int, dtype: torch.dtype) -> int:
-    """Threads side by side, each with a vector of channels."""
+def lanes_of(channels: int, dtype: torch.dtype, pixels: int | None = None) -> int:
+    """Threads side by side, each with a vector of channels. pixels: of a window, where there are few windows: then as
+    few threads as it takes for each to ask for its pixels at once."""
     vectors = -(-channels * dtype.itemsize // 16)
-    return min(32, 1 << (vectors - 1).bit_length())
+    lanes = min(32, 1 << (vectors - 1).bit_length())
+    while pixels is not None and lanes > 4 and pixels * lanes > THREADS * AT_ONCE:
+        lanes //= 2
+    return lanes
 
 
 def packed_mean(operator: Operator | BoxMeans, source: Any) -> bytes:
