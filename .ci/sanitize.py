@@ -321,7 +321,7 @@ def _by_steps() -> type:
     from deltaconvert.backends.cuda.recording import Recording
 
     class BySteps(Recording):
-        def _capture(self, steps: Any) -> None:
+        def _capture(self, steps: Any, skipped: Any = ()) -> None:
             raise RuntimeError("launch by launch")
 
     return BySteps

@@ -51,7 +51,7 @@ def noted() -> Iterator[list[Launch]]:
     """The launches of the last frame that is played or captured inside, in their order."""
     found: list[Launch] = []
     here = [""]
-    start, step, launch = cuda.Backend._start, lower.Step.__call__, cuda.Backend.launch
+    start, step, launch = cuda.Backend.start, lower.Step.__call__, cuda.Backend.launch
 
     def start_anew(backend: Any) -> None:
         found.clear()
@@ -68,7 +68,7 @@ def noted() -> Iterator[list[Launch]]:
         launch(backend, kernel, *args, **options)
 
     with (
-        mock.patch.object(cuda.Backend, "_start", start_anew),
+        mock.patch.object(cuda.Backend, "start", start_anew),
         mock.patch.object(lower.Step, "__call__", note_layer),
         mock.patch.object(cuda.Backend, "launch", note_launch),
     ):

@@ -41,7 +41,7 @@ def test_what_overlaps_gives_the_bits_of_one_after_the_other(gpu, name, monkeypa
     model = deltaconvert.convert(network, base)
     model(base)
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_driver", lambda: None)  # plain launches, in one stream
+        patch.setattr(kernels, "bindings", lambda: None)  # plain launches, in one stream
         patch.setattr(cuda.Backend, "aside", lambda backend: contextlib.nullcontext())
         plain = copy.deepcopy(model)
         plain(base)  # captures its graph
@@ -79,10 +79,10 @@ def test_without_the_drivers_bindings_launches_are_plain(monkeypatch):
     def missing(name: str):
         raise ImportError(name)
 
-    kernels._driver.cache_clear()
+    kernels.bindings.cache_clear()
     monkeypatch.setattr(importlib, "import_module", missing)
-    assert kernels._driver() is None
-    kernels._driver.cache_clear()
+    assert kernels.bindings() is None
+    kernels.bindings.cache_clear()
 
 
 def test_when_a_list_is_complete():

@@ -136,6 +136,9 @@ static inline int __syncthreads_count(bool one) {
     return ones;
 }
 
+// A conditional node is the address of its value.
+extern "C" inline void cudaGraphSetConditional(unsigned long long node, unsigned value) { *(unsigned*)node = value; }
+
 template <class To, class From> static To bits_as(From from) {
     To to;
     static_assert(sizeof(To) == sizeof(From), "another size");

@@ -34,9 +34,10 @@ class Graph:
 class Calls(TorchDispatchMode):
     """torch's own calls of a graph: their results lie where they lay when it was captured."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graphs: list[Graph]):
+        """graphs: the last one is that which is captured."""
         super().__init__()
-        self._graph = graph
+        self._graphs = graphs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -46,7 +47,7 @@ class Calls(TorchDispatchMode):
             if isinstance(result, Tensor) and fresh.data_ptr() != result.data_ptr():
                 result.copy_(fresh)
 
-        self._graph.launches.append(again)
+        self._graphs[-1].launches.append(again)
         return result
 
 
@@ -72,12 +73,25 @@ def with_graphs(patch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
     def capturing(graph: Graph, stream: Any, device: torch.device) -> Iterator[None]:
         open_graphs.append(graph)
-        with Calls(graph):
+        with Calls(open_graphs):
             yield
+        open_graphs.pop()
+
+    @contextlib.contextmanager
+    def body(around: Any, inside: Any, memory: Any, wake: Callable[[np.uint64], None]) -> Iterator[None]:
+        """A conditional node is a number, which `wake` is told the address of."""
+        node, part, graph = np.zeros(1, np.uint32), Graph(), open_graphs[-1]
+        graph.launches.append(lambda: node.fill(0))
+        wake(np.uint64(node.ctypes.data))
+        graph.launches.append(lambda: part.replay() if node[0] else None)
+        open_graphs.append(part)
+        yield
         open_graphs.pop()
 
     on_cpu.without_a_gpu(patch)
     patch.setattr(cuda, "Recording", REAL)
+    patch.setattr(recording, "body", body)
+    patch.setattr(torch.cuda, "MemPool", lambda: None)
     patch.setattr(cuda.launches, "Kernel", Kernel)
     patch.setattr(recording, "own_stream", lambda device: Stream())
     patch.setattr(recording, "on_current_stream", lambda device: contextlib.nullcontext())

@@ -70,16 +70,16 @@ class Kernel:
 
 
 class Recording:
-    def __init__(self, device: torch.device, start: Any, join: Any, finish: Any):
-        self._start, self._finish, self.outside = start, finish, {}
+    def __init__(self, device: torch.device, backend: Any):
+        self._backend, self.outside, self.still = backend, {}, ""
 
     def play(self, steps: Any, frame: Any) -> None:
         inputs = [value for value in frame.values if value is not None]
         self.addresses = cuda.recording.Addresses(inputs, inputs[0].device)
-        self._start()
+        self._backend.start()
         for step in steps:
             step(frame)
-        self._finish()
+        self._backend.finish()
 
 
 def without_a_gpu(patch: pytest.MonkeyPatch) -> None:

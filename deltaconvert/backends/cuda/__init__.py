@@ -71,6 +71,7 @@ class Backend:
         self.launches = 0  # so far, by this backend
         self._ended = 0  # so many of them have when the next kernel starts
         self.kernel = lru_cache(maxsize=None)(kernel_for)
+        self._held: list[Marks] | None = None  # whose lists wait
         self.tuner = Tuner(partial(Launch, self))
 
     def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
@@ -152,8 +153,35 @@ class Backend:
     def list_behind(self, marks: Marks) -> None:
         """Make the lists that depend on a node that has just compared, and on none that comes later."""
         listings = self._behind.get(marks.source)
-        if listings is not None:
+        if self._held is not None:
+            self._held.append(marks)
+        elif listings is not None:
             listings.run(self)
+
+    @contextmanager
+    def lists_held(self) -> Iterator[list[Marks]]:
+        """Lists behind these marks are not made inside, but by who asks for them later."""
+        self._held = held = []
+        try:
+            yield held
+        finally:
+            self._held = None
+
+    def wake(self, edges: Sequence[Edge], node: np.uint64) -> None:
+        """Enter a conditional node of the graph if one of these edges changed (`skipping.py`)."""
+        self.join()
+        kernel = self.kernel("wake.cu", "wake", torch.float32)
+        for edge in edges:
+            changed = edge.marks.changed
+            self.launch(kernel, (1,), THREADS, changed, np.int32(len(changed)), node)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is launched inside starts when all before it has ended, and ends before what is launched behind."""
+        self._ended = self.launches
+        yield
+        self.join()
+        self._joined = True
 
     def launch(
         self,
@@ -230,7 +258,7 @@ class Backend:
     def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
         if self._recording is None:
             device = next(value.device for value in frame.values if isinstance(value, Tensor))
-            self._recording = Recording(device, self._start, self.join, self._finish)
+            self._recording = Recording(device, self)
             for edge in self._edges:
                 edge.expected = None
         self._recording.play(steps, frame)
@@ -246,6 +274,11 @@ class Backend:
         return {} if self._recording is None else self._recording.outside
 
     @property
+    def still(self) -> str | None:
+        """What a still frame skips, or why nothing; known after the first frame."""
+        return None if self._recording is None else self._recording.still
+
+    @property
     def buffers(self) -> dict[int, Tensor]:
         return {} if self._recording is None else self._recording.inputs
 
@@ -253,15 +286,16 @@ class Backend:
         assert self._counted is not None
         return self._counted
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Before the steps of a frame."""
         self._events, self._awaited, self._ended = [], 0, self.launches
         if self._counters is not None:
             clear = self.kernel("counters.cu", "clear", torch.float32)
             grid = (-(-self._used // THREADS),)
             self.launch(clear, grid, THREADS, self._counters, np.int32(self._used))
 
-    def _finish(self) -> None:
-        """Gather the counts of all edges and add them to those of the frames before; part of the graph."""
+    def finish(self) -> None:
+        """Behind the steps: gather the counts of all edges and add them to those of the frames before; part of the graph."""
         self.join()
         if self._counters is None:
             return

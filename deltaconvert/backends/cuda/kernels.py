@@ -92,7 +92,7 @@ class Kernel:
                 passed.append(arg)
             else:
                 raise TypeError(f"a kernel's argument is a {type(arg).__name__}: {arg!r}")
-        driver = _driver() if self._waits and overlap else None
+        driver = bindings() if self._waits and overlap else None
         if driver is None or torch.cuda.get_device_capability() < (9, 0):
             self._function(grid, (block,), tuple(passed), shared_mem=shared_bytes)
         else:
@@ -100,7 +100,7 @@ class Kernel:
 
     def clusters_at_once(self, cluster: int, block: int) -> int | None:
         """How many clusters of `cluster` blocks the device holds at a time; None where the driver cannot be asked."""
-        driver = _driver()
+        driver = bindings()
         if driver is None:
             return None
         config = driver.CUlaunchConfig()
@@ -141,7 +141,7 @@ def _launch_early(
 
 
 @cache
-def _driver() -> Any:
+def bindings() -> Any:
     """The driver's own bindings; None where they are not installed."""
     try:
         return importlib.import_module("cuda.bindings.driver")

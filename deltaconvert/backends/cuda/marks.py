@@ -37,9 +37,10 @@ class Marks:
     own: Listed | None = None
 
     def dense(self) -> Tensor:
-        """bool (N, 1, H, W)."""
+        """bool (N, 1, H, W). A frame that changes nothing leaves the bits of the one before."""
         places = torch.arange(32, dtype=torch.int32, device=self.bits.device)
-        return (self.bits[..., None] >> places & 1).bool().flatten(2)[..., : self.size[1]].unsqueeze(1)
+        marked = (self.bits[..., None] >> places & 1).bool().flatten(2)[..., : self.size[1]].unsqueeze(1)
+        return marked & (self.changed > 0).view(-1, 1, 1, 1)
 
     def put(self, mask: Tensor) -> None:
         """Mark what torch found, bool (N, 1, H, W)."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -13,7 +14,11 @@ from deltaconvert.backends.alone import alone
 from deltaconvert.backends.cuda.capturable import run_and_judge
 from deltaconvert.backends.cuda.in_place import Addresses, lies_as, read_in_place
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream
+from deltaconvert.backends.cuda.skipping import WORTH, behind_frames, body
 from deltaconvert.check import sparsify
+
+if TYPE_CHECKING:
+    from deltaconvert.backends.cuda import Backend
 
 
 class Recording:
@@ -22,17 +27,13 @@ class Recording:
     What cannot be captured (a module with Python code of its own, an operator that waits for the device), and what
     depends on it, runs after the graph, one launch at a time: `outside` names those nodes and says why. So does what
     compares behind a step that compares there: a list is made with the last comparison before it in the network.
+
+    What a still frame need not do is a part of the graph that it skips (`skipping.py`), if that is worth it: `still`
+    says so.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        start: Callable[[], None],
-        join: Callable[[], None],
-        finish: Callable[[], None],
-    ):
-        """start: before the steps. join: what they launched aside has ended. finish: behind the steps, joined too."""
-        self._device, self._start, self._join, self._finish = device, start, join, finish
+    def __init__(self, device: torch.device, backend: Backend):
+        self._device, self._backend = device, backend
         self._known = False  # what the graph holds
         self.inputs: dict[int, torch.Tensor] = {}  # slot -> memory that frames can be read from
         self.addresses: Addresses  # where they are
@@ -40,8 +41,11 @@ class Recording:
         self._graph: torch.cuda.CUDAGraph | None = None
         # Kept as long as the graph: cuBLAS has a workspace for each stream, which the graph goes on using.
         self._side: torch.cuda.Stream | None = None
+        self._around: torch.cuda.Stream | None = None  # captures the graph around a part that is skipped,
+        self._memory: Any = None  # which has a pool of its own
         self._late: list[Any] = []
         self.outside: dict[str, str] = {}
+        self.still = ""  # what a still frame skips, or why nothing
 
     def play(self, steps: Sequence[Any], frame: Any) -> None:
         with torch.cuda.device(self._device):
@@ -55,13 +59,15 @@ class Recording:
         self.addresses = Addresses(self.inputs.values(), self._device)
         waiting: dict[fx.Node, str] = {}
         early, self._late = [], []
+        launches: list[int] = []  # of each early step
         compares_late: fx.Node | None = None
         here = torch.cuda.current_stream()
         side = self._side = own_stream(self._device)
         side.wait_stream(here)
         with torch.cuda.stream(side), on_current_stream(self._device):
-            self._start()
+            self._backend.start()
             for step in steps:
+                before = self._backend.launches
                 reason = run_and_judge(step, frame, self._device)
                 late = [source for source in step.node.all_input_nodes if source in waiting]
                 if reason is None and late:
@@ -71,12 +77,13 @@ class Recording:
                     reason = f"it compares behind {compares_late.meta.get('path', compares_late.name)}"
                 if reason is not None and compares:
                     compares_late = compares_late or step.node
-                if reason is None:
+                if reason is None and step.node.op != "get_attr":
                     early.append(step)
-                else:
+                    launches.append(max(self._backend.launches - before, 1))
+                elif reason is not None:
                     waiting[step.node] = reason
                     self._late.append(step)
-            self._finish()
+            self._backend.finish()
         here.wait_stream(side)
         self.outside = {node.name: reason for node, reason in waiting.items()}
         self.inputs = {slot: value.clone() for slot, value in self.inputs.items()}
@@ -86,7 +93,7 @@ class Recording:
         for slot, value in self.inputs.items():
             self._still.values[slot] = value
         try:
-            self._capture([step for step in early if step.node.op != "get_attr"])
+            self._capture_best(early, launches)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -95,27 +102,67 @@ class Recording:
             self._late = list(steps)
         self._known = True
 
-    def _capture(self, steps: Sequence[Any]) -> None:
+    def _capture_best(self, steps: Sequence[Any], launches: Sequence[int]) -> None:
+        """launches: of each step, as far as they are ours."""
+        first = behind_frames(steps)
+        count = sum(launches[first:])
+        why_not = None
+        if first == len(steps):
+            why_not = "nothing stands behind the comparison of its frames, or reads them as well"
+        elif count < WORTH:
+            why_not = f"{count} launches take less than asking whether it is still"
+        else:
+            try:
+                self._capture(steps[:first], steps[first:])
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                why_not = str(error).splitlines()[0]
+        self.still = why_not or f"{count} of {sum(launches)} launches"
+        if why_not is not None:
+            self._capture(steps)
+
+    def _capture(self, steps: Sequence[Any], skipped: Sequence[Any] = ()) -> None:
+        """skipped: the steps behind the others, if a still frame skips them."""
         if not steps:
             return
         assert self._side is not None
         self._side.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        with capturing(graph, self._side, self._device):
-            self._start()
-            for step in steps:
-                step(self._still)
-            if self._late:
-                self._join()
+        self._around = own_stream(self._device) if skipped else self._side
+        with capturing(graph, self._around, self._device):
+            self._backend.start()
+            if skipped:
+                self._capture_body(steps, skipped)
             else:
-                self._finish()
+                for step in steps:
+                    step(self._still)
+            if self._late:
+                self._backend.join()
+            else:
+                self._backend.finish()
         self._graph = graph
+
+    def _capture_body(self, compared: Sequence[Any], skipped: Sequence[Any]) -> None:
+        """The steps that compare frames, and a part of the graph with those behind: lists belong to it, too."""
+        for step in compared[:-1]:
+            step(self._still)
+        with self._backend.lists_held() as held:
+            compared[-1](self._still)
+        edges = [step.edge for step in compared if step.edge is not None]
+        self._memory = torch.cuda.MemPool()
+        wake = partial(self._backend.wake, edges)
+        with body(self._around, self._side, self._memory, wake), self._backend.apart():
+            for marks in held:
+                self._backend.list_behind(marks)
+            for step in skipped:
+                step(self._still)
 
     def _replay(self, frame: Any) -> None:
         self.addresses.tell([self._taken(slot, frame.values[slot]) for slot in self.inputs])
         if self._graph is None:
             with on_current_stream(self._device):
-                self._start()
+                self._backend.start()
         else:
             self._graph.replay()
         for slot, value in enumerate(self._still.values):
@@ -125,7 +172,7 @@ class Recording:
             with on_current_stream(self._device):
                 for step in self._late:
                     step(frame)
-                self._finish()
+                self._backend.finish()
 
     def _taken(self, slot: int, frame: torch.Tensor) -> torch.Tensor:
         """The frame where it is read: where it lies, if nothing speaks against that, else in the graph's memory."""

@@ -1,0 +1,92 @@
+"""A still frame skips what stands behind its comparison, which is the body of a conditional node of the frame's graph.
+
+before:  compare > lists > convolutions ... > counts
+after:   compare > wake > if a pixel changed: (lists > convolutions ...) > counts
+
+Counters are 0 at the start of every frame, so where the body did not run they say that nothing changed, and what it
+would have written stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from deltaconvert.backends.cuda.kernels import bindings, on_current_stream
+from deltaconvert.check import densify, is_delta, sparsify
+
+OLDEST = 12040  # of drivers with such nodes
+WORTH = 60  # launches in a body
+
+
+def behind_frames(steps: Sequence[Any]) -> int:
+    """How many steps there are up to the last that compares a frame; all, if one behind it reads a frame as well."""
+    if not steps:
+        return 0
+    of_frames: set[fx.Node] = set()  # dense values that follow from a frame and from no delta
+    for node in steps[0].node.graph.nodes:
+        is_dense = node.target not in (sparsify, densify) and not is_delta(node)
+        if node.op == "placeholder" or is_dense and not of_frames.isdisjoint(node.all_input_nodes):
+            of_frames.add(node)
+    reading = [i for i, step in enumerate(steps) if not of_frames.isdisjoint(step.node.all_input_nodes)]
+    last = steps[reading[-1]].node if reading else None
+    return reading[-1] + 1 if last is not None and last.target is sparsify else len(steps)
+
+
+@contextmanager
+def body(
+    around: torch.cuda.Stream, inside: torch.cuda.Stream, memory: Any, wake: Callable[[np.uint64], None]
+) -> Iterator[None]:
+    """While a graph is captured in `around`: a conditional node of it, whose body is what the stream `inside` captures.
+
+    wake: launches a kernel that gives the node, by its handle, a value other than 0 where the body is to run. memory: a
+    pool of the body's own, since what lies in it has to outlive frames without it.
+    """
+    driver = bindings()
+    if driver is None or _done(driver.cuDriverGetVersion()) < OLDEST:
+        raise RuntimeError("a conditional node needs cuda-bindings, and a driver for CUDA 12.4")
+    outer, inner = (driver.CUstream(stream.cuda_stream) for stream in (around, inside))
+    context = _done(driver.cuCtxGetCurrent())
+    handle = _done(
+        driver.cuGraphConditionalHandleCreate(
+            _captured(driver, outer)[0], context, 0, driver.CU_GRAPH_COND_ASSIGN_DEFAULT
+        )
+    )
+    wake(np.uint64(int(handle)))
+    node = driver.CUgraphNodeParams()
+    node.type = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
+    node.conditional.type = driver.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_IF
+    node.conditional.handle, node.conditional.size, node.conditional.ctx = handle, 1, context
+    graph, before, edges = _captured(driver, outer)
+    add = getattr(driver, "cuGraphAddNode_v2", driver.cuGraphAddNode)  # bindings of CUDA 12 call it so
+    added = _done(add(graph, before, edges, len(before), node))
+    follow = getattr(driver, "cuStreamUpdateCaptureDependencies_v2", driver.cuStreamUpdateCaptureDependencies)
+    instead = driver.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
+    _done(follow(outer, [added], None, 1, instead))
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    _done(driver.cuStreamBeginCaptureToGraph(inner, node.conditional.phGraph_out[0], None, None, 0, mode))
+    try:
+        with torch.cuda.stream(inside), on_current_stream(inside.device), torch.cuda.use_mem_pool(memory):
+            yield
+    finally:
+        ended = driver.cuStreamEndCapture(inner)
+    _done(ended)
+
+
+def _captured(driver: Any, stream: Any) -> tuple[Any, Any, Any]:
+    """The graph that a stream captures, and what the next node of it follows, with what is known of those edges."""
+    ask = getattr(driver, "cuStreamGetCaptureInfo_v3", driver.cuStreamGetCaptureInfo)
+    _, _, graph, before, edges, _ = _done(ask(stream))
+    return graph, before, edges
+
+
+def _done(answer: tuple[Any, ...]) -> Any:
+    error, *results = answer
+    if int(error):
+        raise RuntimeError(f"a conditional node could not be made: {error}")
+    return results[0] if len(results) == 1 else results
