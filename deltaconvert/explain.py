@@ -57,11 +57,13 @@ class ExplainRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """outputs: the paths of the nodes whose results the network returns. speed: what to expect, if it was measured."""
+    """outputs: the paths of the nodes whose results the network returns. speed: what to expect, if it was measured.
+    still: what a still frame skips of its CUDA graph, known after a frame."""
 
     rows: list[ExplainRow]
     outputs: tuple[str, ...]
     speed: Speed | None = None
+    still: str | None = None
 
     @property
     def delta_share(self) -> float:
@@ -93,14 +95,14 @@ class Explanation:
 
     @property
     def summary(self) -> str:
-        """N of M nodes sparse, X % of the work; and the expected speed."""
+        """N of M nodes sparse, X % of the work; what still frames skip, and the expected speed."""
         delta, dense = sum(row.kind == "delta" for row in self.rows), len(self.islands)
         total, state = sum(row.macs for row in self.rows), sum(row.state_bytes for row in self.rows)
         text = (
             f"{delta} of {delta + dense} nodes sparse: delta nodes do {self.delta_share:.1%} of "
             f"{total / 1e9:.3g} GMAC, {counted(dense, 'node stays', 'nodes stay')} dense, state {size_text(state)}"
         )
-        return text if self.speed is None else f"{text}\n{self.speed}"
+        return "\n".join([text, *(str(more) for more in (self.still, self.speed) if more is not None)])
 
     @property
     def advice(self) -> list[tuple[float, list[ExplainRow], str]]:
@@ -138,7 +140,7 @@ def explain(program: Program) -> Explanation:
     before = _before_deltas(calls)
     rows = [_row(node, program, total, last=node not in before) for node in calls]
     (output,) = (node for node in nodes if node.op == "output")
-    return Explanation(rows, _read_by(output))
+    return Explanation(rows, _read_by(output), still=program.still)
 
 
 def _row(node: fx.Node, program: Program, total: int, last: bool) -> ExplainRow:

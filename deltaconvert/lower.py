@@ -99,6 +99,11 @@ class Program:
         return self._backend.outside
 
     @property
+    def still(self) -> str | None:
+        """What a still frame skips of its CUDA graph, or why nothing; known after the first frame."""
+        return self._backend.still
+
+    @property
     def buffers(self) -> list[Tensor] | None:
         """The memory that every frame is read from; empty before the first one; None where there is none."""
         found = self._backend.buffers

@@ -44,6 +44,10 @@ class Backend(Protocol):
         """Nodes that do not run as part of a frame's CUDA graph, and why."""
 
     @property
+    def still(self) -> str | None:
+        """What a still frame skips of that graph, or why nothing; None where there is none."""
+
+    @property
     def buffers(self) -> dict[int, Tensor] | None:
         """The memory that every frame is read from, by slots; empty before the first one; None where there is none."""
 

@@ -78,7 +78,7 @@ def with_graphs(patch: pytest.MonkeyPatch) -> None:
         open_graphs.pop()
 
     @contextlib.contextmanager
-    def body(around: Any, inside: Any, memory: Any, wake: Callable[[np.uint64], None]) -> Iterator[None]:
+    def body(around: Any, memory: Any, inside: Any, wake: Callable[[np.uint64], None]) -> Iterator[None]:
         """A conditional node is a number, which `wake` is told the address of."""
         node, part, graph = np.zeros(1, np.uint32), Graph(), open_graphs[-1]
         graph.launches.append(lambda: node.fill(0))

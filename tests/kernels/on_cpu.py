@@ -71,7 +71,7 @@ class Kernel:
 
 class Recording:
     def __init__(self, device: torch.device, backend: Any):
-        self._backend, self.outside, self.still = backend, {}, ""
+        self._backend, self.outside, self.still = backend, {}, None
 
     def play(self, steps: Any, frame: Any) -> None:
         inputs = [value for value in frame.values if value is not None]

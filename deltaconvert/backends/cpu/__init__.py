@@ -93,6 +93,10 @@ class Backend:
     def outside(self) -> dict[str, str]:
         return {}
 
+    @property
+    def still(self) -> None:
+        return None
+
     def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
         return FrameEdge(kept, watch)
 

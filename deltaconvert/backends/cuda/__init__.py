@@ -161,9 +161,9 @@ class Backend:
     @contextmanager
     def lists_held(self) -> Iterator[list[Marks]]:
         """Lists behind these marks are not made inside, but by who asks for them later."""
-        self._held = held = []
+        self._held = []
         try:
-            yield held
+            yield self._held
         finally:
             self._held = None
 
@@ -295,7 +295,7 @@ class Backend:
             self.launch(clear, grid, THREADS, self._counters, np.int32(self._used))
 
     def finish(self) -> None:
-        """Behind the steps: gather the counts of all edges and add them to those of the frames before; part of the graph."""
+        """Behind the steps: gather the counts of all edges, and add them to those of the frames before."""
         self.join()
         if self._counters is None:
             return

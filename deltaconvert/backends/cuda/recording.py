@@ -41,11 +41,10 @@ class Recording:
         self._graph: torch.cuda.CUDAGraph | None = None
         # Kept as long as the graph: cuBLAS has a workspace for each stream, which the graph goes on using.
         self._side: torch.cuda.Stream | None = None
-        self._around: torch.cuda.Stream | None = None  # captures the graph around a part that is skipped,
-        self._memory: Any = None  # which has a pool of its own
+        self._kept: tuple[torch.cuda.Stream, Any] | None = None  # of a graph with a part that is skipped
         self._late: list[Any] = []
         self.outside: dict[str, str] = {}
-        self.still = ""  # what a still frame skips, or why nothing
+        self.still: str | None = None  # what a still frame skips, or why nothing; known after the first
 
     def play(self, steps: Sequence[Any], frame: Any) -> None:
         with torch.cuda.device(self._device):
@@ -118,8 +117,9 @@ class Recording:
                 raise
             except RuntimeError as error:
                 why_not = str(error).splitlines()[0]
-        self.still = why_not or f"{count} of {sum(launches)} launches"
+        self.still = f"a still frame skips {count} of {sum(launches)} launches"
         if why_not is not None:
+            self.still = f"a still frame skips nothing: {why_not}"
             self._capture(steps)
 
     def _capture(self, steps: Sequence[Any], skipped: Sequence[Any] = ()) -> None:
@@ -129,11 +129,11 @@ class Recording:
         assert self._side is not None
         self._side.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        self._around = own_stream(self._device) if skipped else self._side
-        with capturing(graph, self._around, self._device):
+        around = own_stream(self._device) if skipped else self._side
+        with capturing(graph, around, self._device):
             self._backend.start()
             if skipped:
-                self._capture_body(steps, skipped)
+                self._capture_parts(around, steps, skipped)
             else:
                 for step in steps:
                     step(self._still)
@@ -143,16 +143,19 @@ class Recording:
                 self._backend.finish()
         self._graph = graph
 
-    def _capture_body(self, compared: Sequence[Any], skipped: Sequence[Any]) -> None:
-        """The steps that compare frames, and a part of the graph with those behind: lists belong to it, too."""
+    def _capture_parts(
+        self, around: torch.cuda.Stream, compared: Sequence[Any], skipped: Sequence[Any]
+    ) -> None:
+        """The steps up to the last that compares a frame; and the part of the graph with its lists and those behind."""
+        assert self._side is not None
         for step in compared[:-1]:
             step(self._still)
         with self._backend.lists_held() as held:
             compared[-1](self._still)
         edges = [step.edge for step in compared if step.edge is not None]
-        self._memory = torch.cuda.MemPool()
+        self._kept = around, torch.cuda.MemPool()
         wake = partial(self._backend.wake, edges)
-        with body(self._around, self._side, self._memory, wake), self._backend.apart():
+        with body(*self._kept, self._side, wake), self._backend.apart():
             for marks in held:
                 self._backend.list_behind(marks)
             for step in skipped:

@@ -31,7 +31,7 @@ def behind_frames(steps: Sequence[Any]) -> int:
     of_frames: set[fx.Node] = set()  # dense values that follow from a frame and from no delta
     for node in steps[0].node.graph.nodes:
         is_dense = node.target not in (sparsify, densify) and not is_delta(node)
-        if node.op == "placeholder" or is_dense and not of_frames.isdisjoint(node.all_input_nodes):
+        if node.op == "placeholder" or (is_dense and not of_frames.isdisjoint(node.all_input_nodes)):
             of_frames.add(node)
     reading = [i for i, step in enumerate(steps) if not of_frames.isdisjoint(step.node.all_input_nodes)]
     last = steps[reading[-1]].node if reading else None
@@ -40,12 +40,12 @@ def behind_frames(steps: Sequence[Any]) -> int:
 
 @contextmanager
 def body(
-    around: torch.cuda.Stream, inside: torch.cuda.Stream, memory: Any, wake: Callable[[np.uint64], None]
+    around: torch.cuda.Stream, memory: Any, inside: torch.cuda.Stream, wake: Callable[[np.uint64], None]
 ) -> Iterator[None]:
     """While a graph is captured in `around`: a conditional node of it, whose body is what the stream `inside` captures.
 
-    wake: launches a kernel that gives the node, by its handle, a value other than 0 where the body is to run. memory: a
-    pool of the body's own, since what lies in it has to outlive frames without it.
+    memory: a pool of the body's own, since what lies in it outlives frames without it. wake: launches a kernel that gives
+    the node, by its handle, a value other than 0 where the body is to run.
     """
     driver = bindings()
     if driver is None or _done(driver.cuDriverGetVersion()) < OLDEST:
