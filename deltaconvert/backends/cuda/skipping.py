@@ -21,7 +21,7 @@ from deltaconvert.backends.cuda.kernels import bindings, on_current_stream
 from deltaconvert.check import densify, is_delta, sparsify
 
 OLDEST = 12040  # of drivers with such nodes
-WORTH = 60  # launches in a body
+WORTH = 64  # launches in a body
 
 
 def behind_frames(steps: Sequence[Any]) -> int:
@@ -44,8 +44,8 @@ def body(
 ) -> Iterator[None]:
     """While a graph is captured in `around`: a conditional node of it, whose body is what the stream `inside` captures.
 
-    memory: a pool of the body's own, since what lies in it outlives frames without it. wake: launches a kernel that gives
-    the node, by its handle, a value other than 0 where the body is to run.
+    memory: a pool of the body's own, since what lies in it outlives frames without it. wake: launches a kernel that
+    gives the node, by its handle, a value other than 0 where the body is to run.
     """
     driver = bindings()
     if driver is None or _done(driver.cuDriverGetVersion()) < OLDEST:
