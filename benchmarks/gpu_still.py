@@ -3,8 +3,8 @@
     python benchmarks/gpu_still.py [--units resnet50:half:1,efficientnet_b0:half:1,...] [--out FILE]
 
 Each network is converted twice: with such a part, however few launches are in it, and without one
-(backends/cuda/skipping.py). Calls on still frames and on boxes of 1, 5 and 25 % as benchmarks/gpu.py plays them, the two
-in turns, medians in microseconds; outputs have to be the same bits.
+(backends/cuda/skipping.py). Calls on still frames and on boxes of 1, 5 and 25 % as benchmarks/gpu.py plays them, the
+two in turns, medians in microseconds; outputs have to be the same bits.
 """
 
 from __future__ import annotations

@@ -167,21 +167,11 @@ class Backend:
         finally:
             self._held = None
 
-    def wake(self, edges: Sequence[Edge], node: np.uint64) -> None:
-        """Enter a conditional node of the graph if one of these edges changed (`skipping.py`)."""
-        self.join()
-        kernel = self.kernel("wake.cu", "wake", torch.float32)
-        for edge in edges:
-            changed = edge.marks.changed
-            self.launch(kernel, (1,), THREADS, changed, np.int32(len(changed)), node)
-
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """What is launched inside starts when all before it has ended, and ends before what is launched behind."""
+        """What is launched inside starts when all before it has ended."""
         self._ended = self.launches
         yield
-        self.join()
-        self._joined = True
 
     def launch(
         self,
@@ -306,6 +296,8 @@ class Backend:
                 [len(edge.marks.changed) for edge in self._edges],
             ]
             self._places = torch.tensor(at, dtype=torch.int32, device=self._counters.device)
+            of_frames = [i for i, edge in enumerate(self._edges) if isinstance(edge, FrameEdge)]
+            self._of_frames = torch.tensor(of_frames, dtype=torch.int32, device=self._counters.device)
             self._counted = torch.zeros(
                 2, len(self._edges), 2, dtype=torch.int64, device=self._counters.device
             )
@@ -313,3 +305,21 @@ class Backend:
         tally = self.kernel("counters.cu", "tally", torch.float32)
         grid = (-(-edges // THREADS),)
         self.launch(tally, grid, THREADS, self._counters, *self._places, self._counted, np.int32(edges))
+
+    def wake(self, finish: bool, node: np.uint64) -> None:
+        """Enter a conditional node of the graph if a frame changed since the start (`skipping.py`); finish: else that
+        was all of the frame."""
+        self.join()
+        assert self._counters is not None and self._counted is not None
+        self.launch(
+            self.kernel("wake.cu", "wake", torch.float32),
+            (1,),
+            THREADS,
+            self._counters,
+            *self._places,
+            self._counted,
+            np.int32(len(self._edges) if finish else 0),
+            self._of_frames,
+            np.int32(len(self._of_frames)),
+            node,
+        )

@@ -135,13 +135,16 @@ class Recording:
             if skipped:
                 self._capture_parts(around, steps, skipped)
             else:
-                for step in steps:
-                    step(self._still)
-            if self._late:
-                self._backend.join()
-            else:
-                self._backend.finish()
+                self._play(steps)
         self._graph = graph
+
+    def _play(self, steps: Sequence[Any]) -> None:
+        for step in steps:
+            step(self._still)
+        if self._late:
+            self._backend.join()
+        else:
+            self._backend.finish()
 
     def _capture_parts(
         self, around: torch.cuda.Stream, compared: Sequence[Any], skipped: Sequence[Any]
@@ -152,14 +155,12 @@ class Recording:
             step(self._still)
         with self._backend.lists_held() as held:
             compared[-1](self._still)
-        edges = [step.edge for step in compared if step.edge is not None]
         self._kept = around, torch.cuda.MemPool()
-        wake = partial(self._backend.wake, edges)
+        wake = partial(self._backend.wake, not self._late)
         with body(*self._kept, self._side, wake), self._backend.apart():
             for marks in held:
                 self._backend.list_behind(marks)
-            for step in skipped:
-                step(self._still)
+            self._play(skipped)
 
     def _replay(self, frame: Any) -> None:
         self.addresses.tell([self._taken(slot, frame.values[slot]) for slot in self.inputs])
