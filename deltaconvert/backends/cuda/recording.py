@@ -115,7 +115,11 @@ class Recording:
                 self._capture(steps[:first], steps[first:])
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:
+            except (
+                RuntimeError,
+                TypeError,
+                AttributeError,
+            ) as error:  # bindings and drivers of other versions
                 why_not = str(error).splitlines()[0]
         self.still = f"a still frame skips {count} of {sum(launches)} launches"
         if why_not is not None:
