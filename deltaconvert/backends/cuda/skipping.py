@@ -21,9 +21,9 @@ from deltaconvert.backends.cuda.kernels import bindings, on_current_stream
 from deltaconvert.check import densify, is_delta, sparsify
 
 OLDEST = 12040  # of drivers with such nodes
-# Launches of a part that is skipped. Measured (H100, half, 1080p, batch 1; benchmarks/results/gpu_still.json), us with and
-# without: EfficientNet-B0, 134 launches, still 29 and 315, at 1 % 1521 and 1505; ResNet-50, 55, still 28 and 110, at 1 %
-# 315 and 300, which is too dear.
+# Launches of a part that is skipped. Measured (H100, half, 1080p, batch 1; benchmarks/results/gpu_still.json), us with
+# and without: EfficientNet-B0, 134 launches, still 29 and 315, at 1 % 1521 and 1505; ResNet-50, 55 launches, still 28
+# and 110, at 1 % 315 and 300, which is too dear.
 WORTH = 64
 
 
