@@ -340,7 +340,7 @@ def tables(facts: dict[str, Any]) -> str:
 
 
 def plot(facts: dict[str, Any], out: Path) -> None:
-    from deltaconvert.plot import Panel, draw
+    from deltaconvert.drawing.plot import Panel, draw
 
     panels = []
     for (name, case), rows in _cases(facts).items():

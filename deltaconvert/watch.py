@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltaconvert.drawing.overlay import heatmap, overlay
 from deltaconvert.errors import InputError
 from deltaconvert.measure import BASELINE, Dense, Difference, quantile, timed
 from deltaconvert.model import DeltaModel
 from deltaconvert.monitor import Observed
-from deltaconvert.overlay import heatmap, overlay
 from deltaconvert.video import VideoReader, VideoWriter
 
 Prepare = Callable[[Tensor], Tensor]

@@ -160,7 +160,7 @@ def test_the_picture_of_a_run(tmp_path, monkeypatch):
 
 def test_an_engine_has_one_colour_in_all_panels(tmp_path):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
-    from deltaconvert.plot import Panel, draw
+    from deltaconvert.drawing.plot import Panel, draw
 
     times = ([0.0, 0.5], [1.0, 2.0])
     panels = [

@@ -10,9 +10,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import deltaconvert
-from deltaconvert import explain_page
 from deltaconvert.advice import way_out
 from deltaconvert.cli import app
+from deltaconvert.drawing import explain_page
 from deltaconvert.measure import Dense
 from deltaconvert.model import DeltaModel
 
@@ -141,7 +141,7 @@ def test_the_page(delta, monkeypatch):
         "medians of 3 frames",
     ):
         assert said in text
-    monkeypatch.setattr("deltaconvert.dot.shutil.which", lambda name: None)
+    monkeypatch.setattr("deltaconvert.drawing.dot.shutil.which", lambda name: None)
     without = explain_page.html(delta.explain())
     assert "Graphviz draws it here" in without and "Expected speed" not in without and "<svg" not in without
 

@@ -43,7 +43,7 @@ def bench(
     if not densities or not all(0 <= share <= 100 for share in densities):
         raise usage_error(f"{density!r} is no list of percentages such as 0,1,5", "--density")
     from deltaconvert import measure
-    from deltaconvert import plot as pictures
+    from deltaconvert.drawing import plot as pictures
     from deltaconvert.intake import sizes_text
 
     if plot is not None:

@@ -47,11 +47,11 @@ def explain(
     with working("measuring") if speed else nullcontext():
         rows = model.explain(speed=speed)
     if graph is not None:
-        from deltaconvert import dot
+        from deltaconvert.drawing import dot
 
         dot.write(rows, graph)
     if html is not None:
-        from deltaconvert import explain_page
+        from deltaconvert.drawing import explain_page
 
         explain_page.write(rows, html, title=arch or (file.name if file else ""))
     if json_output:

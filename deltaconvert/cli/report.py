@@ -37,8 +37,9 @@ def report(
 ) -> None:
     """Run a network on a video and write what it did as one HTML page: layers, times, errors, pictures."""
     pixels = size_of(size)
-    from deltaconvert import container, feed, report_page
+    from deltaconvert import container, feed
     from deltaconvert import video as videos
+    from deltaconvert.drawing import report_page
     from deltaconvert.measure import Dense
     from deltaconvert.watch import resize, watch
 

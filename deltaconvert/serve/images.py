@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from deltaconvert.overlay import overlay
+from deltaconvert.drawing.overlay import overlay
 from deltaconvert.serve.limits import Limits, Refused
 
 TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-from deltaconvert import dot
+from deltaconvert.drawing import dot
 from deltaconvert.explain import Explanation
 from deltaconvert.text import size_text
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
+from deltaconvert.drawing.overlay import OUTLINE, TINT, outline, overlay
 from deltaconvert.errors import InputError
-from deltaconvert.overlay import OUTLINE, TINT, outline, overlay
 
 
 def scene(height=40, width=60):

@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor
 
 import deltaconvert
+from deltaconvert.drawing.overlay import heatmap, overlay
 from deltaconvert.errors import DeltaConvertError
 from deltaconvert.measure import Difference
 from deltaconvert.model import DeltaModel
-from deltaconvert.overlay import heatmap, overlay
 from deltaconvert.watch import Seen
 
+TEMPLATE = Path(__file__).with_name("report_page.html")
 DELTA, DENSE = "#c8500a", "#1f4e9c"
 WIDTH, HEIGHT = 1000, 150  # of a chart, in its own units
 LARGEST = 640  # pixels, the longer side of a picture in the page
@@ -61,9 +61,7 @@ class Page:
 
         if len(self.seen) < 2 or self.often is None:
             raise DeltaConvertError(f"{path}: a report needs at least 2 frames, the first one is always full")
-        template = Environment(autoescape=True).from_string(
-            files("deltaconvert").joinpath("report_page.html").read_text()
-        )
+        template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
         Path(path).write_text(template.render(**self._content()), encoding="utf-8")
 
     def _keep(self, number: int, seen: Seen) -> None:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 import deltaconvert
+from deltaconvert.drawing.overlay import heatmap
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.measure import Dense
-from deltaconvert.overlay import heatmap
 from deltaconvert.watch import watch
 
 pytest.importorskip("jinja2")
 pytest.importorskip("PIL")
-from deltaconvert.report_page import Page
+from deltaconvert.drawing.report_page import Page
 
 
 def run(frames: int, compare: bool = True) -> Page:

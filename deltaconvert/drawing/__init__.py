@@ -1,0 +1,1 @@
+"""What converted networks do, to look at: marked frames, graphs, times, pages of HTML."""
