@@ -115,11 +115,7 @@ class Recording:
                 self._capture(steps[:first], steps[first:])
             except torch.OutOfMemoryError:
                 raise
-            except (
-                RuntimeError,
-                TypeError,
-                AttributeError,
-            ) as error:  # bindings and drivers of other versions
+            except (RuntimeError, TypeError, AttributeError) as error:  # other drivers, other bindings
                 why_not = str(error).splitlines()[0]
         self.still = f"a still frame skips {count} of {sum(launches)} launches"
         if why_not is not None:
