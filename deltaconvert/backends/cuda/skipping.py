@@ -24,7 +24,7 @@ OLDEST = 12040  # of drivers with such nodes
 # Launches of a part that is skipped. Measured (H100, half, 1080p, batch 1; benchmarks/results/gpu_still.json), us with
 # and without: EfficientNet-B0, 134 launches, still 29 and 315, at 1 % 1521 and 1505; ResNet-50, 55 launches, still 28
 # and 110, at 1 % 315 and 300, which is too dear.
-WORTH = 64
+WORTH = 60
 
 
 def behind_frames(steps: Sequence[Any]) -> int:
