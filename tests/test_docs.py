@@ -20,6 +20,7 @@ from deltaconvert import errors, video
 from deltaconvert.cli import app
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 
 
 def _blocks(document: Path) -> list[str]:
@@ -139,3 +140,27 @@ def test_the_table_of_real_clips_is_that_of_its_records():
 
 def _parameters(call: object) -> set[str]:
     return set(inspect.signature(call).parameters) if callable(call) else set()
+
+
+def test_every_benchmark_is_in_their_table():
+    named = re.findall(r"`(\w+)\.py`", (ROOT / "benchmarks/README.md").read_text())
+    scripts = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__"]
+    assert sorted(named) == sorted(scripts)
+
+
+@pytest.mark.parametrize("page", [path.relative_to(ROOT).as_posix() for path in PAGES])
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, place = target.partition("#")
+        if "://" in target:
+            continue
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        assert not place or place in _places(linked), target
+
+
+def _places(document: Path) -> set[str]:
+    """What #... may name: the headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
