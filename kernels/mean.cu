@@ -33,11 +33,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
     const int total = *count * chunks;
     if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;
     const Head h = *head;
+    int place = list[blockIdx.x / chunks];
     if (early) wait_for_predecessor();
     const int thread = threadIdx.x, lane = thread % LANES, first = thread / LANES, apart = THREADS / LANES;
     int turn = 0;
     for (int i = blockIdx.x; i < total; i += gridDim.x) {
-        const int place = list[i / chunks], c = (i % chunks * LANES + lane) * WIDTH;
+        if (i > (int)blockIdx.x) place = list[i / chunks];
+        const int c = (i % chunks * LANES + lane) * WIDTH;
         const int n = place / (OH * OW), pixel = place % (OH * OW);
         const int top = pixel / OW * h.kh, left = pixel % OW * h.kw;
         const int rows = within(top, h.kh, h.H), cols = within(left, h.kw, h.W);
