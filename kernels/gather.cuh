@@ -93,7 +93,8 @@ template <int M, int N> struct Gather {
         weights = h.weight + (((size_t)(n / BN) * even(h.steps) + first_step) * BN + n % BN) * STEP;
     }
     __device__ __forceinline__ void load_weights(int step, u32 to, u32 barrier) {
-        if (loader == 0) bulk_copy(to + M * STEP, weights + (size_t)step * (BN * STEP), N * STEP, barrier);
+        // Warps take turns: the one that asks is slower in that step.
+        if (loader == step % (LOADS / 32) * 32) bulk_copy(to + M * STEP, weights + (size_t)step * (BN * STEP), N * STEP, barrier);
     }
     __device__ __forceinline__ Tap tap_of(int step) {
         return taps[step * STEP_TAPS + (STEP_TAPS > 1 ? loader % PIECES : 0)];
