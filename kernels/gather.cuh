@@ -94,7 +94,8 @@ template <int M, int N> struct Gather {
     }
     __device__ __forceinline__ void load_weights(int step, u32 to, u32 barrier) {
         // Warps take turns: the one that asks is slower in that step.
-        if (loader == step % (LOADS / 32) * 32) bulk_copy(to + M * STEP, weights + (size_t)step * (BN * STEP), N * STEP, barrier);
+        if (loader == step % (LOADS / 32) * 32)
+            bulk_copy(to + M * STEP, weights + (size_t)step * (BN * STEP), N * STEP, barrier);
     }
     __device__ __forceinline__ Tap tap_of(int step) {
         return taps[step * STEP_TAPS + (STEP_TAPS > 1 ? loader % PIECES : 0)];
