@@ -60,17 +60,15 @@ class DeltaModel(Running):
         Outputs are the caller's: new tensors that no later frame writes to.
         """
         frames = self.signature.flatten(args, kwargs)
-        if torch.jit.is_tracing():
-            raise DeltaConvertError(f"torch.jit.trace {KEEPS_NO_STATE}")
         if torch.compiler.is_dynamo_compiling():
-            if torch.compiler.is_exporting():
-                raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")
             if self._compiled is not None:
                 outputs = self._compiled(self._order, self._number, frames)
                 return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
             # Of networks that return sizes of their frame, which no operator of torch can. Asked for only here: it
             # brings the compiler in, for seconds.
             return self.signature.unflatten(torch.compiler.disable(self.frame)(frames))
+        if torch.jit.is_tracing():
+            raise DeltaConvertError(f"torch.jit.trace {KEEPS_NO_STATE}")
         # torch says of the whole process that it is exporting: another thread's call is a frame.
         if torch.compiler.is_exporting() and any(map(is_fake, frames)):
             raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")

@@ -289,7 +289,6 @@ def test_networks_in_threads():
 
 EXPORTS = {
     "export": lambda m, x: torch.export.export(m, (x,), strict=False),
-    "strict": lambda m, x: torch.export.export(m, (x,), strict=True),
     "trace": torch.jit.trace,
 }
 
