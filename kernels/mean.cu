@@ -11,7 +11,9 @@
 #ifndef LARGEST  // value, else the mean
 #define LARGEST 0
 #endif
+#ifndef THREADS
 #define THREADS 256
+#endif
 #define AT_ONCE 8  // pixels of a thread
 
 struct Head {

@@ -30,6 +30,7 @@ FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Winvalid
 # Macros are the tests' text, and not all of it is read everywhere.
 FLAGS += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-parentheses", "-Wno-unused-function"]
 FLAGS += ["-Wno-unused-variable"]
+THREADS = 64  # of a block at most: each is a thread of the processor
 
 
 @cache
@@ -56,6 +57,8 @@ def library(kernel: str) -> ctypes.CDLL:
 class Kernel:
     def __init__(self, source: str, name: str, macros: dict[str, Any], shared_bytes: int = 0):
         self.name = name
+        if source == "mean.cu":  # it goes by the threads that it was compiled for
+            macros = {"THREADS": THREADS, **macros}
         source = f'"{HERE.parents[1] / "kernels" / source}"'
         texts = sorted({**macros, "NAME": name, "SOURCE": source}.items())
         defined = "".join(f"#define {key} {' '.join(str(text).split())}\n" for key, text in texts)
@@ -66,7 +69,7 @@ class Kernel:
         held = [np.array([value]) for value in memory]
         addresses = np.array([value.ctypes.data for value in held], dtype=np.uint64)
         x, y = (*grid, 1)[:2]
-        self._run(x, y, min(block, 64), ctypes.c_void_p(addresses.ctypes.data))
+        self._run(x, y, min(block, THREADS), ctypes.c_void_p(addresses.ctypes.data))
 
 
 class Recording:
@@ -89,7 +92,7 @@ def without_a_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cuda.launches, "Kernel", Kernel)
     patch.setattr(cuda, "Recording", Recording)
     for module in (cuda, cuda.edges, cuda.steps):
-        patch.setattr(module, "THREADS", 64)
+        patch.setattr(module, "THREADS", THREADS)
     patch.setattr(cuda.means, "on_current_stream", lambda device: contextlib.nullcontext())
     patch.setattr(cuda.Backend, "aside", lambda backend: contextlib.nullcontext())
     patch.setattr(cuda.Backend, "mark", lambda backend: 0)
