@@ -36,7 +36,7 @@ ARCHITECTURE_OF_VARIANTS = "90a"
 VARIANTS = (
     ("TYPE=0",),
     ("TYPE=2", "WHOLE=3", "STAGED=1", "RUN=4"),
-    ("EXACT=1", "SPLIT=4"),
+    ("SPLIT=4", "FILLED=3"),
     ("TYPE=3", "SPLIT=4", "COMPARE=1", "WEIGHTED=1", "STAGED=1", "RUN=4", "VOTERS=4"),
     ("TYPE=2", "PIECE=8", "TRANSPOSE=1", "STRIDE_H=2", "STRIDE_W=2", "UP_H=2", "UP_W=2"),
 )

@@ -1,6 +1,6 @@
 """Single convolutions on a GPU: every kernel and tile that could compute one, beside cuDNN.
 
-    python benchmarks/conv_layers.py [--layers NAME,...] [--types half,tf32] [--batches 1,8] [--out FILE]
+    python benchmarks/conv_layers.py [--layers NAME,...] [--types half,tf32,float] [--batches 1,8] [--out FILE]
 
 Each variant computes the listed pixels of a box that covers so much of the map; a time is the median over replays of a
 CUDA graph that holds several launches. cuDNN is channels_last with cudnn.benchmark, for the whole map, without the
@@ -36,7 +36,7 @@ from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.reach import Window
 
-TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32}
+TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float": torch.float32}
 # in, out, kernel, stride, height and width of the input, whether a map is added to the result; "dw" is depthwise
 LAYERS = {
     "r50 7x7 /2": (3, 64, 7, 2, 1080, 1920, False),
@@ -134,12 +134,16 @@ class Layer:
     def launch(self, backend: cuda.Backend, way: str, tile: dict[str, int]) -> Any:
         window = self.reach if isinstance(self.reach, Window) else None
         parts = self.operator, window, self.source, self.edge
-        if way in ("pixel", "channel"):
-            head = (
-                conv_kernels.by_pixel(*parts) if way == "pixel" else conv_kernels.by_channel(*parts, **tile)
-            )  # type: ignore[arg-type]
+        by: dict[str, Callable[..., conv_kernels.Head]] = {
+            "pixel": conv_kernels.by_pixel,
+            "wgmma": conv_kernels.by_wgmma,
+            "tiles": conv_kernels.by_tiles,
+            "exact": conv_kernels.by_exact,
+        }
+        if way == "channel":
+            head = conv_kernels.by_channel(*parts, **tile)  # type: ignore[arg-type]
         else:
-            head = (conv_kernels.by_wgmma if way == "wgmma" else conv_kernels.by_tiles)(*parts, tile)
+            head = by[way](*parts, *([tile] if tile else []))
         tail = Tail(self.shape[1], self.dtype, self.edge.values.device)
         if self.other is not None:
             tail.then(Arithmetic("add", None, False), ["v", tail.operand(self.other, self.shape[2:])])
@@ -155,6 +159,11 @@ class Layer:
         return self.operator(self.source.values)  # type: ignore[no-any-return]
 
 
+def exact(layer: Layer) -> dict[str, tuple[str, dict[str, int]]]:
+    """The tiles of strict float32 that the tuner would try."""
+    return {name: ("exact", tile) for name, tile in convs.exact_tiles(layer.edge, layer.steps).items()}
+
+
 def microseconds(run: Callable[[], Any]) -> float:
     return seconds_of(run, torch.device("cuda", 0), budget=0.012) * 1e6
 
@@ -166,6 +175,7 @@ def measure(name: str, batch: int, kind: str, densities: list[float]) -> dict[st
     backend = cuda.Backend()
     n, channels, height, width = layer.shape
     macs = n * height * width * layer.operator.weight.numel()
+    torch.backends.cudnn.allow_tf32 = kind == "tf32"
     row: dict[str, Any] = {"layer": name, "batch": batch, "type": kind, "macs": macs, "us": {}}
     row["cudnn_us"] = microseconds(layer.dense)
     lists = [layer.listed(density) for density in densities]
@@ -174,7 +184,10 @@ def measure(name: str, batch: int, kind: str, densities: list[float]) -> dict[st
         whole = whole + layer.other.values
     whole = whole.relu()
     scale = float(whole.float().norm())
-    for variant, (way, tile) in variants(layer.steps, kind == "tf32", layer.depthwise, layer.added).items():
+    found = variants(layer.steps, kind == "tf32", layer.depthwise, layer.added)
+    if kind == "float" and not layer.depthwise:
+        found = exact(layer)
+    for variant, (way, tile) in found.items():
         if tile.get("BN", 0) > max(64, 2 * channels):
             continue
         launch = layer.launch(backend, way, tile)
@@ -235,17 +248,13 @@ def main() -> None:
 def compile_all(kinds: list[str]) -> None:
     """All variants, beside each other."""
     torch.zeros(1, device="cuda")
-    jobs = [
-        (added, kind, way, tile)
-        for kind in kinds
-        for added in (False, True)
-        for way, tile in variants(1000, kind == "tf32", added=added).values()
-    ]
-
-    launches = [
-        Layer((64, 64, 3, 1, 8, 8, added), 1, kind).launch(cuda.Backend(), way, tile)
-        for added, kind, way, tile in jobs
-    ]
+    launches = []
+    for kind in kinds:
+        for added in (False, True):
+            layer = Layer((64, 64, 3, 1, 8, 8, added), 1, kind)
+            layer.steps = 1000
+            found = exact(layer) if kind == "float" else variants(1000, kind == "tf32", added=added)
+            launches += [layer.launch(cuda.Backend(), way, tile) for way, tile in found.values()]
     for launch in launches:
         launch._kernel._function  # noqa: B018, waits for it
 

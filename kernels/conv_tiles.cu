@@ -1,17 +1,14 @@
-// Convolution as a product of matrices: BM listed pixels, wherever they lie, times BN output channels. On tensor cores, or
-// EXACT: in single precision by ordinary instructions.
-//
-// The rows of the product are gathered: for each pixel and tap the input pixel's channels, 0 outside the map. A step of
-// the sum is 128 bytes of every row, in PIECE-byte pieces that a table takes to (tap, channel).
+// Convolution as a product of matrices on tensor cores: BM listed pixels, wherever they lie, times BN output channels.
+// taps.cuh says how rows are gathered, here in pieces of PIECE bytes.
 //
 // Where few pixels change, a few blocks would stream all the weights, and a multiprocessor draws 30 GB/s from the cache
 // whatever it does. So the SPLIT blocks of a cluster share the steps; their sums meet in shared memory. Where many pixels
 // change, a block computes all SPLIT sums itself and adds them in the same order: a pixel's bits depend on nothing else
 // that changed.
 //
-// TYPE 1 computes in TF32 where it is not EXACT. Below compute capability 8.0 kernels/conv.cu runs instead; clusters need
+// TYPE 1 computes in TF32; kernels/conv_exact.cu does not round. Below compute capability 8.0 kernels/conv.cu runs instead; clusters need
 // 9.0.
-#include "tensor.cuh"
+#include "taps.cuh"
 
 #ifndef BM
 #define BM 64
@@ -34,17 +31,6 @@
 #ifndef PIECE
 #define PIECE 16
 #endif
-#ifndef EXACT
-#define EXACT 0
-#endif
-#ifndef AT_ONCE  // blocks of a multiprocessor
-#define AT_ONCE 1
-#endif
-#ifndef TRANSPOSE  // with its stride, which divides in every step
-#define TRANSPOSE 0
-#define STRIDE_H 1
-#define STRIDE_W 1
-#endif
 
 #define THREADS (WARPS_M * WARPS_N * WARPS_K * 32)
 #define PIECES (STEP / PIECE)        // of a row
@@ -58,30 +44,8 @@ static_assert(BM * SUMS_PITCH * 4 <= STAGES * STAGE, "the sums lie where the sta
 static_assert(THREADS % PIECES == 0 && BM * PIECES % THREADS == 0 && BN * 8 % THREADS == 0, "whole rows");
 static_assert(BM % SPLIT == 0, "each block of a cluster finishes as many rows");
 static_assert(TILES_N % 2 == 0, "a load of weights is two tiles");
-static_assert(TYPE == 1 || !EXACT, "the others are exact on tensor cores");
-
-struct Tap {
-    short dy, dx;
-    int channel;  // in bytes; -1 past the last tap
-};
-struct Head {
-    const char* at;      // N x H x W pixels, `pitch` bytes apart
-    const char* weight;  // output channels, a multiple of BN, x steps * STEP bytes
-    const float* bias;
-    const Tap* taps;  // of each piece
-    int pitch, H, W, sh, sw, ph, pw, steps;
-};
 
 #if TYPE != 0 && __CUDA_ARCH__ >= (SPLIT > 1 ? 900 : 800)
-
-// Copy `bytes` behind the computation; 0 where not `inside`.
-template <int bytes> __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
-    const int taken = inside ? bytes : 0;
-    if (bytes == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(taken));
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(taken));
-}
 
 #if TYPE == 1
 #define MMA "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
@@ -101,27 +65,7 @@ __device__ __forceinline__ void add(float* to, float left, float right, bool to_
     *(float2*)to = make_float2(others.x + left, others.y + right);
 }
 
-// EXACT: a warp's 16 x 8 sums lie four to a thread as well: rows 4 apart of one column, eight columns side by side. Each
-// sum adds up its products one after the other.
-typedef float Sums[TILES_M][TILES_N][4];
-__device__ __forceinline__ void multiply_exactly(Sums& sums, const char* rows, const char* weights, int chunk) {
-    const int lane = threadIdx.x & 31;
-    float4 w[TILES_N];
-#pragma unroll
-    for (int j = 0; j < TILES_N; j++) w[j] = *(const float4*)(weights + place_of(0, j * 8 + lane % 8, chunk));
-#pragma unroll
-    for (int i = 0; i < TILES_M * 4; i++) {
-        const float4 a = *(const float4*)(rows + place_of(0, i * 4 + lane / 8, chunk));
-#pragma unroll
-        for (int j = 0; j < TILES_N; j++) {
-            float& sum = sums[i / 4][j][i % 4];
-            sum = __fmaf_rn(a.x, w[j].x, sum), sum = __fmaf_rn(a.y, w[j].y, sum);
-            sum = __fmaf_rn(a.z, w[j].z, sum), sum = __fmaf_rn(a.w, w[j].w, sum);
-        }
-    }
-}
-
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
          const int* list, const int* count, int OH, int OW, int early) {
     extern __shared__ __align__(128) char memory[];
@@ -147,16 +91,12 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
 
     for (int block = first_block; block < total; block += gridDim.x / members) {
         const int first = block / blocks_n * BM, first_n = block % blocks_n * BN;
-        int ys[ROWS], xs[ROWS], images[ROWS];
+        Corner corners[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             const int row = first_row + r * (THREADS / PIECES), at = first + row;
-            const int place = at < listed ? list[at] : -1;
-            const int n = place / (OH * OW), pixel = place - n * OH * OW, y = pixel / OW, x = pixel - y * OW;
-            images[r] = n * h.H;
-            ys[r] = place < 0 ? -20000 : TRANSPOSE ? y + h.ph : y * h.sh - h.ph;
-            xs[r] = TRANSPOSE ? x + h.pw : x * h.sw - h.pw;
-            if (piece == 0) places[row] = place;
+            corners[r] = corner_of(h, at < listed ? list[at] : -1, OH, OW);
+            if (piece == 0) places[row] = corners[r].place;
         }
         const char* weights_at = h.weight + ((size_t)(first_n + thread / 8) * h.steps + first_step) * STEP + thread % 8 * 16;
         const size_t weights_apart = (size_t)(THREADS / 8) * h.steps * STEP;
@@ -166,16 +106,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 const int row = first_row + r * (THREADS / PIECES);
-                int y = ys[r] + tap.dy, x = xs[r] + tap.dx;
-                bool inside = tap.channel >= 0;
-                if (TRANSPOSE) {
-                    inside &= y >= 0 && x >= 0 && y % STRIDE_H == 0 && x % STRIDE_W == 0;
-                    y /= STRIDE_H, x /= STRIDE_W;
-                }
-                inside &= (u32)y < (u32)h.H && (u32)x < (u32)h.W;
-                const char* from = h.at + ((size_t)(images[r] + y) * h.W + x) * h.pitch + tap.channel;
-                const u32 to = place_of(a, row, piece * PIECE / 16) + piece * PIECE % 16;
-                copy<PIECE>(to, inside ? from : h.at, inside);
+                bool inside;
+                const char* from = source(h, corners[r], tap, inside);
+                copy<PIECE>(place_of(a, row, piece * PIECE / 16) + piece * PIECE % 16, from, inside);
             }
             if (step + 1 < steps) tap = h.taps[(first_step + step + 1) * PIECES + piece];
         };
@@ -187,7 +120,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
                 copy<16>(place_of(b, row, chunk), weights_at + i * weights_apart + (size_t)step * STEP, true);
             }
         };
-        Sums sums = {};
+        float sums[TILES_M][TILES_N][4] = {};
         float totals[SPLIT > 1 ? TILES_M : 1][TILES_N][4] = {};
 #pragma unroll
         for (int step = 0; step < STAGES - 1; step++)
@@ -203,13 +136,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
             __syncthreads();
             if (step + STAGES - 1 < steps) load_pixels(step + STAGES - 1), load_weights(step + STAGES - 1);
             end_of_stage();
-#if EXACT
-            const char* rows = memory + step % STAGES * STAGE + warp_m * STEP;
-            const char* weights = memory + step % STAGES * STAGE + (BM + warp_n) * STEP;
-#pragma unroll 2  // all at once takes every register
-            for (int chunk = 0; chunk < 2 * SLICES; chunk++)
-                multiply_exactly(sums, rows, weights, warp_k * 2 * SLICES + chunk);
-#else
             const u32 a = stages + step % STAGES * STAGE, b = a + BM * STEP;
 #pragma unroll
             for (int slice = 0; slice < SLICES; slice++) {
@@ -234,7 +160,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
                     for (int j = 0; j < TILES_N; j++)
                         multiply(sums[i][j], rows[i], weights[j / 2][j % 2 * 2], weights[j / 2][j % 2 * 2 + 1]);
             }
-#endif
             if (SPLIT > 1 && !together && ((step + 1) % share == 0 || step + 1 == steps)) {
 #pragma unroll
                 for (int i = 0; i < TILES_M; i++)
@@ -263,16 +188,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
                 for (int i = 0; i < TILES_M; i++)
 #pragma unroll
                     for (int j = 0; j < TILES_N; j++) {
-#if EXACT
-                        float* to = staged + (warp_m + i * 16 + lane / 8) * SUMS_PITCH + warp_n + j * 8 + lane % 8;
-#pragma unroll
-                        for (int r = 0; r < 4; r++)
-                            to[r * 4 * SUMS_PITCH] = (k > 0 ? to[r * 4 * SUMS_PITCH] : 0) + sums[i][j][r];
-#else
                         float* to = staged + (warp_m + i * 16 + lane / 4) * SUMS_PITCH + warp_n + j * 8 + lane % 4 * 2;
                         add(to, sums[i][j][0], sums[i][j][1], k > 0);
                         add(to + 8 * SUMS_PITCH, sums[i][j][2], sums[i][j][3], k > 0);
-#endif
                     }
             }
             __syncthreads();

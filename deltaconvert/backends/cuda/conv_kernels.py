@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,19 +113,76 @@ def _is_staged(source: Any, window: Window | None, edge: Any, wide: int, run: in
 
 def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile: dict[str, int]) -> Head:
     """kernels/conv_tiles.cu"""
+    packed, weights, macros = _gathered(operator, window, source, edge, tile["BN"], _in_rows)
+    return Head(
+        "conv_tiles.cu",
+        packed,
+        "conv",
+        {**tile, **macros, "PIECE": piece_of(source)},
+        threads=32 * tile["WARPS_M"] * tile["WARPS_N"] * tile["WARPS_K"],
+        shared_bytes=tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP,
+        weights=weights,
+        channels=len(operator.weight),
+        cluster=tile["SPLIT"],
+    )
+
+
+def by_exact(operator: Any, window: Window | None, source: Any, edge: Any, tile: dict[str, int]) -> Head:
+    """kernels/conv_exact.cu"""
+    packed, weights, macros = _gathered(operator, window, source, edge, tile["BN"], _in_pairs)
+    m, n = tile["BM"], tile["BN"]
+    parts = m * n * 4 if tile["SPLIT"] > 1 else 16
+    shared_bytes = 3 * (m + n) * STEP + 64 + 2 * m * 16 + parts  # Tile::Shared
+    return Head(
+        "conv_exact.cu",
+        packed,
+        "conv",
+        {
+            "AT_ONCE": blocks_at_once(shared_bytes),
+            "FILLED": min(4, source.values.shape[1]),
+            **tile,
+            **macros,
+        },
+        threads=128,
+        shared_bytes=shared_bytes,
+        weights=weights,
+        channels=len(operator.weight),
+        cluster=tile["SPLIT"],
+    )
+
+
+def _in_rows(spaced: Tensor, dtype: torch.dtype) -> Tensor:
+    return _as_tf32(spaced) if dtype == torch.float32 else spaced.to(dtype)
+
+
+def _in_pairs(spaced: Tensor, dtype: torch.dtype) -> Tensor:
+    """As kernels/conv_exact.cu reads them: 8 lanes, each two pairs of channels; a vector is two values of a pair."""
+    steps = spaced.shape[1] // 32
+    parts = spaced.view(-1, 8, 2, 2, steps, 2, 8, 2)  # lane, pair, channel; step, half of it, vector, value
+    return parts.permute(0, 5, 2, 1, 4, 6, 7, 3).reshape(spaced.shape)
+
+
+def _gathered(
+    operator: Any,
+    window: Window | None,
+    source: Any,
+    edge: Any,
+    width: int,
+    packing: Callable[[Tensor, torch.dtype], Tensor],
+) -> tuple[bytes, tuple[Tensor, ...], dict[str, Any]]:
+    """What kernels/taps.cuh reads: its struct Head, the tensors in it, macros. width: channels of a tile."""
     dtype = edge.values.dtype
     weight = _weight_rows(operator)
     outputs, kh, kw, channels = weight.shape
     pixel, piece, depth = source.pitch * dtype.itemsize, piece_of(source), depth_of(source)
     steps = steps_of(operator, source)
-    rows = -(-outputs // tile["BN"]) * tile["BN"]
+    rows = -(-outputs // width) * width
     spaced = weight.new_zeros(rows, steps * STEP // dtype.itemsize, dtype=torch.float32)
     spaced[:outputs, : kh * kw * depth].view(outputs, kh, kw, -1)[..., :channels] = weight
-    rounded = dtype == torch.float32 and not tile.get("EXACT")
-    packed = _as_tf32(spaced) if rounded else spaced.to(dtype)
+    packed = packing(spaced, dtype)
     bias = _padded_bias(operator, rows, torch.float32, packed.device)
     transposed = is_transposed(operator)
-    _, height, width, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
+    _, height, across, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
     sign = -1 if transposed else 1
     taps = []
     for place in range(steps * STEP // piece):
@@ -135,17 +192,8 @@ def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile:
         taps.append((sign * y * dh, sign * x * dw, part * piece) if inside else (0, 0, -1))
     table = _table("=2hi", taps, packed.device)
     addresses = [t.data_ptr() for t in (source.values, packed, bias, table)]
-    return Head(
-        "conv_tiles.cu",
-        struct.pack("=4Q8i", *addresses, pixel, height, width, sh, sw, ph, pw, steps),
-        "conv",
-        {**tile, "PIECE": piece, **(dict(TRANSPOSE=1, STRIDE_H=sh, STRIDE_W=sw) if transposed else {})},
-        threads=32 * tile["WARPS_M"] * tile["WARPS_N"] * tile["WARPS_K"],
-        shared_bytes=tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP,
-        weights=(packed, bias, table),
-        channels=outputs,
-        cluster=tile["SPLIT"],
-    )
+    head = struct.pack("=4Q8i", *addresses, pixel, height, across, sh, sw, ph, pw, steps)
+    return head, (packed, bias, table), dict(TRANSPOSE=1, STRIDE_H=sh, STRIDE_W=sw) if transposed else {}
 
 
 def by_wgmma(

@@ -11,6 +11,7 @@ import torch
 from deltaconvert.backends.cuda.conv_kernels import (
     Head,
     by_channel,
+    by_exact,
     by_pixel,
     by_tiles,
     by_wgmma,
@@ -90,8 +91,8 @@ def candidates(
 ) -> dict[str, Callable[[], Head]]:
     """Ways to compute a convolution in tiles, by name. also: see `by_wgmma`."""
     if not _on_tensor_cores(operator, edge):
-        exact = _exact_tiles(edge, steps_of(operator, source))
-        return {name: partial(by_tiles, operator, window, source, edge, tile) for name, tile in exact.items()}
+        tiles = exact_tiles(edge, steps_of(operator, source))
+        return {name: partial(by_exact, operator, window, source, edge, tile) for name, tile in tiles.items()}
     up = up_of(operator)
     if up != (1, 1) and fits_wgmma(on_pixels(operator), source, edge):
         operator, window = on_pixels(operator), None
@@ -265,15 +266,16 @@ def _in_exact_tiles(operator: Any, edge: Any) -> bool:
     )
 
 
-def _exact_tiles(edge: Any, steps: int) -> dict[str, dict[str, int]]:
-    """Macros of kernels/conv_tiles.cu for it: tiles that three blocks of a multiprocessor hold without spilling."""
-    warps = {"WARPS_M": 2, "WARPS_N": 2, "WARPS_K": 1, "EXACT": 1, "AT_ONCE": 3}
+def exact_tiles(edge: Any, steps: int) -> dict[str, dict[str, int]]:
+    """Macros of kernels/conv_exact.cu that are worth measuring for a sum of so many steps."""
     clusters = torch.cuda.get_device_capability(edge.values.device) >= (9, 0)
-    splits = [1, *(split for split in (4, 8) if clusters and steps >= 6 * split)]
-    tiles = {
-        f"exact 64x64/{split}": {"BM": 64, "BN": 64, "STAGES": 4, "SPLIT": split, **warps} for split in splits
-    }
-    return {**tiles, "exact 128x64/1": {"BM": 128, "BN": 64, "STAGES": 3, "SPLIT": 1, **warps}}
+    parts = [1, *(parts for parts in (2, 4, 8) if clusters and steps >= 4 * parts)]
+    tiles = {f"64x64/{split}": {"BM": 64, "BN": 64, "SMALL": 0, "SPLIT": split} for split in parts}
+    for split in parts[:2]:
+        tiles[f"128x64/{split}"] = {"BM": 128, "BN": 64, "ACROSS": 1, "SPLIT": split}
+    if len(edge.values[0]) > 64:
+        tiles["128x128/1"] = {"BM": 128, "BN": 128, "SPLIT": 1}
+    return tiles
 
 
 def _tile(edge: Any, steps: int) -> dict[str, int]:
