@@ -130,9 +130,7 @@ def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile:
 def by_exact(operator: Any, window: Window | None, source: Any, edge: Any, tile: dict[str, int]) -> Head:
     """kernels/conv_exact.cu"""
     packed, weights, macros = _gathered(operator, window, source, edge, tile["BN"], _in_pairs)
-    m, n = tile["BM"], tile["BN"]
-    parts = m * n * 4 if tile["SPLIT"] > 1 else 16
-    shared_bytes = 3 * (m + n) * STEP + 64 + 2 * m * 16 + parts  # Tile::Shared
+    shared_bytes = exact_bytes(tile)
     return Head(
         "conv_exact.cu",
         packed,
@@ -149,6 +147,12 @@ def by_exact(operator: Any, window: Window | None, source: Any, edge: Any, tile:
         channels=len(operator.weight),
         cluster=tile["SPLIT"],
     )
+
+
+def exact_bytes(tile: dict[str, int]) -> int:
+    """Shared memory of kernels/conv_exact.cu: Tile::Shared."""
+    m, n = tile["BM"], tile["BN"]
+    return 3 * (m + n) * STEP + 64 + 2 * m * 16 + (m * n * 4 if tile["SPLIT"] > 1 else 16)
 
 
 def _in_rows(spaced: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from deltaconvert.backends.cuda.conv_kernels import (
     by_pixel,
     by_tiles,
     by_wgmma,
+    exact_bytes,
     has_threshold,
 )
 from deltaconvert.backends.cuda.layout import (
@@ -258,7 +259,7 @@ def _may_round(dtype: torch.dtype) -> bool:
 
 
 def _in_exact_tiles(operator: Any, edge: Any) -> bool:
-    """Single precision as it is, by kernels/conv_tiles.cu without tensor cores."""
+    """Single precision as it is, by kernels/conv_exact.cu."""
     return bool(
         edge.values.dtype == torch.float32
         and operator.groups == 1
@@ -268,14 +269,15 @@ def _in_exact_tiles(operator: Any, edge: Any) -> bool:
 
 def exact_tiles(edge: Any, steps: int) -> dict[str, dict[str, int]]:
     """Macros of kernels/conv_exact.cu that are worth measuring for a sum of so many steps."""
-    clusters = torch.cuda.get_device_capability(edge.values.device) >= (9, 0)
-    parts = [1, *(parts for parts in (2, 4, 8) if clusters and steps >= 4 * parts)]
+    device = torch.cuda.get_device_properties(edge.values.device)
+    parts = [1, *(parts for parts in (2, 4, 8) if device.major >= 9 and steps >= 4 * parts)]
     tiles = {f"64x64/{split}": {"BM": 64, "BN": 64, "SMALL": 0, "SPLIT": split} for split in parts}
     for split in parts[:2]:
         tiles[f"128x64/{split}"] = {"BM": 128, "BN": 64, "ACROSS": 1, "SPLIT": split}
     if len(edge.values[0]) > 64:
         tiles["128x128/1"] = {"BM": 128, "BN": 128, "SPLIT": 1}
-    return tiles
+    room = device.shared_memory_per_block_optin
+    return {name: tile for name, tile in tiles.items() if exact_bytes(tile) <= room}
 
 
 def _tile(edge: Any, steps: int) -> dict[str, int]:
