@@ -276,7 +276,7 @@ def exact_tiles(edge: Any, steps: int) -> dict[str, dict[str, int]]:
         tiles[f"128x64/{split}"] = {"BM": 128, "BN": 64, "ACROSS": 1, "SPLIT": split}
     if len(edge.values[0]) > 64:
         tiles["128x128/1"] = {"BM": 128, "BN": 128, "SPLIT": 1}
-    room = device.shared_memory_per_block_optin
+    room = getattr(device, "shared_memory_per_block_optin", 99 << 10)
     return {name: tile for name, tile in tiles.items() if exact_bytes(tile) <= room}
 
 
