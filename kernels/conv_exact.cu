@@ -66,9 +66,9 @@ __device__ __forceinline__ void finish(const Work& work, const Head& h, const Co
     }
 #pragma unroll
     for (int k = 0; k < T::BATCH; k++) {
+        if (places[k] < 0) continue;  // before sums of other blocks are read: nothing would wait for them, and those end
         float v[4] = {};
         of_pack(v, first + k * apart);
-        if (places[k] < 0) continue;
         add_four(v, 0, bias[k]);
         const int n = places[k] / (work.OH * work.OW);
         *(Pack*)(work.out + (size_t)places[k] * work.pitch + at[k]) =
