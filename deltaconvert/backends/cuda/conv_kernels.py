@@ -122,7 +122,7 @@ def by_tiles(operator: Any, window: Window | None, source: Any, edge: Any, tile:
         threads=32 * tile["WARPS_M"] * tile["WARPS_N"] * tile["WARPS_K"],
         shared_bytes=tile["STAGES"] * (tile["BM"] + tile["BN"]) * STEP,
         weights=weights,
-        channels=len(operator.weight),
+        channels=len(_weight_rows(operator)),
         cluster=tile["SPLIT"],
     )
 
@@ -144,7 +144,7 @@ def by_exact(operator: Any, window: Window | None, source: Any, edge: Any, tile:
         threads=128,
         shared_bytes=shared_bytes,
         weights=weights,
-        channels=len(operator.weight),
+        channels=len(_weight_rows(operator)),
         cluster=tile["SPLIT"],
     )
 
