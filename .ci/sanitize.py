@@ -393,6 +393,12 @@ def cases() -> Iterator[Case]:
         yield Case("depthwise", depthwise, (1, 256, 96, 97), kind, 0.0)
     for threshold in (0.0, 0.1):
         yield Case("lists aside", many, (2, 3, 260, 320), "float", threshold)
+    last = nn.Sequential(conv(8, 12, 3, padding=1), nn.PixelShuffle(2))
+    for kind in ("half", "float"):
+        yield Case("shuffled at the end", last, (2, 8, 21, 33), kind, 0.0)
+    # So many launches that still frames skip them.
+    long = nn.Sequential(conv(3, 8, 3, padding=1), *(nn.MaxPool2d(3, 1, 1) for _ in range(64)))
+    yield Case("skipped", long, (1, 3, 40, 50), "float", 0.0)
     yield Case("gated", many, (2, 3, 60, 70), "half", 0.1)
 
 
