@@ -40,11 +40,11 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
-from deltaconvert.crew import side_by_side  # noqa: E402
+from deltaconvert.calibration.crew import side_by_side  # noqa: E402
+from deltaconvert.calibration.search import GATES, Search  # noqa: E402
+from deltaconvert.calibration.setting import Outcome, Setting  # noqa: E402
+from deltaconvert.calibration.trials import Trials  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
-from deltaconvert.search import GATES, Search  # noqa: E402
-from deltaconvert.setting import Outcome, Setting  # noqa: E402
-from deltaconvert.trials import Trials  # noqa: E402
 
 UNIFORM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 WAYS = ("ours", "paper")

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
+from deltaconvert.calibration.setting import Setting  # noqa: E402
+from deltaconvert.calibration.trials import Trials  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
-from deltaconvert.setting import Setting  # noqa: E402
-from deltaconvert.trials import Trials  # noqa: E402
 
 INPUT, GATE = 0.05, Gate(dilate=2)
 SCALES = (0.03, 0.06, 0.12, 0.24, 0.48)

@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.accuracy import Run  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.setting import Setting  # noqa: E402
-from deltaconvert.trials import Trials  # noqa: E402
+from deltaconvert.calibration.setting import Setting  # noqa: E402
+from deltaconvert.calibration.trials import Trials  # noqa: E402
 
 
 @torch.no_grad()

@@ -32,9 +32,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.accuracy import Run, between  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
+from deltaconvert.calibration.search import GATES  # noqa: E402
+from deltaconvert.calibration.setting import Outcome, Setting  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
-from deltaconvert.search import GATES  # noqa: E402
-from deltaconvert.setting import Outcome, Setting  # noqa: E402
 
 FACTORS = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)  # of the paper's thresholds
 INPUT, HIGHER = (

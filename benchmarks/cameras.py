@@ -27,12 +27,12 @@ from benchmarks import gpu_dense  # noqa: E402
 from benchmarks.tasks.detection import sure_boxes  # noqa: E402
 from benchmarks.tasks.frames import clip_of  # noqa: E402
 from deltaconvert.calibrate import Search  # noqa: E402
+from deltaconvert.calibration.setting import Setting  # noqa: E402
+from deltaconvert.calibration.trials import Trials  # noqa: E402
 from deltaconvert.check import names_of  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.metrics import relative_l2  # noqa: E402
-from deltaconvert.setting import Setting  # noqa: E402
 from deltaconvert.thresholds import Thresholds  # noqa: E402
-from deltaconvert.trials import Trials  # noqa: E402
 
 VIDEOS = DATA / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4", "sam2_04_coffee.mp4", "bgs_video.avi")

@@ -1,6 +1,6 @@
 """calibrate: the thresholds with the least work within a budget of accuracy, found on a clip.
 
-Two ways (search.py). `front_to_back` is the paper's (DeltaCNN, section 4): from the first layer to the last each
+Two ways (calibration/search.py). `front_to_back` is the paper's (DeltaCNN, section 4): from first to last layer each
 threshold is raised until the loss has grown by its layer's share of the budget. `allocate` begins with that, with
 layers that are all alike and with both crossed, measures for each threshold and for neighbouring ones what raising and
 lowering it does to the loss and to the work, gives the budget to those that save the most work for it, and settles the
@@ -17,18 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deltaconvert.calibration.held_out import held_to
+from deltaconvert.calibration.quickest import dense_milliseconds, milliseconds, quickest
+from deltaconvert.calibration.search import GATES, Search
+from deltaconvert.calibration.setting import Setting
+from deltaconvert.calibration.trials import Decode, Trials
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
-from deltaconvert.held_out import held_to
 from deltaconvert.inputs import inputs_of
 from deltaconvert.metrics import Metric, metric_of
 from deltaconvert.model import DeltaModel, expect_converted
 from deltaconvert.progress import trials_told
-from deltaconvert.quickest import dense_milliseconds, milliseconds, quickest
-from deltaconvert.search import GATES, Search
-from deltaconvert.setting import Setting
 from deltaconvert.thresholds import Thresholds
-from deltaconvert.trials import Decode, Trials
 
 FRAMES = 40  # of a clip, where nobody says how many
 LONGER = 4  # times as many to check with

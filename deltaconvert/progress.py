@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from deltaconvert.setting import Outcome, Setting
+from deltaconvert.calibration.setting import Outcome, Setting
 
 EVERY = 15.0  # seconds
 

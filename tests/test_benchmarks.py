@@ -517,8 +517,8 @@ def test_accuracy_page(tmp_path):
 def test_accuracy_check_chooses_by_the_frames_between():
     """The least work at so many times the accepted loss; ours has the paper's candidates too."""
     from benchmarks.accuracy_check import FACTORS, HIGHER, best_of, ours, papers
-    from deltaconvert.search import GATES
-    from deltaconvert.setting import Setting
+    from deltaconvert.calibration.search import GATES
+    from deltaconvert.calibration.setting import Setting
 
     rows = [
         {"way": way, "strength": n, "work": work, "loss": loss, "accepted": 0.004}

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert import progress
+from deltaconvert.calibration.held_out import held_to
+from deltaconvert.calibration.moves import crossed, in_runs
+from deltaconvert.calibration.quickest import quickest
+from deltaconvert.calibration.search import Search
+from deltaconvert.calibration.setting import Outcome, Setting
+from deltaconvert.calibration.trials import Trials
 from deltaconvert.errors import DeltaConvertError, InputError
 from deltaconvert.gate import Gate
-from deltaconvert.held_out import held_to
 from deltaconvert.metrics import relative_l2
-from deltaconvert.moves import crossed, in_runs
 from deltaconvert.progress import trials_told
-from deltaconvert.quickest import quickest
-from deltaconvert.search import Search
-from deltaconvert.setting import Outcome, Setting
-from deltaconvert.trials import Trials
 
 calibration = importlib.import_module("deltaconvert.calibrate")  # the package's name of that is the function
 

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from deltaconvert.calibration.moves import Move, crossed, filled, in_runs, reallocated
+from deltaconvert.calibration.setting import Outcome, Setting
+from deltaconvert.calibration.trials import Trials
 from deltaconvert.gate import Gate
-from deltaconvert.moves import Move, crossed, filled, in_runs, reallocated
-from deltaconvert.setting import Outcome, Setting
-from deltaconvert.trials import Trials
 
 INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
 STARTS = (0.0125, 0.05, 0.2)  # of the magnitude at the middle one of the layers that are all alike

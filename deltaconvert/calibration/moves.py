@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deltaconvert.setting import Outcome, Setting
+from deltaconvert.calibration.setting import Outcome, Setting
 
 PARTS = (0.0, 0.07, 0.15, 0.3, 0.5)  # of the layers, of one setting before and behind those of another
 SPANS = (2, 4, 8)  # into so many runs of neighbours the layers are divided

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deltaconvert.search import Search
-from deltaconvert.setting import Setting
-from deltaconvert.trials import Trials
+from deltaconvert.calibration.search import Search
+from deltaconvert.calibration.setting import Setting
+from deltaconvert.calibration.trials import Trials
 
 TRIES = 12  # of a common factor
 

@@ -15,23 +15,23 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends import reference
-from deltaconvert.crew import side_by_side
+from deltaconvert.calibration.crew import side_by_side
+from deltaconvert.calibration.known import Known
+from deltaconvert.calibration.per_stream import reach_of, threshold_of, watch_of
+from deltaconvert.calibration.replay import Replay
+from deltaconvert.calibration.sensitivity import gains
+from deltaconvert.calibration.setting import Outcome, Setting
+from deltaconvert.calibration.sites import compared, sites_of
+from deltaconvert.calibration.work import Work
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
-from deltaconvert.known import Known
 from deltaconvert.lower import Program
 from deltaconvert.measure import Difference
 from deltaconvert.metrics import Metric
 from deltaconvert.model import DeltaModel
-from deltaconvert.per_stream import reach_of, threshold_of, watch_of
 from deltaconvert.plan import Plan, plan
 from deltaconvert.reach import narrowed
-from deltaconvert.replay import Replay
-from deltaconvert.sensitivity import gains
-from deltaconvert.setting import Outcome, Setting
-from deltaconvert.sites import compared, sites_of
 from deltaconvert.thresholds import KINDS, NARROW, WEIGHTED, Rule, Thresholds, as_rule
-from deltaconvert.work import Work
 
 Decode = Callable[[Any], Any]
 FARTHEST = 64.0  # between a share of `alike` and the middle one

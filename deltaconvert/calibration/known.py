@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from deltaconvert.setting import Outcome, Setting
+from deltaconvert.calibration.setting import Outcome, Setting
 
 
 class Known:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from deltaconvert.calibration.search import Search
+from deltaconvert.calibration.setting import Setting
 from deltaconvert.measure import Dense, timed
 from deltaconvert.model import DeltaModel
-from deltaconvert.search import Search
-from deltaconvert.setting import Setting
 from deltaconvert.thresholds import Thresholds
 
 CLOSEST = 3  # gates that are timed
