@@ -100,6 +100,69 @@ def test_wgmma_reads_the_convolution(dtype, inputs, outputs, kernel, stride, pad
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
 
 
+def read_by_taps(head: conv_kernels.Head, source: SimpleNamespace, size: tuple[int, int]) -> Tensor:
+    """What kernels/conv_exact.cu and conv_tiles.cu compute, by kernels/taps.cuh."""
+    _, height, width, sh, sw, ph, pw, steps = struct.unpack("=4Q8i", head.packed)[4:]
+    weight, bias, table = head.weights
+    taps = [struct.unpack("=2hi", table[at : at + 8].numpy().tobytes()) for at in range(0, len(table), 8)]
+    values = steps * 32 // len(taps)  # of a piece
+    transposed = "TRANSPOSE" in head.macros
+    if (
+        head.source == "conv_exact.cu"
+    ):  # 32 channels: half of a step, pair, lane; step, vector, value, channel of the pair
+        weight = (
+            weight.view(-1, 2, 2, 8, steps, 8, 2, 2).permute(0, 3, 2, 7, 4, 1, 5, 6).reshape(weight.shape)
+        )
+
+    def piece(image: Tensor, y: int, x: int, channel: int) -> Tensor:
+        inside = channel >= 0 and not (transposed and (y % sh or x % sw))
+        y, x = (y // sh, x // sw) if transposed else (y, x)
+        if not inside or not (0 <= y < height and 0 <= x < width):
+            return image.new_zeros(values)
+        return image[y, x, channel // 4 :][:values]
+
+    out = []
+    for image in source.memory:
+        for y in range(size[0]):
+            for x in range(size[1]):
+                top, left = (y + ph, x + pw) if transposed else (y * sh - ph, x * sw - pw)
+                row = torch.cat([piece(image, top + dy, left + dx, channel) for dy, dx, channel in taps])
+                out.append(weight @ row + bias)
+    return torch.stack(out).view(len(source.values), *size, -1).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("tile", ["exact", "mma"])
+@pytest.mark.parametrize(
+    "inputs, outputs, kernel, stride, padding, transposed",
+    [
+        (24, 70, (3, 2), (2, 1), (1, 0), False),
+        (136, 8, (1, 1), (2, 2), (0, 0), False),
+        (3, 24, (7, 7), (2, 2), (3, 3), False),
+        (5, 40, (4, 4), (2, 2), (1, 1), True),
+        (8, 3, (3, 2), (1, 3), (0, 0), True),
+    ],
+)
+def test_tiles_read_the_convolution(tile, inputs, outputs, kernel, stride, padding, transposed):
+    torch.manual_seed(0)
+    x = torch.randn(2, inputs, 5, 6).bfloat16().float()  # exact in TF32
+    shape = (inputs, outputs, *kernel) if transposed else (outputs, inputs, *kernel)
+    weight, bias = torch.randn(shape).bfloat16().float(), torch.randn(outputs)
+    operator: Any = Conv2d(weight, bias, stride, padding, (1, 1), 1)
+    if transposed:
+        operator = ConvTranspose2d(weight, bias, stride, padding, (0, 0), 1, (1, 1))
+    expected = operator(x)
+    size = tuple(expected.shape[2:])
+    window = Window(kernel, stride, padding, (1, 1), (5, 6), size)
+    source, edge = edge_of(x), SimpleNamespace(values=expected, threshold=None)
+    if tile == "exact":
+        head = conv_kernels.by_exact(operator, window, source, edge, {"BM": 64, "BN": 64, "SPLIT": 1})
+    else:
+        sides = {"BM": 64, "BN": 64, "WARPS_M": 2, "WARPS_N": 2, "WARPS_K": 1}
+        head = conv_kernels.by_tiles(operator, window, source, edge, {**sides, "STAGES": 4, "SPLIT": 1})
+    assert head.channels == outputs
+    torch.testing.assert_close(read_by_taps(head, source, size)[:, :outputs], expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(
     "inputs, kernel, others, stride",
