@@ -156,14 +156,26 @@ extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, 
         for (; left; left &= left - 1) {  // a word at a time, a lane a pixel
             const int at = first + __ffs(left) - 1, y = at / words, x = at % words * 32 + lane;
             const bool is_new = __shfl_sync(~0u, word, at - first) >> lane & 1;
-            if (RECENT > 1 && x < W && (is_new || young))
-                for (int c = 0; c < C; c++) {
-                    const size_t place = ((size_t)(n * C + c) * H + y) * W + x;
-                    then[place] = mean[place];
-                }
-            if (!is_new) continue;
+            if (x >= W || !(is_new || young)) continue;
             const Pixel pixel(frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, y, x);
-            for (int c = 0; c < C; c++) stored[((size_t)(n * H + y) * W + x) * pitch + c] = pixel.fresh(c);
+            value* const to = stored + ((size_t)(n * H + y) * W + x) * pitch;
+            const size_t plane = (size_t)H * W, place = (n * C * (size_t)H + y) * W + x;
+            for (int c = 0; c < C; c += 4) {
+                number means[4];
+                value fresh[4];  // all of them on their way at once
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    if (c + k >= C) break;
+                    if (RECENT > 1) means[k] = mean[place + (c + k) * plane];
+                    if (is_new) fresh[k] = pixel.fresh(c + k);
+                }
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    if (c + k >= C) break;
+                    if (RECENT > 1) then[place + (c + k) * plane] = means[k];
+                    if (is_new) to[c + k] = fresh[k];
+                }
+            }
         }
     }
 }

@@ -45,6 +45,10 @@ __device__ __forceinline__ void box_means(const number* from, int apart, int fir
 __device__ __forceinline__ void compare(const seen* fresh, long long sc, long long sw, const value* stored, int pitch,
                                         int c, int C, int pixels, Numbers (&by)[CHANNELS], u32& differ) {
     value now[CHANNELS][4];
+    Stored kept[4] = {};  // with PACKED; asked for with what is compared with it
+#pragma unroll
+    for (int p = 0; p < 4; p++)
+        if (PACKED && (FOURS || p < pixels)) kept[p] = *(const Stored*)(stored + p * pitch);
 #pragma unroll
     for (int j = 0; j < CHANNELS; j++) {
         const seen* from = fresh + (c + j) * sc;
@@ -63,11 +67,9 @@ __device__ __forceinline__ void compare(const seen* fresh, long long sc, long lo
         bool keeps = false;  // as it was, or 0 where it was never seen
         if (HOLD)
             for (int k = 0; k < C; k++) keeps |= !is_finite(get(arrived(fresh[k * sc + p * sw])));
-        Stored kept = {};
-        if (PACKED) kept = *(const Stored*)pixel;
 #pragma unroll
         for (int j = 0; j < CHANNELS; j++) {
-            const value before = PACKED ? kept.of[CHANNELS > 1 ? j : c % 4] : pixel[c + j];
+            const value before = PACKED ? kept[p].of[CHANNELS > 1 ? j : c % 4] : pixel[c + j];
             const value after = !keeps ? now[j][p] : get(before) == get(before) ? before : put(0);
             differ |= (u32)(bits_of(after) != bits_of(before)) << p;
             by[j].of[p] = get(put(get(after) - get(before)));
@@ -78,12 +80,13 @@ __device__ __forceinline__ void compare(const seen* fresh, long long sc, long lo
 
 // moved: beyond the threshold and the noise. other: any bit differs. near: those of them that a change takes along.
 // last: the frame before, N C H W; noise: N H W. deviations: how many of them a change must exceed. mean: as `average`
-// left it; then: what it was when a pixel was stored, which says nothing before RECENT of `frames`.
-extern "C" __global__ void look(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
-                                long long sw, const value* stored, int pitch, const int* awake, u32* moved, u32* near,
-                                u32* other, value* last, number* noise, u64* held, const number* mean,
-                                const number* then, const number* frames, int C, int H, int W, number limit,
-                                number peak, number weak, number deviations, number root) {
+// left it; then: what it was when a pixel was stored, which says nothing before RECENT of `frames`. Registers for what four
+// pixels read: as few as the compiler takes by itself let it wait for them one after the other.
+extern "C" __global__ void __launch_bounds__(256, 5)
+    look(const seen* frame, const u64* at, long long sn, long long sc, long long sh, long long sw, const value* stored,
+         int pitch, const int* awake, u32* moved, u32* near, u32* other, value* last, number* noise, u64* held,
+         const number* mean, const number* then, const number* frames, int C, int H, int W, number limit, number peak,
+         number weak, number deviations, number root) {
     wait_for_predecessor();
     frame = found(frame, at);
     const int n = blockIdx.y, words = words_of(W), left = blockIdx.x % words * 32, top = blockIdx.x / words * ROWS;
