@@ -23,6 +23,7 @@ from deltaconvert.backends.cuda.layout import (
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Window
 
+WEIGHT_BYTES = 288  # that a thread of kernels/depthwise.cu holds (HOLD)
 SHARED_BYTES = 228 << 10  # of a multiprocessor; a block takes 1 KB for itself
 
 
@@ -44,6 +45,7 @@ class Head:
     channels: int = 0  # that it makes; what is fused behind it may make more
     up: tuple[int, int] = (1, 1)  # rows and columns made of a listed pixel, which is then one of the input
     compares: bool = False  # with the threshold, stores and marks; else it stores all that it makes
+    may_compare: bool = True  # of those that do where a warp holds a pixel
     more: tuple[Any, ...] = ()  # arguments behind those of every kernel
 
 
@@ -94,6 +96,18 @@ def by_channel(
         threads=128,
         weights=(padded, bias),
         channels=outputs,
+        may_compare=compares_depthwise(kh * kw, edge, wide),
+    )
+
+
+def compares_depthwise(taps: int, edge: Any, wide: int) -> bool:
+    """Whether the threads of a pixel are a warp's, and hold the weights of `wide` channels: read again for each pixel
+    those of 5x5 windows on 96 channels made of 6 us 55, where `commit` takes 5."""
+    lanes = lanes_of_pixel(edge.values.shape[1], wide)
+    return (
+        has_threshold(edge)
+        and lanes <= 32
+        and taps * wide * max(4, edge.values.dtype.itemsize) <= WEIGHT_BYTES
     )
 
 
@@ -104,10 +118,11 @@ def _is_staged(source: Any, window: Window | None, edge: Any, wide: int, run: in
     pitch, _, _, kh, kw, sh, sw, _, _, *dilation = window_of(source, window)
     itemsize = source.values.dtype.itemsize
     weights = kh * kw * wide * max(4, itemsize)
-    slot = wide * lanes_of_pixel(edge.values.shape[1], wide) if has_threshold(edge) else 32
+    compares = compares_depthwise(kh * kw, edge, wide)
+    slot = wide * lanes_of_pixel(edge.values.shape[1], wide) if compares else 32
     a_row = 2 * kh * (15 * sw + kw + 1) * slot * itemsize
     whole = pitch * itemsize % 16 == 0 == slot * itemsize % 16
-    fits = whole and weights <= 288 and a_row <= 40 << 10 and slot <= 32 * wide
+    fits = whole and weights <= WEIGHT_BYTES and a_row <= 40 << 10
     return fits and dilation == [1, 1] and sh == sw <= 2 and run in (4, 8) and kw <= (run + 1) * sw
 
 

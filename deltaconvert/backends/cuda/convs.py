@@ -15,6 +15,7 @@ from deltaconvert.backends.cuda.conv_kernels import (
     by_pixel,
     by_tiles,
     by_wgmma,
+    compares_depthwise,
     exact_bytes,
     has_threshold,
 )
@@ -22,7 +23,6 @@ from deltaconvert.backends.cuda.layout import (
     STEP,
     depth_of,
     is_transposed,
-    lanes_of_pixel,
     piece_of,
     pitch_of,
     steps_of,
@@ -57,7 +57,7 @@ def conv(
         raise NoKernel("a sum of two convolutions")
     ways: dict[str, Callable[[], Head]]
     if is_depthwise(operator):
-        threads = threads_of_channels(edge)
+        threads = threads_of_channels(operator, edge)
         ways = {f"channel {thread}": partial(by_channel, *parts, thread) for thread in threads}
     elif in_tiles:
         ways = candidates(*parts, also)
@@ -230,11 +230,15 @@ def adds_maps(first: Any, second: Any, dtype: torch.dtype, device: torch.device)
     return wide and on_pixels and few_taps and all(part.groups == 1 for part in parts)
 
 
-def threads_of_channels(edge: Any) -> list[tuple[int, int, int]]:
-    """Those of THREADS_OF_CHANNELS by which a warp holds a pixel, where a threshold decides about it."""
-    vector, channels = max(1, 16 // edge.values.dtype.itemsize), edge.values.shape[1]
-    whole = [t for t in THREADS_OF_CHANNELS if lanes_of_pixel(channels, min(t[0], vector, edge.pitch)) <= 32]
-    return whole if whole and has_threshold(edge) else THREADS_OF_CHANNELS
+def threads_of_channels(operator: Any, edge: Any) -> list[tuple[int, int, int]]:
+    """Those of THREADS_OF_CHANNELS that compare, where a threshold decides and any does."""
+    vector, taps = max(1, 16 // edge.values.dtype.itemsize), operator.weight[0, 0].numel()
+    comparing = [
+        thread
+        for thread in THREADS_OF_CHANNELS
+        if compares_depthwise(taps, edge, min(thread[0], vector, edge.pitch))
+    ]
+    return comparing or THREADS_OF_CHANNELS
 
 
 def is_depthwise(operator: Any) -> bool:

@@ -41,7 +41,7 @@ class Launch:
         self._marks: Marks | None = None  # that it makes, and lists where somebody wants that
         if head.name in COMPARING:
             lanes = lanes_of_pixel(channels, macros["WIDTH"])
-            self.compares = may_compare(edge, lanes)
+            self.compares = head.may_compare and may_compare(edge, lanes)
             self._more = (NONE, NONE, number_of(0, edge.values.dtype))
             if self.compares:
                 self._more = (edge.marks.bits, edge.marks.changed, edge.limits)
