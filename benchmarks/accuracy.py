@@ -175,11 +175,13 @@ class Run:
             trials.thresholds(setting).write(self.folder / f"{self.task.name}_best.json", found=row)
 
     def best(self, trials: Trials) -> tuple[dict[str, Any], Setting] | None:
-        """That setting, and its row; curves that were scaled as a whole count too."""
+        """That setting, and its row; curves that were scaled as a whole count too, but for those of searches that were
+        made again since."""
         within: list[tuple[dict[str, Any], Setting]] = []
+        played = {f"{row['way']} {row['strength']:g}" for row in self.kept["rows"]}
         for row in self.kept["rows"]:
             name, scale = f"{row['way']} {row['strength']:g}", 1.0
-            if name not in self.kept["settings"]:
+            if name not in self.kept["settings"] and row["way"] not in played:
                 name, scale = row["way"], row["strength"]
             if not name.startswith("ours") or row["loss"] > self.task.accepted:
                 continue
