@@ -43,8 +43,8 @@ def capture(
     leaves: as in trace.trace; torch.export knows nothing of modules that stay whole, so it is not asked then.
     """
     network = model.module() if isinstance(model, ExportedProgram) else model
+    used = _copy_of(network)
     try:
-        used = twin(network)
         expected = used(*copy.deepcopy(args), **copy.deepcopy(kwargs))
     except torch.OutOfMemoryError:
         raise
@@ -76,6 +76,18 @@ def capture(
     # The last reason says most; what torch.export said, too, but the first way and the last one ask the same tracer.
     told = dict.fromkeys(str(reason) for reason in reversed(reasons[1:]))
     raise UnsupportedModel("\n  ".join(told)) from reasons[-1]
+
+
+def _copy_of(network: nn.Module) -> nn.Module:
+    try:
+        return twin(network)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # it holds a lock, an open file, a generator
+        raise InputError(
+            f"the network cannot be copied, and what is converted is a copy: {error}. Leave out what is no weight, or "
+            "give its class a __deepcopy__"
+        ) from error
 
 
 def _of_program(

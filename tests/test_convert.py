@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import namedtuple
 
 import pytest
@@ -423,4 +424,7 @@ def test_what_convert_refuses(backend):
     refused(r"torch\.rand\(1, 3", small(), tuple(frame.shape))
     refused("a tuple is several", small(), [frame])
     refused("a program of TorchScript", torch.jit.script(small()), frame)
+    holds_a_lock = small()
+    holds_a_lock.lock = threading.Lock()
+    refused("cannot be copied.*lock", holds_a_lock, frame)
     refused("converted already", deltaconvert.convert(small(), frame, backend=backend), frame)
