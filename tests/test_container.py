@@ -482,6 +482,12 @@ CHANGES = {
     "code for a field": (lambda n: record(n, "Pair", "a, b=print(1)"), "unknown kind 'record'"),
     "code for a class": (lambda n: record(n, "Pair\nimport os", "a"), "unknown kind 'record'"),
     "a field of the class": (lambda n: record(n, "Pair", "__class__"), "unknown kind 'record'"),
+    "a class of many fields": (
+        lambda n: n["signature"]["outputs"].update(
+            tree={"record": ["Pair", [[f"a{i}", {"tuple": []}] for i in range(101)]]}
+        ),
+        "unknown kind 'record'",
+    ),
     "a keyword for a field": (lambda n: record(n, "Pair", "lambda"), "unknown kind 'record'"),
     "deep outputs": (lambda n: n["signature"]["outputs"].update(tree=nested(100)), "nested deeper"),
     "a huge number": (lambda n: node(n, "function").update(args=[10**30]), "which no size"),

@@ -13,6 +13,8 @@ from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import MAX_DEPTH, MAX_INT, MAX_ITEMS, Packer, Unpacker, list_in, tagged
 from deltaconvert.signature import Signature
 
+MAX_FIELDS = 100  # of a NamedTuple
+
 
 def signature_to_json(signature: Signature) -> dict[str, Any]:
     """Nested lists, tuples and dicts with {"leaf": place} where tensors and constants go."""
@@ -66,7 +68,7 @@ def _fields_of(tree: Any) -> dict[str, Any]:
         names = tuple(field.name for field in fields(tree)) if is_dataclass(tree) else ()
     named = {name: getattr(tree, name) for name in names}
     named = {name: item for name, item in named.items() if item is not None}
-    return named if all(map(_is_field, named)) else {}
+    return named if len(named) <= MAX_FIELDS and all(map(_is_field, named)) else {}
 
 
 def _is_field(name: Any) -> bool:
@@ -141,6 +143,6 @@ def _tree_from_json(value: Any, leaves: list[int], depth: int = 0) -> Any:
             return dict(made) if tag == "dict" else OrderedDict(made)
     if tag == "record" and isinstance(content, list) and len(content) == 2:
         name, made = content[0], _tree_from_json({"dict": content[1]}, leaves, depth + 1)
-        if made and all(map(_is_field, (name, *made))):
+        if 0 < len(made) <= MAX_FIELDS and all(map(_is_field, (name, *made))):
             return namedtuple(name, made)(**made)  # type: ignore[misc]
     raise ContainerError(f"its inputs or outputs are of an unknown kind {str(tag)[:80]!r}")
