@@ -103,6 +103,7 @@ class Tracer(fx.Tracer):
         self._ranks: list[Ranks] = []
         self._asks = False  # for a rank: modules run then
         self._told: set[fx.Node] = set()  # whose dimensions the network was told
+        self._of_weights: dict[fx.Node, bool] = {}  # follows from weights alone
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)
@@ -229,19 +230,24 @@ class Tracer(fx.Tracer):
 
     def _weight(self, node: fx.Node) -> Tensor | None:
         """What a network computes of its parameters alone; None where anything else goes in."""
-        if node.op not in ("get_attr", "call_function", "call_method"):
-            return None
-        made = {each: self._weight(each) for each in node.all_input_nodes}
-        if None in made.values() or (not made and node.op != "get_attr"):
-            return None
-        run = fx.Interpreter(self.root, graph=node.graph)
-        run.env = dict(made)
-        self._asks = True
-        try:
-            value = run.run_node(node)
-        finally:
-            self._asks = False
+        for each in node.graph.nodes:
+            if each not in self._of_weights:
+                inputs = each.all_input_nodes if each.op in ("call_function", "call_method") else []
+                known = bool(inputs) and all(self._of_weights[source] for source in inputs)
+                self._of_weights[each] = known or each.op == "get_attr"
+        value = self._made_of_weights(node, {}) if self._of_weights[node] else None
         return value if isinstance(value, Tensor) else None
+
+    def _made_of_weights(self, node: fx.Node, made: dict[fx.Node, Any]) -> Any:
+        if node not in made:
+            run = fx.Interpreter(self.root, graph=node.graph)
+            run.env = {source: self._made_of_weights(source, made) for source in node.all_input_nodes}
+            self._asks = True
+            try:
+                made[node] = run.run_node(node)
+            finally:
+                self._asks = False
+        return made[node]
 
     def _values(self, node: fx.Node) -> tuple[Any, Any]:
         """On the example, and on one image more."""

@@ -434,6 +434,21 @@ def test_numbers_that_were_learnt(backend):
     assert model.info["capture"] == "traced symbolically"
 
 
+class Deep(Two):
+    """Asks for sizes behind so many sums that the ways through them cannot be counted one by one."""
+
+    def forward(self, x):
+        y = self.first(x)
+        for _ in range(40):
+            y = y + y.tanh()
+        return self.last(y if y.shape[2] > 8 else -y)
+
+
+@pytest.mark.timeout(30)
+def test_numbers_behind_many_sums(backend):
+    assert check(Deep(), backend).info["capture"] == "traced symbolically"
+
+
 class Scaled(nn.Sequential):
     """A Sequential that does more than its parts, and leaves one of them out."""
 
