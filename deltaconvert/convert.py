@@ -88,6 +88,13 @@ def convert(
             stacklevel=2,
         )
 
+    if rules.outlasts_refresh:
+        warnings.warn(
+            "refresh renews the frame, not what narrow changes left out in the layers behind it: reset() does, and "
+            "monitor(every=100) tells how much it is",
+            stacklevel=2,
+        )
+
     def build(traced: Traced, frames: Sequence[Tensor], path: str) -> DeltaModel:
         graph = normalise(traced.graph)
         if path:

@@ -51,6 +51,12 @@ class Thresholds:
     rules: Mapping[str, Rule]
     gate: Gate | None = None
 
+    @property
+    def outlasts_refresh(self) -> bool:
+        """Narrow changes leave out what a refresh of the frame does not bring back."""
+        refreshed = self.gate is not None and self.gate.refresh > 0
+        return refreshed and any(NARROW in _parts(rule)[1] for rule in self.rules.values())
+
     @classmethod
     def of(cls, value: Threshold) -> Thresholds:
         """From what convert(threshold=...) takes: one rule for inputs and activations, a mapping of rules, or a file

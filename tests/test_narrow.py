@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from oracle import assert_close, edges, scripted_video
@@ -133,3 +135,15 @@ def test_rules_are_kept(tmp_path):
     assert back.rules == model.rules
     assert {row.path: row.how for row in back.explain().rows} == rows
     assert [edge.threshold is None for edge in edges(back).values()].count(False) == 5
+
+
+def test_a_refresh_does_not_renew_it():
+    """The band of a refresh reaches the frame, and a layer behind it only where the frame differs: that is said."""
+    example = torch.rand(1, 3, 32, 48)
+    gate = {"refresh": 30}
+    with pytest.warns(UserWarning, match="not what narrow changes left out"):
+        deltaconvert.convert(network(), example, threshold=NARROW, gate=gate, backend="reference")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        deltaconvert.convert(network(), example, threshold=NARROW, backend="reference")
+        deltaconvert.convert(network(), example, threshold=0.1, gate=gate, backend="reference")
