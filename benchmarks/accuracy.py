@@ -101,6 +101,12 @@ def between(numbers: Sequence[int]) -> list[int]:
     return sorted(set(range(min(numbers), max(numbers))) - set(numbers))
 
 
+def played_here(options: argparse.Namespace) -> argparse.Namespace:
+    """The options of a script that plays what a Run kept: on this processor, in single precision, by one process."""
+    options.device, options.single, options.workers, options.eager = "cpu", True, 1, True
+    return options
+
+
 class Run:
     """All ways of one task, into its file."""
 

@@ -24,9 +24,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy import Run  # noqa: E402
+from benchmarks.accuracy import Run, played_here  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
 from deltaconvert.calibration.trials import Trials  # noqa: E402
 
 
@@ -41,8 +40,7 @@ def main() -> None:
     parser.add_argument("--fewer", action="store_true")
     parser.add_argument("--play", default="", help="TASK=COUNT,...")
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    options.device, options.single, options.workers, options.eager = "cpu", True, 1, True
+    options = played_here(parser.parse_args())
     options.out.mkdir(parents=True, exist_ok=True)
     counts = {
         task: int(count)
@@ -77,17 +75,11 @@ def fewer(run: Run, trials: Trials) -> dict[str, Any]:
         "without": [],
     }
     for count in sorted({len(order) * eighth // 8 for eighth in range(9)}):
-        setting = without(best, order[:count])
+        setting = best.without(order[:count])
         outcome = trials(setting)
         facts["without"].append({"count": count, "work": outcome.work, "loss": outcome.loss})
         trials.thresholds(setting).write(run.folder / f"{run.task.name}-{count}_best.json", found=row)
     return facts
-
-
-def without(setting: Setting, places: list[int]) -> Setting:
-    for place in places:
-        setting = setting.at(place, 0.0)
-    return setting
 
 
 def played(run: Run, trials: Trials, facts: dict[str, Any], count: int) -> dict[str, Any]:
@@ -95,7 +87,7 @@ def played(run: Run, trials: Trials, facts: dict[str, Any], count: int) -> dict[
     found = run.best(trials)
     assert found is not None
     places = {site.names[0]: place for place, site in enumerate(trials.sites)}
-    setting = without(found[1], [places[name] for name in facts["order"][:count]])
+    setting = found[1].without([places[name] for name in facts["order"][:count]])
     run.look_at_dense()
     run.play(trials, {("without", float(count)): setting})
     (row,) = (row for row in run.kept["rows"] if row["way"] == "without")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-from benchmarks.accuracy import Run  # noqa: E402
+from benchmarks.accuracy import Run, played_here  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
 
@@ -35,8 +35,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--passes", type=int, default=6)
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    options.device, options.single, options.workers, options.eager = "cpu", True, 1, True
+    options = played_here(parser.parse_args())
     task, out = TASKS[options.task](options.calibration, options.frames), options.out
     kept = json.loads((ROOT / "benchmarks/results/accuracy" / f"{task.name}.json").read_text())
     options.out = out.parent / "unused"

@@ -42,10 +42,7 @@ def quickest(search: Search, clock: Callable[[Setting], float]) -> tuple[Setting
     order = [place for _, place in sorted(zip([outcome.work for outcome in without], placed, strict=True))]
 
     def left_out(count: int) -> Setting:
-        setting = best
-        for place in order[:count]:
-            setting = setting.at(place, 0.0)
-        return setting
+        return best.without(order[:count])
 
     counts = sorted({len(order) * quarter // 4 for quarter in range(5)})
     while True:

@@ -35,6 +35,12 @@ class Setting:
     def at(self, place: int, share: float) -> Setting:
         return replace(self, shares=(*self.shares[:place], share, *self.shares[place + 1 :]))
 
+    def without(self, places: Collection[int]) -> Setting:
+        """No thresholds at these sites."""
+        return replace(
+            self, shares=tuple(0.0 if i in places else share for i, share in enumerate(self.shares))
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
