@@ -26,7 +26,7 @@ from torch.compiler._cache import CacheArtifactManager
 
 import model_zoo
 from deltaconvert.normalise import normalise
-from deltaconvert.trace import trace
+from deltaconvert.tracing.trace import trace
 
 TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float": torch.float32}
 Run = Callable[[Tensor], Any]

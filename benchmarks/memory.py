@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 def dense(model: torch.nn.Module, base: Tensor) -> tuple[Callable[[Tensor], Any], dict[str, float]]:
     from benchmarks.engines import folded
     from deltaconvert.normalise import normalise
-    from deltaconvert.trace import trace
+    from deltaconvert.tracing.trace import trace
 
     with torch.no_grad():
         graph = folded(normalise(trace(model, (base,), {}, ()).graph))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deltaconvert.capture import capture
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.gate import Gate
 from deltaconvert.intake import plain
@@ -22,11 +21,12 @@ from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
 from deltaconvert.modes import is_casting, own_types
 from deltaconvert.normalise import normalise
-from deltaconvert.parts import Build, Call, find_parts, whole, within
 from deltaconvert.signature import tensors_of
 from deltaconvert.thresholds import Threshold, Thresholds, refuse_unknown
-from deltaconvert.trace import Traced
-from deltaconvert.twin import uncompiled
+from deltaconvert.tracing.capture import capture
+from deltaconvert.tracing.parts import Build, Call, find_parts, whole, within
+from deltaconvert.tracing.trace import Traced
+from deltaconvert.tracing.twin import uncompiled
 
 BACKENDS = ("reference", "cpu", "cuda")
 

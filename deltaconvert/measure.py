@@ -20,8 +20,8 @@ from torch import Tensor
 
 import deltaconvert
 from deltaconvert.model import DeltaModel
-from deltaconvert.parts import Part
 from deltaconvert.signature import tensors_of
+from deltaconvert.tracing.parts import Part
 
 BASELINE = "the same network dense: batch norm folded, channels_last, no_grad, same threads"
 STEP = (0.031, 0.047)  # how far the box of a benchmark moves a frame, in shares of the height and the width

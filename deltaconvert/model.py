@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import is_fake
 
-from deltaconvert import compiled, parts
+from deltaconvert import compiled
 from deltaconvert.check import names_of, path_of, sparsify
 from deltaconvert.errors import DeltaConvertError, InputError, first_line
 from deltaconvert.explain import Explanation, explain
@@ -22,6 +22,7 @@ from deltaconvert.monitor import Monitor
 from deltaconvert.running import Running
 from deltaconvert.stats import Stats
 from deltaconvert.thresholds import Rule, Threshold, Thresholds, refuse_unknown
+from deltaconvert.tracing import parts
 from deltaconvert.turns import in_turn
 
 KEEPS_NO_STATE = "cannot keep a network's state: use deltaconvert.export_pt2 or export_onnx"
@@ -83,7 +84,7 @@ class DeltaModel(Running):
 
     @property
     def _parts(self) -> dict[str, DeltaModel]:
-        """The converted parts of modules that stay whole, by path in the graph; see deltaconvert.parts."""
+        """The converted parts of modules that stay whole, by path in the graph; see deltaconvert.tracing.parts."""
         return {path: part.delta for path, part in parts.parts_of(self.graph).items()}
 
     def install(self, converted: Mapping[str, DeltaModel]) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from deltaconvert import parts
 from deltaconvert.intake import Sizes, sizes_of
 from deltaconvert.lower import Program
 from deltaconvert.plan import Plan, plan
 from deltaconvert.thresholds import Thresholds
+from deltaconvert.tracing import parts
 
 
 class Plans:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert import parts, snapshot
+from deltaconvert import snapshot
 from deltaconvert.errors import DeltaConvertError, InputError, first_line
 from deltaconvert.frozen import Frozen
 from deltaconvert.intake import Intake, sizes_of, sizes_text
@@ -22,6 +22,7 @@ from deltaconvert.plans import Plans
 from deltaconvert.signature import Signature
 from deltaconvert.stats import Tally
 from deltaconvert.thresholds import Thresholds
+from deltaconvert.tracing import parts
 from deltaconvert.turns import Turns, in_turn
 
 R = TypeVar("R", bound="Running")

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import deltaconvert
 from deltaconvert.errors import UnsupportedModel
-from deltaconvert.twin import twin
+from deltaconvert.tracing.twin import twin
 
 SHAPE = (2, 3, 13, 11)
 

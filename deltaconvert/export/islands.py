@@ -13,11 +13,11 @@ import torch
 from onnx import inliner
 from torch import fx
 
-from deltaconvert.capture import ALONE
 from deltaconvert.check import names_of, operator_of
 from deltaconvert.errors import ExportError
 from deltaconvert.export.graph import DOMAIN, OPSET, Body, Scope
 from deltaconvert.export.ops import spell, why_not
+from deltaconvert.tracing.capture import ALONE
 
 
 class Islands:

@@ -10,13 +10,13 @@ import torch
 from torch import fx
 
 import deltaconvert
-from deltaconvert import parts
 from deltaconvert.check import is_delta, names_of
 from deltaconvert.errors import ExportError
 from deltaconvert.export.names import Names, State
 from deltaconvert.passes.join_pixels import join_pixels
 from deltaconvert.plan import Plan, plan
 from deltaconvert.thresholds import Thresholds
+from deltaconvert.tracing import parts
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert.capture import ALONE
 from deltaconvert.check import densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.errors import ExportError
 from deltaconvert.export.planned import Planned, planned
@@ -19,6 +18,7 @@ from deltaconvert.library.described import describe
 from deltaconvert.lower import attribute_of
 from deltaconvert.narrow import narrow_inputs
 from deltaconvert.ops.fused import head_of
+from deltaconvert.tracing.capture import ALONE
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from deltaconvert.errors import CheckpointError
 from deltaconvert.formats import Sizes, example_of
-from deltaconvert.record import record
+from deltaconvert.formats.record import record
 
 MAX_BYTES = 2**31  # protobuf's own bound on one message
 MAX_NODES = 100_000

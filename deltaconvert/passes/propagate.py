@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from deltaconvert.check import is_call, operator_of
 from deltaconvert.ops.base import Operator, is_known, mean_magnitude
-from deltaconvert.twin import twin
+from deltaconvert.tracing.twin import twin
 
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
 _PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm")

@@ -1,4 +1,4 @@
-"""capture.py and exported.py: networks that symbolic tracing cannot see, and what torch.export makes of them."""
+"""tracing/capture.py, exported.py: networks that symbolic tracing cannot see, and what torch.export makes of them."""
 
 import threading
 
@@ -18,9 +18,9 @@ from oracle import (
 from torch import nn
 
 import deltaconvert
-from deltaconvert.capture import capture
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.passes.spell_aten import aten_name
+from deltaconvert.tracing.capture import capture
 
 AUTO = torch.export.Dim.AUTO
 SHAPE = (2, 4, 13, 18)

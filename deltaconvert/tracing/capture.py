@@ -13,11 +13,11 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel, first_line
-from deltaconvert.exported import export, export_any_batch, is_dynamic, read
-from deltaconvert.remembers import remembers
 from deltaconvert.signature import tensors_of
-from deltaconvert.trace import Traced, trace
-from deltaconvert.twin import twin
+from deltaconvert.tracing.exported import export, export_any_batch, is_dynamic, read
+from deltaconvert.tracing.remembers import remembers
+from deltaconvert.tracing.trace import Traced, trace
+from deltaconvert.tracing.twin import twin
 
 # torch.fx and torch.export switch things of the whole process while they look on: one network at a time.
 ALONE = threading.RLock()

@@ -6,7 +6,7 @@ from oracle import Call
 from torch import nn
 
 from deltaconvert.errors import UnsupportedModel
-from deltaconvert.trace import trace
+from deltaconvert.tracing.trace import trace
 
 X = torch.randn(1, 3, 6, 6)
 

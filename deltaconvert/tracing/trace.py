@@ -6,7 +6,6 @@ import operator
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ from deltaconvert.errors import UnsupportedModel, first_line
 from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.signature import Signature
-from deltaconvert.tracer import Tracer
-from deltaconvert.twin import twin, with_plain_weights
-from deltaconvert.writes import is_island, watch_augmented, watch_islands
-
-_HERE = str(Path(__file__).parent)
+from deltaconvert.tracing.lines import is_the_networks
+from deltaconvert.tracing.tracer import Tracer
+from deltaconvert.tracing.twin import twin, with_plain_weights
+from deltaconvert.tracing.writes import is_island, watch_augmented, watch_islands
 
 
 @dataclass
@@ -122,11 +120,7 @@ def _is_in_place(name: str) -> bool:
 
 def _why_untraceable(model: nn.Module, error: BaseException) -> str:
     """The user's line that defeated the tracer, and the ways out."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "/torch/" not in frame.filename and not frame.filename.startswith(_HERE)
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_the_networks(frame.filename)]
     where = f"\n  {frames[-1].filename}:{frames[-1].lineno}   {frames[-1].line}" if frames else ""
     return (
         f"cannot trace {type(model).__name__}.forward: {first_line(error)}{where}\n"

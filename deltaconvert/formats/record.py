@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import UnsupportedModel
 
-MAX_ELEMENTS = 2**31  # of one value, as in rehearse.py
+MAX_ELEMENTS = 2**31  # of one value, as in deltaconvert/rehearse.py
 # They ask for values, not for a shape.
 _VALUES = (
     "item",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.twin import twin
+from deltaconvert.tracing.twin import twin
 
 ROUNDING = 1e-6  # of the largest value of an output
 _OWN = frozenset(vars(nn.Module()))

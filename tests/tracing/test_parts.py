@@ -1,4 +1,4 @@
-"""parts.py: networks that no way captures run as they were, around the modules that convert."""
+"""tracing/parts.py: networks that no way captures run as they were, around the modules that convert."""
 
 import pytest
 import torch

@@ -22,8 +22,8 @@ from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.passes.spell_aten import aten_name, spell_aten
 from deltaconvert.signature import Signature, tensors_of
-from deltaconvert.trace import Traced, refuse_objects
-from deltaconvert.twin import twin
+from deltaconvert.tracing.trace import Traced, refuse_objects
+from deltaconvert.tracing.twin import twin
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:

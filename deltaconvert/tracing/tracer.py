@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.ops.base import is_known
 from deltaconvert.passes.functionalise import OUT_OF_PLACE
-from deltaconvert.ranks import Ranks, sized_by
 from deltaconvert.signature import tensors_of
+from deltaconvert.tracing.lines import is_the_networks
+from deltaconvert.tracing.ranks import Ranks, sized_by
 
-_HERE = str(Path(__file__).parent)
 _HOMES = ("torch", "operator", "_operator", "math", "builtins", "deltaconvert")
 
 
@@ -288,10 +288,10 @@ def _one_more(frame: Tensor) -> Tensor:
 
 
 def _line_of_the_network() -> str:
-    """The innermost line that is neither torch's nor ours."""
+    """The innermost one, of the calls that are running."""
     for frame, line in traceback.walk_stack(None):
         file = frame.f_code.co_filename
-        if "/torch/" not in file and not file.startswith(_HERE):
+        if is_the_networks(file):
             return f" in {Path(file).name}:{line}, {linecache.getline(file, line).strip()[:120]}"
     return ""
 

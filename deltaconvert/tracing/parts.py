@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.capture import capture, is_light
 from deltaconvert.check import names_of
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.signature import Signature, tensors_of
-from deltaconvert.trace import Traced
-from deltaconvert.twin import twin
+from deltaconvert.tracing.capture import capture, is_light
+from deltaconvert.tracing.trace import Traced
+from deltaconvert.tracing.twin import twin
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
