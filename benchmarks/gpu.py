@@ -6,11 +6,11 @@
     python benchmarks/gpu.py readme RECORD               the table of the README
     python benchmarks/gpu.py table RECORD                all of it
 
-A unit is a network, a type of numbers and a batch; clips are played at batch 1, or up to that of --clips-to. Units are
-measured one by one, the most telling first, and written to FILE as each is done. FILE is read first, and what it holds
-is not measured again: a run may be cut into slices, and one unit that fails costs no other. Dense engines are those of
-gpu_dense.py; each case times the best of them again beside the converted network. Neither pays for copying frames to
-where it reads them.
+A unit is a network, a type of numbers and a batch; clips are played at batch 1, and with the units of --clips-of. Units
+are measured one by one, the most telling first, and written to FILE as each is done. FILE is read first, and what it
+holds is not measured again: a run may be cut into slices, and one unit that fails costs no other. Dense engines are
+those of gpu_dense.py; each case times the best of them again beside the converted network. Neither pays for copying
+frames to where it reads them. No engine of cuDNN is searched for while a network is converted: it computes none.
 
 `floor` is the least a frame can take on this GPU: its bytes (candidates read and written once, weights of the layers
 that have any) over the rate of a large copy, or its operations over that of a large product. `efficiency` is dense time
@@ -56,6 +56,7 @@ from benchmarks.gpu_dense import (  # noqa: E402
     network,
     raced,
     repeats,
+    searching,
     timed,
 )
 from benchmarks.gpu_floor import floor_ms  # noqa: E402
@@ -74,6 +75,8 @@ from benchmarks.gpu_record import (  # noqa: E402
 DISTURBED, TRIES = 0.05, 3  # dense takes so much more or less than before: somebody else was at work, again
 FRAME_BYTES = 2e9  # that frames may take: large networks leave no more
 GREY_LEVELS = 10  # the input threshold of clips: what a codec adds stays below it
+# They do not fit into 80 GB beside their dense network, which is timed before them and after them.
+APART = (Unit("unet", "tf32", 8),)
 
 
 def main() -> None:
@@ -162,7 +165,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ahead", type=int, default=0, help="networks compiled at once, first, into --kept")
     parser.add_argument("--ahead-seconds", type=float, default=120)
     parser.add_argument("--no-clips", dest="clips", action="store_false")
-    parser.add_argument("--clips-to", type=int, default=2, help="the largest batch that clips are played at")
+    parser.add_argument("--clips-of", default="", help="units of larger batches that clips are played with")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.action in ("table", "readme", "merge") and options.file is None:
@@ -183,12 +186,10 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     model, base = model_and_frame(unit)
     further = kept_files(options.kept, unit, options.if_kept)
     modes = list(dict.fromkeys([*options.modes, *further]))
-    nhwc = base.contiguous(memory_format=torch.channels_last)
     kept = {mode: kept_file(options.kept, unit, mode) for mode in modes} if options.kept else None
-    dense, runs = raced(engines(model, base, modes, kept), nhwc)
-    best = min(dense, key=lambda name: dense[name])
+    dense = Dense(model, base, modes, kept, beside=unit not in APART)
     dense_after = time.perf_counter() - began
-    told = ", ".join(f"{name} {ms:.3g} ms" for name, ms in dense.items())
+    told = ", ".join(f"{name} {ms:.3g} ms" for name, ms in dense.ms.items())
     print(f"{unit} dense: {told}; after {dense_after:.0f} s", flush=True)
     command = ["python benchmarks/gpu.py", f"--units {unit}", f"--frames {options.frames}", "--modes", *modes]
     shared = {
@@ -199,32 +200,72 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
         "card": card(),
         "beside": options.beside,
         "shape": list(base.shape),
-        "best": best,
-        "dense_all_ms": dense,
+        "best": dense.best,
+        "dense_all_ms": dense.ms,
         "code": code(),
         **ceilings(unit.type),
     }
     rows = []
     for threshold in (0.0, GREY_LEVELS / 255):
         converted = None
-        for case, density, frames in cases(base, threshold, options):
+        for case, density, frames in cases(unit, base, threshold, options):
             converted = converted or Converted(model, base, threshold)
             for _ in range(TRIES):
                 output, last, found = played(converted, frames, shared)
-                found["dense_ms"] = median_ms(runs[best], nhwc)
-                if abs(found["dense_ms"] / dense[best] - 1) < DISTURBED:
+                found["dense_ms"] = dense.now()
+                if abs(found["dense_ms"] / dense.ms[dense.best] - 1) < DISTURBED:
                     break
-            found["ratio"] = found["dense_ms"] / found["delta_ms"]
-            found["efficiency"] = found["ratio"] * found["work"]
-            found["error"] = _error(output, runs["eager"], last)
+            compare(found)
+            found["error"] = _error(output, dense.eager, last)
             if density not in (None, 0.05):
                 found["layers"] = []  # or the record gets long
             rows.append({**shared, "case": case, "density": density, "threshold": threshold, **found})
             told = "{delta_ms:.3f} ms, dense {dense_ms:.3f}, {ratio:.2f}x, e {efficiency:.2f}".format(**found)
             print(f"{unit} {case}: {told}", flush=True)
+    if unit in APART:
+        del converted, frames, output, last
+        after = Dense(model, base, [mode for mode in modes if mode == dense.best], kept)
+        for row in rows:
+            row["dense_apart_ms"] = [dense.ms[dense.best], after.ms[dense.best]]
+            row["dense_ms"] = min(row["dense_apart_ms"])
+            compare(row)
     first, took = rows[0]["first_frame_seconds"], time.perf_counter() - began
     print(f"{unit} took {took:.0f} s: dense {dense_after:.0f} s, first frame {first:.1f} s")
     return rows
+
+
+class Dense:
+    """The dense network on one frame: the milliseconds of each of its engines, and the best of them at hand.
+
+    beside: it stays, to be timed again beside the converted network; else it is dropped, to make room for that one.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        base: Tensor,
+        modes: Sequence[str],
+        kept: dict[str, Path] | None,
+        beside: bool = True,
+    ):
+        self._frame = base.contiguous(memory_format=torch.channels_last)
+        self.ms, runs = raced(engines(model, base, modes, kept), self._frame)
+        self.best = min(self.ms, key=lambda name: self.ms[name])
+        self.eager = runs["eager"]
+        self._beside = runs[self.best] if beside else None
+        del runs
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def now(self) -> float:
+        """Milliseconds of the best engine."""
+        return self.ms[self.best] if self._beside is None else median_ms(self._beside, self._frame)
+
+
+def compare(row: dict[str, Any]) -> None:
+    """What follows from its times."""
+    row["ratio"] = row["dense_ms"] / row["delta_ms"]
+    row["efficiency"] = row["ratio"] * row["work"]
 
 
 class Converted:
@@ -235,7 +276,7 @@ class Converted:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-        with alone():  # a first frame measures its tiles
+        with alone(), searching(False):  # a first frame measures its tiles
             start = time.perf_counter()
             kept = {"input": threshold} if threshold else 0.0
             self.delta = deltaconvert.convert(model, base, threshold=kept)
@@ -284,7 +325,7 @@ def played(
 
 
 def cases(
-    base: Tensor, threshold: float, options: argparse.Namespace
+    unit: Unit, base: Tensor, threshold: float, options: argparse.Namespace
 ) -> Iterator[tuple[str, float | None, list[Tensor]]]:
     """(name, density of the box or None, frames): boxes where every change counts, clips with and without noise."""
     count = min(options.frames, max(LEAST, int(FRAME_BYTES / base.nbytes)))
@@ -292,7 +333,8 @@ def cases(
     for percent in () if threshold else densities:
         frames = [*video(base, percent / 100, count)]
         yield f"{percent:g}%" if percent else "still", percent / 100, frames
-    for name in CLIPS if options.clips and len(base) <= options.clips_to else ():
+    wanted = unit.batch == 1 or str(unit) in options.clips_of.split(",")
+    for name in CLIPS if options.clips and wanted else ():
         if frames := clip(VIDEOS / name, base, count):
             yield name.split(".")[0], None, frames
 
@@ -311,10 +353,9 @@ def model_and_frame(unit: Unit) -> tuple[torch.nn.Module, Tensor]:
 
 def _error(output: Any, dense: Run, frame: Tensor) -> float:
     """The largest difference in the first output, of its largest value; computed in parts, since memory may be full."""
-    torch.backends.cudnn.benchmark = False  # no search for a shape that comes once
     parts = frame.split(-(-len(frame) // 8))
-    expected = torch.cat([torch.utils._pytree.tree_leaves(dense(part))[0] for part in parts])
-    torch.backends.cudnn.benchmark = True
+    with searching(False):
+        expected = torch.cat([torch.utils._pytree.tree_leaves(dense(part))[0] for part in parts])
     found = torch.utils._pytree.tree_leaves(output)[0]
     return float((found - expected).abs().max() / expected.abs().max())
 

@@ -50,6 +50,17 @@ def network(name: str, kind: str) -> nn.Module:
     return model_zoo.create(name, seed=0).to("cuda", TYPES[kind])
 
 
+@contextmanager
+def searching(best: bool) -> Iterator[None]:
+    """Whether cuDNN looks for its fastest convolution, which takes seconds and gigabytes, for a shape that is new."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = best
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def channels(model: nn.Module) -> int:
     return next(p for p in model.parameters() if p.dim() == 4).shape[1]
 
@@ -111,9 +122,9 @@ def raced(runs: Iterator[tuple[str, Run]], frame: Tensor) -> tuple[dict[str, flo
 
 @torch.no_grad()
 def warm(model: nn.Module, frame: Tensor, mode: str, kept: Path) -> None:
-    """Compile, and keep what came of it."""
+    """Compile, and keep what came of it. cuDNN's convolutions are candidates in max-autotune alone."""
     eager, frame = _eager(model, frame)
-    with candidates_alone():
+    with candidates_alone(), searching(mode == "max-autotune"):
         compiled(eager, mode)(frame)
     keep(kept)
 
@@ -146,6 +157,7 @@ def candidates_alone() -> Iterator[None]:
                     return call(*args, **kwargs)
                 finally:
                     inside.clear()
+                    torch.cuda.empty_cache()  # for those who are next
 
         return waits
 

@@ -316,6 +316,38 @@ def test_gpu_units_of_a_queue(without_a_gpu, monkeypatch, tmp_path):
     assert not queue.read_text() and not list(gpu.taken(queue))
 
 
+def test_gpu_networks_that_do_not_fit_beside_each_other(without_a_gpu, monkeypatch, tmp_path):
+    """Dense is timed before and after, and the faster one counts; only eager stays, for the error."""
+    before_and_after, alive, graphs = iter((4.0, 3.0)), weakref.WeakSet(), []
+
+    def engines(model, frame, modes, kept):
+        ms = next(before_and_after)
+        for name in ("eager", "graph"):
+            run = nn.Sequential(*model)
+            alive.add(run)
+            times[run] = ms if name == "graph" else 9.0
+            yield name, run
+
+    def timed(run, frames, *place):
+        graphs.append(len(alive))
+        return [1.0] * len(frames), 0.5, [run(frame) for frame in frames][-1]
+
+    times = weakref.WeakKeyDictionary()
+    monkeypatch.setattr(gpu, "engines", engines)
+    monkeypatch.setattr(gpu_dense, "median_ms", lambda run, frame: times[run])
+    monkeypatch.setattr(gpu, "timed", timed)
+    monkeypatch.setattr(gpu, "APART", (gpu.Unit("one", "float", 2),))
+    out = tmp_path / "gpu.json"
+    run_gpu(monkeypatch, "--units", "one:float:2", "--densities", "0,100", "--no-clips", "--out", out)
+    rows = json.loads(out.read_text())["results"]
+    assert [row["dense_apart_ms"] for row in rows] == [[4.0, 3.0]] * 2
+    assert [(row["dense_ms"], row["ratio"], row["efficiency"]) for row in rows] == [
+        (3.0, 3.0, 0.0),
+        (3.0, 3.0, 3.0),
+    ]
+    assert set(graphs) == {1}
+
+
 def test_gpu_merge(monkeypatch, tmp_path, capsys):
     """Whole units replace those of the record; others are left out, and so is what was measured elsewhere."""
     record, new = tmp_path / "record.json", tmp_path / "new.json"
@@ -354,6 +386,9 @@ def test_gpu_clips(without_a_gpu, monkeypatch, tmp_path):
         tmp_path / "c",
     )
     run_gpu(monkeypatch, *options)
+    assert len(json.loads((tmp_path / "c").read_text())["results"]) == 1, "of larger batches those asked for"
+    (tmp_path / "c").unlink()
+    run_gpu(monkeypatch, *options, "--clips-of", "two:float:2,one:float:2")
     _, *clips = json.loads((tmp_path / "c").read_text())["results"]
     assert len(clips) == 2 * len(gpu.CLIPS) and all(row["density"] is None for row in clips)
     assert [row["work"] for row in clips] == [1, 1, 0, 0] and all("error" in row for row in clips)
