@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.gate import Gate
-from deltaconvert.intake import plain
-from deltaconvert.memory import within_memory
 from deltaconvert.model import DeltaModel
-from deltaconvert.modes import is_casting, own_types
 from deltaconvert.normalise import normalise
+from deltaconvert.running.intake import plain
+from deltaconvert.running.memory import within_memory
+from deltaconvert.running.modes import is_casting, own_types
 from deltaconvert.signature import tensors_of
 from deltaconvert.thresholds import Threshold, Thresholds, refuse_unknown
 from deltaconvert.tracing.capture import capture

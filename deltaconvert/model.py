@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import is_fake
 
-from deltaconvert import compiled
 from deltaconvert.check import names_of, path_of, sparsify
 from deltaconvert.errors import DeltaConvertError, InputError, first_line
 from deltaconvert.explain import Explanation, explain
 from deltaconvert.gate import Gate
-from deltaconvert.memory import within_memory
-from deltaconvert.modes import own_types
-from deltaconvert.monitor import Monitor
-from deltaconvert.running import Running
+from deltaconvert.running import compiled
+from deltaconvert.running.memory import within_memory
+from deltaconvert.running.modes import own_types
+from deltaconvert.running.monitor import Monitor
+from deltaconvert.running.run import Running
+from deltaconvert.running.turns import in_turn
 from deltaconvert.stats import Stats
 from deltaconvert.thresholds import Rule, Threshold, Thresholds, refuse_unknown
 from deltaconvert.tracing import parts
-from deltaconvert.turns import in_turn
 
 KEEPS_NO_STATE = "cannot keep a network's state: use deltaconvert.export_pt2 or export_onnx"
 

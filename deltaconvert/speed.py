@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert.intake import sizes_text
 from deltaconvert.measure import BASELINE, BenchRow, bench, environment
 from deltaconvert.model import DeltaModel
+from deltaconvert.running.intake import sizes_text
 from deltaconvert.text import counted
 
 DENSITIES = (0.01, 0.05, 0.25)

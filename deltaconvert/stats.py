@@ -13,7 +13,7 @@ from deltaconvert.lower import Program
 from deltaconvert.text import label, size_text, table
 
 if TYPE_CHECKING:
-    from deltaconvert.monitor import Observed
+    from deltaconvert.running.monitor import Observed
 
 
 @dataclass(frozen=True)

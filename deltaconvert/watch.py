@@ -18,7 +18,7 @@ from deltaconvert.drawing.overlay import heatmap, overlay
 from deltaconvert.errors import InputError
 from deltaconvert.measure import BASELINE, Dense, Difference, quantile, timed
 from deltaconvert.model import DeltaModel
-from deltaconvert.monitor import Observed
+from deltaconvert.running.monitor import Observed
 from deltaconvert.video import VideoReader, VideoWriter
 
 Prepare = Callable[[Tensor], Tensor]

@@ -44,7 +44,7 @@ def bench(
         raise usage_error(f"{density!r} is no list of percentages such as 0,1,5", "--density")
     from deltaconvert import measure
     from deltaconvert.drawing import plot as pictures
-    from deltaconvert.intake import sizes_text
+    from deltaconvert.running.intake import sizes_text
 
     if plot is not None:
         pictures.check(plot)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from deltaconvert.modes import own_types
+from deltaconvert.running.modes import own_types
 
 F = TypeVar("F", bound=Callable[..., Any])
 

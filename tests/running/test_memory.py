@@ -1,4 +1,4 @@
-"""memory.py: out of memory is an error with a way out, and nothing stays behind."""
+"""running/memory.py: out of memory is an error with a way out, and nothing stays behind."""
 
 from __future__ import annotations
 

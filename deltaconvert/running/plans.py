@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from deltaconvert.intake import Sizes, sizes_of
 from deltaconvert.lower import Program
 from deltaconvert.plan import Plan, plan
+from deltaconvert.running.intake import Sizes, sizes_of
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.tracing import parts
 

@@ -1,4 +1,4 @@
-"""monitor.py: the error of random tiles, against the dense network on the whole frame."""
+"""running/monitor.py: the error of random tiles, against the dense network on the whole frame."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deltaconvert.errors import InputError
 from deltaconvert.measure import Difference
 
 THRESHOLD = {"input": 0.05, "activation": "5%"}
-CAR_PARK = Path(__file__).resolve().parents[2] / "shared/data/videos/intel_car-detection.mp4"
+CAR_PARK = Path(__file__).resolve().parents[3] / "shared/data/videos/intel_car-detection.mp4"
 
 
 class Maps(nn.Module):

@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert import snapshot
 from deltaconvert.errors import DeltaConvertError, InputError, first_line
-from deltaconvert.frozen import Frozen
-from deltaconvert.intake import Intake, sizes_of, sizes_text
-from deltaconvert.memory import within_memory
-from deltaconvert.monitor import Monitor
-from deltaconvert.plans import Plans
+from deltaconvert.running import snapshot
+from deltaconvert.running.frozen import Frozen
+from deltaconvert.running.intake import Intake, sizes_of, sizes_text
+from deltaconvert.running.memory import within_memory
+from deltaconvert.running.monitor import Monitor
+from deltaconvert.running.plans import Plans
+from deltaconvert.running.turns import Turns, in_turn
 from deltaconvert.signature import Signature
 from deltaconvert.stats import Tally
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.tracing import parts
-from deltaconvert.turns import Turns, in_turn
 
 R = TypeVar("R", bound="Running")
 
@@ -171,7 +171,7 @@ class Running(Frozen):
     def snapshot(self, stream: int = 0) -> bytes:
         """What `stream` (its index in the batch) has seen, for `restore` in this process or another.
 
-        As large as the stream's share of the state; see deltaconvert.snapshot.
+        As large as the stream's share of the state; see deltaconvert.running.snapshot.
         """
         self._check_stream(stream)
         if self._interrupted:

@@ -1,4 +1,4 @@
-"""snapshot.py: a stream goes on elsewhere as if nothing had happened."""
+"""running/snapshot.py: a stream goes on elsewhere as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from deltaconvert.plan import Plan
-from deltaconvert.tile import View
+from deltaconvert.running.tile import View
 
 KEPT = 1000  # looks whose errors are kept one by one
 
