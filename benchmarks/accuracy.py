@@ -53,7 +53,6 @@ SPENDING = 4  # tries of a common scale, at the end
 CHANCES = 3  # draws of noise of one grey level that tell what a score's chance is
 DRAWS = 8  # of noise of one grey level, for what the dense network is sure of
 SCORERS = 6  # processes
-THREADS = 4  # that draw noise: that takes a processor longer than the network takes a GPU
 
 
 def main() -> None:
@@ -164,8 +163,7 @@ class Run:
         self.dense = self._dense()
         self.sure = self.dense
         if task.sure is not None:
-            with ThreadPoolExecutor(THREADS if self.device.type == "cuda" else 1) as pool:
-                noisy = zip(*pool.map(self._noisy, range(1, 1 + DRAWS)), strict=True)
+            noisy = zip(*map(self._noisy, range(1, 1 + DRAWS)), strict=True)
             self.sure = list(map(task.sure, self.dense, noisy))
         self.dense_scores = self._scores(self.dense)
         self._row("dense", 1.0, 1.0, self.dense_scores)
@@ -346,13 +344,12 @@ class Run:
     def _noisy(self, seed: int) -> list[Any]:
         """The same under uniform noise of one grey level; in batches, since there are many draws."""
         task, found = self.task, list[Any]()
-        with torch.no_grad():  # each thread has its own
-            inputs = self._inputs(task.test, torch.Generator().manual_seed(seed))
-            for first in range(0, len(inputs), task.streams):
-                some = inputs[first : first + task.streams]
-                output = task.network(torch.cat(some))
-                for place in range(len(some)):
-                    found.append(task.decode(pytree.tree_map_only(Tensor, _image(place), output)))
+        inputs = self._inputs(task.test, seed)
+        for first in range(0, len(inputs), task.streams):
+            some = inputs[first : first + task.streams]
+            output = task.network(torch.cat(some))
+            for place in range(len(some)):
+                found.append(task.decode(pytree.tree_map_only(Tensor, _image(place), output)))
         return found
 
     def _scores(self, found: Sequence[Any]) -> tuple[float, float]:
@@ -386,16 +383,19 @@ class Run:
             found.append(self.dense[place] if moved else found[-1])
         return ran / len(found), self._scores(found)
 
-    def _inputs(self, numbers: Sequence[int], noise: torch.Generator | None = None) -> list[Tensor]:
+    def _inputs(self, numbers: Sequence[int], noise: int | None = None) -> list[Tensor]:
+        """noise: the seed of uniform noise of one grey level, drawn where the pictures are prepared: a processor takes
+        longer to draw it than a GPU to run the network."""
         found, key = [], tuple(numbers)
         if key not in self.pictures:
             self.pictures = {key: list(self.task.frames(numbers))}  # the test's, again and again
+        where = torch.device("cpu") if self.options.single else self.device
+        draw = None if noise is None else torch.Generator(where).manual_seed(noise)
         for frame in self.pictures[key]:
-            picture = frame.permute(2, 0, 1)[None].float().contiguous()
-            if noise is not None:
-                picture = picture + torch.rand(picture.shape, generator=noise) * 2 - 1
-            where = "cpu" if self.options.single else self.device
-            found.append(self.task.prepare(picture.to(where)).to(self.device, self.type).contiguous())
+            picture = frame.permute(2, 0, 1)[None].to(where).float().contiguous()
+            if draw is not None:
+                picture += torch.rand(picture.shape, generator=draw, device=where) * 2 - 1
+            found.append(self.task.prepare(picture).to(self.device, self.type).contiguous())
         return found
 
     def _has(self, way: str, strength: float) -> bool:

@@ -16,6 +16,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def at_batch(
     task: Task, thresholds: Path, batch: int, beside: bool, options: argparse.Namespace
 ) -> dict[str, Any] | None:
     """beside: dense is timed again behind the converted network; else it is gone by then, and was timed before."""
-    frames = batches(task, batch, options.frames + FIRST)
+    frames = batches(task, task.test, batch, options.frames + FIRST)
     model = task.network.eval().to(DEVICE, torch.float16)
     still = frames[0].contiguous(memory_format=torch.channels_last)
     kept = {mode: options.kept / f"{task.name}-{batch}-{mode}.xz" for mode in options.modes if options.kept}
@@ -162,13 +163,13 @@ def steps_of(delta: deltaconvert.DeltaModel, frames: list[Tensor], launches: lis
     }
 
 
-def batches(task: Task, batch: int, count: int) -> list[Tensor]:
-    """half (batch, C, H, W): the test frames from `batch` places on, one after the other."""
-    first = min(task.test)
-    apart = min(APART, (len(task.test) - count) // max(batch - 1, 1))
+def batches(task: Task, numbers: Sequence[int], batch: int, count: int) -> list[Tensor]:
+    """half (batch, C, H, W): the frames from `batch` places of those numbers on, one after the other."""
+    first = min(numbers)
+    apart = min(APART, (len(numbers) - count) // max(batch - 1, 1))
     wanted = {first + place * apart + step for place in range(batch) for step in range(count)}
-    numbers = sorted(wanted)
-    pictures = dict(zip(numbers, task.frames(numbers), strict=True))
+    every = sorted(wanted)
+    pictures = dict(zip(every, task.frames(every), strict=True))
     size = SIZES.get(task.name, SIZE)
     found = []
     for step in range(count):

@@ -168,7 +168,9 @@ def calibrate(
         search.until = math.inf  # what follows are a few trials
         took = dense = checked = None
         if by == "time":
-            setting, took = quickest(search, lambda s: milliseconds(delta, trials.thresholds(s), clip))
+            setting, took = quickest(
+                search, lambda setting: milliseconds(delta, trials.thresholds(setting), clip), gates
+            )
             dense = dense_milliseconds(delta, clip)
         if others is not None:
             setting, checked = held_to(setting, trials, trials_on(others), budget)

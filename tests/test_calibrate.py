@@ -380,7 +380,39 @@ def test_thresholds_that_cost_more_time_than_they_save_are_left_out(delta):
         kept = sum(share > 0 for share in setting.shares)
         assert time == pytest.approx(search.look(setting).work + price * kept)
         assert time <= search.look(found).work + price * sum(share > 0 for share in found.shares)
-        assert (kept < len(setting.shares)) == (price > 0)
+
+
+@pytest.mark.parametrize(("price", "kept"), [(0.0, 4), (0.2, 2), (1.0, 0)])
+def test_each_threshold_stays_that_saves_more_than_it_costs(price, kept):
+    """Two layers save 0.3 of a frame each, two 0.1. What those that go had lost raises the others."""
+
+    def rule(setting):
+        pairs = zip((0.3, 0.1, 0.3, 0.1), setting.shares[1:], strict=True)
+        saved = sum(part * min(share + 0.5, 1.0) for part, share in pairs if share)
+        return max(setting.shares) ** 2 / 100, 1.0 - saved
+
+    search = Search(Made(rule, 4), budget=0.01)
+    search.look(Setting((0.1,) * 5))
+    setting, time = quickest(
+        search, lambda s: search.look(s).work + price * sum(share > 0 for share in s.shares[1:])
+    )
+    placed = {4: [1, 2, 3, 4], 2: [1, 3], 0: []}[kept]
+    assert [place for place, share in enumerate(setting.shares) if place and share] == placed
+    assert time == pytest.approx(search.look(setting).work + price * kept)
+    assert search.fits(setting) and max(setting.shares) > 0.15
+
+
+def test_frames_alone_are_quicker_where_thresholds_cost(delta):
+    """Behind the input nothing is compared; changes go on as narrow as they came, within the budget."""
+    search = Search(Trials(delta, [[x] for x in clip()], relative_l2), 0.05)
+    gates = [Gate(), Gate(smooth=3, dilate=2)]
+    alone = search.frames_alone(gates)
+    assert {setting.gate for setting in alone} == set(gates)
+    for setting in alone:
+        assert setting.shares[0] > 0 == max(setting.shares[1:]) and setting.narrow == search.trials.narrowing
+    assert any(search.fits(setting) and search.look(setting).work < 0.9 for setting in alone)
+    setting, _ = quickest(search, lambda s: sum(share > 0 for share in s.shares), gates)
+    assert setting in alone and search.fits(setting)
 
 
 def test_the_clock_decides(delta):

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor
 
-from deltaconvert.calibration.search import Search
+from deltaconvert.calibration.search import TRIES, Search
 from deltaconvert.calibration.setting import Setting
+from deltaconvert.gate import Gate
 from deltaconvert.measure import Dense, timed
 from deltaconvert.model import DeltaModel
 from deltaconvert.thresholds import Thresholds
 
-CLOSEST = 3  # gates that are timed
+CLOSEST = 3  # gates that are timed, and settings of frames alone
+RUNGS = 7  # numbers of thresholds that are timed
 SETTLES = 3  # frames that are not timed: full, recorded, played for the first time
 
 
-def quickest(search: Search, clock: Callable[[Setting], float]) -> tuple[Setting, float]:
+def quickest(
+    search: Search, clock: Callable[[Setting], float], gates: Sequence[Gate] = ()
+) -> tuple[Setting, float]:
     """Of what a search found within its budget the quickest, and its milliseconds.
 
-    The gates that come to the least work are timed, each with the thresholds found for it; then, for the quickest,
-    without the quarter, the half and more of the thresholds that save the least work, and between the best of these.
+    The gates that come to the least work are timed, each with the thresholds found for it, and under `gates` the frames
+    alone. Then the quickest that has thresholds, without the quarter, the half and more of those that save the least
+    work, and between the best of these; what they lost is given back to the others.
     """
     known: dict[Setting, float] = {}
 
@@ -31,31 +36,53 @@ def quickest(search: Search, clock: Callable[[Setting], float]) -> tuple[Setting
             known[setting] = clock(setting)
         return known[setting]
 
-    leading: dict[Any, Setting] = {}
+    leading = [*itertools.islice(_of_each_gate(search), CLOSEST)]
+    alone = [setting for setting in search.frames_alone(gates) if search.fits(setting)]
+    for setting in (search.best(), *leading, *alone[:CLOSEST]):
+        time_of(setting)
+    if leading:
+        _left_out(search, min(leading, key=time_of), time_of)
+    best = min(known, key=time_of)
+    return best, time_of(best)
+
+
+def _of_each_gate(search: Search) -> Iterator[Setting]:
+    """The least work within the budget under each gate with thresholds in the layers, the least of all first."""
+    seen = set[Gate]()
     for setting in sorted(search.tried, key=lambda setting: search.tried[setting].work):
-        if search.fits(setting):
-            leading.setdefault(setting.gate, setting)
-    best = min([*leading.values()][:CLOSEST] or [search.exact()], key=time_of)
+        if setting.gate not in seen and _placed(search, setting) and search.fits(setting):
+            seen.add(setting.gate)
+            yield setting
 
-    placed = [place for place, share in enumerate(best.shares) if share > 0 and place not in search.inputs]
-    without = search.look_at([best.at(place, 0.0) for place in placed])
-    order = [place for _, place in sorted(zip([outcome.work for outcome in without], placed, strict=True))]
 
-    def left_out(count: int) -> Setting:
-        return best.without(order[:count])
+def _placed(search: Search, setting: Setting) -> list[int]:
+    """Where it has thresholds, but for the input's."""
+    return [place for place in search.layers if setting.shares[place] > 0]
 
-    counts = sorted({len(order) * quarter // 4 for quarter in range(5)})
-    while True:
-        found = min(
-            (count for count in counts if search.fits(left_out(count))), key=lambda n: time_of(left_out(n))
-        )
-        place = counts.index(found)
-        around = {
-            (found + counts[beside]) // 2 for beside in (place - 1, place + 1) if 0 <= beside < len(counts)
-        }
-        if around <= set(counts) or len(counts) > 6:
-            return left_out(found), time_of(left_out(found))
-        counts = sorted({*counts, *around})
+
+def _left_out(search: Search, setting: Setting, time_of: Callable[[Setting], float]) -> None:
+    """Time the setting without more and more of its thresholds."""
+    placed = _placed(search, setting)
+    works = [outcome.work for outcome in search.look_at([setting.at(place, 0.0) for place in placed])]
+    order = [place for _, place in sorted(zip(works, placed, strict=True))]
+    times: dict[int, float] = {}
+
+    def time_without(count: int) -> None:
+        (raised,) = search.scaled([setting.without(order[:count])], TRIES, start=1.2)
+        if search.fits(raised):
+            times[count] = time_of(raised)
+
+    for quarter in range(5):
+        time_without(len(order) * quarter // 4)
+    while times and len(times) < RUNGS:
+        counts = sorted(times)
+        place = counts.index(min(times, key=lambda count: times[count]))
+        pairs = itertools.pairwise(counts[max(place - 1, 0) : place + 2])
+        fresh = {(low + high) // 2 for low, high in pairs}.difference(counts)
+        if not fresh:
+            break
+        for count in fresh:
+            time_without(count)
 
 
 def milliseconds(model: DeltaModel, thresholds: Thresholds, clip: Sequence[Sequence[Tensor]]) -> float:

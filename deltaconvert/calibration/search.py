@@ -37,6 +37,8 @@ GATES = (
     Gate(smooth=9, peak=18.0, dilate=4),
     Gate(smooth=9, peak=18.0, dilate=12),
     Gate(smooth=9, peak=18.0, dilate=12, weak=0.25),
+    Gate(smooth=9, peak=18.0, dilate=24),
+    Gate(smooth=9, peak=18.0, dilate=48),
     Gate(smooth=9, recent=12, peak=64.0, dilate=16),
     Gate(smooth=9, recent=12, peak=64.0, dilate=24),
     Gate(smooth=13, recent=8, peak=64.0, dilate=16),
@@ -105,8 +107,8 @@ class Search:
         return self.spent()
 
     def _beginning(self, gates: Sequence[Gate]) -> Setting:
-        """The best of layers all alike in what they do to the end, layers as the paper has them, and both in one: it is
-        never worse than the paper's."""
+        """The best of layers all alike in what they do to the end, layers as the paper has them, both in one, and
+        layers without thresholds: it is never worse than the paper's."""
         shares = self.trials.alike()
         starts = self._starts([Setting(shares, gate=gate) for gate in gates])
         paper = self.front_to_back()
@@ -116,7 +118,8 @@ class Search:
             for inner in (paper, filled(paper, shares))
             for setting in crossed(start, inner, self.layers)
         ]
-        return self._leading([*starts, paper, *self._promising(both)[:CANDIDATES]])
+        alone = self.frames_alone(gates)[:CANDIDATES]
+        return self._leading([*starts, *alone, paper, *self._promising(both)[:CANDIDATES]])
 
     def _promising(self, settings: Sequence[Setting]) -> list[Setting]:
         """Those first that promise the least work once they are scaled to the budget; those far beyond it last."""
@@ -138,6 +141,13 @@ class Search:
         ]
         return min(self.scaled(list(dict.fromkeys(every)), TRIES, but=self.inputs), key=self._rank)
 
+    def frames_alone(self, gates: Sequence[Gate]) -> list[Setting]:
+        """Under each gate the input's threshold that spends the budget, and none behind it: what changes there goes
+        through the whole network, as narrow as it came. Those that promise the least work first."""
+        alone = [replace(self.exact(), gate=gate, narrow=self.trials.narrowing) for gate in gates]
+        found = self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in alone])
+        return self.scaled(found, TRIES, start=math.sqrt(2))
+
     def _starts(self, alike: Sequence[Setting]) -> list[Setting]:
         """For layers that are all alike, one of `alike` for each gate: the best gates and inputs with the layers at one
         height, then these with the layers at others."""
@@ -153,7 +163,8 @@ class Search:
     def continued(self, begin: Sequence[Setting], gates: Sequence[Gate], rounds: int) -> Setting:
         """From what was found for another budget to this one."""
         with suppress(TimeoutError):
-            self.settled([self._leading(begin)], gates, rounds)
+            alone = self.frames_alone(gates)[:CANDIDATES]
+            self.settled([self._leading([*begin, *alone])], gates, rounds)
         return self.spent()
 
     def spent(self, tries: int = 2 * TRIES, start: float = 1.2) -> Setting:
