@@ -37,7 +37,7 @@ from benchmarks.gpu_dense import timed  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
 from deltaconvert.calibration.quickest import quickest  # noqa: E402
 from deltaconvert.calibration.search import GATES, Search  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
+from deltaconvert.calibration.setting import Outcome, Setting  # noqa: E402
 from deltaconvert.calibration.trials import Trials  # noqa: E402
 
 WAY = "by time"
@@ -72,6 +72,7 @@ def main() -> None:
 def of_task(task: Task, options: argparse.Namespace) -> None:
     run = Run(task, options, until=float("inf"))
     trials, clock = run.trials(), Clock(task, options)
+    print(f"{task.name}: {len(trials.sites)} sites, ready after {time.process_time():.0f} s", flush=True)
     begin = [
         padded(run.setting(kept), trials) for name, kept in run.kept["settings"].items() if "ours" in name
     ]
@@ -81,8 +82,10 @@ def of_task(task: Task, options: argparse.Namespace) -> None:
     facts["gpu"] = torch.cuda.get_device_name()
     file = options.out / f"{task.name}_time.json"
     chosen: dict[tuple[str, float], Setting] = {}
+    tried: dict[Setting, Outcome] = {}  # for one budget counts for all
     for times in map(float, options.budgets.split(",")):
         search = Search(trials, own * times, time.monotonic() + options.search_seconds)
+        search.tried = tried
         search.continued(begin, GATES, options.rounds)
         search.until = float("inf")
 

@@ -118,7 +118,7 @@ class Search:
             for inner in (paper, filled(paper, shares))
             for setting in crossed(start, inner, self.layers)
         ]
-        alone = self.frames_alone(gates)[:CANDIDATES]
+        alone = self.frames_alone(gates)
         return self._leading([*starts, *alone, paper, *self._promising(both)[:CANDIDATES]])
 
     def _promising(self, settings: Sequence[Setting]) -> list[Setting]:
@@ -142,11 +142,11 @@ class Search:
         return min(self.scaled(list(dict.fromkeys(every)), TRIES, but=self.inputs), key=self._rank)
 
     def frames_alone(self, gates: Sequence[Gate]) -> list[Setting]:
-        """Under each gate the input's threshold that spends the budget, and none behind it: what changes there goes
-        through the whole network, as narrow as it came. Those that promise the least work first."""
+        """Under the best gates the input's threshold that spends the budget, and none behind it: what changes there
+        goes through the whole network, as narrow as it came."""
         alone = [replace(self.exact(), gate=gate, narrow=self.trials.narrowing) for gate in gates]
         found = self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in alone])
-        return self.scaled(found, TRIES, start=math.sqrt(2))
+        return self.scaled(found[:CANDIDATES], TRIES, start=math.sqrt(2))
 
     def _starts(self, alike: Sequence[Setting]) -> list[Setting]:
         """For layers that are all alike, one of `alike` for each gate: the best gates and inputs with the layers at one
@@ -163,7 +163,7 @@ class Search:
     def continued(self, begin: Sequence[Setting], gates: Sequence[Gate], rounds: int) -> Setting:
         """From what was found for another budget to this one."""
         with suppress(TimeoutError):
-            alone = self.frames_alone(gates)[:CANDIDATES]
+            alone = self.frames_alone(gates)
             self.settled([self._leading([*begin, *alone])], gates, rounds)
         return self.spent()
 
