@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,8 @@ class Calibration:
     to convert(threshold=...).
 
     loss, work: on the clip; work is the share of a dense frame's multiply-accumulates. trials: clips played for it.
-    milliseconds, dense_milliseconds: of a frame, converted and by torch's dense network, where the clock decided
-        (before `check`). checked: the loss on the frames of `check`.
+    milliseconds, dense_milliseconds: of a frame, converted and dense, where the clock decided (before `check`).
+        checked: the loss on the frames of `check`.
     """
 
     model: DeltaModel
@@ -98,6 +98,7 @@ def calibrate(
     metric: str | Metric = "relative_l2",
     method: str = "allocate",
     by: str = "work",
+    against: Callable[..., Any] | None = None,
     decode: Decode | None = None,
     guide: Metric | None = None,
     gates: Sequence[Gate] = GATES,
@@ -122,6 +123,8 @@ def calibrate(
         `metric` itself may be it.
     by: "work", or "time": what was found is timed on the clip, as the model runs on its device, and thresholds that
         cost more time than they save are left out. Give frames of the batch that you will run.
+    against: the dense network that is timed on the same frames, called as `delta` is: `torch.compile(model)`, say,
+        which may take half the time of torch's, which is timed unless it is given.
     method: "allocate" or "front_to_back".    gates, rounds: what `allocate` tries at the input; how often it allocates.
     seconds: then it tries nothing more and takes the best so far: it may be the exact network's, if none was found yet.
     check: other frames, or the same file: up to four times `limit`. What was found is lowered until it is within the
@@ -171,7 +174,7 @@ def calibrate(
             setting, took = quickest(
                 search, lambda setting: milliseconds(delta, trials.thresholds(setting), clip), gates
             )
-            dense = dense_milliseconds(delta, clip)
+            dense = dense_milliseconds(delta, clip, against)
         if others is not None:
             setting, checked = held_to(setting, trials, trials_on(others), budget)
     outcome = trials(setting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -418,6 +419,21 @@ def test_frames_alone_are_quicker_where_thresholds_cost(delta):
 def test_the_clock_decides(delta):
     found = deltaconvert.calibrate(delta, clip(), budget=0.05, by="time", gates=[Gate()], rounds=0)
     assert found.loss <= 0.05 and found.milliseconds > 0 and found.dense_milliseconds > 0
+
+
+def test_the_dense_network_beside_it_is_the_users(delta):
+    """It is called as the converted one is, without gradients, once for each frame of the clip."""
+    net, seen = network(), list[Tensor]()
+
+    def theirs(frame: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        time.sleep(0.05)
+        seen.append(frame)
+        return net(frame)
+
+    options = {"budget": 0.05, "by": "time", "gates": [Gate()], "rounds": 0, "progress": False}
+    found = deltaconvert.calibrate(delta, clip(), against=theirs, **options)
+    assert found.dense_milliseconds >= 50 and all(map(torch.equal, seen, clip())) and len(seen) == len(clip())
 
 
 def test_a_clip_on_which_converting_does_not_pay(delta):

@@ -412,6 +412,7 @@ def test_export_names_the_extra_that_writes(tmp_path, monkeypatch, form):
         (["run", "x"], "--video"),
         (["run", "x", "--video", "y", "--overlay", "flames"], "none of mask, heatmap"),
         (["calibrate", "x", "--video", "y", "--by", "luck"], "none of work, time"),
+        (["calibrate", "x", "--video", "y", "--against", "luck"], "none of torch, compile"),
         (["calibrate", "x", "--video", "y", "--metric", "luck"], "there is no metric 'luck'"),
         (["export", "x", "--onnx", "y", "--dense-above", "7"], "--dense-above"),
         (["explain", NET], f"--arch {NET}"),
@@ -574,6 +575,14 @@ def test_calibrate(small, clip):
     run = ("run", small, "--video", clip, "--limit", 3, "--json", *BACKEND)
     exact, found = (json.loads(call(*run, *extra).stdout) for extra in ((), ("--threshold", "a.json")))
     assert found["work"] < exact["work"] and found["difference"]["max"] <= 0.81  # on another way to add up
+
+
+def test_calibrate_by_time_against_a_compiled_network(small, clip, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.compile", lambda network: compiled.append(network) or network)
+    by_time = ("--by", "time", "--against", "compile", "--method", "front_to_back", "--budget", 0.5, "--json")
+    facts = json.loads(call("calibrate", small, "--video", clip, "--frames", 3, *by_time).stdout)
+    assert facts["milliseconds"] > 0 and facts["dense_milliseconds"] > 0 and len(compiled) == 1
 
 
 def test_report(small, clip):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from deltaconvert.calibration.search import TRIES, Search
@@ -88,15 +90,23 @@ def _left_out(search: Search, setting: Setting, time_of: Callable[[Setting], flo
 def milliseconds(model: DeltaModel, thresholds: Thresholds, clip: Sequence[Sequence[Tensor]]) -> float:
     """The median time of a frame of the clip, by the model's own backend."""
     args, kwargs = model.signature.call(clip[0])
-    trial = model.with_thresholds(thresholds, *args, **kwargs)
-    calls = (model.signature.call(frame) for frame in clip)
-    return _median(timed(trial, *args, **kwargs)[1] for args, kwargs in calls)
+    return _median_of(model.with_thresholds(thresholds, *args, **kwargs), model, clip)
 
 
-def dense_milliseconds(model: DeltaModel, clip: Sequence[Sequence[Tensor]]) -> float:
-    """The same of the dense network, by torch."""
+def dense_milliseconds(
+    model: DeltaModel, clip: Sequence[Sequence[Tensor]], against: Callable[..., Any] | None = None
+) -> float:
+    """The same of the dense network: of `against`, or else by torch."""
+    if against is not None:
+        return _median_of(against, model, clip)
     dense = Dense(model)
     return _median(timed(dense, *frame)[1] for frame in clip)
+
+
+@torch.no_grad()
+def _median_of(network: Callable[..., Any], model: DeltaModel, clip: Sequence[Sequence[Tensor]]) -> float:
+    calls = (model.signature.call(frame) for frame in clip)
+    return _median(timed(network, *args, **kwargs)[1] for args, kwargs in calls)
 
 
 def _median(times: Iterable[float]) -> float:

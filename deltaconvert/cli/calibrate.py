@@ -37,6 +37,13 @@ def calibrate(
             **one_of("work", "time"),
         ),
     ] = "work",
+    against: Annotated[
+        str,
+        typer.Option(
+            help="By time, how the dense network beside it runs; to compile takes a minute.",
+            **one_of("torch", "compile"),
+        ),
+    ] = "torch",
     frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
     seconds: Annotated[
         float | None,
@@ -58,8 +65,11 @@ def calibrate(
     json_output: Json = False,
 ) -> None:
     """Find the thresholds that stay within a budget on a clip and do the least work."""
+    import torch
+
     import deltaconvert
     from deltaconvert.checkpoint import factory_of
+    from deltaconvert.measure import Dense
     from deltaconvert.metrics import metric_of
 
     output = output or file.with_suffix(".json")
@@ -80,6 +90,7 @@ def calibrate(
         metric=judge,
         method=method,
         by=by,
+        against=torch.compile(Dense(model).graph) if against == "compile" else None,
         limit=frames,
         seconds=seconds or math.inf,
         check=check,
