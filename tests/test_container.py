@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
@@ -248,6 +248,7 @@ def test_a_module_kept_whole(tmp_path):
 
 
 Pair = namedtuple("Pair", "a b")
+_Hidden = namedtuple("_Hidden", "a b")
 
 
 @dataclass
@@ -280,12 +281,28 @@ def test_named_outputs_come_back(tmp_path, known_to_pytree):
         assert_same_bits(ours, theirs, name)
 
 
-def test_inputs_of_a_class_of_ones_own(tmp_path):
-    """Whoever calls what was loaded could not make them."""
-    network = Call(lambda self, pair: pair.a + pair.b).eval()
-    frame = torch.rand(1, 3, 8, 8)
-    converted = deltaconvert.convert(network, (Pair(frame, frame),), backend="reference")
-    with pytest.raises(ContainerError, match="inputs hold a Pair"):
+def test_named_inputs_of_the_callers_own_class(tmp_path, known_to_pytree):
+    """The file has no classes: what is loaded takes any that has the same name and fields, and no other."""
+    network = Call(lambda self, pair, found: pair.a + pair.b + found.scores).eval()
+    frames = [torch.rand(1, 3, 8, 8) for _ in range(3)]
+    call = (_Hidden(*frames[:2]), Found(frames[2], frames[0]))
+    converted = deltaconvert.convert(network, call, backend="reference")
+    converted.save(tmp_path / "net.delta")
+    loaded = deltaconvert.load(tmp_path / "net.delta", backend="reference")
+    assert_same_bits(loaded(*call), sum(frames), "the caller's classes")
+    found = namedtuple("Found", "scores boxes")(frames[2], frames[0])
+    assert_same_bits(loaded(_Hidden(*frames[:2]), found), sum(frames), "others of the same names")
+    for other in (Pair(*frames[:2]), frames[:2], namedtuple("_Hidden", "b a")(*frames[:2])):
+        with pytest.raises(InputError, match=r"was converted for \(_Hidden\(a=\*, b=\*\), Found"):
+            loaded(other, found)
+
+
+def test_inputs_that_no_file_can_hold(tmp_path):
+    """A defaultdict makes what is missing by a function of the caller's."""
+    network = Call(lambda self, bag: bag["a"] + 1).eval()
+    bag = defaultdict(list, a=torch.rand(1, 3, 8, 8))
+    converted = deltaconvert.convert(network, (bag,), backend="reference")
+    with pytest.raises(ContainerError, match=r"inputs hold a defaultdict.*Wrap the network"):
         converted.save(tmp_path / "net.delta")
 
 

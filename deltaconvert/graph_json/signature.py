@@ -50,13 +50,12 @@ def _tree_to_json(tree: Any, side: str) -> Any:
     if type(tree) in (dict, OrderedDict) and all(type(key) in (str, int) for key in tree):
         tag = "dict" if type(tree) is dict else "ordered_dict"
         return {tag: [[key, _tree_to_json(item, side)] for key, item in tree.items()]}
-    if side == "outputs" and (named := _fields_of(tree)):
+    if named := _fields_of(tree):
         items = [[key, _tree_to_json(item, side)] for key, item in named.items()]
-        return {"record": [type(tree).__name__.lstrip("_"), items]}
+        return {"record": [type(tree).__name__, items]}
     raise ContainerError(
-        f"the network's {side} hold a {type(tree).__name__}: a file can hold tuples, lists and dicts with "
-        "text keys, and NamedTuples as outputs. Wrap the network in a module that takes and returns those, and "
-        "convert that"
+        f"the network's {side} hold a {type(tree).__name__}: a file can hold tuples, NamedTuples, lists and "
+        "dicts with text keys. Wrap the network in a module that takes and returns those, and convert that"
     )
 
 
@@ -143,6 +142,7 @@ def _tree_from_json(value: Any, leaves: list[int], depth: int = 0) -> Any:
             return dict(made) if tag == "dict" else OrderedDict(made)
     if tag == "record" and isinstance(content, list) and len(content) == 2:
         name, made = content[0], _tree_from_json({"dict": content[1]}, leaves, depth + 1)
-        if 0 < len(made) <= MAX_FIELDS and all(map(_is_field, (name, *made))):
+        is_name = isinstance(name, str) and _is_field(name.lstrip("_"))
+        if is_name and 0 < len(made) <= MAX_FIELDS and all(map(_is_field, made)):
             return namedtuple(name, made)(**made)  # type: ignore[misc]
     raise ContainerError(f"its inputs or outputs are of an unknown kind {str(tag)[:80]!r}")
