@@ -24,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy import Run, played_here  # noqa: E402
+from benchmarks.curves.run import Run, played_here  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
 from deltaconvert.calibration.trials import Trials  # noqa: E402
 

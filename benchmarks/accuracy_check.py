@@ -2,15 +2,16 @@
 
     python benchmarks/accuracy_check.py --task bottle --out FOLDER
 
-after `accuracy.py --tasks bottle --tried --out FOLDER`. Thresholds are found by a smooth metric on a few runs of some
+after `accuracy.py --tasks bottle [--tried] --out FOLDER`. Thresholds are found by a smooth metric on a few runs of some
 frames, and a classifier's answers need not follow. Here all frames between those of the calibration are played, none of
 the test's, and the task's own score is taken on them. For each way, and for so many times the accepted loss, the
 candidate with the least work whose score there loses no more goes to the test: the rows `ours checked` and
 `paper checked`.
 
 Candidates of the paper: what its procedure found for each budget, and that with all thresholds lower and higher by
-common factors. Ours: these as well, since the search begins with them too; what the search found to be the least work
-for its loss under each gate; and, as it crosses its settings with the paper's, the paper's layers under each gate.
+common factors. Ours: these as well, since the search begins with them too; what the search found for each budget, by
+the same factors, and (--tried) to be the least work for its loss under each gate; and, as it crosses its settings with
+the paper's, the paper's layers under each gate.
 """
 
 from __future__ import annotations
@@ -30,17 +31,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy import Run, between  # noqa: E402
+from benchmarks.curves.run import Run, between  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
 from deltaconvert.calibration.search import GATES  # noqa: E402
-from deltaconvert.calibration.setting import Outcome, Setting  # noqa: E402
+from deltaconvert.calibration.setting import Setting  # noqa: E402
+from deltaconvert.calibration.trials import Trials  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 
-FACTORS = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)  # of the paper's thresholds
-INPUT, HIGHER = (
-    0.03,
-    (1.0, 3.0),
-)  # the input's share and what the layers' are multiplied with, under each gate
+FACTORS = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)  # of all thresholds of a setting
+# Of the paper's layers under each gate: the input's share, and what theirs are multiplied with.
+INPUT, HIGHER = 0.03, (1.0, 3.0)
 LEVELS = (0.5, 1.0, 2.0, 4.0)  # times the accepted loss
 APART = 0.06  # of the work, between candidates of one gate
 Candidates = dict[tuple[str, float], Setting]
@@ -69,13 +69,7 @@ def check(options: argparse.Namespace) -> None:
     rehearsal = Run(replace(task, test=between(task.calibration)), held, until)
     run = Run(task, options, math.inf)
     trials = run.trials()
-    paper = {
-        name: run.setting(kept) for name, kept in run.kept["settings"].items() if name.startswith("paper")
-    }
-    tried = json.loads((options.out / f"{task.name}_tried.json").read_text())
-    candidates = {("paper", n): s for n, s in enumerate(papers([*paper.values()]))}
-    inputs = [place for place, site in enumerate(trials.sites) if site.kind == "input"]
-    candidates |= {("ours", n): s for n, s in enumerate(ours(tried, [*paper.values()], inputs))}
+    candidates = candidates_of(run, trials)
     print(f"{len(candidates)} candidates on {len(rehearsal.task.test)} frames", flush=True)
     rehearsal.kept["noise"] = []  # is not looked at
     rehearsal.look_at_dense()
@@ -84,37 +78,47 @@ def check(options: argparse.Namespace) -> None:
         print("the time was over before all were played: run it again, it goes on from there", flush=True)
         return
     run.look_at_dense()
-    chosen = best_of(rehearsal.kept["rows"])
-    for (way, level), row in chosen.items():
-        setting = candidates[row["way"], row["strength"]]
-        found = {"shares": list(setting.shares), "weighted": setting.weighted, "gate": setting.gate.to_json()}
-        found["narrow"] = sorted(setting.narrow)
-        run.kept["settings"][f"{way} {level:g}"] = found | {"on the frames between": row}
-    print(
-        {f"{way} {level:g}": (row["work"], row["loss"]) for (way, level), row in chosen.items()}, flush=True
-    )
-    run.play(trials, {key: candidates[row["way"], row["strength"]] for key, row in chosen.items()})
+    chosen: Candidates = {}
+    for (way, level), row in best_of(rehearsal.kept["rows"]).items():
+        setting = chosen[way, level] = candidates[row["way"], row["strength"]]
+        run.kept["settings"][f"{way} {level:g}"] = setting.to_json() | {"on the frames between": row}
+        print(f"{way} {level:g}: work {row['work']:.4f}, loss {row['loss']:.4f} there", flush=True)
+    run.play(trials, chosen)
     run.keep_best(trials)
 
 
-def papers(found: Sequence[Setting]) -> list[Setting]:
+def candidates_of(run: Run, trials: Trials) -> Candidates:
+    paper, mine = (searched(run, trials, way) for way in ("paper", "ours"))
+    file = run.folder / f"{run.task.name}_tried.json"
+    tried = json.loads(file.read_text()) if file.exists() else []
+    inputs = [place for place, site in enumerate(trials.sites) if site.kind == "input"]
+    found = {"paper": higher_and_lower(paper), "ours": [*higher_and_lower(mine), *ours(tried, paper, inputs)]}
+    return {(way, n): setting for way, some in found.items() for n, setting in enumerate(some)}
+
+
+def searched(run: Run, trials: Trials, way: str) -> list[Setting]:
+    """What the searches of one way found, but for what was chosen here before."""
+    names = [name for name in run.kept["settings"] if name.startswith(way) and "checked" not in name]
+    return [Setting.of(run.kept["settings"][name]).padded(len(trials.sites)) for name in names]
+
+
+def higher_and_lower(found: Sequence[Setting]) -> list[Setting]:
     return [setting.times(factor) for setting in found for factor in FACTORS]
 
 
-def ours(tried: Sequence[list], paper: Sequence[Setting], inputs: Sequence[int]) -> list[Setting]:
+def ours(tried: Sequence[dict], paper: Sequence[Setting], inputs: Sequence[int]) -> list[Setting]:
     """Of each gate the settings that no other beats in loss and work, some work apart; and the paper's layers, as they
     are and higher, under each gate."""
-    known: dict[Gate, list[tuple[Setting, Outcome]]] = {}
-    for shares, weighted, gate, outcome, *narrow in tried:
-        setting = Setting(tuple(shares), weighted, Gate.of(gate), *map(frozenset, narrow))
-        known.setdefault(setting.gate, []).append((setting, Outcome(**outcome)))
+    known: dict[Gate, list[dict]] = {}
+    for trial in tried:
+        known.setdefault(Gate.of(trial["gate"]), []).append(trial)
     found = []
-    for pairs in known.values():
+    for trials in known.values():
         least = math.inf
-        for setting, outcome in sorted(pairs, key=lambda pair: pair[1].loss):
-            if outcome.work < least - APART:
-                least = outcome.work
-                found.append(setting)
+        for trial in sorted(trials, key=lambda trial: trial["loss"]):
+            if trial["work"] < least - APART:
+                least = trial["work"]
+                found.append(Setting.of(trial))
     for setting, factor, gate in itertools.product(paper, HIGHER, GATES):
         gated = replace(setting.times(factor), gate=gate)
         for place in inputs:

@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-from benchmarks.accuracy import Run, played_here  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
+from benchmarks.curves.run import Run, played_here  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
+from deltaconvert.calibration.setting import Setting  # noqa: E402
 
 
 @torch.no_grad()
@@ -42,8 +43,8 @@ def main() -> None:
     run = Run(task, options, until=0)
     trials = run.trials()
     settings = {
-        "calibrate": run.setting(kept["settings"][f"ours {options.budget}"]),
-        "wide": run.setting(kept["begun"][0]),
+        "calibrate": Setting.of(kept["settings"][f"ours {options.budget}"]),
+        "wide": Setting.of(kept["begun"][0]),
     }
     pictures = (picture.permute(2, 0, 1)[None].float() for picture in task.frames(task.test))
     frames = [task.prepare(picture.contiguous()) for picture in pictures]

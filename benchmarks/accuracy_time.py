@@ -20,7 +20,6 @@ import shutil
 import statistics
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-from benchmarks.accuracy import Run  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
+from benchmarks.curves.run import Run  # noqa: E402
 from benchmarks.gpu_accuracy import FIRST, batches  # noqa: E402
 from benchmarks.gpu_dense import timed  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
@@ -74,7 +73,9 @@ def of_task(task: Task, options: argparse.Namespace) -> None:
     trials, clock = run.trials(), Clock(task, options)
     print(f"{task.name}: {len(trials.sites)} sites, ready after {time.process_time():.0f} s", flush=True)
     begin = [
-        padded(run.setting(kept), trials) for name, kept in run.kept["settings"].items() if "ours" in name
+        Setting.of(kept).padded(len(trials.sites))
+        for name, kept in run.kept["settings"].items()
+        if "ours" in name
     ]
     everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
     own = task.budget or trials(everywhere.times(task.spent)).loss
@@ -117,12 +118,6 @@ def of_task(task: Task, options: argparse.Namespace) -> None:
         best = min(within, key=lambda row: clock(trials, chosen[WAY, row["strength"]]))
         thresholds = trials.thresholds(chosen[WAY, best["strength"]])
         thresholds.write(options.out / f"{task.name}_best.json", found=best)
-
-
-def padded(setting: Setting, trials: Trials) -> Setting:
-    """Settings of before convolutions without an activation were sites, the last of them, have none there."""
-    missing = len(trials.sites) - len(setting.shares)
-    return replace(setting, shares=(*setting.shares, *[0.0] * missing))
 
 
 def described(setting: Setting) -> dict[str, Any]:

@@ -551,9 +551,10 @@ def test_accuracy_page(tmp_path):
 
 def test_accuracy_check_chooses_by_the_frames_between():
     """The least work at so many times the accepted loss; ours has the paper's candidates too."""
-    from benchmarks.accuracy_check import FACTORS, HIGHER, best_of, ours, papers
+    from benchmarks.accuracy_check import FACTORS, HIGHER, best_of, higher_and_lower, ours
     from deltaconvert.calibration.search import GATES
     from deltaconvert.calibration.setting import Setting
+    from deltaconvert.gate import Gate
 
     rows = [
         {"way": way, "strength": n, "work": work, "loss": loss, "accepted": 0.004}
@@ -573,12 +574,14 @@ def test_accuracy_check_chooses_by_the_frames_between():
         ("paper checked", 2.0): ("paper", 0.2),
     }
     paper = Setting((0.1, 0.2))
-    assert len(papers([paper])) == len(FACTORS) and paper in papers([paper])
+    assert len(higher_and_lower([paper])) == len(FACTORS) and paper in higher_and_lower([paper])
     tried = [
-        [[0.5, share], False, {"dilate": 2}, {"loss": loss, "guide": loss, "work": work}]
+        Setting((0.5, share), gate=Gate(dilate=2), narrow=frozenset({1})).to_json()
+        | {"loss": loss, "work": work}
         for share, loss, work in ((0.1, 0.01, 0.8), (0.2, 0.02, 0.9), (0.3, 0.03, 0.5))
     ]
     found = ours(tried, [paper], inputs=[0])
     assert [setting.shares[1] for setting in found[:2]] == [0.1, 0.3]  # the other is beaten
+    assert {(setting.gate, setting.narrow) for setting in found[:2]} == {(Gate(dilate=2), frozenset({1}))}
     assert len(found) == 2 + len(HIGHER) * len(GATES) and {s.gate for s in found[2:]} == set(GATES)
     assert {s.shares[1] for s in found[2:]} == {0.2 * factor for factor in HIGHER}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from deltaconvert.gate import Gate
 
@@ -40,6 +41,24 @@ class Setting:
         return replace(
             self, shares=tuple(0.0 if i in places else share for i, share in enumerate(self.shares))
         )
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Setting:
+        """From what `to_json` gave."""
+        gate, narrow = Gate.of(kept["gate"]), frozenset(kept.get("narrow", ()))
+        return cls(tuple(kept["shares"]), kept["weighted"], gate, narrow)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shares": list(self.shares),
+            "weighted": self.weighted,
+            "gate": self.gate.to_json(),
+            "narrow": sorted(self.narrow),
+        }
+
+    def padded(self, sites: int) -> Setting:
+        """With no thresholds at sites behind its own: kinds of sites that came later are the last."""
+        return replace(self, shares=(*self.shares, *[0.0] * (sites - len(self.shares))))
 
 
 @dataclass(frozen=True)
