@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.curves.run import Run  # noqa: E402
-from benchmarks.gpu_accuracy import FIRST, batches  # noqa: E402
+from benchmarks.gpu_accuracy import FIRST, batches, size_of  # noqa: E402
 from benchmarks.gpu_dense import timed  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
 from deltaconvert.calibration.quickest import quickest  # noqa: E402
@@ -132,7 +132,7 @@ class Clock:
     def __init__(self, task: Task, options: argparse.Namespace):
         self.model = copy.deepcopy(task.network).eval().to("cuda", torch.float16)
         numbers = range(min(task.calibration), max(task.calibration) + 1)
-        self.frames = batches(task, numbers, options.batch, options.timed + FIRST)
+        self.frames = batches(task, numbers, options.batch, options.timed + FIRST, size_of(task))
         self.known: dict[Setting, float] = {}
 
     def __call__(self, trials: Trials, setting: Setting) -> float:

@@ -5,7 +5,8 @@
 FOLDER is what accuracy.py wrote: the thresholds are those of FOLDER/TASK_best.json, which do the least work at the loss
 that is accepted. Where there is none, since no thresholds lost so little, the network is converted exactly. The images
 of a batch are the clip at eight places, enlarged to 1080p. Dense engines are those of gpu_dense.py, all in half
-precision; the loss is the task's metric against the dense network on the same frames.
+precision. The loss is the relative L2 of the task's features against the dense network's on the same frames, as large
+as they are timed and of the size at which thresholds were found: a gate's pixels are smaller in a larger frame.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def at_batch(
     task: Task, thresholds: Path, batch: int, beside: bool, options: argparse.Namespace
 ) -> dict[str, Any] | None:
     """beside: dense is timed again behind the converted network; else it is gone by then, and was timed before."""
-    frames = batches(task, task.test, batch, options.frames + FIRST)
+    frames = batches(task, task.test, batch, options.frames + FIRST, size_of(task))
     model = task.network.eval().to(DEVICE, torch.float16)
     still = frames[0].contiguous(memory_format=torch.channels_last)
     kept = {mode: options.kept / f"{task.name}-{batch}-{mode}.xz" for mode in options.modes if options.kept}
@@ -123,11 +124,14 @@ def at_batch(
     work = done / (after.macs_dense * len(times))
     steps = steps_of(delta, frames[-2:], launches) if options.steps else {}
     delta.reset()
-    losses = [loss(task, delta, model, frame) for frame in frames]
+    lost = loss(task, delta, model, frames)
+    shape, rules = list(frames[0].shape), thresholds if thresholds.exists() else 0.0
+    del delta, buffer, frames
+    own = batches(task, task.test, batch, options.frames + FIRST, size=None)
     return {
         "task": task.name,
         "batch": batch,
-        "shape": list(frames[0].shape),
+        "shape": shape,
         "best": best,
         "beside": beside,
         "dense_all_ms": dense,
@@ -136,14 +140,22 @@ def at_batch(
         "p99_ms": sorted(times)[int(len(times) * 0.99)],
         "ratio": again / statistics.median(times),
         "work": work,
-        "features_relative_l2": statistics.mean(losses[1:]),
+        "features_relative_l2": lost,
+        "features_relative_l2_own_size": loss(
+            task, deltaconvert.convert(model, own[0], threshold=rules), model, own
+        ),
         "thresholds": thresholds.name if thresholds.exists() else None,
         "state_bytes": after.state_bytes,
         **steps,
     }
 
 
-def loss(task: Task, delta: Run, model: Run, frame: Tensor) -> float:
+def loss(task: Task, delta: Run, model: Run, frames: list[Tensor]) -> float:
+    """The mean of the frames behind the first."""
+    return statistics.mean([loss_of_frame(task, delta, model, frame) for frame in frames][1:])
+
+
+def loss_of_frame(task: Task, delta: Run, model: Run, frame: Tensor) -> float:
     """Of the task's features, image by image where they are maps: those of an upscaler take much memory."""
     ours = task.features(delta(frame))
     if isinstance(ours, Tensor) and ours.dim() == 4:
@@ -163,19 +175,25 @@ def steps_of(delta: deltaconvert.DeltaModel, frames: list[Tensor], launches: lis
     }
 
 
-def batches(task: Task, numbers: Sequence[int], batch: int, count: int) -> list[Tensor]:
-    """half (batch, C, H, W): the frames from `batch` places of those numbers on, one after the other."""
+def size_of(task: Task) -> tuple[int, int]:
+    return SIZES.get(task.name, SIZE)
+
+
+def batches(
+    task: Task, numbers: Sequence[int], batch: int, count: int, size: tuple[int, int] | None
+) -> list[Tensor]:
+    """half (batch, C, H, W): the frames from `batch` places of those numbers on, one after the other, of a size or of
+    the task's own."""
     first = min(numbers)
     apart = min(APART, (len(numbers) - count) // max(batch - 1, 1))
     wanted = {first + place * apart + step for place in range(batch) for step in range(count)}
     every = sorted(wanted)
     pictures = dict(zip(every, task.frames(every), strict=True))
-    size = SIZES.get(task.name, SIZE)
     found = []
     for step in range(count):
         images = [pictures[first + place * apart + step] for place in range(batch)]
         x = torch.stack(images).permute(0, 3, 1, 2).to(DEVICE).float()
-        found.append(task.prepare(x, size).half().contiguous())
+        found.append((task.prepare(x, size) if size else task.prepare(x)).half().contiguous())
     return found
 
 
