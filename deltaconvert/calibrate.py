@@ -168,7 +168,7 @@ def calibrate(
         if time.monotonic() > search.until:
             search.until = begin + seconds
             setting = search.spent(start=2.0)
-        search.until = math.inf  # what follows are a few trials
+        search.until = begin + seconds
         took = dense = checked = None
         if by == "time":
             setting, took = quickest(

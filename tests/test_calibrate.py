@@ -416,6 +416,14 @@ def test_frames_alone_are_quicker_where_thresholds_cost(delta):
     assert setting in alone and search.fits(setting)
 
 
+def test_the_quickest_of_what_was_timed_where_the_time_is_over(delta):
+    search = Search(Trials(delta, [[x] for x in clip()], relative_l2), 0.05)
+    found = search.allocate([Gate()], rounds=0)
+    search.until, known = 0.0, len(search.tried)
+    setting, time = quickest(search, lambda s: search.look(s).work, [Gate(smooth=5)])
+    assert len(search.tried) == known and time == search.look(setting).work <= search.look(found).work
+
+
 def test_the_clock_decides(delta):
     found = deltaconvert.calibrate(delta, clip(), budget=0.05, by="time", gates=[Gate()], rounds=0)
     assert found.loss <= 0.05 and found.milliseconds > 0 and found.dense_milliseconds > 0
