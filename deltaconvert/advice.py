@@ -1,14 +1,22 @@
-"""What a user can do about a node that stays dense."""
+"""What a user can do about a node that stays dense, and about one that no file can hold."""
 
 from __future__ import annotations
 
 import re
+
+from torch import Tensor, fx
+
+from deltaconvert.check import attribute_of, path_of
 
 LITTLE = 0.005  # share of the work below which a node at the end is not worth a change
 
 # The first pattern that the reason has, and the way out.
 _WAYS = [(re.compile(pattern), way) for pattern, way in (
     (r"keep_dense names it", "that is your keep_dense: leave the name out, and it runs as deltas"),
+    (r"under torch.autocast",
+     "cast by hand, and it runs as deltas: x.to(torch.bfloat16) before modules that are in bfloat16, x.float() behind"),
+    (r"quantised| is qu?int",
+     "convert the float network: all that is quantised stays dense, and no file holds its packed weights"),
     (r"no operator for (topk|sort|argsort|nonzero|nms|unique|masked_select|where)\b",
      "this reads values, not places: end the network before it, convert(model.backbone, ...), and do it on outputs"),
     (r"no operator for (bmm|baddbmm|__matmul__)|no product with a matrix of weights",
@@ -67,3 +75,20 @@ def way_out(reason: str, share: float, comes_last: bool) -> str:
     if share >= LITTLE or not comes_last or reason == "keep_dense names it":
         return text
     return f"little to gain, for it comes last and does {share:.1%} of the work; else: {text}"
+
+
+def kept_beside_tensors(gm: fx.GraphModule) -> str | None:
+    """The first call that keeps something else than tensors, which no file can hold, and the way out; None for none.
+
+    Packed weights of torch.ao.quantization are such things, and the graph that torch.export makes of an autocast.
+    """
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            value = attribute_of(node)
+            if not isinstance(value, Tensor):
+                reader = next(iter(node.users), node)
+                return (
+                    f"{path_of(reader)} keeps a {type(value).__name__}, which is no tensor: "
+                    f"{way_out(reader.meta.get('why_dense', ''), 1.0, False)}"
+                )
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -25,6 +27,14 @@ def operator_of(node: fx.Node) -> Operator | None:
         return None
     module = node.graph.owning_module.get_submodule(str(node.target))
     return module if isinstance(module, Operator) else None
+
+
+def attribute_of(node: fx.Node) -> Any:
+    """What a get_attr node reads: a weight without its gradients, or now and then something that is no tensor."""
+    value: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def is_delta(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Backend, Map
-from deltaconvert.check import densify, is_delta, operator_of, sparsify
+from deltaconvert.check import attribute_of, densify, is_delta, operator_of, sparsify
 from deltaconvert.gate import Watch
 from deltaconvert.islands import Frame, Island, Step, is_pure
 from deltaconvert.narrow import reaches_of
@@ -118,8 +118,7 @@ class Program:
         elif node.op == "placeholder":
             self._inputs.append(self._slot(node))
         elif node.op == "get_attr":
-            value = attribute_of(self.plan.graph, str(node.target))
-            slot = self._slot(node)
+            value, slot = attribute_of(node), self._slot(node)
             self._steps.append(Step(node, lambda frame: frame.put(slot, value, False)))
         elif node.target is sparsify:
             self._bind_sparsify(node)
@@ -223,9 +222,3 @@ def threshold_of(meta: dict[str, Any]) -> Any:
 
 def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else pytree.tree_map_only(Tensor, torch.clone, value)
-
-
-def attribute_of(root: Any, path: str) -> Tensor:
-    for part in path.split("."):
-        root = getattr(root, part)
-    return root.detach() if isinstance(root, torch.Tensor) else root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from functools import partial
 
 import pytest
 import torch
@@ -620,3 +621,46 @@ def test_a_complex_map_says_why_it_is_dense(backend):
     rows = {row.path: row for row in check(ComplexWeights(), backend).explain().rows}
     assert "complex128: complex maps are not compared" in rows["turn"].reason
     assert "torch.cat([z.real, z.imag], 1)" in rows["turn"].way_out
+
+
+class Autocast(Two):
+    """Half of it in a type of its own, which symbolic tracing does not see."""
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.last(x).float()
+
+
+def quantised():
+    """As torch.ao.quantization leaves a network: weights packed in an object."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        float_network = nn.Sequential(Two(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 4))
+        return torch.ao.quantization.quantize_dynamic(float_network.eval(), {nn.Linear})
+
+
+@pytest.mark.parametrize(
+    "make, reason, way",
+    [
+        (Autocast, "it runs under torch.autocast", "cast by hand"),
+        (quantised, "linear_dynamic is quantised", "convert the float network"),
+    ],
+)
+def test_what_is_no_tensor_says_the_way_out(make, reason, way, tmp_path):
+    """It runs, dense; files and explain() say what to do about it."""
+    if make is quantised and torch.backends.quantized.engine == "none":
+        pytest.skip("this torch cannot quantise")
+    network, video = make().eval(), scripted_video(SHAPE, torch.float32)
+    delta = deltaconvert.convert(network, video[0], backend="reference")
+    for t, frame in enumerate(video):
+        assert_close(delta(frame), network(frame), f"frame {t}")
+    (row,) = (row for row in delta.explain().islands if row.reason == reason)
+    assert way in row.way_out
+    assert make is quantised or row.macs > 0
+    for write in (delta.save, partial(deltaconvert.export_pt2, delta)):
+        with pytest.raises(
+            deltaconvert.DeltaConvertError, match=f"{row.path} keeps a .*, which is no tensor: {way}"
+        ):
+            write(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ import torch
 from onnx import helper
 from torch import fx
 
-from deltaconvert.check import densify, is_delta, names_of, operator_of, sparsify
+from deltaconvert.check import attribute_of, densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.errors import ExportError
 from deltaconvert.export import masks
 from deltaconvert.export.branches import DenseBranch, SparseBranch
@@ -27,7 +27,7 @@ from deltaconvert.export.graph import DOMAIN, EVERY, OPSETS, TYPES, Body, Scope
 from deltaconvert.export.islands import Islands
 from deltaconvert.export.names import Names
 from deltaconvert.export.ops import why_not
-from deltaconvert.lower import attribute_of, threshold_of
+from deltaconvert.lower import threshold_of
 from deltaconvert.plan import Plan
 
 IR_VERSION = 10
@@ -82,7 +82,7 @@ class Network:
         early, pending = set(self.values), list[fx.Node]()
         for node in self.nodes:
             if node.op == "get_attr":
-                self.values[node] = self.main.constant(attribute_of(self.plan.graph, str(node.target)))
+                self.values[node] = self.main.constant(attribute_of(node))
                 early.add(node)
             elif node.target is sparsify and node.args[0] in early:
                 if pending:

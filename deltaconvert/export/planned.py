@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 import deltaconvert
+from deltaconvert.advice import kept_beside_tensors
 from deltaconvert.check import is_delta, names_of
 from deltaconvert.errors import ExportError
 from deltaconvert.export.names import Names, State
@@ -47,6 +48,9 @@ def planned(delta: DeltaModel, form: str) -> Planned:
             f"the network could not be captured as a whole, only {', '.join(found)}: convert and export these by "
             "themselves"
         )
+    unwritten = kept_beside_tensors(delta.graph)
+    if unwritten is not None:
+        raise ExportError(unwritten)
     frames = [torch.zeros(shape, dtype=dtype) for shape, dtype in delta.inputs]
     graph = delta.graph if _on_cpu(delta) else copy.deepcopy(delta.graph).cpu()
     made = plan(graph, frames, Thresholds.of(delta.rules), delta.keep_dense, (join_pixels,))

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert.check import densify, is_delta, names_of, operator_of, sparsify
+from deltaconvert.check import attribute_of, densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.errors import ExportError
 from deltaconvert.export.planned import Planned, planned
 from deltaconvert.library import register
 from deltaconvert.library.described import describe
-from deltaconvert.lower import attribute_of
 from deltaconvert.narrow import narrow_inputs
 from deltaconvert.ops.fused import head_of
 from deltaconvert.tracing.capture import ALONE
@@ -129,7 +128,7 @@ class _Writer:
         if is_delta(node):
             return self._operator(node)
         if node.op == "get_attr":
-            return self._kept(str(node.target), attribute_of(self.plan, str(node.target)))
+            return self._kept(str(node.target), attribute_of(node))
         if node.op == "call_module":
             self.root[str(node.target)] = self.plan.get_submodule(str(node.target))
         copied = self.graph.node_copy(node, self.values.__getitem__)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert.check import operator_of, path_of
+from deltaconvert.advice import kept_beside_tensors
+from deltaconvert.check import attribute_of, operator_of, path_of
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import WAY_OUT, Packer, Unpacker, list_in
 from deltaconvert.ops.base import Operator, is_known, known_modules, operator_types
@@ -28,6 +29,9 @@ _SETTING = re.compile(r"[A-Za-z0-9_-]{0,40}")
 
 def graph_to_json(gm: fx.GraphModule) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """(nodes, tensors) of a normalised graph. ContainerError names the first node that a file cannot hold."""
+    unsaved = kept_beside_tensors(gm)
+    if unsaved is not None:
+        raise ContainerError(unsaved)
     packer = Packer()
     return [_node_to_json(packer, gm, node) for node in gm.graph.nodes], packer.tensors
 
@@ -41,7 +45,7 @@ def _node_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str
     if node.op == "placeholder":
         return {**out, "op": "input"}
     if node.op == "get_attr":
-        return out | _tensor_to_json(packer, gm, node)
+        return out | _tensor_to_json(packer, node)
     if node.op == "call_module":
         out |= _module_to_json(packer, gm, node)
     elif node.op == "call_function":
@@ -64,13 +68,8 @@ def _where(node: fx.Node) -> str:
     return f"{path_of(node)} ({node.target})"
 
 
-def _tensor_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
-    value: Any = gm
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    if not isinstance(value, Tensor):
-        raise ContainerError(f"{_where(node)} is a {type(value).__name__}: {WAY_OUT}")
-    return {"op": "tensor", "value": packer.value(value, _is_setting, _where(node), node.name)}
+def _tensor_to_json(packer: Packer, node: fx.Node) -> dict[str, Any]:
+    return {"op": "tensor", "value": packer.value(attribute_of(node), _is_setting, _where(node), node.name)}
 
 
 def _module_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str, Any]:

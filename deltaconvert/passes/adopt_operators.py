@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from deltaconvert.check import is_call, operator_of, path_of
+from deltaconvert.check import attribute_of, is_call, operator_of, path_of
 from deltaconvert.ops.base import Operator, StaysDense, find, known_modules
 from deltaconvert.passes.propagate import TYPES
 
@@ -34,7 +34,9 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
         if spelling is None:
             node.meta.setdefault("why_dense", _unknown(node, module))
             continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: weight(gm, n))
+        args, kwargs = fx.map_arg(
+            (node.args, node.kwargs), lambda n: attribute_of(n) if n.op == "get_attr" else n
+        )
         try:
             operator, inputs = (
                 spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
@@ -131,20 +133,15 @@ def _is_type(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in TYPES
 
 
-def weight(gm: fx.GraphModule, node: fx.Node) -> Any:
-    """The tensor behind a get_attr node; every other node stays one."""
-    if node.op != "get_attr":
-        return node
-    value: Any = gm
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value.detach()
-
-
 def _unknown(node: fx.Node, module: nn.Module | None) -> str:
     if module is not None and type(module) in known_modules():
         return f"this {type(module).__name__} has hooks or a forward of its own"
     if module is not None:
         return f"deltaconvert has no operator for {type(module).__name__}"
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
+    if name == "wrap_with_autocast":  # torch.export's
+        return "it runs under torch.autocast"
+    home = getattr(node.target, "__module__", None)
+    if home == "torch._ops.quantized" or name.startswith("quantize_") or name == "dequantize":
+        return f"{name} is quantised"
     return f"deltaconvert has no operator for {name}"

@@ -22,6 +22,7 @@ _WORKERS = (
         "conv1d",
         "conv3d",
         "bilinear",
+        "wrap_with_autocast",
     ),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
     *("conv_transpose1d", "conv_transpose3d", "conv2d", "conv_transpose2d", "tensordot", "chain_matmul"),

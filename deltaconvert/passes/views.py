@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from deltaconvert.passes.adopt_operators import weight
+from deltaconvert.check import attribute_of
 
 _RESHAPES = "view reshape flatten ravel unflatten squeeze unsqueeze view_as reshape_as".split()
 _PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
@@ -52,7 +52,7 @@ def place_taken(gm: fx.GraphModule, node: fx.Node) -> tuple[int, int] | None:
     elif name in ("select", "index_select") and len(node.args) == 3:
         _, dim, place = node.args
     if isinstance(place, fx.Node) and place.op == "get_attr":
-        value = weight(gm, place)
+        value = attribute_of(place)
         place = int(value) if value.numel() == 1 and not value.is_floating_point() else None
     return (dim, place) if type(dim) is int and type(place) is int else None
 

@@ -23,8 +23,8 @@ from deltaconvert.tracing.twin import twin
 ALONE = threading.RLock()
 OTHER = (
     "computes something else than its traced graph, so it depends on more than its inputs (random numbers, counters, "
-    "Python state), or x += y writes to a map that it reads under another name: convert the deterministic part of it, "
-    "or write x = x + y"
+    "Python state, torch.autocast in it), or x += y writes to a map that it reads under another name: convert the "
+    "deterministic part of it, or write x = x + y"
 )
 
 
@@ -50,7 +50,7 @@ def capture(
         raise
     except Exception as error:
         several = " (a list is one input of it; a tuple is several)" if list in map(type, args) else ""
-        raise InputError(f"the network does not run on the example{several}: {error}") from error
+        raise InputError(f"the network does not run on the example{several}: {first_line(error)}") from error
     written = remembers(network, used, args, kwargs)
     if written:
         raise UnsupportedModel(
