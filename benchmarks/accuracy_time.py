@@ -71,7 +71,7 @@ def main() -> None:
 def of_task(task: Task, options: argparse.Namespace) -> None:
     run = Run(task, options, until=float("inf"))
     trials, clock = run.trials(), Clock(task, options)
-    print(f"{task.name}: {len(trials.sites)} sites, ready after {time.process_time():.0f} s", flush=True)
+    print(f"{task.name}: {len(trials.sites)} sites", flush=True)
     begin = [
         Setting.of(kept).padded(len(trials.sites))
         for name, kept in run.kept["settings"].items()
@@ -91,15 +91,16 @@ def of_task(task: Task, options: argparse.Namespace) -> None:
         search.until = float("inf")
 
         def told(setting: Setting, times: float = times, search: Search = search) -> float:
-            row = {
-                "times": times,
-                "ms": clock(trials, setting),
-                **vars(search.look(setting)),
-                **described(setting),
-            }
+            outcome = search.look(setting)
+            row = {"times": times, "ms": clock(trials, setting), **vars(outcome), **setting.to_json()}
             facts["timed"].append(row)
             file.write_text(json.dumps(facts, indent=1) + "\n")
-            print(task.name, {name: value for name, value in row.items() if name != "guide"}, flush=True)
+            placed = sum(share > 0 for share in setting.shares)
+            told = f"{placed} thresholds, {len(setting.narrow)} narrow, {row['gate']}"
+            print(
+                f"{task.name} {row['ms']:.3f} ms, work {outcome.work:.4f}, loss {outcome.loss:.4f}, {told}",
+                flush=True,
+            )
             return row["ms"]
 
         setting, ms = quickest(search, told, GATES)
@@ -118,11 +119,6 @@ def of_task(task: Task, options: argparse.Namespace) -> None:
         best = min(within, key=lambda row: clock(trials, chosen[WAY, row["strength"]]))
         thresholds = trials.thresholds(chosen[WAY, best["strength"]])
         thresholds.write(options.out / f"{task.name}_best.json", found=best)
-
-
-def described(setting: Setting) -> dict[str, Any]:
-    placed = sum(share > 0 for share in setting.shares)
-    return {"thresholds": placed, "narrow": len(setting.narrow), "gate": setting.gate.to_json()}
 
 
 class Clock:
