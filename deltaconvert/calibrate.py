@@ -161,14 +161,7 @@ def calibrate(
         )
         trials = trials_on(clip, told=tell, file=None if resume is None else Path(resume))
         search = Search(trials, budget, begin + SEARCHING * seconds)
-        try:
-            setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
-        except TimeoutError:
-            setting = search.best()
-        if time.monotonic() > search.until:
-            search.until = begin + seconds
-            setting = search.spent(start=2.0)
-        search.until = begin + seconds
+        setting = _searched(search, method, gates, rounds, begin + seconds)
         took = dense = checked = None
         if by == "time":
             setting, took = quickest(
@@ -195,6 +188,17 @@ def calibrate(
         checked=checked,
         dense_milliseconds=dense,
     )
+
+
+def _searched(search: Search, method: str, gates: Sequence[Gate], rounds: int, until: float) -> Setting:
+    """What a method finds in its time; where that was not enough, the best so far is raised until then."""
+    try:
+        setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
+    except TimeoutError:
+        setting = search.best()
+    cut_off = time.monotonic() > search.until
+    search.until = until
+    return search.spent(start=2.0) if cut_off else setting
 
 
 METHODS = ("allocate", "front_to_back")
