@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -35,54 +38,25 @@ class Grid:
         self.edges = min(tile[0], out_size[0]), min(tile[1], out_size[1])
         self.overlaps = any(size % edge for size, edge in zip(out_size, self.edges, strict=True))
         self._counts = -(-out_size[0] // self.edges[0]), -(-out_size[1] // self.edges[1])
-        axes = []
-        for axis in (0, 1):
-            count, edge = self._counts[axis], self.edges[axis]
-            starts = (torch.arange(count) * edge).clamp(max=out_size[axis] - edge)
-            reach = dilation[axis] * (kernel[axis] - 1)
-            if transposed:
-                # Input i writes outputs i * stride - padding + k * dilation, k dilated up to `reach`: `first` is the
-                # first input that can reach the tile, or the last one before it where stride leaves holes.
-                before = starts + padding[axis]
-                first = torch.minimum(-((reach - before) // stride[axis]), before // stride[axis])
-                skip = before - first * stride[axis]
-                length = -(-(int(skip.max()) + edge - 1 - reach) // stride[axis]) + 1
-                length = max(length, int(((before + edge - 1) // stride[axis] - first).max()) + 1)
-                result = (length - 1) * stride[axis] + reach + 1
-            else:
-                first = starts * stride[axis] - padding[axis]
-                length = kernel[axis] if taps else (edge - 1) * stride[axis] + reach + 1
-                skip, result = torch.zeros_like(starts), edge
-            reads = first.view(-1, 1) + torch.arange(length) * (dilation[axis] if taps else 1)
-            axes.append((starts, reads, skip, result))
-        (ys, reads_y, skip_y, result_y), (xs, reads_x, skip_x, result_x) = axes
-        self.window = (reads_y.shape[1], reads_x.shape[1])
+        down, across = (
+            _transposed_axis(*each) if transposed else _axis(*each, only_taps=bool(taps))
+            for each in zip(out_size, self.edges, kernel, stride, padding, dilation, strict=True)
+        )
+        self.window = down.reads.shape[1], across.reads.shape[1]
         self.window_pixels = self.window[0] * self.window[1]
         self.tile_pixels = self.edges[0] * self.edges[1]
+        self._result_pixels = down.makes * across.makes
         self._crop = None
-        if (result_y, result_x) != self.edges:
-            self._result_pixels = result_y * result_x
-            y = skip_y.view(-1, 1, 1, 1) + torch.arange(self.edges[0]).view(1, 1, -1, 1)
-            x = skip_x.view(1, -1, 1, 1) + torch.arange(self.edges[1]).view(1, 1, 1, -1)
-            self._crop = (y * result_x + x).view(-1, self.tile_pixels).repeat(streams, 1)
+        if (down.makes, across.makes) != self.edges:
+            self._crop = _pairs(down.keeps * across.makes, across.keeps).repeat(streams, 1)
         height, width = in_size
-        streams_first = torch.arange(streams).view(-1, 1, 1, 1, 1)
-        outside_y = (reads_y < 0) | (reads_y >= height)
-        outside_x = (reads_x < 0) | (reads_x >= width)
-        rows = (streams_first * height + reads_y.clamp(0, height - 1).view(-1, 1, self.window[0], 1)) * width
-        self._reads = (
-            (rows + reads_x.clamp(0, width - 1).view(1, -1, 1, self.window[1]))
-            .to(torch.int32)
-            .reshape(-1, self.window_pixels)
-        )
-        outside = outside_y.view(-1, 1, self.window[0], 1) | outside_x.view(1, -1, 1, self.window[1])
-        self._outside = outside.expand(streams, *outside.shape).reshape(-1, self.window_pixels)
+        reads = _pairs(down.reads.clamp(0, height - 1) * width, across.reads.clamp(0, width - 1))
+        self._reads = _in_each(streams, reads, height * width).to(torch.int32)
+        above, beside = _outside(down.reads, height), _outside(across.reads, width)
+        self._outside = _pairs(above, beside, torch.logical_or).repeat(streams, 1)
         self._at_border = self._outside.any(1)
-        tile_y = ys.view(-1, 1, 1, 1) + torch.arange(self.edges[0]).view(1, 1, -1, 1)
-        tile_x = xs.view(1, -1, 1, 1) + torch.arange(self.edges[1]).view(1, 1, 1, -1)
-        self._writes = ((streams_first * out_size[0] + tile_y) * out_size[1] + tile_x).reshape(
-            -1, self.tile_pixels
-        )
+        writes = _pairs(down.writes * out_size[1], across.writes)
+        self._writes = _in_each(streams, writes, out_size[0] * out_size[1])
         self._padded = torch.zeros(
             streams, self._counts[0] * self.edges[0], self._counts[1] * self.edges[1], dtype=torch.bool
         )
@@ -136,3 +110,60 @@ class Grid:
     def places(self, tiles: Tensor) -> Tensor:
         """int64, the output pixels of `tiles`, one tile after the other."""
         return self._writes.index_select(0, tiles).view(-1)
+
+
+class _Axis(NamedTuple):
+    """The tiles along one axis.
+
+    reads (tiles, window): what their windows read, outside of the map too. makes: pixels that the operator makes of a
+    window; keeps (tiles, edge): those of them that are the tile's, and writes (tiles, edge), where they go.
+    """
+
+    reads: Tensor
+    makes: int
+    keeps: Tensor
+    writes: Tensor
+
+
+def _axis(
+    size: int, edge: int, kernel: int, stride: int, padding: int, dilation: int, *, only_taps: bool
+) -> _Axis:
+    starts, step = _starts(size, edge), dilation if only_taps else 1
+    length = kernel if only_taps else (edge - 1) * stride + dilation * (kernel - 1) + 1
+    reads = (starts * stride - padding).view(-1, 1) + torch.arange(length) * step
+    keeps = torch.arange(edge).expand(len(starts), edge)
+    return _Axis(reads, edge, keeps, starts.view(-1, 1) + torch.arange(edge))
+
+
+def _transposed_axis(size: int, edge: int, kernel: int, stride: int, padding: int, dilation: int) -> _Axis:
+    """Input i writes outputs i * stride - padding + k * dilation, k dilated up to `reach`: `first` is the first input
+    that can reach the tile, or the last one before it where stride leaves holes."""
+    starts, reach = _starts(size, edge), dilation * (kernel - 1)
+    before = starts + padding
+    first = torch.minimum(-((reach - before) // stride), before // stride)
+    skip = before - first * stride
+    length = -(-(int(skip.max()) + edge - 1 - reach) // stride) + 1
+    length = max(length, int(((before + edge - 1) // stride - first).max()) + 1)
+    reads = first.view(-1, 1) + torch.arange(length)
+    keeps, writes = (each.view(-1, 1) + torch.arange(edge) for each in (skip, starts))
+    return _Axis(reads, (length - 1) * stride + reach + 1, keeps, writes)
+
+
+def _starts(size: int, edge: int) -> Tensor:
+    """Of each tile its first pixel; the last one starts further in where the others leave less than an edge."""
+    return (torch.arange(-(-size // edge)) * edge).clamp(max=size - edge)
+
+
+def _outside(places: Tensor, size: int) -> Tensor:
+    return (places < 0) | (places >= size)
+
+
+def _pairs(rows: Tensor, columns: Tensor, combine: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Tensor:
+    """(tiles down, a), (tiles across, b) -> (tiles, a * b): each row of each tile with each of its columns."""
+    both = combine(rows[:, None, :, None], columns[None, :, None, :])
+    return both.reshape(-1, rows.shape[1] * columns.shape[1])
+
+
+def _in_each(streams: int, places: Tensor, plane: int) -> Tensor:
+    """Places in one map of `plane` pixels (tiles, n) as those in the maps of all streams (streams * tiles, n)."""
+    return (torch.arange(streams).view(-1, 1, 1) * plane + places).view(-1, places.shape[1])
