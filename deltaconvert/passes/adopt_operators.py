@@ -27,46 +27,41 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
         if not is_call(node) or operator_of(node) is not None:
             continue
         follows = _follows(node, weights)
-        if follows:
-            weights.add(node)
-        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        spelling = find(node.target if module is None else module)
-        if spelling is None:
-            node.meta.setdefault("why_dense", _unknown(node, module))
-            continue
-        args, kwargs = fx.map_arg(
-            (node.args, node.kwargs), lambda n: attribute_of(n) if n.op == "get_attr" else n
-        )
         try:
-            operator, inputs = (
-                spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
-            )
+            operator, inputs = _spelled(gm, node, set() if follows else weights)
         except StaysDense as reason:
             node.meta["why_dense"] = str(reason)
-            continue
-        except TypeError as error:  # a call that the spelling's signature does not take
-            node.meta["why_dense"] = f"its call is unusual: {error}"
-            continue
-        reads = [read for part in inputs for read in (part[1] if isinstance(part, tuple) else [part])]
-        if not reads or not all(isinstance(read, fx.Node) for read in reads):
-            node.meta["why_dense"] = "it reads no map"
-            continue
-        if any(map(_is_size, reads)):  # x * x.shape[1]: a number, once the plan has folded constants
-            node.meta["why_dense"] = "it reads a size"
-            continue
-        if not follows and not weights.isdisjoint(reads):  # x * weight.relu(): likewise
-            node.meta["why_dense"] = "it reads what follows from weights"
-            continue
-        call = adopt(
-            gm,
-            node,
-            operator,
-            [_before(gm, node, *part) if isinstance(part, tuple) else part for part in inputs],
-        )
+        else:
+            reads = [_before(gm, node, *part) if isinstance(part, tuple) else part for part in inputs]
+            node = adopt(gm, node, operator, reads)
         if follows:
-            weights.add(call)
+            weights.add(node)
     gm.graph.eliminate_dead_code()
     return gm
+
+
+def _spelled(gm: fx.GraphModule, node: fx.Node, weights: set[fx.Node]) -> tuple[Operator, list[Any]]:
+    """The operator of a call and its inputs, as the spelling of ops/ returns them. StaysDense where there is none, or
+    where the call reads `weights`, or no map."""
+    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    spelling = find(node.target if module is None else module)
+    if spelling is None:
+        raise StaysDense(node.meta.get("why_dense") or _unknown(node, module))  # tracing may know better
+    args, kwargs = fx.map_arg(
+        (node.args, node.kwargs), lambda n: attribute_of(n) if n.op == "get_attr" else n
+    )
+    try:
+        operator, inputs = spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
+    except TypeError as error:  # a call that the spelling's signature does not take
+        raise StaysDense(f"its call is unusual: {error}") from error
+    reads = [read for part in inputs for read in (part[1] if isinstance(part, tuple) else [part])]
+    if not reads or not all(isinstance(read, fx.Node) for read in reads):
+        raise StaysDense("it reads no map")
+    if any(map(_is_size, reads)):  # x * x.shape[1]: a number, once the plan has folded constants
+        raise StaysDense("it reads a size")
+    if not weights.isdisjoint(reads):  # x * weight.relu(): likewise
+        raise StaysDense("it reads what follows from weights")
+    return operator, inputs
 
 
 def adopt(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[Any]) -> fx.Node:
