@@ -21,12 +21,12 @@ from torch import Tensor
 
 from deltaconvert.convert import load_backend
 from deltaconvert.errors import ContainerError, DeltaConvertError, InputError
+from deltaconvert.formats.rehearse import rehearse
 from deltaconvert.gate import Gate
 from deltaconvert.graph_json.nodes import graph_from_json, graph_to_json
 from deltaconvert.graph_json.signature import signature_from_json, signature_to_json
 from deltaconvert.graph_json.values import dtype_named
 from deltaconvert.model import DeltaModel
-from deltaconvert.rehearse import rehearse
 from deltaconvert.thresholds import Thresholds
 
 FORMAT = "deltaconvert"

@@ -24,7 +24,7 @@ from torch.export.graph_signature import InputKind
 from deltaconvert.errors import CheckpointError, ContainerError
 from deltaconvert.formats import Sizes, example_of
 from deltaconvert.formats.archive import FREE, MAX_RATIO, read_archive
-from deltaconvert.rehearse import rehearse
+from deltaconvert.formats.rehearse import rehearse
 
 MAX_JSON = 128 * 2**20  # bytes; a network of 10,000 nodes takes 30 MB
 AGAIN = "export it again: torch.export.save(torch.export.export(model, (frame,)), file)"

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import UnsupportedModel
+from deltaconvert.formats.rehearse import MAX_ELEMENTS
 
-MAX_ELEMENTS = 2**31  # of one value, as in deltaconvert/rehearse.py
 # They ask for values, not for a shape.
 _VALUES = (
     "item",

@@ -2,6 +2,6 @@
 file.
 
 What comes back from a file is checked value by value: names are identifiers, operators are those of
-deltaconvert.ops, functions and methods those of deltaconvert.vocabulary, a node reads only nodes before it.
+deltaconvert.ops, functions and methods those of deltaconvert.graph_json.vocabulary, a node reads only nodes before it.
 docs/format.md has the form.
 """

@@ -16,8 +16,8 @@ from deltaconvert.advice import kept_beside_tensors
 from deltaconvert.check import attribute_of, operator_of, path_of
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import WAY_OUT, Packer, Unpacker, list_in
+from deltaconvert.graph_json.vocabulary import METHODS, function_named, name_of, word_allowed
 from deltaconvert.ops.base import Operator, is_known, known_modules, operator_types
-from deltaconvert.vocabulary import METHODS, function_named, name_of, word_allowed
 
 MAX_NODES = 20_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
