@@ -69,3 +69,31 @@ class Backend(Protocol):
 
     def count(self, edges: Sequence[Any]) -> Tensor:
         """Once a frame. int64 (2, edges, 2): of this frame and of all so far, the pixels computed and changed."""
+
+
+class StepByStep:
+    """The part of a Backend that is the same wherever a frame is no CUDA graph: its steps run one after the other."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | int = 0
+
+    @property
+    def buffers(self) -> None:
+        return None
+
+    @property
+    def outside(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def still(self) -> None:
+        return None
+
+    def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
+        for step in steps:
+            step(frame)
+
+    def with_total(self, counted: Tensor) -> Tensor:
+        """(edges, 2) of this frame -> (2, edges, 2): of this frame and of all so far."""
+        self._total = self._total + counted
+        return torch.stack([counted, self._total])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.base import Amount, Map
+from deltaconvert.backends.base import Amount, Map, StepByStep
 from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Reach
@@ -88,28 +88,11 @@ def differs(new: Tensor, stored: Tensor, threshold: Amount) -> Tensor:
     return ~((new - stored).abs() <= threshold).all(1, keepdim=True)
 
 
-def one_by_one(steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
-    for step in steps:
-        step(frame)
-
-
-class Backend:
+class Backend(StepByStep):
     takes_bytes = False
 
     def __init__(self, settled: dict[Any, Any] | None = None) -> None:
-        self._total: Tensor | int = 0
-
-    @property
-    def buffers(self) -> None:
-        return None
-
-    @property
-    def outside(self) -> dict[str, str]:
-        return {}
-
-    @property
-    def still(self) -> None:
-        return None
+        super().__init__()
 
     def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
         return FrameEdge(kept, watch)
@@ -124,13 +107,8 @@ class Backend:
     ) -> Step:
         return Step(operator, reaches, inputs, Edge(kept))
 
-    def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
-        one_by_one(steps, frame)
-
     def count(self, edges: Sequence[Edge]) -> Tensor:
-        counted = torch.stack([torch.stack(edge.counts()) for edge in edges])
-        self._total = self._total + counted
-        return torch.stack([counted, self._total])
+        return self.with_total(torch.stack([torch.stack(edge.counts()) for edge in edges]))
 
 
 class FrameEdge(Edge):

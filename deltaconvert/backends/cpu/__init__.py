@@ -13,14 +13,14 @@ which share of candidates on the dense operator is faster.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.base import Map
+from deltaconvert.backends.base import Map, StepByStep
 from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.averages import Averages
 from deltaconvert.backends.cpu.convolutions import Convolutions
@@ -39,7 +39,6 @@ from deltaconvert.backends.cpu.sparse import Sparse
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.backends.cpu.tiles import Tiles
 from deltaconvert.backends.cpu.weighted import Weighted
-from deltaconvert.backends.reference import one_by_one
 from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
@@ -72,30 +71,18 @@ KINDS: tuple[type[Step], ...] = (
 Settled = dict[Any, dict[str, Any]]  # what steps settled by trying, by what they are
 
 
-class Backend:
+class Backend(StepByStep):
     """Makes the steps of one program; they share scratch memory and the tables of tiles of one geometry."""
 
     takes_bytes = True
 
     def __init__(self, settled: Settled | None = None) -> None:
+        super().__init__()
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._every = torch.arange(0)
         self._grid = lru_cache(maxsize=None)(Grid)
         self.orders: dict[Any, bytes] = {}  # see PackedConv
         self._settled: Settled = {} if settled is None else settled
-        self._total: Tensor | int = 0
-
-    @property
-    def buffers(self) -> None:
-        return None
-
-    @property
-    def outside(self) -> dict[str, str]:
-        return {}
-
-    @property
-    def still(self) -> None:
-        return None
 
     def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
         return FrameEdge(kept, watch)
@@ -133,13 +120,8 @@ class Backend:
             return Step  # outside oneDNN the order of a sum depends on where its pixels lie in memory
         return next(kind for kind in KINDS if kind.fits(operator, reaches, inputs))
 
-    def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
-        one_by_one(steps, frame)
-
     def count(self, edges: Sequence[Any]) -> Tensor:
-        counted = torch.tensor([edge.counts() for edge in edges], dtype=torch.int64)
-        self._total = self._total + counted
-        return torch.stack([counted, self._total])
+        return self.with_total(torch.tensor([edge.counts() for edge in edges], dtype=torch.int64))
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Uninitialised memory, the same for every step: valid until the next call."""
