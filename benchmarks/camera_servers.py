@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 import deltaconvert
 from benchmarks import engines, gpu_dense
 from benchmarks.camera_trials import frame_of
-from deltaconvert import measure
 from deltaconvert.arrivals import Arrivals
+from deltaconvert.watching import measure
 
 
 class Batched:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from deltaconvert import measure
+from deltaconvert.watching import measure
 
 BUDGET_MS = 33.0
 WARM = 0.7  # seconds

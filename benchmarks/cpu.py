@@ -40,9 +40,9 @@ import deltaconvert  # noqa: E402
 import model_zoo  # noqa: E402
 from benchmarks.engines import ENGINES, Engine, Engines, Network, difference, prepare  # noqa: E402
 from benchmarks.gpu_record import markdown  # noqa: E402
-from deltaconvert import measure  # noqa: E402
 from deltaconvert.backends.cpu import loops  # noqa: E402
 from deltaconvert.text import label, table  # noqa: E402
+from deltaconvert.watching import measure  # noqa: E402
 
 SIZES = {"resnet50": (1, 3, 720, 1280), "mobilenetv2": (1, 3, 720, 1280), "dncnn": (1, 1, 360, 480)}
 WARM = 2  # the first frame is computed in full, the second is the first of its kind

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
-from deltaconvert.measure import environment  # noqa: E402
+from deltaconvert.watching.measure import environment  # noqa: E402
 
 GATES: tuple[dict[str, Any], ...] = (
     {},

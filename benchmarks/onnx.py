@@ -29,8 +29,8 @@ import torch  # noqa: E402
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import SIZES, environment, network, rotated, video  # noqa: E402
 from benchmarks.engines import TOLERANCE, difference  # noqa: E402
-from deltaconvert import measure  # noqa: E402
 from deltaconvert.text import table  # noqa: E402
+from deltaconvert.watching import measure  # noqa: E402
 
 DENSE = {"cpu": ["CPUExecutionProvider"], "cuda": [("CUDAExecutionProvider", {"prefer_nhwc": 1})]}
 DELTA = {"cpu": ["CPUExecutionProvider"], "cuda": None}  # DeltaSession's own choice

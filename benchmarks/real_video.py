@@ -35,7 +35,7 @@ from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.engines import Engine, Network, prepare  # noqa: E402
 from benchmarks.gpu_record import markdown  # noqa: E402
 from deltaconvert import video  # noqa: E402
-from deltaconvert.measure import timed  # noqa: E402
+from deltaconvert.watching.measure import timed  # noqa: E402
 
 THREADS = 2
 LEVELS = {

@@ -41,8 +41,8 @@ from benchmarks import engines, gpu_dense  # noqa: E402
 from benchmarks.camera_servers import Batched, Pooled  # noqa: E402
 from benchmarks.camera_trials import Server, Trial, frame_of, most  # noqa: E402
 from benchmarks.cameras import CASES, clips  # noqa: E402
-from deltaconvert import measure  # noqa: E402
 from deltaconvert.text import table  # noqa: E402
+from deltaconvert.watching import measure  # noqa: E402
 
 
 def main() -> None:

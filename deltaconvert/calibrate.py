@@ -24,11 +24,11 @@ from deltaconvert.calibration.setting import Setting
 from deltaconvert.calibration.trials import Decode, Trials
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
-from deltaconvert.inputs import inputs_of
 from deltaconvert.metrics import Metric, metric_of
 from deltaconvert.model import DeltaModel, expect_converted
 from deltaconvert.progress import trials_told
 from deltaconvert.thresholds import Thresholds
+from deltaconvert.watching.inputs import inputs_of
 
 FRAMES = 40  # of a clip, where nobody says how many
 LONGER = 4  # times as many to check with

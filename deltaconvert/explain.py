@@ -16,7 +16,7 @@ from deltaconvert.text import counted, label, size_text, table
 from deltaconvert.thresholds import NARROW, WEIGHTED
 
 if TYPE_CHECKING:
-    from deltaconvert.speed import Speed
+    from deltaconvert.watching.speed import Speed
 
 LISTED = 4  # paths named with one way out
 

@@ -134,7 +134,7 @@ class DeltaModel(Running):
             {path: part.explain() for path, part in self._parts.items()}
         )
         if speed:
-            from deltaconvert.speed import expected_speed
+            from deltaconvert.watching.speed import expected_speed
 
             return replace(found, speed=expected_speed(self))
         return found

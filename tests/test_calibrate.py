@@ -581,7 +581,7 @@ def test_frames_from_files(delta, tmp_path, monkeypatch):
     pytest.importorskip("av")
     image = pytest.importorskip("PIL.Image")
     from deltaconvert import feed
-    from deltaconvert.inputs import inputs_of
+    from deltaconvert.watching.inputs import inputs_of
 
     delta.info["recipe"] = feed.to_json(feed.recipe_for("plain", (1, 3, 32, 48)))
     pictures = [(frame[0].permute(1, 2, 0).clamp(0, 1) * 255).to(torch.uint8) for frame in clip(3)]

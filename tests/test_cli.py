@@ -448,8 +448,8 @@ def test_damaged_files_are_exit_code_1(converted, tmp_path):
 
 
 def test_words_of_options_are_the_librarys():
-    from deltaconvert import watch
     from deltaconvert.calibrate import METHODS
+    from deltaconvert.watching import watch
 
     assert "|".join(watch.MARKS) in call("run", "--help").stdout
     text = said(call("calibrate", "x", "--video", "y", "--method", "luck", code=2))
@@ -513,7 +513,7 @@ def test_help_does_not_wait_for_torch(tmp_path):
 
 def test_the_demo_at_a_tiny_size(tmp_path):
     pytest.importorskip("skimage")
-    from deltaconvert.demo import run_demo
+    from deltaconvert.watching.demo import run_demo
 
     notes = []
     facts, text = run_demo(

@@ -13,8 +13,8 @@ import deltaconvert
 from deltaconvert.advice import way_out
 from deltaconvert.cli import app
 from deltaconvert.drawing import explain_page
-from deltaconvert.measure import Dense
 from deltaconvert.model import DeltaModel
+from deltaconvert.watching.measure import Dense
 
 SIZE = (1, 3, 24, 32)
 

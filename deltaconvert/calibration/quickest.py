@@ -14,9 +14,9 @@ from torch import Tensor
 from deltaconvert.calibration.search import TRIES, Search
 from deltaconvert.calibration.setting import Setting
 from deltaconvert.gate import Gate
-from deltaconvert.measure import Dense, timed
 from deltaconvert.model import DeltaModel
 from deltaconvert.thresholds import Thresholds
+from deltaconvert.watching.measure import Dense, timed
 
 CLOSEST = 3  # gates that are timed, and settings of frames alone
 RUNGS = 7  # numbers of thresholds that are timed

@@ -26,12 +26,12 @@ from deltaconvert.calibration.work import Work
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
 from deltaconvert.lower import Program
-from deltaconvert.measure import Difference
 from deltaconvert.metrics import Metric
 from deltaconvert.model import DeltaModel
 from deltaconvert.plan import Plan, plan
 from deltaconvert.reach import narrowed
 from deltaconvert.thresholds import KINDS, NARROW, WEIGHTED, Rule, Thresholds, as_rule
+from deltaconvert.watching.measure import Difference
 
 Decode = Callable[[Any], Any]
 FARTHEST = 64.0  # between a share of `alike` and the middle one

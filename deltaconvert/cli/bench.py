@@ -42,9 +42,9 @@ def bench(
     densities = numbers_of(density, "--density")
     if not densities or not all(0 <= share <= 100 for share in densities):
         raise usage_error(f"{density!r} is no list of percentages such as 0,1,5", "--density")
-    from deltaconvert import measure
     from deltaconvert.drawing import plot as pictures
     from deltaconvert.running.intake import sizes_text
+    from deltaconvert.watching import measure
 
     if plot is not None:
         pictures.check(plot)

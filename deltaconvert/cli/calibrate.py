@@ -69,8 +69,8 @@ def calibrate(
 
     import deltaconvert
     from deltaconvert.checkpoint import factory_of
-    from deltaconvert.measure import Dense
     from deltaconvert.metrics import metric_of
+    from deltaconvert.watching.measure import Dense
 
     output = output or file.with_suffix(".json")
     writable(output)

@@ -19,7 +19,7 @@ def demo(
     json_output: Json = False,
 ) -> None:
     """Render a clip, convert a network, run it, and write a video of what changed. Needs no download."""
-    from deltaconvert.demo import run_demo
+    from deltaconvert.watching.demo import run_demo
 
     with progress_bar("running", None) as progress:
         facts, text = run_demo(folder, backend=backend, say=note, progress=progress)

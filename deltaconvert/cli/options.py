@@ -105,7 +105,8 @@ def writable(path: Path | None) -> Path | None:
 
 def expect_video(source: str, folder: bool = False) -> None:
     """A network may take half a minute to load: that there is no such video, or folder of images, is said before."""
-    from deltaconvert import inputs, video
+    from deltaconvert import video
+    from deltaconvert.watching import inputs
 
     if folder:
         next(inputs.images_of(source))
@@ -272,7 +273,7 @@ def example_frame(recipe: Recipe | None, shape: tuple[int, ...], video: Path | N
 
     from deltaconvert.feed import image_of
     from deltaconvert.video import read
-    from deltaconvert.watch import resize
+    from deltaconvert.watching.watch import resize
 
     if video is not None and recipe is not None and len(shape) == 4:
         with read(video, limit=1) as reader:

@@ -40,8 +40,8 @@ def report(
     from deltaconvert import container, feed
     from deltaconvert import video as videos
     from deltaconvert.drawing import report_page
-    from deltaconvert.measure import Dense
-    from deltaconvert.watch import resize, watch
+    from deltaconvert.watching.measure import Dense
+    from deltaconvert.watching.watch import resize, watch
 
     report_page.require()
     out = out or file.with_suffix(".report.html")  # explain writes a page as well

@@ -59,8 +59,8 @@ def run(
     pixels = size_of(size)
     from deltaconvert import container, feed
     from deltaconvert import video as videos
-    from deltaconvert.measure import environment
-    from deltaconvert.watch import resize, watch_video
+    from deltaconvert.watching.measure import environment
+    from deltaconvert.watching.watch import resize, watch_video
 
     expect_video(video)
     if out is not None:

@@ -16,9 +16,9 @@ from torch import Tensor
 import deltaconvert
 from deltaconvert.drawing.overlay import heatmap, overlay
 from deltaconvert.errors import DeltaConvertError
-from deltaconvert.measure import Difference
 from deltaconvert.model import DeltaModel
-from deltaconvert.watch import Seen
+from deltaconvert.watching.measure import Difference
+from deltaconvert.watching.watch import Seen
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 DELTA, DENSE = "#c8500a", "#1f4e9c"

@@ -19,13 +19,13 @@ from torch import Tensor
 from deltaconvert import feed
 from deltaconvert.container import load
 from deltaconvert.errors import DeltaConvertError, InputError
-from deltaconvert.measure import quantile
 from deltaconvert.serve import images
 from deltaconvert.serve.limits import Limits, Refused
 from deltaconvert.serve.results import describe
 from deltaconvert.serve.sources import Source
 from deltaconvert.streams import Result, StreamPool
-from deltaconvert.watch import resize
+from deltaconvert.watching.measure import quantile
+from deltaconvert.watching.watch import resize
 
 PATIENCE = 30.0  # seconds that a request waits for its frame's result
 LOOKED_AT = 5.0  # seconds that a stream is drawn after somebody asked for its picture

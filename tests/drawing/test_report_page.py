@@ -12,8 +12,8 @@ from torch import nn
 import deltaconvert
 from deltaconvert.drawing.overlay import heatmap
 from deltaconvert.errors import DeltaConvertError, InputError
-from deltaconvert.measure import Dense
-from deltaconvert.watch import watch
+from deltaconvert.watching.measure import Dense
+from deltaconvert.watching.watch import watch
 
 pytest.importorskip("jinja2")
 pytest.importorskip("PIL")
@@ -73,7 +73,7 @@ def test_heatmap_is_warm_where_it_changed():
 
 
 def test_unknown_marks(tmp_path):
-    from deltaconvert.watch import watch_video
+    from deltaconvert.watching.watch import watch_video
 
     model = run(2).model
     with pytest.raises(InputError, match="choose from mask, heatmap"):

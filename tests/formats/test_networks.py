@@ -170,7 +170,7 @@ def test_fastestdet(onnx, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("av")
     from deltaconvert.video import read
-    from deltaconvert.watch import resize
+    from deltaconvert.watching.watch import resize
 
     path = WEIGHTS / "fastestdet_coco.onnx"
     network, example = load_network(path)

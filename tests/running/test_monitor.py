@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import deltaconvert
 import model_zoo
 from deltaconvert.errors import InputError
-from deltaconvert.measure import Difference
+from deltaconvert.watching.measure import Difference
 
 THRESHOLD = {"input": 0.05, "activation": "5%"}
 CAR_PARK = Path(__file__).resolve().parents[3] / "shared/data/videos/intel_car-detection.mp4"

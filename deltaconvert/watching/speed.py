@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaconvert.measure import BASELINE, BenchRow, bench, environment
 from deltaconvert.model import DeltaModel
 from deltaconvert.running.intake import sizes_text
 from deltaconvert.text import counted
+from deltaconvert.watching.measure import BASELINE, BenchRow, bench, environment
 
 DENSITIES = (0.01, 0.05, 0.25)
 

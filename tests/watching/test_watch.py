@@ -1,4 +1,4 @@
-"""watch.py: frames of a camera, which are on the host, through networks that may be elsewhere."""
+"""watching/watch.py: frames of a camera, which are on the host, through networks that may be elsewhere."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import deltaconvert
-from deltaconvert.measure import Dense
-from deltaconvert.watch import Summary, watch
+from deltaconvert.watching.measure import Dense
+from deltaconvert.watching.watch import Summary, watch
 
 HEIGHT, WIDTH = 40, 56
 

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from deltaconvert import demo, video
+from deltaconvert import video
 from deltaconvert.errors import VideoError
+from deltaconvert.watching import demo
 
 pytest.importorskip("av")
 pytest.importorskip("skimage")

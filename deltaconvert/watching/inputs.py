@@ -14,7 +14,7 @@ from torch import Tensor
 from deltaconvert import feed, video
 from deltaconvert.errors import InputError
 from deltaconvert.model import DeltaModel
-from deltaconvert.watch import resize
+from deltaconvert.watching.watch import resize
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

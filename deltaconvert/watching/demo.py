@@ -24,9 +24,9 @@ import model_zoo
 from deltaconvert import container, feed, video
 from deltaconvert.convert import convert
 from deltaconvert.errors import VideoError
-from deltaconvert.measure import environment
 from deltaconvert.video import VideoWriter
-from deltaconvert.watch import watch_video
+from deltaconvert.watching.measure import environment
+from deltaconvert.watching.watch import watch_video
 
 CYCLE = 5.0  # seconds that one run of all movements takes, about; longer clips repeat it
 READ_NOISE = 0.9  # of 255, the same everywhere

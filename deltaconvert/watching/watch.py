@@ -16,10 +16,10 @@ from torch import Tensor
 
 from deltaconvert.drawing.overlay import heatmap, overlay
 from deltaconvert.errors import InputError
-from deltaconvert.measure import BASELINE, Dense, Difference, quantile, timed
 from deltaconvert.model import DeltaModel
 from deltaconvert.running.monitor import Observed
 from deltaconvert.video import VideoReader, VideoWriter
+from deltaconvert.watching.measure import BASELINE, Dense, Difference, quantile, timed
 
 Prepare = Callable[[Tensor], Tensor]
 COOLING = 0.9  # of a pixel's heat is left a frame later: half of it after seven
