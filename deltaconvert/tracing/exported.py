@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import io
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +18,7 @@ from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import WriteToView, functionalise
 from deltaconvert.passes.spell_aten import aten_name, spell_aten
 from deltaconvert.signature import Signature, tensors_of
+from deltaconvert.tracing.quiet import quiet
 from deltaconvert.tracing.trace import Traced, refuse_objects
 from deltaconvert.tracing.twin import twin
 
@@ -52,7 +49,7 @@ def _program(
 ) -> ExportedProgram:
     try:
         # A copy: forward caches what it computes on some networks, and under export those are no real tensors.
-        with _quiet():
+        with quiet():  # the reason is in the exception
             return torch.export.export(twin(model), args, kwargs, strict=False, **shapes)
     except Exception as error:
         raise UnsupportedModel(f"torch.export cannot capture it: {first_line(error)}") from error
@@ -68,24 +65,6 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         elif name in bound:
             named[name] = bound[name]
     return named
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export prints the graph that it has got so far where it fails; the reason is in the exception."""
-    loggers = [
-        logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"
-    ]
-    handlers = [(handler, handler.level) for logger in loggers for handler in logger.handlers]
-    for handler, _ in handlers:
-        handler.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for handler, level in handlers:
-            handler.setLevel(level)
 
 
 def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:

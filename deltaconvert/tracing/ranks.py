@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deltaconvert.ops.base import is_known
+from deltaconvert.tracing.quiet import without_logs
 
 
 class Ranks:
@@ -30,7 +31,7 @@ class Ranks:
         if self._run is None:
             self._run = fx.Interpreter(self._root, garbage_collect_values=False, graph=node.graph)
             self._run.args_iter = iter([self._mode.from_tensor(frame) for frame in self._frames])
-        with self._mode:
+        with self._mode, without_logs():
             for each in list(node.graph.nodes):
                 if each not in self._run.env and each not in self._unknown:
                     self._look_at(each, self._run)
