@@ -22,9 +22,9 @@ from deltaconvert.tracing.twin import twin
 # torch.fx and torch.export switch things of the whole process while they look on: one network at a time.
 ALONE = threading.RLock()
 OTHER = (
-    "computes something else than its traced graph, so it depends on more than its inputs (random numbers, counters, "
-    "Python state, torch.autocast in it), or x += y writes to a map that it reads under another name: convert the "
-    "deterministic part of it, or write x = x + y"
+    "computes something else than its traced graph, so it depends on more than its inputs (random numbers, as of "
+    "F.dropout without training=self.training; counters; Python state; torch.autocast in it), or x += y writes to a map "
+    "that it reads under another name: convert the deterministic part of it, or write x = x + y"
 )
 
 
@@ -49,8 +49,9 @@ def capture(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        several = " (a list is one input of it; a tuple is several)" if list in map(type, args) else ""
-        raise InputError(f"the network does not run on the example{several}: {first_line(error)}") from error
+        raise InputError(
+            f"the network does not run on the example{_slip(network, args, kwargs)}: {first_line(error)}"
+        ) from error
     written = remembers(network, used, args, kwargs)
     if written:
         raise UnsupportedModel(
@@ -76,6 +77,25 @@ def capture(
     # The last reason says most; what torch.export said, too, but the first way and the last one ask the same tracer.
     told = dict.fromkeys(str(reason) for reason in reversed(reasons[1:]))
     raise UnsupportedModel("\n  ".join(told)) from reasons[-1]
+
+
+_CHANNELS_FIRST = {3: "frame.permute(2, 0, 1)[None]", 4: "frame.permute(0, 3, 1, 2)"}
+
+
+def _slip(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What is likely wrong with an example that the network does not run on, in brackets; else nothing."""
+    if list in map(type, args):
+        return " (a list is one input of it; a tuple is several)"
+    frames = tensors_of((args, kwargs))
+    types = {weight.dtype for weight in model.parameters()}
+    if len(types) == 1 and frames and frames[0].dtype not in types:
+        (dtype,) = types
+        return (
+            f" (it is {frames[0].dtype}, the weights are {dtype}: frame.to({dtype}), scaled as in training)"
+        )
+    if len(frames) == 1 and frames[0].dim() in _CHANNELS_FIRST and frames[0].shape[-1] in (1, 3, 4):
+        return f" (if its colours come last: {_CHANNELS_FIRST[frames[0].dim()]})"
+    return ""
 
 
 def _copy_of(network: nn.Module) -> nn.Module:
@@ -143,7 +163,11 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
 def _equal(a: Any, b: Any) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return not isinstance(a, Tensor) and not isinstance(b, Tensor)
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    fractions = a.dtype.is_floating_point or a.dtype.is_complex
+    largest = float(a.detach().abs().nan_to_num(posinf=0).max()) if fractions and a.numel() else 1.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * min(1.0, largest), equal_nan=True)
 
 
 def _explained(traced: Traced, reasons: Sequence[UnsupportedModel]) -> Traced:

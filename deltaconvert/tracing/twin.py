@@ -14,15 +14,21 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def twin(network: M) -> M:
-    """A copy of its own. Tensors that a graph of gradients made come as values: torch refuses to copy them, and
-    torch.nn.utils.weight_norm and pruning leave such weights behind."""
+    """A copy of its own, in the same modes. Tensors that a graph of gradients made come as values: torch refuses to
+    copy them, and torch.nn.utils.weight_norm and pruning leave such weights behind."""
     results = [
         value
         for module in network.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     ]
-    return copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
+    copied = copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
+    modes = {path: module.training for path, module in network.named_modules()}
+    for path, module in copied.named_modules():
+        mode = modes.get(path, network.training)
+        if module.training != mode:  # torchvision's feature extractors copy themselves in training mode
+            module.train(mode)
+    return copied
 
 
 def uncompiled(network: nn.Module) -> nn.Module:
