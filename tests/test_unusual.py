@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from functools import partial
@@ -264,7 +265,7 @@ def test_logic_in_exported_graphs(backend, tmp_path):
     model.save(tmp_path / "net.delta")
 
 
-def test_a_failing_attempt_prints_nothing(backend, capfd):
+def test_a_failing_attempt_prints_nothing(backend, capfd, caplog):
     class Reshapes(nn.Module):
         def forward(self, x):
             n, rows = int(x.shape[0]), x.shape[1:].numel()  # no symbols: exported, for this batch alone
@@ -274,9 +275,41 @@ def test_a_failing_attempt_prints_nothing(backend, capfd):
         def forward(self, x):
             return x if x.max() > 1e9 else x + 1
 
-    for network in (Two(Reshapes()), Two(Values())):
+    class ForTwo(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("each", torch.rand(2, 4, 1, 1))  # for two images, as it is tried with three
+
+        def forward(self, x):
+            x = x - self.each
+            return x if x.dim() == 4 else x[None]
+
+    for network in (Two(Reshapes()), Two(Values()), Two(ForTwo())):
         check(network, backend)
-    assert "".join(capfd.readouterr()) == ""
+    assert "".join(capfd.readouterr()) == "" and not caplog.records
+
+
+class Faint(Two):
+    """Forgot training=self.training, and answers in small numbers."""
+
+    def forward(self, x):
+        return 1e-6 * F.dropout(self.last(self.first(x)))
+
+
+def test_chance_is_seen_however_small_its_numbers(backend):
+    model = deltaconvert.convert(Faint().eval(), torch.rand(SHAPE), backend=backend)
+    assert "F.dropout without training=self.training" in model.info["capture"]
+
+
+class KeepsAll(Two):
+    def forward(self, x):
+        return self.last(F.dropout(self.first(x), 0.0))
+
+
+def test_dropout_of_nothing_is_nothing(backend, tmp_path):
+    model = check(KeepsAll(), backend)
+    assert not model.explain().islands
+    model.save(tmp_path / "net.delta")
 
 
 @torch.fx.wrap
@@ -358,6 +391,24 @@ def test_what_torch_compiled_converts_as_it_was(backend):
         assert model.info["capture"] == "traced symbolically"
         assert [r.path for r in model.explain().rows if r.macs] == ["first", "between.0", "last"]
     assert hasattr(inside.between, "_orig_mod")
+
+
+class TrainsItsCopies(Two):
+    """As torchvision's feature extractors do."""
+
+    def __deepcopy__(self, memo):
+        made = type(self)(nn.BatchNorm2d(4)).to(self.first.weight)
+        made.load_state_dict(self.state_dict())
+        return made.train()
+
+
+def test_copies_compute_as_the_network_does(backend):
+    network = TrainsItsCopies(nn.BatchNorm2d(4)).eval().double()
+    network.between.running_mean.fill_(0.3), network.between.running_var.fill_(2.0)
+    frame = scripted_video(SHAPE)[0]
+    model = deltaconvert.convert(network, frame, backend=backend)
+    with torch.no_grad():
+        assert_close(model(frame), network(frame))
 
 
 # --- networks as people write them -----------------------------------------------------------------------------------
@@ -448,6 +499,27 @@ class Deep(Two):
 @pytest.mark.timeout(30)
 def test_numbers_behind_many_sums(backend):
     assert check(Deep(), backend).info["capture"] == "traced symbolically"
+
+
+class PadsAsTensorFlow(Two):
+    """Strided convolutions whose padding follows from the size in forward, as timm's tf_ networks have them."""
+
+    def forward(self, x):
+        y = self.first(x)
+        down, right = (max((math.ceil(side / 2) - 1) * 2 + 3 - side, 0) for side in y.shape[-2:])
+        y = F.pad(y, (right // 2, right - right // 2, down // 2, down - down // 2))
+        y = F.conv2d(y, self.last.weight, self.last.bias, stride=2)
+        return y, y.flatten(2).sum(2) / math.prod(y.shape[2:]) + math.sqrt(y.shape[1])
+
+
+def test_sizes_computed_by_math_can_be_saved(backend, tmp_path):
+    model = check(PadsAsTensorFlow(), backend)
+    assert model.info["capture"] == "traced symbolically"
+    model.save(tmp_path / "net.delta")
+    frame = scripted_video((2, 3, 15, 9))[0]  # another size, of the same parity
+    again = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=frame.device)
+    with torch.no_grad():
+        assert_close(list(again(frame)), list(PadsAsTensorFlow().double().to(frame.device)(frame)))
 
 
 class Scaled(nn.Sequential):

@@ -9,6 +9,7 @@ is safe if the function takes tensors, numbers and words only, and touches nothi
 from __future__ import annotations
 
 import builtins
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -107,6 +108,8 @@ _WORDS = _listed(
     """
 )
 
+_MATH = _listed("ceil exp fabs floor gcd log log2 prod sqrt trunc")  # of sizes
+
 _ATTRIBUTES = _listed(
     """
     shape dtype device ndim T H mT mH real imag is_cuda is_nested is_sparse is_quantized requires_grad itemsize
@@ -120,6 +123,7 @@ FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
     "torch._C._nn": (torch._C._nn, _NN),
     "torch.fft": (torch.fft, _FFT),
     "operator": (operator, _OPERATOR),
+    "math": (math, _MATH),
     "deltaconvert": (put, ["put"]),
     "builtins": (builtins, ["getattr", "len"]),
 }

@@ -51,8 +51,9 @@ def _is_identity(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _METHODS or (node.target in ("to", "type_as") and _casts_to_itself(node))
     if node.target in _DROPOUTS:
+        probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else None)
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-        return training is False
+        return training is False or probability == 0
     if getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision's, which drops whole maps
         return (*node.args[3:], *node.kwargs.values())[-1:] == (False,)
     if node.target is F.pad:
