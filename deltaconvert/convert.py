@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from types import ModuleType
 from typing import Any
 
@@ -155,8 +156,13 @@ def load_backend(name: str, device: torch.device) -> ModuleType:
 
 
 def _fastest(device: torch.device) -> str:
+    if device.type == "cpu":
+        reason = importlib.import_module("deltaconvert.backends.cpu").why_slow()
+        if reason is not None:
+            warnings.warn(f"{reason} (backend='cpu' says that you know)", stacklevel=4)
+        return "cpu"
     if device.type != "cuda":
-        return "cpu" if device.type == "cpu" else "reference"
+        return "reference"
     reason = importlib.import_module("deltaconvert.backends.cuda").why_not(device)
     if reason is None:
         return "cuda"
@@ -174,7 +180,7 @@ def _call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}: give an nn.Module")
+        raise InputError(f"model is a {type(model).__name__}: give an nn.Module{_way_to_a_module(model)}")
     if isinstance(model, DeltaModel):
         raise InputError("model is converted already")
     if isinstance(model, torch.jit.ScriptModule):
@@ -196,6 +202,16 @@ def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
         raise InputError(
             f"model and example are spread over {', '.join(sorted(map(str, devices)))}: move both to one device"
         )
+
+
+def _way_to_a_module(model: Any) -> str:
+    if isinstance(model, str | PathLike):
+        return ", such as deltaconvert.load_network(path) reads of ONNX, .pt2 and TorchScript files"
+    if isinstance(model, Mapping):
+        return ": these look like weights, which model.load_state_dict(weights) loads into one"
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return f", not its class: {model.__name__}(...).eval()"
+    return ""
 
 
 def _check_leaves(model: nn.Module, leaves: Sequence[Any]) -> None:

@@ -50,6 +50,20 @@ def test_activation_in_the_epilogue(act, kernel, with_and_without_numba):
     check_operator(module, (2, 3, 13, 11), dtype=torch.float32, backend="cpu")
 
 
+def test_what_is_slow_without_numba_says_so(without_numba, recwarn, tmp_path):
+    frame = torch.rand(1, 3, 9, 8)
+    network = nn.Conv2d(3, 4, 3).eval()
+    model = deltaconvert.convert(network, frame, backend="cpu")
+    model.save(tmp_path / "net.delta")
+    assert not recwarn.list
+    for make in (
+        lambda: deltaconvert.convert(network, frame),
+        lambda: deltaconvert.load(tmp_path / "net.delta"),
+    ):
+        with pytest.warns(UserWarning, match=r"pip install 'deltaconvert\[cpu\]'"):
+            make()
+
+
 SKIPS = {
     "add": lambda m, x: m.point(m.conv(x)) + x,
     "add from the left": lambda m, x: x + m.point(x),

@@ -71,6 +71,16 @@ KINDS: tuple[type[Step], ...] = (
 Settled = dict[Any, dict[str, Any]]  # what steps settled by trying, by what they are
 
 
+def why_slow() -> str | None:
+    """What is missing here for speed; None where nothing is."""
+    if loops.FOUND:
+        return None
+    return (
+        "numba is not installed, which compiles the convolutions of the CPU: without it converting saves little time. "
+        "pip install 'deltaconvert[cpu]'"
+    )
+
+
 class Backend(StepByStep):
     """Makes the steps of one program; they share scratch memory and the tables of tiles of one geometry."""
 
