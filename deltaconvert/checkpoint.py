@@ -104,7 +104,9 @@ def _from_zoo(name: str) -> nn.Module:
     try:
         return model_zoo.create(name, seed=0)
     except model_zoo.UnknownNetwork as error:
-        raise InputError(f"{error} (a network of your own is package.module:factory)") from error
+        module, _, factory = name.rpartition(".")
+        own = f"{module}:{factory}" if module else "package.module:factory"
+        raise InputError(f"{error} (a network of your own is {own})") from error
 
 
 def factory_of(module: str, name: str) -> Any:

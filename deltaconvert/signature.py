@@ -58,7 +58,8 @@ class Signature:
         # What a file gave back has a NamedTuple of its own where the network had one of the caller's.
         if spec != self.spec and _skeleton(spec) != _skeleton(self.spec):
             raise InputError(
-                f"the call has inputs {_skeleton(spec)}; the network was converted for {_skeleton(self.spec)}"
+                f"it is called with {_skeleton(spec)}; the network was converted for "
+                f"{_skeleton(self.spec)} (* is a tensor or a constant)"
             )
         for place, leaf in enumerate(leaves):
             self._check_leaf(place, leaf)
@@ -98,6 +99,7 @@ def _nested(tensors: Sequence[Any], spec: pytree.TreeSpec, constants: dict[int, 
 
 
 def _skeleton(spec: pytree.TreeSpec) -> str:
-    """A call as people read it: its nesting, with * for each leaf."""
+    """A call as people write it: its nesting, with * for each leaf, as (*, mask=*)."""
     args, kwargs = pytree.tree_unflatten(["*"] * spec.num_leaves, spec)
-    return str(args if not kwargs else (args, kwargs)).replace("'*'", "*")
+    words = [*map(str, args), *(f"{name}={value}" for name, value in kwargs.items())]
+    return "({})".format(", ".join(words).replace("'*'", "*"))

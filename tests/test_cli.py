@@ -381,6 +381,7 @@ def test_export_names_the_extra_that_writes(tmp_path, monkeypatch, form):
     [
         (["explain"], "either a converted FILE or --arch"),
         (["explain", "--arch", "resnet81"], "did you mean resnet18"),
+        (["explain", "--arch", "torchvision.models.resnet18"], "torchvision.models:resnet18"),
         (["explain", "--arch", "torch.nn:Identity"], "--input"),
         (["explain", "--arch", NET, "--input", "1x3"], "cannot|dimension|run"),
         (["explain", "--arch", NET, "--input", "1x3x0x5"], "no size such as"),
@@ -444,7 +445,9 @@ def test_damaged_files_are_exit_code_1(converted, tmp_path):
     (tmp_path / "short").write_bytes(converted.read_bytes()[:-5])
     assert "Copy it again" in said(call("explain", tmp_path / "short", code=1))
     assert "No such file or directory" in said(call("explain", tmp_path / "none", code=1))
-    assert "no backend" in said(call("explain", converted, "--backend", "fpga", code=1))
+    assert "'fpga' is none of auto, cpu, cuda, reference" in said(
+        call("explain", converted, "--backend", "fpga", code=2)
+    )
 
 
 def test_words_of_options_are_the_librarys():

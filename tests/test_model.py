@@ -295,6 +295,7 @@ def test_what_would_change_a_converted_network_is_refused(backend):
     for change in (
         lambda: model.half(),
         lambda: model.to("meta"),
+        lambda: model.to("cuda:99"),  # of which torch says that it is not there
         lambda: nn.Sequential(model).float(),
         lambda: model.load_state_dict(other.state_dict()),
         lambda: nn.Sequential(model).load_state_dict(nn.Sequential(other).state_dict()),

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_SIDE = 2**16  # pixels; an --input beyond it is a slip of the keyboard
 
+
+def one_of(*words: str) -> dict[str, Any]:
+    """The settings of an option that takes one of these words."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in words:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(words)}")
+        return value
+
+    return {"metavar": "|".join(words), "callback": check}
+
+
 File = Annotated[Path, typer.Argument(help="A converted file.")]
 MaybeFile = Annotated[Path | None, typer.Argument(help="A converted file; else give --arch.")]
 Arch = Annotated[
@@ -56,7 +68,12 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="WxH", help="Resize frames; else the network's only size, or the video's."),
 ]
-Backend = Annotated[str, typer.Option(help="auto, cpu, cuda or reference.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="What computes; auto: the fastest of the device.", **one_of("auto", "cpu", "cuda", "reference")
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 
@@ -78,17 +95,6 @@ def needed(value: T | None, option: str, why: str = "") -> T:
     if value is None:
         raise usage_error(f"is needed{why}", option)
     return value
-
-
-def one_of(*words: str) -> dict[str, Any]:
-    """The settings of an option that takes one of these words."""
-
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in words:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(words)}")
-        return value
-
-    return {"metavar": "|".join(words), "callback": check}
 
 
 def writable(path: Path | None) -> Path | None:

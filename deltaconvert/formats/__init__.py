@@ -89,6 +89,8 @@ def example_of(sizes: Sizes, dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...
 def _sizes(input: Sequence[int] | Sequence[Sequence[int]] | None) -> Sizes | None:
     if input is None:
         return None
+    if isinstance(input, Tensor):
+        raise InputError(f"input is a tensor: give its shape, {tuple(input.shape)}")
     shapes: list[Any] = [input] if all(isinstance(length, int) for length in input) else list(input)
     if not shapes or not all(isinstance(shape, Sequence) and shape for shape in shapes):
         raise InputError(f"input is {input!r}: give a shape such as (1, 3, 720, 1280), or a list of them")

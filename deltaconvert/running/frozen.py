@@ -23,8 +23,12 @@ class Frozen(nn.Module):
     def _apply(self: M, fn: Any, recurse: bool = True) -> M:
         """What `to`, `half`, `cuda` and the like come to: nothing, or an error."""
         for dtype, device in set(self._homes()):
-            after = fn(torch.empty(0, dtype=dtype, device=device))
-            if (after.dtype, after.device) != (dtype, device):
+            try:
+                after = fn(torch.empty(0, dtype=dtype, device=device))
+                stays = (after.dtype, after.device) == (dtype, device)
+            except Exception:  # torch cannot bring it there
+                stays = False
+            if not stays:
                 raise DeltaConvertError(
                     f"a converted network stays on {device}, in its types: move or cast the dense one and convert it "
                     "again, or say where a saved one goes: deltaconvert.load(path, device=...)"

@@ -100,6 +100,8 @@ def test_onnx_with_an_open_size(tmp_path, onnx):
         load_network(onnx, input=(1, 3, 8, 8))
     with pytest.raises(InputError, match="give a shape"):
         load_network(onnx, input=())
+    with pytest.raises(InputError, match=r"give its shape, \(1, 3, 8, 8\)"):
+        load_network(onnx, input=torch.rand(1, 3, 8, 8))
 
 
 def test_onnx_with_weights_beside_it(tmp_path, onnx):
