@@ -23,8 +23,8 @@ from deltaconvert.tracing.twin import twin
 ALONE = threading.RLock()
 OTHER = (
     "computes something else than its traced graph, so it depends on more than its inputs (random numbers, as of "
-    "F.dropout without training=self.training; counters; Python state; torch.autocast in it), or x += y writes to a map "
-    "that it reads under another name: convert the deterministic part of it, or write x = x + y"
+    "F.dropout without training=self.training; counters; Python state; torch.autocast in it), or x += y writes to a "
+    "map that it reads under another name: convert the deterministic part of it, or write x = x + y"
 )
 
 
