@@ -53,7 +53,7 @@ def _is_identity(node: fx.Node) -> bool:
     if node.target in _DROPOUTS:
         probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else None)
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-        return training is False or probability == 0
+        return training is False or bool(probability == 0)
     if getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision's, which drops whole maps
         return (*node.args[3:], *node.kwargs.values())[-1:] == (False,)
     if node.target is F.pad:
