@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from deltaconvert.convert import load_backend
+from deltaconvert.backends import load_backend
 from deltaconvert.errors import ContainerError, DeltaConvertError, InputError
 from deltaconvert.formats.rehearse import rehearse
 from deltaconvert.gate import Gate

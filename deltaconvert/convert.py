@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,6 +12,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from deltaconvert.arguments import call_of, check_frames, check_leaves, check_network
+from deltaconvert.backends import load_backend
 from deltaconvert.errors import InputError, UnsupportedModel
 from deltaconvert.gate import Gate
 from deltaconvert.model import DeltaModel
@@ -28,8 +27,6 @@ from deltaconvert.tracing.capture import capture
 from deltaconvert.tracing.parts import Build, Call, find_parts, whole, within
 from deltaconvert.tracing.trace import Traced
 from deltaconvert.tracing.twin import uncompiled
-
-BACKENDS = ("reference", "cpu", "cuda")
 
 
 def convert(
@@ -73,13 +70,13 @@ def convert(
         rules = replace(rules, gate=Gate.of(gate))
     if isinstance(keep_dense, str):
         raise InputError(f"keep_dense is a text: give a list, [{keep_dense!r}]")
-    args, kwargs = pytree.tree_map_only(Tensor, plain, _call_of(example))
+    args, kwargs = pytree.tree_map_only(Tensor, plain, call_of(example))
     frames = tensors_of((args, kwargs))
-    _check_frames(example, frames)
+    check_frames(example, frames)
     if not isinstance(model, ExportedProgram):
         model = uncompiled(model) if isinstance(model, nn.Module) else model
-        _check(model, frames)
-        _check_leaves(model, leaves)
+        check_network(model, frames)
+        check_leaves(model, leaves)
     device = frames[0].device
     where = load_backend(backend, device)
     if is_casting(device):
@@ -135,109 +132,3 @@ def _converted(
             traced.how = f"runs as it was, around its parts {named}: {str(refusal).splitlines()[0]}"
     converted.info["capture"] = traced.how
     return converted
-
-
-def load_backend(name: str, device: torch.device) -> ModuleType:
-    """The module of a backend; "auto" takes the fastest for `device`."""
-    if name == "auto":
-        name = _fastest(device)
-    if name not in BACKENDS:
-        raise InputError(f"there is no backend {name!r}: choose from auto, {', '.join(BACKENDS)}")
-    if name == "cpu" and device.type != "cpu":
-        raise InputError(
-            f"backend='cpu' runs on the CPU, the example is on {device}: move both model and example there"
-        )
-    backend = importlib.import_module(f"deltaconvert.backends.{name}")
-    if name == "cuda":
-        reason = backend.why_not(device)
-        if reason is not None:
-            raise InputError(reason)
-    return backend
-
-
-def _fastest(device: torch.device) -> str:
-    if device.type == "cpu":
-        reason = importlib.import_module("deltaconvert.backends.cpu").why_slow()
-        if reason is not None:
-            warnings.warn(f"{reason} (backend='cpu' says that you know)", stacklevel=4)
-        return "cpu"
-    if device.type != "cuda":
-        return "reference"
-    reason = importlib.import_module("deltaconvert.backends.cuda").why_not(device)
-    if reason is None:
-        return "cuda"
-    warnings.warn(f"the slow reference backend runs on {device}: {reason}", stacklevel=4)
-    return "reference"
-
-
-def _call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, tuple):
-        return example, {}
-    if isinstance(example, dict) and all(isinstance(key, str) for key in example):
-        return (), example
-    return (example,), {}
-
-
-def _check(model: nn.Module, frames: Sequence[Tensor]) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}: give an nn.Module{_way_to_a_module(model)}")
-    if isinstance(model, DeltaModel):
-        raise InputError("model is converted already")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            "model is a program of TorchScript: convert the module that it was made from, or save it and take "
-            "deltaconvert.load_network(file, input=..., trust=True)"
-        )
-    for path, module in model.named_modules():
-        if module.training:
-            where = f" (its part {path} is)" if path and not model.training else ""
-            raise InputError(f"model is in training mode{where}: call model.eval() first")
-        for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise InputError(
-                    f"{path or 'model'} has no {name} yet, it is lazy: call the model once first"
-                )
-    devices = {frame.device for frame in frames} | {p.device for p in (*model.parameters(), *model.buffers())}
-    if len(devices) > 1:
-        raise InputError(
-            f"model and example are spread over {', '.join(sorted(map(str, devices)))}: move both to one device"
-        )
-
-
-def _way_to_a_module(model: Any) -> str:
-    if isinstance(model, str | PathLike):
-        return ", such as deltaconvert.load_network(path) reads of ONNX, .pt2 and TorchScript files"
-    if isinstance(model, Mapping):
-        return ": these look like weights, which model.load_state_dict(weights) loads into one"
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        return f", not its class: {model.__name__}(...).eval()"
-    return ""
-
-
-def _check_leaves(model: nn.Module, leaves: Sequence[Any]) -> None:
-    if isinstance(leaves, str):
-        raise InputError(f"leaves is a text: give a list, [{leaves!r}]")
-    for leaf in leaves:
-        if not isinstance(leaf, str) and not (isinstance(leaf, type) and issubclass(leaf, nn.Module)):
-            raise InputError(
-                f"leaves has a {type(leaf).__name__}: give classes of modules, or paths such as 'head.0'"
-            )
-    refuse_unknown(
-        (x for x in leaves if isinstance(x, str)), [path for path, _ in model.named_modules()], "leaves"
-    )
-
-
-def _check_frames(example: Any, frames: Sequence[Tensor]) -> None:
-    if not frames:
-        raise InputError(
-            f"example is a {type(example).__name__} without a tensor in it: give one input as the network takes it, "
-            "torch.rand(1, 3, 720, 1280), or torch.from_numpy(array)"
-        )
-    for place, frame in enumerate(frames):
-        if frame.numel() == 0:
-            raise InputError(f"example input {place} is empty: its shape is {tuple(frame.shape)}")
-    batches = {frame.shape[0] for frame in frames if frame.dim() == 4}
-    if len(batches) > 1:
-        raise InputError(
-            f"the example's inputs have batches of {sorted(batches)}: every stream needs one image in each"
-        )

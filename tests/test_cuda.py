@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 import deltaconvert
 import model_zoo
-from deltaconvert.backends import cuda
+from deltaconvert.backends import cuda, load_backend
 from deltaconvert.backends.cuda import recording
-from deltaconvert.convert import load_backend
 from deltaconvert.errors import InputError
 
 CUDA = torch.device("cuda", 0)
