@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deltaconvert.backends import cuda
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cuda import conv_kernels, convs
+from deltaconvert.backends.cuda import conv_kernels, convs, wgmma_kernels
 from deltaconvert.backends.cuda.layout import steps_of
 from deltaconvert.backends.cuda.marks import Listed, list_of
 from deltaconvert.backends.cuda.tail import Tail
@@ -136,7 +136,7 @@ class Layer:
         parts = self.operator, window, self.source, self.edge
         by: dict[str, Callable[..., conv_kernels.Head]] = {
             "pixel": conv_kernels.by_pixel,
-            "wgmma": conv_kernels.by_wgmma,
+            "wgmma": wgmma_kernels.by_wgmma,
             "tiles": conv_kernels.by_tiles,
             "exact": conv_kernels.by_exact,
         }

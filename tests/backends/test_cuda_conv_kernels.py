@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import deltaconvert
 from deltaconvert.backends import cuda
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cuda import conv_kernels, convs
+from deltaconvert.backends.cuda import conv_kernels, convs, wgmma_kernels
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import list_of
 from deltaconvert.backends.cuda.tail import Tail
@@ -275,7 +275,7 @@ def test_comparison_in_the_kernel(gpu, kind, rule, tile, monkeypatch):
     assert {step.edge.is_weighted for step in ours._program.operators[:-1]} == {rule != 0.3}
     assert all(step._launch.compares for step in ours._program.operators)
     with monkeypatch.context() as patch:
-        for module in (convs, conv_kernels):
+        for module in (convs, wgmma_kernels):
             patch.setattr(module, "has_threshold", lambda edge: False)
         apart = deltaconvert.convert(network, frames[0], **options)
     frame, dropped = frames[0], 0

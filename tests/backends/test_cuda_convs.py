@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaconvert.backends.cuda import conv_kernels, convs, pitch_of
+from deltaconvert.backends.cuda import conv_kernels, convs, pitch_of, wgmma_kernels
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.reach import Window
@@ -95,7 +95,7 @@ def test_wgmma_reads_the_convolution(dtype, inputs, outputs, kernel, stride, pad
     operator = Conv2d(weight, bias, stride, padding, dilation, 1)
     source = edge_of(x)
     tile = {"BM": 64, "BN": 64, "STAGES": 3, "SPLIT": 1}
-    head = conv_kernels.by_wgmma(operator, window, source, SimpleNamespace(values=x, threshold=None), tile)
+    head = wgmma_kernels.by_wgmma(operator, window, source, SimpleNamespace(values=x, threshold=None), tile)
     out = read_as_wgmma(head, source, size, 64)[:, :outputs]
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
 
@@ -182,7 +182,7 @@ def test_wgmma_reads_both_maps_of_a_sum(dtype, inputs, kernel, others, stride):
     window = Window((kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), size, size)
     tile = {"BM": 64, "BN": 64, "STAGES": 3, "SPLIT": 1}
     edge = SimpleNamespace(values=sources[0].values, threshold=None)
-    head = conv_kernels.by_wgmma(parts[0], window, sources[0], edge, tile, also=(parts[1], sources[1]))
+    head = wgmma_kernels.by_wgmma(parts[0], window, sources[0], edge, tile, also=(parts[1], sources[1]))
     out = read_as_wgmma(head, sources[0], size, 64, sources[1])[:, :40]
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=2e-3)
 
@@ -218,4 +218,4 @@ def test_two_blocks_of_whole_maps_fit_a_multiprocessor(channels, size):
         {narrow} if channels <= 64 or not narrow else set()
     )
     for tile in tiles.values():
-        assert conv_kernels.blocks_at_once(conv_kernels.whole_bytes(tile)) >= 2
+        assert conv_kernels.blocks_at_once(wgmma_kernels.whole_bytes(tile)) >= 2

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Map
+from deltaconvert.backends.cuda.behind import join_behind
 from deltaconvert.backends.cuda.concats import join_concats
 from deltaconvert.backends.cuda.edges import Edge, FrameEdge
 from deltaconvert.backends.cuda.kernels import Kernel, on_current_stream, own_stream, why_not
@@ -44,7 +45,7 @@ from deltaconvert.reach import Pixel, Reach
 __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
-PASSES = (join_sums, join_concats, note_passing, note_last_shuffles)
+PASSES = (join_sums, join_behind, join_concats, note_passing, note_last_shuffles)
 COUNTERS = 1 << 19  # half of them at most are marks (`cleared`)
 
 

@@ -14,7 +14,6 @@ from deltaconvert.backends.cuda.conv_kernels import (
     by_exact,
     by_pixel,
     by_tiles,
-    by_wgmma,
     compares_depthwise,
     exact_bytes,
     has_threshold,
@@ -29,6 +28,7 @@ from deltaconvert.backends.cuda.layout import (
     window_of,
 )
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
+from deltaconvert.backends.cuda.wgmma_kernels import by_wgmma
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.conv_transpose import ConvTranspose2d

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cuda import norms
+from deltaconvert.backends.cuda.behind import both
 from deltaconvert.backends.cuda.conv_kernels import Head
 from deltaconvert.backends.cuda.convs import conv, linear
 from deltaconvert.backends.cuda.kernels import TYPES
@@ -60,6 +61,13 @@ def head_of(
     if stages and makes_places(first):
         raise NoKernel("places of channels with something fused behind them")
     mine, others = others[:own], others[own:]
+    at = next((i for i, (stage, _, _) in enumerate(stages) if isinstance(stage, (Conv2d, ConvSum))), None)
+    inner = [] if at is None else stages[: at + 1]  # up to a second convolution
+    stages = stages[len(inner) :]
+    of_inner, others = (
+        others[: sum(count for _, count, _ in inner)],
+        others[sum(count for _, count, _ in inner) :],
+    )
     on_same_map = first.elementwise and not isinstance(first, Normalise)
     if on_same_map:
         head = _same_map(mine, edge, tail, first)
@@ -67,7 +75,10 @@ def head_of(
         values = [tail.operand(source, size) for source in others[:count]]
         others = others[count:]
         tail.then(stage, [*values[:slot], "v", *values[slot:]])
-    if isinstance(first, (Conv2d, ConvTranspose2d, ConvSum)):
+    if inner:
+        assert isinstance(first, Conv2d)
+        head = both(inner, first, reaches[0], [*mine, *of_inner], edge)
+    elif isinstance(first, (Conv2d, ConvTranspose2d, ConvSum)):
         head = conv(first, reaches, mine, edge, tuner, tail)
     elif isinstance(first, MapLinear):
         head = linear(first, mine, edge, tuner, tail)

@@ -94,26 +94,26 @@ def list_of(mask: Tensor) -> Listed:
 
 
 def needed(pairs: Sequence[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:
-    """Without the inputs whose changes, as far as they are read, are among those of one that is read pixel by pixel."""
+    """Without the inputs whose changes, as far as they are read, are among those that another one shows."""
     kept: list[tuple[Reach, Marks]] = []
     for reach, marks in pairs:
-        if any(isinstance(r, Pixel) and _shows(m, reach, marks) for r, m in kept):
+        if any(_shows(r, m, reach, marks) for r, m in kept):
             continue
-        if isinstance(reach, Pixel):
-            kept = [(r, m) for r, m in kept if not _shows(marks, r, m)]
+        kept = [(r, m) for r, m in kept if not _shows(reach, marks, r, m)]
         kept.append((reach, marks))
     return kept
 
 
-def _shows(marks: Marks, reach: Reach, source: Marks) -> bool:
-    """Whether each pixel that sees a change of `source` through `reach` is one of `marks`: a 1x1 convolution with
-    stride 2 beside a 3x3 one."""
-    if isinstance(reach, Pixel):
-        return marks.cover(source)
-    if marks.seen is None or not isinstance(reach, Window):
+def _shows(reach: Reach, marks: Marks, other: Reach, source: Marks) -> bool:
+    """Whether each pixel that sees a change of `source` through `other` is among those that see one of `marks` through
+    `reach`: a 1x1 convolution with stride 2 beside a 3x3 one that is read pixel by pixel, a shortcut beside a 3x3
+    convolution of the same pixels."""
+    if isinstance(other, Pixel):
+        return keeps_places(reach) and marks.cover(source)
+    if not isinstance(reach, Pixel) or marks.seen is None or not isinstance(other, Window):
         return False
     window, behind = marks.seen
-    views = ((reach, source), seen_from(reach, source))
+    views = ((other, source), seen_from(other, source))
     return any(m is behind and isinstance(r, Window) and _holds(window, r) for r, m in views)
 
 

@@ -1,0 +1,290 @@
+"""Convolutions by Hopper's products of matrices: weights in the order of the sum, parameters, launches."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaconvert.backends.cuda.conv_kernels import (
+    SHARED_BYTES,
+    Head,
+    as_tf32,
+    blocks_at_once,
+    has_threshold,
+    padded_bias,
+    table_of,
+    weight_rows,
+)
+from deltaconvert.backends.cuda.layout import STEP, depth_of, piece_of, window_of
+from deltaconvert.backends.cuda.tail import Tail
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.reach import Window
+
+Also = tuple[Conv2d, Any]  # a 1x1 convolution that is added to another one, and the map that it reads
+ROWS = 64  # of a tile of kernels/conv_behind.cu
+MATRIX_BYTES = ROWS * STEP
+
+
+@dataclass
+class Sum:
+    """What a sum adds up: pieces of 16 bytes of the pixels of a window, then those of a pixel of a second map.
+
+    order: (tap, piece of its pixel) of each. Where a pixel's channels are whole steps, the taps of the same channels
+    follow each other: most of what a tap reads is what its neighbour has just read.
+    """
+
+    weight: Tensor  # outputs x pieces x values
+    order: list[tuple[int, int]]
+    taps: int  # of the window; a second map's is one more
+    in_step: int  # pieces
+    alike: bool  # those of a step are of one tap
+    packed: bytes  # from `pitch` on in struct Head of kernels/gather.cuh, but for the number of steps
+    second: tuple[int, ...]  # from `also_pitch` on
+    offsets: list[int]  # of taps, in pieces
+
+    @classmethod
+    def of(cls, operator: Any, window: Window | None, source: Any, also: Also | None = None) -> Sum:
+        itemsize = source.values.dtype.itemsize
+        weight = weight_rows(operator)
+        outputs, kh, kw, channels = weight.shape
+        piece, depth = piece_of(source), depth_of(source)
+        values = piece // itemsize  # of a piece
+        apart, pieces = source.pitch // values, depth // values  # from pixel to pixel; of a pixel
+        in_step = STEP // piece
+        group = in_step if pieces % in_step == 0 else pieces
+        order = [
+            (tap, first + part)
+            for first in range(0, pieces, group)
+            for tap in range(kh * kw)
+            for part in range(group)
+        ]
+        spaced = weight.new_zeros(outputs, kh * kw, depth, dtype=torch.float32)
+        spaced[..., :channels] = weight.flatten(1, 2)
+        spaced = spaced.flatten(1)
+        second: tuple[int, ...] = (0,) * 6
+        if also is not None:
+            order += [(kh * kw, part) for part in range(depth_of(also[1]) // values)]
+            spaced = torch.cat([spaced, _pixel_rows(*also)], 1)
+            second = _second_map(*also)
+        alike = all(n % in_step == 0 for n in (pieces, len(order) - kh * kw * pieces))
+        places = torch.tensor([tap * pieces + part for tap, part in order], device=weight.device)
+        _, height, across, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
+        offsets = [(y * dh * across + x * dw) * apart for y in range(kh) for x in range(kw)] + [0]
+        packed = struct.pack("=11i", apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw)
+        in_order = spaced.view(outputs, -1, values)[:, places]
+        return cls(in_order, order, kh * kw, in_step, alike, packed, second, offsets)
+
+    @property
+    def steps(self) -> int:
+        return -(-len(self.order) // self.in_step)
+
+    def rows(self, width: int, steps: int, dtype: torch.dtype) -> Tensor:
+        """The weights as the kernels read them: blocks of `width` outputs, `steps`, rows of STEP bytes, swizzled."""
+        outputs, _, values = self.weight.shape
+        blocks = -(-outputs // width)
+        rows = self.weight.new_zeros(blocks * width, steps * self.in_step, values)
+        rows[:outputs, : len(self.order)] = self.weight
+        chunks = torch.arange(8, device=rows.device)
+        swizzled = chunks ^ (torch.arange(width, device=rows.device).view(-1, 1) % 8)
+        tiles = rows.view(blocks, width, steps, 8, 16 // dtype.itemsize).permute(0, 2, 1, 3, 4)
+        tiles = tiles.gather(3, swizzled.view(1, 1, width, 8, 1).expand(tiles.shape))
+        return as_tf32(tiles) if dtype == torch.float32 else tiles.to(dtype)
+
+    def table(self, steps: int) -> list[tuple[int, int]]:
+        """struct Tap of kernels/gather.cuh: one for each step where its pieces are of one tap, else one for each."""
+        taps = [(self.offsets[tap] + part, tap) for tap, part in self.order]
+        taps += [(0, 63 if self.taps > 31 else 31)] * (steps * self.in_step - len(taps))
+        return taps[:: self.in_step] if self.alike else taps
+
+    def head(self, source: Any, packed: Tensor, bias: Tensor, taps: Tensor, steps: int) -> bytes:
+        """struct Head of kernels/gather.cuh."""
+        addresses = [t.data_ptr() for t in (source.values, packed, bias, taps)]
+        numbers = struct.pack("=7iQ", steps, len(source.values), *self.second)
+        return struct.pack("=4Q", *addresses) + self.packed + numbers
+
+
+def by_wgmma(
+    operator: Any,
+    window: Window | None,
+    source: Any,
+    edge: Any,
+    tile: dict[str, int],
+    up: tuple[int, int] = (1, 1),
+    also: Also | None = None,
+) -> Head:
+    """kernels/conv_wgmma.cu
+
+    up: of a transposed convolution that is `operator`, one on pixels.
+    """
+    dtype, outputs, width = edge.values.dtype, len(weight_rows(operator)), tile["BN"]
+    terms = Sum.of(operator, window, source, also)
+    even = terms.steps + terms.steps % 2  # small tiles take two steps at a time
+    packed = terms.rows(width, even, dtype)
+    bias = padded_bias(operator, len(packed) * width, torch.float32, packed.device)
+    if also is not None:
+        bias += padded_bias(also[0], len(bias), torch.float32, packed.device)
+    taps = terms.table(even)
+    kept = packed, bias, table_of("=2i", taps, packed.device)
+    shared_bytes = max(_walk_bytes(tile, terms, len(taps), also is not None), whole_bytes(tile))
+    compares = has_threshold(edge) and up == (1, 1) and width >= outputs
+    more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
+    if compares:
+        more = (edge.marks.bits, edge.marks.changed, edge.limits)
+    return Head(
+        "conv_wgmma.cu",
+        terms.head(source, *kept, terms.steps),
+        "conv",
+        {
+            "AT_ONCE": blocks_at_once(shared_bytes),
+            "PIECE": piece_of(source),
+            **({"STEP_TAPS": 1} if terms.alike else {}),
+            "MANY_TAPS": int(terms.taps > 31),
+            **({"COMPARE": 1, "WEIGHTED": int(edge.is_weighted)} if compares else {}),
+            **({"ALSO": 1} if also else {}),
+            **({} if up == (1, 1) else {"UP_H": up[0], "UP_W": up[1]}),
+            **tile,
+        },
+        threads=2 * tile["BM"] + _loaders(tile),
+        shared_bytes=shared_bytes,
+        weights=kept,
+        channels=outputs // (up[0] * up[1]),
+        cluster=tile["SPLIT"],
+        up=up,
+        compares=compares,
+        more=more,
+    )
+
+
+def _loaders(tile: dict[str, int]) -> int:
+    return 128 if tile["BM"] == 64 else 0
+
+
+def _walk_bytes(tile: dict[str, int], terms: Sum, taps: int, adds: bool) -> int:
+    """Shared memory of kernels/few.cuh and many.cuh, as conv_wgmma.cu says."""
+    rows, width = tile["BM"], tile["BN"]
+    stages = tile["STAGES"] * (rows + width) * STEP
+    slots = stages // (128 * STEP)  # of the smallest tile
+    of_rows = rows * ((21 if terms.taps > 31 else 17) + (4 if adds else 0)) + width * 8
+    if _loaders(tile):  # two tiles more are written down, and each slot has two barriers
+        of_rows += rows * 9 + width * 8 + slots * 8 + 56
+    return stages + of_rows + (slots + 1) * 8 + 8 * taps
+
+
+def whole_bytes(tile: dict[str, int]) -> int:
+    """Shared memory of kernels/whole.cuh."""
+    if "WHOLE" not in tile:
+        return 0
+    around, rows = tile["WHOLE"] - 1, 2 * tile["EACH"]
+    pixels = (rows + around) * (64 + around)
+    if tile["FLAT"]:
+        pixels = 64 * rows + around * (tile["FLAT"] + 1)
+    halo = pixels * tile["PART"]
+    return -(-halo // 1024) * 1024 + tile["SLOTS"] * (tile["BN"] * STEP + 16)
+
+
+def by_both(
+    operator: Conv2d,
+    window: Window | None,
+    source: Any,
+    edge: Any,
+    between: Tail,
+    behind: Conv2d,
+    also: Also | None = None,
+) -> Head:
+    """kernels/conv_behind.cu
+
+    between: what stands between the two convolutions. also: is added to the one behind.
+    """
+    dtype = edge.values.dtype
+    first, second = Sum.of(operator, window, source, also), _on_channels(behind, dtype, also)
+    groups = -(-len(behind.weight) // ROWS)
+    steps = first.steps - also_steps(also)
+    # The weights of the first sum alone: those of the second map belong to the second sum.
+    own = Sum.of(operator, window, source).rows(ROWS, steps, dtype)
+    weights = second.rows(ROWS, second.steps, dtype)
+    bias = padded_bias(operator, ROWS, torch.float32, own.device)
+    behind_bias = padded_bias(behind, groups * ROWS, torch.float32, own.device)
+    if also is not None:
+        behind_bias += padded_bias(also[0], groups * ROWS, torch.float32, own.device)
+    taps = table_of("=2i", first.table(first.steps), own.device)
+    slots = slots_of_both(steps, groups, also_steps(also))
+    packed = first.head(source, own, bias, taps, first.steps)
+    return Head(
+        "conv_behind.cu",
+        packed + struct.pack("=2Q", weights.data_ptr(), behind_bias.data_ptr()),
+        "conv",
+        {
+            "FIRST_STEPS": steps,
+            "ALSO_STEPS": also_steps(also),
+            "GROUPS": groups,
+            "SLOTS": slots,
+            "BETWEEN": between.text,
+        },
+        threads=512,
+        shared_bytes=both_bytes(steps, groups, also_steps(also), slots),
+        weights=(own, weights, bias, behind_bias, taps),
+        channels=len(behind.weight),
+        more=(np.uint64(0), np.uint64(0), np.float32(0)),
+    )
+
+
+def also_steps(also: Also | None) -> int:
+    return 0 if also is None else depth_of(also[1]) * also[1].values.dtype.itemsize // STEP
+
+
+def slots_of_both(steps: int, groups: int, also: int) -> int:
+    """As many as there is room for, 0 where those are too few."""
+    fits = [
+        slots
+        for slots in range(3 + also, 10)
+        if both_bytes(steps, groups, also, slots) <= SHARED_BYTES - 1024
+    ]
+    return max(fits, default=0)
+
+
+def both_bytes(steps: int, groups: int, also: int, slots: int) -> int:
+    """Shared memory of kernels/conv_behind.cu: matrices, struct Rest."""
+    rows = 4 * ROWS * 4 + 2 * ROWS * 4 + (ROWS * 4 if also else 0) + 4 * ROWS * 4 + 4 * ROWS // 32 * 4
+    half = -(-(rows + 16 * slots + 64 + 8 * (steps + also)) // 16) * 16
+    matrices = steps + groups * (1 + also) + 2 * (slots + 1)
+    return matrices * MATRIX_BYTES + groups * ROWS * 4 + 2 * half + 16
+
+
+def _on_channels(operator: Conv2d, dtype: torch.dtype, also: Also | None) -> Sum:
+    """The sum of a 1x1 convolution over the channels of a step, and over those of a second map's pixel."""
+    values = 16 // dtype.itemsize
+    weight = operator.weight.flatten(1)
+    rows = weight.new_zeros(len(weight), STEP // dtype.itemsize, dtype=torch.float32)
+    rows[:, : weight.shape[1]] = weight
+    if also is not None:
+        rows = torch.cat([rows, _pixel_rows(*also)], 1)
+    pieces = rows.shape[1] // values
+    return Sum(
+        rows.view(len(rows), pieces, values),
+        [(0, i) for i in range(pieces)],
+        1,
+        STEP // 16,
+        True,
+        b"",
+        (),
+        [],
+    )
+
+
+def _pixel_rows(operator: Conv2d, source: Any) -> Tensor:
+    """The weights of a 1x1 convolution: outputs x values of a pixel."""
+    weight = operator.weight.flatten(1)
+    rows = weight.new_zeros(len(weight), depth_of(source), dtype=torch.float32)
+    rows[:, : weight.shape[1]] = weight
+    return rows
+
+
+def _second_map(operator: Conv2d, source: Any) -> tuple[int, ...]:
+    """From `also_pitch` on, in struct Head."""
+    pieces = source.pitch * source.values.dtype.itemsize // piece_of(source)
+    return (pieces, *source.values.shape[2:], *operator.stride, source.values.data_ptr())
