@@ -28,7 +28,7 @@ TYPES = {
     torch.bfloat16: 3,
 }  # TYPE of kernels/common.cuh
 NON_BLOCKING = 1  # of a stream: it does not wait for the default one
-EXACT = ("conv_wgmma.cu",)  # sources for one architecture only
+EXACT = ("conv_wgmma.cu", "conv_behind.cu")  # sources for one architecture only
 _PACKAGE = Path(__file__).resolve().parents[2]
 # In the wheel the sources lie inside the package, in a checkout beside it.
 _FOLDERS = (_PACKAGE / "kernels", _PACKAGE.parent / "kernels")
