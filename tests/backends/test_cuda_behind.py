@@ -1,146 +1,164 @@
-"""A convolution and the 1x1 convolution behind it, in one kernel (kernels/conv_behind.cu), on a GPU."""
+"""1x1 convolutions behind others in one node, and what their kernel reads (backends/cuda/behind.py). Needs no GPU."""
 
 from __future__ import annotations
 
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
+from oracle import assert_same_bits, scripted_video
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.backends import cuda
-from deltaconvert.backends.base import Map
-from deltaconvert.backends.cuda import behind, convs
-from deltaconvert.backends.cuda.kernels import on_current_stream
-from deltaconvert.backends.cuda.marks import list_of
+from deltaconvert.backends.cuda import behind, pitch_of
 from deltaconvert.backends.cuda.tail import Tail
-from deltaconvert.ops.arithmetic import Arithmetic
+from deltaconvert.backends.cuda.wgmma_kernels import by_both
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_sum import ConvSum
+from deltaconvert.ops.fused import stages_of
 from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.reach import Window
 
-DEVICE = torch.device("cuda", 0)
-TILE = {"BM": 64, "BN": 64, "STAGES": 4, "SPLIT": 1}
-LAYERS = {  # in, between, out, kernel, stride, channels of a map whose sum is added; height and width of the output
-    "bottleneck": (64, 64, 256, 3, 1, 0, 37, 41),
-    "bottleneck, more tiles than run at once": (64, 64, 256, 3, 1, 0, 203, 299),
-    "bottleneck with its shortcut": (64, 64, 256, 3, 1, 64, 37, 41),
-    "shortcut, more tiles than run at once": (64, 64, 256, 3, 1, 64, 203, 299),
-    "odd channels": (64, 40, 136, 3, 1, 0, 37, 41),
-    "few channels out": (128, 24, 24, 1, 1, 0, 37, 41),
-    "strided": (128, 32, 72, 3, 2, 0, 19, 23),
-    "long, with a second map": (256, 64, 128, 1, 1, 64, 37, 41),
-}
-RELU = Pointwise("relu", {})
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+from on_cpu import GXX, without_a_gpu
 
 
-def edge_of(values: Tensor) -> cuda.Edge:
-    edge = cuda.Edge(Map(tuple(values.shape), values.dtype, DEVICE))
-    edge.values.copy_(values)
-    return edge
-
-
-def conv_of(outputs: int, inputs: int, kernel: int, stride: int, dtype: torch.dtype) -> Conv2d:
-    weight = torch.randn(outputs, inputs, kernel, kernel, device=DEVICE) / (inputs * kernel**2) ** 0.5
-    bias = torch.randn(outputs, device=DEVICE, dtype=dtype)
-    return Conv2d(weight.to(dtype), bias, (stride, stride), (kernel // 2,) * 2, (1, 1), 1)
-
-
-def in_64(operator, window, source, edge, also=None):
-    """kernels/conv_wgmma.cu in one part."""
-    return convs.candidates(operator, window, source, edge, also)["64x64x4/1"]()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("layer", LAYERS)
-@torch.no_grad()
-def test_bits_of_two_launches(gpu, layer, dtype, monkeypatch):
-    """Whatever is listed; nothing else is written."""
-    inputs, between, outputs, kernel, stride, others, height, width = LAYERS[layer]
-    monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: {"64x64x4/1": TILE})
-    torch.manual_seed(0)
-    first, second = conv_of(between, inputs, kernel, stride, dtype), conv_of(outputs, between, 1, 1, dtype)
-    shortcut = conv_of(outputs, others, 1, 1, dtype) if others else None
-    assert behind.are_computed(first, second, shortcut, dtype, DEVICE)
-    source = edge_of(torch.randn(2, inputs, height * stride, width * stride, device=DEVICE).to(dtype))
-    inner = edge_of(torch.empty(2, between, height, width, device=DEVICE, dtype=dtype))
-    beside = edge_of(torch.randn(2, others or outputs, height, width, device=DEVICE).to(dtype))
-    out = edge_of(torch.empty(2, outputs, height, width, device=DEVICE, dtype=dtype))
-    (reach,) = first.reaches([tuple(source.values.shape)], tuple(inner.values.shape))
-    window = reach if isinstance(reach, Window) else None
-    backend = cuda.Backend()
-
-    def tail(of: cuda.Edge, added: bool = False) -> Tail:
-        made = Tail(of.values.shape[1], dtype, DEVICE)
-        if added:
-            made.then(Arithmetic("add", None, False), ["v", made.operand(beside, (height, width))])
-        made.then(RELU, ["v"])
-        return made
-
-    sum_of = second if shortcut is None else ConvSum(second, shortcut)
-    stages = [(RELU, 0, 0), (sum_of, 0 if shortcut is None else 1, 0)]
-    also = None if shortcut is None else (shortcut, beside)
-    alone = in_64(first, window, source, inner), in_64(second, None, inner, out, also)
-    joined = behind.both(stages, first, reach, [source, beside], out)
-    launches = [
-        (cuda.Launch(backend, alone[0], tail(inner), inner), inner),
-        (cuda.Launch(backend, alone[1], tail(out, not others), out), out),
-        (cuda.Launch(backend, joined, tail(out, not others), out), out),
-    ]
-    for share in (1, 0.5, 0.02, 0.001, 0, 1):
-        mask = torch.rand(2, 1, height, width, device=DEVICE) < share
-        listed, made = list_of(mask), []
-        for launch, edge in launches:
-            edge.values.fill_(float("nan"))
-            with on_current_stream(DEVICE):
-                launch(edge.values, listed)
-            made.append(edge.values.clone())
-        _, apart, together = made
-        chosen = mask.expand_as(together)
-        assert torch.equal(together[chosen], apart[chosen]), f"{share}: other bits"
-        assert not together[chosen].isnan().any()
-        assert together[~chosen].isnan().all(), f"{share}: what was not listed is written"
-
-
-class Bottlenecks(nn.Module):
-    """The first with a shortcut that is a convolution."""
-
-    def __init__(self, stride: int = 1):
+class Bottleneck(nn.Module):
+    def __init__(self, stride: int = 1, between: nn.Module | None = None):
         super().__init__()
-        self.down = nn.ModuleList([nn.Conv2d(64, 64, 1), nn.Conv2d(256, 64, 1)])
-        self.windows = nn.ModuleList(
-            [nn.Conv2d(64, 64, 3, stride, padding=1), nn.Conv2d(64, 64, 3, padding=1)]
-        )
-        self.up = nn.ModuleList([nn.Conv2d(64, 256, 1), nn.Conv2d(64, 256, 1)])
-        self.shortcut = nn.Conv2d(64, 256, 1, stride)
+        self.down, self.window = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, stride, padding=1)
+        self.between, self.up = between or nn.ReLU(), nn.Conv2d(16, 24, 1)
+        self.shortcut = nn.Conv2d(8, 24, 1, stride)
 
     def forward(self, x):
-        skip = self.shortcut(x)
-        for down, window, up in zip(self.down, self.windows, self.up, strict=True):
-            x = skip = (up(window(down(x).relu()).relu()) + skip).relu()
-        return x
+        return (self.up(self.between(self.window(self.down(x).relu()))) + self.shortcut(x)).relu()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("stride, joined", [(1, 2), (2, 1)])
-@pytest.mark.parametrize("rule", [0.0, 0.3])
-@torch.no_grad()
-def test_network_without_the_map_between(gpu, stride, joined, rule, monkeypatch):
-    """Frame by frame the bits of a network that stores every map, if all sums are made in one part."""
-    monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: {"64x64x4/1": TILE})
-    monkeypatch.setattr(convs, "_whole_tiles", lambda *layer: {})
+def convert(network: nn.Module, monkeypatch, frame: Tensor, **options) -> deltaconvert.DeltaModel:
+    """As on a GPU whose kernel computes both; here torch computes them, whole."""
+    without_a_gpu(monkeypatch)
+    monkeypatch.setattr(behind, "are_computed", lambda *_: True)
+    return deltaconvert.convert(network, frame, backend="cuda", **options)
+
+
+def joined(model: deltaconvert.DeltaModel) -> int:
+    convs = (Conv2d, ConvSum)
+    stages = [stages_of(step.operator) for step in model._program.operators]
+    return sum(sum(isinstance(stage, convs) for stage in parts) == 2 for parts in stages)
+
+
+@pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
+@pytest.mark.parametrize("threshold", [{"input": 0.0}, {"input": 0.3}, {"activation": 0.1}])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_equal_to_the_reference(monkeypatch, stride, threshold):
     torch.manual_seed(0)
-    network = Bottlenecks(stride).to(DEVICE, torch.float16).eval()
-    frame = torch.randn(2, 64, 61, 83, device=DEVICE).half()
-    options = {"threshold": {"input": rule}, "backend": "cuda"}
-    ours = deltaconvert.convert(network, frame, **options)
-    assert sum(step._launch._kept[0].source == "conv_behind.cu" for step in ours._program.operators) == joined
-    with monkeypatch.context() as patch:
-        patch.setattr(cuda, "PASSES", tuple(p for p in cuda.PASSES if p is not behind.join_behind))
-        apart = deltaconvert.convert(network, frame, **options)
-    assert ours.state_bytes < apart.state_bytes
-    for share in (1, 0.3, 0.001, 0, 0.05, 1, 0.01):
-        fresh = frame + torch.randn_like(frame)
-        frame = torch.where(torch.rand(2, 1, 61, 83, device=DEVICE) < share, fresh, frame)
-        assert torch.equal(ours(frame), apart(frame)), share
+    network = nn.Sequential(Bottleneck(stride)).eval()
+    video = scripted_video((2, 8, 21, 26), torch.float32)[:5]
+    ours = convert(network, monkeypatch, video[0], threshold=threshold)
+    theirs = deltaconvert.convert(network, video[0], backend="reference", threshold=threshold)
+    assert joined(ours) == int("activation" not in threshold), "a threshold stands between the two"
+    for t, frame in enumerate(video):
+        torch.testing.assert_close(ours(frame), theirs(frame), msg=f"frame {t}")
+    before = ours(video[-1])
+    ours.reset()
+    ours(video[0])
+    assert_same_bits(ours(video[-1]), before, "whatever came before")
+
+
+@pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
+def test_read_twice(monkeypatch):
+    """What another node reads, too, is stored."""
+
+    class Twice(Bottleneck):
+        def forward(self, x):
+            y = self.window(self.down(x).relu()).relu()
+            return self.up(y), y
+
+    frame = torch.rand(1, 8, 9, 9)
+    assert joined(convert(Twice().eval(), monkeypatch, frame)) == 0
+    assert joined(convert(Bottleneck(between=nn.BatchNorm2d(16)).eval(), monkeypatch, frame)) == 1
+    assert joined(convert(Bottleneck(between=nn.PReLU(16)).eval(), monkeypatch, frame)) == 0, (
+        "a number for each channel"
+    )
+
+
+def edge_of(values: Tensor) -> SimpleNamespace:
+    n, channels, height, width = values.shape
+    pitch = pitch_of(channels, values.dtype)
+    memory = torch.zeros(n, height, width, pitch, dtype=values.dtype)
+    memory[..., :channels] = values.permute(0, 2, 3, 1)
+    return SimpleNamespace(values=memory[..., :channels].permute(0, 3, 1, 2), pitch=pitch, memory=memory)
+
+
+def straight(rows: Tensor) -> Tensor:
+    """(steps, 64, 8, values): matrices as they lie in memory, their swizzled chunks in order."""
+    at = torch.arange(8) ^ (torch.arange(64).view(-1, 1) % 8)
+    return rows.gather(2, at.view(1, 64, 8, 1).expand(rows.shape)).float()
+
+
+def computed(head, source: SimpleNamespace, other: SimpleNamespace | None, size: tuple[int, int]) -> Tensor:
+    """What kernels/conv_behind.cu makes of the pixels of one image, from a Head's bytes; relu between."""
+    pitch, height, width, sh, sw, ph, pw, kh, kw, dh, dw, steps, _, *second = struct.unpack(
+        "=18i", head.packed[32:104]
+    )
+    first, behind_weight, bias, behind_bias, table = head.weights
+    own = head.macros["FIRST_STEPS"]
+    assert steps == own + head.macros["ALSO_STEPS"]
+    taps = table.view(torch.int32).view(-1, 2).tolist()
+    assert len(taps) == steps, "one for each"
+    pieces = source.memory.view(-1, 8)
+    of_other = pieces if other is None else other.memory.view(-1, 8)
+    weights = straight(first.view(own, 64, 8, 8))
+    groups = straight(behind_weight.view(-1, 64, 8, 8)).view(head.macros["GROUPS"], -1, 64, 8, 8)
+    out = []
+    for y in range(size[0]):
+        for x in range(size[1]):
+            top, left = y * sh - ph, x * sw - pw
+            base = (top * width + left) * pitch
+            also = (y * second[3] * second[2] + x * second[4]) * second[0]
+            rows = []
+            for offset, tap in taps:
+                inside = tap == kh * kw or (
+                    0 <= top + tap // kw * dh < height and 0 <= left + tap % kw * dw < width
+                )
+                at = (also if tap == kh * kw else base) + offset
+                read = of_other if tap == kh * kw else pieces
+                rows.append(read[at : at + 8].float() if inside else torch.zeros(8, 8))
+            between = torch.einsum("sncv,scv->n", weights, torch.stack(rows[:own])) + bias
+            kept = between.relu().half().float().view(1, 8, 8)
+            both = torch.cat([kept, torch.stack(rows[own:])]) if other else kept
+            out.append(torch.einsum("gsncv,scv->gn", groups, both).flatten() + behind_bias)
+    return torch.stack(out).T.view(1, -1, *size)
+
+
+@pytest.mark.parametrize("others", [0, 64])
+@pytest.mark.parametrize(
+    "inputs, between, outputs, kernel, stride", [(64, 40, 136, 3, 2), (128, 64, 64, 1, 1)]
+)
+def test_the_kernel_reads_both_convolutions(inputs, between, outputs, kernel, stride, others):
+    torch.manual_seed(0)
+
+    def conv(out: int, into: int, side: int, step: int) -> Conv2d:
+        weight = torch.randn(out, into, side, side) / (into * side**2) ** 0.5
+        return Conv2d(weight.half(), torch.randn(out).half(), (step,) * 2, (side // 2,) * 2, (1, 1), 1)
+
+    first, second = conv(between, inputs, kernel, stride), conv(outputs, between, 1, 1)
+    also = (conv(outputs, others, 1, 1), edge_of(torch.randn(1, others, 3, 4).half())) if others else None
+    source = edge_of(torch.randn(1, inputs, 3 * stride, 4 * stride).half())
+    window = None
+    if kernel > 1:
+        window = Window((kernel,) * 2, (stride,) * 2, (1, 1), (1, 1), tuple(source.values.shape[2:]), (3, 4))
+    relu = Tail(between, torch.float16, torch.device("cpu"))
+    relu.then(Pointwise("relu", {}), ["v"])
+    head = by_both(first, window, source, source, relu, second, also)
+    kept = F.conv2d(source.values.double(), first.weight.double(), first.bias.double(), stride, kernel // 2)
+    expected = F.conv2d(kept.relu(), second.weight.double(), second.bias.double())
+    if also is not None:
+        expected += F.conv2d(also[1].values.double(), also[0].weight.double(), also[0].bias.double())
+    found = computed(head, source, None if also is None else also[1], (3, 4))[:, :outputs]
+    torch.testing.assert_close(found, expected.float(), rtol=2e-3, atol=5e-3)
+    assert "v < 0" in head.macros["BETWEEN"]

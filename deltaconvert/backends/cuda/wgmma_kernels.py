@@ -31,81 +31,95 @@ MATRIX_BYTES = ROWS * STEP
 
 
 @dataclass
-class Sum:
-    """What a sum adds up: pieces of 16 bytes of the pixels of a window, then those of a pixel of a second map.
+class Order:
+    """In which order a sum adds up the pieces of the pixels of a window, then those of a pixel of a second map: (tap,
+    piece of its pixel) of each.
 
-    order: (tap, piece of its pixel) of each. Where a pixel's channels are whole steps, the taps of the same channels
-    follow each other: most of what a tap reads is what its neighbour has just read.
+    Where a pixel's channels are whole steps, the taps of the same channels follow each other: most of what a tap reads
+    is what its neighbour has just read.
     """
 
-    weight: Tensor  # outputs x pieces x values
-    order: list[tuple[int, int]]
+    pieces: list[tuple[int, int]]
+    of_window: int  # so many of them
     taps: int  # of the window; a second map's is one more
-    in_step: int  # pieces
+    in_step: int
     alike: bool  # those of a step are of one tap
-    packed: bytes  # from `pitch` on in struct Head of kernels/gather.cuh, but for the number of steps
-    second: tuple[int, ...]  # from `also_pitch` on
     offsets: list[int]  # of taps, in pieces
+    window: tuple[
+        int, ...
+    ]  # from `pitch` on in struct Head of kernels/gather.cuh, but for the number of steps
+    second: tuple[int, ...]  # and from `also_pitch` on
 
     @classmethod
-    def of(cls, operator: Any, window: Window | None, source: Any, also: Also | None = None) -> Sum:
-        itemsize = source.values.dtype.itemsize
-        weight = weight_rows(operator)
-        outputs, kh, kw, channels = weight.shape
-        piece, depth = piece_of(source), depth_of(source)
-        values = piece // itemsize  # of a piece
-        apart, pieces = source.pitch // values, depth // values  # from pixel to pixel; of a pixel
-        in_step = STEP // piece
-        group = in_step if pieces % in_step == 0 else pieces
-        order = [
+    def of(cls, operator: Any, window: Window | None, source: Any, also: Also | None = None) -> Order:
+        _, _, kh, kw = operator.weight.shape
+        values = piece_of(source) // source.values.dtype.itemsize
+        apart, depth = source.pitch // values, depth_of(source) // values  # from pixel to pixel; of a pixel
+        in_step = STEP // piece_of(source)
+        group = in_step if depth % in_step == 0 else depth
+        pieces = [
             (tap, first + part)
-            for first in range(0, pieces, group)
+            for first in range(0, depth, group)
             for tap in range(kh * kw)
             for part in range(group)
         ]
-        spaced = weight.new_zeros(outputs, kh * kw, depth, dtype=torch.float32)
-        spaced[..., :channels] = weight.flatten(1, 2)
-        spaced = spaced.flatten(1)
+        of_window, beside = len(pieces), 0
         second: tuple[int, ...] = (0,) * 6
         if also is not None:
-            order += [(kh * kw, part) for part in range(depth_of(also[1]) // values)]
-            spaced = torch.cat([spaced, _pixel_rows(*also)], 1)
+            beside = depth_of(also[1]) // values
             second = _second_map(*also)
-        alike = all(n % in_step == 0 for n in (pieces, len(order) - kh * kw * pieces))
-        places = torch.tensor([tap * pieces + part for tap, part in order], device=weight.device)
+        pieces += [(kh * kw, part) for part in range(beside)]
         _, height, across, _, _, sh, sw, ph, pw, dh, dw = window_of(source, window)
-        offsets = [(y * dh * across + x * dw) * apart for y in range(kh) for x in range(kw)] + [0]
-        packed = struct.pack("=11i", apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw)
-        in_order = spaced.view(outputs, -1, values)[:, places]
-        return cls(in_order, order, kh * kw, in_step, alike, packed, second, offsets)
+        return cls(
+            pieces,
+            of_window,
+            kh * kw,
+            in_step,
+            depth % in_step == 0 == beside % in_step,
+            [(y * dh * across + x * dw) * apart for y in range(kh) for x in range(kw)] + [0],
+            (apart, height, across, sh, sw, ph, pw, kh, kw, dh, dw),
+            second,
+        )
 
     @property
     def steps(self) -> int:
-        return -(-len(self.order) // self.in_step)
+        return -(-len(self.pieces) // self.in_step)
 
-    def rows(self, width: int, steps: int, dtype: torch.dtype) -> Tensor:
-        """The weights as the kernels read them: blocks of `width` outputs, `steps`, rows of STEP bytes, swizzled."""
-        outputs, _, values = self.weight.shape
-        blocks = -(-outputs // width)
-        rows = self.weight.new_zeros(blocks * width, steps * self.in_step, values)
-        rows[:outputs, : len(self.order)] = self.weight
-        chunks = torch.arange(8, device=rows.device)
-        swizzled = chunks ^ (torch.arange(width, device=rows.device).view(-1, 1) % 8)
-        tiles = rows.view(blocks, width, steps, 8, 16 // dtype.itemsize).permute(0, 2, 1, 3, 4)
-        tiles = tiles.gather(3, swizzled.view(1, 1, width, 8, 1).expand(tiles.shape))
-        return as_tf32(tiles) if dtype == torch.float32 else tiles.to(dtype)
+    def weights(self, operator: Any, source: Any) -> Tensor:
+        """outputs x pieces of the window x values"""
+        weight = weight_rows(operator)
+        outputs, kh, kw, channels = weight.shape
+        depth = depth_of(source)
+        values = piece_of(source) // source.values.dtype.itemsize
+        spaced = weight.new_zeros(outputs, kh * kw, depth, dtype=torch.float32)
+        spaced[..., :channels] = weight.flatten(1, 2)
+        at = [tap * (depth // values) + part for tap, part in self.pieces[: self.of_window]]
+        return spaced.view(outputs, -1, values)[:, torch.tensor(at, device=weight.device)]
 
     def table(self, steps: int) -> list[tuple[int, int]]:
         """struct Tap of kernels/gather.cuh: one for each step where its pieces are of one tap, else one for each."""
-        taps = [(self.offsets[tap] + part, tap) for tap, part in self.order]
+        taps = [(self.offsets[tap] + part, tap) for tap, part in self.pieces]
         taps += [(0, 63 if self.taps > 31 else 31)] * (steps * self.in_step - len(taps))
         return taps[:: self.in_step] if self.alike else taps
 
-    def head(self, source: Any, packed: Tensor, bias: Tensor, taps: Tensor, steps: int) -> bytes:
-        """struct Head of kernels/gather.cuh."""
-        addresses = [t.data_ptr() for t in (source.values, packed, bias, taps)]
-        numbers = struct.pack("=7iQ", steps, len(source.values), *self.second)
-        return struct.pack("=4Q", *addresses) + self.packed + numbers
+    def head(self, source: Any, weights: Tensor, bias: Tensor, taps: Tensor) -> bytes:
+        """struct Head of kernels/gather.cuh"""
+        addresses = [t.data_ptr() for t in (source.values, weights, bias, taps)]
+        numbers = *self.window, self.steps, len(source.values), *self.second
+        return struct.pack("=4Q18iQ", *addresses, *numbers)
+
+
+def swizzled(weights: Tensor, width: int, steps: int, dtype: torch.dtype) -> Tensor:
+    """outputs x pieces x values as the kernels read them: blocks of `width` outputs, steps, rows of STEP bytes."""
+    outputs, pieces, values = weights.shape
+    blocks = -(-outputs // width)
+    rows = weights.new_zeros(blocks * width, steps * (STEP // (values * dtype.itemsize)), values)
+    rows[:outputs, :pieces] = weights
+    chunks = torch.arange(8, device=rows.device)
+    places = chunks ^ (torch.arange(width, device=rows.device).view(-1, 1) % 8)
+    tiles = rows.view(blocks, width, steps, 8, 16 // dtype.itemsize).permute(0, 2, 1, 3, 4)
+    tiles = tiles.gather(3, places.view(1, 1, width, 8, 1).expand(tiles.shape))
+    return as_tf32(tiles) if dtype == torch.float32 else tiles.to(dtype)
 
 
 def by_wgmma(
@@ -122,28 +136,29 @@ def by_wgmma(
     up: of a transposed convolution that is `operator`, one on pixels.
     """
     dtype, outputs, width = edge.values.dtype, len(weight_rows(operator)), tile["BN"]
-    terms = Sum.of(operator, window, source, also)
-    even = terms.steps + terms.steps % 2  # small tiles take two steps at a time
-    packed = terms.rows(width, even, dtype)
-    bias = padded_bias(operator, len(packed) * width, torch.float32, packed.device)
+    order = Order.of(operator, window, source, also)
+    even = order.steps + order.steps % 2  # small tiles take two steps at a time
+    rows = order.weights(operator, source)
     if also is not None:
-        bias += padded_bias(also[0], len(bias), torch.float32, packed.device)
-    taps = terms.table(even)
-    kept = packed, bias, table_of("=2i", taps, packed.device)
-    shared_bytes = max(_walk_bytes(tile, terms, len(taps), also is not None), whole_bytes(tile))
+        rows = torch.cat([rows, _of_pixel(*also)], 1)
+    weights = swizzled(rows, width, even, dtype)
+    bias = _bias_of(operator, also, len(weights) * width, weights.device)
+    taps = order.table(even)
+    kept = weights, bias, table_of("=2i", taps, weights.device)
+    shared_bytes = max(_walk_bytes(tile, order, len(taps), also is not None), whole_bytes(tile))
     compares = has_threshold(edge) and up == (1, 1) and width >= outputs
     more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
     if compares:
         more = (edge.marks.bits, edge.marks.changed, edge.limits)
     return Head(
         "conv_wgmma.cu",
-        terms.head(source, *kept, terms.steps),
+        order.head(source, *kept),
         "conv",
         {
             "AT_ONCE": blocks_at_once(shared_bytes),
             "PIECE": piece_of(source),
-            **({"STEP_TAPS": 1} if terms.alike else {}),
-            "MANY_TAPS": int(terms.taps > 31),
+            **({"STEP_TAPS": 1} if order.alike else {}),
+            "MANY_TAPS": int(order.taps > 31),
             **({"COMPARE": 1, "WEIGHTED": int(edge.is_weighted)} if compares else {}),
             **({"ALSO": 1} if also else {}),
             **({} if up == (1, 1) else {"UP_H": up[0], "UP_W": up[1]}),
@@ -164,12 +179,12 @@ def _loaders(tile: dict[str, int]) -> int:
     return 128 if tile["BM"] == 64 else 0
 
 
-def _walk_bytes(tile: dict[str, int], terms: Sum, taps: int, adds: bool) -> int:
+def _walk_bytes(tile: dict[str, int], order: Order, taps: int, adds: bool) -> int:
     """Shared memory of kernels/few.cuh and many.cuh, as conv_wgmma.cu says."""
     rows, width = tile["BM"], tile["BN"]
     stages = tile["STAGES"] * (rows + width) * STEP
     slots = stages // (128 * STEP)  # of the smallest tile
-    of_rows = rows * ((21 if terms.taps > 31 else 17) + (4 if adds else 0)) + width * 8
+    of_rows = rows * ((21 if order.taps > 31 else 17) + (4 if adds else 0)) + width * 8
     if _loaders(tile):  # two tiles more are written down, and each slot has two barriers
         of_rows += rows * 9 + width * 8 + slots * 8 + 56
     return stages + of_rows + (slots + 1) * 8 + 8 * taps
@@ -200,33 +215,29 @@ def by_both(
 
     between: what stands between the two convolutions. also: is added to the one behind.
     """
-    dtype = edge.values.dtype
-    first, second = Sum.of(operator, window, source, also), _on_channels(behind, dtype, also)
-    groups = -(-len(behind.weight) // ROWS)
-    steps = first.steps - also_steps(also)
-    # The weights of the first sum alone: those of the second map belong to the second sum.
-    own = Sum.of(operator, window, source).rows(ROWS, steps, dtype)
-    weights = second.rows(ROWS, second.steps, dtype)
-    bias = padded_bias(operator, ROWS, torch.float32, own.device)
-    behind_bias = padded_bias(behind, groups * ROWS, torch.float32, own.device)
-    if also is not None:
-        behind_bias += padded_bias(also[0], groups * ROWS, torch.float32, own.device)
-    taps = table_of("=2i", first.table(first.steps), own.device)
-    slots = slots_of_both(steps, groups, also_steps(also))
-    packed = first.head(source, own, bias, taps, first.steps)
+    dtype, device = edge.values.dtype, edge.values.device
+    order = Order.of(operator, window, source, also)
+    beside, groups = also_steps(also), -(-len(behind.weight) // ROWS)
+    steps = order.steps - beside
+    own = swizzled(order.weights(operator, source), ROWS, steps, dtype)
+    weights = swizzled(_of_step(behind, dtype, also), ROWS, 1 + beside, dtype)
+    bias, behind_bias = _bias_of(operator, None, ROWS, device), _bias_of(behind, also, groups * ROWS, device)
+    taps = table_of("=2i", order.table(order.steps), device)
+    slots = slots_of_both(steps, groups, beside)
+    head = order.head(source, own, bias, taps)
     return Head(
         "conv_behind.cu",
-        packed + struct.pack("=2Q", weights.data_ptr(), behind_bias.data_ptr()),
+        head + struct.pack("=2Q", weights.data_ptr(), behind_bias.data_ptr()),
         "conv",
         {
             "FIRST_STEPS": steps,
-            "ALSO_STEPS": also_steps(also),
+            "ALSO_STEPS": beside,
             "GROUPS": groups,
             "SLOTS": slots,
             "BETWEEN": between.text,
         },
         threads=512,
-        shared_bytes=both_bytes(steps, groups, also_steps(also), slots),
+        shared_bytes=both_bytes(steps, groups, beside, slots),
         weights=(own, weights, bias, behind_bias, taps),
         channels=len(behind.weight),
         more=(np.uint64(0), np.uint64(0), np.float32(0)),
@@ -255,33 +266,26 @@ def both_bytes(steps: int, groups: int, also: int, slots: int) -> int:
     return matrices * MATRIX_BYTES + groups * ROWS * 4 + 2 * half + 16
 
 
-def _on_channels(operator: Conv2d, dtype: torch.dtype, also: Also | None) -> Sum:
-    """The sum of a 1x1 convolution over the channels of a step, and over those of a second map's pixel."""
-    values = 16 // dtype.itemsize
+def _of_step(operator: Conv2d, dtype: torch.dtype, also: Also | None) -> Tensor:
+    """The weights of a 1x1 convolution over the channels of a step, and of one that is added."""
     weight = operator.weight.flatten(1)
     rows = weight.new_zeros(len(weight), STEP // dtype.itemsize, dtype=torch.float32)
     rows[:, : weight.shape[1]] = weight
-    if also is not None:
-        rows = torch.cat([rows, _pixel_rows(*also)], 1)
-    pieces = rows.shape[1] // values
-    return Sum(
-        rows.view(len(rows), pieces, values),
-        [(0, i) for i in range(pieces)],
-        1,
-        STEP // 16,
-        True,
-        b"",
-        (),
-        [],
-    )
+    rows = rows.view(len(rows), -1, 16 // dtype.itemsize)
+    return rows if also is None else torch.cat([rows, _of_pixel(*also)], 1)
 
 
-def _pixel_rows(operator: Conv2d, source: Any) -> Tensor:
-    """The weights of a 1x1 convolution: outputs x values of a pixel."""
+def _of_pixel(operator: Conv2d, source: Any) -> Tensor:
+    """The weights of a 1x1 convolution: outputs x pieces of a pixel x values."""
     weight = operator.weight.flatten(1)
     rows = weight.new_zeros(len(weight), depth_of(source), dtype=torch.float32)
     rows[:, : weight.shape[1]] = weight
-    return rows
+    return rows.view(len(rows), -1, piece_of(source) // source.values.dtype.itemsize)
+
+
+def _bias_of(operator: Any, also: Also | None, length: int, device: torch.device) -> Tensor:
+    bias = padded_bias(operator, length, torch.float32, device)
+    return bias if also is None else bias + padded_bias(also[0], length, torch.float32, device)
 
 
 def _second_map(operator: Conv2d, source: Any) -> tuple[int, ...]:
