@@ -124,21 +124,24 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
             arrive(arrived + (slot < before ? slot - before + S : slot - before) * 8);
         };
         u32 phase = 1;
-        int asked = 0;  // steps whose weights are on their way
+        int ask = warp - WARPS;  // the next step whose weights this warp asks for
         arrive(known);
         for (int described = 1;; described++) {
             const int next = tile + stride;
             gather.take(tile);
             meet(2, LOADERS);  // all have read what `describe` writes
             if (described == 1 && work.early) {
-                for (; asked < S && asked < steps; asked++)
-                    gather.load_weights(asked, slot_at(asked), arrived + asked * 8);
+                for (; ask < S && ask < steps; ask += LOADERS / 32)
+                    gather.load_weights(ask, slot_at(ask), arrived + ask * 8);
                 wait_for_predecessor();  // it wrote the pixels, and nothing else read so far
             }
             Tap tap = gather.tap_of(0);
             for (int step = 0; step < steps; step++) {
                 await(released + slot * 8, phase);
-                if (step >= asked) gather.load_weights(step, slot_at(slot), arrived + slot * 8);
+                if (step == ask) {  // a branch of few warps: it takes as long as the copies of pixels
+                    gather.load_weights(step, slot_at(slot), arrived + slot * 8);
+                    ask += LOADERS / 32;
+                }
                 gather.load_pixels(tap, slot_at(slot));
                 if (BY_THEMSELVES)
                     arrive_with_copies(arrived + slot * 8);
@@ -163,7 +166,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
             if (TOGETHER) cluster_barrier(), cluster_barrier();
             if (next >= total) return;
             meet(2, LOADERS);
-            tile = next, asked = 0;
+            tile = next, ask = warp - WARPS;
         }
     }
 

@@ -41,7 +41,7 @@ template <int M, int N> struct Gather {
     // Of all steps of this block: a load from memory in a step would be waited for by the fence of the next one.
     Tap* const taps;
     const int loader, blocks_n, total, first_step;  // this thread among those that load; tiles of all channels, of all
-    int base[OF_THREAD], also[ALSO ? OF_THREAD : 1];
+    const char *base[OF_THREAD], *also[ALSO ? OF_THREAD : 1];  // this thread's piece of the first tap, and of the second map
     Bits inside[OF_THREAD];
     const char* weights;
     int place;         // of the tile that was looked up last, this thread's row
@@ -83,18 +83,21 @@ template <int M, int N> struct Gather {
     __device__ __forceinline__ void take(int tile) {
 #pragma unroll
         for (int r = 0; r < OF_THREAD; r++) {
-            base[r] = rows.base[loader / PIECES + r * (LOADS / PIECES)];
-            inside[r] = rows.inside[loader / PIECES + r * (LOADS / PIECES)];
+            const int row = loader / PIECES + r * (LOADS / PIECES), piece = STEP_TAPS > 1 ? 0 : loader % PIECES;
+            base[r] = h.at + ((long long)rows.base[row] + piece) * PIECE;
+            asm("" : "+l"(base[r]));  // a sum by itself, or each step adds up its parts
+            inside[r] = rows.inside[row];
 #if ALSO
-            also[r] = rows.also[loader / PIECES + r * (LOADS / PIECES)];
+            also[r] = h.also + ((long long)rows.also[row] + piece) * PIECE;
+            asm("" : "+l"(also[r]));
 #endif
         }
         const int n = tile % blocks_n * N;
         weights = h.weight + (((size_t)(n / BN) * even(h.steps) + first_step) * BN + n % BN) * STEP;
     }
+    // By one warp; they take turns, since the one that asks is slower in that step.
     __device__ __forceinline__ void load_weights(int step, u32 to, u32 barrier) {
-        // Warps take turns: the one that asks is slower in that step.
-        if (loader == step % (LOADS / 32) * 32)
+        if (loader % 32 == 0)
             bulk_copy(to + M * STEP, weights + (size_t)step * (BN * STEP), N * STEP, barrier);
     }
     __device__ __forceinline__ Tap tap_of(int step) {
@@ -102,15 +105,13 @@ template <int M, int N> struct Gather {
     }
     __device__ __forceinline__ void load_pixels(const Tap& tap, u32 to) {
         const int piece = loader % PIECES, first_row = loader / PIECES;
-        const int offset = tap.offset + (STEP_TAPS > 1 ? 0 : piece);
+        const long long offset = (long long)tap.offset * PIECE;
         const bool second = ALSO && tap.bit == h.kh * h.kw;
-        const char* const at = second ? h.also : h.at;
 #pragma unroll
         for (int r = 0; r < OF_THREAD; r++) {
-            const bool valid = inside[r] >> tap.bit & 1;
-            const int first = second ? also[ALSO ? r : 0] : base[r];
-            const char* from = at + (valid ? (long long)(first + offset) * PIECE : 0);
-            copy(place_of(to, first_row + r * (LOADS / PIECES), piece * PIECE / 16) + piece * PIECE % 16, from, valid);
+            const bool valid = inside[r] >> tap.bit & 1;  // else nothing is read
+            const char* const first = second ? also[ALSO ? r : 0] : base[r];
+            copy(place_of(to, first_row + r * (LOADS / PIECES), piece * PIECE / 16) + piece * PIECE % 16, first + offset, valid);
         }
     }
 };

@@ -39,7 +39,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
 #pragma unroll
         for (int step = 0; step < AHEAD; step++) {
             const int to = (load_slot + step) % S;
-            if (step < steps) gather.load_weights(step, stages + to * STAGE, arrived + to * 8);
+            if (step < steps && warp == step % (LOADS / 32)) gather.load_weights(step, stages + to * STAGE, arrived + to * 8);
         }
         if (first && work.early) wait_for_predecessor();  // it wrote the pixels, and nothing else read so far
 #pragma unroll
@@ -92,7 +92,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
             for (int p = 0; p < P; p++) {
                 const int later = step + AHEAD + p;
                 if (later < steps) {
-                    gather.load_weights(later, stages + load_slot * STAGE, arrived + load_slot * 8);
+                    if (warp == later % (LOADS / 32)) gather.load_weights(later, stages + load_slot * STAGE, arrived + load_slot * 8);
                     load_step(later);
                 }
                 end_of_stage();

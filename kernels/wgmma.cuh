@@ -121,12 +121,13 @@ __device__ __forceinline__ void load_rounded(Rounded&, u32) {}
 #endif
 template <int n> __device__ __forceinline__ void multiply_step(float (&sums)[n], u32 a, const Rounded& rounded, u32 b,
                                                                int more) {
+    const u64 rows = matrix(a), weights = matrix(b);
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 4; k++) {  // 32 bytes further on
 #if ROUNDS
-        multiply(sums, rounded[k], matrix(b + k * 32), more);
+        multiply(sums, rounded[k], weights + 2 * k, more);
 #else
-        multiply(sums, matrix(a + k * 32), matrix(b + k * 32), more);
+        multiply(sums, rows + 2 * k, weights + 2 * k, more);
 #endif
         more = 1;
     }
