@@ -43,24 +43,23 @@ template <int M, int N> struct Together {
             *(float2*)(to + j * 8 + 8 * PITCH) = make_float2(sums[j * 4 + 2], sums[j * 4 + 3]);
         }
         cluster_barrier();
+        float v[OWN][WIDTH] = {};  // all are asked for before the first one is finished
+#pragma unroll
+        for (int i = 0; i < OWN; i++)
+#pragma unroll
+            for (int j = 0; j < WIDTH; j += 4)
+#pragma unroll
+                for (int other = 0; other < SPLIT; other++)
+                    add_from(v[i], j, staged + min(row_of(i), M - 1) * PITCH + first_of(i) - first + j, other);
 #pragma unroll
         for (int i = 0; i < OWN; i++) {
             constexpr int OF_ROW = N / WIDTH;  // threads
-            const int row = row_of(i);
-            int c = first_of(i), place = is_own(row) ? places[row] : -1;
+            int c = first_of(i), place = is_own(row_of(i)) ? places[row_of(i)] : -1;
             const bool holds = place >= 0 && c < work.channels;
-            Pack pack;
-            if (holds) {
-                float v[WIDTH] = {};
 #pragma unroll
-                for (int j = 0; j < WIDTH; j += 4)
-#pragma unroll
-                    for (int other = 0; other < SPLIT; other++)
-                        add_from(v, j, staged + row * PITCH + c - first + j, other);
-#pragma unroll
-                for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(bias + c + j));
-                pack = finish(v, work, place, c, i < EARLY ? &added[i < EARLY ? i : 0] : nullptr);
-            }
+            for (int j = 0; j < WIDTH; j += 4) add_four(v[i], j, *(const float4*)(bias + c + j));
+            if (!holds) place = c = 0;
+            const Pack pack = finish(v[i], work, place, c, i < EARLY ? &added[i < EARLY ? i : 0] : nullptr);
             const bool keeps = !COMPARE || vote(holds && moved(pack, work, place, c), OF_ROW);
             if (COMPARE) mark(work, place, keeps && lane % OF_ROW == 0);
             if (holds && keeps) *work.at(place, c) = pack;
@@ -173,7 +172,9 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     u32 phase = 0;
     if (work.early) wait_for_predecessor();
     for (int tiles = 0;; tiles++) {
-        const int next = tile + stride, first_n = tile % blocks_n * N;
+        const int next = tile + stride;
+        int first_n = tile % blocks_n * N;
+        asm volatile("" : "+r"(first_n));  // here, and not behind the steps, where it is needed
         float sums[N / 2], totals[IN_SHARES ? N / 2 : 1] = {};
         int more = 0, share = 1;
         await(known + turn * 8, tiles / TURNS & 1);

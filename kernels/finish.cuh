@@ -119,17 +119,19 @@ template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
 #pragma unroll
         for (int chunk = 0; chunk < EARLY; chunk++) load_chunk(chunk);
     }
-    // Finish a pack of a row; false where it has none. (place, c): where it belongs.
+    // Finish a pack of a row; false where it has none, and what is finished is nothing: without a branch packs are
+    // finished side by side. (place, c): where it belongs.
     __device__ __forceinline__ bool make(Pack& pack, int& place, int& c, const float (&sums)[CHANNELS / 2],
                                          const float* bias, int chunk, int lower) const {
         float v[WIDTH];
         hand_round(v, sums, chunk, lower);
-        place = places[row_of(lower)], c = first_of(chunk);
-        if (place < 0 || c >= work.channels) return false;
 #pragma unroll
-        for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(bias + c + j));
+        for (int j = 0; j < WIDTH; j += 4) add_four(v, j, *(const float4*)(bias + first_of(chunk) + j));
+        place = places[row_of(lower)], c = first_of(chunk);
+        const bool holds = place >= 0 && c < work.channels;
+        if (!holds) place = c = 0;
         pack = finish(v, work, place, c, EARLY ? &added[chunk % (EARLY ? EARLY : 1)][lower] : nullptr);
-        return true;
+        return holds;
     }
     // Whether any channel of a row moved.
     __device__ __forceinline__ bool agree(bool any, int row, u32* joined) const {
