@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deltaconvert.backends.cuda.marks import WIDEST, Marks, needed, seen_from
-from deltaconvert.reach import Pixel, Window
+from deltaconvert.reach import Pixel, Reach, Window
 
 
 def window(kernel: int, stride: int, size: tuple[int, int], padding: int | None = None) -> Window:
@@ -54,3 +54,16 @@ def test_a_shortcut_with_stride_needs_no_look_of_its_own(inner):
     wider, compared = window(5, 2, size), marks(block.out_size)
     for pairs in ([pixel, (wider, between)], [(Pixel(), compared), (shortcut, between)]):
         assert needed(pairs) == pairs
+
+
+def test_a_residual_beside_a_window_on_the_same_pixels_needs_no_look_of_its_own():
+    """x + conv1x1(conv3x3(x)) in one kernel: the window sees what the residual does. Not where another map is added,
+    nor where what the window sees is smaller than the map."""
+    size = (9, 14)
+    first, other, seen = marks(size), marks(size), window(3, 1, size)
+    for pairs in ([(seen, first), (Pixel(), first)], [(Pixel(), first), (seen, first)]):
+        assert needed(pairs) == [(seen, first)]
+    apart: list[tuple[Reach, Marks]] = [(seen, first), (Pixel(), other)]
+    assert needed(apart) == apart
+    ahead = Window((2, 2), (1, 1), (0, 0), (2, 2), size, (7, 12))
+    assert len(needed([(ahead, first), (Pixel(), first)])) == 2
