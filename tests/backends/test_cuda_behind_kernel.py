@@ -28,7 +28,7 @@ LAYERS = {  # in, between, out, kernel, stride, channels of a map whose sum is a
     "shortcut, more tiles than run at once": (64, 64, 256, 3, 1, 64, 203, 299),
     "odd channels": (64, 40, 136, 3, 1, 0, 37, 41),
     "few channels out": (128, 24, 24, 1, 1, 0, 37, 41),
-    "strided": (128, 32, 72, 3, 2, 0, 19, 23),
+    "strided": (64, 32, 72, 3, 2, 0, 19, 23),
     "long, with a second map": (256, 64, 128, 1, 1, 64, 37, 41),
 }
 RELU = Pointwise("relu", {})
