@@ -136,10 +136,8 @@ def measure(
         stats = delta.stats()
         work.append(stats.work)
         density.append(stats.layers[0].density)
-        squares, total = (
-            squares + float((got - expected).square().sum()),
-            total + float(expected.square().sum()),
-        )
+        squares += float((got - expected).square().sum())
+        total += float(expected.square().sum())
         found = clip.agreement(got, expected)
         hits, ours, theirs = hits + found[0], ours + found[1], theirs + found[2]
     medians = {name: statistics.median(values[2:]) for name, values in times.items()}

@@ -66,10 +66,8 @@ def test_thresholds_of_small_networks():
         def __init__(self):
             super().__init__()
             self.wide = nn.Conv2d(3, 24, 1)
-            self.near, self.far = (
-                nn.Conv2d(24, 24, 3, padding=1, groups=24),
-                nn.Conv2d(24, 24, 5, 2, 2, groups=24),
-            )
+            self.near = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+            self.far = nn.Conv2d(24, 24, 5, 2, 2, groups=24)
             self.one = nn.Conv2d(24, 1, 1)
 
         def forward(self, x):

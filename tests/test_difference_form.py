@@ -23,11 +23,9 @@ class Gate(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.pool, self.down, self.up = (
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, 2, 1),
-            nn.Conv2d(2, channels, 1),
-        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.down = nn.Conv2d(channels, 2, 1)
+        self.up = nn.Conv2d(2, channels, 1)
 
     def forward(self, x):
         return x * self.up(self.down(self.pool(x)).relu()).sigmoid()

@@ -55,10 +55,8 @@ def check_boxes(reach, spread, size):
 
 
 def check_equal(operator, size, channels=1):
-    moved, spread = (
-        moved_by_each_pixel(operator, size, channels),
-        spread_of_each_pixel(operator, size, channels),
-    )
+    moved = moved_by_each_pixel(operator, size, channels)
+    spread = spread_of_each_pixel(operator, size, channels)
     if size != (1, 1):  # there, one pixel is the whole map, and what reads padding alone follows it
         assert torch.equal(moved, spread)
     assert not (moved & ~spread).any()

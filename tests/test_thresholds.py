@@ -183,11 +183,9 @@ class Named(nn.Module):
     def __init__(self, norm=None):
         super().__init__()
         self.conv1, self.bn1, self.relu1 = conv(), nn.BatchNorm2d(4), nn.ReLU()
-        self.input, self.gate, self.block = (
-            nn.ReLU(),
-            nn.Conv2d(4, 4, 1),
-            nn.Sequential(conv(4, 4), nn.ReLU()),
-        )
+        self.input = nn.ReLU()
+        self.gate = nn.Conv2d(4, 4, 1)
+        self.block = nn.Sequential(conv(4, 4), nn.ReLU())
         self.norm = norm or nn.Conv2d(4, 4, 1)
 
     def forward(self, x):

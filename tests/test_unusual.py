@@ -342,10 +342,8 @@ class Recurrent(Two):
 
     def __init__(self):
         super().__init__()
-        self.attend, self.steps = (
-            nn.MultiheadAttention(4, 2, batch_first=True),
-            nn.GRU(4, 3, batch_first=True),
-        )
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.steps = nn.GRU(4, 3, batch_first=True)
 
     def forward(self, x):
         y = self.first(x)

@@ -93,10 +93,8 @@ def _module_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[s
 def _function_to_json(node: fx.Node) -> str:
     named = name_of(node.target)
     if named is None:
-        home, name = (
-            getattr(node.target, "__module__", None),
-            getattr(node.target, "__qualname__", node.target),
-        )
+        home = getattr(node.target, "__module__", None)
+        name = getattr(node.target, "__qualname__", node.target)
         raise ContainerError(f"{path_of(node)} calls {name} of {home}: {WAY_OUT}")
     return named
 

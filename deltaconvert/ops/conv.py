@@ -30,12 +30,10 @@ class Conv2d(Operator):
         super().__init__()
         self.keep("weight", weight)
         self.keep("bias", bias)
-        self.stride, self.padding, self.dilation, self.groups = (
-            pair(stride),
-            pair(padding),
-            pair(dilation),
-            groups,
-        )
+        self.stride = pair(stride)
+        self.padding = pair(padding)
+        self.dilation = pair(dilation)
+        self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

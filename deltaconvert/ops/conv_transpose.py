@@ -31,12 +31,10 @@ class ConvTranspose2d(Operator):
         super().__init__()
         self.keep("weight", weight)
         self.keep("bias", bias)
-        self.stride, self.padding, self.dilation, self.groups = (
-            pair(stride),
-            pair(padding),
-            pair(dilation),
-            groups,
-        )
+        self.stride = pair(stride)
+        self.padding = pair(padding)
+        self.dilation = pair(dilation)
+        self.groups = groups
         self.output_padding = pair(output_padding)
 
     def forward(self, x: Tensor) -> Tensor:

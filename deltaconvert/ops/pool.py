@@ -22,12 +22,10 @@ class MaxPool2d(Operator):
 
     def __init__(self, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool):
         super().__init__()
-        self.kernel, self.stride, self.padding, self.dilation = (
-            pair(kernel),
-            pair(stride),
-            pair(padding),
-            pair(dilation),
-        )
+        self.kernel = pair(kernel)
+        self.stride = pair(stride)
+        self.padding = pair(padding)
+        self.dilation = pair(dilation)
         self.ceil_mode = ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:

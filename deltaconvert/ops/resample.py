@@ -91,17 +91,9 @@ class AdaptivePool2d(Operator):
         (shape,) = shapes
         if out_shape[2:] == (1, 1):
             return [Everything((1, 1))]
-        return [
-            Sources(
-                *(
-                    sources_of(
-                        lambda x, size=out_shape[2 + axis]: self._pool(x, (size, None)),  # type: ignore[misc]
-                        shape[2 + axis],
-                    )
-                    for axis in (0, 1)
-                )
-            )
-        ]
+        rows = sources_of(lambda x: self._pool(x, (out_shape[2], None)), shape[2])
+        columns = sources_of(lambda x: self._pool(x, (out_shape[3], None)), shape[3])
+        return [Sources(rows, columns)]
 
 
 # reduction, as OverChannels names it -> (the pool that it is on maps, what it calls, what to call it)

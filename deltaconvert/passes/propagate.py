@@ -15,31 +15,16 @@ from deltaconvert.tracing.twin import twin
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
 _PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm")
 _WORKERS = (
-    *(
-        "einsum",
-        "scaled_dot_product_attention",
-        "multi_head_attention_forward",
-        "conv1d",
-        "conv3d",
-        "bilinear",
-        "wrap_with_autocast",
-    ),
-    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
-    *("conv_transpose1d", "conv_transpose3d", "conv2d", "conv_transpose2d", "tensordot", "chain_matmul"),
-)
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d bilinear einsum tensordot chain_matmul "
+    "scaled_dot_product_attention multi_head_attention_forward wrap_with_autocast "
+    "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+).split()
 
 # What these make has the shape and the type of their input, and nothing else of it.
 _LIKE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 _JOINS = (torch.cat, torch.concat, torch.concatenate)
-TYPES = (
-    "dtype",
-    "device",
-    "is_nested",
-    "is_sparse",
-    "is_quantized",
-    "is_cuda",
-    "layout",
-)  # what a tensor is made of
+# What a tensor is made of.
+TYPES = ("dtype", "device", "is_nested", "is_sparse", "is_quantized", "is_cuda", "layout")
 _HOMES = ("torch", "builtins", "_operator", "math", "deltaconvert")
 
 

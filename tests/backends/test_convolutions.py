@@ -130,10 +130,8 @@ def test_limits(out, threads):
 @pytest.mark.parametrize("out", (32, 48, 40))
 def test_past_the_cache(monkeypatch, out):
     window, x = Window(*WINDOWS[1], (13, 11), (13, 11)), torch.randn(2, 5, 13, 11)
-    chain, adds = (
-        chain_of([Stage(convolution(5, out, WINDOWS[1]), True, low=0.0)], window),
-        [torch.randn(286, out)],
-    )
+    chain = chain_of([Stage(convolution(5, out, WINDOWS[1]), True, low=0.0)], window)
+    adds = [torch.randn(286, out)]
     for pixels, count in ((None, 286), (torch.arange(0, 286, 3), 96)):
         found = []
         for size, first in (

@@ -83,11 +83,9 @@ def read_as_wgmma(
 )
 def test_wgmma_reads_the_convolution(dtype, inputs, outputs, kernel, stride, padding, dilation):
     torch.manual_seed(0)
-    x, weight, bias = (
-        torch.randn(2, inputs, 5, 6),
-        torch.randn(outputs, inputs, *kernel),
-        torch.randn(outputs),
-    )
+    x = torch.randn(2, inputs, 5, 6)
+    weight = torch.randn(outputs, inputs, *kernel)
+    bias = torch.randn(outputs)
     x, weight = x.bfloat16().to(dtype), weight.bfloat16().to(dtype)  # exact in every type
     expected = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding, dilation).float()
     size = tuple(expected.shape[2:])

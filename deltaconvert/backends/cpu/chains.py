@@ -99,10 +99,8 @@ class Chain:
 
         self._s, self._scratch, self.channels = s, scratch, len(stages[-1].conv.weight)
         self._held: list[Any] = []  # what is known by its address alone
-        self._job, self._table = (
-            np.zeros(j.JOB, dtype=np.int64),
-            np.zeros((len(stages), j.STAGE), dtype=np.int64),
-        )
+        self._job = np.zeros(j.JOB, dtype=np.int64)
+        self._table = np.zeros((len(stages), j.STAGE), dtype=np.int64)
         self._adding = [place for place, stage in enumerate(stages) if stage.adds]
         for row, stage in zip(self._table, stages, strict=True):
             row[:] = self._described(stage)

@@ -85,10 +85,8 @@ class Pairs(Chained):
             stream, y = divmod(int(wanted[at]) // out_width, height)
             y -= y % 2  # a square of pixels lies in one band
             end = min(y + ((self._lines - self._high) // stride + 1) // 2 * 2, height)
-            top, bottom = (
-                max(0, y * stride - padding),
-                min((end - 1) * stride - padding + self._high, in_height),
-            )
+            top = max(0, y * stride - padding)
+            bottom = min((end - 1) * stride - padding + self._high, in_height)
             first, last = ((stream * in_height + line) * width for line in (top, bottom))
             if first < done:
                 moved[: done - first] = moved[first - start : done - start]

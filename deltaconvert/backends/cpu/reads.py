@@ -40,11 +40,9 @@ def _read_side_by_side(job: Any, pixels: Any, first: Any, own: Any, by_lines: An
                 return False
     step = 4 * ints(job[j.STAGE_TABLE], j.STAGE)[j.DEPTH]
     across, along = job[j.STRIDE_X] * step, job[j.DILATION_X] * step
-    top, taps_x, place = (
-        (y - stream * job[j.OUT_HEIGHT]) * job[j.STRIDE_Y] - job[j.PADDING_Y],
-        job[j.TAPS_X],
-        0,
-    )
+    top = (y - stream * job[j.OUT_HEIGHT]) * job[j.STRIDE_Y] - job[j.PADDING_Y]
+    taps_x = job[j.TAPS_X]
+    place = 0
     line = job[j.INPUT] + ((stream * job[j.HEIGHT] + top) * job[j.BREADTH] + left) * step
     for ky in range(job[j.TAPS_Y]):
         row = top + ky * job[j.DILATION_Y]

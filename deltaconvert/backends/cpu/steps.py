@@ -35,13 +35,11 @@ class Step:
         inputs: Sequence[Edge],
         edge: Edge,
     ):
-        self.backend, self.operator, self.reaches, self.inputs, self.edge = (
-            backend,
-            operator,
-            reaches,
-            inputs,
-            edge,
-        )
+        self.backend = backend
+        self.operator = operator
+        self.reaches = reaches
+        self.inputs = inputs
+        self.edge = edge
         self._origins: dict[int, Tensor] = {}
         self._spreads: dict[int, Spread] = {}
         self.prepare()
