@@ -4,10 +4,10 @@
 
 For each task `calibrate`'s search goes on from the settings of benchmarks/results/accuracy/TASK.json, on the
 calibration frames, to some budgets, and its choice by the clock follows (calibration/quickest.py): a frame of eight
-images, enlarged, as gpu_accuracy.py times it. Then the test frames are played with what was chosen for each budget.
-FOLDER/TASK_time.json has all that was timed and the rows of the test; FOLDER/TASK_best.json, for gpu_accuracy.py, are
-the quickest thresholds that lose no more there than is accepted. FOLDER/TASK_trials.jsonl keeps the trials: a search
-that was cut off goes on.
+images, enlarged, as gpu_accuracy.py times it. What loses more in these than the known thresholds does not count. Then
+the test frames are played with what was chosen for each budget. FOLDER/TASK_time.json has all that was timed and the
+rows of the test; FOLDER/TASK_best.json, for gpu_accuracy.py, are the quickest thresholds that lose no more there than
+is accepted. FOLDER/TASK_trials.jsonl keeps the trials: a search that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import argparse
 import copy
 import gc
 import json
+import math
 import shutil
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,14 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.curves.run import Run  # noqa: E402
-from benchmarks.gpu_accuracy import FIRST, batches, size_of  # noqa: E402
+from benchmarks.gpu_accuracy import FIRST, batches, loss, size_of  # noqa: E402
 from benchmarks.gpu_dense import timed  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
 from deltaconvert.calibration.quickest import quickest  # noqa: E402
-from deltaconvert.calibration.search import GATES, Search  # noqa: E402
+from deltaconvert.calibration.search import GATES, TRIES, Search  # noqa: E402
 from deltaconvert.calibration.setting import Outcome, Setting  # noqa: E402
 from deltaconvert.calibration.trials import Trials  # noqa: E402
+from deltaconvert.thresholds import Thresholds  # noqa: E402
 
 WAY = "by time"
 
@@ -70,80 +73,107 @@ def main() -> None:
 
 def of_task(task: Task, options: argparse.Namespace) -> None:
     run = Run(task, options, until=float("inf"))
-    trials, clock = run.trials(), Clock(task, options)
-    print(f"{task.name}: {len(trials.sites)} sites", flush=True)
-    begin = [
-        Setting.of(kept).padded(len(trials.sites))
-        for name, kept in run.kept["settings"].items()
-        if "ours" in name
-    ]
-    everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
-    own = task.budget or trials(everywhere.times(task.spent)).loss
-    facts: dict[str, Any] = {"task": task.name, "budget": own, "timed": [], "rows": []} | environment()
-    facts["gpu"] = torch.cuda.get_device_name()
-    file = options.out / f"{task.name}_time.json"
-    chosen: dict[tuple[str, float], Setting] = {}
-    tried: dict[Setting, Outcome] = {}  # for one budget counts for all
-    for times in map(float, options.budgets.split(",")):
-        search = Search(trials, own * times, time.monotonic() + options.search_seconds)
-        search.tried = tried
-        search.continued(begin, GATES, options.rounds)
-        search.until = float("inf")
-
-        def told(setting: Setting, times: float = times, search: Search = search) -> float:
-            outcome = search.look(setting)
-            row = {"times": times, "ms": clock(trials, setting), **vars(outcome), **setting.to_json()}
-            facts["timed"].append(row)
-            file.write_text(json.dumps(facts, indent=1) + "\n")
-            placed = sum(share > 0 for share in setting.shares)
-            told = f"{placed} thresholds, {len(setting.narrow)} narrow, {row['gate']}"
-            print(
-                f"{task.name} {row['ms']:.3f} ms, work {outcome.work:.4f}, loss {outcome.loss:.4f}, {told}",
-                flush=True,
-            )
-            return row["ms"]
-
-        setting, ms = quickest(search, told, GATES)
-        chosen[WAY, times] = setting
-        print(
-            f"{task.name} {times:g}: {ms:.3f} ms, {search.look(setting)}, {len(search.tried)} tried",
-            flush=True,
-        )
+    trials = run.trials()
+    race = Race(run, trials, Clock(task, options))
+    chosen = {(WAY, times): race.to(times) for times in map(float, options.budgets.split(","))}
     run.kept["rows"] = [row for row in run.kept["rows"] if row["way"] == "dense"]
     run.look_at_dense()
     run.play(trials, chosen)
-    facts["rows"] = [row for row in run.kept["rows"] if row["way"] == WAY]
-    file.write_text(json.dumps(facts, indent=1) + "\n")
-    within = [row for row in facts["rows"] if row["loss"] <= task.accepted]
+    rows = race.facts["rows"] = [row for row in run.kept["rows"] if row["way"] == WAY]
+    race.write()
+    within = [row for row in rows if row["loss"] <= task.accepted]
     if within:
-        best = min(within, key=lambda row: clock(trials, chosen[WAY, row["strength"]]))
+        best = min(within, key=lambda row: race.seen[chosen[WAY, row["strength"]]].ms)
         thresholds = trials.thresholds(chosen[WAY, best["strength"]])
         thresholds.write(options.out / f"{task.name}_best.json", found=best)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """ms: of a frame of enlarged images. lost: relative L2 of the task's features there."""
+
+    ms: float
+    lost: float
+
+
+class Race:
+    """The quickest setting for each budget, of those that lose no more in enlarged frames than the least work of the
+    known ones does: a gate's pixels are smaller there, and what is small for it must not win by that."""
+
+    def __init__(self, run: Run, trials: Trials, clock: Clock):
+        self.run, self.trials, self.clock, task = run, trials, clock, run.task
+        kept = run.kept["settings"].items()
+        self.begin = [Setting.of(found).padded(len(trials.sites)) for name, found in kept if "ours" in name]
+        everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
+        self.own = task.budget or trials(everywhere.times(task.spent)).loss
+        self.facts: dict[str, Any] = {"task": task.name, "budget": self.own, "timed": [], "rows": []}
+        self.facts |= environment() | {"gpu": torch.cuda.get_device_name()}
+        self.tried: dict[Setting, Outcome] = {}  # for one budget counts for all
+        self.seen: dict[Setting, Seen] = {}
+        self.start = time.monotonic()
+
+    def write(self) -> None:
+        file = self.run.folder / f"{self.run.task.name}_time.json"
+        file.write_text(json.dumps(self.facts, indent=1) + "\n")
+
+    def to(self, times: float) -> Setting:
+        options = self.run.options
+        search = Search(self.trials, self.own * times)
+        search.tried = self.tried
+        known = search.scaled(self.begin, TRIES, start=1.2)
+        least = min(filter(search.fits, known), key=lambda setting: search.look(setting).work)
+        limit = self.look(search, times, least).lost
+        search.until = time.monotonic() + options.search_seconds
+        search.continued([*self.begin, *known], GATES, options.rounds)
+        search.until = math.inf
+
+        def clock(setting: Setting) -> float:
+            seen = self.look(search, times, setting)
+            return seen.ms if seen.lost <= limit else math.inf
+
+        setting, ms = quickest(search, clock, GATES)
+        print(f"{self.run.task.name} {times:g}: {ms:.3f} ms of {len(self.tried)} tried", flush=True)
+        return setting if ms < self.seen[least].ms else least
+
+    def look(self, search: Search, times: float, setting: Setting) -> Seen:
+        if setting not in self.seen:
+            self.seen[setting] = seen = self.clock(self.trials.thresholds(setting))
+            row = {"times": times, **vars(seen), **vars(search.look(setting)), **setting.to_json()}
+            self.facts["timed"].append(row)
+            self.write()
+            self._tell(row)
+        return self.seen[setting]
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        placed = sum(share > 0 for share in row["shares"])
+        print(
+            f"{time.monotonic() - self.start:.0f} s: {row['ms']:.3f} ms, lost {row['lost']:.4f} there, "
+            f"work {row['work']:.4f}, loss {row['loss']:.4f}, {placed} thresholds, {len(row['narrow'])} narrow, "
+            f"weighted {row['weighted']}, {row['gate']}",
+            flush=True,
+        )
+
+
 class Clock:
-    """The milliseconds of a frame of enlarged images of the calibration's part of the clip, by the CUDA backend; each
-    setting once."""
+    """Thresholds on enlarged images of the calibration's part of the clip, by the CUDA backend."""
 
     def __init__(self, task: Task, options: argparse.Namespace):
+        self.task = task
         self.model = copy.deepcopy(task.network).eval().to("cuda", torch.float16)
         numbers = range(min(task.calibration), max(task.calibration) + 1)
         self.frames = batches(task, numbers, options.batch, options.timed + FIRST, size_of(task))
-        self.known: dict[Setting, float] = {}
 
-    def __call__(self, trials: Trials, setting: Setting) -> float:
-        if setting not in self.known:
-            self.known[setting] = self._time(trials, setting)
-            gc.collect()
-        return self.known[setting]
-
-    def _time(self, trials: Trials, setting: Setting) -> float:
-        delta = deltaconvert.convert(self.model, self.frames[0], threshold=trials.thresholds(setting))
+    def __call__(self, thresholds: Thresholds) -> Seen:
+        delta = deltaconvert.convert(self.model, self.frames[0], threshold=thresholds)
         for frame in self.frames[:FIRST]:
             delta(frame)
         (buffer,) = delta.frame_buffers()
         times, _, _ = timed(delta, self.frames[FIRST:], buffer.copy_)
-        return statistics.median(times)
+        delta.reset()
+        lost = loss(self.task, delta, self.model, self.frames)
+        del delta, buffer
+        gc.collect()
+        return Seen(statistics.median(times), lost)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from deltaconvert.model import DeltaModel
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.watching.measure import Dense, timed
 
-CLOSEST = 3  # gates that are timed, and settings of frames alone
+CLOSEST = 3  # gates that are timed with thresholds behind them
 RUNGS = 7  # numbers of thresholds that are timed
 SETTLES = 3  # frames that are not timed: full, recorded, played for the first time
 
@@ -44,7 +44,7 @@ def quickest(
         time_of(setting)
     with suppress(TimeoutError):  # then the quickest of those that were timed
         alone = [setting for setting in search.frames_alone(gates) if search.fits(setting)]
-        for setting in alone[:CLOSEST]:
+        for setting in alone:
             time_of(setting)
         if leading:
             _left_out(search, min(leading, key=time_of), time_of)

@@ -18,6 +18,7 @@ from deltaconvert.gate import Gate
 INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
 STARTS = (0.0125, 0.05, 0.2)  # of the magnitude at the middle one of the layers that are all alike
 CANDIDATES = 4  # of these that are looked at closer
+ALONE = 6  # gates that are looked at closer without thresholds behind them
 TRIES = 4  # of a common scale
 # Work falls as this power of the loss, where thresholds are scaled as a whole (.2 to .3 in trials of six networks).
 TRADE = 0.25
@@ -32,6 +33,7 @@ GATES = (
     Gate(dilate=2),
     Gate(dilate=4),
     Gate(dilate=8, weak=0.25),
+    Gate(dilate=16, weak=0.25),
     Gate(smooth=3, peak=6.0, dilate=4),
     Gate(smooth=5, peak=10.0, dilate=8, weak=0.25),
     Gate(smooth=9, peak=18.0, dilate=4),
@@ -118,7 +120,7 @@ class Search:
             for inner in (paper, filled(paper, shares))
             for setting in crossed(start, inner, self.layers)
         ]
-        alone = self.frames_alone(gates)
+        alone = self.frames_alone(gates)[:CANDIDATES]
         return self._leading([*starts, *alone, paper, *self._promising(both)[:CANDIDATES]])
 
     def _promising(self, settings: Sequence[Setting]) -> list[Setting]:
@@ -146,7 +148,7 @@ class Search:
         goes through the whole network, as narrow as it came."""
         alone = [replace(self.exact(), gate=gate, narrow=self.trials.narrowing) for gate in gates]
         found = self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in alone])
-        return self.scaled(found[:CANDIDATES], TRIES, start=math.sqrt(2))
+        return self.scaled(found[:ALONE], TRIES, start=math.sqrt(2))
 
     def _starts(self, alike: Sequence[Setting]) -> list[Setting]:
         """For layers that are all alike, one of `alike` for each gate: the best gates and inputs with the layers at one
@@ -163,7 +165,7 @@ class Search:
     def continued(self, begin: Sequence[Setting], gates: Sequence[Gate], rounds: int) -> Setting:
         """From what was found for another budget to this one."""
         with suppress(TimeoutError):
-            alone = self.frames_alone(gates)
+            alone = self.frames_alone(gates)[:CANDIDATES]
             self.settled([self._leading([*begin, *alone])], gates, rounds)
         return self.spent()
 
