@@ -40,7 +40,7 @@ import deltaconvert  # noqa: E402
 import model_zoo  # noqa: E402
 from benchmarks.engines import ENGINES, Engine, Engines, Network, difference, prepare  # noqa: E402
 from benchmarks.gpu_record import markdown  # noqa: E402
-from deltaconvert.backends.cpu import loops  # noqa: E402
+from deltaconvert.backends.cpu.native import loops  # noqa: E402
 from deltaconvert.text import label, table  # noqa: E402
 from deltaconvert.watching import measure  # noqa: E402
 
@@ -278,7 +278,7 @@ def profile(delta: deltaconvert.DeltaModel, frame: Tensor, after: Tensor) -> Non
 def environment() -> dict[str, Any]:
     """measure.environment() of this script."""
     command, capability = shlex.join(["python", *sys.argv]), torch.backends.cpu.get_cpu_capability()
-    numba = version("numba") if loops.FOUND else None  # see backends/cpu/loops.py
+    numba = version("numba") if loops.FOUND else None  # see backends/cpu/native/
     return {**measure.environment(), "command": command, "capability": capability, "numba": numba}
 
 

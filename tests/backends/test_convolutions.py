@@ -10,8 +10,9 @@ from oracle import Call, assert_same_bits, check_operator
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import chains, loops
+from deltaconvert.backends.cpu import chains
 from deltaconvert.backends.cpu.chains import Stage
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.reach import Window
 
 pytestmark = pytest.mark.skipif(not loops.FOUND, reason="numba is not installed")

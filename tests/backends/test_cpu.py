@@ -8,10 +8,11 @@ from oracle import Call, assert_close, assert_same_bits, check_operator, roundin
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import bands, loops, sparse, tiles
+from deltaconvert.backends.cpu import bands, sparse, tiles
 from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.chunks import FULL_ENOUGH, chunks, sizes_below
 from deltaconvert.backends.cpu.edges import store
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.packed import Epilogue, PackedConv
 from deltaconvert.ops.conv import Conv2d
 

@@ -6,10 +6,10 @@ from oracle import assert_same_bits, check_operator
 from torch import nn
 
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cpu import differences, loops, masks
 from deltaconvert.backends.cpu.edges import Commit, Edge, any_set, listed
 from deltaconvert.backends.cpu.grid import Grid
-from deltaconvert.backends.cpu.masks import Spread
+from deltaconvert.backends.cpu.native import differences, loops, masks
+from deltaconvert.backends.cpu.native.masks import Spread
 from deltaconvert.backends.reference import INTEGER
 from deltaconvert.reach import Window
 

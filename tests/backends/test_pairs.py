@@ -7,7 +7,8 @@ from oracle import check_operator
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import loops, pairs
+from deltaconvert.backends.cpu import pairs
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.passes import join_pairs
 
 pytestmark = pytest.mark.skipif(not loops.FOUND, reason="numba is not installed")

@@ -7,8 +7,9 @@ from oracle import assert_same_bits, check_operator
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import loops, residuals
+from deltaconvert.backends.cpu import residuals
 from deltaconvert.backends.cpu.chains import Stage
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.residuals import Strips
 from deltaconvert.passes import join_residuals
 from deltaconvert.reach import Window

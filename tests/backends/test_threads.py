@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from deltaconvert.backends.cpu import machine_code
-from deltaconvert.backends.cpu.threads import pool
+from deltaconvert.backends.cpu.native import machine_code
+from deltaconvert.backends.cpu.native.threads import pool
 
 pytestmark = pytest.mark.skipif(not machine_code.FOUND, reason="numba is not installed")
 

@@ -7,9 +7,10 @@ from oracle import Call, assert_same_bits, check_operator
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import loops, pairs, winograd
+from deltaconvert.backends.cpu import pairs, winograd
 from deltaconvert.backends.cpu.chains import Chain, Stage
 from deltaconvert.backends.cpu.fastest import fastest
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.passes import join_pairs
 from deltaconvert.reach import Window
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Map, StepByStep
-from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.averages import Averages
 from deltaconvert.backends.cpu.convolutions import Convolutions
 from deltaconvert.backends.cpu.copies import Copies
@@ -29,6 +28,7 @@ from deltaconvert.backends.cpu.edges import Edge
 from deltaconvert.backends.cpu.frames import FrameEdge
 from deltaconvert.backends.cpu.grid import Grid
 from deltaconvert.backends.cpu.lines import Lines
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.packed import can_pack
 from deltaconvert.backends.cpu.pairs import Pairs
 from deltaconvert.backends.cpu.parts import Parts

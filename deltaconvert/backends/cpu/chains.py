@@ -1,4 +1,4 @@
-"""Chains of convolutions on lists of pixels: their weights in panels, and the job that shares.py does."""
+"""Chains of convolutions on lists of pixels: their weights in panels, and the job that native/shares.py does."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from deltaconvert.backends.cpu import jobs as j
+from deltaconvert.backends.cpu.native import jobs as j
+from deltaconvert.backends.cpu.native.threads import pool
 from deltaconvert.backends.cpu.packed import adds_map
-from deltaconvert.backends.cpu.threads import pool
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
@@ -95,7 +95,7 @@ class Chain:
         scratch: Callable[[int], int],
         group: int = GROUP,
     ):
-        from deltaconvert.backends.cpu import shares as s
+        from deltaconvert.backends.cpu.native import shares as s
 
         self._s, self._scratch, self.channels = s, scratch, len(stages[-1].conv.weight)
         self._held: list[Any] = []  # what is known by its address alone

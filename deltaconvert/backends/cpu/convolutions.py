@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.chains import Chain, Stage, is_depthwise, stage_of
 from deltaconvert.backends.cpu.chunks import CHUNK_BYTES
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.cpu.elementwise import Elementwise
 from deltaconvert.backends.cpu.fastest import fastest
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.steps import Step, tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d

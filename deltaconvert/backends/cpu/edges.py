@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Amount, Map
-from deltaconvert.backends.cpu import loops
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.layout import apart_from
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.base import Map
-from deltaconvert.backends.cpu import gates, loops
-from deltaconvert.backends.cpu.differences import MANY, look
+from deltaconvert.backends.cpu import gates
 from deltaconvert.backends.cpu.edges import Edge, any_set, listed
+from deltaconvert.backends.cpu.native import loops
+from deltaconvert.backends.cpu.native.differences import MANY, look
 from deltaconvert.backends.reference import INTEGER, fill_unseen
 from deltaconvert.gate import Watch
 

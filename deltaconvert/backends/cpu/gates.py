@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu import loops
-from deltaconvert.backends.cpu.threads import pool
+from deltaconvert.backends.cpu.native import loops
+from deltaconvert.backends.cpu.native.threads import pool
 from deltaconvert.backends.reference import INTEGER
 from deltaconvert.gate import Watch
 
@@ -43,7 +43,7 @@ def _judge(
     watch: Watch, streams: Sequence[int], frame: Tensor, stored: Tensor, changed: Tensor
 ) -> np.ndarray:
     """Mark what is beyond the threshold, and what that takes along; bool (streams, H, W), where any bit differs."""
-    from deltaconvert.backends.cpu.gate_tiles import ROWS, Frames, judge, scratch_size, take_along
+    from deltaconvert.backends.cpu.native.gate_tiles import ROWS, Frames, judge, scratch_size, take_along
 
     gate, limit = watch.gate, watch.threshold
     values, integer = frame.numpy(), INTEGER[frame.itemsize]

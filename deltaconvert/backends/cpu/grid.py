@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu import loops
+from deltaconvert.backends.cpu.native import loops
 
 
 class Grid:

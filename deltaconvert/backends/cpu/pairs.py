@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.chains import Chain, stage_of
 from deltaconvert.backends.cpu.convolutions import Chained
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.cpu.fastest import fastest
-from deltaconvert.backends.cpu.masks import Spread
+from deltaconvert.backends.cpu.native import loops
+from deltaconvert.backends.cpu.native.masks import Spread
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.ops.paired import Paired

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from deltaconvert.backends.cpu import jobs as j
-from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.chains import Chain, Stage, is_depthwise, stage_of
 from deltaconvert.backends.cpu.convolutions import Convolutions
 from deltaconvert.backends.cpu.edges import Edge
+from deltaconvert.backends.cpu.native import jobs as j
+from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.steps import tail_is_free
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import head_of, stages_of
@@ -28,7 +28,7 @@ class Strips(Chain):
     in_order = True
 
     def __init__(self, wide: Stage, stages: Sequence[Stage], window: Window, scratch: Callable[[int], int]):
-        from deltaconvert.backends.cpu import strips
+        from deltaconvert.backends.cpu.native import strips
 
         self._strips = strips
         channels, breadth = len(wide.conv.weight), window.out_size[1]

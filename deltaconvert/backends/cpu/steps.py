@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu import loops
 from deltaconvert.backends.cpu.edges import Edge, listed
-from deltaconvert.backends.cpu.masks import Spread
+from deltaconvert.backends.cpu.native import loops
+from deltaconvert.backends.cpu.native.masks import Spread
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import stages_of
 from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window, seen_by

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu import jobs as j
 from deltaconvert.backends.cpu.chains import SHARES, Chain, Stage
+from deltaconvert.backends.cpu.native import jobs as j
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Window
 
@@ -24,7 +24,7 @@ SPREAD = torch.tensor(
 
 def suits(stage: Stage, window: Window | None) -> bool:
     """The candidates of a 3x3 are themselves squares of 3x3, so at worst as many products are made as without it."""
-    from deltaconvert.backends.cpu.vectors import LANES
+    from deltaconvert.backends.cpu.native.vectors import LANES
 
     conv = stage.conv
     channels, depth = conv.weight.shape[:2]
@@ -43,7 +43,7 @@ class Winograd(Chain):
     in_order = True
 
     def __init__(self, stages: Sequence[Stage], window: Window, scratch: Callable[[int], int]):
-        from deltaconvert.backends.cpu import squares as q
+        from deltaconvert.backends.cpu.native import squares as q
 
         self._q = q
         channels, depth = stages[0].conv.weight.shape[:2]

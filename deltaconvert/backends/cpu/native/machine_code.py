@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from deltaconvert.backends.cpu.threads import pool
+from deltaconvert.backends.cpu.native.threads import pool
 
 FOUND = find_spec("numba") is not None
 FOLDER = Path(__file__).parent
@@ -64,7 +64,7 @@ def digest(folder: Path) -> str:
 
 def _in_shares(loop: Loop) -> Loop:
     """A function that does all items of a loop. It is named after the loop: by that numba keeps it on disk."""
-    from deltaconvert.backends.cpu.regions import share_out
+    from deltaconvert.backends.cpu.native.regions import share_out
 
     code = _all_items.__code__.replace(
         co_filename=loop.__code__.co_filename, co_firstlineno=loop.__code__.co_firstlineno

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from deltaconvert.backends.cpu import jobs as j
-from deltaconvert.backends.cpu.kernels import product
-from deltaconvert.backends.cpu.machine_code import shared
-from deltaconvert.backends.cpu.memory import floats, in_share, ints, put_byte
-from deltaconvert.backends.cpu.reads import read, rows_at
-from deltaconvert.backends.cpu.stencils import sums
-from deltaconvert.backends.cpu.vectors import LANES, ROWS
+from deltaconvert.backends.cpu.native import jobs as j
+from deltaconvert.backends.cpu.native.kernels import product
+from deltaconvert.backends.cpu.native.machine_code import shared
+from deltaconvert.backends.cpu.native.memory import floats, in_share, ints, put_byte
+from deltaconvert.backends.cpu.native.reads import read, rows_at
+from deltaconvert.backends.cpu.native.stencils import sums
+from deltaconvert.backends.cpu.native.vectors import LANES, ROWS
 
 _wide, _slim, _past = product(2), product(1), product(2, past_the_cache=True)
 _sums: Any = sums

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu.machine_code import FOUND as FOUND
-from deltaconvert.backends.cpu.machine_code import compiled
+from deltaconvert.backends.cpu.native.machine_code import FOUND as FOUND
+from deltaconvert.backends.cpu.native.machine_code import compiled
 
 DTYPES = (torch.float32, torch.float64)
 Pair = tuple[int, int]

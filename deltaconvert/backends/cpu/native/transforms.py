@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from deltaconvert.backends.cpu.vectors import LANES, LONG, Vectors, addresses
+from deltaconvert.backends.cpu.native.vectors import LANES, LONG, Vectors, addresses
 
 SQUARE = 4  # pixels of an output square
 READ = 16  # pixels that it reads, and products

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltaconvert.backends.cpu import jobs as j
-from deltaconvert.backends.cpu import shares as s
-from deltaconvert.backends.cpu.kernels import matrix_product
-from deltaconvert.backends.cpu.machine_code import compiled, shared
-from deltaconvert.backends.cpu.memory import floats, in_share, ints
-from deltaconvert.backends.cpu.transforms import READ, SQUARE, joined, spread_read
-from deltaconvert.backends.cpu.vectors import LANES, ROWS
+from deltaconvert.backends.cpu.native import jobs as j
+from deltaconvert.backends.cpu.native import shares as s
+from deltaconvert.backends.cpu.native.kernels import matrix_product
+from deltaconvert.backends.cpu.native.machine_code import compiled, shared
+from deltaconvert.backends.cpu.native.memory import floats, in_share, ints
+from deltaconvert.backends.cpu.native.transforms import READ, SQUARE, joined, spread_read
+from deltaconvert.backends.cpu.native.vectors import LANES, ROWS
 
 # The fields of squares, beside the job of all stages: the address of that job, the squares (0 for all) and how many
 # there are, blocks of them that go together, bytes between the numbers of what is read and between those of products.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deltaconvert.backends.cpu.machine_code import shared
-from deltaconvert.backends.cpu.memory import in_share
+from deltaconvert.backends.cpu.native.machine_code import shared
+from deltaconvert.backends.cpu.native.memory import in_share
 
 ROWS, COLS = 32, 64  # what they need stays in the innermost cache
 

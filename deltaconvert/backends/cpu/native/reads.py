@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltaconvert.backends.cpu import jobs as j
-from deltaconvert.backends.cpu.memory import in_share, ints
-from deltaconvert.backends.cpu.vectors import ROWS
+from deltaconvert.backends.cpu.native import jobs as j
+from deltaconvert.backends.cpu.native.memory import in_share, ints
+from deltaconvert.backends.cpu.native.vectors import ROWS
 
 
 @in_share

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu.machine_code import shared
-from deltaconvert.backends.cpu.threads import pool
+from deltaconvert.backends.cpu.native.machine_code import shared
+from deltaconvert.backends.cpu.native.threads import pool
 from deltaconvert.reach import Window
 
 GRAIN = 16384  # pixels that a thread takes at a time

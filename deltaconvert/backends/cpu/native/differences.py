@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu.machine_code import compiled, shared
+from deltaconvert.backends.cpu.native.machine_code import compiled, shared
 from deltaconvert.backends.reference import INTEGER
 
 PIECE = 4096  # pixels that a thread takes at a time: their flags stay in the innermost cache

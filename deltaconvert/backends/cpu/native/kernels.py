@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from deltaconvert.backends.cpu.vectors import FLOAT, LANES, LONG, ROWS, Vectors, addresses, loop
+from deltaconvert.backends.cpu.native.vectors import FLOAT, LANES, LONG, ROWS, Vectors, addresses, loop
 
 
 def product(vectors: int, *, past_the_cache: bool = False) -> Any:

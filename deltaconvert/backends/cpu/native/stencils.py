@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from deltaconvert.backends.cpu.vectors import LANES, LONG, ROWS, Vectors, addresses, loop
+from deltaconvert.backends.cpu.native.vectors import LANES, LONG, ROWS, Vectors, addresses, loop
 
 
 @intrinsic

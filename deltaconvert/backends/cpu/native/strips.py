@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltaconvert.backends.cpu import jobs as j
-from deltaconvert.backends.cpu import shares as s
-from deltaconvert.backends.cpu.machine_code import shared
-from deltaconvert.backends.cpu.memory import floats, in_share, ints
-from deltaconvert.backends.cpu.stencils import sums_nearby
-from deltaconvert.backends.cpu.vectors import LANES, ROWS
+from deltaconvert.backends.cpu.native import jobs as j
+from deltaconvert.backends.cpu.native import shares as s
+from deltaconvert.backends.cpu.native.machine_code import shared
+from deltaconvert.backends.cpu.native.memory import floats, in_share, ints
+from deltaconvert.backends.cpu.native.stencils import sums_nearby
+from deltaconvert.backends.cpu.native.vectors import LANES, ROWS
 
 # The fields of strips, beside the job of the stages behind the first: the address of that job and of the first stage,
 # columns of a strip, strips, lines of a band, the first and the last line with a pixel, those of the ring.
