@@ -27,7 +27,7 @@ class DeltaSession:
     buffer, bound both as input and as output.
 
     path: of the .onnx file. providers: as onnxruntime takes them; by default CUDA where it is there, else the CPU.
-    options: onnxruntime.SessionOptions, for the number of threads and the like.
+    options: onnxruntime.SessionOptions, for the number of threads and the like; without, only errors are logged.
     """
 
     def __init__(
@@ -42,6 +42,9 @@ class DeltaSession:
             providers = [CUDA, cpu] if CUDA[0] in onnxruntime.get_available_providers() else [cpu]
         with open(path, "rb"):  # OSError where there is none
             pass
+        if options is None:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3  # it warns of names that its own optimisations leave as they are
         self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         if self.metadata.get("deltaconvert.format") != str(FORMAT):

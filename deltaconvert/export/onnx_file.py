@@ -42,8 +42,13 @@ def model_of(delta: DeltaModel, dense_above: float | None = None) -> onnx.ModelP
     require()
     from deltaconvert.export.network import Network
 
-    if any(dtype not in (torch.float32, torch.int64, torch.uint8) for _, dtype in delta.example):
-        raise ExportError("the network computes in another type than float32: convert it again in float32")
+    for place, (_, dtype) in enumerate(delta.example):
+        if dtype not in (torch.float32, torch.int64, torch.uint8):
+            way = "convert the network again in float32" if dtype.is_floating_point else "let it take torch.uint8"
+            raise ExportError(
+                f"input {place} is {dtype}; the file's frames are float32, int64 or uint8, and it computes in "
+                f"float32: {way}"
+            )
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         found = planned(delta, "ONNX")
         return Network(found.plan, found.names, dense_above).proto(_metadata(found))
