@@ -272,14 +272,14 @@ def test_errors(tmp_path, providers):
     with pytest.raises(ValueError, match="no stream 1"):
         session.reset(1)
     assert_equal(session(frame.numpy()), model(frame), "after errors")
-    with pytest.raises(ExportError, match="input 0 is torch.float64.*again in float32"):
+    with pytest.raises(ExportError, match=r"input 0 is torch.float64.*again in float32"):
         deltaconvert.export_onnx(deltaconvert.convert(small().double(), frame.double()), tmp_path / "d.onnx")
     pool = deltaconvert.convert(nn.Sequential(nn.LPPool2d(2, 2), nn.ReLU()).eval(), frame)
     with pytest.raises(ExportError, match=r"LpPool2d.*keep_dense=\['0'\]"):
         deltaconvert.export_onnx(pool, tmp_path / "p.onnx")
     gated = deltaconvert.convert(small(), frame, threshold=0.1, gate={"dilate": 1})
     masked = deltaconvert.convert(Call(lambda self, x, mask: x * mask).eval(), (frame.float(), frame > 0.5))
-    with pytest.raises(ExportError, match="input 1 is torch.bool.*let it take torch.uint8"):
+    with pytest.raises(ExportError, match=r"input 1 is torch.bool.*let it take torch.uint8"):
         deltaconvert.export_onnx(masked, tmp_path / "b.onnx")
     with pytest.raises(ExportError, match="gate"):
         deltaconvert.export_onnx(gated, tmp_path / "g.onnx")
