@@ -60,9 +60,8 @@ def main() -> None:
         "device": options.device,
     }
     if options.device == "cuda":
-        onnxruntime.set_default_logger_severity(
-            3
-        )  # it warns of every ScatterND and of every new number of tiles
+        # It warns of every ScatterND and of every new number of tiles.
+        onnxruntime.set_default_logger_severity(3)
         facts["gpu"] = torch.cuda.get_device_name()
     facts["results"] = []
     for name in options.networks.split(","):

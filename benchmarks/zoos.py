@@ -79,9 +79,8 @@ def _roi_align(
 
     rows = places(boxes[:, 1], sides[:, 1], height, x.shape[2])
     cols = places(boxes[:, 0], sides[:, 0], width, x.shape[3])
-    grid = torch.stack(
-        torch.broadcast_tensors(cols[:, None, :], rows[:, :, None]), -1
-    )  # (K, height * ratio, width * ratio, 2)
+    # (K, height * ratio, width * ratio, 2)
+    grid = torch.stack(torch.broadcast_tensors(cols[:, None, :], rows[:, :, None]), -1)
     found = [
         nn.functional.grid_sample(x[int(i) : int(i) + 1], g[None], align_corners=True)
         for i, g in zip(rois[:, 0], grid, strict=True)

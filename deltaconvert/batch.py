@@ -28,9 +28,8 @@ class Batch:
         self.model, self._arrivals = model.for_streams(streams), arrivals
         with torch.inference_mode(False):  # else frames could only be written to under it
             self._frames = self._checked(self.model.blank_frames())
-            self._rows = [
-                frames.split(1) for frames in self._frames
-            ]  # views, which take a step 0.1 ms to make
+            # Views, which take a step 0.1 ms to make.
+            self._rows = [frames.split(1) for frames in self._frames]
 
     def _checked(self, blank: list[Tensor]) -> list[Tensor]:
         """What frames are written to: the network's own buffers, where it has them, once its outputs were seen."""

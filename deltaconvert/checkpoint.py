@@ -72,9 +72,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             + "\n  ".join(faults)
             + "\nIs it the right architecture, with the right number of classes?"
         )
-    model.load_state_dict(
-        dict(state), strict=False
-    )  # strict but for num_batches_tracked, which only training reads
+    # It is strict but for num_batches_tracked, which only training reads.
+    model.load_state_dict(dict(state), strict=False)
     return model
 
 

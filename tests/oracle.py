@@ -279,9 +279,8 @@ def check_operator(
     check_exact(module, model, convert, calls, check_work=expect == "delta")
     if threshold > 0 and expect == "delta":
         rules = {"input": threshold, "input_*": threshold}
-        check_threshold(
-            module, model.with_thresholds(rules, *clones(calls[0])), threshold, shapes, dtype, seed
-        )  # type: ignore[arg-type]
+        truncated = model.with_thresholds(rules, *clones(calls[0]))
+        check_threshold(module, truncated, threshold, shapes, dtype, seed)
     assert_untouched(module, before)
 
 

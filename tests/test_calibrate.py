@@ -160,9 +160,8 @@ def test_layers_alike_without_a_gradient(delta):
     labels = Trials(delta, frames, relative_l2, decode=lambda out: out.argmax(1))
     assert labels.alike() == Trials(delta, frames, relative_l2).alike() != (1.0,) * 3
     without = deltaconvert.convert(Labels(*network()).eval(), frames[0][0])
-    assert (
-        Trials(without, frames, relative_l2).alike() == (1.0,) * 4
-    )  # the convolution before the labels is linear
+    # The convolution before the labels is linear.
+    assert Trials(without, frames, relative_l2).alike() == (1.0,) * 4
 
 
 def test_a_search_that_was_cut_off_spends_its_budget(delta):

@@ -267,9 +267,8 @@ def test_a_cut_is_a_full_frame_of_its_stream(backend):
     model(frame)
     mask = model.masks()["input_0"]
     assert mask[1].all() and not mask[0].any()
-    assert model.stats().gates == {
-        "input_0": {"held": 0, "cuts": 3, "waiting": 0}
-    }  # both first frames, and this
+    # Both first frames, and this.
+    assert model.stats().gates == {"input_0": {"held": 0, "cuts": 3, "waiting": 0}}
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25])

@@ -56,11 +56,8 @@ def test_convolutions_without_an_activation_compare(backend, rule):
     model = deltaconvert.convert(net, video[0], threshold={"linear": rule}, backend=backend)
     assert {path: amount for path, amount in model.thresholds.items() if amount} == {"2": 0.3, "3": 0.3}
     everywhere = deltaconvert.convert(net, video[0], threshold={"*": 0.2, "3": 0.1}).thresholds
-    assert sorted(filter(None, everywhere.values())) == [
-        0.1,
-        0.2,
-        0.2,
-    ]  # a pattern means the input and the activation
+    # A pattern means the input and the activation.
+    assert sorted(filter(None, everywhere.values())) == [0.1, 0.2, 0.2]
     amounts = [e.threshold for e in edges(model).values() if e.threshold is not None][-2:]
     stored = [torch.full((2, c, 13, 18), float("nan"), dtype=torch.float64) for c in (8, 40)]
     for t, frame in enumerate(video):

@@ -46,7 +46,7 @@ class WriteToView(Exception):
 def functionalise(gm: fx.GraphModule) -> fx.GraphModule:
     """Give every in-place write its out-of-place spelling; later readers read its result.
 
-    What was seen of x += y on the example (trace._AugmentedWatch) goes before what the spelling tells: meta["rebinds"]
+    What was seen of x += y on the example (tracing/writes.py) goes before what the spelling tells: meta["rebinds"]
     where x is no tensor, so that nothing is written; meta["unseen"] where no map that is read later shows the write.
 
     before:  y = conv(x);  r = relu_(y);  z = add(y, s)

@@ -56,9 +56,8 @@ class _Observer(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         node.meta["macs"] = 0
         if _hides_work(node):
-            from torch.utils.flop_counter import (
-                FlopCounterMode,
-            )  # brings in the compiler: seconds, so only when needed
+            # It brings in the compiler: seconds, so only when needed.
+            from torch.utils.flop_counter import FlopCounterMode
 
             with FlopCounterMode(display=False) as counter:
                 value = super().run_node(node)

@@ -32,9 +32,8 @@ def spell_aten(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphM
         for node in list(gm.graph.nodes):
             if not node.users and aten_name(node) in _CHECKS:
                 gm.graph.erase_node(node)
-            elif (
-                node.target is torch.ops.aten.view.default
-            ):  # strides here need not be those that torch.export saw
+            # Strides here need not be those that torch.export saw.
+            elif node.target is torch.ops.aten.view.default:
                 node.target = torch.ops.aten.reshape.default
         gm.graph.eliminate_dead_code()
         _take_values(gm)

@@ -64,9 +64,8 @@ class Monitor:
         self._draw = random.Random(seed)
         self._frames = 0
         self._views: dict[int, View] = {}  # by plan
-        self._each: deque[Tensor] = deque(
-            maxlen=KEPT
-        )  # of each look (3): squares of difference and dense, maximum
+        # Of each look (3): squares of difference and dense, maximum.
+        self._each: deque[Tensor] = deque(maxlen=KEPT)
         self._sum: Tensor | None = None
         self._looks, self._recomputed = 0, 0.0
 

@@ -135,11 +135,8 @@ def test_past_the_cache(monkeypatch, out):
     adds = [torch.randn(286, out)]
     for pixels, count in ((None, 286), (torch.arange(0, 286, 3), 96)):
         found = []
-        for size, first in (
-            (1 << 30, 0),
-            (0, 0),
-            (0, 1),
-        ):  # a row that begins at the second float is in no whole line
+        # A row that begins at the second float is in no whole line.
+        for size, first in ((1 << 30, 0), (0, 0), (0, 1)):
             monkeypatch.setattr(chains, "MORE_THAN_CACHE", size)
             found.append(torch.zeros(286 * out + 1)[first:][: 286 * out].view(286, out))
             chain.run(rows_of(x), pixels, count, adds, found[-1])

@@ -105,9 +105,8 @@ def read_by_taps(head: conv_kernels.Head, source: SimpleNamespace, size: tuple[i
     taps = [struct.unpack("=2hi", table[at : at + 8].numpy().tobytes()) for at in range(0, len(table), 8)]
     values = steps * 32 // len(taps)  # of a piece
     transposed = "TRANSPOSE" in head.macros
-    if (
-        head.source == "conv_exact.cu"
-    ):  # 32 channels: half of a step, pair, lane; step, vector, value, channel of the pair
+    # 32 channels: half of a step, pair, lane; step, vector, value, channel of the pair.
+    if head.source == "conv_exact.cu":
         weight = (
             weight.view(-1, 2, 2, 8, steps, 8, 2, 2).permute(0, 3, 2, 7, 4, 1, 5, 6).reshape(weight.shape)
         )

@@ -48,9 +48,8 @@ def test_a_page_needs_nothing_beside_it(tmp_path, compare):
     assert "a &lt;small&gt; network" in text and "refresh 50" in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert text.count("<polyline") == (5 if compare else 3)
-    assert (
-        text.count("data:image/jpeg") == 7 and text.count("data:image/png") == 1
-    )  # three stills, twice; the heat map
+    # Three stills, twice; the heat map.
+    assert text.count("data:image/jpeg") == 7 and text.count("data:image/png") == 1
     for row in page.model.explain().rows:
         if row.kind in ("sparsify", "delta"):
             assert f"<td>{row.path}<td>" in text

@@ -188,8 +188,7 @@ def test_fastestdet(onnx, tmp_path):
             out = delta(x)
             if number in (0, 1, 4, 7):
                 theirs = torch.from_numpy(session.run(None, {"input.1": x.numpy()})[0])
-                torch.testing.assert_close(
-                    out, theirs, rtol=1e-3, atol=2e-4
-                )  # sums of 960 products in other orders
+                # Sums of 960 products in other orders.
+                torch.testing.assert_close(out, theirs, rtol=1e-3, atol=2e-4)
                 torch.testing.assert_close(out, dense(x), rtol=1e-3, atol=2e-4)
     assert delta.stats().work < 0.9

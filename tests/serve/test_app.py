@@ -33,9 +33,8 @@ def serving(file):
     clients = []
 
     def make(token=None, headers=None, max_fps=float("inf"), **limits):
-        limits = Limits(
-            max_fps=max_fps, **limits
-        )  # but for the test of it, requests come as fast as they can
+        # But for the test of it, requests come as fast as they can.
+        limits = Limits(max_fps=max_fps, **limits)
         client = TestClient(app(Local(file=file, streams=2, limits=limits), limits, token), headers=headers)
         clients.append(client.__enter__())
         return clients[-1]
@@ -71,9 +70,8 @@ def test_a_jpeg_and_another_size(serving):
     Image.fromarray(frame(0, 30, 100).numpy()).save(out, "JPEG")
     answer = client.post("/streams/a/frames", content=out.getvalue(), headers={"content-type": "image/jpeg"})
     assert values(answer).isfinite().all()
-    again = client.post(
-        "/streams/a/frames", content=png(frame(1)), headers=PNG
-    )  # the size changes in mid-stream
+    # The size changes in mid-stream.
+    again = client.post("/streams/a/frames", content=png(frame(1)), headers=PNG)
     assert again.json()["frame"] == 2
 
 

@@ -74,10 +74,8 @@ class Lines(Step):
             kept.copy_(found)
 
     def _pool(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        if size == (
-            1,
-            1,
-        ):  # torch's adaptive average would be a mean, whose order depends on where values lie
+        # torch's adaptive average would be a mean, whose order depends on where values lie.
+        if size == (1, 1):
             box = pair(maps.shape[2:])
             return F.avg_pool2d(maps, box) if self.operator.kind == "avg" else F.max_pool2d(maps, box)
         pool = F.adaptive_avg_pool2d if self.operator.kind == "avg" else F.adaptive_max_pool2d
