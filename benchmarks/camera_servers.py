@@ -46,8 +46,7 @@ class Batched:
     def launch(self) -> Sequence[int]:
         cameras = list(self._waiting)[: len(self._rows)]
         frames = [self._waiting.pop(camera) for camera in cameras]
-        self._arrivals.wait(frames)
-        torch._foreach_copy_(list(self._rows[: len(frames)]), frames)
+        self._arrivals.land(frames, self._rows[: len(frames)])
         self._run(self._batch)
         return cameras
 
@@ -80,60 +79,80 @@ def fastest(
 
 
 class Pooled:
-    """A StreamPool; cameras that do not play sleep in their slots."""
+    """StreamPools that take turns, each with its share of the cameras; those that do not play sleep in their slots."""
 
-    def __init__(self, delta: deltaconvert.DeltaModel, capacity: int):
-        self.pool = deltaconvert.StreamPool(delta, capacity, limit=capacity)
+    def __init__(self, delta: deltaconvert.DeltaModel, capacity: int, pools: int = 1):
+        each = -(-capacity // pools)
+        self.pools = [deltaconvert.StreamPool(delta, each, limit=each) for _ in range(pools)]
+        self._turn = 0
         self._last: dict[int, Tensor] = {}
 
     def begin(self, cameras: int) -> None:
+        """Those that were here stay: what they show first is new all the same."""
         self._last.clear()
-        for camera in self.pool.streams:
-            self.pool.drop(camera)
+        for camera in [camera for pool in self.pools for camera in pool.streams if camera >= cameras]:
+            self._of(camera).drop(camera)
         for camera in range(cameras):
-            self.pool.join(camera)
+            if camera not in self._of(camera):
+                self._of(camera).join(camera)
 
     def put(self, camera: int, frame: Tensor) -> None:
-        self.pool.put(camera, frame)
+        self._of(camera).put(camera, frame)
         self._last[camera] = frame
 
     def launch(self) -> Sequence[int]:
-        results = self.pool.step()
+        for turn in range(1, len(self.pools) + 1):
+            pool = self.pools[(self._turn + turn) % len(self.pools)]
+            if pool.waiting:
+                break
+        self._turn = self.pools.index(pool)
+        results = pool.step()
         for result in results.values():
             if result.error is not None:
                 raise result.error
         return list(results)
 
     def facts(
-        self, delta: deltaconvert.DeltaModel, images: list[list[Tensor]], cameras: int
+        self,
+        delta: deltaconvert.DeltaModel,
+        images: list[list[Tensor]],
+        cameras: int,
+        features: Callable[[Any], Any] | None,
     ) -> dict[str, Any]:
-        """How far outputs are from the dense network's, for the last frame of some cameras; memory; and of a frame but
-        a camera's first the share of its pixels that changed and of a dense frame's work that it took."""
+        """How far outputs, or what `features` makes of them, are from the dense network's, for the last frame of some
+        cameras; memory; and of a frame but a camera's first the share of its pixels that changed and of a dense frame's
+        work that it took."""
+        seen = features or nn.Identity()
         self.begin(cameras)
         difference, density, before = measure.Difference(), [], (0, 0)
         for step in range(min(40, len(images[0]))):
             for camera in range(cameras):
                 self.put(camera, frame_of(images, camera, step))
-            self.launch()
+            for pool in self.pools:
+                pool.step()
             if step == 0:
                 before = self._work()
             else:
-                density.append(statistics.mean(stats.density for stats in self.pool.stats().values()))
+                stats = [stats for pool in self.pools for stats in pool.stats().values()]
+                density.append(statistics.mean(each.density for each in stats))
         done, whole = (after - first for after, first in zip(self._work(), before, strict=True))
         with torch.no_grad():
             for camera in range(min(cameras, 8)):
                 dense = delta.graph(self._last[camera].to(delta.device))
-                difference.add(self.pool.latest(camera), dense)
+                difference.add(seen(self._of(camera).latest(camera)), [seen(output) for output in dense])
         return {
             "density": statistics.mean(density),
-            "work": done / whole * self.pool.capacity / cameras,
+            "work": done / whole * sum(pool.capacity for pool in self.pools) / cameras,
             "relative_l2": math.sqrt(difference.square / difference.reference),
-            "state_mb": self.pool._batch.model.state_bytes / 2**20,
+            "state_mb": sum(pool._batch.model.state_bytes for pool in self.pools) / 2**20,
             "gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
         }
 
+    def _of(self, camera: int) -> deltaconvert.StreamPool:
+        return self.pools[camera % len(self.pools)]
+
     def _work(self) -> tuple[int, int]:
         """Multiply-accumulates of all steps so far, and of as many dense ones."""
-        layers = self.pool._batch.model.stats().layers
+        layers = [layer for pool in self.pools for layer in pool._batch.model.stats().layers]
         done = sum(layer.total_macs_done for layer in layers)
         return done, done + sum(layer.total_macs_skipped for layer in layers)

@@ -20,6 +20,7 @@ from deltaconvert.watching import measure
 BUDGET_MS = 33.0
 WARM = 0.7  # seconds
 APART = 17  # frames of its clip from one camera to the next
+JOINING = 32  # cameras whose first frames come together
 HOPELESS = 0.03  # of the frames late: the trial ends
 
 
@@ -51,10 +52,14 @@ class Trial:
         self._play(warm, options.seconds)
 
     def _join(self) -> None:
-        """Each camera's first frame, a full one, before the clock runs: cameras do not come all at once."""
-        for camera in range(self.count):
-            self._server.put(camera, frame_of(self._images, camera, 0))
-            self._server.launch()
+        """Each camera's first frame, a full one, before the clock runs."""
+        for first in range(0, self.count, JOINING):
+            joining = range(first, min(first + JOINING, self.count))
+            for camera in joining:
+                self._server.put(camera, frame_of(self._images, camera, 0))
+            taken = 0
+            while taken < len(joining):
+                taken += len(self._server.launch())
         if self._cuda:
             torch.cuda.synchronize()
 
@@ -111,8 +116,9 @@ class Trial:
         }
 
 
-def most(trial: Callable[[int], Any], guess: int, limit: int) -> dict[str, Any]:
-    """The largest number of cameras that fits, within one or 2.5 %: from a guess outwards, then bisected."""
+def most(trial: Callable[[int], Any], guess: int, limit: int, part: float = 0.2) -> dict[str, Any]:
+    """The largest number of cameras that fits, within one or 2.5 %: from a guess outwards, then bisected. part: of the
+    guess, by which it may be wrong."""
     tried: dict[int, Any] = {}
 
     def fits(count: int) -> bool:
@@ -121,7 +127,7 @@ def most(trial: Callable[[int], Any], guess: int, limit: int) -> dict[str, Any]:
         return bool(now.fits)
 
     low, high, probe = 0, limit + 1, max(1, min(guess, limit))
-    stride = max(1, probe // 5)
+    stride = max(1, int(probe * part))
     while high - low > max(1, low // 40):
         if fits(probe):
             low = probe

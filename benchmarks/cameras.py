@@ -1,6 +1,7 @@
 """The networks and clips of benchmarks/streams.py, and the thresholds that suit them.
 
 python benchmarks/cameras.py --thresholds FOLDER [--networks resnet50,...] [--device cuda] [--size HxW]    calibrates
+python benchmarks/cameras.py --thresholds FOLDER --networks fastestdet_pets --found FILE    from accuracy_best.py
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from deltaconvert.thresholds import Thresholds  # noqa: E402
 
 VIDEOS = DATA / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4", "sam2_04_coffee.mp4", "bgs_video.avi")
-SIZES = {"fastestdet": (736, 960)}
+SIZES = {"fastestdet": (736, 960), "fastestdet_pets": (736, 960)}
 SIZE = (1080, 1920)
 # Frames of each clip: some far apart, so that what does not move with them shows, most of them in a row, as they are
 # played; those from the first on are.
@@ -44,7 +45,10 @@ CALIBRATED, CHECKED = ((*range(first, first + 28, 7), *range(first + 28, first +
 GATES = (
     Gate(),
     Gate(dilate=8, weak=0.25),
+    Gate(smooth=3, peak=6.0, dilate=4),
     Gate(smooth=9, peak=18.0, dilate=4),
+    Gate(smooth=9, peak=18.0, dilate=8),
+    Gate(smooth=9, peak=18.0, dilate=12),
     Gate(smooth=9, peak=9.0, dilate=12, weak=0.25),
 )  # some of calibrate's: those that kernels know
 
@@ -71,18 +75,22 @@ class Case:
     """A network, and how its thresholds are calibrated.
 
     sites: where it has any, beside the input: few and where masks have grown, since behind each of them lists are made
-    anew. budget: relative L2 of the outputs, or of what `features` makes of them. head: what is left out, the mean
-    over the map and what follows it, where the scores hardly see what moves and would let thresholds grow.
-    slots: of a pool on a GPU of 80 GB, as many as it holds.
+    anew. narrow: there are none, and no mask grows but in the gate, so that layers of one size share their lists.
+    budget: relative L2 of the outputs, or of what `features` makes of them. head: what is left out, the mean over the
+    map and what follows it, where the scores hardly see what moves and would let thresholds grow.
+    slots: of a pool on a GPU of 80 GB, as many as it holds. files, first: the clips, and the first frame of them.
     """
 
     make: Callable[[], nn.Module]
     budget: float
     sites: Sequence[str] = ()
+    narrow: bool = False
     head: Sequence[str] = ()
     features: Callable[[Any], Any] | None = None
     bgr: bool = False
     slots: int = 128
+    files: Sequence[str] = CLIPS
+    first: int = 0
 
 
 def resnet50() -> nn.Module:
@@ -118,21 +126,27 @@ CASES = {
     "fastestdet": Case(
         lambda: trained("fastestdet", 1 / 255, 0.0),
         0.1,
+        narrow=True,
         features=sure_boxes(range(80)),
         bgr=True,
         slots=512,
     ),
 }
+# One street, and the thresholds that docs/accuracy.md has scored there, on its frames from the 400th on.
+CASES["fastestdet_pets"] = replace(
+    CASES["fastestdet"], files=("pets_vtest_480x360.mp4",), first=400, slots=1024
+)
 
 
 def clips(name: str, size: str | None, device: str, numbers: Sequence[int]) -> list[list[Tensor]]:
     """Frames (1, H, W, 3) of every clip, as a decoder leaves them: in the memory of the host, pinned for a GPU."""
     pixels = tuple(map(int, size.split("x"))) if size else SIZES.get(name, SIZE)
-    found = []
-    for file in CLIPS:
+    case, found = CASES[name], []
+    numbers = [case.first + number for number in numbers]
+    for file in case.files:
         if not (VIDEOS / file).exists():
             raise SystemExit(f"the clips are not there: {VIDEOS / file}")
-        frames = (frame.flip(2) if CASES[name].bgr else frame for frame in clip_of(file)(numbers))
+        frames = (frame.flip(2) if case.bgr else frame for frame in clip_of(file)(numbers))
         found.append([scaled(frame, pixels, device) for frame in frames])
     return found
 
@@ -160,11 +174,12 @@ def calibrate(name: str, options: argparse.Namespace) -> None:
         delta = deltaconvert.convert(model, *frames[numbers][0], backend="reference")
         return trials_of(case, delta, frames[numbers], costs)
 
-    alike = trials(CALIBRATED).alike()
+    alike = () if case.narrow else trials(CALIBRATED).alike()
     model = model.to(gpu_dense.TYPES[options.type])
     search, checks = Search(trials(CALIBRATED), budget), trials(CHECKED)
     outputs = [(case.features or nn.Identity())(output) for output in checks.dense]
-    for setting in found_by(search, alike, options.rounds):
+    settings = found_for_frames(search) if case.narrow else found_by(search, alike, options.rounds)
+    for setting in settings:
         outcome, checked = search.look(setting), checks(setting)
         found = {"budget": budget, "loss": outcome.loss, "work": outcome.work, "trials": len(search.tried)}
         found["on frames that are played"] = {
@@ -177,7 +192,19 @@ def calibrate(name: str, options: argparse.Namespace) -> None:
         made = search.trials.thresholds(setting)
         options.thresholds.mkdir(parents=True, exist_ok=True)
         file = options.thresholds / f"{name}.json"
-        Thresholds({**made.rules, "activation": 0.0, "linear": 0.0}, made.gate).write(file, found=found)
+        rules = {**made.rules, "activation": 0.0, "linear": 0.0}
+        if case.narrow:
+            (frames,) = search.inputs
+            alone = setting.shares[frames] * search.trials.sites[frames].scale
+            rules = {"input": alone, "activation": "0 narrow", "linear": "0 narrow"}
+        Thresholds(rules, made.gate).write(file, found=found)
+
+
+def of_bytes(found: Thresholds, scale: float) -> Thresholds:
+    """What a network's frames are compared with, for the same network on bytes, times `scale` for it; and narrow
+    changes in place of the thresholds behind."""
+    rules = {"input": float(found.rules["input_0"]) / scale, "activation": "0 narrow", "linear": "0 narrow"}
+    return Thresholds(rules, found.gate)
 
 
 def found_by(search: Search, alike: Sequence[float], rounds: int) -> Iterator[Setting]:
@@ -197,6 +224,14 @@ def found_by(search: Search, alike: Sequence[float], rounds: int) -> Iterator[Se
     yield search.spent()
 
 
+def found_for_frames(search: Search) -> Iterator[Setting]:
+    """A threshold for the frames and none behind it: what changed is as wide as the gate made it, all the way."""
+    alone, (place,) = replace(search.exact(), narrow=search.trials.narrowing), search.inputs
+    lines = [[replace(alone, gate=gate).at(place, share) for share in INPUTS] for gate in GATES]
+    search.scaled(search.at_the_budget(lines)[:4], 6, start=1.5)
+    yield search.best()
+
+
 def trials_of(
     case: Case,
     delta: deltaconvert.DeltaModel,
@@ -209,11 +244,13 @@ def trials_of(
         return sum((costs or {}).get(name, 0.0) for name in names_of(node))
 
     trials = Trials(delta, frames, relative_l2, decode=case.features, cost=cost if costs else None)
-    wanted = [site for site in trials.sites if site.kind == "input" or set(site.names) & set(case.sites)]
-    assert len(wanted) == 1 + len(case.sites), [site.names for site in trials.sites]
+    wanted = trials.sites
+    if not case.narrow:
+        wanted = [site for site in wanted if site.kind == "input" or set(site.names) & set(case.sites)]
+        assert len(wanted) == 1 + len(case.sites), [site.names for site in trials.sites]
     trials.sites = [
         replace(site, shares=None) for site in wanted
-    ]  # the convolution knows one for all channels
+    ]  # kernels compare with one for all channels
     return trials
 
 
@@ -233,9 +270,15 @@ def main() -> None:
         "--rounds", type=int, default=0, help="in which each threshold is looked at by itself"
     )
     parser.add_argument("--thresholds", type=Path, required=True, help="a folder, for NETWORK.json")
+    parser.add_argument("--found", type=Path, help="a file of accuracy_best.py, instead of calibrating")
     options = parser.parse_args()
     for name in options.networks.split(","):
-        calibrate(name, options)
+        if options.found:
+            facts, scale = json.loads(options.found.read_text()).get("found"), CASES[name].make().scale[0]
+            found = of_bytes(Thresholds.read(options.found), float(scale))
+            found.write(options.thresholds / f"{name}.json", found=facts)
+        else:
+            calibrate(name, options)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
 
 Each camera plays one of the clips of ../shared/data/videos from another place, over and over, and has its own phase:
 its frames arrive every 33.3 ms, whatever the server does. They are bytes in (pinned) host memory, as a decoder leaves
-them, scaled to the network's size before the clock starts. Latency runs from a frame's arrival until the event behind
-its output; each camera's first frame, a full one, comes before the clock runs. A frame that a newer one of its camera
-replaces counts as never answered.
+them, or on the GPU (--frames-in device), as one there does, scaled to the network's size before the clock starts.
+Latency runs from a frame's arrival until the event behind its output; each camera's first frame, a full one, comes
+before the clock runs. A frame that a newer one of its camera replaces counts as never answered.
 
 Both sides bring frames to the device on a stream of their own while a step runs, and take what waits when the one
 before has ended. Dense: the fastest engine (CUDA graph, torch.compile in one; batch norm folded, channels last) for a
@@ -51,14 +51,13 @@ def main() -> None:
     facts: dict[str, Any] = {**measure.environment(), "command": command, "device": device_name(options)}
     names = options.networks.split(",")
     crews = {name: [Worker(name, options, gpu) for gpu in range(max(options.workers))] for name in names}
-    for crew in crews.values():  # all prepare at once, and are measured in turn
-        for worker in crew:
-            worker.answer()
-    rows = facts["results"] = [crew[0].measure("about") for crew in crews.values()]
+    for first, *_ in crews.values():  # all networks at once; they are measured in turn
+        first.begin("prepare")
+    rows = facts["results"] = [first.answer() for first, *_ in crews.values()]
     print(f"{len(rows)} prepared", flush=True)
-    for row, crew in zip(rows, crews.values(), strict=True):
+    for row, (first, *_) in zip(rows, crews.values(), strict=True):
         if options.batches:  # first of all networks: their engines make room for pools
-            row["dense"] = crew[0].measure("dense")
+            row["dense"] = first.measure("dense")
     for row, crew in zip(rows, crews.values(), strict=True):
         try:
             for _ in served(row, crew, options.workers):
@@ -73,9 +72,11 @@ def main() -> None:
 
 def served(row: dict[str, Any], crew: Sequence[Worker], numbers: Sequence[int]) -> Iterator[None]:
     """What each of the first workers serves while so many of them do and the others wait, for each of the numbers."""
-    for worker in crew:  # pools that are made beside a measurement would disturb it
+    first, *others = crew
+    first.measure("ready")  # the others find in caches what it compiled and measured
+    for worker in others:  # pools that are made beside a measurement would disturb it
         worker.begin("ready")
-    for worker in crew:
+    for worker in others:
         worker.answer()
     found = row["served"] = dict[str, Any]()
     for number in numbers:
@@ -96,6 +97,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--type", choices=tuple(gpu_dense.TYPES), default="float")
     parser.add_argument("--size", help="HxW instead of 1080x1920")
     parser.add_argument(
+        "--frames-in",
+        choices=("host", "device"),
+        default="host",
+        help="where frames lie when they arrive: in (pinned) memory of the host, or on the GPU",
+    )
+    parser.add_argument(
         "--fps", type=float, default=30, help="of each camera; the budget is 33/30 of its period"
     )
     parser.add_argument(
@@ -106,6 +113,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--capacity", type=int, help="streams that the pool is made for; else as the network's case says"
     )
+    parser.add_argument("--pools", type=int, default=1, help="that share the cameras and take turns")
+    parser.add_argument("--guess", type=int, help="cameras of the pool that are tried first")
     parser.add_argument(
         "--workers",
         type=listed,
@@ -159,9 +168,9 @@ class Worker:
 
 def work(line: Any, name: str, options: argparse.Namespace, gpu: int) -> None:
     if max(options.workers) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[gpu] if shown else str(gpu)
     bench = Bench(name, options)
-    line.send("prepared")
     while (what := line.recv()) is not None:
         found = getattr(bench, what)()
         print(name, gpu, what, found, flush=True)
@@ -169,33 +178,40 @@ def work(line: Any, name: str, options: argparse.Namespace, gpu: int) -> None:
 
 
 class Bench:
-    """A network, its clips and its dense engines; the pool comes when it is asked for, since it takes the memory."""
+    """A network and its clips; what takes memory or long comes when it is asked for."""
 
     def __init__(self, name: str, options: argparse.Namespace):
         kind, device = gpu_dense.TYPES[options.type], options.device
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.type == "tf32"
         torch.backends.cudnn.benchmark = device == "cuda"
-        model = CASES[name].make().eval().to(device, kind)
         self._name, self._options = name, options
+        self._model = CASES[name].make().eval().to(device, kind)
         self._images = clips(name, options.size, device, range(options.frames))
-        example = self._images[0][0].to(device)
+        if options.frames_in == "device":
+            self._images = [[frame.to(device) for frame in clip] for clip in self._images]
         file = Path(options.thresholds) / f"{name}.json"
         self._threshold: Any = str(file) if file.exists() else {"input": float(options.thresholds)}
-        self._delta = deltaconvert.convert(model, example, threshold=self._threshold)
-        batches = [int(batch) for batch in options.batches.split(",") if batch]
-        self._servers = [Batched(model, self._delta.graph, example, batch, options) for batch in batches]
+        self._delta: deltaconvert.DeltaModel | None = None
+        self._servers: list[Batched] = []
         self._pool: Pooled | None = None
         self._capacity = options.capacity or CASES[name].slots
-        self._guess = max(1, 3 * self._capacity // 4)
+        self._guess, self._part = options.guess or max(1, 3 * self._capacity // 4), 0.2
+        self._facts: dict[str, Any] = {}  # of the pool, for so many cameras as it served first
 
-    def about(self) -> dict[str, Any]:
-        (shape, _), *_ = self._delta.inputs
-        options = self._options
+    def prepare(self) -> dict[str, Any]:
+        """Convert the network, and make the dense engines."""
+        options, example = self._options, self._images[0][0].to(self._options.device)
+        self._delta = deltaconvert.convert(self._model, example, threshold=self._threshold)
+        batches = [int(batch) for batch in options.batches.split(",") if batch]
+        self._servers = [
+            Batched(self._model, self._delta.graph, example, batch, options) for batch in batches
+        ]
         return {
             "network": self._name,
-            "size": list(shape[1:3]),
+            "size": list(example.shape[1:3]),
             "type": options.type,
             "fps": options.fps,
+            "frames in": options.frames_in,
             "threshold": self._threshold,
         }
 
@@ -207,27 +223,33 @@ class Bench:
             guess = int(0.95 * server.facts["batch"] / server.facts["batch_ms"] * 1e3 / self._options.fps)
             served = server.facts | self._most(server, guess, 4096)
             found = max(served, found, key=lambda served: served["cameras"])
-            self._guess = 4 * found["cameras"]
+        self._guess = self._options.guess or 4 * found["cameras"]
         make_room()
         return found
 
     def ready(self) -> None:
         """Make the pool: it takes as long as converting."""
-        self._pool = self._pool or Pooled(self._delta, self._capacity)
+        if self._delta is None:
+            self.prepare()
+        assert self._delta is not None
+        self._pool = self._pool or Pooled(self._delta, self._capacity, self._options.pools)
         make_room()  # what planning took
 
     def delta(self) -> dict[str, Any]:
         self.ready()
-        capacity, pool = self._capacity, self._pool
-        assert pool is not None
-        found = self._most(pool, self._guess, capacity)
-        self._guess = cameras = max(1, found["cameras"])
+        pool = self._pool
+        assert pool is not None and self._delta is not None
+        found = self._most(pool, self._guess, self._capacity)
+        self._guess, self._part = max(1, found["cameras"]), 0.05
         if self._options.profile:
-            profile(pool, self._images, cameras, self._options)
-        return {**found, "capacity": capacity, **pool.facts(self._delta, self._images, cameras)}
+            profile(pool, self._images, self._guess, self._options)
+        self._facts = self._facts or pool.facts(
+            self._delta, self._images, self._guess, CASES[self._name].features
+        )
+        return {**found, "capacity": self._capacity, **self._facts}
 
     def _most(self, server: Server, guess: int, limit: int) -> dict[str, Any]:
-        return most(lambda count: Trial(server, count, self._images, self._options), guess, limit)
+        return most(lambda count: Trial(server, count, self._images, self._options), guess, limit, self._part)
 
 
 def profile(pool: Pooled, images: list[list[Tensor]], cameras: int, options: argparse.Namespace) -> None:

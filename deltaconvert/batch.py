@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,10 @@ class Batch:
         self.model, self._arrivals = model.for_streams(streams), arrivals
         with torch.inference_mode(False):  # else frames could only be written to under it
             self._frames = self._checked(self.model.blank_frames())
-            # Views, which take a step 0.1 ms to make.
+            # Views, which would take a step 0.1 ms to make.
             self._rows = [frames.split(1) for frames in self._frames]
+        self._forms = [(rows[0].shape, rows[0].dtype) for rows in self._rows]
+        self._places = frozenset(range(streams))
 
     def _checked(self, blank: list[Tensor]) -> list[Tensor]:
         """What frames are written to: the network's own buffers, where it has them, once its outputs were seen."""
@@ -54,24 +56,23 @@ class Batch:
 
     def check(self, stream: Hashable, frames: Sequence[Tensor]) -> None:
         """InputError for a frame, as the network's inputs in their order, that does not fit."""
-        for place, (frame, row) in enumerate(zip(frames, self._frames, strict=True)):
-            if frame.shape != (1, *row.shape[1:]) or frame.dtype != row.dtype:
+        for place, (frame, (shape, dtype)) in enumerate(zip(frames, self._forms, strict=True)):
+            if frame.shape != shape or frame.dtype != dtype:
                 raise InputError(
                     f"input {place} of stream {stream!r} is {frame.dtype} {tuple(frame.shape)}; the network takes "
-                    f"{row.dtype} {(1, *row.shape[1:])}"
+                    f"{dtype} {tuple(shape)}"
                 )
 
     def run(
-        self, frames: Mapping[int, Sequence[Tensor]], starts: Mapping[int, bytes | None]
-    ) -> Callable[[int], Any]:
-        """Run one frame of the network, with new frames at these places while the others rest; what it returns gives
-        the output of a place, a batch of one. starts: places that do not go on from their state, but from a snapshot,
-        or with a full frame."""
-        resting = set(range(self.model.streams)).difference(frames)
+        self, places: Sequence[int], frames: Sequence[Sequence[Tensor]], starts: Mapping[int, bytes | None]
+    ) -> list[Any]:
+        """Run one frame of the network, with new frames at these places while the others rest; the output of each of
+        them, a batch of one. starts: places that do not go on from their state, but from a snapshot, or with a full
+        frame."""
+        resting = self._places.difference(places)
         self.model.sleep(resting)  # and wait for the step before
-        for rows, new in zip(self._rows, zip(*frames.values(), strict=True), strict=True):
-            self._arrivals.wait(new)
-            torch._foreach_copy_([rows[place] for place in frames], list(new))
+        for rows, new in zip(self._rows, zip(*frames, strict=True), strict=True):
+            self._arrivals.land(new, [rows[place] for place in places])
         for place, snapshot in starts.items():
             if snapshot is None:
                 self.model.reset(place)
@@ -79,7 +80,7 @@ class Batch:
                 self.model.restore(place, snapshot)
         if starts:
             self.model.sleep(resting)  # who starts over has waked all
-        return _by_stream(self._call(self._frames), self.model.streams)
+        return _outputs_at(places, self._call(self._frames), self.model.streams)
 
     def blank(self, place: int) -> None:
         """Forget the frame at a place: the network raised on it, and must not meet it again."""
@@ -92,15 +93,22 @@ class Batch:
         return self.model(*args, **kwargs)
 
 
-def _by_stream(outputs: Any, streams: int) -> Callable[[int], Any]:
-    """The output of each stream. Large ones are copies: else the last output of a stream that sleeps would keep those
-    of all others in memory."""
+def _outputs_at(places: Sequence[int], outputs: Any, streams: int) -> list[Any]:
+    """The output of each place, nested as the network's."""
+    if isinstance(outputs, Tensor):
+        return _rows_at(places, outputs, streams)
     leaves, spec = pytree.tree_flatten(outputs)
+    columns = [_rows_at(places, leaf, streams) for leaf in leaves]
+    return [pytree.tree_unflatten(row, spec) for row in zip(*columns, strict=True)]
 
-    def row(leaf: Any, place: int) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        own = leaf[place : place + 1]
-        return own.clone() if streams > 1 and leaf.nbytes > SHARED_BYTES else own
 
-    return lambda place: pytree.tree_unflatten([row(leaf, place) for leaf in leaves], spec)
+def _rows_at(places: Sequence[int], leaf: Any, streams: int) -> list[Any]:
+    """Large ones are copies: else the last output of a stream that sleeps would keep those of all others in memory."""
+    if not isinstance(leaf, Tensor):
+        return [leaf] * len(places)
+    rows = [leaf[place : place + 1] for place in places]
+    if streams == 1 or leaf.nbytes <= SHARED_BYTES:
+        return rows
+    own = [torch.empty_like(row) for row in rows]
+    torch._foreach_copy_(own, rows)
+    return own

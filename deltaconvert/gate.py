@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from array import array
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -150,8 +151,7 @@ class Watch:
 
     def sleep(self, streams: Collection[int]) -> None:
         """These streams have no frame of their own until it is said again: nothing is new, and nothing learnt."""
-        awake = [int(stream not in streams) for stream in range(len(self.awake))]
-        self.awake.copy_(torch.tensor(awake, dtype=torch.int32).view(-1, 1, 1, 1), non_blocking=True)
+        self.awake.copy_(awake_but(streams, len(self.awake)).view(-1, 1, 1, 1), non_blocking=True)
 
     def of(self, stream: int) -> Watch:
         """This watch for one stream alone; what it keeps stays here."""
@@ -255,6 +255,14 @@ class Watch:
     def state_bytes(self) -> int:
         kept = (self.last, self.mean, self.then, self.noise, self._age)
         return sum(x.nbytes for x in kept)
+
+
+def awake_but(streams: Collection[int], count: int) -> Tensor:
+    """int32 (count), on the host: 0 for `streams`, which sleep, 1 for the others."""
+    awake = array("i", [1]) * count
+    for stream in streams:
+        awake[stream] = 0
+    return torch.frombuffer(awake, dtype=torch.int32)
 
 
 def box_mean(x: Tensor, size: int) -> Tensor:

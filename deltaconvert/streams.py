@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ class _Slot:
 
     fresh: its next frame does not go on from what the slot holds, but from `snapshot`, or is full.
     waiting: the newest frame that no step has taken, as flat tensors of batch 1.
+    taken: the frame that the last step took, by its number.
     """
 
     index: int
@@ -39,7 +40,8 @@ class _Slot:
     fresh: bool = True
     waiting: list[Tensor] | None = None
     waiting_since: float = 0.0
-    taken_since: float = 0.0  # since when the frame waited that the last step took
+    taken: int = 0
+    taken_since: float = 0.0
     output: Any = None
     given: int = 0  # frames handed over
     frames: int = 0
@@ -64,8 +66,7 @@ class StreamStats:
     state_bytes: int
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What a step made of a stream's frame.
 
     number: the frame's, as `put` gave it. output: as the dense network gives it for a batch of one.
@@ -97,6 +98,7 @@ class StreamPool:
             raise InputError(f"streams is {streams}: it is a number from 1 to limit, which is {limit}")
         self._limit = limit
         self._slots: dict[Hashable, _Slot] = {}
+        self._waiting: dict[Hashable, _Slot] = {}  # those with a frame that no step has taken
         self._book = threading.Lock()  # of slots and waiting frames; never held while the network runs
         self._running = threading.RLock()  # of the network and its state
         self._joining = threading.Lock()  # one stream joins at a time; it may take as long as converting
@@ -150,6 +152,7 @@ class StreamPool:
         with self._running, self._book:
             self._slot(stream)
             del self._slots[stream]
+            self._waiting.pop(stream, None)
 
     def reset(self, stream: Hashable) -> None:
         """Forget what a stream has seen: its next frame is full."""
@@ -174,35 +177,31 @@ class StreamPool:
             slot.dropped += slot.waiting is not None
             slot.given += 1
             slot.waiting, slot.waiting_since = frames, time.monotonic()
+            self._waiting[stream] = slot
             return slot.given
 
     @property
     def waiting(self) -> bool:
         """Whether a frame waits for a step."""
-        with self._book:
-            return any(slot.waiting is not None for slot in self._slots.values())
+        return bool(self._waiting)
 
     def step(self) -> dict[Hashable, Result]:
         """Run one frame of the network over all streams; the results of those whose frame waited, none if none did."""
         with self._running:
             with self._book:
-                frames = {s: slot.waiting for s, slot in self._slots.items() if slot.waiting is not None}
-                taken = {stream: self._slots[stream] for stream in frames}
-                numbers = {stream: slot.given for stream, slot in taken.items()}
-                for slot in taken.values():
-                    slot.waiting, slot.taken_since = None, slot.waiting_since
-            if not taken:
-                return {}
-            errors = self._computed(taken, frames)
-            for stream, slot in taken.items():
-                slot.failed += stream in errors
+                taken, self._waiting = self._waiting, {}
+                frames: dict[Hashable, list[Tensor]] = {}
+                for stream, slot in taken.items():
+                    assert slot.waiting is not None
+                    frames[stream], slot.waiting = slot.waiting, None
+                    slot.taken, slot.taken_since = slot.given, slot.waiting_since
+            errors = self._computed(taken, frames) if taken else {}
+            for stream in errors:
+                taken[stream].failed += 1
             return {
-                stream: Result(
-                    numbers[stream],
-                    None if stream in errors else slot.output,
-                    errors.get(stream),
-                    slot.latency,
-                )
+                stream: Result(slot.taken, slot.output, None, slot.latency)
+                if stream not in errors
+                else Result(slot.taken, None, errors[stream], slot.latency)
                 for stream, slot in taken.items()
             }
 
@@ -267,18 +266,19 @@ class StreamPool:
 
     def _run(self, taken: Mapping[Hashable, _Slot], frames: Mapping[Hashable, list[Tensor]]) -> None:
         """If the network raises, the places of these streams are blank and start over."""
-        starts = {slot.index: slot.snapshot for slot in taken.values() if slot.fresh}
+        slots = list(taken.values())
+        starts = {slot.index: slot.snapshot for slot in slots if slot.fresh}
         try:
-            output_of = self._batch.run(
-                {slot.index: frames[stream] for stream, slot in taken.items()}, starts
+            outputs = self._batch.run(
+                [slot.index for slot in slots], [frames[stream] for stream in taken], starts
             )
         except BaseException:
-            for slot in taken.values():
+            for slot in slots:
                 slot.fresh = True
                 self._batch.blank(slot.index)
             raise
         now = time.monotonic()
-        for slot in taken.values():
-            slot.output = output_of(slot.index)
+        for slot, output in zip(slots, outputs, strict=True):
+            slot.output = output
             slot.fresh, slot.snapshot = False, None
             slot.frames, slot.latency = slot.frames + 1, now - slot.taken_since

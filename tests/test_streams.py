@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 import threading
 import time
 
@@ -307,6 +308,61 @@ def test_frames_made_on_another_stream(gpu):
         output = only(pool.step(), "a")
         side.synchronize()
         assert_close(output, model(frame))
+
+
+@pytest.mark.gpu
+def test_frames_are_kept_until_they_are_read(gpu):
+    """Their memory is not given to others while the copy of them waits for its turn on the device."""
+    model = network().to(gpu)
+    pool = StreamPool(deltaconvert.convert(model, torch.rand(1, 3, 270, 480), backend="cuda"), streams=2)
+    pool.join("a"), pool.join("b")
+    side = torch.cuda.Stream()
+    for _ in range(3):
+        wanted = torch.rand(1, 3, 270, 480)
+        with torch.cuda.stream(side):
+            side.wait_stream(torch.cuda.default_stream())
+            frame = wanted.clone()
+        host = wanted.cpu().pin_memory()
+        torch.cuda.synchronize()
+        torch.cuda._sleep(50_000_000)  # the step waits behind it
+        pool.put("a", frame), pool.put("b", host)
+        results = pool.step()
+        del frame
+        with torch.cuda.stream(side):
+            taken = [torch.zeros(1, 3, 270, 480) for _ in range(4)]
+        pool.put("b", torch.zeros(1, 3, 270, 480, device="cpu").pin_memory())  # the stream that brings frames
+        torch.cuda.synchronize()
+        del taken
+        for stream in "ab":
+            assert_close(results[stream].output, model(wanted))
+
+
+def test_what_a_frame_takes_in_python():
+    """One thread may serve a thousand cameras: a frame more is a few calls more, a stream that rests is none."""
+    pool, frame = StreamPool(converted("reference"), streams=64), video()[0]
+    for stream in range(64):
+        pool.join(stream)
+        pool.put(stream, frame)
+    pool.step()
+
+    def calls(streams):
+        count = 0
+
+        def counted(frame, event, function):
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(counted)
+        try:
+            for stream in range(streams):
+                pool.put(stream, frame)
+            pool.step()
+        finally:
+            sys.setprofile(None)
+        return count
+
+    few, many = calls(8), calls(56)
+    assert (many - few) / 48 < 40, "calls, those of C included"
 
 
 def test_refusals_leave_the_pool_as_it_was(backend):

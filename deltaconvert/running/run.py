@@ -163,8 +163,10 @@ class Running(Frozen):
         nothing of them."""
         if not isinstance(streams, Iterable):
             raise InputError(f"streams is {streams!r}: give a list of them, [{streams!r}]")
-        for stream in streams:
-            self._check_stream(stream)
+        count = self.streams
+        # All of a thousand cameras pass here in every step: a call for each would take longer than the rest of it.
+        for doubtful in [stream for stream in streams if type(stream) is not int or not 0 <= stream < count]:
+            self._check_stream(doubtful)
         self._program.sleep(streams)
 
     @in_turn

@@ -22,9 +22,7 @@ from deltaconvert.serve.worker import Worker
 
 RESTART = 120.0  # seconds that a dead worker may take to come back
 PAUSE = 0.2  # seconds between two looks at it
-CALLS = (
-    256  # of one worker at a time; most of them wait for a result, or for a picture that somebody looks at
-)
+CALLS = 256  # of one worker at a time; most of them wait, for a result or for a picture
 
 
 class Fleet(Protocol):

@@ -58,9 +58,7 @@ class Limits:
         if self.files is None:
             raise Refused(403, "this server takes no files: start it with --files FOLDER")
         folder = self.files.resolve()
-        path = (
-            folder / url.removeprefix("file://").lstrip("/")
-        ).resolve()  # through links: they may lead out
+        path = (folder / url.removeprefix("file://").lstrip("/")).resolve()  # links may lead out
         if not path.is_relative_to(folder) or not path.is_file():
             raise Refused(404, "there is no such file in this server's folder")
         if path.suffix.lower() not in VIDEO_SUFFIXES:

@@ -19,7 +19,7 @@ from deltaconvert.backends.cuda.layout import pitch_of, runs_begin
 from deltaconvert.backends.cuda.marks import Listed, Marks
 from deltaconvert.backends.cuda.tuning import boxes
 from deltaconvert.backends.reference import fill_unseen
-from deltaconvert.gate import Watch
+from deltaconvert.gate import Watch, awake_but
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend
@@ -159,8 +159,7 @@ class FrameEdge(Edge):
         if self.watch is not None:
             self.watch.sleep(streams)
             return
-        awake = [int(stream not in streams) for stream in range(len(self._awake))]
-        self._awake.copy_(torch.tensor(awake, dtype=torch.int32), non_blocking=True)
+        self._awake.copy_(awake_but(streams, len(self._awake)), non_blocking=True)
 
     @property
     def is_by_kernels(self) -> bool:
