@@ -276,7 +276,7 @@ def main() -> None:
         if options.found:
             facts, scale = json.loads(options.found.read_text()).get("found"), CASES[name].make().scale[0]
             found = of_bytes(Thresholds.read(options.found), float(scale))
-            found.write(options.thresholds / f"{name}.json", found=facts)
+            found.write(options.thresholds / f"{name}.json", frames_as=facts)
         else:
             calibrate(name, options)
 
