@@ -8,7 +8,7 @@ It imports numba, so it is imported where strips are made.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from deltaconvert.backends.cpu.native import jobs as j
 from deltaconvert.backends.cpu.native import shares as s
@@ -23,6 +23,40 @@ CHAIN, WIDE, STRIP, STRIPS, BAND, FIRST_LINE, LAST_LINE, RING_LINES, RING_COLUMN
 FIELDS = 9
 
 _sums: Any = sums_nearby
+
+
+class _Room(NamedTuple):
+    """What a thread works in.
+
+    ring: its address, and line_bytes of a line of it. found, flags: columns of the ring. reads, writes, adds: addresses
+    of rows. offsets: of the window's taps in the ring. scratch: the address of what is left, for the stages behind.
+    """
+
+    ring: Any
+    line_bytes: Any
+    found: Any
+    flags: Any
+    reads: Any
+    writes: Any
+    adds: Any
+    offsets: Any
+    scratch: Any
+
+
+@in_share
+def _room_of(job: Any, own: Any, channels: Any, thread: Any) -> Any:
+    columns = own[RING_COLUMNS]
+    ring, line_bytes = job[j.SCRATCH] + thread * job[j.SCRATCH_BYTES], columns * 4 * channels
+    at = ring + own[RING_LINES] * line_bytes
+    found, flags = ints(at, columns), ints(at + 8 * columns, columns)
+    at += 16 * columns
+    rows = columns + ROWS
+    reads, writes = ints(at, rows), ints(at + 8 * rows, rows)
+    at += 16 * rows
+    adds = ints(at, job[j.GROUP] * ROWS)
+    at += 8 * len(adds)
+    offsets = ints(at, job[j.TAPS_Y] * job[j.TAPS_X])
+    return _Room(ring, line_bytes, found, flags, reads, writes, adds, offsets, at + 8 * len(offsets))
 
 
 @in_share
@@ -106,6 +140,60 @@ def _make(job: Any, own: Any, line: Any, left: Any, found: Any, ring: Any, reads
             s.product_of(stage, panel, 1, stage[j.DEPTH], block, reads[block * ROWS :], writes, writes, False)
 
 
+@in_share
+def _fill_ring(
+    job: Any, own: Any, room: Any, pixels: Any, line: Any, end: Any, top: Any, row: Any, strip: Any
+) -> None:
+    """Rows from `row` on, to the last one that `line` reads: of each what lines up to `end` need, too."""
+    stream = line // job[j.OUT_HEIGHT]
+    left = strip * own[STRIP] * job[j.STRIDE_X] - job[j.PADDING_X]
+    for each in range(row, top + (job[j.TAPS_Y] - 1) * job[j.DILATION_Y] + 1):
+        count = _columns(job, own, pixels, line, end, top, strip, each, room.flags, room.found)
+        source = stream * job[j.HEIGHT] + each if 0 <= each < job[j.HEIGHT] else -1
+        slot = room.ring + _slot(job, own, room, each)
+        _make(job, own, source, left, room.found[:count], slot, room.reads, room.writes)
+
+
+@in_share
+def _slot(job: Any, own: Any, room: Any, row: Any) -> Any:
+    """Where a row of the input lies in the ring."""
+    return (row + job[j.PADDING_Y]) % own[RING_LINES] * room.line_bytes
+
+
+@in_share
+def _sum_windows(
+    job: Any,
+    own: Any,
+    room: Any,
+    pixels: Any,
+    line: Any,
+    top: Any,
+    strip: Any,
+    first: Any,
+    count: Any,
+    made: Any,
+) -> None:
+    """The depthwise convolution of `count` pixels of a line, from place `first` on: rows from address `made` on."""
+    stage = ints(job[j.STAGE_TABLE], j.STAGE)
+    panel, after = ints(stage[j.PANEL_TABLE], j.PANEL), floats(stage[j.ACTIVATION], 3)
+    channels, taps = stage[j.CHANNELS], job[j.TAPS_Y] * job[j.TAPS_X]
+    weights, bias, offsets = panel[j.WEIGHTS], panel[j.BIAS], room.offsets.ctypes.data
+    for ky in range(job[j.TAPS_Y]):
+        slot = _slot(job, own, room, top + ky * job[j.DILATION_Y])
+        for kx in range(job[j.TAPS_X]):
+            room.offsets[ky * job[j.TAPS_X] + kx] = slot + kx * job[j.DILATION_X] * 4 * channels
+    start = line * job[j.OUT_BREADTH] + strip * own[STRIP]
+    blocks = -(-count // ROWS)
+    for i in range(blocks * ROWS):
+        place = first + min(i, count - 1)
+        pixel = pixels[place] if len(pixels) else place
+        room.reads[i] = room.ring + (pixel - start) * job[j.STRIDE_X] * 4 * channels
+    for block in range(blocks):
+        reads, to = room.reads[block * ROWS :].ctypes.data, made + block * ROWS * job[j.ROW_BYTES]
+        step = job[j.ROW_BYTES] // 4
+        _sums(reads, offsets, taps, channels, weights, bias, after[0], after[1], to, step)
+
+
 @shared
 def share_strips(thread: Any, first_item: Any, last_item: Any, address: Any) -> None:
     """Strips of bands of lines, one after the other. The list of pixels is in order."""
@@ -113,72 +201,26 @@ def share_strips(thread: Any, first_item: Any, last_item: Any, address: Any) -> 
     job = ints(own[CHAIN], j.JOB)
     pixels = ints(job[j.PIXELS], job[j.COUNT] if job[j.PIXELS] else 0)
     outs = pixels[:0] if job[j.BY_PLACE] else pixels
-    depthwise = ints(job[j.STAGE_TABLE], j.STAGE)
-    panel, after = ints(depthwise[j.PANEL_TABLE], j.PANEL), floats(depthwise[j.ACTIVATION], 3)
-    wide, taps = 4 * depthwise[j.CHANNELS], job[j.TAPS_Y] * job[j.TAPS_X]
-    columns = own[RING_COLUMNS]
-    scratch = job[j.SCRATCH] + thread * job[j.SCRATCH_BYTES]
-    ring, ring_line = scratch, columns * wide
-    scratch += own[RING_LINES] * ring_line
-    found = ints(scratch, columns)
-    scratch += 8 * columns
-    flags = ints(scratch, columns)
-    scratch += 8 * columns
-    reads = ints(scratch, columns + ROWS)
-    scratch += 8 * len(reads)
-    writes = ints(scratch, columns + ROWS)
-    scratch += 8 * len(writes)
-    adds = ints(scratch, job[j.GROUP] * ROWS)
-    scratch += 8 * len(adds)
-    offsets = ints(scratch, taps)
-    scratch += 8 * taps
-    made = scratch + len(adds) * 4 * LANES
+    channels = ints(job[j.STAGE_TABLE], j.STAGE)[j.CHANNELS]
+    room = _room_of(job, own, channels, thread)
+    made = room.scratch + len(room.adds) * 4 * LANES
     for item in range(first_item, last_item):
         strip, begin = item % own[STRIPS], own[FIRST_LINE] + item // own[STRIPS] * own[BAND]
-        left = strip * own[STRIP] * job[j.STRIDE_X] - job[j.PADDING_X]
-        stream, done = -1, 0
-        for line in range(begin, min(begin + own[BAND], own[LAST_LINE] + 1)):
+        last = min(begin + own[BAND], own[LAST_LINE] + 1)
+        stream, held = -1, 0  # the ring holds rows of this stream before row `held`
+        for line in range(begin, last):
             first, count = _segment(job, own, pixels, line, strip)
             if count == 0:
                 continue
             if stream != line // job[j.OUT_HEIGHT]:
-                stream, done = line // job[j.OUT_HEIGHT], -job[j.PADDING_Y]
-            end = min((stream + 1) * job[j.OUT_HEIGHT], own[LAST_LINE] + 1)
-            end = min(end, begin + own[BAND])
+                stream, held = line // job[j.OUT_HEIGHT], -job[j.PADDING_Y]
             top = (line - stream * job[j.OUT_HEIGHT]) * job[j.STRIDE_Y] - job[j.PADDING_Y]
-            bottom = top + (job[j.TAPS_Y] - 1) * job[j.DILATION_Y]
-            for row in range(max(top, done), bottom + 1):
-                some = found[: _columns(job, own, pixels, line, end, top, strip, row, flags, found)]
-                source = stream * job[j.HEIGHT] + row if 0 <= row < job[j.HEIGHT] else -1
-                slot = ring + (row + job[j.PADDING_Y]) % own[RING_LINES] * ring_line
-                _make(job, own, source, left, some, slot, reads, writes)
-            done = bottom + 1
-            for ky in range(job[j.TAPS_Y]):
-                slot = (top + ky * job[j.DILATION_Y] + job[j.PADDING_Y]) % own[RING_LINES] * ring_line
-                for kx in range(job[j.TAPS_X]):
-                    offsets[ky * job[j.TAPS_X] + kx] = slot + kx * job[j.DILATION_X] * wide
-            start = line * job[j.OUT_BREADTH] + strip * own[STRIP]
-            blocks = -(-count // ROWS)
-            for i in range(blocks * ROWS):
-                place = first + min(i, count - 1)
-                pixel = pixels[place] if len(pixels) else place
-                reads[i] = ring + (pixel - start) * job[j.STRIDE_X] * wide
-            for block in range(blocks):
-                bases, to = reads[block * ROWS :].ctypes.data, made + block * ROWS * job[j.ROW_BYTES]
-                _sums(
-                    bases,
-                    offsets.ctypes.data,
-                    taps,
-                    depthwise[j.CHANNELS],
-                    panel[j.WEIGHTS],
-                    panel[j.BIAS],
-                    after[0],
-                    after[1],
-                    to,
-                    job[j.ROW_BYTES] // 4,
-                )
+            end = min((stream + 1) * job[j.OUT_HEIGHT], last)
+            _fill_ring(job, own, room, pixels, line, end, top, max(top, held), strip)
+            held = top + (job[j.TAPS_Y] - 1) * job[j.DILATION_Y] + 1
+            _sum_windows(job, own, room, pixels, line, top, strip, first, count, made)
             if job[j.STAGES] == 1:
-                s.keep(job, outs, first, count, depthwise[j.CHANNELS], made)
+                s.keep(job, outs, first, count, channels, made)
                 continue
-            s.rows_at(made, job[j.ROW_BYTES], outs[:0], 0, count, reads[: blocks * ROWS])
-            s.finish(job, 1, outs, first, count, reads, writes, adds, flags, scratch)
+            s.rows_at(made, job[j.ROW_BYTES], outs[:0], 0, count, room.reads[: -(-count // ROWS) * ROWS])
+            s.finish(job, 1, outs, first, count, room.reads, room.writes, room.adds, room.flags, room.scratch)
