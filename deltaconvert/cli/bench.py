@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deltaconvert.cli.networks import opened
 from deltaconvert.cli.options import (
     Arch,
     Backend,
@@ -16,7 +17,6 @@ from deltaconvert.cli.options import (
     MaybeFile,
     Threshold,
     numbers_of,
-    opened,
     usage_error,
     writable,
 )

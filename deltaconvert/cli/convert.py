@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deltaconvert.cli.networks import example_frame, network_of
 from deltaconvert.cli.options import (
     Arch,
     Backend,
@@ -15,9 +16,7 @@ from deltaconvert.cli.options import (
     Json,
     Threshold,
     as_usage,
-    example_frame,
     needed,
-    network_of,
     numbers_of,
     one_of,
     rules_of,

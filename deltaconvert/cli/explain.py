@@ -8,17 +8,8 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import (
-    Arch,
-    Backend,
-    Device,
-    Input,
-    Json,
-    MaybeFile,
-    Threshold,
-    opened,
-    writable,
-)
+from deltaconvert.cli.networks import opened
+from deltaconvert.cli.options import Arch, Backend, Device, Input, Json, MaybeFile, Threshold, writable
 from deltaconvert.cli.show import print_json, working
 
 

@@ -7,15 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from deltaconvert.errors import InputError
-
-if TYPE_CHECKING:
-    from deltaconvert.model import DeltaModel
-    from model_zoo import Recipe
 
 T = TypeVar("T")
 MAX_SIDE = 2**16  # pixels; an --input beyond it is a slip of the keyboard
@@ -143,22 +139,6 @@ def writable_folder(path: Path | None) -> Path | None:
     return path
 
 
-def pixels_of(model: DeltaModel, asked: tuple[int, int] | None) -> tuple[int, int] | None:
-    """(width, height) that frames are resized to: as asked, else the network's only size; None: the video's."""
-    only = model.signature.pixels
-    if asked is not None and only is not None and asked != only:
-        raise usage_error(
-            f"the network was captured for {_text(only)} alone, not {_text(asked)}: leave the option out, or convert "
-            "the network at that size",
-            "--size",
-        )
-    return asked or only
-
-
-def _text(size: tuple[int, int]) -> str:
-    return "{}x{}".format(*size)
-
-
 def numbers_of(text: str | None, option: str) -> tuple[float, ...] | None:
     if text is None:
         return None
@@ -208,83 +188,3 @@ def _number_or_text(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def opened(
-    file: Path | None,
-    arch: str | None,
-    input: str | None,
-    threshold: list[str] | None,
-    backend: str,
-    device: str,
-) -> tuple[DeltaModel, Recipe | None]:
-    """The network of a file, or an untrained one by name; and how images become its input, if known."""
-    if (file is None) == (arch is None):
-        raise usage_error("give either a converted FILE or --arch", "FILE")
-    shape = None if input is None else shape_of(input)
-    rules = rules_of(threshold)
-    import deltaconvert
-    import model_zoo
-    from deltaconvert import checkpoint, container, feed
-
-    if file is not None:
-        if not file.exists() and str(file) in model_zoo.names():
-            raise usage_error(f"there is no file {file}: the network of that name is --arch {file}", "FILE")
-        model = deltaconvert.load(file, backend=backend, device=device)
-        recipe = feed.from_json(model.info["recipe"]) if "recipe" in model.info else None
-        if shape is not None or threshold:
-            frame = example_frame(recipe, shape or model.example[0][0], None)
-            chosen = rules if threshold else dict(model.rules)
-            args, _ = model.signature.call([frame])
-            model = model.with_thresholds(chosen, *args)
-        return model, recipe
-    with as_usage("--arch"):
-        network = checkpoint.build(arch or "")
-    recipe = feed.recipe_for(arch or "", shape or (1, 0, 0, 0))
-    if shape is None and 0 in recipe.input_size:
-        raise usage_error("is needed for a network that is not of model_zoo", "--input")
-    place = container.device_named(device)
-    frame = example_frame(recipe, shape or (1, *recipe.input_size), None).to(place)
-    return deltaconvert.convert(network.to(place), frame, threshold=rules, backend=backend), recipe
-
-
-def network_of(
-    file: Path | None, arch: str | None, shape: tuple[int, ...] | None, trust: bool
-) -> tuple[Any, str, tuple[Any, ...]]:
-    """The dense network, its name, and an example call of the right shapes."""
-    from deltaconvert.formats import NETWORKS, Kind, kind_of, load_network
-
-    kind = Kind.WEIGHTS if file is None else kind_of(file)
-    if file is not None and kind is not Kind.WEIGHTS:
-        if arch is not None and kind in NETWORKS:
-            raise usage_error(f"{file} holds its network itself: leave the name out", "--arch")
-        network, call = load_network(file, input=shape, trust=trust)
-        return network, file.name, call
-    arch = needed(arch, "--arch", ": these are weights, of which network?" if file else "")
-    shape = needed(shape, "--input", ", such as 1x3x720x1280")
-    import torch
-
-    from deltaconvert import checkpoint
-
-    with as_usage("--arch"):
-        dense = checkpoint.build(arch)
-    if file is not None:
-        checkpoint.load_into(dense, checkpoint.read_state_dict(file))
-    return dense, arch, (torch.empty(shape, device="meta"),)
-
-
-def example_frame(recipe: Recipe | None, shape: tuple[int, ...], video: Path | None) -> Any:
-    """A frame of that size: of a video, or of noise; its batch is that many copies."""
-    import torch
-
-    from deltaconvert.feed import image_of
-    from deltaconvert.video import read
-    from deltaconvert.watching.watch import resize
-
-    if video is not None and recipe is not None and len(shape) == 4:
-        with read(video, limit=1) as reader:
-            frame = resize(next(reader), (shape[3], shape[2]))
-        prepared = recipe.prepare(frame)
-        return prepared.expand(shape[0], -1, -1, -1).contiguous()
-    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    return noise if recipe is None or len(shape) != 4 else image_of(recipe, noise)

@@ -7,17 +7,8 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import (
-    Backend,
-    Device,
-    File,
-    Monitor,
-    Size,
-    expect_video,
-    pixels_of,
-    size_of,
-    writable,
-)
+from deltaconvert.cli.networks import pixels_of
+from deltaconvert.cli.options import Backend, Device, File, Monitor, Size, expect_video, size_of, writable
 from deltaconvert.cli.show import progress_bar
 
 

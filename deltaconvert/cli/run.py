@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from deltaconvert.cli.networks import pixels_of
 from deltaconvert.cli.options import (
     Backend,
     Device,
@@ -20,7 +21,6 @@ from deltaconvert.cli.options import (
     as_usage,
     expect_video,
     one_of,
-    pixels_of,
     rules_of,
     size_of,
     writable,

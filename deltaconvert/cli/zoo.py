@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from deltaconvert.cli.options import Input, Json, as_usage, example_frame, shape_of
+from deltaconvert.cli.networks import example_frame
+from deltaconvert.cli.options import Input, Json, as_usage, shape_of
 from deltaconvert.cli.show import print_json, print_table, progress_bar
 
 

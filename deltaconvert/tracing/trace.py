@@ -78,6 +78,13 @@ def trace(
             if tracer.failed_at is None or is_stuck(tracer.failed_at):
                 raise UnsupportedModel(_why_untraceable(model, error)) from error
             opaque[tracer.failed_at] = f"cannot be traced: {first_line(error)}"
+    return _traced(model, module, tracer, pytree.tree_structure((tuple(args), kwargs)), opaque)
+
+
+def _traced(
+    model: nn.Module, module: fx.GraphModule, tracer: Tracer, spec: pytree.TreeSpec, opaque: dict[str, str]
+) -> Traced:
+    """What came out, without the calls that nothing reads. spec: of the call's inputs."""
     assert tracer.outputs is not None
     outputs, out_spec = tracer.outputs
     constants = {i: o for i, o in enumerate(outputs) if not isinstance(o, fx.Proxy | Tensor)}
@@ -87,7 +94,6 @@ def trace(
     for node in module.graph.nodes:
         if node.op == "call_module" and node.target in opaque:
             node.meta["why_dense"] = opaque[str(node.target)]
-    _, spec = pytree.tree_flatten((tuple(args), kwargs))
     sizes = getattr(model, "meta", {}).get("sizes")  # of a network that was recorded for these alone
     return Traced(module, Signature(spec, tracer.constants, out_spec, constants, sizes), opaque)
 
