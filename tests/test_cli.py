@@ -269,6 +269,22 @@ def test_a_size_that_the_network_cannot_run_at(clip, tmp_path, monkeypatch):
     assert "cannot run on inputs of shape 1x3x32x33" in text
 
 
+def test_a_size_at_which_the_network_branches_otherwise_says_the_way(clip, tmp_path, monkeypatch):
+    (tmp_path / "cli_branches.py").write_text(
+        "from torch import nn\n"
+        "class Branches(nn.Conv2d):\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x)\n"
+        "        return y if x.shape[2] > 16 else -y\n"
+        "def make(): return nn.Sequential(Branches(3, 4, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    shape = ("--input", "1x3x8x8", "-o", "a.delta")
+    call("convert", "--random", "--arch", "cli_branches:make", *shape, *BACKEND)
+    text = said(call("run", "a.delta", "--video", clip, "--size", "32x32", *BACKEND, code=1))
+    assert "convert it for this size: it was traced where" in text and "if x.shape[2] > 16" in text
+
+
 @pytest.mark.parametrize("command", ["run", "report", "calibrate"])
 def test_a_wrong_video_is_told_before_the_network_is_loaded(command, tmp_path, monkeypatch):
     pytest.importorskip("jinja2", reason="report asks for it first")
@@ -578,6 +594,16 @@ def test_calibrate(small, clip):
     run = ("run", small, "--video", clip, "--limit", 3, "--json", *BACKEND)
     exact, found = (json.loads(call(*run, *extra).stdout) for extra in ((), ("--threshold", "a.json")))
     assert found["work"] < exact["work"] and found["difference"]["max"] <= 0.81  # on another way to add up
+
+
+def test_calibrate_on_frames_in_which_nothing_moves_says_so(small, tmp_path):
+    from deltaconvert.video import VideoWriter
+
+    with VideoWriter(tmp_path / "still.mp4", 10, (96, 64), crf=10) as out:
+        for _ in range(3):
+            out.write(torch.full((64, 96, 3), 90, dtype=torch.uint8))
+    simple = ("--method", "front_to_back")
+    assert "something moves" in said(call("calibrate", small, "--video", tmp_path / "still.mp4", *simple))
 
 
 def test_calibrate_by_time_against_a_compiled_network(small, clip, monkeypatch):

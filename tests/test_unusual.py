@@ -676,8 +676,22 @@ def test_networks_as_people_write_them(backend, make):
     assert convolutions and all(row.kind == "delta" for row in convolutions)
 
 
-@pytest.mark.parametrize("make", [Fourier, Pairs])
-def test_complex_maps_can_be_saved(backend, make, tmp_path):
+class Nearest(Two):
+    """The place of the nearest word of a code book, at every pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.book = nn.Embedding(5, 4)
+
+    def forward(self, x):
+        y = self.first(x)
+        n, c, h, w = y.shape
+        places = torch.cdist(y.permute(0, 2, 3, 1).reshape(-1, c), self.book.weight).argmin(1)
+        return self.last(self.book(places).view(n, h, w, c).permute(0, 3, 1, 2)), places
+
+
+@pytest.mark.parametrize("make", [Fourier, Pairs, Nearest])
+def test_what_is_rarely_written_can_be_saved(backend, make, tmp_path):
     model = check(make(), backend)
     model.save(tmp_path / "net.delta")
     frame = scripted_video(SHAPE)[0]

@@ -12,6 +12,9 @@ from deltaconvert.cli.options import Device, File, Json, as_usage, expect_video,
 from deltaconvert.cli.show import note, print_json
 
 
+STILL = 0.005  # of the dense work; a clip in which something moves takes more
+
+
 def calibrate(
     file: File,
     video: Annotated[
@@ -97,6 +100,11 @@ def calibrate(
         resume=resume,
         at_once=at_once,
     )
+    if found.work < STILL:
+        note(
+            "nothing in these frames has to be computed within the budget, so they cannot tell what has to be in others: "
+            "give frames in which something moves"
+        )
     found.write(output)
     if apply:
         found.model.save(file)

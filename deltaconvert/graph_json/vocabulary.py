@@ -105,6 +105,7 @@ _WORDS = _listed(
     area avg backward batch bicubic bilinear border ceil circular constant edge floor forward fro ij inf linear lower
     max mean midpoint min nearest nearest-exact none nuc ortho reflect reflection replicate same sum tanh trilinear
     trunc upper valid xy zeros higher indices value values stable sigmoid relu
+    use_mm_for_euclid_dist use_mm_for_euclid_dist_if_necessary donot_use_mm_for_euclid_dist
     """
 )
 

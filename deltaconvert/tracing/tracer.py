@@ -258,7 +258,8 @@ class Tracer(fx.Tracer):
 
     def _assert(self, found: fx.Proxy, value: Any, what: str) -> None:
         same = self.create_proxy("call_function", operator.eq, (found, value), {})
-        self.create_proxy("call_function", torch._assert, (same, f"the network was traced where {what}"), {})
+        fault = f"convert it for this size: it was traced where {what}"
+        self.create_proxy("call_function", torch._assert, (same, fault), {})
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """Flat placeholders for the tensors, the user's nesting around them, and the outputs flat again."""
