@@ -44,7 +44,11 @@ def model_of(delta: DeltaModel, dense_above: float | None = None) -> onnx.ModelP
 
     for place, (_, dtype) in enumerate(delta.example):
         if dtype not in (torch.float32, torch.int64, torch.uint8):
-            way = "convert the network again in float32" if dtype.is_floating_point else "let it take torch.uint8"
+            way = (
+                "convert the network again in float32"
+                if dtype.is_floating_point
+                else "let it take torch.uint8"
+            )
             raise ExportError(
                 f"input {place} is {dtype}; the file's frames are float32, int64 or uint8, and it computes in "
                 f"float32: {way}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from chained import NAN, WINDOWS, chain_of, convolution, depthwise, rows_of
-from oracle import Call, assert_same_bits, check_operator
+from oracle import Call, assert_close, assert_same_bits, check_operator
 from torch import nn
 
 import deltaconvert
@@ -236,3 +236,16 @@ def test_thresholds_at_activations(amount):
         torch.testing.assert_close(mine(frame), reference(frame), rtol=1e-4, atol=1e-5)
         for (path, expected), found in zip(reference.masks().items(), mine.masks().values(), strict=True):
             assert torch.equal(found, expected), path
+
+
+@pytest.mark.parametrize("behind", [nn.ReLU(), nn.Threshold(0.1, 0.5)])
+def test_changes_that_no_output_reads(behind):
+    """A stride steps over them; what follows the convolution in its step is compiled or torch's."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), behind, nn.Conv2d(4, 2, 3, padding=1)).eval()
+    frame = torch.randn(1, 3, 12, 14)
+    model = deltaconvert.convert(network, frame, backend="cpu")
+    for place in ((5, 6), (6, 7), (4, 4)):
+        frame = frame.clone()
+        frame[:, :, place[0], place[1]] += 1
+        model(frame)
+        assert_close(model(frame), network(frame).detach())

@@ -32,7 +32,10 @@ class Chained(Step):
         else:
             candidates, pixels = self._candidates()
             pixels = listed(candidates) if pixels is None else pixels
-            self._compute(candidates, pixels, len(pixels))
+            if len(pixels):
+                self._compute(candidates, pixels, len(pixels))
+            else:  # a stride steps over all that changed
+                self.edge.stand_still()
 
     def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
         """Compute the candidates, so many, and commit them. pixels: their list; None for all."""
