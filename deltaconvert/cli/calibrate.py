@@ -11,7 +11,6 @@ import typer
 from deltaconvert.cli.options import Device, File, Json, as_usage, expect_video, one_of, writable
 from deltaconvert.cli.show import note, print_json
 
-
 STILL = 0.005  # of the dense work; a clip in which something moves takes more
 
 
@@ -102,8 +101,8 @@ def calibrate(
     )
     if found.work < STILL:
         note(
-            "nothing in these frames has to be computed within the budget, so they cannot tell what has to be in others: "
-            "give frames in which something moves"
+            "within the budget nothing has to be computed in these frames, which says little of others: give frames in "
+            "which something moves"
         )
     found.write(output)
     if apply:
