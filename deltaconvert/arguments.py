@@ -24,6 +24,7 @@ def call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def check_network(model: nn.Module, frames: Sequence[Tensor]) -> None:
+    """A module in eval mode, whole, and on one device with its frames."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}: give an nn.Module{_way_to_a_module(model)}")
     if isinstance(model, DeltaModel):
@@ -60,6 +61,7 @@ def _way_to_a_module(model: Any) -> str:
 
 
 def check_leaves(model: nn.Module, leaves: Sequence[Any]) -> None:
+    """Classes of modules, and paths that the network has."""
     if isinstance(leaves, str):
         raise InputError(f"leaves is a text: give a list, [{leaves!r}]")
     for leaf in leaves:
@@ -73,6 +75,7 @@ def check_leaves(model: nn.Module, leaves: Sequence[Any]) -> None:
 
 
 def check_frames(example: Any, frames: Sequence[Tensor]) -> None:
+    """One tensor at least, none empty, and as many images in all of them. frames: the tensors of `example`."""
     if not frames:
         raise InputError(
             f"example is a {type(example).__name__} without a tensor in it: give one input as the network takes it, "

@@ -109,6 +109,7 @@ def _from_zoo(name: str) -> nn.Module:
 
 
 def factory_of(module: str, name: str) -> Any:
+    """The callable `name` of a module of the user's; InputError, with names that are close, where there is none."""
     # The console script starts without the folder it is called in; a network of one's own usually lies there.
     sys.path.insert(0, "")
     try:

@@ -134,6 +134,7 @@ class Explanation:
 
 
 def explain(program: Program) -> Explanation:
+    """What a program's plan says of each node, and its backend of what it runs where."""
     nodes = list(program.plan.graph.graph.nodes)
     calls = [node for node in nodes if is_call(node)]
     total = sum(map(_macs, calls)) or 1

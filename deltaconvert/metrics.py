@@ -130,6 +130,7 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_of(metric: str | Metric) -> Metric:
+    """The metric of that name, or the function that it is; InputError for other names."""
     if callable(metric):
         return metric
     if metric not in METRICS:

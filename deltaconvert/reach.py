@@ -24,9 +24,13 @@ Box = tuple[Span, Span]  # rows, columns
 
 
 class Reach(Protocol):
-    def spread(self, mask: Tensor) -> Tensor: ...
+    """What an operator's output pixels read of one of its inputs; it may say too much, never too little."""
 
-    def reads(self, box: Box) -> Box | None: ...
+    def spread(self, mask: Tensor) -> Tensor:
+        """bool (N, 1, H, W), input pixels that changed -> (N, 1, H', W'), output pixels that can have."""
+
+    def reads(self, box: Box) -> Box | None:
+        """The box of input pixels that the output pixels of `box` read, within the map; None for the whole map."""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[Iterable[T
 
 @contextmanager
 def working(title: str) -> Iterator[None]:
+    """On a terminal, a sign of life on stderr for as long as the work inside takes."""
     from rich.console import Console
 
     console = Console(stderr=True)

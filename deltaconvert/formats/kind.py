@@ -9,6 +9,8 @@ from pathlib import Path
 
 
 class Kind(Enum):
+    """What a file is, by its content."""
+
     WEIGHTS = "weights"
     EXPORTED = "a program of torch.export"
     TORCHSCRIPT = "TorchScript"

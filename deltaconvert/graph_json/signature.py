@@ -83,6 +83,7 @@ def _constant(value: Any, side: str) -> Any:
 
 
 def signature_from_json(value: Any) -> Signature:
+    """What signature_to_json wrote. ContainerError for anything else."""
     specs, constants = [], []
     for side in ("inputs", "outputs"):
         entry = value.get(side) if isinstance(value, dict) else None

@@ -56,6 +56,7 @@ def _is_convolution(node: fx.Node) -> bool:
 
 
 def join(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> None:
+    """`node`, which alone reads the convolution `source`, becomes both."""
     first, second = operator_of(source), operator_of(node)
     assert first is not None and second is not None
     window, *tail = stages_of(second)

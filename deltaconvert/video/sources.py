@@ -55,6 +55,7 @@ def _camera(index: int) -> tuple[str, dict[str, Any]]:
 
 
 def why_not_open(source: str | Path | int, error: Exception) -> str:
+    """What to tell a user whose source raised `error`, and what to look at."""
     text, reason = str(source), reason_of(error)
     if text.isdecimal():
         return f"camera {text}: cannot be opened ({reason}); is another program using it? may you read it?"

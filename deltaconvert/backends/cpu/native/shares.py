@@ -34,6 +34,8 @@ def product_of(
     adds: Any,
     past: Any,
 ) -> None:
+    """One panel of channels of a block of ROWS pixels: sums over `taps` pieces of `depth` floats, which `reads` lists
+    from this block on; `writes` and `adds` list the rows of all blocks."""
     table, to = reads.ctypes.data, writes.ctypes.data + 8 * ROWS * block
     add = adds.ctypes.data + 8 * ROWS * block if stage[j.ADDS] else 0
     after = floats(stage[j.ACTIVATION], 3)
