@@ -68,12 +68,23 @@ extern "C" __global__ void average(const seen* frame, const u64* at, long long s
 #define BAND 16    // rows of a block in `decide`, which has
 #define ACROSS 64  // words of them, and two more on both sides
 
+// Bit i: whether one of the bits i .. i + width - 1 is set.
+__device__ __forceinline__ u32 any_from(u64 bits, int width) {
+    for (int have = 1, more; have < width; have += more) more = min(have, width - have), bits |= bits >> more;
+    return (u32)bits;
+}
+
 // Of five words the pixels of the middle one that lie up to `by`, at most 64, from one that is set.
 __device__ __forceinline__ u32 grown(const u32* five, int by) {
+    const int width = min(2 * by + 1, 33), last = 64 + by + 1 - width;  // of what 64 bits hold for 32 pixels
     u32 found = 0;
-    for (int at = 64 - by; at <= 64 + by; at++)
-        found |= __funnelshift_r(five[at >> 5], at >> 5 < 4 ? five[(at >> 5) + 1] : 0, at & 31);
-    return found;
+    for (int first = 64 - by;; first = min(first + width, last)) {
+        const int at = first >> 5;
+        const u32 low = __funnelshift_r(five[at], five[at + 1], first & 31);
+        const u32 high = __funnelshift_r(five[at + 1], at < 3 ? five[at + 2] : 0, first & 31);
+        found |= any_from((u64)high << 32 | low, width);
+        if (first == last) return found;
+    }
 }
 
 // The mask of what changed: a change takes those up to `dilate` away along, which a block does for a band of rows, first
@@ -90,16 +101,23 @@ extern "C" __global__ void decide(const int* awake, const u32* moved, const u32*
     const size_t first = (size_t)n * H * words;
     if (blockIdx.x == 0 && threadIdx.x == 0 && awake[n]) frames[n] += 1;
     if (dilate && awake[n]) {
+#pragma unroll 4
         for (int i = threadIdx.x; i < (BAND + 2 * dilate) * (ACROSS + 4); i += blockDim.x) {
             const int row = i / (ACROSS + 4), col = i % (ACROSS + 4), y = top - dilate + row, x = left - 2 + col;
             read[row][col] = (u32)y < (u32)H && (u32)x < (u32)words ? moved[first + y * words + x] : 0;
         }
         __syncthreads();
-        for (int i = threadIdx.x; i < BAND * (ACROSS + 4); i += blockDim.x) {
-            const int row = i / (ACROSS + 4), col = i % (ACROSS + 4);
-            u32 any = 0;
-            for (int k = 0; k <= 2 * dilate; k++) any |= read[row + k][col];
-            down[row][col] = any;
+        const int wide = min(ACROSS, words - left) + 4;
+        for (int i = threadIdx.x; i < BAND / 4 * wide; i += blockDim.x) {  // four rows, which share most of what they see
+            const int row = i / wide * 4, col = i % wide;
+            u32 common = 0, above[4] = {}, below[4] = {};
+            for (int k = 3; k <= 2 * dilate; k++) common |= read[row + k][col];
+#pragma unroll
+            for (int k = 2; k >= 0; k--) above[k] = above[k + 1] | read[row + k][col];
+#pragma unroll
+            for (int k = 1; k < 4; k++) below[k] = below[k - 1] | read[row + 2 * dilate + k][col];
+#pragma unroll
+            for (int k = 0; k < 4; k++) down[row + k][col] = common | above[k] | below[k];
         }
         __syncthreads();
     }

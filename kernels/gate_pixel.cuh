@@ -60,7 +60,9 @@ struct Pixel {
 
 struct __align__(4 * sizeof(seen)) Seen { seen of[4]; };
 struct __align__(4 * sizeof(value)) Stored { value of[4]; };
+struct __align__(sizeof(value) < 4 ? 16 : 4 * sizeof(value)) FourStored { Stored of[4]; };
 struct __align__(16) Numbers { number of[4]; };
+struct __align__(2 * sizeof(number)) Two { number of[2]; };
 
 // Four numbers of a row of a map, N C H W, 0 beside it: from column x on, a multiple of four.
 __device__ __forceinline__ Numbers four(const number* row, int x, int W, bool inside) {

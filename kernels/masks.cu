@@ -30,9 +30,12 @@ __device__ __forceinline__ Listing* parameters(const u64* table, int longs) {
     return (Listing*)shared;
 }
 
-// The first of as many places of a list as a block has candidates, and behind it those of the warps before this one.
-// total: of this warp; of the block afterwards. All threads call it.
-__device__ __forceinline__ int start_of_warp(int* count, int& total) {
+#define STAGED 2048  // places that a block puts in order before it writes them
+#define FEW 8        // of a word's 32 pixels
+
+// The candidates of a block's warps, one after the other: how many there are before this warp's, which has `total`; of
+// all of them afterwards, whose first place in the list is `first`. All threads call it.
+__device__ __forceinline__ int before_in_block(int* count, int& total, int& first) {
     __shared__ int totals[33];
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     __syncthreads();  // whoever called before has read them
@@ -46,7 +49,24 @@ __device__ __forceinline__ int start_of_warp(int* count, int& total) {
     }
     if (threadIdx.x == 0) totals[32] = atomicAdd(count, total);
     __syncthreads();
-    return totals[32] + before;
+    first = totals[32];
+    return before;
+}
+
+// Write the places of a word's pixels, the first of which is `place`, each lane its own.
+__device__ __forceinline__ void write_own(int* to, u32 word, int place) {
+    for (; word; word &= word - 1) *to++ = place + __ffs(word) - 1;
+}
+
+// The same, a word of the warp at a time, a lane a pixel: for words of many pixels.
+__device__ __forceinline__ void write_together(int* list, int start, u32 word, int place) {
+    const int lane = threadIdx.x & 31;
+    for (u32 left = __ballot_sync(~0u, word != 0); left; left &= left - 1) {
+        const int other = __ffs(left) - 1;
+        const u32 bits = __shfl_sync(~0u, word, other);
+        const int to_place = __shfl_sync(~0u, start, other), of_place = __shfl_sync(~0u, place, other);
+        if (bits >> lane & 1) list[to_place + __popc(bits & ((1u << lane) - 1))] = of_place + lane;
+    }
 }
 
 // List the candidates in the words of a warp; (y, x) is the first pixel of a lane's. The order of a list is the
@@ -61,20 +81,26 @@ __device__ __forceinline__ int list_words(const Listing& to, int n, int y, int x
         if (lane >= lanes) before += others;
     }
     int total = __shfl_sync(~0u, before, 31), start = 0;
+    before -= __popc(word);
     if (together) {
-        start = start_of_warp(to.count, total);
+        __shared__ int staged[STAGED];
+        before += before_in_block(to.count, total, start);
+        if (total <= STAGED) {
+            write_own(staged + before, word, place);
+            __syncthreads();
+            for (int i = threadIdx.x; i < total; i += blockDim.x) to.list[start + i] = staged[i];
+            return total;
+        }
     } else {
         if (total == 0) return 0;
         if (lane == 0) start = atomicAdd(to.count, total);
         start = __shfl_sync(~0u, start, 0);
+        if (!__any_sync(~0u, __popc(word) > FEW)) {
+            write_own(to.list + start + before, word, place);
+            return total;
+        }
     }
-    start += before - __popc(word);
-    for (u32 left = __ballot_sync(~0u, word != 0); left; left &= left - 1) {  // a word at a time, a lane a pixel
-        const int other = __ffs(left) - 1;
-        const u32 bits = __shfl_sync(~0u, word, other);
-        const int to_place = __shfl_sync(~0u, start, other), of_place = __shfl_sync(~0u, place, other);
-        if (bits >> lane & 1) to.list[to_place + __popc(bits & ((1u << lane) - 1))] = of_place + lane;
-    }
+    write_together(to.list, start + before, word, place);
     return total;
 }
 

@@ -15,6 +15,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
 #define __restrict__
 #define __shared__ thread_local  // there is one thread, and one block at a time
 #define __align__(bytes) alignas(bytes)
@@ -148,6 +149,7 @@ template <class To, class From> static To bits_as(From from) {
 static inline unsigned __float_as_uint(float f) { return bits_as<unsigned>(f); }
 static inline unsigned long long __double_as_longlong(double f) { return bits_as<unsigned long long>(f); }
 static inline float __uint_as_float(unsigned bits) { return bits_as<float>(bits); }
+static inline double __longlong_as_double(long long bits) { return bits_as<double>(bits); }
 #define __expf expf  // the C library has one of that name
 static inline float __fmul_rn(float x, float y) { return x * y; }
 static inline double __dmul_rn(double x, double y) { return x * y; }

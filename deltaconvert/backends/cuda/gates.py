@@ -113,6 +113,7 @@ class Looks:
 
 def _at_once(channels: int, smooth: int, rows: int, wide: torch.dtype) -> int:
     """Channels that `look` smooths at a time: all of them, if their sums have room in a block's shared memory."""
-    around, across = smooth // 2, 32 + 2 * (-(-(smooth // 2) // 4) * 4)
-    needed = wide.itemsize * (channels * (across * (2 * rows + 2 * around) + rows) + 32 * rows) + 8 * rows
+    around = smooth // 2
+    across = 32 + 2 * (-(-around // 4) * 4)
+    needed = wide.itemsize * channels * across * (2 * rows + 2 * around) + 16 * rows + 512
     return channels if needed <= SHARED_BYTES else 1
