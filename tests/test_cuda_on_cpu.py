@@ -146,6 +146,32 @@ def test_concatenations_in_place(options):
     assert model._program.edges[parts[0]].values.shape[1] == 16
 
 
+class Narrow(nn.Module):
+    """A concatenation of maps that end within a vector, which convolutions read; others read one of them as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.mix, self.wide = nn.Conv2d(18, 7, 1), nn.Conv2d(18, 8, 3, padding=1, stride=2)
+
+    def forward(self, x):
+        first = self.first(x).relu()
+        second = self.second(first).sigmoid()
+        joined = torch.cat((first, second, self.second(first + 1), second[:, :2] * 2), 1)
+        return (self.mix(joined).relu() + 1, self.wide(joined))
+
+
+@pytest.mark.parametrize("options", [{}, {"threshold": {"activation": 0.05}}, {"threshold": {"linear": 0.03}}])
+def test_concatenations_of_maps_that_end_within_a_vector(options):
+    model = check(Narrow().eval(), (2, 3, 16, 20), **options)
+    nodes = model._program.plan.graph.graph.nodes
+    (joined,) = [node for node in nodes if "joins" in node.meta.get("cuda", {})]
+    values = model._program.edges[joined.name].values
+    assert values.shape[1] == 8 + 8 + 8 + 4
+    assert not values[:, [6, 7, 13, 14, 15, 21, 22, 23, 26, 27]].any(), "between the maps"
+    model.restore(1, model.snapshot(0))
+
+
 def test_weighted_thresholds():
     check(model_zoo.create("resnet18", seed=0), (2, 3, 40, 50), threshold={"activation": "5% weighted"})
 

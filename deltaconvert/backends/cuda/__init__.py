@@ -90,16 +90,16 @@ class Backend:
         kept: Map,
         notes: dict[str, Any],
     ) -> Step | InBoxes | LastShuffle:
-        is_part = "part" in notes and "joins" not in notes
+        joins = notes.get("joins", False)
         memory = plane_memory(kept) if notes.get("leaves") else self._joined_memory(kept, notes)
-        edge = Edge(kept, memory, is_part, notes.get("passes", False))
+        edge = Edge(kept, memory, "part" in notes and not joins, joins, notes.get("passes", False))
         self._edges.append(edge)
         self.place += 1
         with torch.cuda.device(kept.device):
             if notes.get("leaves"):
                 assert isinstance(operator, PixelShuffle)
                 return LastShuffle(self, operator, inputs[0], edge, changes_of(self, inputs[0]))
-            if notes.get("joins"):
+            if joins:
                 return Step(self, operator, reaches, inputs, edge, in_place=True)
             boxed = boxes_of(operator, inputs[0], edge)
             if boxed is None:

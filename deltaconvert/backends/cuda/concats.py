@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from torch import fx
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
 
 from deltaconvert.check import operator_of, sparsify
 from deltaconvert.ops.channels import Concat
+from deltaconvert.ops.conv import Conv2d
+from deltaconvert.ops.fused import Fused
+from deltaconvert.passes.adopt_operators import adopt
 
 NOTES = "cuda"  # of a node, for Backend.step
+
+
+class Spaced(Concat):
+    """A concatenation with zeros behind each input, up to the next multiple of `every` channels."""
+
+    def __init__(self, every: int):
+        super().__init__()
+        self.every = every
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return torch.cat([F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % self.every)) for x in xs], 1)
 
 
 def join_concats(gm: fx.GraphModule) -> fx.GraphModule:
@@ -17,23 +35,28 @@ def join_concats(gm: fx.GraphModule) -> fx.GraphModule:
     after:   the same, with a.meta["cuda"]["part"] = ("z", shape of z, 0), b's = ("z", shape of z, channels of a)
              and z's, which then computes nothing
     """
-    for node in gm.graph.nodes:
-        if isinstance(operator_of(node), Concat) and _fits(node):
-            first = 0
-            for source in _sources(node):
-                note_of(source)["part"] = (node.name, tuple(node.meta["shape"]), first)
-                first += source.meta["shape"][1]
-            note_of(node).update(part=(node.name, tuple(node.meta["shape"]), 0), joins=True)
+    for node in list(gm.graph.nodes):
+        if not isinstance(operator_of(node), Concat) or not _fits(node):
+            continue
+        if not _in_vectors(node):
+            if not all(_only_convolves(user, node) for user in node.users):
+                continue
+            node = _spaced(gm, node)
+        every = vector_of(node)
+        first, shape = 0, tuple(node.meta["shape"])
+        for source in _sources(node):
+            note_of(source)["part"] = (node.name, shape, first)
+            first += _rounded(source.meta["shape"][1], every)
+        note_of(node).update(part=(node.name, shape, 0), joins=True)
     return gm
 
 
 def _fits(node: fx.Node) -> bool:
-    """Inputs are steps that are part of no other map, and begin where a vector of 16 bytes does."""
+    """Inputs are steps that are part of no other map."""
     meta, sources = node.meta, _sources(node)
     if not meta.get("delta") or "threshold" in meta or len(set(sources)) < len(sources):
         return False
-    vector = max(1, 16 // meta["dtype"].itemsize)
-    return all(source.meta["shape"][1] % vector == 0 for source in sources[:-1]) and all(
+    return all(
         source.meta.get("delta")
         and source.target is not sparsify
         and not isinstance(operator_of(source), Concat)
@@ -43,8 +66,57 @@ def _fits(node: fx.Node) -> bool:
     )
 
 
+def _in_vectors(node: fx.Node) -> bool:
+    """Each input begins where a vector of 16 bytes does."""
+    return all(source.meta["shape"][1] % vector_of(node) == 0 for source in _sources(node)[:-1])
+
+
+def _spaced(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Maps of 28 channels end within a vector. With zeros between them they can lie in one memory all the same, where
+    convolutions alone read it.
+
+    before:  z = concat(a, b);  y = conv(z)
+    after:   z = spaced(a, b);  y = conv(z), with weights for the zeros, which are 0
+    """
+    every, counts = vector_of(node), [source.meta["shape"][1] for source in _sources(node)]
+    spaced = adopt(gm, node, Spaced(every), list(node.args))
+    n, _, height, width = spaced.meta["shape"]
+    spaced.meta["shape"] = (n, sum(_rounded(count, every) for count in counts), height, width)
+    for user in list(spaced.users):
+        adopt(gm, user, _reading(operator_of(user), counts, every), list(user.args))
+    return spaced
+
+
+def _rounded(count: int, every: int) -> int:
+    return count + -count % every
+
+
+def _only_convolves(user: fx.Node, node: fx.Node) -> bool:
+    """It reads the map by a convolution that all channels go into."""
+    operator = operator_of(user) if user.meta.get("delta") else None
+    head = operator.head if isinstance(operator, Fused) else operator
+    return type(head) is Conv2d and head.groups == 1 and user.args[0] is node and node not in user.args[1:]
+
+
+def _reading(operator: object, counts: Sequence[int], every: int) -> Conv2d | Fused:
+    """The same operator on maps with zeros behind so many channels each."""
+    if isinstance(operator, Fused):
+        head = _reading(operator.head, counts, every)
+        stages = [head, *list(operator.stages)[1:]]
+        return Fused(stages, operator.counts, operator.slots, operator.head_inputs)  # type: ignore[arg-type]
+    assert isinstance(operator, Conv2d)
+    parts = operator.weight.split(list(counts), 1)
+    weight = torch.cat([F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % every)) for part in parts], 1)
+    return Conv2d(weight, operator.bias, operator.stride, operator.padding, operator.dilation, 1)
+
+
 def _sources(node: fx.Node) -> list[fx.Node]:
     return [source for source in node.args if isinstance(source, fx.Node)]
+
+
+def vector_of(node: fx.Node) -> int:
+    """Channels of 16 bytes."""
+    return max(1, 16 // int(node.meta["dtype"].itemsize))
 
 
 def note_of(node: fx.Node) -> dict[str, object]:

@@ -30,9 +30,16 @@ class Edge:
 
     is_kept = True
 
-    def __init__(self, kept: Map, memory: Tensor | None = None, is_part: bool = False, passes: bool = False):
-        """memory: N H W and channels, where others lie beside it; is_part: the memory is another edge's. passes: see
-        `passing.py`."""
+    def __init__(
+        self,
+        kept: Map,
+        memory: Tensor | None = None,
+        is_part: bool = False,
+        joins: bool = False,
+        passes: bool = False,
+    ):
+        """memory: N H W and channels, where others lie beside it; is_part: the memory is another edge's; joins: it is
+        made of other edges. passes: see `passing.py`."""
         n, channels, height, width = kept.shape
         self.threshold = kept.threshold
         self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
@@ -42,7 +49,7 @@ class Edge:
         if memory is None:
             pitch = pitch_of(channels, kept.dtype)
             memory = torch.zeros(n, height, width, pitch, dtype=kept.dtype, device=kept.device)
-        self.pitch, self.is_part = memory.stride(2), is_part
+        self.pitch, self.is_part, self._joins = memory.stride(2), is_part, joins
         self.passes = passes and self.pitch == channels
         self.values = memory[..., :channels].permute(0, 3, 1, 2)
         self.marks: Marks
@@ -50,7 +57,7 @@ class Edge:
         self.reset(slice(None))
 
     def reset(self, streams: slice) -> None:
-        if self.is_kept:
+        if self.is_kept and not self._joins:  # else its parts do, and what lies between them stays 0
             fill_unseen(self.values[streams])
 
     def put(self, stream: int, values: Tensor) -> None:
