@@ -19,6 +19,7 @@ from deltaconvert.ops.pixel_shuffle import PixelShuffle
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend
 
+PIXEL_BYTES = 192  # that a thread of kernels/unfold.cu holds
 
 def note_last_shuffles(gm: fx.GraphModule) -> fx.GraphModule:
     """Tell the pixel shuffles whose maps only leave the delta graph. An upscaler's last map is its largest: sixteen
@@ -59,8 +60,10 @@ class LastShuffle:
         (source,), edge = self.inputs, self.edge
         self._backend.join(self.candidates.aside)
         height, width = source.values.shape[2:]
+        factor = self.operator.factor
+        planes = planes_at_once(edge.values.shape[1], factor**2 * edge.values.itemsize)
         self._backend.launch(
-            self._backend.kernel("unfold.cu", "unfold", edge.values.dtype, UP=self.operator.factor),
+            self._backend.kernel("unfold.cu", "unfold", edge.values.dtype, UP=factor, PLANES=planes),
             (blocks_of(source),),
             THREADS,
             source.values,
@@ -73,3 +76,10 @@ class LastShuffle:
             edge.marks.changed,
             *map(np.int32, (*edge.values.shape[:2], height, width)),
         )
+
+
+def planes_at_once(channels: int, box_bytes: int) -> int:
+    """Planes whose boxes of a pixel a thread of `unfold` reads at once: whole vectors of 16 bytes, as far as its registers
+    go, or all."""
+    fits = (n for n in range(channels, 0, -1) if channels % n == 0 and n * box_bytes <= PIXEL_BYTES)
+    return next((n for n in fits if n == channels or n * box_bytes % 16 == 0), 1)
