@@ -106,6 +106,11 @@ def test_gates_that_average_frames(gate):
     test_gate.test_gates_without_a_ceiling("cuda", gate, (21, 40), torch.float32)
 
 
+@pytest.mark.parametrize("gate", [{"smooth": 3, "peak": 9.0, "weak": 0.5}, {"smooth": 5, "recent": 2}], ids=str)
+def test_boxes_at_the_limit(gate):
+    test_gate.test_boxes_at_the_limit("cuda", gate)
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("options", [{}, {"threshold": {"linear": 0.05}}])
 def test_a_last_shuffle(factor, options):

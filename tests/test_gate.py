@@ -106,6 +106,25 @@ def test_gates_without_a_ceiling(backend, gate, size, dtype):
     assert model.stats().gates["input_0"] == watch.report()
 
 
+@pytest.mark.parametrize(
+    "gate", [{"smooth": 3, "peak": 9.0}, {"smooth": 9, "peak": 9.0, "weak": 0.5}, {"smooth": 5, "recent": 2}], ids=str
+)
+def test_boxes_at_the_limit(backend, gate):
+    """Means of boxes that lie a few roundings from the limit, or from what is taken along: on its side each of them."""
+    draw = generator(8)
+    gate, limit, shape = {"dilate": 1, **gate}, 0.1, (2, 3, 37, 70)
+    model = convert(torch.zeros(shape), gate, backend=backend)
+    watch = Watch(Gate.of(gate), shape, torch.float32, torch.zeros(0).device, limit)
+    stored = torch.full(shape, math.nan)
+    for t, times in enumerate((0, 1, 0.5, 1, math.sqrt(2), -1, math.sqrt(2))):
+        frame = torch.full(shape, limit * times)
+        frame += torch.randint(-6, 7, shape, generator=draw) * 2.0**-28
+        model(frame)
+        seen, mask = watch.look(frame, stored)
+        stored = torch.where(mask, seen, stored)
+        assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
+
+
 def test_a_gate_on_bytes(backend):
     """Frames of a camera, with the channels last: the gate sees them as numbers."""
 
