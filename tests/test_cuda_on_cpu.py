@@ -106,7 +106,9 @@ def test_gates_that_average_frames(gate):
     test_gate.test_gates_without_a_ceiling("cuda", gate, (21, 40), torch.float32)
 
 
-@pytest.mark.parametrize("gate", [{"smooth": 3, "peak": 9.0, "weak": 0.5}, {"smooth": 5, "recent": 2}], ids=str)
+@pytest.mark.parametrize(
+    "gate", [{"smooth": 3, "peak": 9.0, "weak": 0.5}, {"smooth": 5, "recent": 2}], ids=str
+)
 def test_boxes_at_the_limit(gate):
     test_gate.test_boxes_at_the_limit("cuda", gate)
 
@@ -166,7 +168,9 @@ class Narrow(nn.Module):
         return (self.mix(joined).relu() + 1, self.wide(joined))
 
 
-@pytest.mark.parametrize("options", [{}, {"threshold": {"activation": 0.05}}, {"threshold": {"linear": 0.03}}])
+@pytest.mark.parametrize(
+    "options", [{}, {"threshold": {"activation": 0.05}}, {"threshold": {"linear": 0.03}}]
+)
 def test_concatenations_of_maps_that_end_within_a_vector(options):
     model = check(Narrow().eval(), (2, 3, 16, 20), **options)
     nodes = model._program.plan.graph.graph.nodes

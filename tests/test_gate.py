@@ -107,7 +107,9 @@ def test_gates_without_a_ceiling(backend, gate, size, dtype):
 
 
 @pytest.mark.parametrize(
-    "gate", [{"smooth": 3, "peak": 9.0}, {"smooth": 9, "peak": 9.0, "weak": 0.5}, {"smooth": 5, "recent": 2}], ids=str
+    "gate",
+    [{"smooth": 3, "peak": 9.0}, {"smooth": 9, "peak": 9.0, "weak": 0.5}, {"smooth": 5, "recent": 2}],
+    ids=str,
 )
 def test_boxes_at_the_limit(backend, gate):
     """Means of boxes that lie a few roundings from the limit, or from what is taken along: on its side each of them."""

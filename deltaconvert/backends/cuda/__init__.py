@@ -11,7 +11,7 @@ its own is computed whole by torch, inside the graph, and its candidates are sto
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
@@ -64,6 +64,7 @@ class Backend:
         self._passed = 1  # the scratch that the last map was passed on in
         self._joined_maps: dict[str, Tensor] = {}  # of concatenations whose inputs are parts of them
         self._behind: dict[int, Listings] = {}  # a source -> the lists that it decides about
+        self.listed: dict[tuple[Hashable, ...], Listing] = {}  # by what they follow from (`listings.key_of`)
         self.place = 0  # of the next step among all
         self._side: torch.cuda.Stream | None = None  # where lists are made beside the first steps
         self._joined = False  # the next launch waits for something there

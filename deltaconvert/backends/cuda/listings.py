@@ -7,7 +7,7 @@ right after it, in few launches: those of a network without thresholds behind it
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,18 @@ class Listing:
         return struct.pack(
             "=5Q8i", *addresses, first, len(self.pairs), behind, turn, kept, 0, *self.marks.size
         )
+
+
+def key_of(pairs: Sequence[tuple[Reach, Marks]]) -> tuple[Hashable, ...]:
+    """Steps of the same key have the same candidates: branches that begin with windows of one size on one map."""
+
+    def shape(reach: Reach) -> Hashable:
+        if isinstance(reach, Window):
+            sizes = (reach.kernel, reach.stride, reach.padding, reach.dilation, reach.in_size, reach.out_size)
+            return (*sizes, reach.transposed)
+        return reach if isinstance(reach, (Pixel, Everything)) else id(reach)
+
+    return tuple((shape(reach), id(marks)) for reach, marks in pairs)
 
 
 class Listings:

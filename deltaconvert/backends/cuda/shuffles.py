@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PIXEL_BYTES = 192  # that a thread of kernels/unfold.cu holds
 
+
 def note_last_shuffles(gm: fx.GraphModule) -> fx.GraphModule:
     """Tell the pixel shuffles whose maps only leave the delta graph. An upscaler's last map is its largest: sixteen
     times the pixels of the one before, which would be marked and listed, stored, and laid out anew.
@@ -79,7 +80,6 @@ class LastShuffle:
 
 
 def planes_at_once(channels: int, box_bytes: int) -> int:
-    """Planes whose boxes of a pixel a thread of `unfold` reads at once: whole vectors of 16 bytes, as far as its registers
-    go, or all."""
+    """Planes whose boxes of a pixel a thread of `unfold` reads at once: whole vectors, as far as its registers go."""
     fits = (n for n in range(channels, 0, -1) if channels % n == 0 and n * box_bytes <= PIXEL_BYTES)
     return next((n for n in fits if n == channels or n * box_bytes % 16 == 0), 1)
