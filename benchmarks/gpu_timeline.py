@@ -63,7 +63,7 @@ def noted() -> Iterator[list[Launch]]:
         step(self, frame)
 
     def note_launch(backend: Any, kernel: Any, *args: Any, **options: Any) -> None:
-        lists = kernel.name in ("spread", "list", "tally", "wake")
+        lists = kernel.name in ("spread", "spread_alone", "list", "tally", "wake")
         found.append(Launch("" if lists else here[0], kernel.name))
         launch(backend, kernel, *args, **options)
 

@@ -69,135 +69,221 @@ __device__ __forceinline__ void write_together(int* list, int start, u32 word, i
     }
 }
 
-// List the candidates in the words of a warp; (y, x) is the first pixel of a lane's. The order of a list is the
-// hardware's: no pixel's value may depend on its place in it. together: all warps of a block call it, and it returns how
-// many candidates they have: what thousands of warps add to one number takes 2 ns each.
-__device__ __forceinline__ int list_words(const Listing& to, int n, int y, int x, u32 word, bool together) {
-    const int lane = threadIdx.x & 31, place = (n * to.H + y) * to.W + x;
-    int before = __popc(word);  // candidates of the lanes up to this one
+// Candidates of a warp's lanes before this one; total: of all of them.
+__device__ __forceinline__ int before_in_warp(u32 word, int& total) {
+    const int lane = threadIdx.x & 31;
+    int before = __popc(word);
 #pragma unroll
     for (int lanes = 1; lanes < 32; lanes *= 2) {
         const int others = __shfl_up_sync(~0u, before, lanes);
         if (lane >= lanes) before += others;
     }
-    int total = __shfl_sync(~0u, before, 31), start = 0;
-    before -= __popc(word);
-    if (together) {
-        __shared__ int staged[STAGED];
-        before += before_in_block(to.count, total, start);
-        if (total <= STAGED) {
-            write_own(staged + before, word, place);
-            __syncthreads();
-            for (int i = threadIdx.x; i < total; i += blockDim.x) to.list[start + i] = staged[i];
-            return total;
-        }
-    } else {
-        if (total == 0) return 0;
-        if (lane == 0) start = atomicAdd(to.count, total);
-        start = __shfl_sync(~0u, start, 0);
-        if (!__any_sync(~0u, __popc(word) > FEW)) {
-            write_own(to.list + start + before, word, place);
-            return total;
+    total = __shfl_sync(~0u, before, 31);
+    return before - __popc(word);
+}
+
+// Write the places of a warp's words to a list from `start` on, which is this lane's. The order of a list is the
+// hardware's: no pixel's value may depend on its place in it.
+__device__ __forceinline__ void write_words(int* list, int start, u32 word, int place) {
+    if (__any_sync(~0u, __popc(word) > FEW))
+        write_together(list, start, word, place);
+    else
+        write_own(list + start, word, place);
+}
+
+// The same for all warps of a block, which add to the list's count together: what thousands of warps add to one number
+// takes 2 ns each. How many candidates they have.
+__device__ __forceinline__ int list_block(const Listing& to, u32 word, int place) {
+    __shared__ int staged[STAGED];
+    int total, start, before = before_in_warp(word, total);
+    before += before_in_block(to.count, total, start);
+    if (total > STAGED) {
+        write_together(to.list, start + before, word, place);
+        return total;
+    }
+    write_own(staged + before, word, place);
+    __syncthreads();
+    for (int i = threadIdx.x; i < total; i += blockDim.x) to.list[start + i] = staged[i];
+    return total;
+}
+
+// 32 words of a mask, which a warp looks at: this lane's word, and its first pixel.
+struct Turn {
+    int mine, words, y, x;
+    __device__ __forceinline__ Turn(const Listing& to, int mine) : mine(mine) {
+        const int row_words = words_of(to.W);
+        words = to.H * row_words, y = mine / row_words, x = (mine - y * row_words) * 32;
+    }
+    __device__ __forceinline__ int place(const Listing& to, int n) const { return (n * to.H + y) * to.W + x; }
+};
+
+// This lane's word of the candidates of a listing. A warp calls it.
+__device__ __forceinline__ u32 word_of(const Listing& to, const Reach* reaches, int n, const Turn& at) {
+    const int lane = threadIdx.x & 31, row_words = words_of(to.W), first = at.mine - lane;
+    u32 word = 0;
+    for (int i = to.first; i < to.first + to.inputs; i++) {
+        const Reach& r = reaches[i];
+        const int changed = r.changed[n];
+        if (changed == 0) continue;
+        if (r.kind == EVERYTHING || changed == r.H * r.W) {
+            word = ~0u;
+        } else if (has_words(r)) {
+            if (at.mine < at.words) word |= candidates(r, n, at.y, at.x);
+        } else if (r.kind == SOURCES && r.spans) {
+            word |= listed_sources(r, n, at.y, at.x, to.H, to.W);
+        } else {
+            for (int other = 0; other < 32 && first + other < at.words; other++) {
+                const int oy = (first + other) / row_words, ox = (first + other - oy * row_words) * 32 + lane;
+                const u32 bits = __ballot_sync(~0u, ox < to.W && reads_change(r, n, oy, ox));
+                if (lane == other) word |= bits;
+            }
         }
     }
-    write_together(to.list, start + before, word, place);
-    return total;
+    if (at.mine >= at.words) return 0;
+    if (to.W - at.x < 32) word &= (1u << (to.W - at.x)) - 1;
+    to.bits[(size_t)n * at.words + at.mine] = word;
+    if (to.compared) to.compared[(size_t)n * at.words + at.mine] = 0;
+    return word;
+}
+
+__device__ __forceinline__ int sum_of_warp(int value) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
+    return value;
 }
 
 // The candidates of several steps. blockIdx.y is a stream, a warp 32 words of its mask at a time.
 //
 // At threshold 0 masks depend on masks alone, so those of a whole network are known before its first convolution. Large
-// masks are a launch each. Small ones, one after the other, are the work of one block (gridDim.x == 1), which keeps their
-// bits, and in `counts` the number of them, in shared memory: 0.3 us each, where blocks that meet take 2 to 3.
+// masks are a launch each.
 //
 // then_list: list them too; else `list` does, with more blocks, and no mask waits for it.
-extern "C" __global__ void __launch_bounds__(1024) spread(const u64* table, int longs, int listings, int then_list) {
+extern "C" __global__ void __launch_bounds__(256) spread(const u64* table, int longs, int listings, int then_list) {
+    const Listing* all = parameters(table, longs);
+    const Reach* reaches = (const Reach*)(all + listings);
+    wait_for_predecessor();
+    const int n = blockIdx.y;
+    for (int k = 0; k < listings; k++) {
+        const Listing& to = all[k];
+        // Each listing begins with other blocks, so that those of a launch are made side by side.
+        const u32 blocks = gridDim.x, before = (to.turn * 32 + blockDim.x - 1) / blockDim.x % blocks;
+        const int words = to.H * words_of(to.W), block_of_it = (blockIdx.x + blocks - before) % blocks;
+        for (int block = block_of_it * blockDim.x; block < words; block += blocks * blockDim.x) {
+            const Turn at(to, block + threadIdx.x);
+            const u32 word = word_of(to, reaches, n, at);
+            if (then_list) {
+                if (__syncthreads_count(word != 0) == 0) continue;
+                const int total = list_block(to, word, at.place(to, n));
+                if (!to.compared && threadIdx.x == 0) atomicAdd(to.changed + n, total);
+            } else if (!to.compared && __any_sync(~0u, word != 0)) {
+                const int total = sum_of_warp(__popc(word));
+                if ((threadIdx.x & 31) == 0) atomicAdd(to.changed + n, total);
+            }
+        }
+    }
+}
+
+// Bring a word into shared memory; until `arrived` it is on its way.
+__device__ __forceinline__ void bring(u32* to, const u32* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+#else
+    *to = *from;
+#endif
+}
+__device__ __forceinline__ void arrived() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+    __syncthreads();
+}
+
+// The listing of a launch that a turn of a warp belongs to, from k on; or `listings`.
+__device__ __forceinline__ int listing_of(const Listing* all, int listings, int k, int turn) {
+    while (k < listings && turn >= all[k].turn + (words_of(all[k].W) * all[k].H + 31) / 32) k++;
+    return k;
+}
+
+// Small masks, one after the other, are the work of one block for each stream: 0.3 us each, where blocks that meet take 2
+// to 3. It waits for the device's memory twice, however many they are: for the masks of others that they follow from, which
+// come into shared memory with the counts, and for the places in the lists, of which it asks for all at once.
+extern "C" __global__ void __launch_bounds__(1024) spread_alone(const u64* table, int longs, int listings, int then_list) {
     Listing* all = parameters(table, longs);
     Reach* reaches = (Reach*)(all + listings);
-    int* counts = (int*)((u64*)all + longs);
-    u32* kept = (u32*)(counts + listings);
-    const int n = blockIdx.y, lane = threadIdx.x & 31;
-    const bool alone = gridDim.x == 1;
-    if (alone) {
-        for (int k = threadIdx.x; k < listings; k += blockDim.x) counts[k] = 0;
-        for (Reach* r = reaches + threadIdx.x; (u64*)r < (u64*)all + longs; r += blockDim.x) {
-            if (r->of < 0) continue;
-            r->changed = counts + r->of - n;
-            if (all[r->of].kept >= 0) r->mask = kept + all[r->of].kept - (size_t)n * r->H * words_of(r->W);
-        }
-        __syncthreads();
-    }
+    const int inputs = (int)((Reach*)((u64*)all + longs) - reaches), n = blockIdx.y;
+    int* const counts = (int*)((u64*)all + longs);  // of each listing's candidates
+    int* const starts = counts + listings;          // where the next of them go
+    int* const changed = starts + listings;         // of each reach's input
+    u32* const kept = (u32*)(changed + inputs);
+    for (int k = threadIdx.x; k < listings; k += blockDim.x) counts[k] = 0;
     wait_for_predecessor();
+    for (int i = threadIdx.x; i < inputs; i += blockDim.x)
+        if (reaches[i].of < 0) bring((u32*)changed + i, (const u32*)reaches[i].changed + n);
+    for (int i = 0; i < inputs; i++) {
+        const Reach& r = reaches[i];
+        const int words = r.H * words_of(r.W);
+        for (int w = threadIdx.x; r.copies && w < words; w += blockDim.x)
+            bring(kept + r.kept + w, r.mask + (size_t)n * words + w);
+    }
+    arrived();
+    for (Reach* r = reaches + threadIdx.x; r < reaches + inputs; r += blockDim.x) {
+        r->changed = (r->of < 0 ? changed + (r - reaches) : counts + r->of) - n;
+        const int place = r->of < 0 ? r->kept : all[r->of].kept;
+        if (place >= 0) r->mask = kept + place - (size_t)n * r->H * words_of(r->W);
+    }
+    __syncthreads();
     for (int k = 0; k < listings; k++) {
         const Listing& to = all[k];
         if (to.behind) __syncthreads();
-        const int row_words = words_of(to.W), words = to.H * row_words;
-        // Each listing begins with other blocks, so that those of a launch are made side by side.
-        const u32 blocks = gridDim.x, before = (to.turn * 32 + blockDim.x - 1) / blockDim.x % blocks;
-        const int block_of_it = (blockIdx.x + blocks - before) % blocks;
-        for (int block = block_of_it * blockDim.x; block < words; block += blocks * blockDim.x) {
-            const int mine = block + threadIdx.x, first = mine - lane;
-            const int y = mine / row_words, x = (mine - y * row_words) * 32;
-            u32 word = 0;
-            for (int i = to.first; i < to.first + to.inputs; i++) {
-                const Reach& r = reaches[i];
-                const int changed = r.changed[n];
-                if (changed == 0) continue;
-                if (r.kind == EVERYTHING || changed == r.H * r.W) {
-                    word = ~0u;
-                } else if (has_words(r)) {
-                    if (mine < words) word |= candidates(r, n, y, x);
-                } else if (r.kind == SOURCES && r.spans) {
-                    word |= listed_sources(r, n, y, x, to.H, to.W);
-                } else {
-                    for (int other = 0; other < 32 && first + other < words; other++) {
-                        const int oy = (first + other) / row_words, ox = (first + other - oy * row_words) * 32 + lane;
-                        const u32 bits = __ballot_sync(~0u, ox < to.W && reads_change(r, n, oy, ox));
-                        if (lane == other) word |= bits;
-                    }
-                }
-            }
-            if (mine >= words) word = 0;
-            if (to.W - x < 32) word &= (1u << (to.W - x)) - 1;
-            if (mine < words) {
-                to.bits[(size_t)n * words + mine] = word;
-                if (to.compared) to.compared[(size_t)n * words + mine] = 0;
-                if (alone && to.kept >= 0) kept[to.kept + mine] = word;
-            }
-            if (!alone && then_list) {
-                if (__syncthreads_count(word != 0) == 0) continue;
-                const int total = list_words(to, n, y, x, word, true);
-                if (!to.compared && threadIdx.x == 0) atomicAdd(to.changed + n, total);
-                continue;
-            }
+        const int words = to.H * words_of(to.W);
+        for (int first = threadIdx.x / 32 * 32; first < words; first += blockDim.x) {
+            const Turn at(to, first + (threadIdx.x & 31));
+            const u32 word = word_of(to, reaches, n, at);
+            if (to.kept >= 0 && at.mine < words) kept[to.kept + at.mine] = word;
             if (!__any_sync(~0u, word != 0)) continue;
-            if (!to.compared) {
-                int total = __popc(word);
-#pragma unroll
-                for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_xor_sync(~0u, total, lanes);
-                if (lane == 0) atomicAdd(alone ? counts + k : to.changed + n, total);
-            }
-            if (then_list) list_words(to, n, y, x, word, false);
+            const int total = sum_of_warp(__popc(word));
+            if ((threadIdx.x & 31) == 0) atomicAdd(counts + k, total);
         }
     }
-    if (!alone) return;
     __syncthreads();
-    for (int k = threadIdx.x; k < listings; k += blockDim.x)
+    for (int k = threadIdx.x; k < listings; k += blockDim.x) {
         if (!all[k].compared) all[k].changed[n] = counts[k];
+        if (then_list && counts[k]) starts[k] = atomicAdd(all[k].count, counts[k]);
+    }
+    if (!then_list) return;
+    __syncthreads();
+    for (int turn = threadIdx.x / 32, k = 0;; turn += blockDim.x / 32) {
+        k = listing_of(all, listings, k, turn);
+        if (k == listings) return;
+        const Listing& to = all[k];
+        const Turn at(to, (turn - to.turn) * 32 + (threadIdx.x & 31));
+        u32 word = 0;
+        if (at.mine < at.words) word = to.kept >= 0 ? kept[to.kept + at.mine] : to.bits[(size_t)n * at.words + at.mine];
+        int total, start = 0;
+        const int before = before_in_warp(word, total);
+        if (total == 0) continue;
+        if ((threadIdx.x & 31) == 0) start = atomicAdd(starts + k, total);
+        start = __shfl_sync(~0u, start, 0);
+        write_words(to.list, start + before, word, at.place(to, n));
+    }
 }
 
-// The lists of what `spread` found. blockIdx.y is a stream, a warp takes every `warps`-th 32 words of it.
+// The lists of what was found. blockIdx.y is a stream, a warp takes every `warps`-th 32 words of it.
 extern "C" __global__ void list(const u64* table, int longs, int listings) {
     const Listing* all = parameters(table, longs);
     wait_for_predecessor();
     const int n = blockIdx.y, lane = threadIdx.x & 31, warps = gridDim.x * blockDim.x >> 5;
-    int k = 0;
-    for (int turn = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;; turn += warps) {
-        while (k < listings && turn >= all[k].turn + (words_of(all[k].W) * all[k].H + 31) / 32) k++;
+    for (int turn = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, k = 0;; turn += warps) {
+        k = listing_of(all, listings, k, turn);
         if (k == listings) return;
         const Listing& to = all[k];
-        const int row_words = words_of(to.W), words = row_words * to.H, mine = (turn - to.turn) * 32 + lane;
-        const int y = mine / row_words, x = (mine - y * row_words) * 32;
-        list_words(to, n, y, x, mine < words ? to.bits[(size_t)n * words + mine] : 0, false);
+        const Turn at(to, (turn - to.turn) * 32 + lane);
+        const u32 word = at.mine < at.words ? to.bits[(size_t)n * at.words + at.mine] : 0;
+        int total, start = 0;
+        const int before = before_in_warp(word, total);
+        if (total == 0) continue;
+        if (lane == 0) start = atomicAdd(to.count, total);
+        start = __shfl_sync(~0u, start, 0);
+        write_words(to.list, start + before, word, at.place(to, n));
     }
 }

@@ -76,12 +76,15 @@ def _listing(pairs: list[tuple[Reach, Marks]], size: tuple[int, int], compared: 
     return Listing(marks, listed, marks.bits.clone() if compared else marks.bits, pairs)
 
 
-def _spread(*listings: Listing, then_list: bool = True, kept: int = 1000) -> None:
-    """By one block, which keeps so many words in shared memory; a single listing by several."""
+def _spread(*listings: Listing, then_list: bool = True, kept: int = 1000, alone: bool = True) -> None:
+    """By one block, which keeps so many words in shared memory; or by several."""
     table, _ = table_of(in_levels(listings), kept)
     packed = torch.frombuffer(bytearray(table), dtype=torch.uint8)
     args = packed, len(packed) // 8, len(listings), len(listings[0].marks.bits)
-    _call("run_spread", *args, 1 + (len(listings) == 1), then_list)
+    if alone:
+        _call("run_spread_alone", *args, then_list)
+    else:
+        _call("run_spread", *args, 2, then_list)
     if not then_list:
         _call("run_list", *args)
 
@@ -109,9 +112,10 @@ def _masks(size: tuple[int, int]) -> Tensor:
 
 def _check(reach: Reach, mask: Tensor, compared: bool = False) -> None:
     expected = reach.spread(mask)
-    listing = _listing([(reach, _marks(mask))], tuple(expected.shape[2:]), compared)
-    _spread(listing)
-    _check_listing(listing, expected)
+    for alone in (False, True):
+        listing = _listing([(reach, _marks(mask))], tuple(expected.shape[2:]), compared)
+        _spread(listing, alone=alone)
+        _check_listing(listing, expected)
 
 
 def _window(k, stride, pad, dilation, size, transposed=False) -> Window | None:

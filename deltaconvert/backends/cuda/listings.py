@@ -23,9 +23,10 @@ from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 THREADS = 1024  # of a block that works alone
 TABLE_BYTES = 40 << 10  # of shared memory, for the parameters of a launch
 OWN_BYTES = 9 << 10  # more than what `spread` declares itself
-LISTING_BYTES, REACH_BYTES = 72, 96
+LISTING_BYTES, REACH_BYTES = 72, 104
 SMALL = THREADS + THREADS // 4  # words of a mask that a block alone makes in about the time of a launch
 TOGETHER = 4 * SMALL  # words after which another launch begins
+BROUGHT = 4 * THREADS  # words of a mask that a block alone brings into shared memory before it reads them
 _KINDS = {Pixel: 0, Sources: 3, Everything: 4}  # the enum of kernels/reach.cuh; windows are 1, transposed 2
 
 
@@ -115,14 +116,16 @@ class _Launch:
         self._room = getattr(properties, "shared_memory_per_block_optin", 48 << 10) - OWN_BYTES
         table, kept = table_of(levels, (self._room - TABLE_BYTES) // 4 - 1024 if self._alone else 0)
         self._table = device_bytes(table, self._device)
-        self._shared_bytes = len(table) + 4 * len(self._listings) + 4 * kept
+        inputs = sum(len(listing.pairs) for listing in self._listings)
+        self._shared_bytes = len(table) + 4 * (2 * len(self._listings) + inputs + kept)
         turns = sum(listing.turns for listing in self._listings)
-        self._then_list = not self._alone or turns <= THREADS // 32
+        self._then_list = not self._alone or turns <= 3 * THREADS // 32
         most = -(-8 * properties.multi_processor_count // self._streams)
         self._blocks = max(2, min(-(-turns // 8), most))
 
     def run(self, backend: Any) -> None:
-        spread = backend.kernel("masks.cu", "spread", torch.float32, self._room)
+        name = "spread_alone" if self._alone else "spread"
+        spread = backend.kernel("masks.cu", name, torch.float32, self._room)
         grid, threads = ((1, self._streams), THREADS) if self._alone else ((self._blocks, self._streams), 256)
         args = (self._table, np.int32(self._table.numel() // 8), np.int32(len(self._listings)))
         flag = np.int32(self._then_list)
@@ -191,6 +194,7 @@ def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int
     """The parameters of `spread`: its listings, then their reaches; and the words of `room` that masks are kept in."""
     packed, reaches, turn, kept = b"", b"", 0, 0
     places: dict[Marks, int] = {}
+    brought: dict[Marks, int] = {}  # of the masks that are made elsewhere, where they are kept
     for i, level in enumerate(levels):
         for j, listing in enumerate(level):
             fits = kept + listing.words <= room
@@ -199,7 +203,13 @@ def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int
             turn += listing.turns
             kept += listing.words if fits else 0
             for reach, marks in listing.pairs:
-                bytes_of_reach, tables = pack(reach, marks, places.get(marks, -1))
+                words = marks.bits[0].numel()
+                brings = marks not in places and marks not in brought and kept + words <= min(room, kept + BROUGHT)
+                if brings:
+                    brought[marks] = kept
+                    kept += words
+                place = places.get(marks, -1), brought.get(marks, -1), brings
+                bytes_of_reach, tables = pack(reach, marks, place)
                 reaches += bytes_of_reach
                 listing.tables += tables
             if listing.bits is listing.marks.bits:
@@ -218,10 +228,11 @@ def in_levels(listings: Sequence[Listing]) -> list[list[Listing]]:
     return levels
 
 
-def pack(reach: Reach, marks: Marks, place: int) -> tuple[bytes, list[Tensor]]:
+def pack(reach: Reach, marks: Marks, place: tuple[int, int, bool]) -> tuple[bytes, list[Tensor]]:
     """struct Reach of kernels/reach.cuh, and the tables whose addresses it holds.
 
-    place: of the listing that makes the marks among those of the launch; or -1.
+    place: of the listing that makes the marks among those of the launch, or -1; where a mask of another launch is kept,
+    or -1; whether it comes there for this reach.
     """
     window, taps, tables = (0,) * 8, (0, 0), []
     if isinstance(reach, Window):
@@ -235,5 +246,5 @@ def pack(reach: Reach, marks: Marks, place: int) -> tuple[bytes, list[Tensor]]:
         tables = [t.to(marks.bits.device, torch.int32).contiguous() for t in tables]
         taps = (reach.rows.shape[1], reach.cols.shape[1])
     addresses = [t.data_ptr() for t in (marks.bits, marks.changed, *tables)]
-    numbers = (kind, *marks.size, *window, *taps, place)
-    return struct.pack("=5Q14i", *addresses, *[0] * (5 - len(addresses)), *numbers), tables
+    numbers = (kind, *marks.size, *window, *taps, *place)
+    return struct.pack("=5Q16i", *addresses, *[0] * (5 - len(addresses)), *numbers), tables
