@@ -1,189 +1,26 @@
 // `look` of gate.cu: a block has ROWS x 32 pixels of a frame, and reads what is around them.
 //
-// Where differences are averaged over boxes they lie in shared memory. A box's mean as gate.py takes it, in its order and
-// with its roundings, is 30 instructions a value. Only on which side of a threshold it lies is asked, so it is summed up
-// in whatever order is short, and taken as gate.py does where it lies too near to tell. A tile whose differences are all
-// small has no box that is not; and one whose sums down the columns are, none across.
-#define AROUND (SMOOTH / 2)
-#define BESIDE ((AROUND + 3) / 4 * 4)  // columns to the left and right of a block's that it reads
-#define WIDE (32 + 2 * BESIDE)
-#define HIGH (ROWS + 2 * AROUND)
-
-// Magnitudes as whole numbers, which are in the same order; NaN is behind all of them.
-#if TYPE == 0
-typedef u64 Rank;
-__device__ __forceinline__ Rank rank_of(double v) { return (u64)__double_as_longlong(v) & ~0ull >> 1; }
-__device__ __forceinline__ double at_rank(Rank rank) { return __longlong_as_double((long long)rank); }
-#define ROUNDING 1.2e-16  // of a number, at most
-#else
-typedef u32 Rank;
-__device__ __forceinline__ Rank rank_of(float v) { return __float_as_uint(v) & 0x7fffffff; }
-__device__ __forceinline__ float at_rank(Rank rank) { return __uint_as_float(rank); }
-#define ROUNDING 6e-8f
-#endif
-
-#define IN_PAIRS (TYPE == 2 && FOURS && PACKED && !BYTES && !HOLD && CHANNELS > 1 && __CUDA_ARCH__ >= 800)
-#if IN_PAIRS
-// Two halves in a word. A difference of halves that is rounded to a half is the same by way of a float.
-__device__ __forceinline__ u32 minus(u32 a, u32 b) {
-    u32 difference;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
-    return difference;
-}
-__device__ __forceinline__ u32 larger_ones(u32 a, u32 b) {  // NaN wins
-    u32 larger;
-    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
-    return larger;
-}
-__device__ __forceinline__ void get_both(u32 pair, float& low, float& high) {
-    asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
-        : "=f"(low), "=f"(high)
-        : "r"(pair));
-}
-struct __align__(16) Pairs { u32 of[8]; };  // four stored pixels
-
-// `compare` below, of two pixels at a time.
-__device__ __forceinline__ void compare_pairs(const seen* fresh, long long sc, const value* stored,
-                                              Numbers (&by)[CHANNELS], u32& differ, Rank (&highest)[4]) {
-    const Pairs kept = *(const Pairs*)stored;
-    uint2 now[CHANNELS];
-#pragma unroll
-    for (int j = 0; j < CHANNELS; j++) now[j] = *(const uint2*)(fresh + j * sc);
-#pragma unroll
-    for (int p = 0; p < 4; p += 2) {
-        u32 other = 0, size = 0;
-#pragma unroll
-        for (int j = 0; j < CHANNELS; j++) {
-            const u32 before = __byte_perm(kept.of[2 * p + j / 2], kept.of[2 * p + 2 + j / 2], j & 1 ? 0x7632 : 0x5410);
-            const u32 after = p ? now[j].y : now[j].x, change = minus(after, before);
-            other |= after ^ before, size = larger_ones(size, change & 0x7fff7fff);
-            get_both(change, by[j].of[p], by[j].of[p + 1]);
-        }
-        differ |= (u32)((other & 0xffff) != 0) << p | (u32)(other >> 16 != 0) << (p + 1);
-        float low, high;
-        get_both(size, low, high);
-        highest[p] = rank_of(low), highest[p + 1] = rank_of(high);
-    }
-}
-#endif
-
-// What channels c .. c + CHANNELS - 1 of up to four pixels changed by, 0 of those from `pixels` on; a bit for each of
-// them that differs in one of the bits; and the rank of the largest change of each. fresh: the first of them in the frame.
-__device__ __forceinline__ void compare(const seen* fresh, long long sc, long long sw, const value* stored, int pitch,
-                                        int c, int C, int pixels, Numbers (&by)[CHANNELS], u32& differ,
-                                        Rank (&highest)[4]) {
-#if IN_PAIRS
-    return compare_pairs(fresh, sc, stored, by, differ, highest);
-#endif
-    value now[CHANNELS][4];
-    FourStored kept = {};  // with PACKED; asked for with what is compared with it
-    if (PACKED && FOURS) {
-        kept = *(const FourStored*)stored;
-    } else if (PACKED) {
-#pragma unroll
-        for (int p = 0; p < 4; p++)
-            if (p < pixels) kept.of[p] = *(const Stored*)(stored + p * pitch);
-    }
-#pragma unroll
-    for (int j = 0; j < CHANNELS; j++) {
-        const seen* from = fresh + (c + j) * sc;
-        Seen read = {};
-        if (FOURS) read = *(const Seen*)from;
-#pragma unroll
-        for (int p = 0; p < 4; p++) {
-            if (!FOURS && p < pixels) read.of[p] = from[p * sw];
-            now[j][p] = arrived(read.of[p]);
-        }
-    }
-#pragma unroll
-    for (int p = 0; p < 4; p++) {
-        if (!FOURS && p >= pixels) break;
-        const value* pixel = stored + p * pitch;
-        bool keeps = false;  // as it was, or 0 where it was never seen
-        if (HOLD)
-            for (int k = 0; k < C; k++) keeps |= !is_finite(get(arrived(fresh[k * sc + p * sw])));
-        bits other = 0;
-#pragma unroll
-        for (int j = 0; j < CHANNELS; j++) {
-            const value before = PACKED ? kept.of[p].of[CHANNELS > 1 ? j : c % 4] : pixel[c + j];
-            const value after = !keeps ? now[j][p] : get(before) == get(before) ? before : put(0);
-            other |= bits_of(after) ^ bits_of(before);
-            by[j].of[p] = get(put(get(after) - get(before)));
-            highest[p] = max(highest[p], rank_of(by[j].of[p]));
-        }
-        differ |= (u32)(other != 0) << p;
-    }
-}
+// Where differences are averaged over boxes they lie in shared memory. A tile whose differences are all small has no box that
+// is not; and one whose sums down the columns are, none across.
+#include "gate_compare.cuh"
 #if SMOOTH > 1
-// How many pixels of a line of `length` the box around pixel `at` holds.
-__device__ __forceinline__ int inside_of(int at, int length) {
-    return max(min(at + AROUND + 1, length) - max(at - AROUND, 0), 1);
+#include "gate_boxes.cuh"
+#define FOURS_AROUND ((2 * AROUND * WIDE + 2 * BESIDE * ROWS) / 4)
+
+// Where the i-th four pixels of those around a block's own lie in its tile: above, below, then beside it.
+__device__ __forceinline__ void place_around(int i, int& row, int& col) {
+    const int beside = i - 2 * AROUND * WIDE / 4, in_row = beside % (BESIDE / 2);
+    row = i / (WIDE / 4), col = i % (WIDE / 4) * 4;
+    if (row >= AROUND) row += ROWS;
+    if (beside >= 0) row = AROUND + beside / (BESIDE / 2), col = in_row * 4 + (in_row < BESIDE / 4 ? 0 : 32);
 }
-
-// The magnitude of the mean of the box whose first value is at `from` of a tile, around pixel (y, x): as gate.py's
-// box_mean has it. Sums go from end to end, and pixels beside the map, which are 0, count for nothing.
-__device__ __noinline__ number box_mean(const number* from, int y, int x, int H, int W) {
-    const int down = inside_of(y, H), across = inside_of(x, W);
-    number sum = 0;
-    for (int col = 0; col < SMOOTH; col++) {
-        number column = 0;
-#pragma unroll
-        for (int row = 0; row < SMOOTH; row++) column += from[row * WIDE + col];
-        sum += column / (number)down;
-    }
-    return magnitude(sum / (number)across);
-}
-
-// The sums of RUN boxes of SMOOTH values in line, in any order: what all of them hold, and what is before and behind it.
-template <int RUN> __device__ __forceinline__ void box_sums(const number* v, number (&sums)[RUN]) {
-    if constexpr (SMOOTH < RUN) {
-#pragma unroll
-        for (int i = 0; i < RUN; i++) {
-            sums[i] = v[i];
-#pragma unroll
-            for (int k = 1; k < SMOOTH; k++) sums[i] += v[i + k];
-        }
-    } else {
-        number all = v[RUN - 1], behind = 0;
-#pragma unroll
-        for (int k = RUN; k < SMOOTH; k++) all += v[k];
-#pragma unroll
-        for (int i = RUN - 1; i >= 0; i--) sums[i] = i == RUN - 1 ? all : sums[i + 1] + v[i];
-#pragma unroll
-        for (int i = 1; i < RUN; i++) behind = i == 1 ? v[SMOOTH] : behind + v[SMOOTH - 1 + i], sums[i] += behind;
-    }
-}
-
-// The highest of a block. All threads call it, and have written shared memory when it returns. turn: of the last two
-// calls' other numbers.
-__device__ __forceinline__ Rank highest_of_block(Rank rank, int turn) {
-    __shared__ Rank of_warps[2][32];
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) rank = max(rank, __shfl_xor_sync(~0u, rank, lanes));
-    if ((threadIdx.x & 31) == 0) of_warps[turn & 1][threadIdx.x / 32] = rank;
-    __syncthreads();
-    for (int warp = 0; warp < (int)blockDim.x / 32; warp++) rank = max(rank, of_warps[turn & 1][warp]);
-    return rank;
-}
-
-// What a sum of a box's values, none of them larger than `most`, says about its mean and a limit: that it is above, that
-// it is not, or nothing. Both sums are off by up to 2 * SMOOTH roundings of such values.
-struct Sides {
-    number above, below;  // NaN, which says nothing, where sums could be infinite
-    __device__ __forceinline__ Sides(number limit, number most) {
-        const number off = (4 * SMOOTH + 16) * (number)ROUNDING * (most + limit) + (number)1e-36;
-        const bool fits = most < (number)1e30;
-        above = fits ? limit + off : at_rank((Rank)-1), below = fits ? limit - off : at_rank((Rank)-1);
-    }
-};
-
 #endif
 
 // moved: beyond the threshold and the noise. other: any bit differs. near: those of them that a change takes along.
 // last: the frame before, N C H W; noise: N H W. deviations: how many of them a change must exceed. mean: as `average`
 // left it; then: what it was when a pixel was stored, which says nothing before RECENT of `frames`. Registers for what four
 // pixels read: as few as the compiler takes by itself let it wait for them one after the other.
-extern "C" __global__ void __launch_bounds__(256, 5)
+extern "C" __global__ void __launch_bounds__(256, 4)
     look(const seen* frame, const u64* at, long long sn, long long sc, long long sh, long long sw, const value* stored,
          int pitch, const int* awake, u32* moved, u32* near, u32* other, value* last, number* noise, u64* held,
          const number* mean, const number* then, const number* frames, int C, int H, int W, number limit, number peak,
@@ -203,38 +40,48 @@ extern "C" __global__ void __launch_bounds__(256, 5)
         const bool of_frame = c < C;
         const number times = of_frame ? root : 1;
         Rank highest = 0;
-        for (int i = threadIdx.x; i < HIGH * WIDE / 4; i += blockDim.x) {
+        // A thread has four pixels of the block's own, and four of those around them, if there are as many.
+        for (int i = threadIdx.x; of_frame && i < max(ROWS * 8, FOURS_AROUND); i += blockDim.x) {
+            Four own, around;
+            const int row = i / 8, col = i % 8 * 4, y = top + row, x = left + col;
+            int far_row, far_col;
+            place_around(i, far_row, far_col);
+            const int far_y = top - AROUND + far_row, far_x = left - BESIDE + far_col;
+            const auto begin = [&](Four& four, bool is_one, int y, int x) {
+                four.fresh = frame + n * sn + y * sh + x * sw, four.stored = stored + ((size_t)(n * H + y) * W + x) * pitch;
+                four.pixels = is_one && (u32)y < (u32)H && (u32)x < (u32)W ? W - x : 0;
+                four.read(sc, sw, pitch, c);
+            };
+            begin(own, i < ROWS * 8, y, x), begin(around, i < FOURS_AROUND, far_y, far_x);
+            const auto end = [&](const Four& four, u32& differ, u32& beyond, int at) {
+                Numbers by[CHANNELS] = {};
+                Rank of_pixel[4] = {};
+                if (four.pixels > 0) four.compare(sc, sw, pitch, c, C, by, differ, of_pixel);
+#pragma unroll
+                for (int p = 0; p < 4; p++) beyond |= (u32)(of_pixel[p] > rank_of(peak)) << p, highest = max(highest, of_pixel[p]);
+#pragma unroll
+                for (int j = 0; j < CHANNELS; j++) change[j][at] = by[j];
+            };
+            u32 differ = 0, beyond = 0, unused = 0;
+            if (i < ROWS * 8) {  // whole warps
+                end(own, differ, beyond, ((row + AROUND) * WIDE + BESIDE + col) / 4);
+                differ = row_of_eight(differ), beyond = row_of_eight(beyond);
+                if (i % 8 == 0) other_bits[row] |= differ, beyond_peak[row] |= beyond;
+            }
+            if (i < FOURS_AROUND) end(around, unused, unused, (far_row * WIDE + far_col) / 4);
+        }
+        for (int i = threadIdx.x; !of_frame && i < HIGH * WIDE / 4; i += blockDim.x) {
             const int row = i / (WIDE / 4), col = i % (WIDE / 4) * 4, y = top - AROUND + row, x = left - BESIDE + col;
             const bool inside = (u32)y < (u32)H && (u32)x < (u32)W;
-            Numbers by[CHANNELS] = {};
-            Rank of_pixel[4] = {};
-            if (of_frame && inside) {
-                u32 differ = 0, beyond = 0;
-                compare(frame + n * sn + y * sh + x * sw, sc, sw, stored + ((size_t)(n * H + y) * W + x) * pitch, pitch, c, C,
-                        W - x, by, differ, of_pixel);
 #pragma unroll
-                for (int p = 0; p < 4; p++) beyond |= (u32)(of_pixel[p] > rank_of(peak)) << p;
-                const int bit = col - BESIDE, line = row - AROUND;
-                if ((u32)bit < 32 && (u32)line < ROWS) {
-                    if (differ) atomicOr(other_bits + line, differ << bit);
-                    if (beyond) atomicOr(beyond_peak + line, beyond << bit);
-                }
-            } else if (inside) {
+            for (int j = 0; j < CHANNELS; j++) {
+                const size_t place = ((size_t)(n * C + c - C + j) * H + y) * W;
+                const Numbers now = four(mean + place, x, W, inside), before = four(then + place, x, W, inside);
+                Numbers by;
 #pragma unroll
-                for (int j = 0; j < CHANNELS; j++) {
-                    const size_t place = ((size_t)(n * C + c - C + j) * H + y) * W;
-                    const Numbers now = four(mean + place, x, W, inside), before = four(then + place, x, W, inside);
-#pragma unroll
-                    for (int p = 0; p < 4; p++) {
-                        by[j].of[p] = now.of[p] - before.of[p];
-                        of_pixel[p] = max(of_pixel[p], rank_of(by[j].of[p]));
-                    }
-                }
+                for (int p = 0; p < 4; p++) by.of[p] = now.of[p] - before.of[p], highest = max(highest, rank_of(by.of[p]));
+                change[j][i] = by;
             }
-#pragma unroll
-            for (int j = 0; j < CHANNELS; j++) change[j][i] = by[j];
-#pragma unroll
-            for (int p = 0; p < 4; p++) highest = max(highest, of_pixel[p]);
         }
         highest = highest_of_block(highest, c / CHANNELS);
         // A mean is no larger than what it is the mean of, but for roundings: most boxes need no look.
@@ -318,10 +165,13 @@ extern "C" __global__ void __launch_bounds__(256, 5)
         u32 bits[3] = {};  // moved, near and other
         if (pixels > 0) {
             Rank of_pixel[4] = {};
+            Four run;
+            run.fresh = frame + n * sn + y * sh + x * sw, run.stored = stored + ((size_t)(n * H + y) * W + x) * pitch;
+            run.pixels = pixels;
             for (int c = 0; c < C; c += CHANNELS) {
                 Numbers by[CHANNELS] = {};
-                compare(frame + n * sn + y * sh + x * sw, sc, sw, stored + ((size_t)(n * H + y) * W + x) * pitch, pitch, c, C,
-                        pixels, by, bits[2], of_pixel);
+                run.read(sc, sw, pitch, c);
+                run.compare(sc, sw, pitch, c, C, by, bits[2], of_pixel);
             }
             number smoothed[4];
 #pragma unroll
@@ -340,11 +190,7 @@ extern "C" __global__ void __launch_bounds__(256, 5)
             bits[0] = limit == 0 ? bits[2] : bits[0] & ~(~0u << pixels), bits[1] &= bits[2];
         }
 #pragma unroll
-        for (int k = 0; k < 3; k++) {
-            bits[k] <<= i % 8 * 4;
-#pragma unroll
-            for (int lanes = 4; lanes > 0; lanes /= 2) bits[k] |= __shfl_xor_sync(~0u, bits[k], lanes);
-        }
+        for (int k = 0; k < 3; k++) bits[k] = row_of_eight(bits[k]);
         const size_t word = (size_t)(n * H + y) * words + left / 32;
         if (i % 8 == 0 && y < H) moved[word] = bits[0], near[word] = bits[1], other[word] = bits[2];
     }

@@ -1,0 +1,120 @@
+// Four pixels of a frame beside what is stored of them, by which `look` of gate.cu compares.
+
+// Magnitudes as whole numbers, which are in the same order; NaN is behind all of them.
+#if TYPE == 0
+typedef u64 Rank;
+__device__ __forceinline__ Rank rank_of(double v) { return (u64)__double_as_longlong(v) & ~0ull >> 1; }
+__device__ __forceinline__ double at_rank(Rank rank) { return __longlong_as_double((long long)rank); }
+#define ROUNDING 1.2e-16  // of a number, at most
+#else
+typedef u32 Rank;
+__device__ __forceinline__ Rank rank_of(float v) { return __float_as_uint(v) & 0x7fffffff; }
+__device__ __forceinline__ float at_rank(Rank rank) { return __uint_as_float(rank); }
+#define ROUNDING 6e-8f
+#endif
+
+#define IN_PAIRS (TYPE == 2 && PACKED && !BYTES && !HOLD && CHANNELS > 1 && __CUDA_ARCH__ >= 800)
+#if IN_PAIRS
+// Two halves in a word. A difference of halves that is rounded to a half is the same by way of a float.
+__device__ __forceinline__ u32 pair(u16 low, u16 high) {
+    u32 pair;
+    asm("mov.b32 %0, {%1, %2};" : "=r"(pair) : "h"(low), "h"(high));
+    return pair;
+}
+__device__ __forceinline__ u32 minus(u32 a, u32 b) {
+    u32 difference;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
+    return difference;
+}
+__device__ __forceinline__ u32 larger_ones(u32 a, u32 b) {  // NaN wins
+    u32 larger;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    return larger;
+}
+__device__ __forceinline__ void get_both(u32 pair, float& low, float& high) {
+    asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(low), "=f"(high)
+        : "r"(pair));
+}
+#endif
+
+// Up to four pixels side by side, and CHANNELS of their channels. What is read of them is asked for at once.
+struct Four {
+    const seen* fresh;
+    const value* stored;
+    int pixels;
+    Seen now[CHANNELS];
+    FourStored kept;  // with PACKED
+
+    // Channels from c on; nothing where no pixel is inside.
+    __device__ __forceinline__ void read(long long sc, long long sw, int pitch, int c) {
+        if (pixels <= 0) return;
+        if (PACKED && FOURS) {
+            kept = *(const FourStored*)stored;
+        } else if (PACKED) {
+#pragma unroll
+            for (int p = 0; p < 4; p++)
+                if (p < pixels) kept.of[p] = *(const Stored*)(stored + p * pitch);
+        }
+#pragma unroll
+        for (int j = 0; j < CHANNELS; j++) {
+            const seen* from = fresh + (c + j) * sc;
+            if (FOURS) now[j] = *(const Seen*)from;
+#pragma unroll
+            for (int p = 0; p < 4; p++)
+                if (!FOURS && p < pixels) now[j].of[p] = from[p * sw];
+        }
+    }
+
+    // by: what those channels changed by, 0 of pixels that are not inside. A bit of `differ` for each pixel that is another
+    // in any bit; highest: the rank of the largest change of each.
+    __device__ __forceinline__ void compare(long long sc, long long sw, int pitch, int c, int C, Numbers (&by)[CHANNELS],
+                                            u32& differ, Rank (&highest)[4]) const {
+#if IN_PAIRS
+#pragma unroll
+        for (int p = 0; p < 4; p += 2) {
+            if (!FOURS && p >= pixels) break;
+            u32 other = 0, size = 0;
+            const u32 inside = FOURS || p + 1 < pixels ? ~0u : 0xffff;
+#pragma unroll
+            for (int j = 0; j < CHANNELS; j++) {
+                const u32 before = pair(kept.of[p].of[j], kept.of[p + 1].of[j]);
+                const u32 after = pair(now[j].of[p], now[j].of[p + 1]), change = minus(after, before) & inside;
+                other |= (after ^ before) & inside, size = larger_ones(size, change & 0x7fff7fff);
+                get_both(change, by[j].of[p], by[j].of[p + 1]);
+            }
+            differ |= (u32)((other & 0xffff) != 0) << p | (u32)(other >> 16 != 0) << (p + 1);
+            float low, high;
+            get_both(size, low, high);
+            highest[p] = rank_of(low), highest[p + 1] = rank_of(high);
+        }
+#else
+#pragma unroll
+        for (int p = 0; p < 4; p++) {
+            if (!FOURS && p >= pixels) break;
+            const value* pixel = stored + p * pitch;
+            bool keeps = false;  // as it was, or 0 where it was never seen
+            if (HOLD)
+                for (int k = 0; k < C; k++) keeps |= !is_finite(get(arrived(fresh[k * sc + p * sw])));
+            bits other = 0;
+#pragma unroll
+            for (int j = 0; j < CHANNELS; j++) {
+                const value before = PACKED ? kept.of[p].of[CHANNELS > 1 ? j : c % 4] : pixel[c + j];
+                const value after = !keeps ? arrived(now[j].of[p]) : get(before) == get(before) ? before : put(0);
+                other |= bits_of(after) ^ bits_of(before);
+                by[j].of[p] = get(put(get(after) - get(before)));
+                highest[p] = max(highest[p], rank_of(by[j].of[p]));
+            }
+            differ |= (u32)(other != 0) << p;
+        }
+#endif
+    }
+};
+
+// `bits` of eight lanes side by side, four each, as those of a row of 32 pixels. All lanes of a warp call it.
+__device__ __forceinline__ u32 row_of_eight(u32 bits) {
+    bits <<= (threadIdx.x & 7) * 4;
+#pragma unroll
+    for (int lanes = 4; lanes > 0; lanes /= 2) bits |= __shfl_xor_sync(~0u, bits, lanes);
+    return bits;
+}
