@@ -204,7 +204,9 @@ def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int
             kept += listing.words if fits else 0
             for reach, marks in listing.pairs:
                 words = marks.bits[0].numel()
-                brings = marks not in places and marks not in brought and kept + words <= min(room, kept + BROUGHT)
+                brings = (
+                    marks not in places and marks not in brought and kept + words <= min(room, kept + BROUGHT)
+                )
                 if brings:
                     brought[marks] = kept
                     kept += words
