@@ -36,15 +36,20 @@ extern "C" __global__ void average(const seen* frame, const u64* at, long long s
     const size_t i = threadIdx.x < 4 ? threadIdx.x : tail + threadIdx.x - 4;  // before the first four and behind the last
     if (i < (threadIdx.x < 4 ? head : all)) mean[i] = next(mean[i], get(arrived(frame[i])));
 #elif FOURS && !HOLD
-    for (int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4; i < H * W; i += gridDim.x * blockDim.x * 4)
-        for (int c = 0; c < C; c++) {
-            const Seen fresh = *(const Seen*)(frame + n * sn + c * sc + i / W * sh + i % W);
+    for (int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4; i < H * W; i += gridDim.x * blockDim.x * 4) {
+        const seen* from = frame + n * sn + i / W * sh + i % W * sw;
+        Seen side_by_side[CHANNELS];
+        if (LAST) read_last(from, side_by_side);
+#pragma unroll
+        for (int c = 0; c < (LAST ? CHANNELS : C); c++) {
+            const Seen fresh = LAST ? side_by_side[c] : *(const Seen*)(from + c * sc);
             Numbers* of = (Numbers*)(mean + (size_t)(n * C + c) * H * W + i);
             Numbers old = *of;
 #pragma unroll
             for (int p = 0; p < 4; p++) old.of[p] = next(old.of[p], get(arrived(fresh.of[p])));
             *of = old;
         }
+    }
 #else
     const int apart = gridDim.x * blockDim.x;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < H * W; i += 4 * apart)

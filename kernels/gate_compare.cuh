@@ -13,7 +13,7 @@ __device__ __forceinline__ float at_rank(Rank rank) { return __uint_as_float(ran
 #define ROUNDING 6e-8f
 #endif
 
-#define IN_PAIRS (TYPE == 2 && PACKED && !BYTES && !HOLD && CHANNELS > 1 && __CUDA_ARCH__ >= 800)
+#define IN_PAIRS (TYPE == 2 && PACKED && !HOLD && CHANNELS > 1 && __CUDA_ARCH__ >= 800)
 #if IN_PAIRS
 // Two halves in a word. A difference of halves that is rounded to a half is the same by way of a float.
 __device__ __forceinline__ u32 pair(u16 low, u16 high) {
@@ -26,6 +26,14 @@ __device__ __forceinline__ u32 minus(u32 a, u32 b) {
     asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
     return difference;
 }
+#if BYTES
+// A byte is the last bits of the half that is 1024 more.
+__device__ __forceinline__ u32 arrived_pair(u8 low, u8 high) {
+    return minus((u32)low | (u32)high << 16 | 0x64006400, 0x64006400);
+}
+#else
+__device__ __forceinline__ u32 arrived_pair(u16 low, u16 high) { return pair(low, high); }
+#endif
 __device__ __forceinline__ u32 larger_ones(u32 a, u32 b) {  // NaN wins
     u32 larger;
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
@@ -56,6 +64,7 @@ struct Four {
             for (int p = 0; p < 4; p++)
                 if (p < pixels) kept.of[p] = *(const Stored*)(stored + p * pitch);
         }
+        if (LAST) return read_last(fresh, now);
 #pragma unroll
         for (int j = 0; j < CHANNELS; j++) {
             const seen* from = fresh + (c + j) * sc;
@@ -79,7 +88,7 @@ struct Four {
 #pragma unroll
             for (int j = 0; j < CHANNELS; j++) {
                 const u32 before = pair(kept.of[p].of[j], kept.of[p + 1].of[j]);
-                const u32 after = pair(now[j].of[p], now[j].of[p + 1]), change = minus(after, before) & inside;
+                const u32 after = arrived_pair(now[j].of[p], now[j].of[p + 1]), change = minus(after, before) & inside;
                 other |= (after ^ before) & inside, size = larger_ones(size, change & 0x7fff7fff);
                 get_both(change, by[j].of[p], by[j].of[p + 1]);
             }

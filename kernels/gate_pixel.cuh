@@ -25,6 +25,9 @@
 #ifndef FOURS
 #define FOURS 0  // whether four pixels of a frame's row can be read at once: its rows begin where such runs do
 #endif
+#ifndef LAST
+#define LAST 0  // with FOURS: whether the CHANNELS channels of a pixel lie side by side, and pixels behind each other
+#endif
 #ifndef FLAT
 #define FLAT 0  // whether a frame lies as its mean does, N C H W without gaps, from where four can be read at once
 #endif
@@ -63,6 +66,14 @@ struct __align__(4 * sizeof(value)) Stored { value of[4]; };
 struct __align__(sizeof(value) < 4 ? 16 : 4 * sizeof(value)) FourStored { Stored of[4]; };
 struct __align__(16) Numbers { number of[4]; };
 struct __align__(2 * sizeof(number)) Two { number of[2]; };
+
+// With LAST: four pixels of a frame, by channels.
+__device__ __forceinline__ void read_last(const seen* from, Seen (&by_channel)[CHANNELS]) {
+    struct __align__(4 * sizeof(seen) < 16 ? 4 * sizeof(seen) : 16) Pixels { seen of[4 * CHANNELS]; };
+    const Pixels pixels = *(const Pixels*)from;
+#pragma unroll
+    for (int i = 0; i < 4 * CHANNELS; i++) by_channel[i % CHANNELS].of[i / CHANNELS] = pixels.of[i];
+}
 
 // Four numbers of a row of a map, N C H W, 0 beside it: from column x on, a multiple of four.
 __device__ __forceinline__ Numbers four(const number* row, int x, int W, bool inside) {

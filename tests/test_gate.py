@@ -127,28 +127,50 @@ def test_boxes_at_the_limit(backend, gate):
         assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
 
 
-def test_a_gate_on_bytes(backend):
+@pytest.mark.parametrize("width", [45, 48])
+@pytest.mark.parametrize(
+    "gate",
+    [{"smooth": 3, "weak": 0.3}, {"smooth": 5, "recent": 2}, {"smooth": 3, "nonfinite": "hold"}, {}],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_gate_on_bytes(backend, width, gate, dtype):
     """Frames of a camera, with the channels last: the gate sees them as numbers."""
+    if dtype == torch.float16 and backend != "cuda":
+        pytest.skip("halves are for GPUs")
 
     class OfBytes(Input):
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x.permute(0, 3, 1, 2).float() / 255)
+            return self.conv(x.permute(0, 3, 1, 2).to(dtype) / 255)
 
-    draw, gate = generator(6), {"smooth": 3, "dilate": 2, "weak": 0.3}
-    first = torch.randint(0, 256, (2, 20, 45, 3), generator=draw, dtype=torch.uint8)
-    frames = [first, first.clone(), first.clone()]
-    for t in (1, 2):
-        frames[t][t - 1, 4 : 9 + t, 30:41] = torch.randint(
+    draw, gate = generator(6), {"dilate": 2, **gate}
+    first = torch.randint(0, 256, (2, 20, width, 3), generator=draw, dtype=torch.uint8)
+    frames = [first, *(first.clone() for _ in range(3))]
+    for t in (1, 2, 3):
+        frames[t][t % 2, 4 : 9 + t, 30:41] = torch.randint(
             0, 256, (5 + t, 11, 3), generator=draw, dtype=torch.uint8
         )
-    model = deltaconvert.convert(
-        OfBytes().eval(), first, threshold={"input": 9.0}, gate=gate, backend=backend
-    )
-    watch = Watch(Gate.of(gate), (2, 3, 20, 45), torch.float32, first.device, 9.0)
-    stored = torch.full((2, 3, 20, 45), math.nan)
+    network = OfBytes().to(first.device, dtype).eval()
+    model = deltaconvert.convert(network, first, threshold={"input": 9.0}, gate=gate, backend=backend)
+    watch = Watch(Gate.of(gate), (2, 3, 20, width), dtype, first.device, 9.0)
+    stored = torch.full((2, 3, 20, width), math.nan, dtype=dtype)
     for t, frame in enumerate(frames):
         model(frame)
-        seen, mask = watch.look(frame.permute(0, 3, 1, 2).float(), stored)
+        seen, mask = watch.look(frame.permute(0, 3, 1, 2).to(dtype), stored)
+        stored = torch.where(mask, seen, stored)
+        assert torch.equal(model.input_masks(), mask[:, 0]), f"frame {t}"
+
+
+@pytest.mark.parametrize("gate", [{"smooth": 5}, {"recent": 2}], ids=str)
+def test_a_gate_on_channels_last(backend, gate):
+    draw, shape = generator(7), (2, 3, 20, 48)
+    model = convert(torch.zeros(shape).to(memory_format=torch.channels_last), gate, backend=backend)
+    watch = Watch(Gate.of(gate), shape, torch.float32, torch.zeros(0).device, 0.1)
+    stored = torch.full(shape, math.nan)
+    for t in range(5):
+        frame = torch.rand(shape, generator=draw) * 0.3
+        model(frame.contiguous(memory_format=torch.channels_last))
+        seen, mask = watch.look(frame, stored)
         stored = torch.where(mask, seen, stored)
         assert torch.equal(model.input_masks(), mask[:, 0]), f"frame {t}"
 

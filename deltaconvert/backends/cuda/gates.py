@@ -45,15 +45,18 @@ class Looks:
         words = edge.marks.bits.shape[2]
         rows = 16 if smooth > 15 or wide == torch.float64 else 32
         tile = {"SMOOTH": smooth, "ROWS": rows, "CHANNELS": _at_once(channels, smooth, rows, wide)}
-        fours = frame.stride(3) == 1 and runs_begin(frame, 4, (0, 1, 2))
+        last = frame.stride(1) == 1 and frame.stride(3) == channels == tile["CHANNELS"]
+        last = last and runs_begin(frame, 4, (0, 2))
+        fours = last or (frame.stride(3) == 1 and runs_begin(frame, 4, (0, 1, 2)))
         macros = {"BYTES": int(frame.dtype == torch.uint8), "HOLD": int(gate.nonfinite == "hold")}
-        macros |= {"FOURS": int(fours), "PACKED": int(edge.pitch == 4)}
+        macros |= {"FOURS": int(fours), "LAST": int(last), "PACKED": int(edge.pitch == 4)}
         learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
         dtype, launch = edge.values.dtype, self._backend.launch
         flat = frame.is_contiguous() and frame.data_ptr() % (4 * frame.itemsize) == 0
         if recent > 1:
+            by_four = {"FLAT": int(flat), "CHANNELS": tile["CHANNELS"]}
             launch(
-                self._backend.kernel("gate.cu", "average", dtype, FLAT=int(flat), **macros),
+                self._backend.kernel("gate.cu", "average", dtype, **by_four, **macros),
                 (-(-height * width // (THREADS * 4)), n),
                 THREADS,
                 *pixels,
