@@ -60,13 +60,18 @@ __device__ __forceinline__ Rank highest_of_block(Rank rank, int turn) {
     return rank;
 }
 
-// What a sum of a box's values, none of them larger than `most`, says about its mean and a limit: that it is above, that
-// it is not, or nothing. Both sums are off by up to 2 * SMOOTH roundings of such values.
+// On which side of a limit the mean of a box lies, by a sum of its values, none of which is larger than `most`. Both sums
+// are off by up to 2 * SMOOTH roundings of such values.
 struct Sides {
     number above, below;  // NaN, which says nothing, where sums could be infinite
     __device__ __forceinline__ Sides(number limit, number most) {
         const number off = (4 * SMOOTH + 16) * (number)ROUNDING * (most + limit) + (number)1e-36;
         const bool fits = most < (number)1e30;
         above = fits ? limit + off : at_rank((Rank)-1), below = fits ? limit - off : at_rank((Rank)-1);
+    }
+    // Bit k of `over` is set where the mean of `count` values is larger, that of `under` cleared where it may be.
+    __device__ __forceinline__ void tell(number sum, number count, int k, u32& over, u32& under) const {
+        over |= (u32)(sum > above * count) << k;
+        under &= ~((u32) !(sum <= below * count) << k);
     }
 };

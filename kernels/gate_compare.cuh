@@ -50,7 +50,7 @@ __device__ __forceinline__ void get_both(u32 pair, float& low, float& high) {
 struct Four {
     const seen* fresh;
     const value* stored;
-    int pixels;
+    int pixels;  // that are inside; less than 1 where none is
     Seen now[CHANNELS];
     FourStored kept;  // with PACKED
 
@@ -118,6 +118,30 @@ struct Four {
         }
 #endif
     }
+};
+
+// A block's part of a frame, and what is stored of it.
+struct View {
+    const seen* frame;
+    long long sn, sc, sh, sw;
+    const value* stored;
+    int pitch, C, H, W, n, top, left;
+
+    // The four pixels at (row, col) of the block, read from channel c on; nothing of pixels beside the map, or without `is_one`.
+    __device__ __forceinline__ Four four(bool is_one, int row, int col, int c) const {
+        const int y = top + row, x = left + col;
+        Four four;
+        four.fresh = frame + n * sn + y * sh + x * sw, four.stored = stored + ((size_t)(n * H + y) * W + x) * pitch;
+        four.pixels = is_one && (u32)y < (u32)H && (u32)x < (u32)W ? W - x : 0;
+        four.read(sc, sw, pitch, c);
+        return four;
+    }
+    __device__ __forceinline__ void compare(const Four& four, int c, Numbers (&by)[CHANNELS], u32& differ,
+                                            Rank (&highest)[4]) const {
+        four.compare(sc, sw, pitch, c, C, by, differ, highest);
+    }
+    // Where row y of a channel lies in a map N C H W.
+    __device__ __forceinline__ size_t row_of_plane(int c, int y) const { return ((size_t)(n * C + c) * H + y) * W; }
 };
 
 // `bits` of eight lanes side by side, four each, as those of a row of 32 pixels. All lanes of a warp call it.
