@@ -61,7 +61,7 @@ extern "C" __global__ void average(const seen* frame, const u64* at, long long s
                 const int at = i + p * apart;
                 if (at >= H * W) continue;
                 old[p] = of[at];
-                fresh[p] = get(Pixel(frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, at / W, at % W).fresh(c));
+                fresh[p] = get(Pixel(true, frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, at / W, at % W).fresh(c));
             }
 #pragma unroll
             for (int p = 0; p < 4; p++)
@@ -148,10 +148,10 @@ extern "C" __global__ void decide(const int* awake, const u32* moved, const u32*
     if ((threadIdx.x & 31) == 0 && total) atomicAdd(changed + n, total);
 }
 
-#define TAKEN 8
+#define AT_ONCE (RECENT > 1 ? 2 : 4)  // words whose pixels a warp of `take` reads before it stores them
 
-// Store what changed; all of it where that is a share of `cut` or more. A warp looks at TAKEN words of the mask, few of
-// them, since it stores them one after the other. A mean of few frames is noise: until it is one of RECENT, `then` follows it.
+// Store what changed; all of it where that is a share of `cut` or more. A mean of few frames is noise: until it is one of
+// RECENT, `then` follows it.
 extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
                                 long long sw, value* stored, int pitch, const int* awake, u32* mask, int* changed,
                                 int* computed, long long* ticks, u64* cuts, const number* mean, number* then,
@@ -168,35 +168,49 @@ extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, 
         if (full) atomicAdd(cuts, (u64)1), changed[n] = H * W;  // others that read it now see a full frame as well
     }
     const int warps = gridDim.x * blockDim.x >> 5, warp = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
-    for (int first = warp * TAKEN; first < H * words; first += warps * TAKEN) {
-        const int mine = lane < TAKEN ? first + lane : H * words;
+    for (int first = warp * 32; first < H * words; first += warps * 32) {
+        const int mine = first + lane;
         u32 word = mine < H * words ? mask[(size_t)n * H * words + mine] : 0;
         if (full && mine < H * words) {
             word = ~0u >> max(0, 32 - (W - mine % words * 32));
             mask[(size_t)n * H * words + mine] = word;
         }
-        u32 left = __ballot_sync(~0u, word != 0 || (young && mine < H * words));
-        for (; left; left &= left - 1) {  // a word at a time, a lane a pixel
-            const int at = first + __ffs(left) - 1, y = at / words, x = at % words * 32 + lane;
-            const bool is_new = __shfl_sync(~0u, word, at - first) >> lane & 1;
-            if (x >= W || !(is_new || young)) continue;
-            const Pixel pixel(frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, y, x);
-            value* const to = stored + ((size_t)(n * H + y) * W + x) * pitch;
-            const size_t plane = (size_t)H * W, place = (n * C * (size_t)H + y) * W + x;
-            for (int c = 0; c < C; c += 4) {
-                number means[4];
-                value fresh[4];  // all of them on their way at once
+        for (u32 left = __ballot_sync(~0u, word != 0 || (young && mine < H * words)); left;) {  // words, a lane a pixel
+            int y[AT_ONCE], x[AT_ONCE];
+            bool is_new[AT_ONCE], is_kept[AT_ONCE];  // kept: its mean is
 #pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    if (c + k >= C) break;
-                    if (RECENT > 1) means[k] = mean[place + (c + k) * plane];
-                    if (is_new) fresh[k] = pixel.fresh(c + k);
+            for (int q = 0; q < AT_ONCE; q++) {
+                const int of_lane = left ? __ffs(left) - 1 : 0, at = first + of_lane;
+                const u32 bits = __shfl_sync(~0u, word, of_lane);
+                y[q] = at / words, x[q] = at % words * 32 + lane;
+                is_new[q] = left && bits >> lane & 1, is_kept[q] = RECENT > 1 && left && x[q] < W && (is_new[q] || young);
+                left &= left - 1;
+            }
+            for (int c = 0; c < C; c += 4) {
+                number means[AT_ONCE][4];
+                Stored fresh[AT_ONCE] = {};
+#pragma unroll
+                for (int q = 0; q < AT_ONCE; q++) {
+                    const size_t place = ((size_t)(n * C + c) * H + y[q]) * W + x[q], plane = (size_t)H * W;
+                    const Pixel pixel(is_new[q], frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, y[q], x[q]);
+#pragma unroll
+                    for (int k = 0; k < 4; k++) {
+                        if (c + k >= C) break;
+                        if (is_kept[q]) means[q][k] = mean[place + k * plane];
+                        if (is_new[q]) fresh[q].of[k] = pixel.fresh(c + k);
+                    }
                 }
 #pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    if (c + k >= C) break;
-                    if (RECENT > 1) then[place + (c + k) * plane] = means[k];
-                    if (is_new) to[c + k] = fresh[k];
+                for (int q = 0; q < AT_ONCE; q++) {
+                    const size_t place = ((size_t)(n * C + c) * H + y[q]) * W + x[q], plane = (size_t)H * W;
+                    value* const to = stored + ((size_t)(n * H + y[q]) * W + x[q]) * pitch + c;
+                    if (PACKED && is_new[q]) *(Stored*)to = fresh[q];
+#pragma unroll
+                    for (int k = 0; k < 4; k++) {
+                        if (c + k >= C) break;
+                        if (is_kept[q]) then[place + k * plane] = means[q][k];
+                        if (!PACKED && is_new[q]) to[k] = fresh[q].of[k];
+                    }
                 }
             }
         }

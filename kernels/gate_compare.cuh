@@ -64,9 +64,9 @@ struct Four {
             for (int p = 0; p < 4; p++)
                 if (p < pixels) kept.of[p] = *(const Stored*)(stored + p * pitch);
         }
-        if (LAST) return read_last(fresh, now);
+        if (LAST) read_last(fresh, now);
 #pragma unroll
-        for (int j = 0; j < CHANNELS; j++) {
+        for (int j = 0; j < CHANNELS && !LAST; j++) {
             const seen* from = fresh + (c + j) * sc;
             if (FOURS) now[j] = *(const Seen*)from;
 #pragma unroll

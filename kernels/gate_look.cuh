@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 #else
         const int x = left + lane;
         if (x < W) {
-            const Pixel pixel(frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, y, x);
+            const Pixel pixel(true, frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, y, x);
             number most = 0;
             for (int c = 0; c < C; c++) {
                 differ |= bits_of(pixel.fresh(c)) != bits_of(pixel.before(c));

@@ -46,11 +46,11 @@ struct Pixel {
     long long sc;
     bool held;
 
-    __device__ __forceinline__ Pixel(const seen* frame, long long sn, long long sc, long long sh, long long sw,
+    __device__ __forceinline__ Pixel(bool is_one, const seen* frame, long long sn, long long sc, long long sh, long long sw,
                                      const value* stored, int pitch, int C, int H, int W, int n, int y, int x)
         : frame(frame + n * sn + y * sh + x * sw), stored(stored + ((size_t)(n * H + y) * W + x) * pitch), sc(sc),
           held(false) {
-        if (HOLD)
+        if (HOLD && is_one)
             for (int c = 0; c < C; c++) held |= !is_finite(get(arrived(this->frame[c * sc])));
     }
     __device__ __forceinline__ value before(int c) const { return stored[c]; }

@@ -16,7 +16,6 @@ from deltaconvert.gate import Watch
 THREADS = 256
 SHARED_BYTES = 48 << 10  # that a kernel has without asking
 BAND, ACROSS = 16, 64  # of kernels/gate.cu: rows and words of them that a block of `decide` has
-TAKEN = 8  # words that a warp of `take` looks at
 
 
 def has_kernels(watch: Watch) -> bool:
@@ -98,7 +97,7 @@ class Looks:
         )
         launch(
             self._backend.kernel("gate.cu", "take", dtype, RECENT=recent, **macros),
-            (-(-height * words // (THREADS // 32 * TAKEN)), n),
+            (-(-height * words // THREADS), n),
             THREADS,
             *pixels,
             edge.marks.bits,
