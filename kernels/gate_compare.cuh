@@ -50,19 +50,17 @@ __device__ __forceinline__ void get_both(u32 pair, float& low, float& high) {
 struct Four {
     const seen* fresh;
     const value* stored;
-    int pixels;  // that are inside; less than 1 where none is
+    int pixels;  // that are inside
     Seen now[CHANNELS];
     FourStored kept;  // with PACKED
 
-    // Channels from c on; nothing where no pixel is inside.
+    // Channels from c on; 0 of pixels that are not inside.
     __device__ __forceinline__ void read(long long sc, long long sw, int pitch, int c) {
-        if (pixels <= 0) return;
         if (PACKED && FOURS) {
             kept = *(const FourStored*)stored;
         } else if (PACKED) {
 #pragma unroll
-            for (int p = 0; p < 4; p++)
-                if (p < pixels) kept.of[p] = *(const Stored*)(stored + p * pitch);
+            for (int p = 0; p < 4; p++) kept.of[p] = p < pixels ? *(const Stored*)(stored + p * pitch) : Stored{};
         }
         if (LAST) read_last(fresh, now);
 #pragma unroll
@@ -70,8 +68,7 @@ struct Four {
             const seen* from = fresh + (c + j) * sc;
             if (FOURS) now[j] = *(const Seen*)from;
 #pragma unroll
-            for (int p = 0; p < 4; p++)
-                if (!FOURS && p < pixels) now[j].of[p] = from[p * sw];
+            for (int p = 0; p < 4 && !FOURS; p++) now[j].of[p] = p < pixels ? from[p * sw] : seen();
         }
     }
 
@@ -82,14 +79,12 @@ struct Four {
 #if IN_PAIRS
 #pragma unroll
         for (int p = 0; p < 4; p += 2) {
-            if (!FOURS && p >= pixels) break;
             u32 other = 0, size = 0;
-            const u32 inside = FOURS || p + 1 < pixels ? ~0u : 0xffff;
 #pragma unroll
             for (int j = 0; j < CHANNELS; j++) {
                 const u32 before = pair(kept.of[p].of[j], kept.of[p + 1].of[j]);
-                const u32 after = arrived_pair(now[j].of[p], now[j].of[p + 1]), change = minus(after, before) & inside;
-                other |= (after ^ before) & inside, size = larger_ones(size, change & 0x7fff7fff);
+                const u32 after = arrived_pair(now[j].of[p], now[j].of[p + 1]), change = minus(after, before);
+                other |= after ^ before, size = larger_ones(size, change & 0x7fff7fff);
                 get_both(change, by[j].of[p], by[j].of[p + 1]);
             }
             differ |= (u32)((other & 0xffff) != 0) << p | (u32)(other >> 16 != 0) << (p + 1);
@@ -100,15 +95,15 @@ struct Four {
 #else
 #pragma unroll
         for (int p = 0; p < 4; p++) {
-            if (!FOURS && p >= pixels) break;
+            const bool inside = FOURS || p < pixels;
             const value* pixel = stored + p * pitch;
             bool keeps = false;  // as it was, or 0 where it was never seen
-            if (HOLD)
+            if (HOLD && inside)
                 for (int k = 0; k < C; k++) keeps |= !is_finite(get(arrived(fresh[k * sc + p * sw])));
             bits other = 0;
 #pragma unroll
             for (int j = 0; j < CHANNELS; j++) {
-                const value before = PACKED ? kept.of[p].of[CHANNELS > 1 ? j : c % 4] : pixel[c + j];
+                const value before = PACKED ? kept.of[p].of[CHANNELS > 1 ? j : c % 4] : inside ? pixel[c + j] : value();
                 const value after = !keeps ? arrived(now[j].of[p]) : get(before) == get(before) ? before : put(0);
                 other |= bits_of(after) ^ bits_of(before);
                 by[j].of[p] = get(put(get(after) - get(before)));
@@ -127,17 +122,15 @@ struct View {
     const value* stored;
     int pitch, C, H, W, n, top, left;
 
-    // The four pixels at (row, col) of the block, read from channel c on; nothing of pixels beside the map, or without `is_one`.
-    __device__ __forceinline__ Four four(bool is_one, int row, int col, int c) const {
+    // The four pixels at (row, col) of the block, from channel c on, as Four::compare has it; nothing beside the map.
+    __device__ __forceinline__ void compare(int row, int col, int c, Numbers (&by)[CHANNELS], u32& differ,
+                                            Rank (&highest)[4]) const {
         const int y = top + row, x = left + col;
+        if ((u32)y >= (u32)H || (u32)x >= (u32)W) return;
         Four four;
         four.fresh = frame + n * sn + y * sh + x * sw, four.stored = stored + ((size_t)(n * H + y) * W + x) * pitch;
-        four.pixels = is_one && (u32)y < (u32)H && (u32)x < (u32)W ? W - x : 0;
+        four.pixels = W - x;
         four.read(sc, sw, pitch, c);
-        return four;
-    }
-    __device__ __forceinline__ void compare(const Four& four, int c, Numbers (&by)[CHANNELS], u32& differ,
-                                            Rank (&highest)[4]) const {
         four.compare(sc, sw, pitch, c, C, by, differ, highest);
     }
     // Where row y of a channel lies in a map N C H W.

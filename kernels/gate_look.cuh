@@ -8,7 +8,7 @@
 // last: the frame before, N C H W; noise: N H W. deviations: how many of them a change must exceed. mean: as `average`
 // left it; then: what it was when a pixel was stored, which says nothing before RECENT of `frames`. Registers for what four
 // pixels read: as few as the compiler takes by itself let it wait for them one after the other.
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(256, 5)
     look(const seen* frame, const u64* at, long long sn, long long sc, long long sh, long long sw, const value* stored,
          int pitch, const int* awake, u32* moved, u32* near, u32* other, value* last, number* noise, u64* held,
          const number* mean, const number* then, const number* frames, int C, int H, int W, number limit, number peak,
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
             Rank of_pixel[4] = {};
             for (int c = 0; c < C; c += CHANNELS) {
                 Numbers by[CHANNELS] = {};
-                view.compare(view.four(true, i / 8, i % 8 * 4, c), c, by, bits[2], of_pixel);
+                view.compare(i / 8, i % 8 * 4, c, by, bits[2], of_pixel);
             }
             number smoothed[4];
 #pragma unroll
