@@ -15,8 +15,6 @@ from deltaconvert.gate import Watch
 
 THREADS = 256
 SHARED_BYTES = 48 << 10  # that a kernel has without asking
-BLOCKS_OF_LOOK = 5  # that a multiprocessor runs at a time
-TILES_OF_BLOCK = 4
 BAND, ACROSS = 16, 64  # of kernels/gate.cu: rows and words of them that a block of `decide` has
 
 
@@ -68,7 +66,7 @@ class Looks:
             )
         launch(
             self._backend.kernel("gate.cu", "look", dtype, RECENT=recent, **tile, **learns, **macros),
-            (self._blocks(words * -(-height // rows)), n),
+            (words * -(-height // rows), n),
             THREADS,
             *pixels,
             *self._bits,
@@ -113,13 +111,6 @@ class Looks:
             *shape,
             np.float32(gate.cut if gate.cut < 1 else 2),
         )
-
-    def _blocks(self, tiles: int) -> int:
-        """Of `look` for a stream: as many as fill the device twice, if all streams are awake, or a tile each."""
-        values = self._edge.values
-        most = 2 * BLOCKS_OF_LOOK * torch.cuda.get_device_properties(values.device).multi_processor_count
-        each = min(max(tiles * len(values) // most, 1), TILES_OF_BLOCK)
-        return -(-tiles // each)
 
 
 def _at_once(channels: int, smooth: int, rows: int, wide: torch.dtype) -> int:
