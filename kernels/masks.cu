@@ -30,8 +30,7 @@ __device__ __forceinline__ Listing* parameters(const u64* table, int longs) {
     return (Listing*)shared;
 }
 
-#define STAGED 2048  // places that a block puts in order before it writes them
-#define FEW 8        // of a word's 32 pixels
+#define FEW 8  // of a word's 32 pixels
 
 // The candidates of a block's warps, one after the other: how many there are before this warp's, which has `total`; of
 // all of them afterwards, whose first place in the list is `first`. All threads call it.
@@ -94,16 +93,9 @@ __device__ __forceinline__ void write_words(int* list, int start, u32 word, int 
 // The same for all warps of a block, which add to the list's count together: what thousands of warps add to one number
 // takes 2 ns each. How many candidates they have.
 __device__ __forceinline__ int list_block(const Listing& to, u32 word, int place) {
-    __shared__ int staged[STAGED];
     int total, start, before = before_in_warp(word, total);
     before += before_in_block(to.count, total, start);
-    if (total > STAGED) {
-        write_together(to.list, start + before, word, place);
-        return total;
-    }
-    write_own(staged + before, word, place);
-    __syncthreads();
-    for (int i = threadIdx.x; i < total; i += blockDim.x) to.list[start + i] = staged[i];
+    write_together(to.list, start + before, word, place);
     return total;
 }
 

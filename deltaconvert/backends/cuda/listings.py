@@ -22,7 +22,7 @@ from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
 THREADS = 1024  # of a block that works alone
 TABLE_BYTES = 40 << 10  # of shared memory, for the parameters of a launch
-OWN_BYTES = 9 << 10  # more than what `spread` declares itself
+OWN_BYTES = 1 << 10  # more than what `spread` declares itself
 LISTING_BYTES, REACH_BYTES = 72, 104
 SMALL = THREADS + THREADS // 4  # words of a mask that a block alone makes in about the time of a launch
 TOGETHER = 4 * SMALL  # words after which another launch begins
