@@ -160,6 +160,23 @@ def test_links_lead_somewhere(page):
         assert not place or place in _places(linked), target
 
 
+def test_records_are_named_where_their_numbers_are():
+    """Each by a page, a script or the constant that it measured; and pages name none that is not there."""
+    results = ROOT / "benchmarks" / "results"
+    pages = "\n".join(page.read_text() for page in PAGES)
+    sources = [
+        *ROOT.glob("benchmarks/**/*.py"),
+        *ROOT.glob("deltaconvert/**/*.py"),
+        *ROOT.glob("kernels/*.cu*"),
+    ]
+    text = pages + "\n".join(source.read_text() for source in sources)
+    for record in results.rglob("*.json"):
+        folder = record.parent.relative_to(results).parts[:1]
+        assert record.name in text or any(f"results/{name}" in pages for name in folder), record
+    for name in re.findall(r"results/([\w/*.-]+\.json)", pages):
+        assert any(results.glob(name)), name
+
+
 def _places(document: Path) -> set[str]:
     """What #... may name: the headings, as GitHub writes them."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(), flags=re.MULTILINE)
