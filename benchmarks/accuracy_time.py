@@ -120,8 +120,12 @@ class Race:
         options = self.run.options
         search = Search(self.trials, self.own * times)
         search.tried = self.tried
-        known = search.scaled(self.begin, TRIES, start=1.2)
-        least = min(filter(search.fits, known), key=lambda setting: search.look(setting).work)
+        known = search.scaled(self.begin, TRIES, start=1.5)
+        least = min(filter(search.fits, known), key=lambda setting: search.look(setting).work, default=None)
+        if least is None:
+            sys.exit(
+                f"{self.run.task.name}: no known setting scales to {times:g} times the budget; try another"
+            )
         limit = self.look(search, times, least).lost
         search.until = time.monotonic() + options.search_seconds
         search.continued([*self.begin, *known], GATES, options.rounds)
