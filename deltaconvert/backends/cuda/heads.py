@@ -64,10 +64,8 @@ def head_of(
     at = next((i for i, (stage, _, _) in enumerate(stages) if isinstance(stage, (Conv2d, ConvSum))), None)
     inner = [] if at is None else stages[: at + 1]  # up to a second convolution
     stages = stages[len(inner) :]
-    of_inner, others = (
-        others[: sum(count for _, count, _ in inner)],
-        others[sum(count for _, count, _ in inner) :],
-    )
+    read = sum(count for _, count, _ in inner)
+    of_inner, others = others[:read], others[read:]
     on_same_map = first.elementwise and not isinstance(first, Normalise)
     if on_same_map:
         head = _same_map(mine, edge, tail, first)

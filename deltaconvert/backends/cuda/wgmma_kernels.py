@@ -234,7 +234,7 @@ def by_both(
             "ALSO_STEPS": beside,
             "GROUPS": groups,
             "SLOTS": slots,
-            "BETWEEN": between.text,
+            "BETWEEN": between.macros()["FINISH"],
         },
         threads=512,
         shared_bytes=both_bytes(steps, groups, beside, slots),
