@@ -219,15 +219,12 @@ class Bench:
     def dense(self) -> dict[str, Any]:
         """Of the batch that is the fastest for a frame, among those that leave time for a frame to wait for one."""
         options, budget = self._options, BUDGET_MS * 30 / self._options.fps
-
-        def frames_a_second(server: Batched) -> float:
-            batch, ms = server.facts["batch"], server.facts["batch_ms"]
-            return batch / ms * 1e3 if 2 * ms <= budget else 1 / ms
-
         tried = {server.facts["batch"]: server.facts["batch_ms"] for server in self._servers}
-        server = max(self._servers, key=frames_a_second)
+        batch = max(tried, key=lambda batch: (2 * tried[batch] <= budget, batch / tried[batch]))
+        (server,) = (server for server in self._servers if server.facts["batch"] == batch)
         self._servers.clear()
-        found = server.facts | self._most(server, int(0.95 * frames_a_second(server) / options.fps), 4096)
+        guess = int(0.95 * batch / tried[batch] * 1e3 / options.fps)
+        found = server.facts | self._most(server, guess, 4096)
         self._guess = options.guess or 4 * found["cameras"]
         del server
         make_room()
