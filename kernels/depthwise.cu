@@ -25,6 +25,12 @@
 #ifndef STAGED  // without dilations, one stride of at most 2, whole vectors of 16 bytes from pixel to pixel, weights in registers
 #define STAGED 0
 #endif
+#ifndef THREADS
+#define THREADS 128
+#endif
+#ifndef TILES_AT  // tiles from so many pixels on: a share of those that the grid's threads take at once
+#define TILES_AT 1
+#endif
 constexpr int TAPS = KH * KW;
 constexpr bool HOLD = TAPS * WIDTH * sizeof(number) <= 288;
 constexpr int ROWS_AT_ONCE = HOLD ? KH : 1;
@@ -70,7 +76,7 @@ __device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, n
 
 // out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
 // than the kernel before this one; bits: the same pixels, one each, or null; the others: struct Marks.
-extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
     depthwise(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
               const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed,
               Threshold threshold, int* marked, int* marked_count, const u32* bits) {
@@ -83,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(128, AT_ONCE)
     const Marks marks = {mask, changed, threshold, marked, marked_count};
 #if STAGED
     __shared__ Tiles shared;
-    if (bits && listed > apart) {
+    if (bits && listed > apart / TILES_AT) {
         const Head h = *head;
         begin_marks();
         if (early) wait_for_predecessor();

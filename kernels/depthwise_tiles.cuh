@@ -4,20 +4,28 @@
 // listed.
 constexpr int SLOT = COMPARE ? VOTERS * WIDTH : 32, LANES = SLOT / WIDTH, PIECES = SLOT * sizeof(value) / 16;
 constexpr int ROOM = 40 << 10;  // bytes; what a block marks lies beside it
-constexpr int WIDE = 16, RUNS = WIDE / RUN, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2, THREADS = 128;
+constexpr int WIDE = 16, RUNS = WIDE / RUN, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2;
 constexpr int rows_in(int high) { return (high - 1) * SW + KH; }
 constexpr bool has_room(int high) { return 2 * rows_in(high) * IN_W * SLOT * sizeof(value) <= ROOM; }
 constexpr int HIGH = has_room(8) ? 8 : has_room(4) ? 4 : has_room(2) ? 2 : 1;
 constexpr int IN_H = rows_in(HIGH);
 
+template <bool> struct OfColumns { typedef u32 type; };
+template <> struct OfColumns<true> { typedef u64 type; };
+typedef OfColumns<(IN_W > 32)>::type Columns;  // a bit each
+
+struct Corner {
+    int n;
+    u16 row, col;  // of tiles, in an image
+};
 struct Tiles {  // of those that a block looks at together, one for each of its threads
     Vector staged[2][IN_H * IN_W * PIECES];
-    u64 read[2][IN_H];        // pixels that are read, of a tile and the next one
-    int places[THREADS];
-    u32 runs[THREADS];        // those with listed pixels, a bit each
+    Columns read[2][IN_H];    // pixels that are read, of a tile and the next one
+    Corner corners[THREADS];
     u16 rows[THREADS][HIGH];  // listed pixels
     int found[THREADS / 32];  // tiles of each warp
-    u8 order[2][32];          // of a tile's runs: even ones and odd ones
+    u32 runs;                 // those of a tile with listed pixels, a bit each
+    u8 order[2][32];          // and one after the other: even ones and odd ones
 };
 
 __device__ __forceinline__ void copy_behind(void* to, const value* from, bool inside) {
@@ -48,28 +56,24 @@ __device__ __forceinline__ int find(Tiles& shared, const u32* listed, int tile, 
     const int across = (OW + WIDE - 1) / WIDE, down = (OH + HIGH - 1) / HIGH, words = (OW + 31) / 32;
     const int mine = tile + threadIdx.x * apart, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int y = mine / across, n = y / down, top = (y - n * down) * HIGH, left = mine - y * across;  // left: in tiles
-    u32 rows[HIGH], runs = 0;
+    u32 rows[HIGH], any = 0;
 #pragma unroll
     for (int r = 0; r < HIGH; r++) {
         const bool inside = mine < total && top + r < OH;
         rows[r] = inside ? listed[(n * OH + top + r) * words + left / 2] >> left % 2 * 16 & 0xffff : 0;
+        any |= rows[r];
     }
-#pragma unroll
-    for (int r = 0; r < HIGH; r++)
-#pragma unroll
-        for (int k = 0; k < RUNS; k++)
-            runs |= (u32)((rows[r] >> k * RUN & ((1 << RUN) - 1)) != 0) << (r * RUNS + k);
-    const u32 some = __ballot_sync(~0u, runs != 0);
+    const u32 some = __ballot_sync(~0u, any != 0);
     if (lane == 0) shared.found[warp] = __popc(some);
     __syncthreads();
     int at = __popc(some & ((1u << lane) - 1)), found = 0;
 #pragma unroll
-    for (int other = 0; other < (int)blockDim.x / 32; other++) {
+    for (int other = 0; other < THREADS / 32; other++) {
         if (other < warp) at += shared.found[other];
         found += shared.found[other];
     }
-    if (runs) {
-        shared.places[at] = mine, shared.runs[at] = runs;
+    if (any) {
+        shared.corners[at] = {n, (u16)(y - n * down), (u16)left};
 #pragma unroll
         for (int r = 0; r < HIGH; r++) shared.rows[at][r] = (u16)rows[r];
     }
@@ -78,14 +82,14 @@ __device__ __forceinline__ int find(Tiles& shared, const u32* listed, int tile, 
 }
 
 // The columns of a tile that its listed pixels read in row `row`.
-__device__ __forceinline__ u64 read_by(const u16 (&rows)[HIGH], int row) {
+__device__ __forceinline__ Columns read_by(const u16 (&rows)[HIGH], int row) {
     u32 listed = 0;
 #pragma unroll
     for (int i = 0; i < (KH + SW - 1) / SW; i++) {
         const int by = row / SW - i;
         if (by >= 0 && by < HIGH && row - by * SW < KH) listed |= rows[by];
     }
-    u64 first = listed, read = 0;  // the first column of each
+    Columns first = listed, read = 0;  // the first column of each
     if (SW == 2) {
         first = (first | first << 8) & 0x00ff00ff;
         first = (first | first << 4) & 0x0f0f0f0f;
@@ -100,11 +104,13 @@ __device__ __forceinline__ u64 read_by(const u16 (&rows)[HIGH], int row) {
 // Bring what tile k of those found reads into shared memory. (top, left): the first pixel that it reads, in `image`.
 __device__ __forceinline__ void bring(Tiles& shared, const Head& h, int k, const value* image, int top, int left,
                                       bool has_channels) {
-    const int piece = threadIdx.x % PIECES;
+    constexpr int PIXELS = IN_H * IN_W, AT_A_TIME = THREADS / PIECES;
+    const int piece = threadIdx.x % PIECES, mine = threadIdx.x / PIECES;
     const value* from = image + (long long)(top * h.W + left) * h.pitch + piece * VECTOR;
-    for (int pixel = threadIdx.x / PIECES; pixel < IN_H * IN_W; pixel += blockDim.x / PIECES) {
-        const int row = pixel / IN_W, col = pixel - row * IN_W;
-        if (!(shared.read[k % 2][row] >> col & 1)) continue;
+#pragma unroll 4
+    for (int first = 0; first < PIXELS; first += AT_A_TIME) {
+        const int pixel = first + mine, row = pixel / IN_W, col = pixel - row * IN_W;
+        if (pixel >= PIXELS || !(shared.read[k % 2][row] >> col & 1)) continue;
         const bool inside = (u32)(top + row) < (u32)h.H && (u32)(left + col) < (u32)h.W && has_channels;
         copy_behind(shared.staged[k % 2] + (row * IN_W + slot_of(col)) * PIECES + piece,
                     inside ? from + (row * h.W + col) * h.pitch : h.at, inside);
@@ -138,8 +144,8 @@ __device__ __forceinline__ void sum_up(number (&v)[RUN][WIDTH], const number (&h
 __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operand* operands, value* out, int pitch,
                                       int channels, const u32* listed, int OH, int OW, const Marks& marks) {
     const int chunks = (channels + SLOT - 1) / SLOT, across = (OW + WIDE - 1) / WIDE, down = (OH + HIGH - 1) / HIGH;
-    const int total = h.images * down * across, thread = threadIdx.x, threads = blockDim.x;
-    const int lane = thread % LANES, odd_run = thread / LANES % 2, group = thread / LANES / 2, groups = threads / LANES / 2;
+    const int total = h.images * down * across, thread = threadIdx.x;
+    const int lane = thread % LANES, odd_run = thread / LANES % 2, group = thread / LANES / 2, groups = THREADS / LANES / 2;
     const int grid = gridDim.x, teams = max(1, grid / chunks), team = blockIdx.x / chunks;
     if (team >= teams) return;
     for (int chunk = blockIdx.x % chunks; chunk < chunks; chunk += max(grid, chunks)) {
@@ -152,11 +158,11 @@ __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operan
 #pragma unroll
             for (int tap = 0; tap < TAPS; tap++) fetch(held[tap], h.weight + (size_t)tap * h.pitch + c);
         }
-        for (int look = team; look < total; look += teams * threads) {
+        for (int look = team; look < total; look += teams * THREADS) {
             const int found = find(shared, listed, look, teams, total, OH, OW);
             const auto place_of = [&](int k, int& n, int& top, int& left) {
-                const int y = shared.places[k] / across;  // it goes on over the images
-                n = y / down, top = (y - n * down) * HIGH, left = (shared.places[k] - y * across) * WIDE;
+                const Corner at = shared.corners[k];
+                n = at.n, top = at.row * HIGH, left = at.col * WIDE;
             };
             const auto prepare = [&](int k) {
                 if (k < found && thread < IN_H) shared.read[k % 2][thread] = read_by(shared.rows[k], thread);
@@ -176,15 +182,19 @@ __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operan
             begin(0);
             for (int k = 0; k < found; k++) {
                 begin(k + 1);
-                const u32 runs = shared.runs[k], alike = runs & 0x55555555u << thread % 2;
-                if (thread < 32 && runs >> thread & 1)
-                    shared.order[thread % 2][__popc(alike & ((1u << thread) - 1))] = (u8)thread;
+                if (thread < 32) {
+                    const int row = thread / RUNS;
+                    const bool any = row < HIGH && shared.rows[k][row < HIGH ? row : 0] >> thread % RUNS * RUN & ((1 << RUN) - 1);
+                    const u32 runs = __ballot_sync(~0u, any), alike = runs & 0x55555555u << thread % 2;
+                    if (any) shared.order[thread % 2][__popc(alike & ((1u << thread) - 1))] = (u8)thread;
+                    if (thread == 0) shared.runs = runs;
+                }
                 wait_for_all_but_the_last();
                 __syncthreads();
                 prepare(k + 2);
                 int n, top, left;
                 place_of(k, n, top, left);
-                const int mine = COMPARE || c < channels ? __popc(runs & 0x55555555u << odd_run) : 0;
+                const int mine = COMPARE || c < channels ? __popc(shared.runs & 0x55555555u << odd_run) : 0;
                 for (int i = group; i < mine; i += groups) {
                     const int run = shared.order[odd_run][i], row = run / RUNS, col = run % RUNS * RUN;
                     number v[RUN][WIDTH];

@@ -57,7 +57,7 @@ def library(kernel: str) -> ctypes.CDLL:
 class Kernel:
     def __init__(self, source: str, name: str, macros: dict[str, Any], shared_bytes: int = 0):
         self.name = name
-        if source == "mean.cu":  # it goes by the threads that it was compiled for
+        if source in ("mean.cu", "depthwise.cu"):  # they go by the threads that they were compiled for
             macros = {"THREADS": THREADS, **macros}
         source = f'"{HERE.parents[1] / "kernels" / source}"'
         texts = sorted({**macros, "NAME": name, "SOURCE": source}.items())
