@@ -2,8 +2,8 @@
 // and every so many of those; where they fit, the weights of its channels stay in registers. Pixels that lie side by
 // side, as most of a list do, share what they read. A pixel sums over taps in their order, whatever else changed.
 //
-// STAGED: where more pixels are listed than the grid's threads take at once, tiles of the map come into shared memory
-// first, where a pixel is read once for all that listed ones need of it.
+// STAGED: where more pixels are listed than the grid's threads take at once, or the window is large, tiles of the map come
+// into shared memory first, where a pixel is read once for all that listed ones need of it.
 #include "tail.cuh"
 #include "compare.cuh"
 
@@ -28,12 +28,13 @@
 #ifndef THREADS
 #define THREADS 128
 #endif
-#ifndef TILES_AT  // tiles from so many pixels on: a share of those that the grid's threads take at once
-#define TILES_AT 1
-#endif
 constexpr int TAPS = KH * KW;
 constexpr bool HOLD = TAPS * WIDTH * sizeof(number) <= 288;
 constexpr int ROWS_AT_ONCE = HOLD ? KH : 1;
+// STAGED: tiles for lists of any length. Measured (H100, half; benchmarks/results/depthwise_tiles.json): 5x5 on 96 channels
+// at 68x120, batch 8, 1 % and 20 % of the pixels 27 and 36 us pixel by pixel, 9 and 13 in tiles; 3x3 is faster pixel by
+// pixel as long as all run at once.
+constexpr bool ALWAYS_TILES = TAPS > 9 && !COMPARE;
 
 struct Head {
     const value* at;      // N x H x W
@@ -89,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
     const Marks marks = {mask, changed, threshold, marked, marked_count};
 #if STAGED
     __shared__ Tiles shared;
-    if (bits && listed > apart / TILES_AT) {
+    if (bits && listed > (ALWAYS_TILES ? 0 : apart)) {
         const Head h = *head;
         begin_marks();
         if (early) wait_for_predecessor();

@@ -22,10 +22,10 @@ struct Tiles {  // of those that a block looks at together, one for each of its 
     Vector staged[2][IN_H * IN_W * PIECES];
     Columns read[2][IN_H];    // pixels that are read, of a tile and the next one
     Corner corners[THREADS];
+    u32 runs[THREADS];        // those with listed pixels, a bit each
     u16 rows[THREADS][HIGH];  // listed pixels
     int found[THREADS / 32];  // tiles of each warp
-    u32 runs;                 // those of a tile with listed pixels, a bit each
-    u8 order[2][32];          // and one after the other: even ones and odd ones
+    u8 order[2][32];          // of a tile's runs: even ones and odd ones
 };
 
 __device__ __forceinline__ void copy_behind(void* to, const value* from, bool inside) {
@@ -56,14 +56,18 @@ __device__ __forceinline__ int find(Tiles& shared, const u32* listed, int tile, 
     const int across = (OW + WIDE - 1) / WIDE, down = (OH + HIGH - 1) / HIGH, words = (OW + 31) / 32;
     const int mine = tile + threadIdx.x * apart, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int y = mine / across, n = y / down, top = (y - n * down) * HIGH, left = mine - y * across;  // left: in tiles
-    u32 rows[HIGH], any = 0;
+    u32 rows[HIGH], runs = 0;
 #pragma unroll
     for (int r = 0; r < HIGH; r++) {
         const bool inside = mine < total && top + r < OH;
         rows[r] = inside ? listed[(n * OH + top + r) * words + left / 2] >> left % 2 * 16 & 0xffff : 0;
-        any |= rows[r];
     }
-    const u32 some = __ballot_sync(~0u, any != 0);
+#pragma unroll
+    for (int r = 0; r < HIGH; r++)
+#pragma unroll
+        for (int k = 0; k < RUNS; k++)
+            runs |= (u32)((rows[r] >> k * RUN & ((1 << RUN) - 1)) != 0) << (r * RUNS + k);
+    const u32 some = __ballot_sync(~0u, runs != 0);
     if (lane == 0) shared.found[warp] = __popc(some);
     __syncthreads();
     int at = __popc(some & ((1u << lane) - 1)), found = 0;
@@ -72,8 +76,8 @@ __device__ __forceinline__ int find(Tiles& shared, const u32* listed, int tile, 
         if (other < warp) at += shared.found[other];
         found += shared.found[other];
     }
-    if (any) {
-        shared.corners[at] = {n, (u16)(y - n * down), (u16)left};
+    if (runs) {
+        shared.corners[at] = {n, (u16)(y - n * down), (u16)left}, shared.runs[at] = runs;
 #pragma unroll
         for (int r = 0; r < HIGH; r++) shared.rows[at][r] = (u16)rows[r];
     }
@@ -182,19 +186,15 @@ __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operan
             begin(0);
             for (int k = 0; k < found; k++) {
                 begin(k + 1);
-                if (thread < 32) {
-                    const int row = thread / RUNS;
-                    const bool any = row < HIGH && shared.rows[k][row < HIGH ? row : 0] >> thread % RUNS * RUN & ((1 << RUN) - 1);
-                    const u32 runs = __ballot_sync(~0u, any), alike = runs & 0x55555555u << thread % 2;
-                    if (any) shared.order[thread % 2][__popc(alike & ((1u << thread) - 1))] = (u8)thread;
-                    if (thread == 0) shared.runs = runs;
-                }
+                const u32 runs = shared.runs[k], alike = runs & 0x55555555u << thread % 2;
+                if (thread < 32 && runs >> thread & 1)
+                    shared.order[thread % 2][__popc(alike & ((1u << thread) - 1))] = (u8)thread;
                 wait_for_all_but_the_last();
                 __syncthreads();
                 prepare(k + 2);
                 int n, top, left;
                 place_of(k, n, top, left);
-                const int mine = COMPARE || c < channels ? __popc(shared.runs & 0x55555555u << odd_run) : 0;
+                const int mine = COMPARE || c < channels ? __popc(runs & 0x55555555u << odd_run) : 0;
                 for (int i = group; i < mine; i += groups) {
                     const int run = shared.order[odd_run][i], row = run / RUNS, col = run % RUNS * RUN;
                     number v[RUN][WIDTH];
