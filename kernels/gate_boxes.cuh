@@ -1,9 +1,9 @@
-// The means of boxes that `look` of gate.cu compares with a threshold, in a tile of shared memory: WIDE x HIGH values, those
-// of a block's ROWS x 32 pixels and what is around them.
+// The means of boxes that `look` of gate.cu compares with a threshold, in a tile of shared memory: WIDE x HIGH values,
+// those of a block's ROWS x 32 pixels and what is around them.
 //
-// A box's mean as gate.py takes it, in its order and with its roundings, is 30 instructions a value. Only on which side of a
-// threshold it lies is asked. So it is summed up in whatever order is short, and taken as gate.py does where it lies too near
-// to tell.
+// A box's mean as gate.py takes it, in its order and with its roundings, is 30 instructions a value. Only on which side
+// of a threshold it lies is asked. So it is summed up in whatever order is short, and taken as gate.py does where it
+// lies too near to tell.
 #define AROUND (SMOOTH / 2)
 #define BESIDE ((AROUND + 3) / 4 * 4)  // columns to the left and right of a block's that it reads
 #define WIDE (32 + 2 * BESIDE)
@@ -28,7 +28,8 @@ __device__ __noinline__ number box_mean(const number* from, int y, int x, int H,
     return magnitude(sum / (number)across);
 }
 
-// The sums of RUN boxes of SMOOTH values in line, in any order: what all of them hold, and what is before and behind it.
+// The sums of RUN boxes of SMOOTH values in line, in any order: what all of them hold, and what is before and behind
+// it.
 template <int RUN> __device__ __forceinline__ void box_sums(const number* v, number (&sums)[RUN]) {
     if constexpr (SMOOTH < RUN) {
 #pragma unroll
@@ -60,8 +61,8 @@ __device__ __forceinline__ Rank highest_of_block(Rank rank, int turn) {
     return rank;
 }
 
-// On which side of a limit the mean of a box lies, by a sum of its values, none of which is larger than `most`. Both sums
-// are off by up to 2 * SMOOTH roundings of such values.
+// On which side of a limit the mean of a box lies, by a sum of its values, none of which is larger than `most`. Both
+// sums are off by up to 2 * SMOOTH roundings of such values.
 struct Sides {
     number above, below;  // NaN, which says nothing, where sums could be infinite
     __device__ __forceinline__ Sides(number limit, number most) {

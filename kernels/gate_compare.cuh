@@ -72,8 +72,8 @@ struct Four {
         }
     }
 
-    // by: what those channels changed by, 0 of pixels that are not inside. A bit of `differ` for each pixel that is another
-    // in any bit; highest: the rank of the largest change of each.
+    // by: what those channels changed by, 0 of pixels that are not inside. A bit of `differ` for each pixel that is
+    // another in any bit; highest: the rank of the largest change of each.
     __device__ __forceinline__ void compare(long long sc, long long sw, int pitch, int c, int C, Numbers (&by)[CHANNELS],
                                             u32& differ, Rank (&highest)[4]) const {
 #if IN_PAIRS

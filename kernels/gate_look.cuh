@@ -6,8 +6,8 @@
 
 // moved: beyond the threshold and the noise. other: any bit differs. near: those of them that a change takes along.
 // last: the frame before, N C H W; noise: N H W. deviations: how many of them a change must exceed. mean: as `average`
-// left it; then: what it was when a pixel was stored, which says nothing before RECENT of `frames`. Registers for what four
-// pixels read: as few as the compiler takes by itself let it wait for them one after the other.
+// left it; then: what it was when a pixel was stored, which says nothing before RECENT of `frames`. Registers for what
+// four pixels read: as few as the compiler takes by itself let it wait for them one after the other.
 extern "C" __global__ void __launch_bounds__(256, 5)
     look(const seen* frame, const u64* at, long long sn, long long sc, long long sh, long long sw, const value* stored,
          int pitch, const int* awake, u32* moved, u32* near, u32* other, value* last, number* noise, u64* held,

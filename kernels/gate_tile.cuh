@@ -8,8 +8,8 @@
 struct Tile {
     Numbers change[CHANNELS][HIGH * WIDE / 4];
     Numbers sums[CHANNELS][ROWS * WIDE / 4];  // down the columns
-    // A bit of each of the block's pixels: whether it differs at all, and by more than `peak`; and whether a box around it
-    // says that it changed, or that it is taken along.
+    // A bit of each of the block's pixels: whether it differs at all, and by more than `peak`; and whether a box around
+    // it says that it changed, or that it is taken along.
     u32 other[ROWS], beyond_peak[ROWS], beyond_limit[ROWS], beyond_weak[ROWS];
 
     __device__ __forceinline__ void clear() {
@@ -29,9 +29,9 @@ __device__ __forceinline__ void place_around(int i, int& row, int& col) {
     if (beside >= 0) row = AROUND + beside / (BESIDE / 2), col = in_row * 4 + (in_row < BESIDE / 4 ? 0 : 32);
 }
 
-// Channels c .. c + CHANNELS - 1 of the frame against what is stored: the block's own pixels, which are marked, then those
-// around them. The largest change of what a thread has. To ask for both at once gave nothing (H100, 143 us of 1080p, batch 8,
-// as without; with the registers for it 227 to 265 where rows have odd lengths).
+// Channels c .. c + CHANNELS - 1 of the frame against what is stored: the block's own pixels, which are marked, then
+// those around them. The largest change of what a thread has. To ask for both at once gave nothing (H100, 143 us of
+// 1080p, batch 8, as without; with the registers for it 227 to 265 where rows have odd lengths).
 __device__ __forceinline__ Rank compare_frame(Tile& tile, const View& view, int c, number peak) {
     Rank highest = 0;
     for (int i = threadIdx.x; i < ROWS * 8; i += blockDim.x) {
@@ -103,8 +103,8 @@ __device__ __forceinline__ bool sum_down(Tile& tile, const View& view, number qu
     return large;
 }
 
-// What a pixel's box is compared with: its mean at least, and for pixels that are taken along. root: by how much the means of
-// the frame itself are divided before; most: what no value is larger than.
+// What a pixel's box is compared with: its mean at least, and for pixels that are taken along. root: by how much the
+// means of the frame itself are divided before; most: what no value is larger than.
 struct Levels {
     number limit, weak, root, most;
 };

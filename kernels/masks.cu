@@ -1,5 +1,5 @@
-// Masks of changed pixels: one bit a pixel, a row of W pixels in (W + 31) / 32 words whose last bits are 0; and lists of
-// pixels, which the computing kernels walk. Which pixels of a mask an output pixel reads: reach.cuh.
+// Masks of changed pixels: one bit a pixel, a row of W pixels in (W + 31) / 32 words whose last bits are 0; and lists
+// of pixels, which the computing kernels walk. Which pixels of a mask an output pixel reads: reach.cuh.
 //
 // `changed` holds the number of changed pixels of each stream, 0 before a frame. A stream in which nothing changed
 // costs no look at its mask, and one in which everything did is a mask of ones, whatever the operator: that is all
@@ -178,7 +178,8 @@ extern "C" __global__ void __launch_bounds__(256) spread(const u64* table, int l
 // Bring a word into shared memory; until `arrived` it is on its way.
 __device__ __forceinline__ void bring(u32* to, const u32* from) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+    const u32 place = (u32)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(place), "l"(from) : "memory");
 #else
     *to = *from;
 #endif
@@ -196,10 +197,11 @@ __device__ __forceinline__ int listing_of(const Listing* all, int listings, int 
     return k;
 }
 
-// Small masks, one after the other, are the work of one block for each stream: 0.3 us each, where blocks that meet take 2
-// to 3. It waits for the device's memory twice, however many they are: for the masks of others that they follow from, which
-// come into shared memory with the counts, and for the places in the lists, of which it asks for all at once.
-extern "C" __global__ void __launch_bounds__(1024) spread_alone(const u64* table, int longs, int listings, int then_list) {
+// Small masks, one after the other, are the work of one block for each stream: 0.3 us each, where blocks that meet take
+// 2 to 3. It waits for the device's memory twice, however many they are: for the masks of others that they follow from,
+// which come into shared memory with the counts, and for the places in the lists, of which it asks for all at once.
+extern "C" __global__ void __launch_bounds__(1024)
+    spread_alone(const u64* table, int longs, int listings, int then_list) {
     Listing* all = parameters(table, longs);
     Reach* reaches = (Reach*)(all + listings);
     const int inputs = (int)((Reach*)((u64*)all + longs) - reaches), n = blockIdx.y;

@@ -11,7 +11,8 @@ struct Reach {
     const int* spans;  // SOURCES: the first of the columns that 32 output pixels read, of each 32; null if they lie apart
     int kind, H, W, kh, kw, sh, sw, ph, pw, dh, dw, row_taps, col_taps;
     int of;  // which listing of the same launch makes the mask; or -1
-    int kept, copies;  // where another's mask is kept in shared memory, in words, or -1; whether it comes there for this one
+    int kept;    // where another launch's mask is kept in shared memory, in words; or -1
+    int copies;  // whether it comes there for this one
 };
 
 // The 32 bits of a row of `words` words from column `first` on, wherever that is.
