@@ -18,6 +18,7 @@ from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import WAY_OUT, Packer, Unpacker, list_in
 from deltaconvert.graph_json.vocabulary import METHODS, function_named, name_of, word_allowed
 from deltaconvert.ops.base import Operator, is_known, known_modules, operator_types
+from deltaconvert.tracing.parts import parts_of
 
 MAX_NODES = 20_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
@@ -85,8 +86,10 @@ def _module_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[s
     if _nn_modules().get(kind) is type(module) and is_known(module):
         state = packed(module.state_dict())
         return {"op": "module", "type": kind, "state": state, "settings": packed(_nn_settings(module))}
+    parts = ", ".join(parts_of(module))
+    way = f"its parts {parts} convert by themselves, and what that gives can be saved" if parts else WAY_OUT
     raise ContainerError(
-        f"{path_of(node)} stays whole, a module of the class {type(module).__qualname__}: {WAY_OUT}"
+        f"{path_of(node)} stays whole, a module of the class {type(module).__qualname__}: {way}"
     )
 
 
