@@ -545,6 +545,7 @@ def test_the_demo_at_a_tiny_size(tmp_path):
         "summary.json",
         f"{NET}.delta",
     }
+    assert "thresholds for the clip's noise (input 0.09, activation 20%)" in text  # why outputs differ
     assert (
         facts["frames"] == 10 and facts["weights"] == "untrained" and facts["difference"]["max"] is not None
     )
