@@ -100,6 +100,9 @@ class _Door:
         given = isinstance(wanted, dict) and (type(wanted.get("url", "")), type(wanted.get("worker", 0)))
         if given != (str, int):
             raise Refused(400, 'the body has to be {"url": "..."}, {"worker": 0} or nothing')
+        unknown = sorted(set(wanted) - {"url", "loop", "worker"})
+        if unknown:  # a slip of the keyboard would take in a stream without a source
+            raise Refused(400, f"the body has {unknown[0]!r}: it takes url, loop and worker")
         source = self._limits.source(wanted["url"]) if "url" in wanted else None
         await self._fleet.join(name)
         if "worker" in wanted:

@@ -170,6 +170,9 @@ def test_limits(serving):
     assert client.put("/streams/a", content=b"[]").status_code == 400
     assert client.put("/streams/a", content=b"{").status_code == 400
     assert client.put("/streams/a", json={"worker": "0"}).status_code == 400
+    answer = client.put("/streams/d", json={"uri": "file:///clip.mp4"})
+    assert answer.status_code == 400 and "'uri'" in answer.json()["error"]
+    assert "d" not in client.get("/streams").json()
     assert client.put("/streams/a", json={"worker": 0}).status_code == 201
     assert client.put("/streams/a", json={"worker": 1}).status_code == 400
 
