@@ -167,7 +167,7 @@ class Clock:
         numbers = range(min(task.calibration), max(task.calibration) + 1)
         self.frames = batches(task, numbers, options.batch, options.timed + FIRST, size_of(task))
 
-    def __call__(self, thresholds: Thresholds) -> Seen:
+    def __call__(self, thresholds: Thresholds | Path) -> Seen:
         delta = deltaconvert.convert(self.model, self.frames[0], threshold=thresholds)
         for frame in self.frames[:FIRST]:
             delta(frame)

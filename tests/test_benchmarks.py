@@ -549,6 +549,16 @@ def test_accuracy_page(tmp_path):
     assert "calibrate" in (tmp_path / "a.svg").read_text()
 
 
+def test_a_lucky_point_behind_a_loss_does_not_count():
+    from benchmarks.accuracy_families import highest
+
+    def curve(*losses: float) -> list[dict[str, float]]:
+        return [{"loss": loss, "accepted": 0.005, "strength": n} for n, loss in enumerate(losses)]
+
+    assert highest(curve(-0.01, 0.005, 0.02, 0.0))["strength"] == 1
+    assert highest(curve(0.01, 0.0)) is None
+
+
 def test_accuracy_check_chooses_by_the_frames_between():
     """The least work at so many times the accepted loss; ours has the paper's candidates too."""
     from benchmarks.accuracy_check import FACTORS, HIGHER, best_of, higher_and_lower, ours
