@@ -31,7 +31,9 @@ _WAYS = [(re.compile(pattern), way) for pattern, way in (
     (r"cannot be traced|cannot trace|cannot capture",
      "its forward branches on values, or calls what tracing cannot follow: branch on sizes and on settings from "
      "__init__, or move it behind the network"),
-    (r"has batch \d+, the frame has", "keep the images of a batch apart: no reshape across the batch before it"),
+    (r"has batch \d+, the frame has",
+     "let nothing change the number of images before it (a reshape of time into the batch, torch.cat along it): call "
+     "the layers once for each part, or convert them alone, the parts being streams"),
     (r"not floating point|changes of integers", "cast it before: x.float()"),
     (r"complex maps", "keep real and imaginary part as channels of a map: torch.cat([z.real, z.imag], 1)"),
     (r"its input input_\d+ has shape \(\d+, \d+, \d+\), not N C H W",

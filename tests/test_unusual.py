@@ -457,6 +457,19 @@ class Pads(nn.Module):
         return F.pad(y, (2, 1, 0, 2), mode="reflect"), F.pad(y, (-1, 2, 3, -2), value=float(1))
 
 
+class Doubled(Two):
+    """A frame and its mirror image are a batch of two, as test-time augmentation has them."""
+
+    def forward(self, x):
+        one, other = self.last(self.first(torch.cat([x, x.flip(3)]))).chunk(2)
+        return one + other.flip(3)
+
+
+def test_a_batch_that_grows_says_the_way_out(backend):
+    rows = check(Doubled(), backend).explain().islands
+    assert "once for each part" in next(row.way_out for row in rows if row.path == "first")
+
+
 class Standardised(nn.Conv2d):
     """Weights made of weights in forward, in a class that is a convolution."""
 
