@@ -257,6 +257,8 @@ def run_demo(
     }
     (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
     rules = ", ".join(f"{where} {amount}" for where, amount in THRESHOLD.items())
-    title = f"{network}, untrained weights, thresholds for the clip's noise ({rules}), backend {model.backend}"
+    title = (
+        f"{network}, untrained weights, thresholds for the clip's noise ({rules}), backend {model.backend}"
+    )
     text = f"{title}: {summary}\n  watch {shown}: what changed is orange"
     return facts, text
