@@ -82,6 +82,7 @@ def main() -> None:
     for name in options.networks.split(","):
         facts = run(zoo.load(name), name, options.frames, options.engines.split(","))
         if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
             (options.out / f"{name}.json").write_text(json.dumps({**environment(), **facts}, indent=1) + "\n")
 
 
