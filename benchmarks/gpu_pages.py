@@ -34,7 +34,7 @@ def rewritten(text: str) -> str:
         "networks": gpu_record.readme(record),
         "goals": gpu_goals.table(record),
         "cost law": cost_law.table(record),
-        "clips": gpu_record.clips(record, _read("gpu_clips")),
+        "clips": gpu_record.clips(record),
         "memory": gpu_record.beside_the_ratio(record),
         "profile": gpu_profile.tables(profiles),
         "measured": measured(record),

@@ -192,19 +192,18 @@ def beside_the_ratio(facts: dict[str, Any]) -> str:
     return markdown(head, body)
 
 
-def clips(*records: dict[str, Any]) -> str:
-    """Real clips, exact and with a threshold on the frame. What several records have is the first one's."""
+def clips(facts: dict[str, Any]) -> str:
+    """Real clips, exact and with a threshold on the frame."""
     found: dict[tuple[Unit, str], dict[bool, dict[str, Any]]] = {}
-    for row in (row for record in records for row in record["results"] if row["density"] is None):
+    for row in (row for row in facts["results"] if row["density"] is None):
         found.setdefault((Unit.of_row(row), row["case"]), {}).setdefault(row["threshold"] > 0, row)
     body = []
     for (unit, clip), rows in found.items():
         own = [str(unit), clip, f"{next(iter(rows.values()))['dense_ms']:.3g}"]
-        commits = ", ".join(sorted({row["commit"] for row in rows.values()}))
-        body.append([*own, *_clip(rows.get(False)), *_clip(rows.get(True)), commits])
+        body.append([*own, *_clip(rows.get(False)), *_clip(rows.get(True))])
     three = ("ms", "p99", "times faster")
     head = ["unit", "clip", "dense, ms", *(f"{how}: {what}" for how in ("exact", "10/255") for what in three)]
-    return markdown([*head, "commit"], body)
+    return markdown(head, body)
 
 
 def _clip(row: dict[str, Any] | None) -> list[str]:
