@@ -22,13 +22,13 @@ class Ranks:
 
     def __init__(self, root: nn.Module, frames: Sequence[Tensor]):
         self._root, self._frames = root, frames
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._run: fx.Interpreter | None = None
         self._unknown: set[fx.Node] = set()
 
     def value(self, node: fx.Node) -> Any:
         """A number or a tensor without values; None where that cannot be told."""
-        if self._run is None:
+        if self._run is None:  # few networks ask, and the mode brings in the compiler: seconds
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             self._run = fx.Interpreter(self._root, garbage_collect_values=False, graph=node.graph)
             self._run.args_iter = iter([self._mode.from_tensor(frame) for frame in self._frames])
         with self._mode, without_logs():

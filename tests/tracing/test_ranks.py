@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -185,3 +188,13 @@ def test_islands_see_nothing_of_it(backend):
     assert model.info["capture"].startswith("traced symbolically, around caches")
     with torch.no_grad():
         assert_close(model(frame), dense(frame))
+
+
+def test_a_network_that_asks_for_no_size_does_not_load_torchs_compiler():
+    program = """
+import sys, torch, deltaconvert
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+deltaconvert.convert(network, torch.rand(1, 3, 16, 16), backend="reference")
+assert "torch._dynamo" not in sys.modules, "it takes seconds of a warm start"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
