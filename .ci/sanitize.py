@@ -108,7 +108,9 @@ def main() -> int:
 def _wanted(parts: list[str]) -> list[Run]:
     networks = [case.told for case in cases()]
     runs = [Run(tool, network) for tool in FOUND_BY for network in networks]
-    runs += [Run("memcheck", network, graph=True) for network in networks]
+    # memcheck ends in an illegal access, of which it reports nothing, where it watches the body of a conditional node.
+    in_graphs = [network for network in networks if not network.startswith("skipped")]
+    runs += [Run("memcheck", network, graph=True) for network in in_graphs]
     if not parts:
         return runs
     return list(dict.fromkeys(run for part in parts for run in runs if part in run.name))
