@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from deltaconvert.backends.cuda.layout import vector_of
 from deltaconvert.check import operator_of, sparsify
 from deltaconvert.ops.channels import Concat
 from deltaconvert.ops.conv import Conv2d
-from deltaconvert.ops.fused import Fused
+from deltaconvert.ops.fused import Fused, head_of
 from deltaconvert.passes.adopt_operators import adopt
 
 NOTES = "cuda"  # of a node, for Backend.step
@@ -25,7 +26,7 @@ class Spaced(Concat):
         self.every = every
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return torch.cat([F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % self.every)) for x in xs], 1)
+        return _with_zeros(xs, self.every)
 
 
 def join_concats(gm: fx.GraphModule) -> fx.GraphModule:
@@ -42,7 +43,7 @@ def join_concats(gm: fx.GraphModule) -> fx.GraphModule:
             if not all(_only_convolves(user, node) for user in node.users):
                 continue
             node = _spaced(gm, node)
-        every = vector_of(node)
+        every = vector_of(node.meta["dtype"])
         first, shape = 0, tuple(node.meta["shape"])
         for source in _sources(node):
             note_of(source)["part"] = (node.name, shape, first)
@@ -68,7 +69,7 @@ def _fits(node: fx.Node) -> bool:
 
 def _in_vectors(node: fx.Node) -> bool:
     """Each input begins where a vector of 16 bytes does."""
-    return all(source.meta["shape"][1] % vector_of(node) == 0 for source in _sources(node)[:-1])
+    return all(source.meta["shape"][1] % vector_of(node.meta["dtype"]) == 0 for source in _sources(node)[:-1])
 
 
 def _spaced(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -78,13 +79,18 @@ def _spaced(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     before:  z = concat(a, b);  y = conv(z)
     after:   z = spaced(a, b);  y = conv(z), with weights for the zeros, which are 0
     """
-    every, counts = vector_of(node), [source.meta["shape"][1] for source in _sources(node)]
+    every, counts = vector_of(node.meta["dtype"]), [source.meta["shape"][1] for source in _sources(node)]
     spaced = adopt(gm, node, Spaced(every), list(node.args))
     n, _, height, width = spaced.meta["shape"]
     spaced.meta["shape"] = (n, sum(_rounded(count, every) for count in counts), height, width)
     for user in list(spaced.users):
         adopt(gm, user, _reading(operator_of(user), counts, every), list(user.args))
     return spaced
+
+
+def _with_zeros(parts: Sequence[Tensor], every: int) -> Tensor:
+    """Side by side, each up to the next multiple of `every` channels."""
+    return torch.cat([F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % every)) for part in parts], 1)
 
 
 def _rounded(count: int, every: int) -> int:
@@ -94,7 +100,7 @@ def _rounded(count: int, every: int) -> int:
 def _only_convolves(user: fx.Node, node: fx.Node) -> bool:
     """It reads the map by a convolution that all channels go into."""
     operator = operator_of(user) if user.meta.get("delta") else None
-    head = operator.head if isinstance(operator, Fused) else operator
+    head = None if operator is None else head_of(operator)
     return type(head) is Conv2d and head.groups == 1 and user.args[0] is node and node not in user.args[1:]
 
 
@@ -105,18 +111,12 @@ def _reading(operator: object, counts: Sequence[int], every: int) -> Conv2d | Fu
         stages = [head, *list(operator.stages)[1:]]
         return Fused(stages, operator.counts, operator.slots, operator.head_inputs)  # type: ignore[arg-type]
     assert isinstance(operator, Conv2d)
-    parts = operator.weight.split(list(counts), 1)
-    weight = torch.cat([F.pad(part, (0, 0, 0, 0, 0, -part.shape[1] % every)) for part in parts], 1)
+    weight = _with_zeros(operator.weight.split(list(counts), 1), every)
     return Conv2d(weight, operator.bias, operator.stride, operator.padding, operator.dilation, 1)
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
     return [source for source in node.args if isinstance(source, fx.Node)]
-
-
-def vector_of(node: fx.Node) -> int:
-    """Channels of 16 bytes."""
-    return max(1, 16 // int(node.meta["dtype"].itemsize))
 
 
 def note_of(node: fx.Node) -> dict[str, object]:

@@ -25,6 +25,7 @@ from deltaconvert.backends.cuda.layout import (
     piece_of,
     pitch_of,
     steps_of,
+    vector_of,
     window_of,
 )
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
@@ -232,7 +233,7 @@ def adds_maps(first: Any, second: Any, dtype: torch.dtype, device: torch.device)
 
 def threads_of_channels(operator: Any, edge: Any) -> list[tuple[int, int, int]]:
     """Those of THREADS_OF_CHANNELS that compare, where a threshold decides and any does."""
-    vector, taps = max(1, 16 // edge.values.dtype.itemsize), operator.weight[0, 0].numel()
+    vector, taps = vector_of(edge.values.dtype), operator.weight[0, 0].numel()
     comparing = [
         thread
         for thread in THREADS_OF_CHANNELS

@@ -15,7 +15,7 @@ from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda.gates import Looks, has_kernels
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
 from deltaconvert.backends.cuda.launches import THREADS, blocks_of
-from deltaconvert.backends.cuda.layout import pitch_of, runs_begin
+from deltaconvert.backends.cuda.layout import pitch_of, runs_begin, vector_of
 from deltaconvert.backends.cuda.marks import Listed, Marks
 from deltaconvert.backends.cuda.tuning import boxes
 from deltaconvert.backends.reference import fill_unseen
@@ -119,7 +119,7 @@ class Planes:
         if self._values is None:
             self._values = edge.values.clone(memory_format=torch.contiguous_format)
         _, channels, height, width = edge.values.shape
-        vector = max(1, 16 // edge.values.dtype.itemsize)
+        vector = vector_of(edge.values.dtype)
         self._backend.launch(
             self._backend.kernel("planes.cu", "planes", edge.values.dtype, WIDTH=min(vector, edge.pitch)),
             (blocks_of(edge),),

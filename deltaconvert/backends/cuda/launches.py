@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltaconvert.backends.cuda.conv_kernels import Head, blocks_at_once, has_threshold
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel, number_of
-from deltaconvert.backends.cuda.layout import lanes_of_pixel
+from deltaconvert.backends.cuda.layout import lanes_of_pixel, vector_of
 from deltaconvert.backends.cuda.marks import Listed, Marks
 from deltaconvert.backends.cuda.tail import Tail, device_bytes
 
@@ -34,7 +34,7 @@ class Launch:
         rows, cols = head.up
         self._channels, self._height, self._width = channels * rows * cols, height // rows, width // cols
         self._pitch, self._threads = edge.pitch, head.threads
-        vector = max(1, 16 // edge.values.dtype.itemsize)
+        vector = vector_of(edge.values.dtype)
         macros = {"WIDTH": min(vector, edge.pitch), **head.macros, **tail.macros()}
         macros["FULL"] = int(channels % macros["WIDTH"] == 0)
         self.compares, self._more = head.compares, head.more

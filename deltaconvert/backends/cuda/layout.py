@@ -19,8 +19,13 @@ def pitch_of(channels: int, dtype: torch.dtype) -> int:
     values where a frame has fewer channels."""
     if channels <= 4:
         return 4
-    vector = max(1, 16 // dtype.itemsize)
+    vector = vector_of(dtype)
     return -(-channels // vector) * vector
+
+
+def vector_of(dtype: torch.dtype) -> int:
+    """Values of 16 bytes, which a thread reads at once."""
+    return max(1, 16 // dtype.itemsize)
 
 
 def runs_begin(frame: Tensor, pixels: int, dims: Sequence[int]) -> bool:

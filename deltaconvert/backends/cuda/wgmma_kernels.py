@@ -28,6 +28,7 @@ from deltaconvert.reach import Window
 Also = tuple[Conv2d, Any]  # a 1x1 convolution that is added to another one, and the map that it reads
 ROWS = 64  # of a tile of kernels/conv_behind.cu
 MATRIX_BYTES = ROWS * STEP
+NOTHING_TO_COMPARE = (np.uint64(0), np.uint64(0), np.float32(0))  # marks, their count, threshold
 
 
 @dataclass
@@ -147,7 +148,7 @@ def by_wgmma(
     kept = weights, bias, table_of("=2i", taps, weights.device)
     shared_bytes = max(_walk_bytes(tile, order, len(taps), also is not None), whole_bytes(tile))
     compares = has_threshold(edge) and up == (1, 1) and width >= outputs
-    more: tuple[Any, ...] = (np.uint64(0), np.uint64(0), np.float32(0))  # nothing to compare with
+    more: tuple[Any, ...] = NOTHING_TO_COMPARE
     if compares:
         more = (edge.marks.bits, edge.marks.changed, edge.limits)
     return Head(
@@ -240,7 +241,7 @@ def by_both(
         shared_bytes=both_bytes(steps, groups, beside, slots),
         weights=(own, weights, bias, behind_bias, taps),
         channels=len(behind.weight),
-        more=(np.uint64(0), np.uint64(0), np.float32(0)),
+        more=NOTHING_TO_COMPARE,
     )
 
 
@@ -268,19 +269,21 @@ def both_bytes(steps: int, groups: int, also: int, slots: int) -> int:
 
 def _of_step(operator: Conv2d, dtype: torch.dtype, also: Also | None) -> Tensor:
     """The weights of a 1x1 convolution over the channels of a step, and of one that is added."""
-    weight = operator.weight.flatten(1)
-    rows = weight.new_zeros(len(weight), STEP // dtype.itemsize, dtype=torch.float32)
-    rows[:, : weight.shape[1]] = weight
-    rows = rows.view(len(rows), -1, 16 // dtype.itemsize)
+    rows = _in_pieces(operator, STEP // dtype.itemsize, 16 // dtype.itemsize)
     return rows if also is None else torch.cat([rows, _of_pixel(*also)], 1)
 
 
 def _of_pixel(operator: Conv2d, source: Any) -> Tensor:
     """The weights of a 1x1 convolution: outputs x pieces of a pixel x values."""
+    return _in_pieces(operator, depth_of(source), piece_of(source) // source.values.dtype.itemsize)
+
+
+def _in_pieces(operator: Conv2d, depth: int, values: int) -> Tensor:
+    """The weights of a 1x1 convolution with zeros up to `depth` channels: outputs x pieces x values."""
     weight = operator.weight.flatten(1)
-    rows = weight.new_zeros(len(weight), depth_of(source), dtype=torch.float32)
+    rows = weight.new_zeros(len(weight), depth, dtype=torch.float32)
     rows[:, : weight.shape[1]] = weight
-    return rows.view(len(rows), -1, piece_of(source) // source.values.dtype.itemsize)
+    return rows.view(len(rows), -1, values)
 
 
 def _bias_of(operator: Any, also: Also | None, length: int, device: torch.device) -> Tensor:
