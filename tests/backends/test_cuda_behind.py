@@ -14,7 +14,7 @@ from oracle import assert_same_bits, scripted_video
 from torch import Tensor, nn
 
 import deltaconvert
-from deltaconvert.backends.cuda import behind, pitch_of
+from deltaconvert.backends.cuda import behind
 from deltaconvert.backends.cuda.tail import Tail
 from deltaconvert.backends.cuda.wgmma_kernels import by_both
 from deltaconvert.ops.conv import Conv2d
@@ -24,7 +24,7 @@ from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.reach import Window
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from on_cpu import GXX, without_a_gpu
+from on_cpu import GXX, edge_of, without_a_gpu
 
 
 class Bottleneck(nn.Module):
@@ -85,14 +85,6 @@ def test_read_twice(monkeypatch):
     assert joined(convert(Bottleneck(between=nn.PReLU(16)).eval(), monkeypatch, frame)) == 0, (
         "a number for each channel"
     )
-
-
-def edge_of(values: Tensor) -> SimpleNamespace:
-    n, channels, height, width = values.shape
-    pitch = pitch_of(channels, values.dtype)
-    memory = torch.zeros(n, height, width, pitch, dtype=values.dtype)
-    memory[..., :channels] = values.permute(0, 2, 3, 1)
-    return SimpleNamespace(values=memory[..., :channels].permute(0, 3, 1, 2), pitch=pitch, memory=memory)
 
 
 def straight(rows: Tensor) -> Tensor:

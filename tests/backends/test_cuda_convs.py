@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,18 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaconvert.backends.cuda import conv_kernels, convs, pitch_of, wgmma_kernels
+from deltaconvert.backends.cuda import conv_kernels, convs, wgmma_kernels
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.reach import Window
 
-
-def edge_of(values: Tensor) -> SimpleNamespace:
-    n, channels, height, width = values.shape
-    pitch = pitch_of(channels, values.dtype)
-    memory = torch.zeros(n, height, width, pitch, dtype=values.dtype)
-    memory[..., :channels] = values.permute(0, 2, 3, 1)
-    return SimpleNamespace(values=memory[..., :channels].permute(0, 3, 1, 2), pitch=pitch, memory=memory)
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+from on_cpu import edge_of
 
 
 def read_as_wgmma(

@@ -85,6 +85,15 @@ class Recording:
         self._backend.finish()
 
 
+def edge_of(values: Tensor) -> SimpleNamespace:
+    """What a convolution reads of an Edge: N C H W whose pixels lie in memory as the kernels find them."""
+    n, channels, height, width = values.shape
+    pitch = cuda.pitch_of(channels, values.dtype)
+    memory = torch.zeros(n, height, width, pitch, dtype=values.dtype)
+    memory[..., :channels] = values.permute(0, 2, 3, 1)
+    return SimpleNamespace(values=memory[..., :channels].permute(0, 3, 1, 2), pitch=pitch, memory=memory)
+
+
 def without_a_gpu(patch: pytest.MonkeyPatch) -> None:
     """For the time of a test, backend="cuda" runs on the CPU."""
     properties = SimpleNamespace(multi_processor_count=1, major=7, shared_memory_per_block_optin=60 << 10)
