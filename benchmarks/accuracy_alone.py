@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.curves.run import Run  # noqa: E402
+from benchmarks.curves.run import Run, played_on  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
 from deltaconvert.calibration.setting import Setting  # noqa: E402
 from deltaconvert.calibration.trials import Trials  # noqa: E402
@@ -39,9 +39,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("trials"), help="keeps the trials")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    run_options = argparse.Namespace(
-        device=options.device, out=options.folder, single=False, workers=1, eager=False
-    )
+    run_options = played_on(options.device, argparse.Namespace(out=options.folder))
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in options.tasks.split(","):
         with torch.no_grad():

@@ -31,7 +31,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.curves.run import Run, between  # noqa: E402
+from benchmarks.curves.run import Run, between, played_on  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
 from deltaconvert.calibration.search import GATES  # noqa: E402
 from deltaconvert.calibration.setting import Setting  # noqa: E402
@@ -57,9 +57,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="then no more candidates are played")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    vars(options).update(single=False, workers=1, eager=False)
     with torch.no_grad():
-        check(options)
+        check(played_on(options.device, options))
 
 
 def check(options: argparse.Namespace) -> None:

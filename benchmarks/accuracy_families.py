@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.accuracy_time import Clock  # noqa: E402
-from benchmarks.curves.run import Run  # noqa: E402
+from benchmarks.curves.run import Run, played_on  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
 from deltaconvert.calibration.setting import Setting  # noqa: E402
 
@@ -54,8 +54,7 @@ def main() -> None:
 
 
 def play(options: argparse.Namespace) -> None:
-    vars(options).update(device="cuda", single=False, workers=1, eager=False)
-    name = options.task
+    options, name = played_on("cuda", options), options.task
     families = json.loads(options.families.read_text())[name]
     run = Run(TASKS[name](CALIBRATION.get(name, FEW), 200), options, until=float("inf"))
     trials = run.trials()

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.curves.run import Run  # noqa: E402
+from benchmarks.curves.run import Run, played_on  # noqa: E402
 from benchmarks.gpu_accuracy import FIRST, batches, loss, size_of  # noqa: E402
 from benchmarks.gpu_dense import timed  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
@@ -58,8 +58,7 @@ def main() -> None:
     parser.add_argument("--search-seconds", type=float, default=60.0, help="for each budget")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    vars(options).update(device="cuda", single=False, workers=1, eager=False)
+    options = played_on("cuda", parser.parse_args())
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.tasks.split(","):
         kept = options.out / f"{name}.json"

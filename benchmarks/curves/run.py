@@ -30,6 +30,12 @@ def played_here(options: argparse.Namespace) -> argparse.Namespace:
     return options
 
 
+def played_on(device: str, options: argparse.Namespace) -> argparse.Namespace:
+    """The options of a script that plays tasks on a device, each in the type that it takes there, by one process."""
+    options.device, options.single, options.workers, options.eager = device, False, 1, False
+    return options
+
+
 def between(numbers: Sequence[int]) -> list[int]:
     """The frames that lie between some, and are none of them."""
     return sorted(set(range(min(numbers), max(numbers))) - set(numbers))
