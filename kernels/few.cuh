@@ -5,7 +5,7 @@
 //
 // Copies say by themselves that they are there, where wgmma reads them (BY_THEMSELVES). Where rows are read into registers
 // to be rounded, threads wait for their copies LATE steps behind, so that others are on their way: racecheck does not
-// follow copies that arrive by themselves. They are 4 % faster (docs/performance.md).
+// follow copies that arrive by themselves. They are 4 % faster (docs/performance_tried.md).
 //
 // SPLIT: the blocks of a cluster share the steps of a sum where that is faster. A block finishes some of the rows.
 

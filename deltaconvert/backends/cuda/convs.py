@@ -155,9 +155,9 @@ def fits_whole(operator: Any, window: Window, source: Any) -> bool:
 def _whole_tiles(channels: int, window: Window, source: Any) -> dict[str, dict[str, int]]:
     """Macros of kernels/conv_wgmma.cu with kernels/whole.cuh for all pixels, and large or small tiles for fewer.
 
-    Measured on an H100 (docs/performance.md): two rows a warpgroup read half of the weights, where registers hold them;
-    all weights of 64 > 64 in shared memory leave room for one row, which is slower. Narrow maps of more channels are
-    small, and gathered rows are faster.
+    Measured on an H100 (docs/performance_tried.md): two rows a warpgroup read half of the weights, where registers
+    hold them; all weights of 64 > 64 in shared memory leave room for one row, which is slower. Narrow maps of more
+    channels are small, and gathered rows are faster.
     """
     flat = _flat(window, source)
     if flat and channels > 64:
