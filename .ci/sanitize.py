@@ -5,17 +5,22 @@
 
 A run is a tool on one network, "racecheck of mixed tf32 0.1" (0.1 is the threshold). RUN is a part of such names: what
 it names runs before what the next one names, and nothing else does; `--list` prints all. So many run beside each other,
-and each says whether it came to its end. Every kernel of kernels/*.cu is launched, on full, partly changed and still
-frames (`play`). torch's allocator is off, so that each tensor's bounds are known; a graph cannot be captured then, and
-frames are played launch by launch. memcheck plays graphs as well. What torch does is not judged, and watched only where
-it must be; dense convolutions run on the CPU, since racecheck dies in cuDNN's kernels where it does not watch them, and
-takes minutes where it does. Nor is what the driver's interface answers judged: cuda-bindings asks for functions that an
-older driver has not, and is told so. At the end of each run comes a kernel with a fault that the tool must find.
+on each GPU in turn, and each says whether it came to its end. Every kernel of kernels/*.cu is launched, on full, partly
+changed and still frames (`play`). torch's allocator is off, so that each tensor's bounds are known; a graph cannot be
+captured then, and frames are played launch by launch. memcheck plays graphs as well. Where a still frame skips a part
+of its graph (the network "skipped") that is what the tools play, and they watch what is launched before that part: a
+kernel that the device launches by itself jumps to address 0 where a tool has changed it.
+
+What torch does is not judged, and watched only where it must be; dense convolutions run on the CPU, since racecheck
+dies in cuDNN's kernels where it does not watch them, and takes minutes where it does. Nor is what the driver's
+interface answers judged: cuda-bindings asks for functions that an older driver has not, and is told so. At the end of
+each run comes a kernel with a fault that the tool must find; memcheck may say nothing of it, and is asked once more.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import shutil
@@ -27,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -43,10 +48,22 @@ class Run(NamedTuple):
         return f"{self.tool} of {self.network}" + " in graphs" * self.graph
 
     @property
-    def ours(self) -> bool:
-        """Whether it watches no kernels but ours. initcheck has to see what torch stores, and racecheck dies of a
-        hardware exception in torch's means where it does not watch them."""
-        return self.tool != "initcheck" and not (self.tool == "racecheck" and "means" in self.network)
+    def watched(self) -> list[str]:
+        """The kernels that the tool looks at; none where it looks at all. initcheck has to see what torch stores, and
+        racecheck dies of a hardware exception in torch's means where it does not watch them."""
+        if self.network.startswith(SKIPPED):
+            return [*BEFORE_SKIPPED, "canary"]
+        every = self.tool == "initcheck" or (self.tool == "racecheck" and "means" in self.network)
+        return [] if every else [*sorted(kernels()), "canary"]
+
+
+class Place(NamedTuple):
+    """Where runs play, and until when."""
+
+    tool: str  # compute-sanitizer
+    logs: Path
+    until: float
+    gpus: Iterator[str]  # in turn, as CUDA_VISIBLE_DEVICES calls them
 
 
 # Of a block: kernels/conv_wgmma.cu has up to twenty.
@@ -67,12 +84,17 @@ extern "C" __global__ void canary(int tool, const int* unset, const int* nowhere
     }
 }
 """
+OF_CANARY = re.compile(r"\b(at|in) canary\b")
+ENDED = re.compile(r"^PLAYED\b(.*)$", re.MULTILINE)
 GATES: dict[str, dict[str, Any]] = {
     "gated": {"smooth": 3, "dilate": 2, "weak": 0.5},
     "gated by means": {"smooth": 5, "recent": 4, "noise": 2.0, "refresh": 3},
     "gated bytes": {"smooth": 3, "dilate": 9, "weak": 0.5, "noise": 2.0},
 }
-FOUND_BY = ("memcheck", "racecheck", "initcheck", "synccheck")
+FOUND_BY = ("memcheck", "racecheck", "initcheck", "synccheck")  # what each makes of `tool` in CANARY
+LONGEST_FIRST = ("racecheck", "initcheck", "synccheck", "memcheck")
+SKIPPED = "skipped"  # the network whose still frames skip a part of the graph
+BEFORE_SKIPPED = ("sparsify", "wake")
 
 
 def main() -> int:
@@ -102,32 +124,45 @@ def main() -> int:
         return 1
     logs = options.logs or Path(mkdtemp())
     logs.mkdir(parents=True, exist_ok=True)
-    return sanitize(tool, runs, options.beside, logs, time.monotonic() + options.limit)
+    place = Place(tool, logs, time.monotonic() + options.limit, itertools.cycle(_gpus()))
+    return sanitize(runs, options.beside, place)
 
 
 def _wanted(parts: list[str]) -> list[Run]:
     networks = [case.told for case in cases()]
-    runs = [Run(tool, network) for tool in FOUND_BY for network in networks]
-    # memcheck ends in an illegal access, of which it reports nothing, where it watches the body of a conditional node.
-    in_graphs = [network for network in networks if not network.startswith("skipped")]
-    runs += [Run("memcheck", network, graph=True) for network in in_graphs]
+    whole = [network for network in networks if not network.startswith(SKIPPED)]
+    runs = [Run(tool, network) for tool in LONGEST_FIRST for network in whole]
+    runs += [Run("memcheck", network, graph=True) for network in whole]
+    runs += [
+        Run(tool, network, graph=True)
+        for tool in LONGEST_FIRST
+        for network in networks
+        if network not in whole and tool != "initcheck"  # which watches all
+    ]
     if not parts:
         return runs
     return list(dict.fromkeys(run for part in parts for run in runs if part in run.name))
 
 
-def sanitize(tool: str, runs: list[Run], beside: int, logs: Path, until: float) -> int:
+def _gpus() -> list[str]:
+    import torch
+
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return told.split(",") if told else [str(place) for place in range(max(1, torch.cuda.device_count()))]
+
+
+def sanitize(runs: list[Run], beside: int, place: Place) -> int:
     """Play so many at a time; the number of runs that found something or did not end."""
     with ThreadPoolExecutor(beside) as pool:
         # First of all without a tool: kernels are compiled and tiles chosen, which takes minutes under one.
         measured = {
-            network: pool.submit(_measure, network, logs, until)
+            network: pool.submit(_measure, network, place)
             for network in dict.fromkeys(run.network for run in runs)
         }
 
         def run(one: Run) -> bool:
             measured[one.network].result()
-            return _run(tool, one, logs, until)
+            return _run(one, place)
 
         bad = sum(pool.map(run, runs))
     print(f"{len(runs) - bad} of {len(runs)} runs came to their end and found nothing")
@@ -139,69 +174,59 @@ def sanitize(tool: str, runs: list[Run], beside: int, logs: Path, until: float) 
     return bad + len(missed)
 
 
-def _measure(network: str, logs: Path, until: float) -> set[str]:
+def _measure(network: str, place: Place) -> set[str]:
     """The kernels that it plays, and their sources; none if it fails."""
-    with _log(network, logs).open("wb") as log:
-        _wait(_start([sys.executable, __file__, "play", "graph", network], log), until)
-    text = _log(network, logs).read_text(errors="replace")
-    ended = re.search(r"^PLAYED (.*)$", text, re.MULTILINE)
+    text = _told([sys.executable, __file__, "play", "graph", network], network, place)
+    ended = ENDED.search(text)
     if ended is None:
         print(f"{network} does not play without a tool:\n{text[-3000:]}", flush=True)
         return set()
     return set(ended[1].split())
 
 
-def _run(tool: str, run: Run, logs: Path, until: float) -> bool:
+def _run(run: Run, place: Place) -> bool:
     """Whether it found something or did not end."""
-    command = [tool, "--tool", run.tool, "--report-api-errors", "no", "--print-limit", "100000"]
+    command = [place.tool, "--tool", run.tool, "--report-api-errors", "no", "--print-limit", "100000"]
     command += ["--show-backtrace", "no", *OPTIONS.get(run.tool, [])]
-    for kernel in (*sorted(kernels()), "canary") if run.ours else ():
+    for kernel in run.watched:
         command += ["--kernel-name", f"kne={kernel}"]
     by_steps = {} if run.graph else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    play = ["play", *["graph"] * run.graph, run.network, "--canary", run.tool]
+    command += [sys.executable, __file__, "play", *["graph"] * run.graph, run.network, "--canary", run.tool]
     began = time.monotonic()
-    if began > until:
+    if began > place.until:
         print(f"{run.name}: not begun", flush=True)
         return True
-    with _log(run.name, logs).open("wb") as log:
-        _wait(_start([*command, sys.executable, __file__, *play], log, by_steps), until)
-    return _judge(run, _log(run.name, logs).read_text(errors="replace"), time.monotonic() - began)
+    text = _told(command, run.name, place, by_steps)
+    if ENDED.search(text) and not _sang(text):
+        print(f"{run.name}: did not see the canary, once more", flush=True)
+        text = _told(command, run.name, place, by_steps)
+    return _judge(run, text, time.monotonic() - began)
 
 
-def _start(command: list[str], log: IO[bytes], more: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
-    """A process, and a session of its own: what it starts is stopped with it."""
-    environment = {**os.environ, **more}
-    return subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-    )
-
-
-def _wait(process: subprocess.Popen[bytes], until: float) -> None:
-    """For its end, which comes then at the latest."""
-    try:
-        process.wait(max(0.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _log(name: str, logs: Path) -> Path:
-    return logs / f"{name.replace(' ', '_')}.txt"
+def _told(command: list[str], name: str, place: Place, more: Mapping[str, str] = {}) -> str:
+    """What it prints until its end, or until the time is over."""
+    path = place.logs / f"{name.replace(' ', '_')}.txt"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": next(place.gpus), **more}
+    with path.open("wb") as log:
+        # A session of its own: what it starts is stopped with it.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            process.wait(max(0.0, place.until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return path.read_text(errors="replace")
 
 
 def _judge(run: Run, text: str, seconds: float) -> bool:
     """Whether what it printed is a finding in a kernel of ours, or not the end of a run."""
-    found, others, ours = [], 0, re.compile(rf"\b(at|in) ({'|'.join(kernels())})\b(?!\.)")
-    canary = re.compile(r"\b(at|in) canary\b")
-    alive = False
-    for finding in findings(text):
-        if ours.search(finding):
-            found.append(finding)
-        elif canary.search(finding):
-            alive = True
-        else:
-            others += 1
-    played = re.search("^PLAYED", text, re.MULTILINE) is not None
+    ours = re.compile(rf"\b(at|in) ({'|'.join(kernels())})\b(?!\.)")
+    every = [*findings(text)]
+    found = [finding for finding in every if ours.search(finding)]
+    others = sum(not OF_CANARY.search(finding) for finding in every) - len(found)
+    played, alive = ENDED.search(text) is not None, _sang(text)
     report = [
         f"{run.name}: {len(found)} findings in our kernels, {others} elsewhere, {seconds:.0f} s"
         + ("; not ended" if not played else "" if alive else "; did not see the canary")
@@ -211,6 +236,11 @@ def _judge(run: Run, text: str, seconds: float) -> bool:
         report.append(text[-1500:])
     print("\n".join(report), flush=True)
     return bool(found) or not (played and alive)
+
+
+def _sang(text: str) -> bool:
+    """Whether the tool reports the canary."""
+    return any(OF_CANARY.search(finding) for finding in findings(text))
 
 
 def findings(text: str) -> Iterator[str]:
@@ -440,7 +470,7 @@ def cases() -> Iterator[Case]:
         yield Case("shuffled at the end", last, (2, 8, 21, 33), kind, 0.0)
     # So many launches that still frames skip them.
     long = nn.Sequential(conv(3, 8, 3, padding=1), *(nn.MaxPool2d(3, 1, 1) for _ in range(64)))
-    yield Case("skipped", long, (1, 3, 40, 50), "float", 0.0)
+    yield Case(SKIPPED, long, (1, 3, 40, 50), "float", 0.0)
     yield Case("gated", many, (2, 3, 60, 70), "half", 0.1)
     yield Case("gated by means", many, (2, 3, 60, 70), "half", 0.1)
     bytes_of_cameras = Call(lambda m, x: m.many(x.permute(0, 3, 1, 2).half()), many=many)
