@@ -146,9 +146,10 @@ def tables(facts: dict[str, Any]) -> str:
         rows = unit["rows"]
         cases = [f"{row['density']:.0%}" if row["density"] else "still" for row in rows]
         everything = [{**row["groups"], "all": _total(row["groups"])} for row in rows]
+        every = max(everything, key=len)  # a still frame may skip groups
         body = [
-            (group, str(found["kernels"]), *(_cell(groups[group]) for groups in everything))
-            for group, found in everything[0].items()
+            (group, str(found["kernels"]), *(_cell(groups.get(group)) for groups in everything))
+            for group, found in every.items()
         ]
         parts.append(f"{name}, floor / now / gap:\n\n{markdown(('group', 'kernels', *cases), body)}")
         under_ncu = [
@@ -156,14 +157,16 @@ def tables(facts: dict[str, Any]) -> str:
         ]
         if under_ncu:
             body = [
-                (group, *(_alone(groups[group], unit) for _, groups in under_ncu)) for group in everything[0]
+                (group, *(_alone(groups.get(group, {}), unit) for _, groups in under_ncu)) for group in every
             ]
             head = ("group", *(case for case, _ in under_ncu))
             parts.append(f"{name}, alone / memory / products:\n\n{markdown(head, body)}")
     return "\n\n".join(parts)
 
 
-def _cell(found: dict[str, float]) -> str:
+def _cell(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
     now, floor = found["now_us"], found["floor_us"]
     return " / ".join(f"{us:.0f}" for us in (floor, now, now - floor))
 

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cost_law, gpu_goals, gpu_ncu, gpu_pages, gpu_record, gpu_timeline
+from benchmarks import cost_law, gpu_goals, gpu_ncu, gpu_pages, gpu_profile, gpu_record, gpu_timeline
 
 
 def test_cost_law():
@@ -102,3 +102,16 @@ def test_goals():
     assert "|  | resnet50:half:1 2.00 | 30 |" in everything
     short = gpu_goals.table({"results": [{**row, "dense_ms": 1.0} for row in rows]})
     assert "0.40 (50%)" not in short
+
+
+def test_profile_of_frames_that_skip_groups():
+    """The table has a row for each group of any frame, and nothing where a frame launched none of it."""
+    lists = {"kernels": 2, "floor_us": 1.0, "now_us": 3.0, "operations": 0.0}
+    of_layers = {"kernels": 7, "floor_us": 10.0, "now_us": 12.0, "operations": 4.0}
+    rows = [
+        {"density": 0.0, "groups": {"lists": lists}},
+        {"density": 0.01, "groups": {"lists": lists, "3x3 8x8": of_layers}},
+    ]
+    table = gpu_profile.tables({"units": [{"network": "one", "type": "half", "batch": 1, "rows": rows}]})
+    assert "| 3x3 8x8 | 7 |  | 10 / 12 / 2 |" in table
+    assert "| all | 9 | 1 / 3 / 2 | 11 / 15 / 4 |" in table
