@@ -10,7 +10,8 @@ A unit is a network, a type of numbers and a batch; clips are played at batch 1,
 are measured one by one, the most telling first, and written to FILE as each is done. FILE is read first, and what it
 holds is not measured again: a run may be cut into slices, and one unit that fails costs no other. Dense engines are
 those of gpu_dense.py; each case times the best of them again beside the converted network. Neither pays for copying
-frames to where it reads them. No engine of cuDNN is searched for while a network is converted: it computes none.
+frames to where it reads them, nor outputs out of the memory of its graph (`lend`). No engine of cuDNN is searched for
+while a network is converted: it computes none.
 
 `floor` is the least a frame can take on this GPU: its bytes (candidates read and written once, weights of the layers
 that have any) over the rate of a large copy, or its operations over that of a large product. `efficiency` is dense time
@@ -301,9 +302,9 @@ def played(
         torch.cuda.synchronize()
     (buffer,) = delta.frame_buffers()
     walk = there_and_back(frames[2:])
-    once = min(timed(delta, [*itertools.islice(walk, 2)], buffer.copy_)[0])
+    once = min(timed(delta.lend, [*itertools.islice(walk, 2)], buffer.copy_)[0])
     queue = [*itertools.islice(walk, repeats(once))]
-    times, host, output = timed(delta, queue, buffer.copy_)
+    times, host, output = timed(delta.lend, queue, buffer.copy_)
     stats, floor = delta.stats(), floor_ms(delta, limits)
     return (
         output,

@@ -5,8 +5,9 @@
 FOLDER is what accuracy.py wrote: the thresholds are those of FOLDER/TASK_best.json, which do the least work at the loss
 that is accepted. Where there is none, since no thresholds lost so little, the network is converted exactly. The images
 of a batch are the clip at eight places, enlarged to 1080p. Dense engines are those of gpu_dense.py, all in half
-precision. The loss is the relative L2 of the task's features against the dense network's on the same frames, as large
-as they are timed and of the size at which thresholds were found: a gate's pixels are smaller in a larger frame.
+precision; its output is not copied out of the graph's memory, nor is the converted network's (`lend`). The loss is the
+relative L2 of the task's features against the dense network's on the same frames, as large as they are timed and of the
+size at which thresholds were found: a gate's pixels are smaller in a larger frame.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def at_batch(
         delta(frame)
     before = delta.stats()
     (buffer,) = delta.frame_buffers()
-    times, _, _ = timed(delta, frames[FIRST:], buffer.copy_)
+    times, _, _ = timed(delta.lend, frames[FIRST:], buffer.copy_)
     again = median_ms(runs[best], still) if beside else dense[best]
     after = delta.stats()
     done = sum(layer.total_macs_done for layer in after.layers) - sum(

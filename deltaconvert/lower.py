@@ -20,7 +20,7 @@ from deltaconvert.plan import Plan
 
 
 class Program:
-    """A planned network with its state: run(frames) -> outputs, reset(streams).
+    """A planned network with its state: run(frames) -> outputs, which are lent, reset(streams).
 
     Dense values live in a list for the time of a frame; deltas live in their edges between frames.
     """
@@ -35,6 +35,7 @@ class Program:
         self._slots: dict[fx.Node, int] = {}
         self._inputs: list[int] = []
         self._outputs: list[Callable[[list[Any]], Any]] = []
+        self._through: list[bool] = []  # of each output, whether it is an input or no tensor at all
         self._steps: list[Step] = []
         self.islands: dict[str, Island] = {}  # dense node name -> its step
         self.operators: list[Any] = []  # the backend's steps
@@ -43,11 +44,18 @@ class Program:
             self._bind(node)
 
     def run(self, frames: Sequence[Tensor]) -> list[Any]:
+        """The flat outputs. They may be state: nobody may write to them, and the next frame will; see `own`."""
         frame = Frame([None] * len(self._slots), [True] * len(self._slots))
         for slot, tensor in zip(self._inputs, frames, strict=True):
             frame.values[slot] = tensor
         self._backend.play(self._steps, frame)
         return [output(frame.values) for output in self._outputs]
+
+    def own(self, lent: Sequence[Any]) -> list[Any]:
+        """What `run` lent, for whoever keeps it: copies, but of frames that a network hands through as they came."""
+        return [
+            value if through else _copy(value) for value, through in zip(lent, self._through, strict=True)
+        ]
 
     def count(self) -> Tensor:
         """Once a frame. int64 (2, edges, 2): of this frame and of all so far, the pixels computed and changed."""
@@ -195,15 +203,13 @@ class Program:
     def _bind_outputs(self, outputs: Sequence[Any]) -> None:
         for output in outputs:
             self._outputs.append(self._output(output))
+            self._through.append(not isinstance(output, fx.Node) or output.op == "placeholder")
 
     def _output(self, output: Any) -> Callable[[list[Any]], Any]:
         if not isinstance(output, fx.Node):  # it follows from the input's size: x.shape[2]
             return lambda values: output
         slot = self._slots[output]
-        if output.op == "placeholder":
-            return lambda values: values[slot]
-        # What an island keeps for the next frame stays its own: the caller gets a copy.
-        return lambda values: _copy(values[slot])
+        return lambda values: values[slot]
 
     def _slot(self, node: fx.Node) -> int:
         return self._slots.setdefault(node, len(self._slots))

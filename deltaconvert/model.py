@@ -40,7 +40,7 @@ class DeltaModel(Running):
     """A converted network: same inputs, same outputs, but each frame recomputes only what changed.
 
     The images of a batch are streams, each with its own state. The first frame of a stream, and the first after
-    reset(), is computed in full. Outputs are new tensors that no later frame writes to.
+    reset(), is computed in full. Outputs are new tensors that no later frame writes to; lend() saves that copy.
 
     On a GPU frames may come from any stream, also each from another one, and from host memory; a call returns before
     its work is done. Calls from several threads take turns; models do not know of each other.
@@ -74,6 +74,14 @@ class DeltaModel(Running):
         if torch.compiler.is_exporting() and any(map(is_fake, frames)):
             raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")
         return self.signature.unflatten(self.frame(frames))
+
+    def lend(self, *args: Any, **kwargs: Any) -> Any:
+        """The same call without a copy of the outputs: they are the network's own memory, to be read and no more.
+
+        The next frame writes to them. Read them on the stream of this call, before the next one. What is written to
+        them may stay in all later frames.
+        """
+        return self.signature.unflatten(self.lent_frame(self.signature.flatten(args, kwargs)))
 
     # ---- what it is
 

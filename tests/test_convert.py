@@ -117,6 +117,23 @@ def test_outputs_are_the_callers(backend):
             tensor.fill_(float("nan"))
 
 
+def test_outputs_that_are_lent(backend):
+    """What the call would give, frame after frame; only read, the state does not notice."""
+    network = call(
+        lambda m, x: (m.a(x), m.a(x).flatten(1), m.anchors, x.shape[2], x), a=conv(), anchors=torch.arange(4.0)
+    )
+    frames = video()
+    model = deltaconvert.convert(network, frames[0], backend=backend)
+    owner = deltaconvert.convert(network, frames[0], backend=backend)
+    for frame in (*frames, frames[-1]):
+        lent, own = model.lend(frame), owner(frame)
+        assert lent[3] == own[3]
+        assert all(torch.equal(a, b) for a, b in zip(lent, own, strict=True) if isinstance(a, torch.Tensor))
+    with pytest.raises(InputError, match="input 0"):
+        model.lend(frames[0].numpy())
+    assert_close(model.lend(frames[0])[0], dense(network, [frames[0]])[0])
+
+
 def test_frames_written_where_they_are_read(backend):
     """Several inputs, of which one stays as it was; a size that changes has buffers of its own."""
     network = call(lambda m, x, y: m.a(x) + m.b(y)[:, :, None, None], a=conv(), b=nn.Linear(5, 4))

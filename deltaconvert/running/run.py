@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, TypeVar
@@ -82,7 +82,15 @@ class Running(Frozen):
     # ---- frames
 
     def frame(self, frames: Sequence[Tensor]) -> list[Any]:
-        """The call on flat inputs, as the signature flattens them; the flat outputs."""
+        """The call on flat inputs, as the signature flattens them; the flat outputs, which are the caller's."""
+        return self._frame(frames, lambda lent: self._program.own(lent))
+
+    def lent_frame(self, frames: Sequence[Tensor]) -> list[Any]:
+        """The same without a copy of the outputs: the next frame writes to them, and nobody else may."""
+        return self._frame(frames, lambda lent: lent)
+
+    def _frame(self, frames: Sequence[Tensor], taken: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """taken: what is handed out of the program's outputs, before another call may run."""
         self._intake.check(frames)
         # Outputs are ordinary tensors, and state made under inference_mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad(), self._turns.turn(), within_memory("a frame"):
@@ -92,7 +100,7 @@ class Running(Frozen):
             if self._interrupted:
                 self._program.reset()
             self._interrupted = True  # stays so if the frame raises half-way
-            outputs = self._program.run(frames)
+            outputs = taken(self._program.run(frames))
             self._interrupted = False
             self._tally.add(self._program)
             if self._monitor is not None and self._monitor.due():

@@ -119,6 +119,19 @@ def test_frames_that_are_not_copied(gpu):
     assert_all_close(outputs, expected)
 
 
+def test_outputs_that_are_lent(gpu):
+    """The next frame writes to the same memory, which holds what the call would have given."""
+    network = model_zoo.create("unet", seed=0).to(gpu)
+    video = scripted_video(SHAPE, torch.float32)
+    model, owner = (deltaconvert.convert(network, video[0]) for _ in range(2))
+    places = []
+    for t, frame in enumerate(video):
+        lent = model.lend(frame)
+        places.append(lent.data_ptr())
+        assert_same_bits(lent, owner(frame), f"frame {t}")
+    assert len(set(places[3:])) == 1  # from when on the frame is a graph
+
+
 def test_models_on_two_devices_at_once(gpu):
     """Each in a thread of its own, whose current device is another one."""
     if torch.cuda.device_count() < 2:
