@@ -6,6 +6,7 @@ import argparse
 import copy
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,8 +89,11 @@ class Pooled:
         self._last: dict[int, Tensor] = {}
 
     def begin(self, cameras: int) -> None:
-        """Those that were here stay: what they show first is new all the same."""
+        """Those that were here stay: what they show first is new all the same. A trial that was cut short may have left
+        frames behind."""
         self._last.clear()
+        for pool in self.pools:
+            pool.step()
         for camera in [camera for pool in self.pools for camera in pool.streams if camera >= cameras]:
             self._of(camera).drop(camera)
         for camera in range(cameras):
@@ -111,6 +115,27 @@ class Pooled:
             if result.error is not None:
                 raise result.error
         return list(results)
+
+    def steps(self, images: list[list[Tensor]]) -> dict[int, float]:
+        """Milliseconds from the start of a step of so many frames to its end, in a pool that does nothing else: the
+        median of five, each with the frames behind those of the one before."""
+        pool, number, found = self.pools[0], 0, {}
+        cameras = [camera for camera in self._last if self._of(camera) is pool]
+        for count in [*(1 << power for power in range(0, 12, 2)), len(cameras)]:
+            if count > len(cameras):
+                continue
+            times = []
+            for _ in range(7):
+                number += 1
+                for camera in cameras[:count]:
+                    pool.put(camera, frame_of(images, camera, number))
+                _wait()
+                begun = time.perf_counter()
+                pool.step()
+                _wait()
+                times.append(time.perf_counter() - begun)
+            found[count] = statistics.median(times[2:]) * 1e3
+        return found
 
     def facts(
         self,
@@ -156,3 +181,8 @@ class Pooled:
         layers = [layer for pool in self.pools for layer in pool._batch.model.stats().layers]
         done = sum(layer.total_macs_done for layer in layers)
         return done, done + sum(layer.total_macs_skipped for layer in layers)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

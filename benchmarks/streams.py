@@ -12,7 +12,7 @@ before the clock runs. A frame that a newer one of its camera replaces counts as
 Both sides bring frames to the device on a stream of their own while a step runs, and take what waits when the one
 before has ended. Dense: the fastest engine (CUDA graph, torch.compile in one; batch norm folded, channels last) for a
 fixed batch, the oldest frames first; all `--batches` are timed, and the fastest plays. Delta: a StreamPool, or --pools
-that take turns.
+that take turns. Each side is a process of its own: both get ready at once, and are measured one after the other.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ from benchmarks import engines, gpu_dense  # noqa: E402
 from benchmarks.camera_servers import Batched, Pooled  # noqa: E402
 from benchmarks.camera_trials import BUDGET_MS, Server, Trial, frame_of, most  # noqa: E402
 from benchmarks.cameras import CASES, clips  # noqa: E402
+from deltaconvert.normalise import normalise  # noqa: E402
 from deltaconvert.text import table  # noqa: E402
+from deltaconvert.tracing.trace import trace  # noqa: E402
 from deltaconvert.watching import measure  # noqa: E402
 
 
@@ -51,24 +53,38 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/streams.py", *sys.argv[1:]])
     facts: dict[str, Any] = {**measure.environment(), "command": command, "device": device_name(options)}
     names = options.networks.split(",")
-    crews = {name: [Worker(name, options, gpu) for gpu in range(max(options.workers))] for name in names}
-    for first, *_ in crews.values():  # all networks at once; they are measured in turn
-        first.begin("prepare")
-    rows = facts["results"] = [first.answer() for first, *_ in crews.values()]
+    rivals = {name: Worker(Dense, name, options, 0) for name in names if options.batches}
+    crews = {
+        name: [Worker(Pools, name, options, gpu) for gpu in range(max(options.workers))] for name in names
+    }
+    firsts = [first for first, *_ in crews.values()]
+    for worker in (*rivals.values(), *firsts):  # all networks at once; they are measured in turn
+        worker.begin("prepare")
+    rows = facts["results"] = [first.answer() for first in firsts]
+    for rival in rivals.values():
+        rival.answer()
     print(f"{len(rows)} prepared", flush=True)
-    for row, (first, *_) in zip(rows, crews.values(), strict=True):
-        if options.batches:  # first of all networks: their engines make room for pools
-            row["dense"] = first.measure("dense")
+    for row in rows:
+        if row["network"] in rivals:  # first of all networks: their engines make room for pools
+            rival = rivals[row["network"]]
+            row["dense"] = rival.measure("serve")
+            rival.end()
+            write(facts, options)
     for row, crew in zip(rows, crews.values(), strict=True):
         try:
             for _ in served(row, crew, options.workers):
-                if options.out:  # what is known so far
-                    options.out.write_text(json.dumps(facts, indent=1) + "\n")
+                write(facts, options)
         except EOFError:
             print(f"{row['network']}: a worker died", flush=True)
         for worker in crew:
             worker.end()
         print(tables(facts), flush=True)
+
+
+def write(facts: dict[str, Any], options: argparse.Namespace) -> None:
+    """What is known so far."""
+    if options.out:
+        options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def served(row: dict[str, Any], crew: Sequence[Worker], numbers: Sequence[int]) -> Iterator[None]:
@@ -80,9 +96,10 @@ def served(row: dict[str, Any], crew: Sequence[Worker], numbers: Sequence[int]) 
     for worker in others:
         worker.answer()
     found = row["served"] = dict[str, Any]()
+    guess = 4 * row["dense"]["cameras"] if "dense" in row else None
     for number in numbers:
         for worker in crew[:number]:
-            worker.begin("delta")
+            worker.begin("serve", guess)
         found[str(number)] = [worker.answer() for worker in crew[:number]]
         if "dense" in row:
             row.setdefault("ratio", found[str(number)][0]["cameras"] / max(1, row["dense"]["cameras"]))
@@ -129,12 +146,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_room() -> None:
-    """Give back to the device what nobody holds any more."""
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
 def listed(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
@@ -142,15 +153,15 @@ def listed(text: str) -> list[int]:
 class Worker:
     """A process that prepares a network, and then measures what it is asked for: it may have to wait for others."""
 
-    def __init__(self, name: str, options: argparse.Namespace, gpu: int):
+    def __init__(self, side: type[Bench], name: str, options: argparse.Namespace, gpu: int):
         spawn = multiprocessing.get_context("spawn")
         self._line, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=work, args=(theirs, name, options, gpu), daemon=True)
+        self._process = spawn.Process(target=work, args=(theirs, side, name, options, gpu), daemon=True)
         self._process.start()
         theirs.close()  # so that a process that died ends the line
 
-    def begin(self, what: str) -> None:
-        self._line.send(what)
+    def begin(self, what: str, *args: Any) -> None:
+        self._line.send((what, *args))
 
     def answer(self) -> Any:
         return self._line.recv()
@@ -167,14 +178,15 @@ class Worker:
         self._process.kill()  # compilers that it started keep some waiting
 
 
-def work(line: Any, name: str, options: argparse.Namespace, gpu: int) -> None:
+def work(line: Any, side: type[Bench], name: str, options: argparse.Namespace, gpu: int) -> None:
     if max(options.workers) > 1:
         shown = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[gpu] if shown else str(gpu)
-    bench = Bench(name, options)
-    while (what := line.recv()) is not None:
-        found = getattr(bench, what)()
-        print(name, gpu, what, found, flush=True)
+    bench = side(name, options)
+    while (asked := line.recv()) is not None:
+        what, *args = asked
+        found = getattr(bench, what)(*args)
+        print(name, gpu, side.__name__, what, found, flush=True)
         line.send(found)
 
 
@@ -188,71 +200,80 @@ class Bench:
         self._name, self._options = name, options
         self._model = CASES[name].make().eval().to(device, kind)
         self._images = clips(name, options.size, device, range(options.frames))
+        self._example = self._images[0][0].to(device)
         if options.frames_in == "device":
             self._images = [[frame.to(device) for frame in clip] for clip in self._images]
-        file = Path(options.thresholds) / f"{name}.json"
-        self._threshold: Any = str(file) if file.exists() else {"input": float(options.thresholds)}
-        self._delta: deltaconvert.DeltaModel | None = None
-        self._servers: list[Batched] = []
-        self._pool: Pooled | None = None
-        self._capacity = options.capacity or CASES[name].slots
-        self._guess, self._part = options.guess or max(1, 3 * self._capacity // 4), 0.2
-        self._facts: dict[str, Any] = {}  # of the pool, for so many cameras as it served first
 
-    def prepare(self) -> dict[str, Any]:
-        """Convert the network, and make the dense engines."""
-        options, example = self._options, self._images[0][0].to(self._options.device)
-        self._delta = deltaconvert.convert(self._model, example, threshold=self._threshold)
-        batches = [int(batch) for batch in options.batches.split(",") if batch]
-        self._servers = [
-            Batched(self._model, self._delta.graph, example, batch, options) for batch in batches
-        ]
-        return {
-            "network": self._name,
-            "size": list(example.shape[1:3]),
-            "type": options.type,
-            "fps": options.fps,
-            "frames in": options.frames_in,
-            "threshold": self._threshold,
-        }
+    def _most(self, server: Server, guess: int, limit: int, part: float = 0.2) -> dict[str, Any]:
+        return most(lambda count: Trial(server, count, self._images, self._options), guess, limit, part)
 
-    def dense(self) -> dict[str, Any]:
+
+class Dense(Bench):
+    """The dense network in batches."""
+
+    def prepare(self) -> None:
+        example = self._example
+        graph = normalise(trace(self._model, (example,), {}).graph)
+        batches = [int(batch) for batch in self._options.batches.split(",")]
+        self._servers = [Batched(self._model, graph, example, batch, self._options) for batch in batches]
+
+    def serve(self) -> dict[str, Any]:
         """Of the batch that is the fastest for a frame, among those that leave time for a frame to wait for one."""
         options, budget = self._options, BUDGET_MS * 30 / self._options.fps
         tried = {server.facts["batch"]: server.facts["batch_ms"] for server in self._servers}
         batch = max(tried, key=lambda batch: (2 * tried[batch] <= budget, batch / tried[batch]))
         (server,) = (server for server in self._servers if server.facts["batch"] == batch)
-        self._servers.clear()
         guess = int(0.95 * batch / tried[batch] * 1e3 / options.fps)
-        found = server.facts | self._most(server, guess, 4096)
-        self._guess = options.guess or 4 * found["cameras"]
-        del server
-        make_room()
-        return {**found, "ms of each batch": tried}
+        return {**server.facts, **self._most(server, guess, 4096), "ms of each batch": tried}
+
+
+class Pools(Bench):
+    """The converted network in a pool, or several."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        super().__init__(name, options)
+        file = Path(options.thresholds) / f"{name}.json"
+        self._threshold: Any = str(file) if file.exists() else {"input": float(options.thresholds)}
+        self._capacity = options.capacity or CASES[name].slots
+        self._delta: deltaconvert.DeltaModel | None = None
+        self._found: int | None = None  # cameras that it served last
+        self._facts: dict[str, Any] = {}  # of the pool, for so many cameras as it served first
+
+    def prepare(self) -> dict[str, Any]:
+        self._delta = deltaconvert.convert(self._model, self._example, threshold=self._threshold)
+        return {
+            "network": self._name,
+            "size": list(self._example.shape[1:3]),
+            "type": self._options.type,
+            "fps": self._options.fps,
+            "frames in": self._options.frames_in,
+            "threshold": self._threshold,
+        }
 
     def ready(self) -> None:
-        """Make the pool: it takes as long as converting."""
+        """Make the pool: it takes a part of the time of converting."""
         if self._delta is None:
             self.prepare()
         assert self._delta is not None
-        self._pool = self._pool or Pooled(self._delta, self._capacity, self._options.pools)
-        make_room()  # what planning took
+        self._pool = Pooled(self._delta, self._capacity, self._options.pools)
+        gc.collect()
+        torch.cuda.empty_cache()  # what planning took
 
-    def delta(self) -> dict[str, Any]:
-        self.ready()
-        pool = self._pool
-        assert pool is not None and self._delta is not None
-        found = self._most(pool, self._guess, self._capacity)
-        self._guess, self._part = max(1, found["cameras"]), 0.05
-        if self._options.profile:
-            profile(pool, self._images, self._guess, self._options)
-        self._facts = self._facts or pool.facts(
-            self._delta, self._images, self._guess, CASES[self._name].features
-        )
+    def serve(self, guess: int | None) -> dict[str, Any]:
+        """guess: cameras that are tried first, the first time."""
+        pool, options = self._pool, self._options
+        assert self._delta is not None
+        guess = options.guess or guess or 3 * self._capacity // 4
+        first = self._found is None
+        found = self._most(pool, self._found or guess, self._capacity, 0.2 if first else 0.05)
+        self._found = max(1, found["cameras"])
+        if options.profile:
+            profile(pool, self._images, self._found, options)
+        if first:
+            features = CASES[self._name].features
+            self._facts = pool.facts(self._delta, self._images, self._found, features)
+            self._facts["ms of a step by its frames"] = pool.steps(self._images)
         return {**found, "capacity": self._capacity, **self._facts}
-
-    def _most(self, server: Server, guess: int, limit: int) -> dict[str, Any]:
-        return most(lambda count: Trial(server, count, self._images, self._options), guess, limit, self._part)
 
 
 def profile(pool: Pooled, images: list[list[Tensor]], cameras: int, options: argparse.Namespace) -> None:

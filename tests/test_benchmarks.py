@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+import deltaconvert
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -30,6 +32,7 @@ from benchmarks import (  # noqa: E402
     memory,
     streams,
 )
+from benchmarks.camera_servers import Pooled  # noqa: E402
 
 
 @pytest.fixture
@@ -481,15 +484,27 @@ def test_cameras_in_real_time(monkeypatch, count, fits):
         assert facts["step_ms"] == pytest.approx(50, abs=0.1)
 
 
+def test_what_a_trial_left_behind_is_no_frame_of_the_next():
+    """One that is hopeless ends at once, with frames that wait."""
+    delta = deltaconvert.convert(nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 4, 5))
+    server = Pooled(delta, 4, pools=2)
+    server.begin(4)
+    for camera in range(4):
+        server.put(camera, torch.rand(1, 3, 4, 5))
+    server.begin(3)
+    server.put(0, torch.rand(1, 3, 4, 5))
+    assert server.launch() == [0]
+
+
 class Here(streams.Worker):
     """A worker in this process, on one engine."""
 
-    def __init__(self, name, options, gpu):
-        self.bench = streams.Bench(name, options)
+    def __init__(self, side, name, options, gpu):
+        self.bench = side(name, options)
         self.answers = []
 
-    def begin(self, what):
-        self.answers.append(getattr(self.bench, what)())
+    def begin(self, what, *args):
+        self.answers.append(getattr(self.bench, what)(*args))
 
     def answer(self):
         return self.answers.pop(0)
@@ -522,6 +537,7 @@ def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
     for delta in deltas:
         assert delta["tried"]["1"]["complete"] > 0
         assert delta["relative_l2"] < 1 and 0 <= delta["density"] <= 1 and 0 < delta["work"] <= 1
+    assert deltas[0]["ms of a step by its frames"]["1"] > 0
     assert row["dense"]["engine"] == "torch channels_last"
 
 
