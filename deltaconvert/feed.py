@@ -39,7 +39,10 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 def from_json(value: Any) -> Recipe:
     """The recipe in a file's `info`; InputError if it has none or a wrong one."""
     if not isinstance(value, Mapping):
-        raise InputError("the file does not say how images become its input: convert the network again")
+        raise InputError(
+            "the file does not say how images become its input, as those of `deltaconvert convert` do: in Python set "
+            'delta.info["recipe"] = feed.to_json(feed.recipe_for(NAME, (1, 3, H, W))) before delta.save(FILE)'
+        )
     numbers: dict[str, Any] = {key: value.get(key) for key in ("mean", "std", "input_size")}
     channels: Any = value.get("channels")
     lists = all(isinstance(v, list) and all(map(_is_number, v)) for v in numbers.values())

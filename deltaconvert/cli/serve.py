@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ import typer
 from deltaconvert.cli.options import Backend, Device, File, usage_error
 from deltaconvert.cli.show import note, working
 from deltaconvert.errors import InputError
+
+GOODBYE = 3  # seconds that requests have when the server ends: who looks on would keep it
 
 
 def serve(
@@ -46,6 +49,11 @@ def serve(
         ) from error
     if files is not None and not files.is_dir():
         raise usage_error(f"{files} is no folder", "--files")
+    if workers > 1 and ":" in device:
+        raise usage_error(
+            f"several workers have a GPU each, so {device} cannot be theirs: give cuda", "--device"
+        )
+    _expect_free(host, port)
     limits = Limits(
         max_bytes=max_megabytes << 20, max_fps=max_fps, max_streams=max_streams, files=files, rtsp=rtsp
     )
@@ -62,4 +70,21 @@ def serve(
         )
     if host not in ("127.0.0.1", "localhost", "::1") and token is None:
         note(f"warning: {host} can be reached by others, and no --token is set")
-    uvicorn.run(door(fleet, limits, token), host=host, port=port, log_level="info")
+    # No line for each request: a page that is open asks for ten pictures a second, with the token in their addresses.
+    uvicorn.run(
+        door(fleet, limits, token),
+        host=host,
+        port=port,
+        log_level="info",
+        access_log=False,
+        timeout_graceful_shutdown=GOODBYE,
+    )
+
+
+def _expect_free(host: str, port: int) -> None:
+    """A usage error where nobody can listen, before the network is loaded."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise usage_error(f"{host}:{port} cannot be listened on: {error.strerror}", "--port") from error

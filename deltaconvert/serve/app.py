@@ -1,5 +1,6 @@
 """app: the door. HTTP in, JSON out, on Starlette; what it accepts is in limits.py.
 
+GET    /streams/NAME              its frames, drops, latency, density, memory and worker, as GET /streams has them
 PUT    /streams/NAME              take in a stream; {"url": "rtsp://... or file://...", "loop": false} if it is to
                                   be read by the server; {"worker": 1} if it is to move to that one
 POST   /streams/NAME/frames       a JPEG, a PNG or raw RGB bytes; the result of it as JSON. Takes the stream in
@@ -13,13 +14,15 @@ GET    /streams  /metrics  /healthz  /
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from typing import Any
+from weakref import WeakValueDictionary
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -35,6 +38,7 @@ from deltaconvert.serve.fleet import Fleet
 from deltaconvert.serve.limits import Limits, Refused
 
 OPEN = ("/healthz",)  # what needs no token
+NO_TOKEN = "this server asks for its token: Authorization: Bearer TOKEN, or in a browser ?token=TOKEN"
 
 
 def app(fleet: Fleet, limits: Limits, token: str | None = None) -> Starlette:
@@ -45,6 +49,7 @@ def app(fleet: Fleet, limits: Limits, token: str | None = None) -> Starlette:
         Route("/healthz", door.health),
         Route("/metrics", door.metrics),
         Route("/streams", door.streams),
+        Route("/streams/{name}", door.stream),
         Route("/streams/{name}", door.put, methods=["PUT"]),
         Route("/streams/{name}", door.delete, methods=["DELETE"]),
         Route("/streams/{name}/frames", door.frame, methods=["POST"]),
@@ -74,6 +79,8 @@ class _Door:
     def __init__(self, fleet: Fleet, limits: Limits):
         self._fleet, self._limits = fleet, limits
         self._last: dict[str, float] = {}  # when each stream's last frame came
+        self._known: set[str] = set()  # streams that a request was answered for
+        self._new: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of those that none was
 
     async def page(self, _: Request) -> Response:
         return HTMLResponse(resources.files(__package__).joinpath("page.html").read_text())
@@ -84,6 +91,13 @@ class _Door:
 
     async def streams(self, _: Request) -> Response:
         return JSONResponse(await self._fleet.stats())
+
+    async def stream(self, request: Request) -> Response:
+        name = self._limits.stream_name(request.path_params["name"])
+        found = await self._fleet.stats()
+        if name not in found:
+            raise Refused(404, f"there is no stream {name}")
+        return JSONResponse(found[name])
 
     async def metrics(self, _: Request) -> Response:
         registry = CollectorRegistry()
@@ -104,16 +118,17 @@ class _Door:
         if unknown:  # a slip of the keyboard would take in a stream without a source
             raise Refused(400, f"the body has {unknown[0]!r}: it takes url, loop and worker")
         source = self._limits.source(wanted["url"]) if "url" in wanted else None
-        await self._fleet.join(name)
-        if "worker" in wanted:
-            await self._fleet.move(name, wanted["worker"])
-        if source is not None:
-            await self._fleet.call(name, "watch", source, bool(wanted.get("loop")))
+        async with self._taken_in(name):
+            if "worker" in wanted:
+                await self._fleet.move(name, wanted["worker"])
+            if source is not None:
+                await self._fleet.call(name, "watch", source, bool(wanted.get("loop")))
         return JSONResponse({"stream": name}, 201)
 
     async def delete(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
         await self._fleet.drop(name)
+        self._known.discard(name)
         self._last.pop(name, None)
         return Response(status_code=204)
 
@@ -124,9 +139,9 @@ class _Door:
             raise Refused(429, f"stream {name} sends more than {self._limits.max_fps:g} frames a second")
         body = await self._body(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        await self._fleet.join(name)
-        self._last[name] = now
-        return JSONResponse(await self._fleet.call(name, "frame", body, kind))
+        async with self._taken_in(name):
+            self._last[name] = now
+            return JSONResponse(await self._fleet.call(name, "frame", body, kind))
 
     async def result(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
@@ -157,6 +172,25 @@ class _Door:
                     yield b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture + b"\r\n"
 
         return StreamingResponse(parts(), media_type="multipart/x-mixed-replace; boundary=frame")
+
+    @asynccontextmanager
+    async def _taken_in(self, name: str) -> AsyncIterator[None]:
+        """A stream that is new is forgotten where what it came with is refused: an image that is none, an address where
+        nobody answers. Others who bring the same stream meanwhile wait for that."""
+        if name in self._known:
+            yield
+            return
+        async with self._new.setdefault(name, asyncio.Lock()):
+            await self._fleet.join(name)
+            try:
+                yield
+            except Refused as error:
+                if name not in self._known and error.status < 500:
+                    self._last.pop(name, None)
+                    with suppress(Refused):
+                        await self._fleet.drop(name)
+                raise
+            self._known.add(name)
 
     async def _body(self, request: Request) -> bytes:
         """The body, as long as it is within the limit; nothing beyond it is read."""
@@ -212,6 +246,6 @@ class _Token:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             given = given or request.query_params.get("token", "")
             if not hmac.compare_digest(given.encode(), self._token.encode()):
-                await JSONResponse({"error": "this server asks for a token"}, 401)(scope, receive, send)
+                await JSONResponse({"error": NO_TOKEN}, 401)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

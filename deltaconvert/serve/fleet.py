@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import anyio
 import anyio.to_thread
 
+from deltaconvert.errors import InputError
 from deltaconvert.serve.limits import Refused
 from deltaconvert.serve.worker import Worker
 
@@ -83,12 +84,18 @@ class Rays:
     """Workers as Ray actors, streams sticking to them."""
 
     def __init__(self, workers: int, gpus: float = 0, **options: Any):
-        """gpus: of each worker; options: of Worker."""
+        """gpus: of each worker; options: of Worker. InputError where there are fewer, or a worker cannot start."""
         import ray
 
         self._ray = ray
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+        there = ray.cluster_resources().get("GPU", 0)
+        if there < workers * gpus:  # Ray would wait for more
+            raise InputError(
+                f"{workers} workers take {workers * gpus:g} GPUs, and Ray has {there:g}: start fewer, or name a "
+                "cluster in RAY_ADDRESS"
+            )
         actor: Any = ray.remote(Worker)
         self._workers: list[Any] = [
             actor.options(
@@ -99,7 +106,10 @@ class Rays:
         self._places: dict[str, int] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._sources: dict[str, Sequence[Any]] = {}
-        ray.get([worker.alive.remote() for worker in self._workers])  # they have loaded the file
+        try:
+            ray.get([worker.alive.remote() for worker in self._workers])  # they have loaded the file
+        except ray.exceptions.ActorDiedError as error:
+            raise InputError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}") from error
 
     async def call(self, stream: str, method: str, *args: Any) -> Any:
         if stream not in self._places:

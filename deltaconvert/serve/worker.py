@@ -74,7 +74,8 @@ class Worker:
         self._size, self._dtype = (shape[2], shape[3]), dtype
         self._recipe = feed.from_json(model.info.get("recipe"))
         self._limits = limits or Limits()
-        self._pool = StreamPool(model, streams, limit=self._limits.max_streams)
+        limit = self._limits.max_streams
+        self._pool = StreamPool(model, min(streams, limit), limit=limit)
         self._cameras: dict[str, _Camera] = {}
         self._joining = threading.Lock()
         self._leaving = threading.Lock()  # no stream goes between a step and the look at its results

@@ -68,8 +68,13 @@ def no_hurry(monkeypatch):
 
 
 @pytest.fixture
-def address(file, clip):
-    """Of a server that was started from the command line."""
+def address(server):
+    return server[1]
+
+
+@pytest.fixture
+def server(file, clip):
+    """One that was started from the command line: its process and its address."""
     port = free_port()
     command = [
         sys.executable,
@@ -83,7 +88,7 @@ def address(file, clip):
         "100000",
     ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    server = subprocess.Popen([*command, "--files", str(clip.parent)], env=env)
+    process = subprocess.Popen([*command, "--files", str(clip.parent)], env=env)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(1800):  # torch and Starlette take a while to import on a busy machine
@@ -91,9 +96,9 @@ def address(file, clip):
                 urllib.request.urlopen(f"{address}/healthz")
                 break
             except OSError:
-                assert server.poll() is None, "the server ended"
+                assert process.poll() is None, "the server ended"
                 time.sleep(0.1)
-        yield address
+        yield process, address
     finally:
-        server.terminate()
-        server.wait(30)
+        process.terminate()
+        process.wait(30)

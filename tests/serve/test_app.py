@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("starlette", reason="serving needs the extra `serve`")
 pytest.importorskip("httpx", reason="Starlette's test client needs httpx")
 
+import httpx
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import HEIGHT, PATIENCE, WIDTH, frame, png, until
@@ -90,7 +91,9 @@ def test_streams_stats_and_metrics(serving):
         assert len(families[f"deltaconvert_stream_{name}"].samples) == 3
     assert client.get("/healthz").json() == {"workers": [True]}
     assert client.post("/streams/b/reset").status_code == 204
+    assert client.get("/streams/b").json()["frames"] == 1
     assert client.delete("/streams/b").status_code == 204
+    assert client.get("/streams/b").status_code == 404
     assert sorted(client.get("/streams").json()) == ["a", "c"]
     assert client.get("/streams/b/result").status_code == 404
 
@@ -159,6 +162,40 @@ def test_refused_and_nobody_is_harmed(serving, expected, data, headers, status):
     assert answer.status_code == status and answer.json()["error"]
     again = client.post("/streams/door/frames", content=png(frame(1)), headers=PNG)
     torch.testing.assert_close(values(again), expected(frame(1)))
+
+
+def test_what_was_refused_takes_no_place(serving, expected, clip):
+    """A slip in a stream's first request: it may be tried again, and its place is free."""
+    client = serving(max_streams=1, files=clip.parent)
+    assert client.post("/streams/a/frames", content=b"nonsense", headers=PNG).status_code == 422
+    assert client.post("/streams/b/frames", content=png(frame(0)), headers={}).status_code == 415
+    assert client.put("/streams/c", json={"url": "rtsp://127.0.0.1:9/nobody"}).status_code == 422
+    assert client.put("/streams/d", json={"worker": 7}).status_code == 400
+    assert client.get("/streams").json() == {}
+    answer = client.post("/streams/e/frames", content=png(frame(1)), headers=PNG)
+    torch.testing.assert_close(values(answer), expected(frame(1)))
+    # One that was here stays, whatever comes later.
+    assert client.post("/streams/e/frames", content=b"nonsense", headers=PNG).status_code == 422
+    assert client.put("/streams/e", json={"url": "rtsp://127.0.0.1:9/nobody"}).status_code == 422
+    assert client.get("/streams/e/result").json()["frame"] == 1
+
+
+def test_a_new_stream_that_several_bring(file, expected):
+    """One of them brings no image: the others have their results, whoever comes first."""
+    fleet, limits = Local(file=file, limits=Limits()), Limits(max_fps=float("inf"))
+    transport = httpx.ASGITransport(app(fleet, limits))
+
+    async def scenario():
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            bodies = [b"nonsense", png(frame(0)), b"nonsense", png(frame(0))]
+            posts = [client.post("/streams/a/frames", content=body, headers=PNG) for body in bodies]
+            return await asyncio.gather(*posts)
+
+    answers = asyncio.run(scenario())
+    assert [answer.status_code for answer in answers] == [422, 200, 422, 200]
+    torch.testing.assert_close(values(answers[1]), expected(frame(0)))
+    assert list(fleet._worker.stats()) == ["a"]
+    fleet.close()
 
 
 def test_limits(serving):

@@ -13,6 +13,8 @@ from serving import PATIENCE, frame, png
 
 ray = pytest.importorskip("ray", reason="several workers need Ray")
 
+import deltaconvert  # noqa: E402
+from deltaconvert.errors import InputError  # noqa: E402
 from deltaconvert.serve.fleet import Rays  # noqa: E402
 from deltaconvert.serve.limits import Limits, Refused  # noqa: E402
 
@@ -157,6 +159,15 @@ def test_a_gpu_for_each_worker(file, expected, fleet):
         workers.close()
 
     asyncio.run(scenario())
+
+
+def test_what_no_worker_can_start_with(fleet, network, tmp_path):
+    """It is said: not waited for, and not as an accident of an actor."""
+    with pytest.raises(InputError, match="2 workers take 200 GPUs"):
+        Rays(2, gpus=100, file="small.delta")
+    deltaconvert.convert(network, torch.rand(1, 3, 48, 64), backend="cpu").save(tmp_path / "bare.delta")
+    with pytest.raises(InputError, match=r"cannot start: .*does not say how images become its input"):
+        Rays(1, file=str(tmp_path / "bare.delta"), threads=1)
 
 
 def test_refusals_come_through(fleet):

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import socket
 import subprocess
+import urllib.request
 
 import pytest
-from serving import ask, frame, png
+from serving import PATIENCE, ask, frame, png
+from typer.testing import CliRunner
+
+from deltaconvert.cli import app
 
 pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WRK = shutil.which("wrk")
+
+
+def test_it_ends_though_somebody_looks_on(server):
+    """Ctrl-C: a live picture has no end of its own."""
+    process, address = server
+    ask(address, "/streams/a/frames", "POST", png(frame(0)), **{"Content-Type": "image/png"})
+    with urllib.request.urlopen(f"{address}/streams/a/live") as live:
+        assert live.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) in (0, -signal.SIGINT)
+
+
+def test_an_address_that_is_taken(file):
+    """It is said at once."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        found = CliRunner().invoke(app, ["serve", str(file), "--port", str(port)])
+    assert found.exit_code == 2 and f"127.0.0.1:{port} cannot be listened on" in found.output
 
 
 @pytest.mark.slow
