@@ -207,6 +207,11 @@ def narrowed(reach: Reach) -> Reach:
     return reach.narrowed() if isinstance(reach, Window) else reach
 
 
+def overlooks(reach: Reach) -> bool:
+    """An output pixel can read a change that does not make it a candidate."""
+    return isinstance(reach, Window) and reach.seen is not reach
+
+
 def seen_by(reach: Reach) -> Reach:
     """The reach by which masks are spread, a plain one."""
     if not isinstance(reach, Window):

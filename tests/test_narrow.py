@@ -96,6 +96,29 @@ def test_backends_agree(backend):
     assert done < 0.9 * all_of_it
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        lambda: nn.Conv2d(8, 8, 3, padding=1).double(),
+        lambda: nn.MaxPool2d(3, 1, 1),
+        lambda: nn.AvgPool2d(3, 1, 1),
+    ],
+)
+def test_what_is_computed_beside_it_is_not_stored(layer, backend):
+    """Tiles and whole maps hold pixels that are no candidates, and see nothing of a change in their window."""
+    torch.manual_seed(5)
+    net = nn.Sequential(layer(), nn.ReLU()).eval().to(torch.get_default_device())
+    dtype = next((weight.dtype for weight in net.parameters()), torch.float32)
+    video = scripted_video((2, 8, 37, 50), dtype)
+    model, other = (
+        deltaconvert.convert(net, video[0], threshold={"input": "0.05 narrow"}, backend=each)
+        for each in (backend, "reference")
+    )
+    for t, frame in enumerate(video):
+        assert_close(model(frame), other(frame), f"frame {t}")
+
+
 def test_a_full_frame_is_the_dense_networks(backend):
     net = network().to(torch.get_default_device())
     video = scripted_video((1, 3, 37, 50), torch.float32)

@@ -116,8 +116,8 @@ class Backend(StepByStep):
     def _tried(self, step: Sparse) -> dict[str, Any]:
         """What the step comes to settle, tried on as few streams as count; of equal steps once."""
         shapes = [(step.together, *edge.values.shape[1:]) for edge in (*step.inputs, step.edge)]
-        exact, dtype = step.edge.threshold is None, step.edge.values.dtype
-        key = (type(step), _outline(step.operator), *shapes, dtype, exact)
+        stores_all = step.edge.threshold is None and not step.edge.keeps_others
+        key = (type(step), _outline(step.operator), *shapes, step.edge.values.dtype, stores_all)
         if key not in self._settled:
             notes: dict[str, Any] = {}
             step.of_few_streams().settle(notes)

@@ -38,7 +38,8 @@ class Computing(Sparse):
     def _dense_way(self, every: Tensor) -> dict[str, Any]:
         whole = super()._dense_way(every)
         large = self._row_bytes() * self.edge.values.shape[2] >= 2 * BAND_BYTES
-        self._bands = self._in_bands() if large and self.edge.threshold is None else None
+        stores_all = self.edge.threshold is None and not self.edge.keeps_others
+        self._bands = self._in_bands() if large and stores_all else None
         if self._bands is None:
             return whole
         banded = super()._dense_way(every) | {"bands": True}

@@ -22,6 +22,9 @@ class Edge:
     """
 
     is_kept = True
+    # To compute pixels that are no candidates would change them: they read narrow changes (narrow.py), which they do
+    # not see. Elsewhere it gives the bits that are stored.
+    keeps_others = False
 
     def __init__(self, kept: Map):
         n, channels, height, width = kept.shape
@@ -80,6 +83,9 @@ class Edge:
         new = apart_from(new.permute(0, 2, 3, 1).contiguous(), (edge.values for edge in inputs))
         rows = new.view(self.rows.shape)
         if self.threshold is None:
+            if self.keeps_others:
+                others = listed(candidates.logical_not())
+                store(rows, others, self.rows.index_select(0, others))
             self.rows, self.values = rows, new.permute(0, 3, 1, 2)
             self.mark(candidates, self.pixel_count)
             return
@@ -144,7 +150,10 @@ def moved(by: Tensor, threshold: Amount) -> Tensor:
 
 
 class Commit:
-    """Stores computed rows; with a threshold only those candidates that moved."""
+    """Stores computed rows; with a threshold only those candidates that moved.
+
+    candidates: given where rows of others are computed with theirs.
+    """
 
     def __init__(self, edge: Edge, candidates: Tensor | None):
         self.edge = edge
@@ -167,6 +176,9 @@ class Commit:
             if len(kept) < len(places):
                 places, new = places.index_select(0, kept), new.index_select(0, kept)
             self._stored.append(places)
+        elif edge.keeps_others and self._candidates is not None:
+            kept = self._candidates.index_select(0, places).nonzero().view(-1)
+            places, new = places.index_select(0, kept), new.index_select(0, kept)
         store(edge.rows, places, new)
 
     def finish(self, candidates: Tensor, pixels: Tensor | None, computed: int) -> None:

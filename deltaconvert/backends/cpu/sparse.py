@@ -42,7 +42,7 @@ class Sparse(Step):
     def _compute_all(self, candidates: Tensor) -> None:
         """The dense operator's way; commit the candidates."""
         edge = self.edge
-        if self.together == len(edge.values) or edge.threshold is not None:
+        if self.together == len(edge.values) or edge.threshold is not None or edge.keeps_others:
             edge.adopt(self._dense(), candidates, self.inputs)
             return
         for own, made in zip(edge.values.split(self.together), self._in_groups(), strict=True):

@@ -13,7 +13,7 @@ from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.native.masks import Spread
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import stages_of
-from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window, seen_by
+from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window, overlooks, seen_by
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cpu import Backend
@@ -40,6 +40,7 @@ class Step:
         self.reaches = reaches
         self.inputs = inputs
         self.edge = edge
+        edge.keeps_others = any(map(overlooks, reaches))
         self._origins: dict[int, Tensor] = {}
         self._spreads: dict[int, Spread] = {}
         self.prepare()
