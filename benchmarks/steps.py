@@ -107,12 +107,12 @@ def _inputs(operator: Any) -> int | None:
 
 def of(step: Any) -> Callable[[], Any]:
     if isinstance(step, InBoxes):
-        return lambda: (step._boxes._compute(), step._step._compute())
-    return step._compute  # type: ignore[no-any-return]
+        return lambda: (step._boxes.run_alone(), step._step.run_alone())
+    return step.run_alone  # type: ignore[no-any-return]
 
 
 def kernel_of(step: Any, inner: Any) -> str:
-    launch = getattr(inner, "_launch", None)
+    launch = getattr(inner, "launch", None)
     if launch is None:
         return f"torch {type(head_of(inner.operator)).__name__}"
     head = launch._kept[0]

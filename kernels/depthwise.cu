@@ -25,6 +25,9 @@
 #ifndef STAGED  // without dilations, one stride of at most 2, whole vectors of 16 bytes from pixel to pixel, weights in registers
 #define STAGED 0
 #endif
+#ifndef TOGETHER  // several convolutions of one list, each with a map of its own: blockIdx.y is which
+#define TOGETHER 0
+#endif
 #ifndef THREADS
 #define THREADS 128
 #endif
@@ -41,6 +44,11 @@ struct Head {
     const value* weight;  // KH x KW x pitch
     const number* bias;   // pitch
     int pitch, H, W, sh, sw, ph, pw, dh, dw, images;
+};
+struct Sibling {
+    Head head;
+    value* out;
+    int pitch, unused;
 };
 
 // v: of PIXELS side by side, the first of which reads from row `top` and column `left` on, at `from`.
@@ -81,6 +89,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
     depthwise(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
               const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed,
               Threshold threshold, int* marked, int* marked_count, const u32* bits) {
+    if (TOGETHER) {
+        const Sibling& mine = ((const Sibling*)head)[blockIdx.y];
+        head = &mine.head, out = mine.out, pitch = mine.pitch;
+    }
     const int packs = threads_of_pixel(channels);
     const int thread = blockIdx.x * blockDim.x + threadIdx.x, apart = gridDim.x * blockDim.x / packs * RUN;
     const int c = thread % packs * WIDTH;

@@ -50,4 +50,5 @@ def assert_writes_its_mask(
         outputs.append(model(moved))
     assert_same_bits(*outputs, "with what lies in shared memory gone")
     steps = (getattr(step, "_step", step) for step in model._program.operators)
-    return {step._launch._kept[0].source for step in steps if hasattr(step, "_launch")}
+    launches = [getattr(step, "launch", None) for step in steps]
+    return {launch._kept[0].source for launch in launches if launch is not None}

@@ -77,7 +77,7 @@ def test_thresholds_of_small_networks():
 
     network = Small().eval()
     model = check(network, (2, 3, 19, 41), threshold={"activation": 0.05, "linear": 0.02})
-    assert all(step._launch.compares for step in model._program.operators if step.edge.threshold is not None)
+    assert all(step.launch.compares for step in model._program.operators if step.edge.threshold is not None)
 
 
 GATES = [

@@ -135,7 +135,7 @@ def test_network_without_the_map_between(gpu, stride, joined, rule, monkeypatch)
     frame = torch.randn(2, 64, 61, 83, device=DEVICE).half()
     options = {"threshold": {"input": rule}, "backend": "cuda"}
     ours = deltaconvert.convert(network, frame, **options)
-    assert sum(step._launch._kept[0].source == "conv_behind.cu" for step in ours._program.operators) == joined
+    assert sum(step.launch._kept[0].source == "conv_behind.cu" for step in ours._program.operators) == joined
     with monkeypatch.context() as patch:
         patch.setattr(cuda, "PASSES", tuple(p for p in cuda.PASSES if p is not behind.join_behind))
         apart = deltaconvert.convert(network, frame, **options)

@@ -273,7 +273,7 @@ def test_comparison_in_the_kernel(gpu, kind, rule, tile, monkeypatch):
     options = {"threshold": {"activation": rule}, "backend": "cuda"}
     ours = deltaconvert.convert(network, frames[0], **options)
     assert {step.edge.is_weighted for step in ours._program.operators[:-1]} == {rule != 0.3}
-    assert all(step._launch.compares for step in ours._program.operators)
+    assert all(step.launch.compares for step in ours._program.operators)
     with monkeypatch.context() as patch:
         for module in (convs, wgmma_kernels):
             patch.setattr(module, "has_threshold", lambda edge: False)

@@ -33,6 +33,8 @@ from deltaconvert.backends.cuda.means import BoxMeans, InBoxes, boxes_of
 from deltaconvert.backends.cuda.passing import note_passing
 from deltaconvert.backends.cuda.recording import Recording
 from deltaconvert.backends.cuda.shuffles import LastShuffle, note_last_shuffles, plane_memory
+from deltaconvert.backends.cuda.siblings import Siblings, note_siblings
+from deltaconvert.backends.cuda.slices import fold_orders, join_pixel_concats
 from deltaconvert.backends.cuda.steps import Step, changes_of
 from deltaconvert.backends.cuda.sums import join_sums
 from deltaconvert.backends.cuda.tuning import Tuner
@@ -45,7 +47,16 @@ from deltaconvert.reach import Pixel, Reach
 __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
-PASSES = (join_sums, join_behind, join_concats, note_passing, note_last_shuffles)
+PASSES = (
+    join_sums,
+    join_pixel_concats,
+    fold_orders,
+    join_behind,
+    join_concats,
+    note_siblings,
+    note_passing,
+    note_last_shuffles,
+)
 COUNTERS = 1 << 19  # half of them at most are marks (`cleared`)
 
 
@@ -63,6 +74,7 @@ class Backend:
         self._recording: Recording | None = None
         self._passed = 1  # the scratch that the last map was passed on in
         self._joined_maps: dict[str, Tensor] = {}  # of concatenations whose inputs are parts of them
+        self._siblings: dict[str, Siblings] = {}
         self._behind: dict[int, Listings] = {}  # a source -> the lists that it decides about
         self.listed: dict[tuple[Hashable, ...], Listing] = {}  # by what they follow from (`listings.key_of`)
         self.place = 0  # of the next step among all
@@ -104,9 +116,17 @@ class Backend:
                 return Step(self, operator, reaches, inputs, edge, in_place=True)
             boxed = boxes_of(operator, inputs[0], edge)
             if boxed is None:
-                return Step(self, operator, reaches, inputs, edge)
+                return self._with_siblings(Step(self, operator, reaches, inputs, edge), notes)
             boxes = self._boxes(boxed, inputs[0])
             return InBoxes(boxes, Step(self, operator, reaches, [boxes.edge, *inputs[1:]], edge))
+
+    def _with_siblings(self, step: Step, notes: dict[str, Any]) -> Step:
+        """The step, told of those that it is launched with."""
+        if "together" in notes:
+            name, count = notes["together"]
+            step.siblings = self._siblings.setdefault(name, Siblings(count))
+            step.siblings.add(step)
+        return step
 
     def _joined_memory(self, kept: Map, notes: dict[str, Any]) -> Tensor | None:
         """The memory of a map that a concatenation holds, or of the concatenation (`concats.py`)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +49,31 @@ class Launch:
                 self._more = (edge.marks.bits, edge.marks.changed, edge.limits)
                 macros.update(COMPARE=1, WEIGHTED=int(edge.is_weighted), VOTERS=lanes)
                 edge.marks.can_list, self._marks = True, edge.marks
-        self._kernel = backend.kernel(head.source, head.name, edge.values.dtype, head.shared_bytes, **macros)
+        self._kept, self._backend, self._macros, self.edge = (head, tail), backend, macros, edge
+        self._kernel = self.compiled()
         self._head, self._operands = device_bytes(head.packed, edge.values.device), tail.packed()
-        self._kept, self._backend = (head, tail), backend
         self._cluster, self._most = head.cluster, blocks_of(edge, head.shared_bytes)
 
+    def compiled(self, **more: int) -> Kernel:
+        """more: macros."""
+        head = self._kept[0]
+        macros = {**self._macros, **more}
+        return self._backend.kernel(
+            head.source, head.name, self.edge.values.dtype, head.shared_bytes, **macros
+        )
+
+    @property
+    def form(self) -> Hashable:
+        """Launches of the same form are of one kernel."""
+        return self._kept[0].source, self._pitch, self._threads, *sorted(self._macros.items())
+
+    @property
+    def packed(self) -> bytes:
+        """struct Head of its kernel."""
+        return self._kept[0].packed
+
     @cached_property
-    def _blocks(self) -> int:
+    def blocks(self) -> int:
         """As many as run at a time; clusters do not fill every multiprocessor."""
         clusters = self._most // self._cluster
         if self._cluster > 1:
@@ -61,6 +81,11 @@ class Launch:
         return clusters * self._cluster
 
     def __call__(self, out: Tensor, candidates: Listed) -> None:
+        self.play(self._kernel, (self.blocks,), self._head, out, candidates)
+
+    def play(
+        self, kernel: Kernel, grid: tuple[int, ...], head: Tensor, out: Tensor, candidates: Listed
+    ) -> None:
         early = self._backend.is_early(candidates)
         more, listed = self._more, None if self._marks is None else self._marks.own
         if self._kept[0].name in COMPARING:
@@ -68,10 +93,10 @@ class Launch:
         if self._kept[0].name == "depthwise":
             more += (NONE if candidates.bits is None else candidates.bits,)
         self._backend.launch(
-            self._kernel,
-            (self._blocks,),
+            kernel,
+            grid,
             self._threads,
-            self._head,
+            head,
             self._operands,
             out,
             np.int32(self._pitch),
@@ -84,6 +109,28 @@ class Launch:
             *more,
             early=early,
         )
+
+
+class Together:
+    """Launches of kernels/depthwise.cu of one form, and of one list, in one: blockIdx.y is which."""
+
+    def __init__(self, launches: Sequence[Launch]):
+        self._first, self._launches = launches[0], launches
+        self._kernel = self._first.compiled(TOGETHER=1)
+
+    @cached_property
+    def _heads(self) -> Tensor:
+        """struct Sibling of each; once all steps are made, as the next one may give a map other memory."""
+        packed = [
+            launch.packed + struct.pack("=Q2i", launch.edge.values.data_ptr(), launch.edge.pitch, 0)
+            for launch in self._launches
+        ]
+        return device_bytes(b"".join(packed), self._first.edge.values.device)
+
+    def __call__(self, candidates: Listed) -> None:
+        count = len(self._launches)
+        grid = -(-self._first.blocks // count), count
+        self._first.play(self._kernel, grid, self._heads, self._first.edge.values, candidates)
 
 
 def may_compare(edge: Edge, lanes: int) -> bool:

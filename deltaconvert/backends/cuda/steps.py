@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from deltaconvert.reach import Pixel, Reach, Window, seen_by
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend
+    from deltaconvert.backends.cuda.siblings import Siblings
 
 
 # Pixels of a map whose marks are listed by the kernel that makes them, and not by a launch. Measured (H100, half, nine
@@ -114,17 +115,19 @@ class Step:
         self._rows = self.candidates  # what the kernel walks
         edge.computed, edge.planes = self.candidates.count, Planes(backend, edge, self.candidates)
         self._backend = backend
-        self._compute: Callable[[], None]
+        self.siblings: Siblings | None = None  # that it is launched with
+        self.launch: Launch | None = None
+        self.run_alone: Callable[[], None]
         if in_place:
-            self._compute = lambda: None
+            self.run_alone = lambda: None
             return
         try:
             head, tail = head_of(operator, reaches, inputs, edge, backend.tuner)
         except NoKernel:
-            self._compute = self._whole
+            self.run_alone = self._whole
         else:
-            self._launch = Launch(backend, head, tail, edge)
-            self._compute = self._listed
+            self.launch = Launch(backend, head, tail, edge)
+            self.run_alone = partial(self._listed, self.launch)
             if head.up != (1, 1):
                 self._rows = changes_of(backend, inputs[0])
 
@@ -133,26 +136,30 @@ class Step:
 
     def run(self) -> None:
         self._backend.join(max(self.candidates.aside, self._rows.aside))
-        self._compute()
+        if self.siblings is None:
+            self.run_alone()
+        else:
+            self.siblings.run(self)
 
     def compute(self, candidates: Listed) -> None:
         """The pixels of a list, at once into the state."""
-        self._launch(self.edge.values, candidates)
+        assert self.launch is not None
+        self.launch(self.edge.values, candidates)
 
-    def _listed(self) -> None:
+    def _listed(self, launch: Launch) -> None:
         """Candidates alone. A threshold decides about whole pixels, so a kernel that has not all of their channels at
         hand leaves them in scratch."""
         edge = self.edge
         if edge.threshold is None:
-            self._launch(edge.values, self._rows)
-        elif self._launch.compares:
-            self._launch(edge.values, self._rows)
+            launch(edge.values, self._rows)
+        elif launch.compares:
+            launch(edge.values, self._rows)
             if edge.marks.listed is not None:
                 edge.marks.listed.launch = self._backend.launches
             self._backend.list_behind(edge.marks)
         else:
             fresh = self._backend.scratch(edge)
-            self._launch(fresh, self._rows)
+            launch(fresh, self._rows)
             self._commit(fresh)
 
     def _whole(self) -> None:
