@@ -255,7 +255,7 @@ def test_copies_and_other_pools():
 def whole(model: deltaconvert.DeltaModel) -> list[str]:
     """The operators that torch computes."""
     steps = [getattr(step, "_step", step) for step in model._program.operators]
-    return [type(step.operator).__name__ for step in steps if step._compute == step._whole]
+    return [type(step.operator).__name__ for step in steps if step.run_alone == step._whole]
 
 
 class Residual(nn.Module):
