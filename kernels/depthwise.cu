@@ -105,8 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
     if (bits && listed > (ALWAYS_TILES ? 0 : apart)) {
         const Head h = *head;
         begin_marks();
-        if (early) wait_for_predecessor();
-        tiles(shared, h, operands, out, pitch, channels, bits, OH, OW, marks);
+        tiles(shared, h, operands, out, pitch, channels, bits, OH, OW, early, marks);
         return end_marks(marks);
     }
 #endif

@@ -145,8 +145,9 @@ __device__ __forceinline__ void sum_up(number (&v)[RUN][WIDTH], const number (&h
 }
 
 // listed: a bit of each pixel, as in kernels/masks.cu. A block keeps to SLOT channels, whose weights its threads hold.
+// early: the bits are older than the kernel before this one, so that only the map waits for it.
 __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operand* operands, value* out, int pitch,
-                                      int channels, const u32* listed, int OH, int OW, const Marks& marks) {
+                                      int channels, const u32* listed, int OH, int OW, int early, const Marks& marks) {
     const int chunks = (channels + SLOT - 1) / SLOT, across = (OW + WIDE - 1) / WIDE, down = (OH + HIGH - 1) / HIGH;
     const int total = h.images * down * across, thread = threadIdx.x;
     const int lane = thread % LANES, odd_run = thread / LANES % 2, group = thread / LANES / 2, groups = THREADS / LANES / 2;
@@ -183,6 +184,7 @@ __device__ __forceinline__ void tiles(Tiles& shared, const Head& h, const Operan
             prepare(0);
             prepare(1);
             __syncthreads();
+            if (early) wait_for_predecessor();
             begin(0);
             for (int k = 0; k < found; k++) {
                 begin(k + 1);
