@@ -170,8 +170,9 @@ def find(target: Any) -> Spelling | None:
 def is_known(module: nn.Module) -> bool:
     """Its class has a spelling, and it does what its class does: hooks (of pruning, of spectral_norm) and a forward of
     its own change that."""
+    _discover()
     changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) in known_modules() and not changed
+    return type(module) in _spellings and not changed
 
 
 def operator_types() -> dict[str, type[Operator]]:

@@ -99,9 +99,9 @@ class Order:
 
     def table(self, steps: int) -> list[tuple[int, int]]:
         """struct Tap of kernels/gather.cuh: one for each step where its pieces are of one tap, else one for each."""
-        taps = [(self.offsets[tap] + part, tap) for tap, part in self.pieces]
-        taps += [(0, 63 if self.taps > 31 else 31)] * (steps * self.in_step - len(taps))
-        return taps[:: self.in_step] if self.alike else taps
+        apart = self.in_step if self.alike else 1
+        taps = [(self.offsets[tap] + part, tap) for tap, part in self.pieces[::apart]]
+        return taps + [(0, 63 if self.taps > 31 else 31)] * (steps * self.in_step // apart - len(taps))
 
     def head(self, source: Any, weights: Tensor, bias: Tensor, taps: Tensor) -> bytes:
         """struct Head of kernels/gather.cuh"""
