@@ -8,7 +8,7 @@ import torch
 
 from deltaconvert import video
 from deltaconvert.errors import VideoError
-from deltaconvert.watching import demo
+from deltaconvert.watching import scene
 
 pytest.importorskip("av")
 pytest.importorskip("skimage")
@@ -16,7 +16,7 @@ pytest.importorskip("skimage")
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return demo.render_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", size=(320, 180), fps=12.5)
+    return scene.render_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", size=(320, 180), fps=12.5)
 
 
 def test_it_is_a_real_video(clip):
@@ -37,10 +37,10 @@ def test_something_moves_and_something_rests(clip):
 def test_the_noise_is_a_sensors():
     grey = torch.full((3, 200, 200), 128.0)
     generator = torch.Generator().manual_seed(3)
-    first, second = demo._sensor(grey, generator), demo._sensor(grey, generator)
+    first, second = scene._sensor(grey, generator), scene._sensor(grey, generator)
     assert 1.4 < first.float().std() < 1.65
     assert not torch.equal(first, second)
-    dark = demo._sensor(torch.full((3, 200, 200), 20.0), generator)
+    dark = scene._sensor(torch.full((3, 200, 200), 20.0), generator)
     assert dark.float().std() < first.float().std()
 
 
@@ -48,22 +48,22 @@ def test_the_seed_decides(tmp_path):
     torch.manual_seed(1)
     state = torch.get_rng_state()
     short = {"seconds": 0.2, "size": (160, 90)}
-    a, b = (decoded(demo.render_clip(tmp_path / name, **short)) for name in ("a.mp4", "b.mp4"))
-    c = decoded(demo.render_clip(tmp_path / "c.mp4", seed=5, **short))
+    a, b = (decoded(scene.render_clip(tmp_path / name, **short)) for name in ("a.mp4", "b.mp4"))
+    c = decoded(scene.render_clip(tmp_path / "c.mp4", seed=5, **short))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_odd_and_upright_sizes(tmp_path):
-    with video.read(demo.render_clip(tmp_path / "upright.mp4", seconds=0.4, size=(91, 160))) as reader:
+    with video.read(scene.render_clip(tmp_path / "upright.mp4", seconds=0.4, size=(91, 160))) as reader:
         assert (reader.width, reader.height) == (92, 160)
 
 
 def test_without_the_photographs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.data", None)
     with pytest.raises(VideoError, match=r'pip install "deltaconvert\[demo\]"'):
-        demo.render_clip(tmp_path / "clip.mp4")
+        scene.render_clip(tmp_path / "clip.mp4")
 
 
 def changed(before, after):
