@@ -108,7 +108,10 @@ def device_named(name: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # this build of torch has none, or this machine
-        raise InputError(f"device {device} is not to be had here: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"device {device} is not to be had here: {str(error).splitlines()[0]}. Take cpu, or "
+            "install the torch for it (pytorch.org)"
+        ) from error
     return device
 
 

@@ -39,4 +39,5 @@ class ExportError(DeltaConvertError):
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, short enough to stand in one of ours."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:160]
+    text = repr(error) if isinstance(error, KeyError) else str(error) or type(error).__name__
+    return text.strip().splitlines()[0][:160]

@@ -27,7 +27,7 @@ class Lines:
 
 @contextmanager
 def trials_told(wanted: bool, budget: float) -> Iterator[Callable[[Setting, Outcome], None]]:
-    """Tells of each trial how many there were, what it came to, and the least work within the budget so far."""
+    """Tells of each trial what it came to; how many there were, what one takes, the least work within the budget."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -36,7 +36,7 @@ def trials_told(wanted: bool, budget: float) -> Iterator[Callable[[Setting, Outc
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task, lines = bar.add_task("calibrating", total=None), Lines()
-        count, least = 0, math.inf
+        count, least, begin = 0, math.inf, time.monotonic()
 
         def tell(setting: Setting, outcome: Outcome) -> None:
             nonlocal count, least
@@ -44,7 +44,8 @@ def trials_told(wanted: bool, budget: float) -> Iterator[Callable[[Setting, Outc
             if outcome.loss <= budget:
                 least = min(least, outcome.work)
             best = "none within the budget yet" if least == math.inf else f"least so far {least:.1%}"
-            text = f"trial {count}: loss {outcome.loss:.4g}, work {outcome.work:.1%}; {best}"
+            each = (time.monotonic() - begin) / count
+            text = f"trial {count}, {each:.2g} s each: loss {outcome.loss:.4g}, work {outcome.work:.1%}; {best}"
             bar.update(task, description=text)
             if wanted and not shown:
                 lines.tell(f"calibrating: {text}")

@@ -446,6 +446,7 @@ def test_export_names_the_extra_that_writes(tmp_path, monkeypatch, form):
         (["export", "x", "--triton", __file__], "is a file: name a folder"),
         (["demo", "--folder", __file__], "is a file: name a folder"),
         (["convert", "x", "-o", "none/a.delta"], "no folder none"),
+        (["convert", "--random", "--arch", NET, "--input", "1x3x8x8", "-o", "x.onnx"], "Name it x.delta"),
         (["fly"], "No such command"),
         (["zoo", "nonet"], "model_zoo has no network"),
     ],
@@ -455,6 +456,31 @@ def test_wrong_usage_is_exit_code_2(args, message, tmp_path, monkeypatch):
     code = 1 if message.startswith("cannot|") else 2  # the size is a size, but not one for this network
     assert re.search(message, said(call(*args, code=code)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["convert", "x.delta", "-o", "x.delta"],
+        ["convert", "x.delta", "--example", "clip.mp4", "-o", "clip.mp4"],
+        ["run", "x.delta", "--video", "clip.mp4", "--out", "clip.mp4"],
+        ["report", "x.delta", "--video", "clip.mp4", "-o", "./clip.mp4"],
+        ["calibrate", "x.delta", "--video", "clip.mp4", "-o", "x.delta"],
+        ["calibrate", "x.delta", "--video", "clip.mp4", "--resume", "clip.mp4"],
+        ["bench", "x.delta", "--plot", "x.delta"],
+        ["explain", "x.delta", "--html", "x.delta"],
+        ["explain", "x.delta", "--graph", "x.delta"],
+        ["export", "x.delta", "--onnx", "x.delta"],
+        ["export", "x.delta", "--pt2", "x.delta"],
+    ],
+)
+def test_what_a_command_reads_is_not_overwritten(args, converted, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clip, "clip.mp4")
+    shutil.copy(converted, "x.delta")
+    before = Path(args[-1]).read_bytes()
+    assert f"{Path(args[-1])} is what the command reads" in said(call(*args, code=2))
+    assert Path(args[-1]).read_bytes() == before
 
 
 def test_damaged_files_are_exit_code_1(converted, tmp_path):
@@ -496,7 +522,7 @@ def test_a_device_that_is_not_there(converted, clip):
     here = [converted, "--device", "cuda"]
     for command in (["run", "--video", clip], ["bench"], ["explain"], ["calibrate", "--video", clip]):
         text = said(call(command[0], *here, *command[1:], code=1))
-        assert "cuda is not to be had here" in text
+        assert "cuda is not to be had here" in text and "Take cpu" in text
 
 
 def test_debug_shows_the_traceback(tmp_path):

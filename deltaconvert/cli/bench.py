@@ -16,6 +16,7 @@ from deltaconvert.cli.options import (
     Json,
     MaybeFile,
     Threshold,
+    keep,
     numbers_of,
     usage_error,
     writable,
@@ -42,6 +43,7 @@ def bench(
     densities = numbers_of(density, "--density")
     if not densities or not all(0 <= share <= 100 for share in densities):
         raise usage_error(f"{density!r} is no list of percentages such as 0,1,5", "--density")
+    keep(plot, "--plot", file)
     from deltaconvert.drawing import plot as pictures
     from deltaconvert.running.intake import sizes_text
     from deltaconvert.watching import measure

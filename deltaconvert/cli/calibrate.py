@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import Device, File, Json, as_usage, expect_video, one_of, writable
+from deltaconvert.cli.options import Device, File, Json, as_usage, expect_video, keep, one_of, writable
 from deltaconvert.cli.show import note, print_json
 
 STILL = 0.005  # of the dense work; a clip in which something moves takes more
@@ -49,7 +49,11 @@ def calibrate(
     frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
     seconds: Annotated[
         float | None,
-        typer.Option(min=1, help="Then take the best so far.", show_default="as long as it takes"),
+        typer.Option(
+            min=1,
+            help="Then take the best so far. A whole search plays the frames some 450 times.",
+            show_default="as long as it takes",
+        ),
     ] = None,
     check: Annotated[
         str | None,
@@ -76,6 +80,8 @@ def calibrate(
 
     output = output or file.with_suffix(".json")
     writable(output)
+    keep(output, "--output", file, video, check, resume)
+    keep(resume, "--resume", file, video, check)
     with as_usage("--metric"):
         module, _, name = metric.partition(":")
         judge = metric_of(factory_of(module, name) if name else metric)
@@ -85,20 +91,28 @@ def calibrate(
     model = deltaconvert.load(file, device=device)
     if model.info.get("weights", "") is None:
         note("the weights are untrained: what is found holds for none that are trained")
-    found = deltaconvert.calibrate(
-        model,
-        video,
-        budget=budget,
-        metric=judge,
-        method=method,
-        by=by,
-        against=torch.compile(Dense(model).graph) if against == "compile" else None,
-        limit=frames,
-        seconds=seconds or math.inf,
-        check=check,
-        resume=resume,
-        at_once=at_once,
-    )
+    try:
+        found = deltaconvert.calibrate(
+            model,
+            video,
+            budget=budget,
+            metric=judge,
+            method=method,
+            by=by,
+            against=torch.compile(Dense(model).graph) if against == "compile" else None,
+            limit=frames,
+            seconds=seconds or math.inf,
+            check=check,
+            resume=resume,
+            at_once=at_once,
+        )
+    except KeyboardInterrupt:
+        note(
+            f"stopped: the same command goes on from {resume}"
+            if resume
+            else "stopped: with --resume it could go on"
+        )
+        raise
     if found.work < STILL:
         note(
             "within the budget nothing has to be computed in these frames, which says little of others: give frames in "

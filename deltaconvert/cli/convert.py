@@ -16,6 +16,7 @@ from deltaconvert.cli.options import (
     Json,
     Threshold,
     as_usage,
+    keep,
     needed,
     numbers_of,
     one_of,
@@ -24,7 +25,7 @@ from deltaconvert.cli.options import (
     usage_error,
     writable,
 )
-from deltaconvert.cli.show import print_json, working
+from deltaconvert.cli.show import note, print_json, working
 
 
 def convert(
@@ -68,7 +69,14 @@ def convert(
     """Convert a network or a checkpoint into one file that needs no code of the network."""
     if (checkpoint is None) != random:
         raise usage_error("give either a CHECKPOINT or --random", "CHECKPOINT")
-    output = needed(output, "--output")
+    output = needed(output, "--output", ": the file to write, such as network.delta")
+    if output.suffix in (".onnx", ".pt2"):
+        raise usage_error(
+            f"{output}: convert writes a file of deltaconvert's own. Name it {output.with_suffix('.delta')}; "
+            f"`deltaconvert export` makes a {output.suffix} of it",
+            "--output",
+        )
+    keep(output, "--output", checkpoint, example)
     rules = rules_of(threshold, gate)
     asked = None if input is None else shape_of(input)
     if example is not None:
@@ -111,3 +119,4 @@ def convert(
         f"{output}: {arch} ({kind}), {facts['delta_nodes']} delta nodes with {rows.delta_share:.1%} of "
         f"the work, {facts['dense_nodes']} dense"
     )
+    note(f"`deltaconvert run {output} --video VIDEO` says what it saves on a video")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from deltaconvert.cli.networks import opened
-from deltaconvert.cli.options import Arch, Backend, Device, Input, Json, MaybeFile, Threshold, writable
+from deltaconvert.cli.options import Arch, Backend, Device, Input, Json, MaybeFile, Threshold, keep, writable
 from deltaconvert.cli.show import print_json, working
 
 
@@ -34,6 +34,8 @@ def explain(
     json_output: Json = False,
 ) -> None:
     """Show every node of a converted network: delta or dense, why not and what to do, its share of the work."""
+    keep(graph, "--graph", file)
+    keep(html, "--html", file)
     model, _ = opened(file, arch, input, threshold, backend, device)
     with working("measuring") if speed else nullcontext():
         rows = model.explain(speed=speed)

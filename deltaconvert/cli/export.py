@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltaconvert.cli.options import File, Json, usage_error, writable, writable_folder
+from deltaconvert.cli.options import File, Json, keep, usage_error, writable, writable_folder
 from deltaconvert.cli.show import print_json, working
 
 
@@ -44,6 +44,8 @@ def export(
     """Write a converted network in a form for other programs."""
     if onnx is None and triton is None and pt2 is None:
         raise usage_error("is needed, or --triton, or --pt2", "--onnx")
+    keep(onnx, "--onnx", file)
+    keep(pt2, "--pt2", file)
     import deltaconvert
     from deltaconvert.export import export_onnx, export_pt2, export_triton
     from deltaconvert.export.onnx_file import require

@@ -62,7 +62,8 @@ def network_of(
             raise usage_error(f"{file} holds its network itself: leave the name out", "--arch")
         network, call = load_network(file, input=shape, trust=trust)
         return network, file.name, call
-    arch = needed(arch, "--arch", ": these are weights, of which network?" if file else "")
+    which = ": these are weights, of which network? `deltaconvert zoo` lists some, yours is package.module:factory"
+    arch = needed(arch, "--arch", which if file else "")
     shape = needed(shape, "--input", ", such as 1x3x720x1280")
     import torch
 

@@ -105,6 +105,13 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
+def keep(out: Path | None, option: str, *read: Path | str | None) -> None:
+    """What a command reads is not overwritten by what it writes."""
+    there = [Path(source) for source in read if source is not None and Path(source).exists()]
+    if out is not None and out.exists() and any(out.samefile(source) for source in there):
+        raise usage_error(f"{out} is what the command reads: name another file", option)
+
+
 def expect_video(source: str, folder: bool = False) -> None:
     """A network may take half a minute to load: that there is no such video, or folder of images, is said before."""
     from deltaconvert import video

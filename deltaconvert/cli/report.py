@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from deltaconvert.cli.networks import pixels_of
-from deltaconvert.cli.options import Backend, Device, File, Monitor, Size, expect_video, size_of, writable
+from deltaconvert.cli.options import (
+    Backend,
+    Device,
+    File,
+    Monitor,
+    Size,
+    expect_video,
+    keep,
+    size_of,
+    writable,
+)
 from deltaconvert.cli.show import progress_bar
 
 
@@ -37,6 +47,7 @@ def report(
     report_page.require()
     out = out or file.with_suffix(".report.html")  # explain writes a page as well
     writable(out)
+    keep(out, "--out", video, file)
     expect_video(video)
     model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)

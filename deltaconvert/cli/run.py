@@ -20,12 +20,13 @@ from deltaconvert.cli.options import (
     Threshold,
     as_usage,
     expect_video,
+    keep,
     one_of,
     rules_of,
     size_of,
     writable,
 )
-from deltaconvert.cli.show import print_json, progress_bar
+from deltaconvert.cli.show import note, print_json, progress_bar
 
 
 def run(
@@ -57,6 +58,7 @@ def run(
     """Run a converted network on a video, and say what it saved."""
     rules = rules_of(threshold, gate) if threshold or gate else None
     pixels = size_of(size)
+    keep(out, "--out", video, file)
     from deltaconvert import container, feed
     from deltaconvert import video as videos
     from deltaconvert.watching.measure import environment
@@ -91,3 +93,8 @@ def run(
     typer.echo(str(summary))
     if out is not None:
         typer.echo(f"  {out}: changed pixels marked")
+    if not any(model.rules.values()):
+        note(
+            "nothing is dropped: what the noise of the camera and the codec changes is computed, too; --threshold "
+            "drops it, `deltaconvert calibrate` finds how much"
+        )
