@@ -15,7 +15,11 @@ __device__ __forceinline__ value arrived(seen v) { return v; }
 // Where a frame lies. A graph's kernels have fixed arguments, and each frame may lie elsewhere: its address then stands
 // at `at`, and `frame` is how far behind it the first value is. To be called after wait_for_predecessor.
 __device__ __forceinline__ const seen* found(const seen* frame, const u64* at) {
-    return at ? (const seen*)(*at + (u64)frame) : frame;
+    const seen* const lies = at ? (const seen*)(*at + (u64)frame) : frame;
+#ifdef __CUDA_ARCH__
+    __builtin_assume(__isGlobal(lies));  // not in shared memory, which a load would have to find out
+#endif
+    return lies;
 }
 
 __device__ __forceinline__ int words_of(int width) { return (width + 31) / 32; }

@@ -51,12 +51,12 @@ static void fiber() {
     yield();
 }
 
-// body for every thread of a grid of (x, y) blocks; all threads of a block end together.
-static void launch(unsigned x, unsigned y, unsigned threads, std::function<void()> of_thread) {
-    body = of_thread, gridDim = {x, y, 1}, blockDim = {threads, 1, 1};
+// body for every thread of a grid of (x, y, z) blocks; all threads of a block end together.
+static void launch(unsigned x, unsigned y, unsigned threads, std::function<void()> of_thread, unsigned z = 1) {
+    body = of_thread, gridDim = {x, y, z}, blockDim = {threads, 1, 1};
     stacks.resize(threads * STACK);
-    for (unsigned block = 0; block < x * y; block++) {
-        blockIdx = {block % x, block / x, 0};
+    for (unsigned block = 0; block < x * y * z; block++) {
+        blockIdx = {block % x, block / x % y, block / (x * y)};
         fibers = std::vector<Fiber>(threads);
         waiting = block_meetings = 0;
         for (unsigned thread = 0; thread < threads; thread++) {
@@ -75,13 +75,13 @@ static void launch(unsigned x, unsigned y, unsigned threads, std::function<void(
 
 // The same for a kernel by the addresses of its arguments, as the driver takes them.
 template <class... Args, size_t... place>
-static void launch_with(unsigned x, unsigned y, unsigned threads, void (*kernel)(Args...), void** args,
+static void launch_with(unsigned x, unsigned y, unsigned z, unsigned threads, void (*kernel)(Args...), void** args,
                         std::index_sequence<place...>) {
-    launch(x, y, threads, [=] { kernel(*(std::remove_reference_t<Args>*)args[place]...); });
+    launch(x, y, threads, [=] { kernel(*(std::remove_reference_t<Args>*)args[place]...); }, z);
 }
 template <class... Args>
-static void launch_with(unsigned x, unsigned y, unsigned threads, void (*kernel)(Args...), void** args) {
-    launch_with(x, y, threads, kernel, args, std::index_sequence_for<Args...>());
+static void launch_with(unsigned x, unsigned y, unsigned z, unsigned threads, void (*kernel)(Args...), void** args) {
+    launch_with(x, y, z, threads, kernel, args, std::index_sequence_for<Args...>());
 }
 
 static inline void __syncthreads() {

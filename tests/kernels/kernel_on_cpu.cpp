@@ -4,4 +4,6 @@
 
 thread_local u64 shared[1 << 13];
 
-extern "C" void run(unsigned x, unsigned y, unsigned threads, void** args) { launch_with(x, y, threads, NAME, args); }
+extern "C" void run(unsigned x, unsigned y, unsigned z, unsigned threads, void** args) {
+    launch_with(x, y, z, threads, NAME, args);
+}

@@ -68,8 +68,8 @@ class Kernel:
         memory = [np.uint64(arg.data_ptr()) if isinstance(arg, Tensor) else arg for arg in args]
         held = [np.array([value]) for value in memory]
         addresses = np.array([value.ctypes.data for value in held], dtype=np.uint64)
-        x, y = (*grid, 1)[:2]
-        self._run(x, y, min(block, THREADS), ctypes.c_void_p(addresses.ctypes.data))
+        x, y, z = (*grid, 1, 1)[:3]
+        self._run(x, y, z, min(block, THREADS), ctypes.c_void_p(addresses.ctypes.data))
 
 
 class Recording:
@@ -100,7 +100,7 @@ def without_a_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cuda, "why_not", lambda device: None)
     patch.setattr(cuda.launches, "Kernel", Kernel)
     patch.setattr(cuda, "Recording", Recording)
-    for module in (cuda, cuda.edges, cuda.steps):
+    for module in (cuda, cuda.edges, cuda.gates, cuda.steps):
         patch.setattr(module, "THREADS", THREADS)
     patch.setattr(cuda.means, "on_current_stream", lambda device: contextlib.nullcontext())
     patch.setattr(cuda.Backend, "aside", lambda backend: contextlib.nullcontext())
