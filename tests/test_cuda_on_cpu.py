@@ -113,6 +113,11 @@ def test_boxes_at_the_limit(gate):
     test_gate.test_boxes_at_the_limit("cuda", gate)
 
 
+@pytest.mark.parametrize("gate", [{"smooth": 9}, {"smooth": 7, "recent": 2}], ids=str)
+def test_faint_patches(gate):
+    test_gate.test_faint_patches("cuda", gate)
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("options", [{}, {"threshold": {"linear": 0.05}}])
 def test_a_last_shuffle(factor, options):

@@ -127,6 +127,28 @@ def test_boxes_at_the_limit(backend, gate):
         assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
 
 
+@pytest.mark.parametrize(
+    "gate", [{"smooth": 3}, {"smooth": 7, "recent": 2}, {"smooth": 9}, {"smooth": 17, "weak": 0.5}], ids=str
+)
+def test_faint_patches(backend, gate):
+    """What boxes find in noise, wherever it lies, and no pixel by itself."""
+    draw = generator(9)
+    gate, limit, shape = {"dilate": 1, "peak": 9.0, **gate}, 0.1, (2, 3, 45, 75)
+    scene = torch.rand(shape, generator=draw)
+    model = convert(scene, gate, backend=backend)
+    watch = Watch(Gate.of(gate), shape, torch.float32, torch.zeros(0).device, limit)
+    stored = torch.full(shape, math.nan)
+    for t in range(8):
+        frame = scene + torch.randn(shape, generator=draw) * limit / 2
+        for _ in range(4):
+            y, x, side = (int(torch.randint(0, most, (1,), generator=draw)) for most in (45, 75, 12))
+            frame[t % 2, t % 3, y : y + side, x : x + side] += 2 * limit
+        model(frame)
+        seen, mask = watch.look(frame, stored)
+        stored = torch.where(mask, seen, stored)
+        assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
+
+
 @pytest.mark.parametrize("width", [45, 48])
 @pytest.mark.parametrize(
     "gate",

@@ -33,7 +33,9 @@ class Looks:
         n, _, height, width = edge.values.shape
         smooths = watch.gate.smooth > 1
         self._cells = torch.zeros(  # of the smallest side that `look` takes
-            (n, -(-height // 2), -(-width // 2)) if smooths else 0, dtype=watch.noise.dtype, device=edge.values.device
+            (n, -(-height // 2), -(-width // 2)) if smooths else 0,
+            dtype=watch.noise.dtype,
+            device=edge.values.device,
         )
 
     def run(self, frame: Tensor) -> None:
