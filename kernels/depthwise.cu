@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
     const int listed = *count;
     const Marks marks = {mask, changed, threshold, marked, marked_count};
 #if STAGED
-    __shared__ Tiles shared;
+    __shared__ Shared shared;
     if (bits && listed > (ALWAYS_TILES ? 0 : apart)) {
         const Head h = *head;
         begin_marks();

@@ -68,19 +68,12 @@ def by_channel(
     operator: Any, window: Window | None, source: Any, edge: Any, thread: tuple[int, int, int]
 ) -> Head:
     """kernels/depthwise.cu; thread: one of THREADS_OF_CHANNELS."""
-    weight = weight_rows(operator).to(edge.values.dtype)  # outputs, kh, kw, 1
-    outputs, kh, kw, _ = weight.shape
-    padded = weight.new_zeros(kh, kw, source.pitch)
-    padded[..., :outputs] = weight[..., 0].permute(1, 2, 0)
-    number = torch.float64 if edge.values.dtype == torch.float64 else torch.float32
-    bias = padded_bias(operator, source.pitch, number, padded.device)
-    addresses = [t.data_ptr() for t in (source.values, padded, bias)]
-    pitch, height, width, _, _, *geometry = window_of(source, window)
+    packed, kept, (kh, kw), geometry = _depthwise(operator, window, source, edge)
     wide, run, at_once = thread
     wide = min(wide, 16 // edge.values.dtype.itemsize, edge.pitch)
     return Head(
         "depthwise.cu",
-        struct.pack("=3Q10i", *addresses, pitch, height, width, *geometry, len(edge.values)),
+        packed,
         "depthwise",
         {
             "KH": kh,
@@ -92,10 +85,51 @@ def by_channel(
             "AT_ONCE": at_once,
         },
         threads=128,
-        weights=(padded, bias),
-        channels=outputs,
+        weights=kept,
+        channels=len(operator.weight),
         may_compare=compares_depthwise(kh * kw, edge, wide),
     )
+
+
+def by_products(operator: Any, window: Window | None, source: Any, edge: Any) -> Head:
+    """kernels/depthwise_products.cu"""
+    packed, kept, (kh, kw), geometry = _depthwise(operator, window, source, edge)
+    return Head(
+        "depthwise_products.cu",
+        packed,
+        "depthwise",
+        {"KH": kh, "KW": kw, "SW": geometry[1], "WIDTH": 4, "AT_ONCE": 4},
+        threads=128,
+        weights=kept,
+        channels=len(operator.weight),
+        may_compare=False,
+    )
+
+
+def _depthwise(
+    operator: Any, window: Window | None, source: Any, edge: Any
+) -> tuple[bytes, tuple[Tensor, ...], tuple[int, int], tuple[int, ...]]:
+    """struct Head of the kernels for depthwise convolutions, the tensors in it, the window's size, and its stride,
+    padding and dilation."""
+    weight = weight_rows(operator).to(edge.values.dtype)  # outputs, kh, kw, 1
+    outputs, kh, kw, _ = weight.shape
+    padded = weight.new_zeros(kh, kw, source.pitch)
+    padded[..., :outputs] = weight[..., 0].permute(1, 2, 0)
+    number = torch.float64 if edge.values.dtype == torch.float64 else torch.float32
+    bias = padded_bias(operator, source.pitch, number, padded.device)
+    addresses = [t.data_ptr() for t in (source.values, padded, bias)]
+    pitch, height, width, _, _, *geometry = window_of(source, window)
+    packed = struct.pack("=3Q10i", *addresses, pitch, height, width, *geometry, len(edge.values))
+    return packed, (padded, bias), (kh, kw), tuple(geometry)
+
+
+def has_products(operator: Any, window: Window | None, source: Any, edge: Any) -> bool:
+    """Whether kernels/depthwise_products.cu computes a depthwise convolution: windows of up to 5x5, whose weights a
+    thread holds, one stride of at most 2, whole vectors from pixel to pixel."""
+    pitch, _, _, kh, kw, sh, sw, _, _, *dilation = window_of(source, window)
+    dtype = edge.values.dtype
+    fits = max(kh, kw) <= 5 and dilation == [1, 1] and sh == sw <= 2 and pitch % 8 == 0 == edge.pitch % 8
+    return fits and dtype in (torch.float16, torch.bfloat16) and not has_threshold(edge)
 
 
 def compares_depthwise(taps: int, edge: Any, wide: int) -> bool:

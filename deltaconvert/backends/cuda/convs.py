@@ -13,9 +13,11 @@ from deltaconvert.backends.cuda.conv_kernels import (
     by_channel,
     by_exact,
     by_pixel,
+    by_products,
     by_tiles,
     compares_depthwise,
     exact_bytes,
+    has_products,
     has_threshold,
 )
 from deltaconvert.backends.cuda.layout import (
@@ -60,6 +62,8 @@ def conv(
     if is_depthwise(operator):
         threads = threads_of_channels(operator, edge)
         ways = {f"channel {thread}": partial(by_channel, *parts, thread) for thread in threads}
+        if on_gpu and _multiplies(edge) and has_products(*parts):
+            ways["products"] = partial(by_products, *parts)
     elif in_tiles:
         ways = candidates(*parts, also)
     else:
@@ -249,11 +253,12 @@ def is_depthwise(operator: Any) -> bool:
 
 
 def _on_tensor_cores(operator: Any, edge: Any) -> bool:
-    return bool(
-        _may_round(edge.values.dtype)
-        and operator.groups == 1
-        and torch.cuda.get_device_capability(edge.values.device) >= (8, 0)
-    )
+    return bool(_may_round(edge.values.dtype) and operator.groups == 1 and _multiplies(edge))
+
+
+def _multiplies(edge: Any) -> bool:
+    """Its device has tensor cores that our kernels use."""
+    return torch.cuda.get_device_capability(edge.values.device) >= (8, 0)
 
 
 def _may_round(dtype: torch.dtype) -> bool:
