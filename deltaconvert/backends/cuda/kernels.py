@@ -98,6 +98,16 @@ class Kernel:
         else:
             _launch_early(driver, self._function.kernel.ptr, grid, block, shared_bytes, passed)
 
+    def blocks_at_once(self, block: int) -> int | None:
+        """How many blocks a multiprocessor holds at a time; None where the driver cannot be asked."""
+        driver = bindings()
+        if driver is None:
+            return None
+        error, count = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+            driver.CUfunction(self._function.kernel.ptr), block, self._shared_bytes
+        )
+        return None if int(error) or count == 0 else int(count)
+
     def clusters_at_once(self, cluster: int, block: int) -> int | None:
         """How many clusters of `cluster` blocks the device holds at a time; None where the driver cannot be asked."""
         driver = bindings()

@@ -74,10 +74,13 @@ class Launch:
 
     @cached_property
     def blocks(self) -> int:
-        """As many as run at a time; clusters do not fill every multiprocessor."""
+        """As many as run at a time: the next kernel cannot start before the last of them has. Clusters do not fill
+        every multiprocessor."""
+        if self._cluster == 1:
+            at_once = self._kernel.blocks_at_once(self._threads)
+            return self._most if at_once is None else min(self._most, at_once * processors_of(self.edge))
         clusters = self._most // self._cluster
-        if self._cluster > 1:
-            clusters = min(clusters, self._kernel.clusters_at_once(self._cluster, self._threads) or clusters)
+        clusters = min(clusters, self._kernel.clusters_at_once(self._cluster, self._threads) or clusters)
         return clusters * self._cluster
 
     def __call__(self, out: Tensor, candidates: Listed) -> None:
@@ -148,4 +151,9 @@ def kernel_for(source: str, name: str, dtype: torch.dtype, shared_bytes: int = 0
 def blocks_of(edge: Edge, shared_bytes: int = 0) -> int:
     """Blocks that walk a list: as many as run at a time."""
     at_once = BLOCKS_PER_PROCESSOR if shared_bytes == 0 else blocks_at_once(shared_bytes)
-    return at_once * torch.cuda.get_device_properties(edge.values.device).multi_processor_count
+    return at_once * processors_of(edge)
+
+
+def processors_of(edge: Edge) -> int:
+    count: int = torch.cuda.get_device_properties(edge.values.device).multi_processor_count
+    return count
