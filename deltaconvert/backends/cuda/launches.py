@@ -93,7 +93,7 @@ class Launch:
         more, listed = self._more, None if self._marks is None else self._marks.own
         if self._kept[0].name in COMPARING:
             more += (NONE, NONE) if listed is None else (listed.places, listed.count)
-        if self._kept[0].name == "depthwise":
+        if self._kept[0].reads_bits:
             more += (NONE if candidates.bits is None else candidates.bits,)
         self._backend.launch(
             kernel,
