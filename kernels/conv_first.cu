@@ -35,8 +35,8 @@ struct Head {
 };
 
 #if __CUDA_ARCH__ >= 800 && (TYPE == 2 || TYPE == 3)
-constexpr int SLOT = 4, RUN = 16;  // a run is a row of a tile
-#include "depthwise_staged.cuh"
+constexpr int SLOT = 4, ROW_PART = 16;  // all of a tile's
+#include "staged.cuh"
 
 constexpr int STEPS = (KW + 3) / 4, LAST = KW * 4 - (STEPS - 1) * 16;  // of a window's row; values of its last one
 constexpr int ROW_WARPS = 4 / CHANNEL_WARPS, ROWS = HIGH / ROW_WARPS;
@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
 #pragma unroll
                 for (int step = 0; step < STEPS; step++) {
                     u32 windows[4];
-                    load_windows(windows, staged + tap * IN_W * PIECE + step * 32);
+                    load_windows(windows, staged + tap * IN_W * COPY + step * 32);
                     if (step == STEPS - 1) {  // others are whole
                         const int at = lane % 4 * 2;
                         if (at >= LAST) windows[0] = windows[1] = 0;

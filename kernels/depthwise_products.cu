@@ -42,8 +42,8 @@ struct Sibling {
 };
 
 #if __CUDA_ARCH__ >= 800 && (TYPE == 2 || TYPE == 3)
-constexpr int TAPS = KH * KW, SLOT = 32, RUN = 16;  // a run is a row of a tile
-#include "depthwise_staged.cuh"
+constexpr int TAPS = KH * KW, SLOT = 32, ROW_PART = 16;  // all of a tile's
+#include "staged.cuh"
 
 constexpr int ROWS = HIGH / 2 < 1 ? 1 : HIGH / 2, IN_ROWS = rows_in(ROWS);  // of a warp, made and read
 #if TYPE == 2

@@ -2,8 +2,8 @@
 // its listed pixels while the copies of its next tile are on their way. A pixel is SLOT channels there, those of LANES
 // threads; with COMPARE all of them, and fewer rows. A thread sums up RUN pixels of a row at a time, where one of them is
 // listed.
-constexpr int SLOT = COMPARE ? VOTERS * WIDTH : 32, LANES = SLOT / WIDTH;
-#include "depthwise_staged.cuh"
+constexpr int SLOT = COMPARE ? VOTERS * WIDTH : 32, LANES = SLOT / WIDTH, ROW_PART = RUN;
+#include "staged.cuh"
 
 // Runs side by side read RUN * SW columns apart, and in different banks.
 __device__ __forceinline__ int piece_at(int col, int piece) {

@@ -1,12 +1,12 @@
 // Tiles of a map that convolutions bring into shared memory: where listed pixels are, which pixels they read, and the walk
-// of a block over its tiles, the copies of the next one on their way. A pixel is SLOT channels there; RUN pixels of a row
-// are summed up together.
+// of a block over its tiles, the copies of the next one on their way. A pixel is SLOT channels there; ROW_PART pixels of
+// a row are summed up together.
 //
-// A source includes this behind SLOT and RUN, and says then where a tile's pieces, of 16 bytes or 8, lie.
-constexpr int PIECE = SLOT * sizeof(value) < 16 ? 8 : 16, PIECES = SLOT * sizeof(value) / PIECE;
-struct __align__(PIECE) Piece { u64 of[PIECE / 8]; };
+// A source includes this behind SLOT and ROW_PART, and says then where a tile's pieces, of 16 bytes or 8, lie.
+constexpr int COPY = SLOT * sizeof(value) < 16 ? 8 : 16, PIECES = SLOT * sizeof(value) / COPY;
+struct __align__(COPY) Piece { u64 of[COPY / 8]; };
 constexpr int ROOM = 40 << 10;  // bytes; what a block marks lies beside it
-constexpr int WIDE = 16, RUNS = WIDE / RUN, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2;
+constexpr int WIDE = 16, RUNS = WIDE / ROW_PART, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2;
 constexpr int rows_in(int high) { return (high - 1) * SW + KH; }
 constexpr bool has_room(int high) { return 2 * rows_in(high) * IN_W * SLOT * sizeof(value) <= ROOM; }
 constexpr int HIGH = has_room(8) ? 8 : has_room(4) ? 4 : has_room(2) ? 2 : 1;
@@ -35,7 +35,7 @@ __device__ __forceinline__ int piece_at(int col, int piece);
 __device__ __forceinline__ void copy_behind(Piece* to, const value* from, bool inside) {
 #if __CUDA_ARCH__ >= 800
     const u32 place = (u32)__cvta_generic_to_shared(to);
-    if (PIECE == 16)
+    if (COPY == 16)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(inside ? 16 : 0)
                      : "memory");
     else
@@ -71,7 +71,7 @@ __device__ __forceinline__ int find(Tiles& shared, const u32* listed, int tile, 
     for (int r = 0; r < HIGH; r++)
 #pragma unroll
         for (int k = 0; k < RUNS; k++)
-            runs |= (u32)((rows[r] >> k * RUN & ((1 << RUN) - 1)) != 0) << (r * RUNS + k);
+            runs |= (u32)((rows[r] >> k * ROW_PART & ((1 << ROW_PART) - 1)) != 0) << (r * RUNS + k);
     const u32 some = __ballot_sync(~0u, runs != 0);
     if (lane == 0) shared.found[warp] = __popc(some);
     __syncthreads();
@@ -115,7 +115,7 @@ __device__ __forceinline__ void bring(Tiles& shared, const Head& h, int k, const
                                       bool has_channels) {
     constexpr int PIXELS = IN_H * IN_W, AT_A_TIME = THREADS / PIECES;
     const int piece = threadIdx.x % PIECES, mine = threadIdx.x / PIECES;
-    const value* from = image + (long long)(top * h.W + left) * h.pitch + piece * (PIECE / (int)sizeof(value));
+    const value* from = image + (long long)(top * h.W + left) * h.pitch + piece * (COPY / (int)sizeof(value));
 #pragma unroll 4
     for (int first = 0; first < PIXELS; first += AT_A_TIME) {
         const int pixel = first + mine, row = pixel / IN_W, col = pixel - row * IN_W;
