@@ -135,47 +135,6 @@ def has_products(operator: Any, window: Window | None, source: Any, edge: Any) -
     return fits and dtype in (torch.float16, torch.bfloat16) and not has_threshold(edge)
 
 
-def by_windows(operator: Any, window: Window | None, source: Any, edge: Any) -> Head:
-    """kernels/conv_first.cu"""
-    weight = weight_rows(operator)  # outputs, kh, kw, inputs
-    outputs, kh, kw, inputs = weight.shape
-    steps, (n8, channel_warps) = -(-kw // 4), _warps_of_windows(outputs, kh, kw)
-    spaced = weight.new_zeros(-(-outputs // 8) * 8, kh, steps * 4, 4)
-    spaced[:outputs, :, :kw, :inputs] = weight
-    # A thread's two words of a group and a step: eight threads in four for a channel, four a word's place in the step.
-    parts = spaced.view(-1, 8, kh, steps, 2, 4, 2).permute(0, 2, 3, 1, 5, 4, 6)
-    packed = parts.to(edge.values.dtype).contiguous()
-    bias = padded_bias(operator, len(spaced), torch.float32, packed.device)
-    pitch, height, width, _, _, *geometry = window_of(source, window)
-    addresses = [t.data_ptr() for t in (source.values, packed, bias)]
-    return Head(
-        "conv_first.cu",
-        struct.pack("=3Q10i", *addresses, pitch, height, width, *geometry, len(edge.values)),
-        "conv",
-        {"KH": kh, "KW": kw, "N8": n8, "CHANNEL_WARPS": channel_warps, "WIDTH": 4, "AT_ONCE": 4},
-        threads=128,
-        weights=(packed, bias),
-        channels=outputs,
-        reads_bits=True,
-    )
-
-
-def has_windows(operator: Any, window: Window | None, source: Any, edge: Any) -> bool:
-    """Whether kernels/conv_first.cu computes a convolution: of a frame, with stride 2."""
-    if window is None or source.pitch != 4 or edge.pitch % 8 or operator.groups > 1:
-        return False
-    geometry = (*window.stride, *window.dilation)
-    outputs, _, kh, kw = operator.weight.shape
-    fits = geometry == (2, 2, 1, 1) and max(kh, kw) <= 7 and _warps_of_windows(outputs, kh, kw)[0] > 0
-    return fits and edge.values.dtype in (torch.float16, torch.bfloat16) and not has_threshold(edge)
-
-
-def _warps_of_windows(outputs: int, kh: int, kw: int) -> tuple[int, int]:
-    """N8 and CHANNEL_WARPS of kernels/conv_first.cu, whose threads have room for 64 words of weights; else N8 is 0."""
-    groups, most = -(-outputs // 8), min(8, 32 // (kh * -(-kw // 4)))
-    return next(((-(-groups // warps), warps) for warps in (1, 2, 4) if groups <= most * warps), (0, 4))
-
-
 def compares_depthwise(taps: int, edge: Any, wide: int) -> bool:
     """Whether the threads of a pixel are a warp's, and hold the weights of `wide` channels: read again for each pixel
     those of 5x5 windows on 96 channels made of 6 us 55, where `commit` takes 5."""

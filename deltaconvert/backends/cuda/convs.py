@@ -15,12 +15,10 @@ from deltaconvert.backends.cuda.conv_kernels import (
     by_pixel,
     by_products,
     by_tiles,
-    by_windows,
     compares_depthwise,
     exact_bytes,
     has_products,
     has_threshold,
-    has_windows,
 )
 from deltaconvert.backends.cuda.layout import (
     STEP,
@@ -117,12 +115,9 @@ def candidates(
     elif also is None and window is not None and fits_whole(operator, window, source):
         tiles.update(_whole_tiles(channels, window, source))
     rest: dict[str, Any] = {"up": up, "also": also}
-    ways: dict[str, Callable[[], Head]] = {
+    return {
         name: partial(by_wgmma, operator, window, source, edge, tile, **rest) for name, tile in tiles.items()
     }
-    if up == (1, 1) and also is None and has_windows(operator, window, source, edge):
-        ways["windows"] = partial(by_windows, operator, window, source, edge)
-    return ways
 
 
 def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:

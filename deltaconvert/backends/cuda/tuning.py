@@ -38,7 +38,6 @@ SOURCES = (
     "conv_wgmma.cu",
     "conv_tiles.cu",
     "conv_exact.cu",
-    "conv_first.cu",
     "depthwise.cu",
     "depthwise_products.cu",
 )
