@@ -462,7 +462,7 @@ def cases() -> Iterator[Case]:
         for threshold in (0.0, 0.1):
             yield Case("inverted", inverted, (1, 32, 41, 70), kind, threshold)
     around = nn.Sequential(conv(96, 96, 5, padding=2, groups=96))
-    yield Case("depthwise on tensor cores", around, (2, 96, 68, 120), "half", 0.0)  # where they are the fastest
+    yield Case("taps on tensor cores", around, (2, 96, 68, 120), "half", 0.0)  # where they are the fastest
     for kind in ("half", "tf32", "float"):
         yield Case("bottleneck", bottleneck, (1, 64, 96, 97), kind, 0.0)  # more tiles than run at once
     for threshold in (0.0, 0.1):
