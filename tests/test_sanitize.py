@@ -68,6 +68,17 @@ def test_what_a_still_frame_skips_is_played_in_graphs_and_not_watched(sanitize):
     assert {"sparsify", "wake"} < sanitize.kernels()
 
 
+def test_every_way_to_compute_a_layer_takes_its_turn(sanitize):
+    ways, heads = sanitize.Ways(), {name: lambda name=name: name for name in "abc"}
+    played = []
+    for ways.first in range(3):
+        ways.layers = 0
+        played.append((ways.next(heads), ways.next(heads), ways.next({"only": lambda: "only"})))
+    assert played == [("a", "b", "only"), ("b", "c", "only"), ("c", "a", "only")]
+    assert ways.most == 3
+    assert set(sanitize.IN_EVERY_WAY) < {case.name for case in sanitize.cases()}
+
+
 @pytest.mark.parametrize("heard_at", [1, 2, 3])
 def test_a_tool_that_says_nothing_of_the_canary_is_asked_once_more(sanitize, tmp_path, capsys, heard_at):
     (tmp_path / "sings").write_text(FOUND.format("canary"))
