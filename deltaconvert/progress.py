@@ -45,7 +45,9 @@ def trials_told(wanted: bool, budget: float) -> Iterator[Callable[[Setting, Outc
                 least = min(least, outcome.work)
             best = "none within the budget yet" if least == math.inf else f"least so far {least:.1%}"
             each = (time.monotonic() - begin) / count
-            text = f"trial {count}, {each:.2g} s each: loss {outcome.loss:.4g}, work {outcome.work:.1%}; {best}"
+            text = (
+                f"trial {count}, {each:.2g} s each: loss {outcome.loss:.4g}, work {outcome.work:.1%}; {best}"
+            )
             bar.update(task, description=text)
             if wanted and not shown:
                 lines.tell(f"calibrating: {text}")
