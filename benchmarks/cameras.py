@@ -30,9 +30,9 @@ from benchmarks.tasks.frames import clip_of  # noqa: E402
 from deltaconvert.calibrate import Search  # noqa: E402
 from deltaconvert.calibration.setting import Setting  # noqa: E402
 from deltaconvert.calibration.trials import Trials  # noqa: E402
-from deltaconvert.check import names_of  # noqa: E402
 from deltaconvert.gate import Gate  # noqa: E402
 from deltaconvert.metrics import relative_l2  # noqa: E402
+from deltaconvert.nodes import names_of  # noqa: E402
 from deltaconvert.thresholds import Thresholds  # noqa: E402
 
 VIDEOS = DATA / "videos"

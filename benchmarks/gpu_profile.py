@@ -33,7 +33,7 @@ from benchmarks.gpu_floor import work_by_layer  # noqa: E402
 from benchmarks.gpu_ncu import by_layer_alone, by_ncu  # noqa: E402
 from benchmarks.gpu_record import Unit, here_and_now, markdown, read  # noqa: E402
 from benchmarks.gpu_timeline import by_layer, prepared, timeline  # noqa: E402
-from deltaconvert.check import operator_of  # noqa: E402
+from deltaconvert.nodes import operator_of  # noqa: E402
 from deltaconvert.ops.fused import head_of  # noqa: E402
 
 UNITS = (Unit("resnet50", "half", 8), Unit("hrnet_w32", "half", 32), Unit("mobilenetv2", "half", 8))

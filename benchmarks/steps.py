@@ -28,7 +28,7 @@ from benchmarks.gpu_record import Unit, environment
 from benchmarks.launches import milliseconds
 from deltaconvert.backends.cuda.means import InBoxes
 from deltaconvert.backends.cuda.tuning import seconds_of
-from deltaconvert.check import is_delta, sparsify
+from deltaconvert.nodes import is_delta, sparsify
 from deltaconvert.ops.fused import head_of
 from deltaconvert.text import table
 

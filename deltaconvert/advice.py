@@ -6,7 +6,7 @@ import re
 
 from torch import Tensor, fx
 
-from deltaconvert.check import attribute_of, path_of
+from deltaconvert.nodes import attribute_of, path_of
 
 LITTLE = 0.005  # share of the work below which a node at the end is not worth a change
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from deltaconvert.advice import way_out
-from deltaconvert.check import densify, is_call, is_delta, path_of, sparsify
 from deltaconvert.lower import Program
+from deltaconvert.nodes import densify, is_call, is_delta, path_of, sparsify
 from deltaconvert.text import counted, label, size_text, table
 from deltaconvert.thresholds import NARROW, WEIGHTED
 

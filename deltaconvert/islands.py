@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 
 # Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential", "empty")

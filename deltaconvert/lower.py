@@ -11,10 +11,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Backend, Map
-from deltaconvert.check import attribute_of, densify, is_delta, operator_of, sparsify
 from deltaconvert.gate import Watch
 from deltaconvert.islands import Frame, Island, Step, is_pure
 from deltaconvert.narrow import reaches_of
+from deltaconvert.nodes import attribute_of, densify, is_delta, operator_of, sparsify
 from deltaconvert.passes.place_thresholds import is_of_frame
 from deltaconvert.plan import Plan
 
@@ -78,17 +78,17 @@ class Program:
 
     def forms(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
         """What a stream's state is made of: of each edge dtype and (C, H, W)."""
-        return {name: (edge.values.dtype, edge.values.shape[1:]) for name, edge in self._kept()}
+        return {name: (edge.values.dtype, edge.values.shape[1:]) for name, edge in self._kept_edges()}
 
     def state_of(self, stream: int) -> dict[str, Tensor]:
         """What `stream` has seen: of each edge the values, C H W."""
-        return {name: edge.values[stream].clone() for name, edge in self._kept()}
+        return {name: edge.values[stream].clone() for name, edge in self._kept_edges()}
 
     def go_on_from(self, states: Iterable[tuple[int, Mapping[str, Tensor]]]) -> None:
         """Let streams go on from states that `state_of` took, here or in a program with the same edges; all wake."""
         self.sleep(())
         for stream, state in states:
-            for name, edge in self._kept():
+            for name, edge in self._kept_edges():
                 edge.put(stream, state[name])
             for watch in self.watches.values():  # what it learnt of the noise is no part of a state
                 watch.reset(slice(stream, stream + 1))
@@ -97,7 +97,7 @@ class Program:
         for island in self.islands.values():
             island.forget()
 
-    def _kept(self) -> list[tuple[str, Any]]:
+    def _kept_edges(self) -> list[tuple[str, Any]]:
         """Edges whose maps the next frame needs."""
         return [(name, edge) for name, edge in self.edges.items() if edge.is_kept]
 
@@ -140,7 +140,7 @@ class Program:
 
     def _bind_sparsify(self, node: fx.Node) -> None:
         meta = node.meta
-        kept = _kept(meta)
+        kept = _map_of(meta)
         watch = None
         if "gate" in meta:
             watch = Watch(meta["gate"], kept.shape, kept.dtype, kept.device, meta["threshold"])
@@ -168,7 +168,7 @@ class Program:
             operator,
             reaches_of(node),
             [self.edges[source.name] for source in node.args],
-            _kept(meta),
+            _map_of(meta),
             meta.setdefault(self._notes, {}),
         )
         self.edges[node.name] = step.edge
@@ -215,7 +215,7 @@ class Program:
         return self._slots.setdefault(node, len(self._slots))
 
 
-def _kept(meta: dict[str, Any]) -> Map:
+def _map_of(meta: dict[str, Any]) -> Map:
     return Map(meta["shape"], meta["dtype"], meta["device"], threshold_of(meta))
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import is_fake
 
-from deltaconvert.check import names_of, path_of, sparsify
 from deltaconvert.errors import DeltaConvertError, InputError, first_line
 from deltaconvert.explain import Explanation, explain
 from deltaconvert.gate import Gate
+from deltaconvert.nodes import names_of, path_of, sparsify
 from deltaconvert.running import compiled
 from deltaconvert.running.memory import within_memory
 from deltaconvert.running.modes import own_types

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.reach import Reach, narrowed
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from deltaconvert.check import is_call, path_of, sparsify
 from deltaconvert.lower import Program
+from deltaconvert.nodes import is_call, path_of, sparsify
 from deltaconvert.text import label, size_text, table
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.paired import Paired

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from deltaconvert.check import densify, operator_of, sparsify
 from deltaconvert.model import DeltaModel
+from deltaconvert.nodes import densify, operator_of, sparsify
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm

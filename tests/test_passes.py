@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from deltaconvert.check import check_graph, densify, names_of, operator_of, sparsify
+from deltaconvert.check import check_graph
 from deltaconvert.errors import GraphError
+from deltaconvert.nodes import densify, names_of, operator_of, sparsify
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import Fused

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import names_of, sparsify
 from deltaconvert.lower import Program
+from deltaconvert.nodes import names_of, sparsify
 from deltaconvert.passes.place_thresholds import kind_of, may_be_named, shares
 
 

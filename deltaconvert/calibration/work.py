@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import sparsify
 from deltaconvert.lower import Program
+from deltaconvert.nodes import sparsify
 
 
 class Work:

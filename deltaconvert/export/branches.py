@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from deltaconvert.check import densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.export import masks
 from deltaconvert.export.graph import EVERY, Body, Branch
 from deltaconvert.export.ops import spell
 from deltaconvert.export.sparse import Call, kind_of
 from deltaconvert.lower import threshold_of
 from deltaconvert.narrow import reaches_of
+from deltaconvert.nodes import densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.ops.fused import stages_of
 from deltaconvert.reach import Pixel, seen_by
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from deltaconvert.check import operator_of, sparsify
 from deltaconvert.narrow import reaches_of
+from deltaconvert.nodes import operator_of, sparsify
 from deltaconvert.plan import Plan
 
 BLOCK = 16  # pixels on a side: scattered changes count for what they make of the maps behind them

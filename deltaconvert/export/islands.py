@@ -13,10 +13,10 @@ import torch
 from onnx import inliner
 from torch import fx
 
-from deltaconvert.check import names_of, operator_of
 from deltaconvert.errors import ExportError
 from deltaconvert.export.graph import DOMAIN, OPSET, Body, Scope
 from deltaconvert.export.ops import spell, why_not
+from deltaconvert.nodes import names_of, operator_of
 from deltaconvert.tracing.capture import ALONE
 
 

@@ -18,7 +18,6 @@ import torch
 from onnx import helper
 from torch import fx
 
-from deltaconvert.check import attribute_of, densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.errors import ExportError
 from deltaconvert.export import masks
 from deltaconvert.export.branches import DenseBranch, SparseBranch
@@ -28,6 +27,7 @@ from deltaconvert.export.islands import Islands
 from deltaconvert.export.names import Names
 from deltaconvert.export.ops import why_not
 from deltaconvert.lower import threshold_of
+from deltaconvert.nodes import attribute_of, densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.plan import Plan
 
 IR_VERSION = 10

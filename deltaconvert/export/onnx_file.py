@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deltaconvert.check import names_of
 from deltaconvert.errors import ExportError
 from deltaconvert.export.planned import Planned, planned
+from deltaconvert.nodes import names_of
 
 if TYPE_CHECKING:
     import onnx

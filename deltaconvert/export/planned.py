@@ -11,9 +11,9 @@ from torch import fx
 
 import deltaconvert
 from deltaconvert.advice import kept_beside_tensors
-from deltaconvert.check import is_delta, names_of
 from deltaconvert.errors import ExportError
 from deltaconvert.export.names import Names, State
+from deltaconvert.nodes import is_delta, names_of
 from deltaconvert.passes.join_pixels import join_pixels
 from deltaconvert.plan import Plan, plan
 from deltaconvert.thresholds import Thresholds

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from deltaconvert.check import attribute_of, densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.errors import ExportError
 from deltaconvert.export.planned import Planned, planned
 from deltaconvert.library import register
 from deltaconvert.library.described import describe
 from deltaconvert.narrow import narrow_inputs
+from deltaconvert.nodes import attribute_of, densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.ops.fused import head_of
 from deltaconvert.tracing.capture import ALONE
 

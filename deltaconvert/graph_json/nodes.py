@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from deltaconvert.advice import kept_beside_tensors
-from deltaconvert.check import attribute_of, operator_of, path_of
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import WAY_OUT, Packer, Unpacker, list_in
 from deltaconvert.graph_json.vocabulary import METHODS, function_named, name_of, word_allowed
+from deltaconvert.nodes import attribute_of, operator_of, path_of
 from deltaconvert.ops.base import Operator, is_known, known_modules, operator_types
 from deltaconvert.tracing.parts import parts_of
 

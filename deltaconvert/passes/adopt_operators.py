@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from deltaconvert.check import attribute_of, is_call, operator_of, path_of
+from deltaconvert.nodes import attribute_of, is_call, operator_of, path_of
 from deltaconvert.ops.base import Operator, StaysDense, find, known_modules
 from deltaconvert.passes.propagate import TYPES
 

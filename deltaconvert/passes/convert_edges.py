@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from deltaconvert.check import densify, names_of, sparsify
+from deltaconvert.nodes import densify, names_of, sparsify
 
 _KEPT = ("shape", "dtype", "device", "scale")
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from deltaconvert.check import names_of, operator_of, path_of
+from deltaconvert.nodes import names_of, operator_of, path_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.thresholds import matches
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.arithmetic import Arithmetic
 
 _EXPANDS = ("expand", "expand_as", torch.broadcast_to)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import names_of, operator_of
+from deltaconvert.nodes import names_of, operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.batch_norm import BatchNorm
 from deltaconvert.ops.conv import Conv2d

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from deltaconvert.check import names_of, operator_of
+from deltaconvert.nodes import names_of, operator_of
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pad import Pad
 from deltaconvert.passes.adopt_operators import adopt

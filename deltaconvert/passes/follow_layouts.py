@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import names_of, operator_of
 from deltaconvert.layout import Atom, Layout
+from deltaconvert.nodes import names_of, operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import ChannelIndex
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from deltaconvert.check import densify, names_of, operator_of
+from deltaconvert.nodes import densify, names_of, operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.group_norm import Statistics

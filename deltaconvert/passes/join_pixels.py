@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of

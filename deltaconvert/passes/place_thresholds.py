@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import names_of, operator_of, sparsify
+from deltaconvert.nodes import names_of, operator_of, sparsify
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.reach import Everything

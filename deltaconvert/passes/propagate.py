@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import is_call, operator_of
+from deltaconvert.nodes import is_call, operator_of
 from deltaconvert.ops.base import Operator, is_known, mean_magnitude
 from deltaconvert.tracing.twin import twin
 

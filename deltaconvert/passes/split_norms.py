@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.group_norm import GroupNorm, Normalise, Statistics
 from deltaconvert.passes.adopt_operators import adopt
 

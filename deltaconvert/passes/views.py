@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from deltaconvert.check import attribute_of
+from deltaconvert.nodes import attribute_of
 
 _RESHAPES = "view reshape flatten ravel unflatten squeeze unsqueeze view_as reshape_as".split()
 _PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import densify, is_delta, operator_of, sparsify
+from deltaconvert.nodes import densify, is_delta, operator_of, sparsify
 from deltaconvert.passes.place_thresholds import is_of_frame
 from deltaconvert.plan import Plan
 from deltaconvert.reach import Box, Reach, Span

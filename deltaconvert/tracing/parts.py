@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.check import names_of
 from deltaconvert.errors import InputError, UnsupportedModel
+from deltaconvert.nodes import names_of
 from deltaconvert.signature import Signature, tensors_of
 from deltaconvert.tracing.capture import capture, is_light
 from deltaconvert.tracing.trace import Traced

@@ -7,7 +7,7 @@ from oracle import Call, assert_close, check_operator, dense, scripted_video
 from torch import nn
 
 import deltaconvert
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 
 A = (2, 6, 4, 5)
 

@@ -12,7 +12,7 @@ from deltaconvert.backends.cuda.conv_kernels import Head
 from deltaconvert.backends.cuda.layout import STEP, is_transposed, pitch_of
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
 from deltaconvert.backends.cuda.wgmma_kernels import ROWS, Also, by_both, slots_of_both
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_sum import ConvSum

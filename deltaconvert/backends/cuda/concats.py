@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from deltaconvert.backends.cuda.layout import vector_of
-from deltaconvert.check import operator_of, sparsify
+from deltaconvert.nodes import operator_of, sparsify
 from deltaconvert.ops.channels import Concat
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import Fused, head_of

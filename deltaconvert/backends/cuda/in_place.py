@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.check import sparsify
 from deltaconvert.layout import memory_of
+from deltaconvert.nodes import sparsify
 from deltaconvert.passes.views import kind_of
 
 ALIGNED = 32  # bytes: the longest that a kernel reads of a frame at once are four doubles

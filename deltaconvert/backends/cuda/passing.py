@@ -7,7 +7,7 @@ import itertools
 from torch import fx
 
 from deltaconvert.backends.cuda.concats import note_of
-from deltaconvert.check import operator_of, sparsify
+from deltaconvert.nodes import operator_of, sparsify
 
 
 def note_passing(gm: fx.GraphModule) -> fx.GraphModule:

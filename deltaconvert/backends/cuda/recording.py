@@ -15,7 +15,7 @@ from deltaconvert.backends.cuda.capturable import run_and_judge
 from deltaconvert.backends.cuda.in_place import Addresses, lies_as, read_in_place
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream
 from deltaconvert.backends.cuda.skipping import WORTH, behind_frames, body
-from deltaconvert.check import sparsify
+from deltaconvert.nodes import sparsify
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend

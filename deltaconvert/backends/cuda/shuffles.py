@@ -13,7 +13,7 @@ from deltaconvert.backends.cuda.concats import note_of
 from deltaconvert.backends.cuda.edges import Edge, Planes
 from deltaconvert.backends.cuda.launches import THREADS, blocks_of
 from deltaconvert.backends.cuda.marks import Enlarged
-from deltaconvert.check import densify, operator_of
+from deltaconvert.nodes import densify, operator_of
 from deltaconvert.ops.pixel_shuffle import PixelShuffle
 
 if TYPE_CHECKING:

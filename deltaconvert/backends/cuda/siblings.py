@@ -11,7 +11,7 @@ from torch import fx
 from deltaconvert.backends.cuda.concats import note_of
 from deltaconvert.backends.cuda.convs import is_depthwise
 from deltaconvert.backends.cuda.launches import Together
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import stages_of
 from deltaconvert.ops.pointwise import Pointwise

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from deltaconvert.backends.cuda.kernels import bindings, on_current_stream
-from deltaconvert.check import densify, is_delta, sparsify
+from deltaconvert.nodes import densify, is_delta, sparsify
 
 OLDEST = 12040  # of drivers with such nodes
 # Launches of a part that is skipped. Measured (H100, half, 1080p, batch 1; benchmarks/results/gpu_still.json), us with

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from deltaconvert.backends.cuda.convs import adds_maps
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import ChannelIndex, Channels, ChannelShuffle, Concat
 from deltaconvert.ops.conv import Conv2d

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from deltaconvert.backends.cuda.convs import adds_maps
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_sum import ConvSum
