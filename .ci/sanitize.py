@@ -98,7 +98,8 @@ FOUND_BY = ("memcheck", "racecheck", "initcheck", "synccheck")  # what each make
 LONGEST_FIRST = ("racecheck", "initcheck", "synccheck", "memcheck")
 SKIPPED = "skipped"  # the network whose still frames skip a part of the graph
 BEFORE_SKIPPED = ("sparsify", "wake")
-IN_EVERY_WAY = ("wide", "a long sum", "depthwise", "transposed")  # networks of one layer
+# Networks of one layer.
+IN_EVERY_WAY = ("wide", "a long sum", "depthwise", "taps on tensor cores", "transposed")
 BOUNDS = {"float": 1e-4, "tf32": 1e-2, "half": 2e-2}
 
 
@@ -490,7 +491,7 @@ def cases() -> Iterator[Case]:
         for threshold in (0.0, 0.1):
             yield Case("inverted", inverted, (1, 32, 41, 70), kind, threshold)
     around = nn.Sequential(conv(96, 96, 5, padding=2, groups=96))
-    yield Case("taps on tensor cores", around, (2, 96, 68, 120), "half", 0.0)  # where they are the fastest
+    yield Case("taps on tensor cores", around, (2, 96, 68, 120), "half", 0.0)
     for kind in ("half", "tf32", "float"):
         yield Case("bottleneck", bottleneck, (1, 64, 96, 97), kind, 0.0)  # more tiles than run at once
     for threshold in (0.0, 0.1):
