@@ -17,7 +17,7 @@ _WAYS = [(re.compile(pattern), way) for pattern, way in (
      "cast by hand, and it runs as deltas: x.to(torch.bfloat16) before modules that are in bfloat16, x.float() behind"),
     (r"quantised| is qu?int",
      "convert the float network: all that is quantised stays dense, and no file holds its packed weights"),
-    (r"no operator for (topk|sort|argsort|nonzero|nms|unique|masked_select|where)\b",
+    (r"follows from values|no operator for (topk|sort|argsort|nonzero|nms|unique|masked_select|where)\b",
      "this reads values, not places: end the network before it, convert(model.backbone, ...), and do it on outputs"),
     (r"no operator for (bmm|baddbmm|__matmul__)|no product with a matrix of weights",
      "write a product with weights as nn.Linear or a 1x1 convolution; a product of two maps needs all of both: keep it "

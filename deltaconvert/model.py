@@ -50,7 +50,7 @@ class DeltaModel(Running):
         super()._begin(frames)
         # What a graph of torch.compile calls in place of forward.
         outputs: Any = self._planned.output_node().args[0]
-        tensors = all(isinstance(output, fx.Node) for output in outputs)
+        tensors = all(isinstance(output, fx.Node) and "shape" in output.meta for output in outputs)
         self._compiled = compiled.frame_operator(len(outputs)) if tensors else None
         self._number = compiled.enrol(self)
         self.register_buffer("_order", torch.zeros((), device=self.device), persistent=False)
@@ -65,8 +65,8 @@ class DeltaModel(Running):
             if self._compiled is not None:
                 outputs = self._compiled(self._order, self._number, frames)
                 return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
-            # Of networks that return sizes of their frame, which no operator of torch can. Asked for only here: it
-            # brings the compiler in, for seconds.
+            # Of networks that return sizes of their frame, or as much as they find in it, which no operator of torch
+            # can. Asked for only here: it brings the compiler in, for seconds.
             return self.signature.unflatten(torch.compiler.disable(self.frame)(frames))
         if torch.jit.is_tracing():
             raise DeltaConvertError(f"torch.jit.trace {KEEPS_NO_STATE}")

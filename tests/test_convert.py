@@ -120,7 +120,9 @@ def test_outputs_are_the_callers(backend):
 def test_outputs_that_are_lent(backend):
     """What the call would give, frame after frame; only read, the state does not notice."""
     network = call(
-        lambda m, x: (m.a(x), m.a(x).flatten(1), m.anchors, x.shape[2], x), a=conv(), anchors=torch.arange(4.0)
+        lambda m, x: (m.a(x), m.a(x).flatten(1), m.anchors, x.shape[2], x),
+        a=conv(),
+        anchors=torch.arange(4.0),
     )
     frames = video()
     model = deltaconvert.convert(network, frames[0], backend=backend)

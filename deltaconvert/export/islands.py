@@ -59,6 +59,8 @@ class Islands:
         for node in nodes:
             copies[node] = graph.node_copy(node, lambda source: copies[source])
         graph.output(tuple(copies[node] for node in outputs))
+        for source in inputs:
+            refuse_loose(source)
         island = fx.GraphModule(self.gm, graph)
         examples = tuple(torch.zeros(source.meta["shape"], dtype=source.meta["dtype"]) for source in inputs)
         model = _by_torch(island, examples, names_of(nodes[0])[0])
@@ -69,6 +71,15 @@ class Islands:
             weights.append(onnx.numpy_helper.to_array(tensor))
         body.nodes = list(model.graph.node)
         return self.function("Island", body, [value.name for value in model.graph.output]), weights
+
+
+def refuse_loose(node: fx.Node) -> None:
+    """The two branches of a network hand on tensors of one size."""
+    if "shape" not in node.meta:
+        raise ExportError(
+            f"{names_of(node)[0]}: its size follows from values, which cannot be written in ONNX: end the network "
+            "before it, convert(model.backbone, ...), and do it on outputs"
+        )
 
 
 def _by_torch(island: fx.GraphModule, examples: tuple[Any, ...], path: str) -> onnx.ModelProto:

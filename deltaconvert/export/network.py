@@ -23,7 +23,7 @@ from deltaconvert.export import masks
 from deltaconvert.export.branches import DenseBranch, SparseBranch
 from deltaconvert.export.crossover import BLOCK, crossover
 from deltaconvert.export.graph import DOMAIN, EVERY, OPSETS, TYPES, Body, Scope
-from deltaconvert.export.islands import Islands
+from deltaconvert.export.islands import Islands, refuse_loose
 from deltaconvert.export.names import Names
 from deltaconvert.export.ops import why_not
 from deltaconvert.lower import threshold_of
@@ -46,6 +46,8 @@ class Network:
         self.masks: dict[fx.Node, str] = {}  # of frames: they are compared before it
         for node in self.nodes:
             _refuse_unspelled(node)
+        for node in self.outputs():
+            refuse_loose(node)
         self.crossover = crossover(plan) if dense_above is None else float(dense_above)
 
     def proto(self, metadata: dict[str, str]) -> onnx.ModelProto:

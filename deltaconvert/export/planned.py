@@ -11,7 +11,7 @@ from torch import fx
 
 import deltaconvert
 from deltaconvert.advice import kept_beside_tensors
-from deltaconvert.errors import ExportError
+from deltaconvert.errors import ExportError, first_line
 from deltaconvert.export.names import Names, State
 from deltaconvert.nodes import is_delta, names_of
 from deltaconvert.passes.join_pixels import join_pixels
@@ -53,7 +53,12 @@ def planned(delta: DeltaModel, form: str) -> Planned:
         raise ExportError(unwritten)
     frames = [torch.zeros(shape, dtype=dtype) for shape, dtype in delta.inputs]
     graph = delta.graph if _on_cpu(delta) else copy.deepcopy(delta.graph).cpu()
-    made = plan(graph, frames, Thresholds.of(delta.rules), delta.keep_dense, (join_pixels,))
+    try:
+        made = plan(graph, frames, Thresholds.of(delta.rules), delta.keep_dense, (join_pixels,))
+    except RuntimeError as error:  # it finds nothing there
+        raise ExportError(
+            f"the network does not run on a frame of zeros, which {form} is made on: {first_line(error)}"
+        ) from error
     facts = {
         "version": deltaconvert.__version__,
         "format": FORMAT,

@@ -27,6 +27,8 @@ def decide(streams: int, keep_dense: Sequence[str] = ()) -> Callable[[fx.GraphMo
         for node in gm.graph.nodes:
             operator = operator_of(node)
             if operator is None:
+                if node.meta.get("is_loose"):
+                    node.meta["why_dense"] = "its size follows from values"
                 continue
             inputs = [seen(source) for source in node.args]
             reason = why_dense(operator, inputs, seen(node), streams)
@@ -45,24 +47,28 @@ def decide(streams: int, keep_dense: Sequence[str] = ()) -> Callable[[fx.GraphMo
 
 
 class Seen(NamedTuple):
-    """What is known of a value; shape and dtype are None where it is no tensor."""
+    """What is known of a value; shape and dtype are None where it is no tensor, shape where it is loose (loose.py)."""
 
     path: str
     shape: Any
     dtype: torch.dtype | None
     delta: bool
+    loose: bool = False
 
 
 def seen(node: fx.Node) -> Seen:
     meta = node.meta
-    return Seen(path_of(node), meta.get("shape"), meta.get("dtype"), meta.get("delta", False))
+    shape, dtype = meta.get("shape"), meta.get("dtype")
+    return Seen(path_of(node), shape, dtype, meta.get("delta", False), meta.get("is_loose", False))
 
 
 def why_dense(operator: Operator, inputs: Sequence[Seen], output: Seen, streams: int) -> str | None:
     """None, or the reason why `operator` cannot run as a delta node on these values."""
-    for place, (path, shape, dtype, delta) in enumerate((*inputs, output)):
+    for place, (path, shape, dtype, delta, loose) in enumerate((*inputs, output)):
         is_output = place == len(inputs)
         what = "its output" if is_output else f"its input {path}"
+        if loose:
+            return f"the size of {what} follows from values"
         if shape is None or dtype is None:
             return f"{what} is no tensor"
         if len(shape) != 4:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from deltaconvert.nodes import is_call, operator_of
 from deltaconvert.ops.base import Operator, is_known, mean_magnitude
+from deltaconvert.passes.loose import Loose
 from deltaconvert.tracing.twin import twin
 
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
@@ -32,7 +33,8 @@ def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphMo
     """A pass that runs the graph on `frames` and writes what it sees to each node's meta:
 
     shape, dtype, device of tensors; macs, the multiply-accumulates of the call; scale, the mean magnitude of a
-    floating-point value; constant, the value itself where it follows from sizes and weights alone.
+    floating-point value; constant, the value itself where it follows from sizes and weights alone. A value whose size
+    follows from values has is_loose in place of a shape.
 
     before:  y = conv(x)
     after:   the same, with shape=(1, 64, 56, 56), macs=...
@@ -46,7 +48,7 @@ def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphMo
     return propagate
 
 
-class _Observer(fx.Interpreter):
+class _Observer(Loose):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A network's own module may remember calls: a copy of it runs."""
         module = self.fetch_attr(target)
@@ -65,9 +67,13 @@ class _Observer(fx.Interpreter):
         else:
             value = super().run_node(node)
             node.meta["macs"] = _product_macs(node, value)
-        node.meta["is_constant"] = _is_constant(node)
+        constant = _is_constant(node)
+        node.meta["is_loose"] = self.is_loose(node, value, constant)
+        node.meta["is_constant"] = constant and not node.meta["is_loose"]
         if isinstance(value, Tensor):
-            node.meta.update(shape=tuple(value.shape), dtype=value.dtype, device=value.device)
+            node.meta.update(dtype=value.dtype, device=value.device)
+            if not node.meta["is_loose"]:
+                node.meta["shape"] = tuple(value.shape)
             if value.is_floating_point() and value.numel() and value.layout is torch.strided:
                 operator = operator_of(node)
                 node.meta["scale"] = (operator.magnitude if operator else mean_magnitude)(value)
@@ -96,7 +102,8 @@ def _product_macs(node: fx.Node, value: Any) -> int:
         if _name(node) in ("addmm", "baddbmm") and len(node.args) > 1
         else node.all_input_nodes[0]
     )
-    return value.numel() * source.meta["shape"][-1] if isinstance(source, fx.Node) else 0
+    shape = source.meta.get("shape") if isinstance(source, fx.Node) else None
+    return value.numel() * shape[-1] if shape else 0
 
 
 def _name(node: fx.Node) -> str:
