@@ -132,7 +132,7 @@ def test_outputs_that_are_lent(backend):
         assert lent[3] == own[3]
         assert all(torch.equal(a, b) for a, b in zip(lent, own, strict=True) if isinstance(a, torch.Tensor))
     with pytest.raises(InputError, match="input 0"):
-        model.lend(frames[0].numpy())
+        model.lend(frames[0].cpu().numpy())
     assert_close(model.lend(frames[0])[0], dense(network, [frames[0]])[0])
 
 
