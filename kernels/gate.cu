@@ -1,33 +1,73 @@
 // The gate at a network's input: which pixels of a frame are new. deltaconvert/gate.py is the meaning.
 //
-// `look` judges each pixel by itself, and takes the frame into the running mean; `boxes` (gate_boxes.cu) judges it by the
-// box around it; `learn` learns its noise; `decide` lets changes take their neighbours along; `take` stores. All leave out
-// streams that sleep. Masks are those of masks.cu: a bit a pixel.
+// `average` takes a frame into the running mean, `look` judges each pixel by the box around it, `decide` lets changes
+// take their neighbours along, `take` stores. All leave out streams that sleep. Masks are those of masks.cu: a bit a
+// pixel.
 #include "gate_pixel.cuh"
 #include "gate_look.cuh"
 
-// Noise is what stands between a frame and the one before it, `last`, N C H W, where nothing moved.
-extern "C" __global__ void learn(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
-                                 long long sw, const value* stored, int pitch, const int* awake, const u32* moved,
-                                 value* last, number* noise, int C, int H, int W) {
+// A product that is rounded before it is added to something, as torch's are.
+__device__ __forceinline__ float times(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a, b); }
+
+// The running mean of a stream's frames, N C H W, NaN before the first: at first of all of them, then at the rate at
+// which it has the noise of one of RECENT frames. frames: how many there were. A kernel of its own, since boxes read
+// the means of pixels that other blocks take care of.
+extern "C" __global__ void average(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
+                                   long long sw, const value* stored, int pitch, const int* awake, number* mean,
+                                   const number* frames, int C, int H, int W, number slowest) {
     wait_for_predecessor();
     frame = found(frame, at);
     const int n = blockIdx.y;
     if (!awake[n]) return;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < H * W; i += gridDim.x * blockDim.x) {
-        const int y = i / W, x = i % W;
-        const Pixel pixel(true, frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, y, x);
-        number sum = 0;
-        for (int c = 0; c < C; c++) {
-            value* const before = last + (size_t)(n * C + c) * H * W + i;
-            sum += magnitude(get(pixel.fresh(c)) - get(*before));
-            *before = pixel.fresh(c);
-        }
-        const number off = sum / C / (number)1.128;  // the mean difference of two values with noise of deviation 1
-        const bool moves = moved[(size_t)(n * H + y) * words_of(W) + x / 32] >> x % 32 & 1;
-        number* const learnt = noise + (size_t)n * H * W + i;
-        if (!moves && is_finite(off)) *learnt += (off - *learnt) / 16;
+    const number share = 1 / (frames[n] + 1), rate = share < slowest ? slowest : share;
+    const auto next = [&](number old, number fresh) { return old != old ? fresh : old + times(fresh - old, rate); };
+#if FLAT && !HOLD
+    const size_t all = (size_t)C * H * W, head = min(all, (size_t)(-(n * all) & 3)), tail = head + (all - head) / 4 * 4;
+    frame += n * all, mean += n * all;
+    for (size_t i = head + (blockIdx.x * blockDim.x + threadIdx.x) * 4; i < tail; i += gridDim.x * blockDim.x * 4) {
+        const Seen fresh = *(const Seen*)(frame + i);
+        Numbers old = *(Numbers*)(mean + i);
+#pragma unroll
+        for (int p = 0; p < 4; p++) old.of[p] = next(old.of[p], get(arrived(fresh.of[p])));
+        *(Numbers*)(mean + i) = old;
     }
+    if (blockIdx.x > 0 || threadIdx.x >= 8) return;
+    const size_t i = threadIdx.x < 4 ? threadIdx.x : tail + threadIdx.x - 4;  // before the first four and behind the last
+    if (i < (threadIdx.x < 4 ? head : all)) mean[i] = next(mean[i], get(arrived(frame[i])));
+#elif FOURS && !HOLD
+    for (int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4; i < H * W; i += gridDim.x * blockDim.x * 4) {
+        const seen* from = frame + n * sn + i / W * sh + i % W * sw;
+        Seen side_by_side[CHANNELS];
+        if (LAST) read_last(from, side_by_side);
+#pragma unroll
+        for (int c = 0; c < (LAST ? CHANNELS : C); c++) {
+            const Seen fresh = LAST ? side_by_side[c] : *(const Seen*)(from + c * sc);
+            Numbers* of = (Numbers*)(mean + (size_t)(n * C + c) * H * W + i);
+            Numbers old = *of;
+#pragma unroll
+            for (int p = 0; p < 4; p++) old.of[p] = next(old.of[p], get(arrived(fresh.of[p])));
+            *of = old;
+        }
+    }
+#else
+    const int apart = gridDim.x * blockDim.x;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < H * W; i += 4 * apart)
+        for (int c = 0; c < C; c++) {
+            number* of = mean + (size_t)(n * C + c) * H * W;
+            number old[4], fresh[4];  // all of them on their way at once
+#pragma unroll
+            for (int p = 0; p < 4; p++) {
+                const int at = i + p * apart;
+                if (at >= H * W) continue;
+                old[p] = of[at];
+                fresh[p] = get(Pixel(true, frame, sn, sc, sh, sw, stored, pitch, C, H, W, n, at / W, at % W).fresh(c));
+            }
+#pragma unroll
+            for (int p = 0; p < 4; p++)
+                if (i + p * apart < H * W) of[i + p * apart] = next(old[p], fresh[p]);
+        }
+#endif
 }
 
 #define BAND 16    // rows of a block in `decide`, which has

@@ -1,28 +1,13 @@
-// The means of boxes that gate_boxes.cu compares with a threshold, in a tile of shared memory: WIDE x HIGH values, those
-// of ROWS x 32 pixels and what is around them.
+// The means of boxes that `look` of gate.cu compares with a threshold, in a tile of shared memory: WIDE x HIGH values,
+// those of a block's ROWS x 32 pixels and what is around them.
 //
 // A box's mean as gate.py takes it, in its order and with its roundings, is 30 instructions a value. Only on which side
 // of a threshold it lies is asked. So it is summed up in whatever order is short, and taken as gate.py does where it
 // lies too near to tell.
-#define BESIDE ((AROUND + 3) / 4 * 4)  // columns to the left and right of a tile's that it reads
+#define AROUND (SMOOTH / 2)
+#define BESIDE ((AROUND + 3) / 4 * 4)  // columns to the left and right of a block's that it reads
 #define WIDE (32 + 2 * BESIDE)
 #define HIGH (ROWS + 2 * AROUND)
-
-// Magnitudes as whole numbers, which are in the same order; NaN is behind all of them.
-#if TYPE == 0
-typedef u64 Rank;
-__device__ __forceinline__ Rank rank_of(double v) { return (u64)__double_as_longlong(v) & ~0ull >> 1; }
-__device__ __forceinline__ double at_rank(Rank rank) { return __longlong_as_double((long long)rank); }
-#define ROUNDING 1.2e-16  // of a number, at most
-#else
-typedef u32 Rank;
-__device__ __forceinline__ Rank rank_of(float v) { return __float_as_uint(v) & 0x7fffffff; }
-__device__ __forceinline__ float at_rank(Rank rank) { return __uint_as_float(rank); }
-#define ROUNDING 6e-8f
-#endif
-
-struct __align__(16) Numbers { number of[4]; };
-struct __align__(2 * sizeof(number)) Two { number of[2]; };
 
 // How many pixels of a line of `length` the box around pixel `at` holds.
 __device__ __forceinline__ int inside_of(int at, int length) {

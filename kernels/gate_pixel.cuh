@@ -1,4 +1,4 @@
-// A pixel of a frame beside what is stored of it: what the kernels of gate.cu and gate_boxes.cu share.
+// A pixel of a frame beside what is stored of it: what the kernels of gate.cu share.
 #include "frame.cuh"
 
 #ifndef SMOOTH
@@ -16,20 +16,28 @@
 #ifndef HOLD
 #define HOLD 0  // whether a pixel that is not finite keeps its last value
 #endif
+#ifndef ROWS
+#define ROWS 32  // of a block's pixels, 32 in each
+#endif
+#ifndef CHANNELS
+#define CHANNELS 1  // that are smoothed at a time
+#endif
+#ifndef FOURS
+#define FOURS 0  // whether four pixels of a frame's row can be read at once: its rows begin where such runs do
+#endif
+#ifndef LAST
+#define LAST 0  // with FOURS: whether the CHANNELS channels of a pixel lie side by side, and pixels behind each other
+#endif
+#ifndef FLAT
+#define FLAT 0  // whether a frame lies as its mean does, N C H W without gaps, from where four can be read at once
+#endif
 #ifndef PACKED
 #define PACKED 0  // whether a stored pixel is four values, which are read at once
 #endif
-#ifndef CHANNELS
-#define CHANNELS 1  // that are looked at, or smoothed, at a time
-#endif
-
-#define AROUND (SMOOTH / 2)          // pixels on each side of one that its box holds
-#define CELL (SMOOTH < 9 ? 2 : 4)    // the side of the cells of which `look` keeps the sums
 
 __device__ __forceinline__ bool is_finite(number v) { return v - v == 0; }
 __device__ __forceinline__ number magnitude(number v) { return v < 0 ? -v : v; }
 __device__ __forceinline__ number larger(number a, number b) { return b > a || b != b ? b : a; }  // NaN wins
-__device__ __forceinline__ int cells_of(int length) { return (length + CELL - 1) / CELL; }
 
 // A pixel of a frame beside what is stored of it.
 struct Pixel {
@@ -53,4 +61,26 @@ struct Pixel {
     __device__ __forceinline__ number change(int c) const { return get(put(get(fresh(c)) - get(before(c)))); }
 };
 
+struct __align__(4 * sizeof(seen)) Seen { seen of[4]; };
 struct __align__(4 * sizeof(value)) Stored { value of[4]; };
+struct __align__(sizeof(value) < 4 ? 16 : 4 * sizeof(value)) FourStored { Stored of[4]; };
+struct __align__(16) Numbers { number of[4]; };
+struct __align__(2 * sizeof(number)) Two { number of[2]; };
+
+// With LAST: four pixels of a frame, by channels.
+__device__ __forceinline__ void read_last(const seen* from, Seen (&by_channel)[CHANNELS]) {
+    struct __align__(4 * sizeof(seen) < 16 ? 4 * sizeof(seen) : 16) Pixels { seen of[4 * CHANNELS]; };
+    const Pixels pixels = *(const Pixels*)from;
+#pragma unroll
+    for (int i = 0; i < 4 * CHANNELS; i++) by_channel[i % CHANNELS].of[i / CHANNELS] = pixels.of[i];
+}
+
+// Four numbers of a row of a map, N C H W, 0 beside it: from column x on, a multiple of four.
+__device__ __forceinline__ Numbers four(const number* row, int x, int W, bool inside) {
+    Numbers read = {};
+    if (FOURS && inside) return *(const Numbers*)(row + x);
+#pragma unroll
+    for (int p = 0; p < 4; p++)
+        if (inside && x + p < W) read.of[p] = row[x + p];
+    return read;
+}

@@ -1,4 +1,4 @@
-"""Gates by kernels/gate.cu: three launches a frame, one more each for boxes and for noise."""
+"""Gates by kernels/gate.cu: three launches a frame, four where frames are averaged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
+from deltaconvert.backends.cuda.layout import runs_begin
 from deltaconvert.gate import Watch
 
 THREADS = 256
 SHARED_BYTES = 48 << 10  # that a kernel has without asking
-DEEP = 4  # of kernels/gate_look.cuh: rows of pixels that a warp looks at
-TILES = 8  # of kernels/gate_boxes.cu: that a block asks about
 BAND, ACROSS = 16, 64  # of kernels/gate.cu: rows and words of them that a block of `decide` has
 
 
@@ -30,13 +29,6 @@ class Looks:
     def __init__(self, backend: Any, edge: Any, watch: Watch):
         self._backend, self._edge, self._watch = backend, edge, watch
         self._bits = [torch.zeros_like(edge.marks.bits) for _ in range(3)]  # moved, near, other
-        n, _, height, width = edge.values.shape
-        smooths = watch.gate.smooth > 1
-        self._cells = torch.zeros(  # of the smallest side that `look` takes
-            (n, -(-height // 2), -(-width // 2)) if smooths else 0,
-            dtype=watch.noise.dtype,
-            device=edge.values.device,
-        )
 
     def run(self, frame: Tensor) -> None:
         edge, watch, gate = self._edge, self._watch, self._watch.gate
@@ -51,71 +43,50 @@ class Looks:
         shape = [np.int32(size) for size in (channels, height, width)]
         words = edge.marks.bits.shape[2]
         rows = 16 if smooth > 15 or wide == torch.float64 else 32
+        tile = {"SMOOTH": smooth, "ROWS": rows, "CHANNELS": _at_once(channels, smooth, rows, wide)}
+        last = frame.stride(1) == 1 and frame.stride(3) == channels == tile["CHANNELS"]
+        last = last and runs_begin(frame, 4, (0, 2))
+        fours = last or (frame.stride(3) == 1 and runs_begin(frame, 4, (0, 1, 2)))
         macros = {"BYTES": int(frame.dtype == torch.uint8), "HOLD": int(gate.nonfinite == "hold")}
-        macros |= {"PACKED": int(edge.pitch == 4)}
-        weak, noise = int(gate.weak > 0 and not exact), int(watch.noise.numel() > 0)
-        rules = {"SMOOTH": smooth, "RECENT": recent, "WEAK": weak, "NOISE": noise, **macros}
-        moved, near, other = self._bits
-        limits = [number_of(limit * times, wide) for times in (1, gate.peak, gate.weak)]
-        limits += [number_of(gate.noise / (smooth * root), wide), number_of(root, wide)]
+        macros |= {"FOURS": int(fours), "LAST": int(last), "PACKED": int(edge.pitch == 4)}
+        learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
         dtype, launch = edge.values.dtype, self._backend.launch
-        at_once = channels if edge.pitch == 4 else 1
+        flat = frame.is_contiguous() and frame.data_ptr() % (4 * frame.itemsize) == 0
+        if recent > 1:
+            by_four = {"FLAT": int(flat), "CHANNELS": tile["CHANNELS"]}
+            launch(
+                self._backend.kernel("gate.cu", "average", dtype, **by_four, **macros),
+                (-(-height * width // (THREADS * 4)), n),
+                THREADS,
+                *pixels,
+                watch.mean,
+                watch.seen,
+                *shape,
+                number_of(2 / (recent + 1), wide),
+            )
         launch(
-            self._backend.kernel("gate.cu", "look", dtype, CHANNELS=at_once, **rules),
-            (-(-words * 32 // THREADS), n, -(-height // DEEP)),
+            self._backend.kernel("gate.cu", "look", dtype, RECENT=recent, **tile, **learns, **macros),
+            (words * -(-height // rows), n),
             THREADS,
             *pixels,
-            moved,
-            near,
-            other,
-            self._cells,
-            watch.counts,
+            *self._bits,
+            watch.last,
             watch.noise,
+            watch.counts,
             watch.mean,
             watch.then,
             watch.seen,
             *shape,
-            *limits,
-            number_of(2 / (recent + 1), wide),
+            *(number_of(limit * times, wide) for times in (1, gate.peak, gate.weak)),
+            number_of(gate.noise / (smooth * root), wide),
+            number_of(root, wide),
         )
-        if smooth > 1:
-            rows = 16 if smooth > 15 or wide == torch.float64 else 32
-            at_once = _at_once(channels, smooth, rows, wide)
-            launch(
-                self._backend.kernel("gate_boxes.cu", "boxes", dtype, ROWS=rows, CHANNELS=at_once, **rules),
-                (-(-words * -(-height // rows) // TILES), n),
-                THREADS,
-                *pixels,
-                moved,
-                near,
-                other,
-                self._cells,
-                watch.noise,
-                watch.mean,
-                watch.then,
-                watch.seen,
-                *shape,
-                *limits,
-            )
-        if noise:
-            launch(
-                self._backend.kernel("gate.cu", "learn", dtype, **macros),
-                (-(-height * width // THREADS), n),
-                THREADS,
-                *pixels,
-                moved,
-                watch.last,
-                watch.noise,
-                *shape,
-            )
         launch(
             self._backend.kernel("gate.cu", "decide", dtype),
             (-(-height // BAND) * -(-words // ACROSS), n),
             THREADS,
             watch.awake,
-            moved,
-            near if weak else other,
-            other,
+            *self._bits,
             edge.marks.bits,
             edge.marks.changed,
             watch.ticks,
@@ -143,7 +114,7 @@ class Looks:
 
 
 def _at_once(channels: int, smooth: int, rows: int, wide: torch.dtype) -> int:
-    """Channels that `boxes` smooths at a time: all of them, if their sums have room in a block's shared memory."""
+    """Channels that `look` smooths at a time: all of them, if their sums have room in a block's shared memory."""
     around = smooth // 2
     across = 32 + 2 * (-(-around // 4) * 4)
     needed = wide.itemsize * channels * across * (2 * rows + 2 * around) + 16 * rows + 512
