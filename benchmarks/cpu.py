@@ -213,8 +213,8 @@ def memory(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def shape_of(name: str, size: str | None = None) -> tuple[int, ...]:
-    """N C H W of a network's frames; size: HxW instead of its own."""
-    batch, channels, *own = SIZES[name]
+    """N C H W of a network's frames, by default as SIZES or model_zoo say; size: HxW instead."""
+    batch, channels, *own = SIZES[name] if name in SIZES else (1, *model_zoo.recipe(name).input_size)
     return batch, channels, *(map(int, size.split("x")) if size else own)
 
 

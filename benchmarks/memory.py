@@ -59,7 +59,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def child(kind: str) -> dict[str, float]:
     command = [sys.executable, *sys.argv, "--kind", kind]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:

@@ -75,6 +75,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.markdown:
         return print(page_table(options.markdown))
+    if not DATA.is_dir():
+        raise SystemExit(f"there is no {DATA}: benchmarks/README.md says what it holds")
     sys.path.insert(0, str(DATA))
     import zoo  # our re-implementations of the networks
 

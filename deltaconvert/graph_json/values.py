@@ -133,7 +133,10 @@ class Unpacker:
             return value
         if isinstance(value, list):
             return self._items(value, words, depth)
-        tag, content = tagged(value)
+        return self._tagged(*tagged(value), words, depth)
+
+    def _tagged(self, tag: str, content: Any, words: Words, depth: int) -> Any:
+        """What JSON has no spelling for."""
         if tag == "node" and isinstance(content, str):
             if content not in self.nodes:
                 raise ContainerError(f"a node reads {content[:80]!r}, which is not defined before it")

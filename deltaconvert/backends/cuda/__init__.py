@@ -6,6 +6,13 @@ when the graph is captured, and a kernel walks as much of its list as there is. 
 Lists of candidates are made ahead, for all steps that a mask decides about (`marks.py`); a step is then one launch that
 computes and stores its list. Steps whose candidates are another step's by construction share it. What has no kernel of
 its own is computed whole by torch, inside the graph, and its candidates are stored.
+
+    the plan      sums, slices, behind, concats, siblings, passing, shuffles: what is done to it, and noted on its nodes
+    a frame       recording (its graph), capturable, skipping (still frames), in_place (where it is read)
+    changes       edges (maps, comparisons), gates, marks (masks), listings (of pixels)
+    a step        steps, heads (which kernel), tail and functions (what is compiled into it), means, norms, launches
+    convolutions  convs (which can compute one), conv_kernels, wgmma_kernels, tuning (the fastest)
+    below         kernels (compiles and launches), layout (how maps lie in memory)
 """
 
 from __future__ import annotations
