@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from on_gpu import DEVICE, edge_of
+from torch import nn
 
 import deltaconvert
 from deltaconvert.backends import cuda
-from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import behind, convs
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import list_of
@@ -19,7 +19,6 @@ from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.reach import Window
 
-DEVICE = torch.device("cuda", 0)
 TILE = {"BM": 64, "BN": 64, "STAGES": 4, "SPLIT": 1}
 LAYERS = {  # in, between, out, kernel, stride, channels of a map whose sum is added; height and width of the output
     "bottleneck": (64, 64, 256, 3, 1, 0, 37, 41),
@@ -32,12 +31,6 @@ LAYERS = {  # in, between, out, kernel, stride, channels of a map whose sum is a
     "long, with a second map": (256, 64, 128, 1, 1, 64, 37, 41),
 }
 RELU = Pointwise("relu", {})
-
-
-def edge_of(values: Tensor) -> cuda.Edge:
-    edge = cuda.Edge(Map(tuple(values.shape), values.dtype, DEVICE))
-    edge.values.copy_(values)
-    return edge
 
 
 def conv_of(outputs: int, inputs: int, kernel: int, stride: int, dtype: torch.dtype) -> Conv2d:

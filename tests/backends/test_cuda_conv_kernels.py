@@ -7,12 +7,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from on_gpu import DEVICE, edge_of
 from oracle import assert_marked_alike
 from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.backends import cuda
-from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import conv_kernels, convs, wgmma_kernels
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import list_of
@@ -22,7 +22,6 @@ from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.reach import Window
 
-DEVICE = torch.device("cuda", 0)
 # Of the norm, against float64: outputs rounded to 11 and 8 bits; inputs and weights of a
 # sum rounded to 11 bits (cut off instead of rounded, inputs would give 2.7e-4); 4608 products added up in 24 bits.
 TYPES = {
@@ -48,12 +47,6 @@ LAYERS = {  # in, out, kernel, stride, height and width; a map is added to every
     "3x3, wide": (128, 200, 3, 1, 67, 190),
     "more tiles than run at once": (64, 256, 1, 1, 301, 299),
 }
-
-
-def edge_of(values: Tensor) -> cuda.Edge:
-    edge = cuda.Edge(Map(tuple(values.shape), values.dtype, DEVICE))
-    edge.values.copy_(values)
-    return edge
 
 
 def computed(launch, mask, out, expected, bound, name):

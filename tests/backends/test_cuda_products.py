@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from on_gpu import DEVICE, edge_of
 from torch import Tensor
 
 from deltaconvert.backends import cuda
-from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda.conv_kernels import by_products, has_products
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import list_of
@@ -17,14 +17,7 @@ from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
 
-DEVICE = torch.device("cuda", 0)
 SHARES = (1, 0.5, 0.02, 0.001, 0, 1)
-
-
-def edge_of(values: Tensor) -> cuda.Edge:
-    edge = cuda.Edge(Map(tuple(values.shape), values.dtype, DEVICE))
-    edge.values.copy_(values)
-    return edge
 
 
 def conv_of(channels: int, kernel: tuple[int, int], stride: int, padding: int, dtype: torch.dtype) -> Conv2d:
