@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deltaconvert.errors import InputError
 from deltaconvert.model import DeltaModel
 from deltaconvert.thresholds import refuse_unknown
+from deltaconvert.tracing.twin import is_exported
 
 
 def call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -35,7 +36,7 @@ def check_network(model: nn.Module, frames: Sequence[Tensor]) -> None:
             "deltaconvert.load_network(file, input=..., trust=True)"
         )
     for path, module in model.named_modules():
-        if module.training:
+        if module.training and not is_exported(model):
             where = f" (its part {path} is)" if path and not model.training else ""
             raise InputError(f"model is in training mode{where}: call model.eval() first")
         for name, parameter in module.named_parameters(recurse=False):

@@ -61,6 +61,8 @@ class DeltaModel(Running):
         Outputs are the caller's: new tensors that no later frame writes to.
         """
         frames = self.signature.flatten(args, kwargs)
+        if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
+            raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")
         if torch.compiler.is_dynamo_compiling():
             if self._compiled is not None:
                 outputs = self._compiled(self._order, self._number, frames)

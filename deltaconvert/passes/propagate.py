@@ -56,14 +56,8 @@ class _Observer(Loose):
         return (twin(module) if own else module)(*args, **kwargs)
 
     def run_node(self, node: fx.Node) -> Any:
-        node.meta["macs"] = 0
         if _hides_work(node):
-            # It brings in the compiler: seconds, so only when needed.
-            from torch.utils.flop_counter import FlopCounterMode
-
-            with FlopCounterMode(display=False) as counter:
-                value = super().run_node(node)
-            node.meta["macs"] = counter.get_total_flops() // 2
+            value, node.meta["macs"] = self._counted(node)
         else:
             value = super().run_node(node)
             node.meta["macs"] = _product_macs(node, value)
@@ -80,6 +74,17 @@ class _Observer(Loose):
         if node.meta["is_constant"] and node.op != "get_attr":
             node.meta["constant"] = value
         return value
+
+    def _counted(self, node: fx.Node) -> tuple[Any, int]:
+        """What the node gives, and the multiply-accumulates that it takes."""
+        # It brings in the compiler: seconds, so only when needed.
+        from torch.utils.flop_counter import FlopCounterMode
+
+        try:
+            with FlopCounterMode(display=False) as counter:
+                return super().run_node(node), counter.get_total_flops() // 2
+        except RuntimeError:  # a gradient is taken in it, which the counter cannot look into
+            return super().run_node(node), 0
 
 
 def _hides_work(node: fx.Node) -> bool:

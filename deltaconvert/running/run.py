@@ -124,7 +124,7 @@ class Running(Frozen):
             warnings.warn(
                 f"the input size changed from {sizes_text(before)} to {sizes_text(sizes)}: "
                 "planned anew, the state starts over",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def output_forms(self, sizes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], torch.dtype]]:

@@ -17,7 +17,7 @@ from deltaconvert.signature import tensors_of
 from deltaconvert.tracing.exported import export, export_any_batch, is_dynamic, read
 from deltaconvert.tracing.remembers import remembers
 from deltaconvert.tracing.trace import Traced, trace
-from deltaconvert.tracing.twin import twin
+from deltaconvert.tracing.twin import is_exported, twin
 
 # torch.fx and torch.export switch things of the whole process while they look on: one network at a time.
 ALONE = threading.RLock()
@@ -63,10 +63,13 @@ def capture(
         traced.how = f"read from a program of torch.export, for this size alone{_and_batch(traced)}"
         return traced
     ways: list[Callable[[], Traced]] = [lambda: trace(model, args, kwargs, leaves, may_stay=is_light)]
+    reasons: list[UnsupportedModel] = []
+    if is_exported(model):
+        ways.clear()
+        reasons.append(UnsupportedModel("it is the module of a program of torch.export"))
     if not leaves:
         ways.append(lambda: _exported(model, args, kwargs, expected))
     ways.append(lambda: trace(model, args, kwargs, leaves))
-    reasons: list[UnsupportedModel] = []
     for way in ways:
         try:
             traced = _checked(network, way, args, kwargs, expected)
@@ -149,14 +152,16 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
         with ALONE:
             traced = way()
         got = traced.signature.unflatten(traced.graph.forward(*frames))  # to call it prints where it fails
+        leaves, spec = pytree.tree_flatten(expected)
+        ours, our_spec = pytree.tree_flatten(got)
+        if spec == our_spec and all(
+            map(_equal, leaves, ours)
+        ):  # which fails where torch.export left a fake tensor
+            return traced
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise UnsupportedModel(f"its captured graph does not run: {first_line(error)}") from error
-    leaves, spec = pytree.tree_flatten(expected)
-    ours, our_spec = pytree.tree_flatten(got)
-    if spec == our_spec and all(map(_equal, leaves, ours)):
-        return traced
     raise UnsupportedModel(f"{type(network).__name__} {OTHER}")
 
 

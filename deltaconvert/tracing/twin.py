@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
@@ -29,6 +29,11 @@ def twin(network: M) -> M:
         if module.training != mode:  # torchvision's feature extractors copy themselves in training mode
             module.train(mode)
     return copied
+
+
+def is_exported(model: nn.Module) -> bool:
+    """The module of a program of torch.export: it says that it trains whatever it was made in, and refuses eval()."""
+    return isinstance(model, fx.GraphModule) and "eval" in vars(model)
 
 
 def uncompiled(network: nn.Module) -> nn.Module:

@@ -139,3 +139,21 @@ def test_on_the_gpu(gpu, mode):
         assert_close(compiled(frame), twin(frame * 2 + 1).sigmoid() * 3, f"frame {t}")
     with no_waiting():
         compiled(video[0])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exporters_of_torch_say_the_way_out(strict):
+    """What they would write calls a model of this process, by its number."""
+    frame = torch.rand(1, 3, 12, 10)
+    model = deltaconvert.convert(nn.Conv2d(3, 2, 3).eval(), frame, backend="reference")
+    with pytest.raises(Exception, match=r"cannot keep a network's state|KEEPS_NO_STATE"):
+        torch.export.export(model, (frame,), strict=strict)
+    assert_close(model(frame), model(frame))
+
+
+def test_torchs_onnx_exporter_says_the_way_out(tmp_path):
+    pytest.importorskip("onnxscript")
+    frame = torch.rand(1, 3, 12, 10)
+    model = deltaconvert.convert(nn.Conv2d(3, 2, 3).eval(), frame, backend="reference")
+    with pytest.raises(Exception, match=r"use deltaconvert\.export_pt2 or export_onnx"):
+        torch.onnx.export(model, (frame,), tmp_path / "net.onnx", dynamo=True, verbose=False)

@@ -302,3 +302,27 @@ def test_a_delta_model_is_not_for_torch_export(way):
     with pytest.raises(Exception, match="export_pt2"):
         EXPORTS[way](delta, frames[0])
     assert_close(delta(frames[1]), network(frames[1]), "after")
+
+
+def test_the_module_of_a_program(backend, tmp_path):
+    """It calls itself training, and refuses eval()."""
+    network = (
+        nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5), conv())
+        .eval()
+        .double()
+    )
+    frames = scripted_video(SHAPE)
+    model = deltaconvert.convert(exported(network).module(), frames[0], backend=backend)
+    assert "it is the module of a program of torch.export" in model.info["capture"]
+    assert not model.explain().islands
+    for t, frame in enumerate(frames):
+        with torch.no_grad():
+            assert_close(model(frame), network(frame), f"frame {t}")
+    model.save(tmp_path / "net.delta")
+
+
+def test_a_gradient_in_forward_is_refused(backend):
+    """torch.export leaves a fake tensor in its graph, torch's counter of work fails in it."""
+    network = call(lambda self, x: torch.func.grad(lambda y: self.first(y).square().sum())(x), first=conv())
+    with pytest.raises(UnsupportedModel, match=r"cannot trace Call\.forward"):
+        deltaconvert.convert(network, scripted_video(SHAPE)[0], backend=backend)
