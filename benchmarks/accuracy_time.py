@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.curves.run import Run, played_on  # noqa: E402
-from benchmarks.gpu_accuracy import FIRST, batches, loss, size_of  # noqa: E402
+from benchmarks.gpu_accuracy import AVERAGED, FIRST, batches, loss, size_of  # noqa: E402
 from benchmarks.gpu_dense import timed  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
 from deltaconvert.calibration.quickest import quickest  # noqa: E402
@@ -43,6 +43,7 @@ from deltaconvert.calibration.trials import Trials  # noqa: E402
 from deltaconvert.thresholds import Thresholds  # noqa: E402
 
 WAY = "by time"
+SETTLED = FIRST + AVERAGED * max(gate.recent for gate in GATES)  # frames, whatever gate is timed
 
 
 def main() -> None:
@@ -164,14 +165,14 @@ class Clock:
         self.task = task
         self.model = copy.deepcopy(task.network).eval().to("cuda", torch.float16)
         numbers = range(min(task.calibration), max(task.calibration) + 1)
-        self.frames = batches(task, numbers, options.batch, options.timed + FIRST, size_of(task))
+        self.frames = batches(task, numbers, options.batch, options.timed + SETTLED, size_of(task))
 
     def __call__(self, thresholds: Thresholds | Path) -> Seen:
         delta = deltaconvert.convert(self.model, self.frames[0], threshold=thresholds)
-        for frame in self.frames[:FIRST]:
+        for frame in self.frames[:SETTLED]:
             delta(frame)
         (buffer,) = delta.frame_buffers()
-        times, _, _ = timed(delta, self.frames[FIRST:], buffer.copy_)
+        times, _, _ = timed(delta.lend, self.frames[SETTLED:], buffer.copy_)
         delta.reset()
         lost = loss(self.task, delta, self.model, self.frames)
         del delta, buffer

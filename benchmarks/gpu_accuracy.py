@@ -33,12 +33,15 @@ from benchmarks.gpu import read  # noqa: E402
 from benchmarks.gpu_dense import MODES, Run, engines, median_ms, raced, timed  # noqa: E402
 from benchmarks.gpu_timeline import Launch, by_layer, noted, timeline  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
+from deltaconvert.gate import Gate  # noqa: E402
+from deltaconvert.thresholds import Thresholds  # noqa: E402
 
 SIZE = (1080, 1920)
 SIZES = {"pets": (1088, 1920), "highway": (1088, 1920), "juggle": (1089, 1921), "bottle": (1088, 1920)}
 DEVICE = "cuda"
 APART = 20  # frames between the images of a batch
 FIRST = 6  # frames that settle: full, captured, played
+AVERAGED = 2  # times `recent`, where a gate averages over frames: until then less passes (denoise .24, then .26)
 
 
 def main() -> None:
@@ -96,7 +99,9 @@ def at_batch(
     task: Task, thresholds: Path, batch: int, beside: bool, options: argparse.Namespace
 ) -> dict[str, Any] | None:
     """beside: dense is timed again behind the converted network; else it is gone by then, and was timed before."""
-    frames = batches(task, task.test, batch, options.frames + FIRST, size_of(task))
+    rules = thresholds if thresholds.exists() else 0.0
+    first = settling(rules)
+    frames = batches(task, task.test, batch, options.frames + first, size_of(task))
     model = task.network.eval().to(DEVICE, torch.float16)
     still = frames[0].contiguous(memory_format=torch.channels_last)
     kept = {mode: options.kept / f"{task.name}-{batch}-{mode}.xz" for mode in options.modes if options.kept}
@@ -108,15 +113,15 @@ def at_batch(
         runs.clear()
         gc.collect()
         torch.cuda.empty_cache()
-    delta = deltaconvert.convert(model, frames[0], threshold=thresholds if thresholds.exists() else 0.0)
+    delta = deltaconvert.convert(model, frames[0], threshold=rules)
     with noted() as found:
         delta(frames[0])
     launches = [*found]
-    for frame in frames[1:FIRST]:
+    for frame in frames[1:first]:
         delta(frame)
     before = delta.stats()
     (buffer,) = delta.frame_buffers()
-    times, _, _ = timed(delta.lend, frames[FIRST:], buffer.copy_)
+    times, _, _ = timed(delta.lend, frames[first:], buffer.copy_)
     again = median_ms(runs[best], still) if beside else dense[best]
     after = delta.stats()
     done = sum(layer.total_macs_done for layer in after.layers) - sum(
@@ -126,9 +131,9 @@ def at_batch(
     steps = steps_of(delta, frames[-2:], launches) if options.steps else {}
     delta.reset()
     lost = loss(task, delta, model, frames)
-    shape, rules = list(frames[0].shape), thresholds if thresholds.exists() else 0.0
+    shape = list(frames[0].shape)
     del delta, buffer, frames
-    own = batches(task, task.test, batch, options.frames + FIRST, size=None)
+    own = batches(task, task.test, batch, options.frames + first, size=None)
     return {
         "task": task.name,
         "batch": batch,
@@ -149,6 +154,12 @@ def at_batch(
         "state_bytes": after.state_bytes,
         **steps,
     }
+
+
+def settling(rules: Thresholds | Path | float) -> int:
+    """Frames before those that are timed."""
+    gate = Thresholds.of(rules).gate or Gate()
+    return FIRST + (AVERAGED * gate.recent if gate.recent > 1 else 0)
 
 
 def loss(task: Task, delta: Run, model: Run, frames: list[Tensor]) -> float:

@@ -431,6 +431,21 @@ def test_the_clock_decides(delta):
     assert found.loss <= 0.05 and found.milliseconds > 0 and found.dense_milliseconds > 0
 
 
+def test_frames_alone_are_timed_where_no_time_is_left_for_layers(delta, monkeypatch):
+    now = [0.0]
+
+    def cut_off(search: Search, *_: object) -> Setting:
+        now[0] = 1e9
+        raise TimeoutError
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Search, "allocate", cut_off)
+    options = {"budget": 0.05, "by": "time", "gates": [Gate()], "progress": False}
+    found = deltaconvert.calibrate(delta, clip(), seconds=100, **options)
+    assert found.setting.shares[0] > 0 and not any(found.setting.shares[1:])
+    assert 0 < found.loss <= 0.05 and found.milliseconds > 0
+
+
 def test_the_dense_network_beside_it_is_the_users(delta):
     """It is called as the converted one is, without gradients, once for each frame of the clip."""
     net, seen = network(), list[Tensor]()
