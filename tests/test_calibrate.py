@@ -446,6 +446,16 @@ def test_frames_alone_are_timed_where_no_time_is_left_for_layers(delta, monkeypa
     assert 0 < found.loss <= 0.05 and found.milliseconds > 0
 
 
+def test_frames_are_batches_of_images():
+    """Whatever a gate keeps between frames, it keeps of each image: a trial loses what the model does."""
+    net, frames = network(), [torch.cat(pair) for pair in zip(clip(), clip(seed=1), strict=True)]
+    trials = Trials(deltaconvert.convert(net, frames[0]), [[x] for x in frames], relative_l2)
+    setting = Setting((0.1, 0.0, 0.0), gate=Gate(smooth=3, recent=3, noise=1.0, peak=64.0))
+    delta = deltaconvert.convert(net, frames[0], threshold=trials.thresholds(setting), backend="reference")
+    lost = relative_l2([delta(frame) for frame in frames], [net(frame) for frame in frames])
+    assert trials(setting).loss == pytest.approx(lost, rel=1e-4) and lost > 0
+
+
 def test_the_dense_network_beside_it_is_the_users(delta):
     """It is called as the converted one is, without gradients, once for each frame of the clip."""
     net, seen = network(), list[Tensor]()

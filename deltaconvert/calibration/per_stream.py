@@ -71,6 +71,7 @@ def watch_of(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
     if not any(gate.to_json() for gate in gates):
         return None
     values, watches, streams = edge.values, [], []
+    images = len(values) // len(gates)  # of a setting: several, where one plays alone
     wide = torch.promote_types(values.dtype, torch.float32)
     for (gate, exact), group in groupby(
         zip(gates, amounts, strict=True), lambda pair: (pair[0], pair[1] == 0)
@@ -79,7 +80,6 @@ def watch_of(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
         limit: float | Tensor = limits[0]
         if not exact and len(limits) > 1:
             limit = torch.tensor(limits, dtype=wide, device=values.device).view(-1, 1, 1, 1)
-        shape = (len(limits), *values.shape[1:])
-        watches.append(Watch(gate, shape, values.dtype, values.device, limit))
-        streams.append(len(limits))
+        streams.append(len(limits) * images)
+        watches.append(Watch(gate, (streams[-1], *values.shape[1:]), values.dtype, values.device, limit))
     return watches[0] if len(watches) == 1 else _Watches(watches, streams)
