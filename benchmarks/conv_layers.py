@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from deltaconvert.backends import cuda
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cuda import conv_kernels, convs, wgmma_kernels
+from deltaconvert.backends.cuda.depthwise import THREADS_OF_CHANNELS, by_channel
 from deltaconvert.backends.cuda.layout import steps_of
 from deltaconvert.backends.cuda.marks import Listed, list_of
 from deltaconvert.backends.cuda.tail import Tail
@@ -81,7 +82,7 @@ def variants(
         found[name] = ("wgmma", {"BM": bm, "BN": bn, "STAGES": stages, "SPLIT": split, **more})
 
     if depthwise:
-        ways = convs.THREADS_OF_CHANNELS
+        ways = THREADS_OF_CHANNELS
         return {f"c{w}x{r}/{a}": ("channel", {"thread": (w, r, a)}) for w, r, a in ways}  # type: ignore[dict-item]
     mma("64x64", BM=64, BN=64, WARPS_M=2, WARPS_N=2, STAGES=5)
     mma("128x64", BM=128, BN=64, WARPS_M=4, WARPS_N=2, STAGES=4)
@@ -140,10 +141,11 @@ class Layer:
             "tiles": conv_kernels.by_tiles,
             "exact": conv_kernels.by_exact,
         }
-        if way == "channel":
-            head = conv_kernels.by_channel(*parts, **tile)  # type: ignore[arg-type]
-        else:
-            head = by[way](*parts, *([tile] if tile else []))
+        head = (
+            by_channel(*parts, **tile)  # type: ignore[arg-type]
+            if way == "channel"
+            else by[way](*parts, *([tile] if tile else []))
+        )
         tail = Tail(self.shape[1], self.dtype, self.edge.values.device)
         if self.other is not None:
             tail.then(Arithmetic("add", None, False), ["v", tail.operand(self.other, self.shape[2:])])

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_record import Unit
 from benchmarks.gpu_timeline import Launch, layers_of, prepared
-from deltaconvert.backends.cuda import recording
+from deltaconvert.backends.cuda import skipping
 
 METRICS = {"alone_us": "gpu__time_duration.sum", "dram_bytes": "dram__bytes.sum"}
 
@@ -59,7 +59,7 @@ def read_ncu(text: str) -> list[dict[str, Any]]:
 @torch.no_grad()
 def play(unit: Unit, densities: Sequence[float]) -> None:
     """For ncu: the last frame of each density."""
-    with mock.patch.object(recording, "WORTH", sys.maxsize):  # ncu does not see kernels that a graph may skip
+    with mock.patch.object(skipping, "WORTH", sys.maxsize):  # ncu does not see kernels that a graph may skip
         delta, frames, _ = prepared(unit)
     for density in densities:
         *before, last = frames(density)

@@ -28,7 +28,7 @@ from benchmarks.gpu import model_and_frame
 from benchmarks.gpu_dense import timed
 from benchmarks.gpu_frames import there_and_back, video
 from benchmarks.gpu_record import Unit, environment, here_and_now
-from deltaconvert.backends.cuda import recording
+from deltaconvert.backends.cuda import skipping
 
 UNITS = "resnet50:half:1,efficientnet_b0:half:1,deeplabv3_resnet50:tf32:1,hrnet_w32:half:1"
 DENSITIES = (0.0, 0.01, 0.05, 0.25)
@@ -55,7 +55,7 @@ def main() -> None:
         model, base = model_and_frame(unit)
         ways = {}
         for way, least in WORTH.items():
-            with mock.patch.object(recording, "WORTH", least):
+            with mock.patch.object(skipping, "WORTH", least):
                 ways[way] = deltaconvert.convert(model, base)
                 ways[way](base)
         for density in DENSITIES:

@@ -2,9 +2,8 @@
 // of a block over its tiles, the copies of the next one on their way. A pixel is SLOT channels there; ROW_PART pixels of
 // a row are summed up together.
 //
-// A source includes this behind SLOT and ROW_PART, and says then where a tile's pieces, of 16 bytes or 8, lie.
-constexpr int COPY = SLOT * sizeof(value) < 16 ? 8 : 16, PIECES = SLOT * sizeof(value) / COPY;
-struct __align__(COPY) Piece { u64 of[COPY / 8]; };
+// A source includes this behind SLOT and ROW_PART, and says then where a tile's pieces of 16 bytes lie.
+constexpr int PIECES = SLOT * sizeof(value) / 16;
 constexpr int ROOM = 40 << 10;  // bytes; what a block marks lies beside it
 constexpr int WIDE = 16, RUNS = WIDE / ROW_PART, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2;
 constexpr int rows_in(int high) { return (high - 1) * SW + KH; }
@@ -21,7 +20,7 @@ struct Corner {
     u16 row, col;  // of tiles, in an image
 };
 struct __align__(16) Tiles {  // of those that a block looks at together, one for each of its threads
-    Piece staged[2][IN_H * IN_W * PIECES];
+    Vector staged[2][IN_H * IN_W * PIECES];
     Columns read[2][IN_H];    // pixels that are read, of a tile and the next one
     Corner corners[THREADS];
     u32 runs[THREADS];        // those with listed pixels, a bit each
@@ -32,17 +31,13 @@ struct __align__(16) Tiles {  // of those that a block looks at together, one fo
 // Where a piece of a column lies in a tile's row.
 __device__ __forceinline__ int piece_at(int col, int piece);
 
-__device__ __forceinline__ void copy_behind(Piece* to, const value* from, bool inside) {
+__device__ __forceinline__ void copy_behind(Vector* to, const value* from, bool inside) {
 #if __CUDA_ARCH__ >= 800
-    const u32 place = (u32)__cvta_generic_to_shared(to);
-    if (COPY == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(inside ? 16 : 0)
-                     : "memory");
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(place), "l"(from), "r"(inside ? 8 : 0)
-                     : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
 #else
-    *to = inside ? *(const Piece*)from : Piece{};
+    *to = inside ? *(const Vector*)from : Vector{};
 #endif
 }
 __device__ __forceinline__ void end_of_copies() {
@@ -115,7 +110,7 @@ __device__ __forceinline__ void bring(Tiles& shared, const Head& h, int k, const
                                       bool has_channels) {
     constexpr int PIXELS = IN_H * IN_W, AT_A_TIME = THREADS / PIECES;
     const int piece = threadIdx.x % PIECES, mine = threadIdx.x / PIECES;
-    const value* from = image + (long long)(top * h.W + left) * h.pitch + piece * (COPY / (int)sizeof(value));
+    const value* from = image + (long long)(top * h.W + left) * h.pitch + piece * VECTOR;
 #pragma unroll 4
     for (int first = 0; first < PIXELS; first += AT_A_TIME) {
         const int pixel = first + mine, row = pixel / IN_W, col = pixel - row * IN_W;

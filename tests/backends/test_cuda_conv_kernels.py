@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.backends import cuda
-from deltaconvert.backends.cuda import conv_kernels, convs, wgmma_kernels
+from deltaconvert.backends.cuda import convs, wgmma_kernels
+from deltaconvert.backends.cuda.depthwise import THREADS_OF_CHANNELS, by_channel
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import list_of
 from deltaconvert.backends.cuda.tail import Tail
@@ -176,10 +177,10 @@ def test_depthwise(gpu, kernel, stride, kind):
     (reach,) = operator.reaches([tuple(source.values.shape)], shape)
     masks = [torch.rand(8, *shape[2:], device=DEVICE) < share for share in (1, 0.7, 0.5, 0.01)]
     same = None
-    for thread in convs.THREADS_OF_CHANNELS:
+    for thread in THREADS_OF_CHANNELS:
         tail = Tail(72, dtype, DEVICE)
         tail.then(Pointwise("relu", {}), ["v"])
-        head = conv_kernels.by_channel(operator, reach, source, out, thread)
+        head = by_channel(operator, reach, source, out, thread)
         launch = cuda.Launch(cuda.Backend(), head, tail, out)
         for mask in masks:
             fresh, chosen = computed(launch, mask, out, expected, bound, thread)

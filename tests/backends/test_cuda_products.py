@@ -9,7 +9,7 @@ from on_gpu import DEVICE, edge_of
 from torch import Tensor
 
 from deltaconvert.backends import cuda
-from deltaconvert.backends.cuda.conv_kernels import by_products, has_products
+from deltaconvert.backends.cuda.depthwise import by_products, has_products
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import list_of
 from deltaconvert.backends.cuda.tail import Tail

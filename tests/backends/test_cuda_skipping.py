@@ -28,7 +28,7 @@ SHAPE = (2, 3, 18, 21)
 @pytest.fixture
 def always(monkeypatch):
     """However few launches it saves."""
-    monkeypatch.setattr(recording, "WORTH", 1)
+    monkeypatch.setattr(skipping, "WORTH", 1)
 
 
 def network() -> nn.Module:
@@ -151,7 +151,7 @@ def test_a_still_frame_skips_it(gpu, always, monkeypatch, dtype, options):
     plain = copy.deepcopy(model)
     entered, ran, before = torch.zeros((), dtype=torch.int64), 0, []
     with monkeypatch.context() as patch:
-        patch.setattr(recording, "WORTH", 1 << 30)
+        patch.setattr(skipping, "WORTH", 1 << 30)
         plain(torch.zeros(SHAPE, dtype=dtype))
     assert "nothing" in plain._program.still
     for t, (frame, still) in enumerate(still_and_moving()):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaconvert.backends.cuda import pitch_of
-from deltaconvert.backends.cuda.conv_kernels import by_channel
+from deltaconvert.backends.cuda.depthwise import by_channel
 from deltaconvert.backends.cuda.kernels import TYPES
 from deltaconvert.backends.cuda.layout import lanes_of_pixel
 from deltaconvert.backends.cuda.marks import bits_of, list_of

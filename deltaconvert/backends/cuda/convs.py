@@ -10,16 +10,13 @@ import torch
 
 from deltaconvert.backends.cuda.conv_kernels import (
     Head,
-    by_channel,
     by_exact,
     by_pixel,
-    by_products,
     by_tiles,
-    compares_depthwise,
     exact_bytes,
-    has_products,
     has_threshold,
 )
+from deltaconvert.backends.cuda.depthwise import is_depthwise, ways_by_channel
 from deltaconvert.backends.cuda.layout import (
     STEP,
     depth_of,
@@ -27,7 +24,6 @@ from deltaconvert.backends.cuda.layout import (
     piece_of,
     pitch_of,
     steps_of,
-    vector_of,
     window_of,
 )
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
@@ -39,8 +35,6 @@ from deltaconvert.ops.linear import MapLinear
 from deltaconvert.reach import Pixel, Window
 
 MOST_TAPS = 63  # of kernels/conv_wgmma.cu
-# Of kernels/depthwise.cu: the channels and pixels of a thread, blocks of a multiprocessor.
-THREADS_OF_CHANNELS = [(8, 1, 3), (8, 2, 3), (4, 4, 4), (2, 8, 4), (2, 4, 4)]
 
 
 def conv(
@@ -60,10 +54,7 @@ def conv(
         raise NoKernel("a sum of two convolutions")
     ways: dict[str, Callable[[], Head]]
     if is_depthwise(operator):
-        threads = threads_of_channels(operator, edge)
-        ways = {f"channel {thread}": partial(by_channel, *parts, thread) for thread in threads}
-        if on_gpu and _multiplies(edge) and has_products(*parts):
-            ways["products"] = partial(by_products, *parts)
+        ways = ways_by_channel(*parts, on_gpu and _multiplies(edge))
     elif in_tiles:
         ways = candidates(*parts, also)
     else:
@@ -233,23 +224,6 @@ def adds_maps(first: Any, second: Any, dtype: torch.dtype, device: torch.device)
     # Each tap has a bit of 32, as have the second map and what lies outside.
     few_taps = first.weight[0, 0].numel() <= 30
     return wide and on_pixels and few_taps and all(part.groups == 1 for part in parts)
-
-
-def threads_of_channels(operator: Any, edge: Any) -> list[tuple[int, int, int]]:
-    """Those of THREADS_OF_CHANNELS that compare, where a threshold decides and any does."""
-    vector, taps = vector_of(edge.values.dtype), operator.weight[0, 0].numel()
-    comparing = [
-        thread
-        for thread in THREADS_OF_CHANNELS
-        if compares_depthwise(taps, edge, min(thread[0], vector, edge.pitch))
-    ]
-    return comparing or THREADS_OF_CHANNELS
-
-
-def is_depthwise(operator: Any) -> bool:
-    return not is_transposed(operator) and bool(
-        operator.groups == len(operator.weight) > 1 == operator.weight.shape[1]
-    )
 
 
 def _on_tensor_cores(operator: Any, edge: Any) -> bool:

@@ -74,8 +74,11 @@ class Launch:
 
     @cached_property
     def blocks(self) -> int:
-        """As many as run at a time: the next kernel cannot start before the last of them has. Clusters do not fill
-        every multiprocessor."""
+        """Of a kernel of tiles as many as run at a time: the next one cannot start before the last of them has. A pool
+        of a large map is faster by more than run at once (H100: 85 us, by five a multiprocessor 117). Clusters do not
+        fill every multiprocessor."""
+        if self._cluster == 1 and not self._kept[0].reads_bits:
+            return self._most
         if self._cluster == 1:
             at_once = self._kernel.blocks_at_once(self._threads)
             return self._most if at_once is None else min(self._most, at_once * processors_of(self.edge))

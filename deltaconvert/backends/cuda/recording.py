@@ -14,7 +14,7 @@ from deltaconvert.backends.alone import alone
 from deltaconvert.backends.cuda.capturable import run_and_judge
 from deltaconvert.backends.cuda.in_place import Addresses, lies_as, read_in_place
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream
-from deltaconvert.backends.cuda.skipping import WORTH, behind_frames, body
+from deltaconvert.backends.cuda.skipping import behind_frames, body, worth_skipping
 from deltaconvert.nodes import sparsify
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Recording:
         why_not = None
         if first == len(steps):
             why_not = "nothing stands behind the comparison of its frames, or reads them as well"
-        elif count < WORTH:
+        elif not worth_skipping(count, max(map(len, self.inputs.values()), default=1)):
             why_not = f"{count} launches take less than asking whether it is still"
         else:
             try:

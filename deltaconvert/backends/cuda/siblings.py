@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from deltaconvert.backends.cuda.concats import note_of
-from deltaconvert.backends.cuda.convs import is_depthwise
+from deltaconvert.backends.cuda.depthwise import is_depthwise
 from deltaconvert.backends.cuda.launches import Together
 from deltaconvert.nodes import operator_of
 from deltaconvert.ops.conv import Conv2d

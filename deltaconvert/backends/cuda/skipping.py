@@ -25,6 +25,14 @@ OLDEST = 12040  # of drivers with such nodes
 # and without: EfficientNet-B0, 134 launches, still 29 and 315, at 1 % 1521 and 1505; ResNet-50, 55 launches, still 28
 # and 110, at 1 % 315 and 300, which is too dear.
 WORTH = 60
+# Images of a frame from which on it takes half as many launches more, since it is still only if all of them are: of
+# eight cameras' frames (FastestDet, 80 launches; docs/performance_tried.md) the node took 16 of 556 us, none was still.
+MANY = 8
+
+
+def worth_skipping(launches: int, images: int) -> bool:
+    """Whether a part of so many launches is skipped where a frame is still."""
+    return launches >= WORTH * (1.5 if images >= MANY else 1)
 
 
 def behind_frames(steps: Sequence[Any]) -> int:
