@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 import deltaconvert
 from benchmarks import engines, gpu_dense
 from benchmarks.camera_trials import frame_of
-from deltaconvert.arrivals import Arrivals
+from deltaconvert.streams.arrivals import Arrivals
 from deltaconvert.watching import measure
 
 

@@ -1,4 +1,4 @@
-"""streams.py: cameras share a network and do not notice each other."""
+"""streams/: cameras share a network and do not notice each other."""
 
 from __future__ import annotations
 

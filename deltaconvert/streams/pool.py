@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from deltaconvert.arrivals import Arrivals
-from deltaconvert.batch import Batch
 from deltaconvert.errors import DeltaConvertError, InputError, StreamError
 from deltaconvert.model import DeltaModel, expect_converted
+from deltaconvert.streams.arrivals import Arrivals
+from deltaconvert.streams.batch import Batch
 
 
 @dataclass

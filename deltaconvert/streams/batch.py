@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from deltaconvert.arrivals import Arrivals
 from deltaconvert.errors import InputError
 from deltaconvert.model import DeltaModel
+from deltaconvert.streams.arrivals import Arrivals
 
 # Up to here outputs stay rows of one tensor, which lives as long as any of them.
 SHARED_BYTES = 1 << 20
