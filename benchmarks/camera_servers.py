@@ -47,7 +47,9 @@ class Batched:
     def launch(self) -> Sequence[int]:
         cameras = list(self._waiting)[: len(self._rows)]
         frames = [self._waiting.pop(camera) for camera in cameras]
-        self._arrivals.land(frames, self._rows[: len(frames)])
+        self._arrivals.wait()
+        torch._foreach_copy_(list(self._rows[: len(frames)]), frames)
+        self._arrivals.keep(frames)
         self._run(self._batch)
         return cameras
 

@@ -277,25 +277,32 @@ class Pools(Bench):
 
 
 def profile(pool: Pooled, images: list[list[Tensor]], cameras: int, options: argparse.Namespace) -> None:
+    """Print what a step of each pool with all of its cameras takes on the host, and by kernel on the device."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
+    on_device = options.device == "cuda"
     pool.begin(cameras)
-    for step in range(12):
-        if step == 7:
-            watching = profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU])
-            watching.__enter__()
+    for step in range(6):
         for camera in range(cameras):
             pool.put(camera, frame_of(images, camera, step))
+        if on_device:
+            torch.cuda.synchronize()
+        if step == 5:
+            watching = profiler(activities=[ProfilerActivity.CUDA if on_device else ProfilerActivity.CPU])
+            watching.__enter__()
         begun = time.perf_counter()
-        pool.launch()
+        for _ in pool.pools:
+            pool.launch()
         host = time.perf_counter() - begun
-        if options.device == "cuda":
+        if on_device:
             torch.cuda.synchronize()
     watching.__exit__(None, None, None)
-    print(f"host {host * 1e3:.2f} ms a step of {cameras}")
-    for key in ("self_device_time_total", "self_cpu_time_total"):
-        print(watching.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60)[:7000])
+    print(f"host {host * 1e3:.2f} ms for {cameras}")
+    key = "self_device_time_total" if on_device else "self_cpu_time_total"
+    rows = sorted(((getattr(row, key), row.count, row.key) for row in watching.key_averages()), reverse=True)
+    for spent, count, name in rows[:25]:
+        print(f"{spent / cameras:8.3f} us a frame, {count:3} times: {name[:60]}")
 
 
 def device_name(options: argparse.Namespace) -> str:

@@ -114,7 +114,7 @@ def test_the_export_page_runs(tmp_path):
 def test_the_api_page_names_all_that_is_public():
     """And the arguments that it shows are there."""
     text = (ROOT / "docs" / "api.md").read_text()
-    inner = {"forward", "frame", "lent_frame", "install", "take_over", "blank_frames"}
+    inner = {"forward", "frame", "lent_frame", "frame_for", "install", "take_over", "blank_frames"}
     inner |= {"output_forms", "of", "to_json"}
     inner |= {field.name for field in dataclasses.fields(deltaconvert.Gate)}  # docs/thresholds.md has these
     public = {name: [getattr(deltaconvert, name)] for name in deltaconvert.__all__}

@@ -18,7 +18,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import InputError, StreamError
-from deltaconvert.streams import StreamPool
+from deltaconvert.streams import StreamPool, batch
 
 SHAPE = (1, 3, 9, 11)
 
@@ -134,14 +134,14 @@ def test_latency_counts_from_the_frame_that_was_computed(backend, monkeypatch):
     """Not from a newer one that came while the network ran."""
     pool = StreamPool(converted(backend))
     pool.join("a")
-    run = pool._batch.model.forward
+    run = pool._batch.model.frame_for
 
-    def slow(*frames):
+    def slow(frames, taken):
         time.sleep(0.05)
-        pool.put("a", frames[0])
-        return run(*frames)
+        pool.put("a", frames[0][:1])
+        return run(frames, taken)
 
-    monkeypatch.setattr(pool._batch.model, "forward", slow)
+    monkeypatch.setattr(pool._batch.model, "frame_for", slow)
     pool.put("a", video()[0])
     assert pool.step()["a"].latency >= 0.05 and pool.waiting
 
@@ -273,6 +273,30 @@ def test_outputs_do_not_keep_each_other_in_memory(backend):
         assert large.untyped_storage().nbytes() == large.nbytes > 2**20
 
 
+def test_outputs_that_are_the_same_memory_in_every_frame(monkeypatch):
+    """As a CUDA graph's are: views of their rows are made once, and what was handed out stays as it was."""
+    monkeypatch.setattr(batch, "SHARED_BYTES", 0)
+    pool = StreamPool(converted("reference"), streams=4)
+    held = [torch.zeros(4, 4, 8, 8), torch.zeros(4, 5)]
+
+    def frame_for(frames, taken):
+        for output in held:
+            output += torch.arange(1.0, 5.0).view(-1, *[1] * (output.dim() - 1))
+        return taken(held)
+
+    monkeypatch.setattr(pool._batch.model, "frame_for", frame_for)
+    found = []
+    for stream in "abc":
+        pool.join(stream)
+    for _ in range(4):
+        pool.put("c", video()[0]), pool.put("a", video()[0])
+        found.append(pool.step())
+    for step, results in enumerate(found, start=1):
+        assert list(results) == ["c", "a"]
+        for stream, row in (("a", 1), ("c", 3)):
+            assert all((output == step * row).all() and len(output) == 1 for output in results[stream].output)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pinned", [False, True])
 def test_frames_from_host_memory(gpu, pinned):
@@ -311,8 +335,29 @@ def test_frames_made_on_another_stream(gpu):
 
 
 @pytest.mark.gpu
+def test_steps_on_changing_streams(gpu):
+    """Who made his frame where the last step ran has nothing noted; the step waits for it elsewhere, too."""
+    model = network().to(gpu)
+    pool = StreamPool(deltaconvert.convert(model, torch.rand(1, 3, 270, 480), backend="cuda"))
+    pool.join("a")
+    large, sides = torch.rand(4000, 4000), [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    for turn in range(6):
+        here, there = sides[turn % 2], sides[(turn + 1) % 2]
+        with torch.cuda.stream(here):
+            for _ in range(8):  # milliseconds
+                product = large @ large
+            frame = product[: 3 * 270, :480].reshape(1, 3, 270, 480) * 1e-3
+            pool.put("a", frame)
+        with torch.cuda.stream(there):
+            output = only(pool.step(), "a")
+        torch.cuda.synchronize()
+        assert_close(output, model(frame))
+
+
+@pytest.mark.gpu
 def test_frames_are_kept_until_they_are_read(gpu):
-    """Their memory is not given to others while the copy of them waits for its turn on the device."""
+    """Their memory is not given to others while the step that reads them waits for its turn on the device."""
     model = network().to(gpu)
     pool = StreamPool(deltaconvert.convert(model, torch.rand(1, 3, 270, 480), backend="cuda"), streams=2)
     pool.join("a"), pool.join("b")

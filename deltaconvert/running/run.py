@@ -83,14 +83,14 @@ class Running(Frozen):
 
     def frame(self, frames: Sequence[Tensor]) -> list[Any]:
         """The call on flat inputs, as the signature flattens them; the flat outputs, which are the caller's."""
-        return self._frame(frames, lambda lent: self._program.own(lent))
+        return self.frame_for(frames, lambda lent: self._program.own(lent))
 
     def lent_frame(self, frames: Sequence[Tensor]) -> list[Any]:
         """The same without a copy of the outputs: the next frame writes to them, and nobody else may."""
-        return self._frame(frames, lambda lent: lent)
+        return self.frame_for(frames, lambda lent: lent)
 
-    def _frame(self, frames: Sequence[Tensor], taken: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """taken: what is handed out of the program's outputs, before another call may run."""
+    def frame_for(self, frames: Sequence[Tensor], taken: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """taken: what is handed out of such outputs, before another call may run."""
         self._intake.check(frames)
         # Outputs are ordinary tensors, and state made under inference_mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad(), self._turns.turn(), within_memory("a frame"):

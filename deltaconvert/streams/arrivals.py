@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ class Arrivals:
     while the one before it ran. On the CPU there is nothing to do.
 
     What is done for each frame is little, since one thread may serve a thousand cameras: those from the device are
-    noted by the stream that made them, and what keeps the memory of all frames of a step is one event.
+    noted by the stream that made them, or not at all where that reads them too, and what keeps the memory of all frames
+    of a step is one event.
     """
 
     def __init__(self, device: torch.device):
@@ -26,48 +28,58 @@ class Arrivals:
         self._lock = threading.Lock()
         # Of each stream that made frames, by its address, what stands behind the last of them.
         self._made: dict[int, torch.cuda.Event] = {}
+        # The stream that reads frames, and the one that did before: who saw that one read may bring his frame now.
+        self._reader: torch.cuda.Stream | None = None
+        self._before: torch.cuda.Stream | None = None
+        self._read_at: int | None = None  # the reader's address
         # To ask for the current stream takes 8 us (a Xeon of an H100's host), for its address a tenth of that.
         self._at = lru_cache(maxsize=64)(lambda address: torch.cuda.current_stream(device))
-        # Frames of a step, until what stands behind their copy has come.
-        self._read: deque[tuple[torch.cuda.Event, Sequence[Tensor]]] = deque()
+        # Frames of a step, until what stands behind it has come.
+        self._read: deque[tuple[torch.cuda.Event, Sequence[Any]]] = deque()
 
     def bring(self, frames: list[Tensor]) -> list[Tensor]:
         """The frames on the device, or on their way there; from any thread."""
         if self._stream is None:
             return frames
-        on_device = [frame.is_cuda for frame in frames]
-        with self._lock:
-            self._let_go()
-            if any(on_device):  # the caller's work on them comes first
-                self._note()
-        if all(on_device):
+        on_device = [frame for frame in frames if frame.is_cuda]
+        if on_device:
+            self._note()  # the caller's work on them comes first
+        if len(on_device) == len(frames):
             return frames
         with torch.cuda.stream(self._stream):
             return [frame.to(self._device, non_blocking=True) for frame in frames]
 
-    def land(self, frames: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
-        """Copy frames, brought before, to where the network reads them; all in a few launches."""
+    def wait(self) -> None:
+        """What is launched from now on finds the frames that were brought before."""
         if self._stream is None:
-            torch._foreach_copy_(list(rows), list(frames))
             return
-        here = torch.cuda.current_stream(self._device)
+        address = torch._C._cuda_getCurrentRawStream(self._index)
+        here = self._at(address)
         with self._lock:
             made, self._made = self._made, {}
+            if address != self._read_at:
+                self._before, self._reader, self._read_at = self._reader, here, address
         for event in made.values():
             here.wait_event(event)
         here.wait_stream(self._stream)
-        torch._foreach_copy_(list(rows), list(frames))
+        if self._before is not None:
+            here.wait_stream(self._before)
+
+    def keep(self, frames: Sequence[Any]) -> None:
+        """Until what was launched so far has read these frames, whatever they are nested in."""
+        if self._stream is None:
+            return
+        here = self._at(torch._C._cuda_getCurrentRawStream(self._index))
         with self._lock:
+            while self._read and self._read[0][0].query():
+                self._read.popleft()
             self._read.append((here.record_event(), frames))
-            self._let_go()
 
     def _note(self) -> None:
         address = torch._C._cuda_getCurrentRawStream(self._index)
-        if address not in self._made:
-            self._made[address] = torch.cuda.Event()
-        self._made[address].record(self._at(address))
-
-    def _let_go(self) -> None:
-        """Frames that were copied: their memory may be given to others."""
-        while self._read and self._read[0][0].query():
-            self._read.popleft()
+        if address == self._read_at:
+            return
+        with self._lock:
+            if address not in self._made:
+                self._made[address] = torch.cuda.Event()
+            self._made[address].record(self._at(address))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,12 +32,18 @@ class Batch:
             self._frames = self._checked(self.model.blank_frames())
             # Views, which would take a step 0.1 ms to make.
             self._rows = [frames.split(1) for frames in self._frames]
-        self._forms = [(rows[0].shape, rows[0].dtype) for rows in self._rows]
+        self._forms = [(place, rows[0].shape, rows[0].dtype) for place, rows in enumerate(self._rows)]
         self._places = frozenset(range(streams))
+        # Of each flat output, by its number, what it was in the last frame, and views of its rows.
+        self._outputs: dict[int, tuple[weakref.ref[Tensor], Sequence[Tensor]]] = {}
 
     def _checked(self, blank: list[Tensor]) -> list[Tensor]:
         """What frames are written to: the network's own buffers, where it has them, once its outputs were seen."""
-        for place, output in enumerate(pytree.tree_leaves(self._call(blank))):
+        args, kwargs = self.model.signature.call(blank)
+        with torch.no_grad():
+            outputs = self.model(*args, **kwargs)
+        self._is_one = isinstance(outputs, Tensor)
+        for place, output in enumerate(pytree.tree_leaves(outputs)):
             if isinstance(output, Tensor) and (output.dim() == 0 or len(output) != self.model.streams):
                 raise InputError(
                     f"output {place} of the network has shape {tuple(output.shape)} for a batch of {len(blank[0])}: "
@@ -56,7 +64,7 @@ class Batch:
 
     def check(self, stream: Hashable, frames: Sequence[Tensor]) -> None:
         """InputError for a frame, as the network's inputs in their order, that does not fit."""
-        for place, (frame, (shape, dtype)) in enumerate(zip(frames, self._forms, strict=True)):
+        for frame, (place, shape, dtype) in zip(frames, self._forms, strict=True):
             if frame.shape != shape or frame.dtype != dtype:
                 raise InputError(
                     f"input {place} of stream {stream!r} is {frame.dtype} {tuple(frame.shape)}; the network takes "
@@ -71,8 +79,9 @@ class Batch:
         frame."""
         resting = self._places.difference(places)
         self.model.sleep(resting)  # and wait for the step before
+        self._arrivals.wait()
         for rows, new in zip(self._rows, zip(*frames, strict=True), strict=True):
-            self._arrivals.land(new, [rows[place] for place in places])
+            torch._foreach_copy_([rows[place] for place in places], list(new))
         for place, snapshot in starts.items():
             if snapshot is None:
                 self.model.reset(place)
@@ -80,35 +89,57 @@ class Batch:
                 self.model.restore(place, snapshot)
         if starts:
             self.model.sleep(resting)  # who starts over has waked all
-        return _outputs_at(places, self._call(self._frames), self.model.streams)
+        try:
+            columns = self.model.frame_for(self._frames, partial(self._rows_of, places))
+        finally:
+            self._arrivals.keep(frames)
+        if self._is_one and len(columns) == 1:
+            return list(columns[0])
+        return [self.model.signature.unflatten(row) for row in zip(*columns, strict=True)]
 
     def blank(self, place: int) -> None:
         """Forget the frame at a place: the network raised on it, and must not meet it again."""
         for rows in self._rows:
             rows[place].zero_()
 
-    @torch.no_grad()
-    def _call(self, frames: list[Tensor]) -> Any:
-        args, kwargs = self.model.signature.call(frames)
-        return self.model(*args, **kwargs)
+    def _rows_of(self, places: Sequence[int], outputs: Sequence[Any]) -> list[Sequence[Any]]:
+        """Of each flat output what it is for each place, in memory that the next frame does not write to."""
+        return [self._rows_at(places, number, output) for number, output in enumerate(outputs)]
+
+    def _rows_at(self, places: Sequence[int], number: int, output: Any) -> Sequence[Any]:
+        """Large ones are copies each by itself: else the last output of a stream that sleeps would keep those of all
+        others in memory."""
+        if not isinstance(output, Tensor):
+            return _leaves_at(places, output)
+        if output.nbytes <= SHARED_BYTES:
+            whole = output.clone()
+            return [whole[place : place + 1] for place in places]
+        rows = self._views(places, number, output)
+        own = [torch.empty_like(row) for row in rows]
+        torch._foreach_copy_(own, rows)
+        return own
+
+    def _views(self, places: Sequence[int], number: int, output: Tensor) -> list[Tensor]:
+        """Rows of an output. One that is the same tensor in every frame, as those of a CUDA graph are, has them all
+        from its second frame on: they would take a step a microsecond each."""
+        last, views = self._outputs.get(number, (None, ()))
+        if last is None or last() is not output:
+            self._outputs[number] = weakref.ref(output), ()
+            return [output[place : place + 1] for place in places]
+        if not views:
+            views = output.split(1)
+            self._outputs[number] = last, views
+        return [views[place] for place in places]
 
 
-def _outputs_at(places: Sequence[int], outputs: Any, streams: int) -> list[Any]:
-    """The output of each place, nested as the network's."""
-    if isinstance(outputs, Tensor):
-        return _rows_at(places, outputs, streams)
-    leaves, spec = pytree.tree_flatten(outputs)
-    columns = [_rows_at(places, leaf, streams) for leaf in leaves]
-    return [pytree.tree_unflatten(row, spec) for row in zip(*columns, strict=True)]
+def _leaves_at(places: Sequence[int], output: Any) -> Sequence[Any]:
+    """The same of what is no tensor: a number, or what an island returns."""
+    leaves, spec = pytree.tree_flatten(output)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        return [output] * len(places)
 
+    def row(place: int) -> Any:
+        own = (leaf[place : place + 1].clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        return pytree.tree_unflatten(own, spec)
 
-def _rows_at(places: Sequence[int], leaf: Any, streams: int) -> list[Any]:
-    """Large ones are copies: else the last output of a stream that sleeps would keep those of all others in memory."""
-    if not isinstance(leaf, Tensor):
-        return [leaf] * len(places)
-    rows = [leaf[place : place + 1] for place in places]
-    if streams == 1 or leaf.nbytes <= SHARED_BYTES:
-        return rows
-    own = [torch.empty_like(row) for row in rows]
-    torch._foreach_copy_(own, rows)
-    return own
+    return [row(place) for place in places]

@@ -164,8 +164,9 @@ class StreamPool:
         """Hand over a stream's newest frame: one call of the network, for a batch of one image. Returns its number.
 
         It replaces a frame that no step has taken, which counts as dropped. Frames from host memory are on their way to
-        the device at once; from pinned memory, and on the network's own device, they are read until a step has taken
-        them: do not write to them before.
+        the device at once. From pinned memory, and on the network's own device, they are read where they lie until the
+        work of the step that takes them has ended: what follows that step on its stream may write to them, and the host
+        once it has an output.
         InputError, with the stream as it was, for one that does not fit.
         """
         batch = self._batch

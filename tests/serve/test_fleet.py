@@ -143,7 +143,7 @@ def test_a_gpu_for_each_worker(file, expected, fleet):
             await worker.__ray_call__.remote(lambda self: os.environ["CUDA_VISIBLE_DEVICES"])
             for worker in workers._workers
         ]
-        assert sorted(seen) == ["0", "1"]
+        assert len(set(seen)) == 2, seen
         for stream in STREAMS:
             await workers.join(stream)
         for seed in range(3):
