@@ -32,6 +32,8 @@ GATES = (
     Gate(),
     Gate(dilate=2),
     Gate(dilate=4),
+    Gate(dilate=24),
+    Gate(dilate=64),
     Gate(dilate=8, weak=0.25),
     Gate(dilate=16, weak=0.25),
     Gate(smooth=3, peak=6.0, dilate=4),
