@@ -229,7 +229,7 @@ extern "C" __global__ void __launch_bounds__((HALVES * (THREADS + LOADERS)), 1)
             wait_for_sums<0>();
             if (ALSO && group == groups - 1)
                 for (int step = 0; step < ALSO_STEPS; step++) arrive(released + (also_slot + step) % SLOTS * 8);
-            finisher.run(sums, rest.bias, nullptr);
+            finisher.run(sums, rest.bias, nullptr, nullptr);
         };
         // A map that is added is loaded a group ahead.
         for (int group = 0; group < groups; group += 2) {

@@ -16,7 +16,7 @@
 //
 // Launch: 2 * BM threads, 128 more where BM is 64. Shared memory: STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS)
 // + BN * 8 + SMALL_STAGES * 8 + 8 + STEP_TAPS * 8 * even(steps) bytes, where BM is 64 BM * 9 + (BN + SMALL_STAGES) * 8 + 56
-// more, BM * 4 more with ALSO, and what whole.cuh says.
+// more, BM * 4 more with ALSO, 256 more with COMPARE, and what whole.cuh says.
 // Only for sm_90a.
 #include "tensor.cuh"
 

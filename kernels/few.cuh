@@ -32,8 +32,8 @@ template <int M, int N> struct Together {
         for (int i = 0; i < EARLY; i++)
             if (is_own(row_of(i))) load_added(added[i], work, places[row_of(i)], first_of(i));
     }
-    // staged: M * PITCH sums of this block, where the others read them. bias: of channel 0.
-    __device__ __forceinline__ void run(const float (&sums)[N / 2], float* staged, const float* bias) {
+    // staged: M * PITCH sums of this block, where the others read them. bias: of channel 0. counts: see `mark`.
+    __device__ __forceinline__ void run(const float (&sums)[N / 2], float* staged, const float* bias, int* counts) {
         const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
         meet(1, THREADS);  // all steps are multiplied
         float* const to = staged + (warp * 16 + lane / 4) * PITCH + lane % 4 * 2;
@@ -61,7 +61,7 @@ template <int M, int N> struct Together {
             if (!holds) place = c = 0;
             const Pack pack = finish(v[i], work, place, c, i < EARLY ? &added[i < EARLY ? i : 0] : nullptr);
             const bool keeps = !COMPARE || vote(holds && moved(pack, work, place, c), OF_ROW);
-            if (COMPARE) mark(work, place, keeps && lane % OF_ROW == 0);
+            if (COMPARE) mark(work, counts, place, keeps && lane % OF_ROW == 0);
             if (holds && keeps) *work.at(place, c) = pack;
         }
         publish();
@@ -108,6 +108,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
 #pragma unroll
         for (int i = 0; i < TURNS; i++) set_up(known + i * 8, LOADERS), set_up(finished + i * 8, THREADS);
     }
+    begin_counts(rows);
     publish();
     Gather<M, N> gather{h, work, rows, taps, thread - THREADS, blocks_n, total, first_step};
     if (warp >= WARPS) {
@@ -212,11 +213,11 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
             for (int j = 0; j < N / 2; j++) sums[j] = totals[IN_SHARES ? j : 0];
         }
         if (TOGETHER) {
-            together.run(sums, (float*)memory, rows.bias[turn] - first_n);
+            together.run(sums, (float*)memory, rows.bias[turn] - first_n, counts_of(rows));
         } else {
-            finisher.run(sums, rows.bias[turn] - first_n, nullptr);
+            finisher.run(sums, rows.bias[turn] - first_n, nullptr, counts_of(rows));
         }
-        if (next >= total) return;
+        if (next >= total) return end_counts(work, rows);
         arrive(finished + turn * 8);
         tile = next, turn = (turn + 1) % TURNS;
     }

@@ -50,19 +50,47 @@ __device__ __forceinline__ bool vote(bool any, int threads) {
     return (__ballot_sync(~0u, any) >> first & ~0u >> (32 - threads)) != 0;
 }
 
-// Mark listed pixels that moved, up to a lane each. Most of a list lies in few streams; they are counted together.
-__device__ __forceinline__ void mark(const Work& work, int place, bool moved) {
-    const int lane = threadIdx.x & 31, pixels = work.OH * work.OW, n = place / pixels;
-    if (moved) {
-        const int y = place / work.OW, x = place - y * work.OW;  // y goes on over the streams
-        atomicOr(work.mask + y * ((work.OW + 31) / 32) + x / 32, 1u << (x & 31));
+// Of each stream the pixels that a block marks are counted in shared memory, as far as there is room: what thousands of
+// warps add to one number of the device's memory takes 2 ns each. rows: struct Rows of kernels/gather.cuh.
+#define STREAMS 64
+template <typename Rows> __device__ __forceinline__ int* counts_of(Rows& rows) {
+#if COMPARE
+    return rows.counts;
+#else
+    return nullptr;
+#endif
+}
+template <typename Rows> __device__ __forceinline__ void begin_counts(Rows& rows) {  // all threads, before they meet
+#if COMPARE
+    for (int i = threadIdx.x; i < STREAMS; i += blockDim.x) rows.counts[i] = 0;
+#endif
+}
+template <typename Rows> __device__ __forceinline__ void end_counts(const Work& work, Rows& rows) {  // those that marked
+#if COMPARE
+    meet(1, THREADS);
+    for (int i = threadIdx.x; i < STREAMS; i += THREADS)
+        if (rows.counts[i]) atomicAdd(work.changed + i, rows.counts[i]);
+#endif
+}
+
+// Mark listed pixels that moved, up to a lane each. Neighbours in a list mostly lie in one word and one stream: those of
+// each word are marked together.
+__device__ __forceinline__ void mark(const Work& work, int* counts, int place, bool moved) {
+    const int lane = threadIdx.x & 31, y = place / work.OW, x = place - y * work.OW;  // y goes on over the streams
+    const int word = y * ((work.OW + 31) / 32) + x / 32;
+    for (u32 left = __ballot_sync(~0u, moved); left;) {
+        const int first = __ffs(left) - 1;
+        const bool here = moved && word == __shfl_sync(~0u, word, first);
+        const u32 bits = __reduce_or_sync(~0u, here ? 1u << (x & 31) : 0);
+        left &= ~__ballot_sync(~0u, here);
+        if (lane != first) continue;
+        atomicOr(work.mask + word, bits);
+        const int n = y / work.OH;
+        if (n < STREAMS)
+            atomicAdd(counts + n, __popc(bits));
+        else
+            atomicAdd(work.changed + n, __popc(bits));
     }
-    const u32 all = __ballot_sync(~0u, moved);
-    if (!all) return;
-    const int most = __shfl_sync(~0u, n, __ffs(all) - 1);
-    const u32 same = __ballot_sync(~0u, moved && n == most);
-    if (lane == 0) atomicAdd(work.changed + most, __popc(same));
-    if (moved && n != most) atomicAdd(work.changed + n, 1);
 }
 // Of 64 rows that were multiplied a warp has 16: a thread two neighbouring channels of every eight, in rows lane / 4 and
 // lane / 4 + 8. The four threads of a row hand them round, so that each has a pack of every CHUNK channels.
@@ -141,8 +169,8 @@ template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
         meet(1, THREADS);
         return joined[row / 32] >> row % 32 & 1;
     }
-    // bias: of channel 0. joined: a bit of each row of the tile, where rows are shared.
-    __device__ __forceinline__ void run(const float (&sums)[CHANNELS / 2], const float* bias, u32* joined) {
+    // bias: of channel 0. joined: a bit of each row of the tile, where rows are shared. counts: see `mark`.
+    __device__ __forceinline__ void run(const float (&sums)[CHANNELS / 2], const float* bias, u32* joined, int* counts) {
         int place, c;
 #if COMPARE
         bool any[2] = {};
@@ -161,7 +189,7 @@ template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
         }
         if (first > 0) return;  // another warp marks the row
         const int in_row = threadIdx.x % 4;
-        mark(work, places[row_of(in_row % 2)], in_row < 2 && (in_row ? any[1] : any[0]));
+        mark(work, counts, places[row_of(in_row % 2)], in_row < 2 && (in_row ? any[1] : any[0]));
 #else
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; chunk++) {

@@ -31,6 +31,9 @@ template <int M, int N> struct Rows {
 #endif
     int places[TURNS][M];      // -1 past the list
     u32 moved[TURNS][M / 32];  // a bit of each row, with COMPARE where warps share rows
+#if COMPARE
+    int counts[STREAMS];  // of the pixels that this block marked
+#endif
 };
 
 template <int M, int N> struct Gather {

@@ -26,6 +26,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
         for (int i = 0; i < S; i++) set_up(arrived + i * 8, 1);
     }
     gather.load_taps(steps);
+    begin_counts(rows);
     publish();
 
     int slot = 0, load_slot = 0;
@@ -102,8 +103,8 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
         wait_for_sums<0>();
         __syncthreads();
         if (next < total) start(next, false);
-        finisher.run(sums, rows.bias[turn] - first_n, rows.moved[turn]);
-        if (next >= total) return;
+        finisher.run(sums, rows.bias[turn] - first_n, rows.moved[turn], counts_of(rows));
+        if (next >= total) return end_counts(work, rows);
         tile = next, turn ^= 1;
     }
 }

@@ -28,6 +28,7 @@ from deltaconvert.reach import Window
 Also = tuple[Conv2d, Any]  # a 1x1 convolution that is added to another one, and the map that it reads
 ROWS = 64  # of a tile of kernels/conv_behind.cu
 MATRIX_BYTES = ROWS * STEP
+STREAMS = 64  # whose marks a block of kernels/conv_wgmma.cu counts in shared memory
 NOTHING_TO_COMPARE = (np.uint64(0), np.uint64(0), np.float32(0))  # marks, their count, threshold
 
 
@@ -146,8 +147,9 @@ def by_wgmma(
     bias = _bias_of(operator, also, len(weights) * width, weights.device)
     taps = order.table(even)
     kept = weights, bias, table_of("=2i", taps, weights.device)
-    shared_bytes = max(_walk_bytes(tile, order, len(taps), also is not None), whole_bytes(tile))
     compares = has_threshold(edge) and up == (1, 1) and width >= outputs
+    walk_bytes = _walk_bytes(tile, order, len(taps), also is not None, compares)
+    shared_bytes = max(walk_bytes, whole_bytes(tile))
     more: tuple[Any, ...] = NOTHING_TO_COMPARE
     if compares:
         more = (edge.marks.bits, edge.marks.changed, edge.limits)
@@ -180,12 +182,13 @@ def _loaders(tile: dict[str, int]) -> int:
     return 128 if tile["BM"] == 64 else 0
 
 
-def _walk_bytes(tile: dict[str, int], order: Order, taps: int, adds: bool) -> int:
+def _walk_bytes(tile: dict[str, int], order: Order, taps: int, adds: bool, compares: bool) -> int:
     """Shared memory of kernels/few.cuh and many.cuh, as conv_wgmma.cu says."""
     rows, width = tile["BM"], tile["BN"]
     stages = tile["STAGES"] * (rows + width) * STEP
     slots = stages // (128 * STEP)  # of the smallest tile
     of_rows = rows * ((21 if order.taps > 31 else 17) + (4 if adds else 0)) + width * 8
+    of_rows += 4 * STREAMS if compares else 0
     if _loaders(tile):  # two tiles more are written down, and each slot has two barriers
         of_rows += rows * 9 + width * 8 + slots * 8 + 56
     return stages + of_rows + (slots + 1) * 8 + 8 * taps
