@@ -60,7 +60,7 @@ template <int M, int N> struct Together {
             for (int j = 0; j < WIDTH; j += 4) add_four(v[i], j, *(const float4*)(bias + c + j));
             if (!holds) place = c = 0;
             const Pack pack = finish(v[i], work, place, c, i < EARLY ? &added[i < EARLY ? i : 0] : nullptr);
-            const bool keeps = !COMPARE || vote(holds && moved(pack, work, place, c), OF_ROW);
+            const bool keeps = !COMPARE || vote(holds && moved(pack, *work.at(place, c), work, c), OF_ROW);
             if (COMPARE) mark(work, counts, place, keeps && lane % OF_ROW == 0);
             if (holds && keeps) *work.at(place, c) = pack;
         }

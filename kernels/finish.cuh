@@ -40,8 +40,8 @@ __device__ __forceinline__ void load_added(Pack& into, const Work& work, int pla
 }
 
 // With COMPARE: whether a finished pack differs from what is stored.
-__device__ __forceinline__ bool moved(const Pack& fresh, const Work& work, int place, int first) {
-    return any_differs(fresh, *work.at(place, first), work.threshold, first);
+__device__ __forceinline__ bool moved(const Pack& fresh, const Pack& stored, const Work& work, int first) {
+    return any_differs(fresh, stored, work.threshold, first);
 }
 
 // `any` of so many threads side by side, a power of two, in a warp.
@@ -129,10 +129,11 @@ template <int n> __device__ __forceinline__ void hand_round(float (&pack)[WIDTH]
 template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
     static constexpr int CHUNKS = CHANNELS / CHUNK, FIT = SPARE / 8 < CHUNKS ? SPARE / 8 : CHUNKS;
     static constexpr int EARLY = !ADDS || FIT < 1 ? 0 : FIT;
+    static constexpr bool STORED = COMPARE && CHUNKS == 1;  // what is compared with is asked for beside the steps, too
     const Work& work;
     const int* places;  // of the tile's rows
     int row, first;     // the warp's first row in the tile, and channel
-    Pack added[EARLY ? EARLY : 1][2];
+    Pack added[EARLY ? EARLY : 1][2], stored[STORED ? 2 : 1];
 
     __device__ __forceinline__ Finisher(const Work& work, const int* places, int row, int first)
         : work(work), places(places), row(row), first(first) {}
@@ -146,6 +147,12 @@ template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
     __device__ __forceinline__ void load_early() {
 #pragma unroll
         for (int chunk = 0; chunk < EARLY; chunk++) load_chunk(chunk);
+        if (STORED)
+#pragma unroll
+            for (int lower = 0; lower < 2; lower++) {
+                const int place = places[row_of(lower)];
+                if (place >= 0 && first_of(0) < work.channels) stored[lower % (STORED ? 2 : 1)] = *work.at(place, first_of(0));
+            }
     }
     // Finish a pack of a row; false where it has none, and what is finished is nothing: without a branch packs are
     // finished side by side. (place, c): where it belongs.
@@ -180,7 +187,7 @@ template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++)
                 if (make(fresh[chunk], place, c, sums, bias, chunk, lower))
-                    any[lower] |= moved(fresh[chunk], work, place, c);
+                    any[lower] |= moved(fresh[chunk], STORED ? stored[lower % (STORED ? 2 : 1)] : *work.at(place, c), work, c);
             any[lower] = agree(any[lower], row_of(lower), joined);
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++)
