@@ -54,6 +54,9 @@
 #ifndef WHOLE  // the side of a window, if all pixels are computed by kernels/whole.cuh; else 0
 #define WHOLE 0
 #endif
+#ifndef STAY  // gangs of a block whose weights stay in shared memory (kernels/stay.cuh); else 0
+#define STAY 0
+#endif
 #ifndef ROUND  // of single precision to TF32: without, the tensor cores cut the last 13 bits off
 #define ROUND 1
 #endif
@@ -66,7 +69,8 @@
 #define LOADS (LOADERS ? LOADERS : THREADS)
 #define TURNS (LOADERS ? 4 : 2)  // tiles that are written down at a time
 #define PIECES (STEP / PIECE)  // of a row
-#define REGISTERS (65536 / ((THREADS + LOADERS) * AT_ONCE) < 255 ? 65536 / ((THREADS + LOADERS) * AT_ONCE) : 255)
+#define IN_BLOCK ((THREADS + LOADERS) * (STAY ? STAY : 1))
+#define REGISTERS (65536 / (IN_BLOCK * AT_ONCE) < 255 ? 65536 / (IN_BLOCK * AT_ONCE) : 255)
 #define ADDS (OPERANDS > 0 && KIND_A == MAP && UP_H * UP_W == 1 && !COMPARE)  // a map to the sums
 #define BYTES (STAGES * (BM + BN) * STEP)
 #define SMALL_STAGES (BYTES / (128 * STEP))
@@ -75,7 +79,9 @@
 #include "wgmma.cuh"
 #include "finish.cuh"
 #include "gather.cuh"
-#if LOADERS
+#if STAY
+#include "stay.cuh"
+#elif LOADERS
 #include "few.cuh"
 #else
 #include "many.cuh"
@@ -95,7 +101,7 @@ __device__ __forceinline__ void prefetch_weights(const Head& h, int channels) {
                      : "memory");
 }
 
-extern "C" __global__ void CLUSTER __launch_bounds__((THREADS + LOADERS), AT_ONCE)
+extern "C" __global__ void CLUSTER __launch_bounds__((IN_BLOCK), AT_ONCE)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
          const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, Threshold threshold) {
     const Head h = *head;
@@ -103,6 +109,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__((THREADS + LOADERS), AT_ONC
     begin(early);
     const Work work = {operands, added, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
     if (early && work.listed) prefetch_weights(h, channels);
+#if STAY
+    stay(h, work);
+#else
 #if WHOLE
     if (work.listed == h.images * OH * OW) return whole(h, work);
 #endif
@@ -125,6 +134,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__((THREADS + LOADERS), AT_ONC
     walk<BN, STAGES, false>(h, work);
 #else
     walk<BM, BN, STAGES, 1>(h, work);
+#endif
 #endif
 }
 #endif

@@ -65,10 +65,11 @@ template <typename Rows> __device__ __forceinline__ void begin_counts(Rows& rows
     for (int i = threadIdx.x; i < STREAMS; i += blockDim.x) rows.counts[i] = 0;
 #endif
 }
-template <typename Rows> __device__ __forceinline__ void end_counts(const Work& work, Rows& rows) {  // those that marked
+// By the THREADS that marked, which meet at barrier `number` of theirs.
+template <typename Rows> __device__ __forceinline__ void end_counts(const Work& work, Rows& rows, int number = 1) {
 #if COMPARE
-    meet(1, THREADS);
-    for (int i = threadIdx.x; i < STREAMS; i += THREADS)
+    meet(number, THREADS);
+    for (int i = threadIdx.x % THREADS; i < STREAMS; i += THREADS)
         if (rows.counts[i]) atomicAdd(work.changed + i, rows.counts[i]);
 #endif
 }
@@ -129,11 +130,12 @@ template <int n> __device__ __forceinline__ void hand_round(float (&pack)[WIDTH]
 template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
     static constexpr int CHUNKS = CHANNELS / CHUNK, FIT = SPARE / 8 < CHUNKS ? SPARE / 8 : CHUNKS;
     static constexpr int EARLY = !ADDS || FIT < 1 ? 0 : FIT;
-    static constexpr bool STORED = COMPARE && CHUNKS == 1;  // what is compared with is asked for beside the steps, too
+    // What is compared with is asked for beside the steps, too.
+    static constexpr bool STORED = COMPARE && (CHUNKS == 1 || SPARE / 8 >= CHUNKS);
     const Work& work;
     const int* places;  // of the tile's rows
     int row, first;     // the warp's first row in the tile, and channel
-    Pack added[EARLY ? EARLY : 1][2], stored[STORED ? 2 : 1];
+    Pack added[EARLY ? EARLY : 1][2], stored[STORED ? CHUNKS : 1][2];
 
     __device__ __forceinline__ Finisher(const Work& work, const int* places, int row, int first)
         : work(work), places(places), row(row), first(first) {}
@@ -147,12 +149,11 @@ template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
     __device__ __forceinline__ void load_early() {
 #pragma unroll
         for (int chunk = 0; chunk < EARLY; chunk++) load_chunk(chunk);
-        if (STORED)
 #pragma unroll
-            for (int lower = 0; lower < 2; lower++) {
-                const int place = places[row_of(lower)];
-                if (place >= 0 && first_of(0) < work.channels) stored[lower % (STORED ? 2 : 1)] = *work.at(place, first_of(0));
-            }
+        for (int i = 0; i < (STORED ? 2 * CHUNKS : 0); i++) {
+            const int place = places[row_of(i % 2)], c = first_of(i / 2);
+            if (place >= 0 && c < work.channels) stored[STORED ? i / 2 : 0][i % 2] = *work.at(place, c);
+        }
     }
     // Finish a pack of a row; false where it has none, and what is finished is nothing: without a branch packs are
     // finished side by side. (place, c): where it belongs.
@@ -187,7 +188,7 @@ template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++)
                 if (make(fresh[chunk], place, c, sums, bias, chunk, lower))
-                    any[lower] |= moved(fresh[chunk], STORED ? stored[lower % (STORED ? 2 : 1)] : *work.at(place, c), work, c);
+                    any[lower] |= moved(fresh[chunk], STORED ? stored[STORED ? chunk : 0][lower] : *work.at(place, c), work, c);
             any[lower] = agree(any[lower], row_of(lower), joined);
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from deltaconvert.backends.cuda.conv_kernels import (
+    SHARED_BYTES,
     Head,
     by_exact,
     by_pixel,
@@ -27,7 +28,7 @@ from deltaconvert.backends.cuda.layout import (
     window_of,
 )
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
-from deltaconvert.backends.cuda.wgmma_kernels import by_wgmma
+from deltaconvert.backends.cuda.wgmma_kernels import by_wgmma, stay_bytes
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
@@ -100,6 +101,8 @@ def candidates(
         return {"mma": partial(by_tiles, operator, window, source, edge, _tile(edge, steps))}
     channels = len(operator.weight)
     tiles = _wgmma_tiles(steps, channels)
+    if also is None and up == (1, 1) and channels <= 64 and edge.values.dtype.itemsize == 2:
+        tiles |= _stay_tiles(steps, 32 if channels <= 32 else 64)
     if has_threshold(edge) and up == (1, 1) and channels <= 128:
         # A tile that holds all channels of its pixels compares them itself.
         tiles = {name: tile for name, tile in tiles.items() if tile["BN"] >= channels}
@@ -136,6 +139,18 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
         }
         for bm, bn, stages, parts in tiles
     }
+
+
+def _stay_tiles(steps: int, width: int) -> dict[str, dict[str, int]]:
+    """The macros of kernels/conv_wgmma.cu with kernels/stay.cuh, where the weights leave room for a tile's steps."""
+    tiles = {}
+    for gangs, at_once in ((2, 1), (3, 1), (2, 2)):
+        for slots in range(9, min(steps, 5) - 1, -1):
+            tile = {"BM": 64, "BN": width, "STAGES": slots, "SPLIT": 1, "STAY": gangs}
+            if at_once * (stay_bytes(tile, steps, True) + 1024) <= SHARED_BYTES:
+                tiles[f"64x{width}x{slots}/1 stays {gangs}"] = tile
+                break
+    return tiles
 
 
 def fits_whole(operator: Any, window: Window, source: Any) -> bool:

@@ -148,8 +148,11 @@ def by_wgmma(
     taps = order.table(even)
     kept = weights, bias, table_of("=2i", taps, weights.device)
     compares = has_threshold(edge) and up == (1, 1) and width >= outputs
-    walk_bytes = _walk_bytes(tile, order, len(taps), also is not None, compares)
-    shared_bytes = max(walk_bytes, whole_bytes(tile))
+    if "STAY" in tile:
+        shared_bytes = stay_bytes(tile, order.steps, compares)
+    else:
+        walk_bytes = _walk_bytes(tile, order, len(taps), also is not None, compares)
+        shared_bytes = max(walk_bytes, whole_bytes(tile))
     more: tuple[Any, ...] = NOTHING_TO_COMPARE
     if compares:
         more = (edge.marks.bits, edge.marks.changed, edge.limits)
@@ -167,7 +170,7 @@ def by_wgmma(
             **({} if up == (1, 1) else {"UP_H": up[0], "UP_W": up[1]}),
             **tile,
         },
-        threads=2 * tile["BM"] + _loaders(tile),
+        threads=(2 * tile["BM"] + _loaders(tile)) * tile.get("STAY", 1),
         shared_bytes=shared_bytes,
         weights=kept,
         channels=outputs // (up[0] * up[1]),
@@ -204,6 +207,14 @@ def whole_bytes(tile: dict[str, int]) -> int:
         pixels = 64 * rows + around * (tile["FLAT"] + 1)
     halo = pixels * tile["PART"]
     return -(-halo // 1024) * 1024 + tile["SLOTS"] * (tile["BN"] * STEP + 16)
+
+
+def stay_bytes(tile: dict[str, int], steps: int, compares: bool) -> int:
+    """Shared memory of kernels/stay.cuh: weights, slots, struct Gang, taps."""
+    gangs, slots, width = tile["STAY"], tile["STAGES"], tile["BN"]
+    rows = 4 * width * 4 + 6 * ROWS * 4 + 4 * ROWS // 32 * 4 + (4 * STREAMS if compares else 0)
+    gang = -(-(rows + 16 * slots + 64) // 16) * 16
+    return steps * width * STEP + gangs * (slots * MATRIX_BYTES + gang + 128 * steps) + 16
 
 
 def by_both(
