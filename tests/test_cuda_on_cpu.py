@@ -40,8 +40,10 @@ def check(network: nn.Module, shape: tuple[int, ...], **options) -> deltaconvert
         masks = theirs.masks()
         for path, mask in ours.masks().items():
             assert torch.equal(mask, masks[path]), f"frame {t}: masks of {path} differ"
-        counted = [(row.computed, row.density) for row in theirs.stats().layers]
-        assert [(row.computed, row.density) for row in ours.stats().layers] == counted
+        counted = {row.path: (row.computed, row.density) for row in theirs.stats().layers}
+        rows = {row.path: (row.computed, row.density) for row in ours.stats().layers}
+        joined = {part for node in ours._planned.nodes for part in node.meta.get("parts", ())[1:]}
+        assert {path: row for path, row in counted.items() if path in rows or path not in joined} == rows
         if not options:
             fresh.reset()
             assert_same_bits(output, fresh(frame), f"frame {t} against a reset model")

@@ -49,12 +49,14 @@ from deltaconvert.errors import InputError
 from deltaconvert.gate import Watch
 from deltaconvert.ops.base import Operator, Shape
 from deltaconvert.ops.pixel_shuffle import PixelShuffle
+from deltaconvert.passes.join_elementwise import join_elementwise
 from deltaconvert.reach import Pixel, Reach
 
 __all__ = ["NAME", "Backend", "why_not"]
 
 NAME = "cuda"
 PASSES = (
+    join_elementwise,
     join_sums,
     join_pixel_concats,
     fold_orders,
