@@ -57,6 +57,9 @@
 #ifndef STAY  // gangs of a block whose weights stay in shared memory (kernels/stay.cuh); else 0
 #define STAY 0
 #endif
+#ifndef OCTETS  // with STAY: kernels/octets.cuh, where changes lie close together
+#define OCTETS 0
+#endif
 #ifndef ROUND  // of single precision to TF32: without, the tensor cores cut the last 13 bits off
 #define ROUND 1
 #endif
@@ -103,14 +106,15 @@ __device__ __forceinline__ void prefetch_weights(const Head& h, int channels) {
 
 extern "C" __global__ void CLUSTER __launch_bounds__((IN_BLOCK), AT_ONCE)
     conv(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
-         const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, Threshold threshold) {
+         const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed, Threshold threshold,
+         const u32* octets, int* octet_counts) {
     const Head h = *head;
     const Operand added = operands[0];
     begin(early);
     const Work work = {operands, added, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
     if (early && work.listed) prefetch_weights(h, channels);
 #if STAY
-    stay(h, work);
+    stay(h, work, octets, octet_counts);
 #else
 #if WHOLE
     if (work.listed == h.images * OH * OW) return whole(h, work);

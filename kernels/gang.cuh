@@ -1,19 +1,22 @@
-// A gang: four warps that multiply and finish tiles of 64 listed pixels, and four that load their pixels, as in
-// kernels/few.cuh; the weights of all steps are in shared memory already. Several gangs of a block take turns at what the
+// A gang: four warps that multiply and finish tiles of 64 rows, and four that load what they multiply, as in
+// kernels/few.cuh; the weights of all steps are in shared memory already. Gangs of a block take turns at what the
 // multiprocessor has.
+//
+// What passes through the slots of its ring, and how often for a tile, is known to its Loads: kernels/stay.cuh and
+// octets.cuh.
 
-template <int N, int S> struct __align__(16) Gang {
+template <int N, int MOST> struct __align__(16) Gang {
     Rows<64, N> rows;
-    u64 arrived[S], released[S], known[TURNS], finished[TURNS];  // barriers: of the slots, of the turns
+    u64 arrived[MOST], released[MOST], known[TURNS], finished[TURNS];  // barriers: of the slots, of the turns
 
     __device__ __forceinline__ void set_up_barriers() {
-        for (int s = 0; s < S; s++) set_up(shared_address(arrived + s), LOADERS), set_up(shared_address(released + s), THREADS);
+        for (int s = 0; s < MOST; s++) set_up(shared_address(arrived + s), LOADERS), set_up(shared_address(released + s), THREADS);
         for (int t = 0; t < TURNS; t++) set_up(shared_address(known + t), LOADERS), set_up(shared_address(finished + t), THREADS);
     }
 
-    // What the warps that load do, from the tile that was described first. ring: S slots. barrier: of the gang alone.
-    __device__ __forceinline__ void load(Gather<64, N>& gather, const Work& work, int steps, u32 ring, int tile, int stride,
-                                         int barrier) {
+    // By the warps that load, from the tile that was described first. barrier: of the gang alone.
+    template <int SLOTS, typename Loads> __device__ __forceinline__ void load(Loads& loads, const Work& work, int steps, u32 ring,
+                                                                              int tile, int stride, int barrier) {
         const u32 arrived = shared_address(this->arrived), released = shared_address(this->released);
         const u32 known = shared_address(this->known), finished = shared_address(this->finished);
         int turn = 0, slot = 0;
@@ -21,25 +24,61 @@ template <int N, int S> struct __align__(16) Gang {
         arrive(known);
         for (int described = 1;; described++) {
             const int next = tile + stride;
-            gather.take(tile);
+            loads.take(tile);
             meet(barrier, LOADERS);  // all have read what `describe` writes
             if (described == 1 && work.early) wait_for_predecessor();
             for (int step = 0; step < steps; step++) {
                 await(released + slot * 8, phase);
-                gather.load_pixels(gather.tap_of(step), ring + slot * (64 * STEP));
+                loads.load_step(step, ring + slot * Loads::SLOT);
                 arrive_with_copies(arrived + slot * 8);
-                if (++slot == S) slot = 0, phase ^= 1;
-                if (step == min(S, steps) - 1 && next < gather.total) {
+                if (++slot == SLOTS) slot = 0, phase ^= 1;
+                if (step == min(SLOTS, steps) - 1 && next < loads.total) {
                     turn = (turn + 1) % TURNS;
                     await(finished + turn * 8, described / TURNS & 1 ^ 1);  // what was there before
-                    gather.describe(next, turn);
+                    loads.describe(next, turn);
                     arrive(known + turn * 8);
-                    gather.look_up(next + stride);
+                    loads.look_up(next + stride);
                 }
             }
-            if (next >= gather.total) return wait_for_copies();  // a thread stays until they are there
+            if (next >= loads.total) return wait_for_copies();  // a thread stays until they are there
             meet(barrier, LOADERS);
             tile = next;
+        }
+    }
+
+    // By the warps that multiply. multiply(sums, step, slot): starts the products of a step. there: barrier of the weights.
+    template <int SLOTS, typename Multiply>
+    __device__ __forceinline__ void finish(const Multiply& multiply, const Work& work, int steps, u32 there, int tile, int total,
+                                           int stride, int barrier) {
+        const int warp = __shfl_sync(~0u, (int)threadIdx.x % THREADS / 32, 0);
+        const u32 arrived = shared_address(this->arrived), released = shared_address(this->released);
+        const u32 known = shared_address(this->known), finished = shared_address(this->finished);
+        int turn = 0, slot = 0;
+        u32 phase = 0;
+        if (work.early) wait_for_predecessor();
+        for (int tiles = 0;; tiles++) {
+            const int next = tile + stride;
+            await(known + turn * 8, tiles / TURNS & 1);
+            Finisher<N, REGISTERS - N / 2 - 48, false> finisher(work, rows.places[turn], warp * 16, 0);
+            finisher.load_early();
+            float sums[N / 2];
+            if (tiles == 0) await(there, 0);
+            for (int step = 0; step < steps; step++) {
+                await(arrived + slot * 8, phase);
+                publish();  // to wgmma what the copies wrote
+                start_multiplying();
+                multiply(sums, step, slot);
+                end_of_step();
+                wait_for_sums<1>();
+                if (step > 0) arrive(released + (slot == 0 ? SLOTS - 1 : slot - 1) * 8);
+                if (++slot == SLOTS) slot = 0, phase ^= 1;
+            }
+            wait_for_sums<0>();
+            arrive(released + (slot == 0 ? SLOTS - 1 : slot - 1) * 8);
+            finisher.run(sums, rows.bias[turn], nullptr, counts_of(rows));
+            if (next >= total) return end_counts(work, rows, barrier);
+            arrive(finished + turn * 8);
+            tile = next, turn = (turn + 1) % TURNS;
         }
     }
 };

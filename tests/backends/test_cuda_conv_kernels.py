@@ -33,6 +33,8 @@ TYPES = {
 }
 LAYERS = {  # in, out, kernel, stride, height and width; a map is added to every second one
     "3x3": (64, 72, 3, 1, 37, 41),
+    "3x3 in octets": (64, 40, 3, 1, 37, 88),
+    "3x3 in octets of short pixels": (28, 28, 3, 1, 38, 104),
     "strided, odd channels": (40, 136, 3, 2, 37, 41),
     "1x1": (96, 264, 1, 1, 37, 41),
     "3x3 of few channels": (32, 32, 3, 1, 37, 41),
@@ -88,7 +90,7 @@ def test_every_tile(gpu, layer, kind):
     out = edge_of(torch.empty(shape, device=DEVICE, dtype=dtype))
     (reach,) = operator.reaches([tuple(source.values.shape)], shape)
     window = reach if isinstance(reach, Window) else None
-    masks = [torch.rand(2, *shape[2:], device=DEVICE) < share for share in (1, 0.5, 0.02, 0.001, 1)]
+    masks = [torch.rand(2, *shape[2:], device=DEVICE) < share for share in (1, 0.5, 0.02, 0.001, 0.9, 1)]
     backend = cuda.Backend()
     bits: dict[int, Tensor] = {}
     for name, head in convs.candidates(operator, window, source, out).items():
@@ -251,22 +253,25 @@ def test_windows_side_by_side(gpu, kind, threshold):
         (64, 128, 4, 1),
         (64, 64, 9, 1, 2),
         (64, 64, 5, 1, 3),
+        (64, 64, 9, 1, 2, 1),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("streams, height, width", [(2, 61, 83), (70, 5, 35)])
+@pytest.mark.parametrize("streams, height, width", [(2, 61, 88), (70, 5, 40)])
 @torch.no_grad()
 def test_comparison_in_the_kernel(gpu, kind, rule, tile, streams, height, width, monkeypatch):
     """Outputs and masks are those of a step that compares afterwards, from scratch memory."""
     dtype, _ = TYPES[kind]
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
-    forced = dict(zip(("BM", "BN", "STAGES", "SPLIT", "STAY"), tile, strict=False))
+    forced = dict(zip(("BM", "BN", "STAGES", "SPLIT", "STAY", "OCTETS"), tile, strict=False))
     if "STAY" in forced and kind == "tf32":
         pytest.skip("weights of single precision do not stay in shared memory")
     monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: {"forced": forced})
-    monkeypatch.setattr(convs, "_stay_tiles", lambda steps, width: {})
+    monkeypatch.setattr(convs, "_stay_tiles", lambda *layer: {})
     monkeypatch.setattr(convs, "_whole_tiles", lambda *layer: {})  # which sum in one part
     channels = (128, 96, 60, 40) if tile[1] == 128 else (64, 40, 60, 24)
+    if "OCTETS" in forced:  # whose pixels are whole steps
+        channels = (64, 64, 64, 24)
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise((64, *channels)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]

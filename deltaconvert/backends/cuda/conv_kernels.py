@@ -43,6 +43,7 @@ class Head:
     compares: bool = False  # with the threshold, stores and marks; else it stores all that it makes
     may_compare: bool = True  # of those that do where a warp holds a pixel
     reads_bits: bool = False  # of the list, whose pixels it finds in tiles
+    octets: bool = False  # it walks those of its list as well (`octets.py`)
     more: tuple[Any, ...] = ()  # arguments behind those of every kernel
 
 

@@ -15,6 +15,7 @@ from deltaconvert.backends.cuda.conv_kernels import Head, blocks_at_once, has_th
 from deltaconvert.backends.cuda.kernels import TYPES, Kernel, number_of
 from deltaconvert.backends.cuda.layout import lanes_of_pixel, vector_of
 from deltaconvert.backends.cuda.marks import Listed, Marks
+from deltaconvert.backends.cuda.octets import Octets
 from deltaconvert.backends.cuda.tail import Tail, device_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Launch:
         self._kept, self._backend, self._macros, self.edge = (head, tail), backend, macros, edge
         self._kernel = self.compiled()
         self._head, self._operands = device_bytes(head.packed, edge.values.device), tail.packed()
+        self._octets = Octets(backend, edge) if head.octets else None
         self._cluster, self._most = head.cluster, blocks_of(edge, head.shared_bytes)
 
     def compiled(self, **more: int) -> Kernel:
@@ -87,15 +89,19 @@ class Launch:
         return clusters * self._cluster
 
     def __call__(self, out: Tensor, candidates: Listed) -> None:
+        if self._octets is not None:
+            self._octets.run(candidates)
         self.play(self._kernel, (self.blocks,), self._head, out, candidates)
 
     def play(
         self, kernel: Kernel, grid: tuple[int, ...], head: Tensor, out: Tensor, candidates: Listed
     ) -> None:
-        early = self._backend.is_early(candidates)
+        early = self._octets is None and self._backend.is_early(candidates)
         more, listed = self._more, None if self._marks is None else self._marks.own
         if self._kept[0].name in COMPARING:
             more += (NONE, NONE) if listed is None else (listed.places, listed.count)
+        if self._kept[0].source == "conv_wgmma.cu":
+            more += (NONE, NONE) if self._octets is None else (self._octets.places, self._octets.counts)
         if self._kept[0].reads_bits:
             more += (NONE if candidates.bits is None else candidates.bits,)
         self._backend.launch(

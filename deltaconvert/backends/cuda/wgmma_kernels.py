@@ -177,6 +177,7 @@ def by_wgmma(
         cluster=tile["SPLIT"],
         up=up,
         compares=compares,
+        octets="OCTETS" in tile,
         more=more,
     )
 
@@ -212,7 +213,7 @@ def whole_bytes(tile: dict[str, int]) -> int:
 def stay_bytes(tile: dict[str, int], steps: int, compares: bool) -> int:
     """Shared memory of kernels/stay.cuh: weights, slots, struct Gang, taps."""
     gangs, slots, width = tile["STAY"], tile["STAGES"], tile["BN"]
-    rows = 4 * width * 4 + 6 * ROWS * 4 + 4 * ROWS // 32 * 4 + (4 * STREAMS if compares else 0)
+    rows = 4 * width * 4 + 7 * ROWS * 4 + 4 * ROWS // 32 * 4 + (4 * STREAMS if compares else 0)
     gang = -(-(rows + 16 * slots + 64) // 16) * 16
     return steps * width * STEP + gangs * (slots * MATRIX_BYTES + gang + 128 * steps) + 16
 
