@@ -2,7 +2,7 @@
 // what the first one makes of 64 listed pixels stays in shared memory, rounded as it would be stored.
 //
 // The weights of both stay in shared memory, too. A block is two halves with tiles of their own, which take turns at what
-// the multiprocessor has: four warps of each multiply and finish, four load, as in kernels/few.cuh. The rows of the first
+// the multiprocessor has: four warps of each multiply and finish, four load (kernels/gang.cuh). The rows of the first
 // sum pass through SLOTS; with ALSO the last steps of them are those of a second map, which is added to the second sum
 // by a 1x1 convolution of its own. 64 channels of the second sum are made and stored at a time.
 //
@@ -56,6 +56,7 @@
 #include "wgmma.cuh"
 #include "finish.cuh"
 #include "gather.cuh"
+#include "gang.cuh"
 
 struct Both {
     Head first;          // its steps, and those of the second map
@@ -66,9 +67,7 @@ struct Both {
 // Behind the matrices in shared memory.
 struct Rest {
     float bias[GROUPS * 64];
-    struct __align__(16) Half {
-        Rows<64, 64> rows;
-        u64 arrived[SLOTS], released[SLOTS], known[TURNS], finished[TURNS];  // barriers
+    struct Half : Gang<64, SLOTS> {
         Tap taps[STEPS];
     } half[HALVES];
     u64 first_weights, weights;  // barriers: they are there
@@ -134,18 +133,13 @@ extern "C" __global__ void __launch_bounds__((HALVES * (THREADS + LOADERS)), 1)
         const u32 there = shared_address(&rest.first_weights), more_there = shared_address(&rest.weights);
         set_up(there, 1), set_up(more_there, 1);
 #pragma unroll
-        for (int i = 0; i < HALVES; i++) {
-            for (int s = 0; s < SLOTS; s++)
-                set_up(shared_address(rest.half[i].arrived + s), LOADERS), set_up(shared_address(rest.half[i].released + s), THREADS);
-            for (int s = 0; s < TURNS; s++)
-                set_up(shared_address(rest.half[i].known + s), LOADERS), set_up(shared_address(rest.half[i].finished + s), THREADS);
-        }
+        for (int i = 0; i < HALVES; i++) rest.half[i].set_up_barriers();
         publish();
         bulk_copy(first_weights, b.first.weight, FIRST_STEPS * MATRIX, there);
         bulk_copy(weights, b.weight + first_group * (1 + ALSO_STEPS) * MATRIX, groups * (1 + ALSO_STEPS) * MATRIX, more_there);
     }
     for (int i = threadIdx.x; i < GROUPS * 64; i += HALVES * (THREADS + LOADERS)) rest.bias[i] = b.bias[i];
-    Gather<64, 64> gather{b.first, work, mine.rows, mine.taps, in_half - THREADS, 1, tiles, 0};
+    ByTaps<64> gather{{b.first, work, mine.rows, mine.taps, in_half - THREADS, 1, tiles, 0}};
     if (warp >= THREADS / 32 && works) {
         gather.load_taps(STEPS), gather.look_up(tile), gather.describe(tile, 0);
         gather.look_up(tile + stride);
@@ -153,35 +147,7 @@ extern "C" __global__ void __launch_bounds__((HALVES * (THREADS + LOADERS)), 1)
     __syncthreads();
     if (!works) return;
 
-    if (warp >= THREADS / 32) {
-        u32 phase = 1;
-        arrive(known);
-        for (int described = 1;; described++) {
-            const int next = tile + stride;
-            gather.take(tile);
-            meet(1 + half, LOADERS);  // all have read what `describe` writes
-            if (described == 1 && work.early) wait_for_predecessor();
-            for (int step = 0; step < STEPS; step++) {
-                await(released + slot * 8, phase);
-                gather.load_pixels(gather.tap_of(step), ring + slot * MATRIX);
-                arrive_with_copies(arrived + slot * 8);
-                if (++slot == SLOTS) slot = 0, phase ^= 1;
-                if (step == min(SLOTS, STEPS) - 1 && next < tiles) {
-                    turn = (turn + 1) % TURNS;
-                    await(finished + turn * 8, described / TURNS & 1 ^ 1);  // what was there before
-                    gather.describe(next, turn);
-                    arrive(known + turn * 8);
-                    gather.look_up(next + stride);
-                }
-            }
-            if (next >= tiles) {
-                wait_for_copies();  // a thread stays until they are there
-                return;
-            }
-            meet(1 + half, LOADERS);
-            tile = next;
-        }
-    }
+    if (warp >= THREADS / 32) return mine.template load<SLOTS>(gather, work, STEPS, ring, tile, stride, 1 + half);
 
     u32 phase = 0;
     if (work.early) wait_for_predecessor();

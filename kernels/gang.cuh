@@ -2,8 +2,14 @@
 // kernels/few.cuh; the weights of all steps are in shared memory already. Gangs of a block take turns at what the
 // multiprocessor has.
 //
-// What passes through the slots of its ring, and how often for a tile, is known to its Loads: kernels/stay.cuh and
-// octets.cuh.
+// What passes through the slots of its ring, and how often for a tile, is known to its Loads: ByTaps, or those of
+// kernels/octets.cuh.
+
+// Pixels tap by tap: a step of the sum fills a slot.
+template <int N> struct ByTaps : Gather<64, N> {
+    static constexpr int SLOT = 64 * STEP;
+    __device__ __forceinline__ void load_step(int step, u32 to) { this->load_pixels(this->tap_of(step), to); }
+};
 
 template <int N, int MOST> struct __align__(16) Gang {
     Rows<64, N> rows;
@@ -15,7 +21,7 @@ template <int N, int MOST> struct __align__(16) Gang {
     }
 
     // By the warps that load, from the tile that was described first. barrier: of the gang alone.
-    template <int SLOTS, typename Loads> __device__ __forceinline__ void load(Loads& loads, const Work& work, int steps, u32 ring,
+    template <int IN_RING, typename Loads> __device__ __forceinline__ void load(Loads& loads, const Work& work, int steps, u32 ring,
                                                                               int tile, int stride, int barrier) {
         const u32 arrived = shared_address(this->arrived), released = shared_address(this->released);
         const u32 known = shared_address(this->known), finished = shared_address(this->finished);
@@ -31,8 +37,8 @@ template <int N, int MOST> struct __align__(16) Gang {
                 await(released + slot * 8, phase);
                 loads.load_step(step, ring + slot * Loads::SLOT);
                 arrive_with_copies(arrived + slot * 8);
-                if (++slot == SLOTS) slot = 0, phase ^= 1;
-                if (step == min(SLOTS, steps) - 1 && next < loads.total) {
+                if (++slot == IN_RING) slot = 0, phase ^= 1;
+                if (step == min(IN_RING, steps) - 1 && next < loads.total) {
                     turn = (turn + 1) % TURNS;
                     await(finished + turn * 8, described / TURNS & 1 ^ 1);  // what was there before
                     loads.describe(next, turn);
@@ -47,7 +53,7 @@ template <int N, int MOST> struct __align__(16) Gang {
     }
 
     // By the warps that multiply. multiply(sums, step, slot): starts the products of a step. there: barrier of the weights.
-    template <int SLOTS, typename Multiply>
+    template <int IN_RING, typename Multiply>
     __device__ __forceinline__ void finish(const Multiply& multiply, const Work& work, int steps, u32 there, int tile, int total,
                                            int stride, int barrier) {
         const int warp = __shfl_sync(~0u, (int)threadIdx.x % THREADS / 32, 0);
@@ -70,11 +76,11 @@ template <int N, int MOST> struct __align__(16) Gang {
                 multiply(sums, step, slot);
                 end_of_step();
                 wait_for_sums<1>();
-                if (step > 0) arrive(released + (slot == 0 ? SLOTS - 1 : slot - 1) * 8);
-                if (++slot == SLOTS) slot = 0, phase ^= 1;
+                if (step > 0) arrive(released + (slot == 0 ? IN_RING - 1 : slot - 1) * 8);
+                if (++slot == IN_RING) slot = 0, phase ^= 1;
             }
             wait_for_sums<0>();
-            arrive(released + (slot == 0 ? SLOTS - 1 : slot - 1) * 8);
+            arrive(released + (slot == 0 ? IN_RING - 1 : slot - 1) * 8);
             finisher.run(sums, rows.bias[turn], nullptr, counts_of(rows));
             if (next >= total) return end_counts(work, rows, barrier);
             arrive(finished + turn * 8);

@@ -18,7 +18,7 @@
 
 struct ByOctets {
     static constexpr int SLOT = 8 * ACROSS * PART, OF_THREAD = (8 * ACROSS + APART - 1) / APART;  // chunks of a step
-    static constexpr int SLOTS = RING / SLOT < STAGES ? RING / SLOT : STAGES;
+    static constexpr int IN_RING = RING / SLOT < STAGES ? RING / SLOT : STAGES;
     const Head& h;
     const Work& work;
     Rows<64, BN>& rows;

@@ -9,11 +9,6 @@
 #include "gang.cuh"
 #define RING (STAGES * 64 * STEP)  // bytes of a gang's
 
-// Pixels tap by tap.
-struct ByTaps : Gather<64, BN> {
-    static constexpr int SLOT = 64 * STEP;
-    __device__ __forceinline__ void load_step(int step, u32 to) { load_pixels(tap_of(step), to); }
-};
 #if OCTETS
 #include "octets.cuh"
 #endif
@@ -66,14 +61,14 @@ __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32*
         __syncthreads();
         have_read(counts);
         if (tile >= total) return;
-        if (warp >= WARPS) return own.load<ByOctets::SLOTS>(loads, work, WINDOW, ring, tile, stride, 1 + gang);
+        if (warp >= WARPS) return own.load<ByOctets::IN_RING>(loads, work, WINDOW, ring, tile, stride, 1 + gang);
         const auto multiply = [&](float(&sums)[N / 2], int step, int slot) {
             multiply_octets(sums, ring + slot * ByOctets::SLOT, weights, step);
         };
-        return own.finish<ByOctets::SLOTS>(multiply, work, WINDOW, shared_address(there), tile, total, stride, 1 + STAY + gang);
+        return own.finish<ByOctets::IN_RING>(multiply, work, WINDOW, shared_address(there), tile, total, stride, 1 + STAY + gang);
     }
 #endif
-    ByTaps loads{{h, work, own.rows, (Tap*)(there + 2) + gang * h.steps * STEP_TAPS, thread - THREADS, 1, total, 0}};
+    ByTaps<N> loads{{h, work, own.rows, (Tap*)(there + 2) + gang * h.steps * STEP_TAPS, thread - THREADS, 1, total, 0}};
     if (warp >= WARPS && tile < total) {
         loads.load_taps(h.steps), loads.look_up(tile), loads.describe(tile, 0);
         loads.look_up(tile + stride);
@@ -85,7 +80,7 @@ __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32*
     if (tile >= total) return;
     if (warp >= WARPS) return own.load<STAGES>(loads, work, h.steps, ring, tile, stride, 1 + gang);
     const auto multiply = [&](float(&sums)[N / 2], int step, int slot) {
-        multiply_step(sums, ring + slot * ByTaps::SLOT, Rounded(), weights + step * (N * STEP), step > 0);
+        multiply_step(sums, ring + slot * ByTaps<N>::SLOT, Rounded(), weights + step * (N * STEP), step > 0);
     };
     own.finish<STAGES>(multiply, work, h.steps, shared_address(there), tile, total, stride, 1 + STAY + gang);
 }
