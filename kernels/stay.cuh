@@ -10,6 +10,9 @@
 #define RING (STAGES * 64 * STEP)  // bytes of a gang's
 
 #if OCTETS
+#ifndef CLOSE  // of a hundred pixels in the octets so many or more are listed where octets are faster
+#define CLOSE 66
+#endif
 #include "octets.cuh"
 #endif
 
@@ -33,7 +36,7 @@ __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32*
     u64* const there = (u64*)(gangs + STAY);  // barrier: the weights are
 #if OCTETS
     const int octets_listed = counts[0];
-    const bool close = octets_listed * 8 <= work.listed * 3 / 2;  // two of three of their pixels are listed
+    const bool close = (long long)octets_listed * 8 * CLOSE <= (long long)work.listed * 100;
     const int total = close ? (octets_listed + 7) / 8 : (work.listed + 63) / 64;
 #else
     const int total = (work.listed + 63) / 64;
