@@ -80,8 +80,8 @@ __device__ __forceinline__ void mark(const Work& work, int* counts, int place, b
     const int lane = threadIdx.x & 31, y = place / work.OW, x = place - y * work.OW;  // y goes on over the streams
     const int word = y * ((work.OW + 31) / 32) + x / 32;
     for (u32 left = __ballot_sync(~0u, moved); left;) {
-        const int first = __ffs(left) - 1;
-        const bool here = moved && word == __shfl_sync(~0u, word, first);
+        const int first = __ffs(left) - 1, of_first = __shfl_sync(~0u, word, first);
+        const bool here = moved && word == of_first;
         const u32 bits = __reduce_or_sync(~0u, here ? 1u << (x & 31) : 0);
         left &= ~__ballot_sync(~0u, here);
         if (lane != first) continue;
