@@ -99,7 +99,7 @@ LONGEST_FIRST = ("racecheck", "initcheck", "synccheck", "memcheck")
 SKIPPED = "skipped"  # the network whose still frames skip a part of the graph
 BEFORE_SKIPPED = ("sparsify", "wake")
 # Networks of one layer.
-IN_EVERY_WAY = ("wide", "a long sum", "depthwise", "taps on tensor cores", "transposed")
+IN_EVERY_WAY = ("wide", "a long sum", "octets", "depthwise", "taps on tensor cores", "transposed")
 BOUNDS = {"float": 1e-4, "tf32": 1e-2, "half": 2e-2}
 
 

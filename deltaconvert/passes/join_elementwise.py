@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from deltaconvert.check import operator_of
+from deltaconvert.nodes import operator_of
 from deltaconvert.ops.fused import Fused, stages_of
 from deltaconvert.passes.fuse_tails import fuse, reads_alone
 
