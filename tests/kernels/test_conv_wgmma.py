@@ -81,7 +81,7 @@ def test_lists(channels, tile, threshold, tmp_path, monkeypatch):
     ]  # fmt: skip
     held = [np.array([np.uint64(arg.data_ptr()) if isinstance(arg, torch.Tensor) else arg]) for arg in args]
     addresses = np.array([one.ctypes.data for one in held], dtype=np.uint64)
-    library(tmp_path, macros).run(3, 1, head.threads, ctypes.c_void_p(addresses.ctypes.data))
+    library(tmp_path, macros).run(3, head.threads, ctypes.c_void_p(addresses.ctypes.data))
 
     expected = F.conv2d(source.values.float(), weight.float(), operator.bias.float(), padding=1).relu()
     moved = mask

@@ -26,7 +26,7 @@ static float2 make_float2(float x, float y) { return {x, y}; }
 #define ASSEMBLY(...)  // of parts that the CPU does without
 #include SOURCE
 
-extern "C" void run(unsigned x, unsigned y, unsigned threads, void** args) {
+extern "C" void run(unsigned x, unsigned threads, void** args) {
     barriers.clear(), of_numbers.clear();
-    launch_with(x, y, threads, conv, args);
+    launch_with(x, 1, 1, threads, conv, args);
 }
