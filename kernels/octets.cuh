@@ -7,18 +7,13 @@
 // pixels behind those of the last. Rows that are not listed are multiplied and thrown away. Sums are made in the order of
 // kernels/few.cuh.
 //
-// Maps are a multiple of eight wide, a pixel is PART bytes, 128 or 64, the window is padded to the same size.
-#ifndef PART
-#define PART STEP
-#endif
+// Maps are a multiple of eight wide, a pixel is STEP bytes, the window is padded to the same size.
 #define WINDOW 3
 #define ACROSS (8 + WINDOW - 1)
-#define CHUNKS (PART / 16)        // of a pixel
-#define APART (LOADERS / CHUNKS)  // pixels that the loading threads bring at once
 
 struct ByOctets {
-    static constexpr int SLOT = 8 * ACROSS * PART, OF_THREAD = (8 * ACROSS + APART - 1) / APART;  // chunks of a step
-    static constexpr int IN_RING = RING / SLOT < STAGES ? RING / SLOT : STAGES;
+    static constexpr int SLOT = 8 * ACROSS * STEP, IN_RING = RING / SLOT;
+    static constexpr int OF_THREAD = 8 * ACROSS * 8 / LOADERS;  // chunks of a step
     const Head& h;
     const Work& work;
     Rows<64, BN>& rows;
@@ -51,38 +46,33 @@ struct ByOctets {
         inside = 0;
 #pragma unroll
         for (int r = 0; r < OF_THREAD; r++) {
-            const int row = min(loader / CHUNKS + r * APART, 8 * ACROSS - 1), octet = row / ACROSS, column = row % ACROSS;
+            const int row = loader / 8 + r * (LOADERS / 8), octet = row / ACROSS, column = row % ACROSS;
             const int place = rows.base[octet] + column - WINDOW / 2 - WINDOW / 2 * h.W;
             const u32 known = rows.inside[octet];
             const bool within = column == 0 ? known >> WINDOW & 1 : column < ACROSS - 1 || known >> (WINDOW + 1) & 1;
-            base[r] = h.at + ((long long)place * h.pitch + loader % CHUNKS) * 16;
+            base[r] = h.at + ((long long)place * h.pitch + loader % 8) * 16;
             inside |= (within ? known & ((1 << WINDOW) - 1) : 0) << r * WINDOW;
         }
     }
     __device__ __forceinline__ void load_step(int step, u32 to) {
         const long long down = (long long)step * h.W * h.pitch * 16;
 #pragma unroll
-        for (int r = 0; r < OF_THREAD; r++) {
-            const int row = loader / CHUNKS + r * APART, chunk = loader % CHUNKS;
-            if (8 * ACROSS % APART == 0 || row < 8 * ACROSS)
-                copy(to + row * PART + (PART == STEP ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3)) * 16, base[r] + down,
-                     inside >> (r * WINDOW + step) & 1);
-        }
+        for (int r = 0; r < OF_THREAD; r++)
+            copy(place_of(to, loader / 8 + r * (LOADERS / 8), loader % 8), base[r] + down, inside >> (r * WINDOW + step) & 1);
     }
 };
 
 // 64 rows of a slot, swizzled: those of an octet lie behind each other, those of the next one ACROSS rows further on.
 __device__ __forceinline__ u64 octets_from(u32 at) {
-    return (u64)(at >> 4 & 0x3fff) | 1ull << 16 | (u64)(ACROSS * PART >> 4) << 32 | (PART == STEP ? 1ull : 2ull) << 62;
+    return (u64)(at >> 4 & 0x3fff) | 1ull << 16 | (u64)(ACROSS * STEP >> 4) << 32 | 1ull << 62;
 }
-// Row `row` of the window; weights: of all steps, of which each has STEP / PART taps.
+// Row `row` of the window; weights: of all steps, each of which is a tap.
 __device__ __forceinline__ void multiply_octets(float (&sums)[BN / 2], u32 slot, u32 weights, int row) {
 #pragma unroll
     for (int across = 0; across < WINDOW; across++) {
-        const int tap = row * WINDOW + across;
-        const u32 b = weights + tap * PART / STEP * (BN * STEP) + tap * PART % STEP;
+        const u32 b = weights + (row * WINDOW + across) * (BN * STEP);
 #pragma unroll
-        for (int k = 0; k < PART / 32; k++)
-            multiply(sums, octets_from(slot + across * PART + k * 32), matrix(b + k * 32), tap + k > 0);
+        for (int k = 0; k < 4; k++)
+            multiply(sums, octets_from(slot + across * STEP + k * 32), matrix(b + k * 32), row + across + k > 0);
     }
 }

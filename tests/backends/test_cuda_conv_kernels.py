@@ -34,7 +34,6 @@ TYPES = {
 LAYERS = {  # in, out, kernel, stride, height and width; a map is added to every second one
     "3x3": (64, 72, 3, 1, 37, 41),
     "3x3 in octets": (64, 40, 3, 1, 37, 88),
-    "3x3 in octets of short pixels": (28, 28, 3, 1, 38, 104),
     "strided, odd channels": (40, 136, 3, 2, 37, 41),
     "1x1": (96, 264, 1, 1, 37, 41),
     "3x3 of few channels": (32, 32, 3, 1, 37, 41),

@@ -61,12 +61,15 @@ def test_lists(channels, tile, threshold, tmp_path, monkeypatch):
     operator = Conv2d(weight, torch.randn(channels).to(DTYPE), (1, 1), (1, 1), (1, 1), 1)
     (reach,) = operator.reaches([tuple(source.values.shape)], tuple(source.values.shape))
     ways = convs.candidates(operator, reach, source, out)
-    name = next(name for name in ways if name.endswith(tile))
+    name = next((name for name in ways if name.endswith(tile)), None)
+    if name is None:
+        assert channels == 28 and "octets" in tile, "their pixels are too short"
+        return
     head = ways[name]()
     tail = Tail(channels, DTYPE, CPU)
     tail.then(Pointwise("relu", {}), ["v"])
     macros = {"WIDTH": 8, **head.macros, **tail.macros(), "TYPE": 3, "FULL": int(channels % 8 == 0)}
-    mask = torch.rand(n, 1, height, width) < 0.8
+    mask = torch.rand(n, 1, height, width) < 0.9
     listed, octets = list_of(mask), mask.view(-1, 8)
     places = octets.any(1).nonzero().flatten()
     of_eight = (octets[places].int() << torch.arange(8)).sum(1)

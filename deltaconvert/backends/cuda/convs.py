@@ -27,7 +27,7 @@ from deltaconvert.backends.cuda.layout import (
     steps_of,
     window_of,
 )
-from deltaconvert.backends.cuda.octets import octet_macros
+from deltaconvert.backends.cuda.octets import fits_octets
 from deltaconvert.backends.cuda.tail import NoKernel, Tail
 from deltaconvert.backends.cuda.wgmma_kernels import by_wgmma, stay_bytes
 from deltaconvert.ops.conv import Conv2d
@@ -103,7 +103,7 @@ def candidates(
     channels = len(operator.weight)
     tiles = _wgmma_tiles(steps, channels)
     if also is None and up == (1, 1) and channels <= 64 and edge.values.dtype.itemsize == 2:
-        tiles |= _stay_tiles(steps, 32 if channels <= 32 else 64, octet_macros(operator, window, source))
+        tiles |= _stay_tiles(steps, 32 if channels <= 32 else 64, fits_octets(operator, window, source))
     if has_threshold(edge) and up == (1, 1) and channels <= 128:
         # A tile that holds all channels of its pixels compares them itself.
         tiles = {name: tile for name, tile in tiles.items() if tile["BN"] >= channels}
@@ -142,9 +142,9 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
     }
 
 
-def _stay_tiles(steps: int, width: int, octets: dict[str, int]) -> dict[str, dict[str, int]]:
+def _stay_tiles(steps: int, width: int, in_octets: bool) -> dict[str, dict[str, int]]:
     """The macros of kernels/conv_wgmma.cu with kernels/stay.cuh, where the weights leave room for a tile's steps; and
-    with `octets` as well, if there are any."""
+    with octets as well (`octets.py`)."""
     tiles = {}
     for gangs, at_once in ((2, 1), (3, 1), (2, 2)):
         for slots in range(9, min(steps, 5) - 1, -1):
@@ -152,8 +152,8 @@ def _stay_tiles(steps: int, width: int, octets: dict[str, int]) -> dict[str, dic
             if at_once * (stay_bytes(tile, steps, True) + 1024) <= SHARED_BYTES:
                 name = f"64x{width}x{slots}/1 stays {gangs}"
                 tiles[name] = tile
-                if octets:
-                    tiles[f"{name} octets"] = tile | octets
+                if in_octets:
+                    tiles[f"{name} octets"] = {**tile, "OCTETS": 1}
                 break
     return tiles
 

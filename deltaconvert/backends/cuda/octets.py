@@ -19,15 +19,14 @@ MOST = 1 << 27  # pixels: an eighth of them and eight bits are a word
 BLOCK = 1024  # words of a mask
 
 
-def octet_macros(operator: Any, window: Window | None, source: Any) -> dict[str, int]:
-    """Macros of kernels/conv_wgmma.cu, if kernels/octets.cuh computes a convolution; else none."""
+def fits_octets(operator: Any, window: Window | None, source: Any) -> bool:
+    """Whether kernels/octets.cuh computes a convolution."""
     n, _, height, width = source.values.shape
     if window is None or tuple(operator.weight.shape[2:]) != (3, 3):
-        return {}
+        return False
     plain = (*window.stride, *window.dilation, *window.padding) == (1, 1, 1, 1, 1, 1)
     pixel = depth_of(source) * source.values.dtype.itemsize
-    fits = plain and pixel in (STEP, STEP // 2) and width % 8 == 0 and n * height * width < MOST
-    return {"OCTETS": 1, "PART": pixel} if fits else {}
+    return plain and pixel == STEP and width % 8 == 0 and n * height * width < MOST
 
 
 class Octets:
