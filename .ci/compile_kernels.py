@@ -38,6 +38,7 @@ VARIANTS = (
     ("TYPE=2", "WHOLE=3", "STAGED=1", "RUN=4"),
     ("SPLIT=4", "FILLED=3"),
     ("TYPE=3", "SPLIT=4", "COMPARE=1", "WEIGHTED=1", "STAGED=1", "RUN=4", "VOTERS=4", "ALSO_STEPS=1"),
+    ("TYPE=2", "BM=64", "STAGES=6", "STAY=2", "OCTETS=1", "COMPARE=1", "VOTERS=4"),
     ("TYPE=2", "PIECE=8", "TRANSPOSE=1", "STRIDE_H=2", "STRIDE_W=2", "UP_H=2", "UP_W=2"),
 )
 GATE = 5.0  # CPU seconds for one file and one architecture; full unrolling of a convolution takes 30 to 60

@@ -53,7 +53,8 @@ template <int N, int MOST> struct __align__(16) Gang {
     }
 
     // By the warps that multiply. multiply(sums, step, slot): starts the products of a step. there: barrier of the weights.
-    template <int IN_RING, typename Multiply>
+    // SPARE: registers, as in Finisher.
+    template <int IN_RING, int SPARE, typename Multiply>
     __device__ __forceinline__ void finish(const Multiply& multiply, const Work& work, int steps, u32 there, int tile, int total,
                                            int stride, int barrier) {
         const int warp = __shfl_sync(~0u, (int)threadIdx.x % THREADS / 32, 0);
@@ -65,7 +66,7 @@ template <int N, int MOST> struct __align__(16) Gang {
         for (int tiles = 0;; tiles++) {
             const int next = tile + stride;
             await(known + turn * 8, tiles / TURNS & 1);
-            Finisher<N, REGISTERS - N / 2 - 48, false> finisher(work, rows.places[turn], warp * 16, 0);
+            Finisher<N, SPARE, false> finisher(work, rows.places[turn], warp * 16, 0);
             finisher.load_early();
             float sums[N / 2];
             if (tiles == 0) await(there, 0);

@@ -28,7 +28,7 @@ __device__ __forceinline__ void have_read(int* counts) {
 
 // octets: a list, counts: how many, and how many blocks have read that.
 __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32* octets, int* counts) {
-    constexpr int N = BN, WARPS = THREADS / 32;
+    constexpr int N = BN, WARPS = THREADS / 32, SPARE = REGISTERS - N / 2 - 48;
     typedef Gang<N, STAGES> Own;
     extern __shared__ __align__(1024) char memory[];
     const int thread = threadIdx.x % (THREADS + LOADERS), warp = __shfl_sync(~0u, thread / 32, 0);
@@ -71,7 +71,7 @@ __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32*
         const auto multiply = [&](float(&sums)[N / 2], int step, int slot) {
             multiply_octets(sums, ring + slot * ByOctets::SLOT, weights, step);
         };
-        return own.finish<ByOctets::IN_RING>(multiply, work, WINDOW, shared_address(there), tile, total, stride, 1 + STAY + gang);
+        return own.finish<ByOctets::IN_RING, SPARE>(multiply, work, WINDOW, shared_address(there), tile, total, stride, 1 + STAY + gang);
     }
 #endif
     ByTaps<N> loads{{h, work, own.rows, (Tap*)(there + 2) + gang * h.steps * STEP_TAPS, thread - THREADS, 1, total, 0}};
@@ -88,5 +88,5 @@ __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32*
     const auto multiply = [&](float(&sums)[N / 2], int step, int slot) {
         multiply_step(sums, ring + slot * ByTaps<N>::SLOT, Rounded(), weights + step * (N * STEP), step > 0);
     };
-    own.finish<STAGES>(multiply, work, h.steps, shared_address(there), tile, total, stride, 1 + STAY + gang);
+    own.finish<STAGES, SPARE>(multiply, work, h.steps, shared_address(there), tile, total, stride, 1 + STAY + gang);
 }
