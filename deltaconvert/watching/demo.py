@@ -70,6 +70,8 @@ def run_demo(
     title = (
         f"{network}, untrained weights, thresholds for the clip's noise ({rules}), backend {model.backend}"
     )
-    following = f"watch {shown}: what changed is orange\n  on a video of yours: deltaconvert run {file} --video VIDEO"
+    following = (
+        f"watch {shown}: what changed is orange\n  on a video of yours: deltaconvert run {file} --video VIDEO"
+    )
     text = f"{title}: {summary}\n  {following}"
     return facts, text
