@@ -28,6 +28,7 @@ from deltaconvert.gate import Gate
 from deltaconvert.metrics import Metric, metric_of
 from deltaconvert.model import DeltaModel, expect_converted
 from deltaconvert.progress import trials_told
+from deltaconvert.text import counted
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.watching.inputs import inputs_of
 
@@ -78,7 +79,7 @@ class Calibration:
         checked = "" if self.checked is None else f", {self.checked:.4g} on the frames to check with"
         return (
             f"{self.metric} {self.loss:.4g} of {self.budget:.4g}, multiply-accumulates {self.work:.1%} of dense "
-            f"({self.frames} frames, {self.trials} trials){checked}{self._speed()}"
+            f"({self.frames} frames, {counted(self.trials, 'trial')}){checked}{self._speed()}"
         )
 
     def _speed(self) -> str:

@@ -79,19 +79,7 @@ def convert(
         check_leaves(model, leaves)
     device = frames[0].device
     where = load_backend(backend, device)
-    if is_casting(device):
-        warnings.warn(
-            "torch.autocast is on, and a converted network keeps the types of its weights: for half precision convert "
-            "model.half() with a frame in half",
-            stacklevel=2,
-        )
-
-    if rules.outlasts_refresh:
-        warnings.warn(
-            "refresh renews the frame, not what narrow changes left out in the layers behind it: reset() does, and "
-            "monitor(every=100) tells how much it is",
-            stacklevel=2,
-        )
+    _warn(device, rules)
 
     def build(traced: Traced, frames: Sequence[Tensor], path: str) -> DeltaModel:
         graph = normalise(traced.graph)
@@ -105,6 +93,22 @@ def convert(
     refuse_unknown(rules.rules, converted.names, "threshold")
     refuse_unknown(keep_dense, converted.names, "keep_dense")
     return converted
+
+
+def _warn(device: torch.device, rules: Thresholds) -> None:
+    """What may not be meant. The warning names the line that called convert."""
+    if is_casting(device):
+        warnings.warn(
+            "torch.autocast is on, and a converted network keeps the types of its weights: for half precision convert "
+            "model.half() with a frame in half",
+            stacklevel=3,
+        )
+    if rules.outlasts_refresh:
+        warnings.warn(
+            "refresh renews the frame, not what narrow changes left out in the layers behind it: reset() does, and "
+            "monitor(every=100) tells how much it is",
+            stacklevel=3,
+        )
 
 
 def _converted(

@@ -27,12 +27,16 @@ OUT_OF_PLACE: dict[Any, Any] = {
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
 }
+# Functions of torch.nn.functional whose last positional argument may be `inplace`.
+_INPLACE_LAST = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "mish", "elu", "selu")
 # Calls whose result may share memory with their input.
 _VIEWS = frozenset(
     "view reshape flatten squeeze unsqueeze transpose permute expand expand_as narrow select chunk split tensor_split "
     "unbind getitem detach contiguous to float half double type view_as reshape_as t swapaxes movedim diagonal unfold "
     "dropout feature_dropout".split()
 )
+
+Rewrite = Callable[[], None]
 
 
 class WriteToView(Exception):
@@ -84,7 +88,7 @@ class _Writes:
         if node.op == "call_function" and node.target is operator.getitem and _is_slice(node.args[1]):
             self._part_of[node] = node.args[0], node.args[1]  # type: ignore[assignment]
 
-    def make(self, node: fx.Node, rewrite: Callable[[], None]) -> None:
+    def make(self, node: fx.Node, rewrite: Rewrite) -> None:
         """`node` writes to its first input: `rewrite` makes it a value of its own, and what it is a part of another."""
         written = node.args[0]
         assert isinstance(written, fx.Node)
@@ -151,47 +155,52 @@ def _is_put_already(node: fx.Node) -> bool:
     return isinstance(written, fx.Node) and written.target is put and written.args[1:] == node.args[1:]
 
 
-def _in_place(node: fx.Node) -> Callable[[], None] | None:
+def _in_place(node: fx.Node) -> Rewrite | None:
     """None, or what makes `node` write to memory of its own."""
     if not node.args or not isinstance(node.args[0], fx.Node):
         return None
     if node.op == "call_method":
-        name = str(node.target)
-        plain = name[:-1]
-        if name in ("zero_", "fill_", "copy_"):
-            return lambda: _put_all(node)
-        if name.endswith("_") and not name.endswith("__"):
-            if not callable(getattr(torch.Tensor, plain, None)):
-                raise WriteToView(module_path(node), node, f"by {name}, which has no out-of-place spelling")
-            return lambda: setattr(node, "target", plain)
-    elif node.op == "call_module":
+        return _plain_method(node, str(node.target))
+    if node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
-        if getattr(module, "inplace", False) and is_known(module):
-            return lambda: None  # operators never write in place
-    elif isinstance(node.target, OpOverload):
+        writes = getattr(module, "inplace", False) and is_known(module)
+        return (lambda: None) if writes else None  # operators never write in place
+    if isinstance(node.target, OpOverload):
         return _plain_overload(node, node.target)
-    elif node.op == "call_function":
-        if node.target is operator.setitem:
-            return lambda: setattr(node, "target", put)
-        if node.kwargs.get("out") is not None:
-            raise WriteToView(module_path(node), node, "to a tensor that exists already")
-        if node.target in OUT_OF_PLACE:
-            return lambda: setattr(node, "target", OUT_OF_PLACE[node.target])
-        name = getattr(node.target, "__name__", "")
-        for home in (F, torch):
-            plain_function = (
-                getattr(home, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
-            )
-            if plain_function is not None:
-                return lambda: setattr(node, "target", plain_function)
-        if node.kwargs.get("inplace"):
-            return lambda: setattr(node, "kwargs", {**node.kwargs, "inplace": False})
-        if (
-            name in ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "mish", "elu", "selu")
-            and node.args[-1] is True
-        ):
-            return lambda: setattr(node, "args", (*node.args[:-1], False))
+    return _plain_function(node, node.target) if node.op == "call_function" else None
+
+
+def _plain_method(node: fx.Node, name: str) -> Rewrite | None:
+    """x.relu_() -> x.relu();  x.zero_() -> put(x, ..., 0)"""
+    if name in ("zero_", "fill_", "copy_"):
+        return lambda: _put_all(node)
+    if not _says_in_place(name):
+        return None
+    if not callable(getattr(torch.Tensor, name[:-1], None)):
+        raise WriteToView(module_path(node), node, f"by {name}, which has no out-of-place spelling")
+    return lambda: setattr(node, "target", name[:-1])
+
+
+def _plain_function(node: fx.Node, target: Any) -> Rewrite | None:
+    """x[i] = y -> put(x, i, y);  x += y -> x + y;  relu_(x), relu(x, inplace=True) -> relu(x)"""
+    if target is operator.setitem:
+        return lambda: setattr(node, "target", put)
+    if node.kwargs.get("out") is not None:
+        raise WriteToView(module_path(node), node, "to a tensor that exists already")
+    plain, name = OUT_OF_PLACE.get(target), getattr(target, "__name__", "")
+    if plain is None and _says_in_place(name):
+        plain = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None)
+    if plain is not None:
+        return lambda: setattr(node, "target", plain)
+    if node.kwargs.get("inplace"):
+        return lambda: setattr(node, "kwargs", {**node.kwargs, "inplace": False})
+    if name in _INPLACE_LAST and node.args[-1] is True:
+        return lambda: setattr(node, "args", (*node.args[:-1], False))
     return None
+
+
+def _says_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _put_all(node: fx.Node) -> None:
@@ -201,7 +210,7 @@ def _put_all(node: fx.Node) -> None:
     node.args = (node.args[0], Ellipsis, value)  # type: ignore[assignment]
 
 
-def _plain_overload(node: fx.Node, target: OpOverload) -> Callable[[], None] | None:
+def _plain_overload(node: fx.Node, target: OpOverload) -> Rewrite | None:
     """aten.relu_.default -> aten.relu.default"""
     if not target._schema.is_mutable:
         return None
