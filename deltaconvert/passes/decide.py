@@ -28,7 +28,7 @@ def decide(streams: int, keep_dense: Sequence[str] = ()) -> Callable[[fx.GraphMo
             operator = operator_of(node)
             if operator is None:
                 if node.meta.get("is_loose"):
-                    node.meta["why_dense"] = "its size follows from values"
+                    node.meta.setdefault("why_dense", "its size follows from values")
                 continue
             inputs = [seen(source) for source in node.args]
             reason = why_dense(operator, inputs, seen(node), streams)
