@@ -51,7 +51,8 @@ def functionalise(gm: fx.GraphModule) -> fx.GraphModule:
     """Give every in-place write its out-of-place spelling; later readers read its result.
 
     What was seen of x += y on the example (tracing/writes.py) goes before what the spelling tells: meta["rebinds"]
-    where x is no tensor, so that nothing is written; meta["unseen"] where no map that is read later shows the write.
+    where x is no tensor, so that nothing is written; meta["unseen"] where no map that is read later shows the write;
+    meta["views"] and meta["is_same"] of calls whose names do not tell whose memory they give.
 
     before:  y = conv(x);  r = relu_(y);  z = add(y, s)
     after:   y = conv(x);  r = relu(y);   z = add(r, s)
@@ -83,8 +84,12 @@ class _Writes:
 
     def note(self, node: fx.Node) -> None:
         """A node that writes nothing."""
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
-        self._join(node, self._root[source] if source is not None and _may_share(node) else node)
+        source = node.meta.get("views")
+        if source is None and may_share(node):
+            source = next(iter(node.all_input_nodes), None)
+        self._join(node, node if source is None else self._root[source])
+        if source is not None and node.meta.get("is_same"):
+            self._part_of[node] = source, Ellipsis
         if node.op == "call_function" and node.target is operator.getitem and _is_slice(node.args[1]):
             self._part_of[node] = node.args[0], node.args[1]  # type: ignore[assignment]
 
@@ -155,6 +160,10 @@ def _is_put_already(node: fx.Node) -> bool:
     return isinstance(written, fx.Node) and written.target is put and written.args[1:] == node.args[1:]
 
 
+def writes_in_place(node: fx.Node) -> bool:
+    return _in_place(node) is not None
+
+
 def _in_place(node: fx.Node) -> Rewrite | None:
     """None, or what makes `node` write to memory of its own."""
     if not node.args or not isinstance(node.args[0], fx.Node):
@@ -222,7 +231,8 @@ def _plain_overload(node: fx.Node, target: OpOverload) -> Rewrite | None:
     return lambda: setattr(node, "target", overload)
 
 
-def _may_share(node: fx.Node) -> bool:
+def may_share(node: fx.Node) -> bool:
+    """By its name its result can be its first input's memory."""
     if node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
         return not is_known(module)

@@ -131,13 +131,29 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], e
         try:
             other = twin(model)(*copy.deepcopy(images), **copy.deepcopy(named))
             traced = _checked(model, lambda: export_any_batch(model, images, named), images, named, other)
+            _check_turned(model, traced, args, kwargs)
             return _checked(model, lambda: traced, args, kwargs, expected)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # it computes with the number of images, or takes no other
             if "data-dependent" in str(error):
                 raise
-    return export(model, args, kwargs)
+    traced = export(model, args, kwargs)
+    _check_turned(model, traced, args, kwargs)
+    return traced
+
+
+def _check_turned(model: nn.Module, traced: Traced, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """As _checked on the negative frame. torch.export takes what dropout hands on for a copy, and a relu_() of it shows
+    in no example that is positive."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: -x if x.is_floating_point() else x, (args, kwargs))
+    try:
+        expected = twin(model)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # it takes no such frame
+        return
+    _checked(model, lambda: traced, args, kwargs, expected)
 
 
 def is_light(module: nn.Module) -> bool:

@@ -8,13 +8,26 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.layout import memory_of
-from deltaconvert.ops.base import is_known
-from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView
+from deltaconvert.ops.base import find, is_known
+from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView, may_share, writes_in_place
 from deltaconvert.signature import tensors_of
+
+# Modules that hand their input on, or lay it out anew.
+_VIEWING = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_HANDING_ON = ("dropout", "feature_dropout", "to", "type", "float", "double", "half", "detach")
+_FACTS = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad")  # of a tensor: no tensors
 
 
 def watch_augmented(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -29,6 +42,17 @@ def watch_augmented(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[st
     if augmented:
         with torch.no_grad(), suppress(Exception):
             _AugmentedWatch(module).run(*_copies(args, kwargs))
+
+
+def watch_views(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """See whose memory the results of calls are, where names do not tell: x.mT, x.unflatten, dropout in eval mode.
+
+    meta["views"]: the input that shares memory with the result. meta["is_same"]: it is the very same values.
+    """
+    nodes = list(module.graph.nodes)
+    if any(map(writes_in_place, nodes)) and any(map(_may_be_view, nodes)):
+        with torch.no_grad(), suppress(Exception):
+            _ViewWatch(module).run(*_copies(args, kwargs))
 
 
 def watch_islands(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -66,6 +90,18 @@ class _AugmentedWatch(fx.Interpreter):
         return value
 
 
+class _ViewWatch(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        inputs = {source: self.env[source] for source in n.all_input_nodes}
+        result = super().run_node(n)
+        made = {memory_of(x) for x in tensors_of(result)}
+        if _may_be_view(n) and made:
+            for source, value in inputs.items():
+                if any(memory_of(x) in made for x in tensors_of(value)):
+                    n.meta["views"], n.meta["is_same"] = source, _same_place(result, value)
+        return result
+
+
 class _IslandWatch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if not is_island(n):
@@ -92,6 +128,26 @@ def is_island(node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     return not is_known(node.graph.owning_module.get_submodule(str(node.target)))
+
+
+def _may_be_view(node: fx.Node) -> bool:
+    """Nothing but a run tells whether its result shares memory with an input."""
+    if node.op == "call_module":
+        module = node.graph.owning_module.get_submodule(str(node.target))
+        return type(module) in _VIEWING
+    if node.target is getattr:
+        return node.args[1] not in _FACTS
+    if node.op not in ("call_function", "call_method") or writes_in_place(node):
+        return False
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return name in _HANDING_ON or not (may_share(node) or find(node.target))
+
+
+def _same_place(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    places = [(x.storage_offset(), x.shape, x.stride(), x.dtype) for x in (a, b)]
+    return places[0] == places[1]
 
 
 def _around(node: fx.Node) -> str:

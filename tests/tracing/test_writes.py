@@ -1,0 +1,71 @@
+"""tracing/writes.py: whose memory a call gives, where its name does not tell, and nor does the example."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import Call, assert_close, scripted_video
+from torch import nn
+
+import deltaconvert
+
+SHAPE = (2, 4, 13, 11)
+# What is written to is the frame itself.
+SAME = {
+    "identity": lambda self, x: self.part(x),
+    "dropout": lambda self, x: F.dropout(x, 0.5, False),
+    "dropout of maps": lambda self, x: F.dropout2d(x, 0.5, False),
+    "alpha dropout": lambda self, x: F.alpha_dropout(x, 0.5, False),
+    "to": lambda self, x: x.to(x.dtype),
+    "type_as": lambda self, x: x.type_as(x),
+    "data": lambda self, x: x.data,
+    "real": lambda self, x: x.real,
+    "broadcast_to": lambda self, x: x.broadcast_to(x.shape),
+}
+# It is a view of it, or of a part.
+VIEWS = {
+    "transposed": lambda self, x: x.mT,
+    "swapdims": lambda self, x: x.swapdims(2, 3),
+    "moveaxis": lambda self, x: x.moveaxis(1, 2),
+    "unflatten": lambda self, x: x.unflatten(1, (2, 2)),
+    "ravel": lambda self, x: x.ravel(),
+    "as_strided": lambda self, x: x.as_strided((2, 4), (572, 143)),
+    "split_with_sizes": lambda self, x: x.split_with_sizes((1, 3), 1)[0],
+    "hsplit": lambda self, x: x.hsplit((2,))[1],
+    "unsafe_chunk": lambda self, x: x.unsafe_chunk(2, 1)[0],
+}
+
+
+def network(handed_on, part=None):
+    """The example is positive, so that relu_ changes nothing of it."""
+
+    def made(self, x):
+        handed_on(self, x).relu_()
+        return self.last(x)
+
+    torch.manual_seed(0)
+    return Call(made, part=part or nn.Identity(), last=nn.Conv2d(4, 2, 3, padding=1)).eval().double()
+
+
+def check(dense, backend):
+    model = deltaconvert.convert(dense, torch.rand(SHAPE, dtype=torch.float64), backend=backend)
+    for t, frame in enumerate(scripted_video(SHAPE)[:6]):
+        with torch.no_grad():
+            assert_close(model(frame), dense(frame.clone()), f"frame {t}")
+    return model
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_hands_its_input_on_is_its_input(backend, name):
+    model = check(network(SAME[name]), backend)
+    assert model.info["capture"] == "traced symbolically"
+    assert not [row for row in model.explain().islands if row.path == "last"]
+
+
+@pytest.mark.parametrize("part", [nn.Dropout(), nn.Dropout2d(), nn.Flatten(), nn.Unflatten(1, (2, 2))])
+def test_modules_that_hand_their_input_on(backend, part):
+    check(network(SAME["identity"], part), backend)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_shows_its_writes(backend, name):
+    check(network(VIEWS[name]), backend)
