@@ -523,14 +523,24 @@ class PadsAsTensorFlow(Two):
         return y, y.flatten(2).sum(2) / math.prod(y.shape[2:]) + math.sqrt(y.shape[1])
 
 
-def test_sizes_computed_by_math_can_be_saved(backend, tmp_path):
-    model = check(PadsAsTensorFlow(), backend)
+class Rounds(Two):
+    """Sizes that Python rounds."""
+
+    def forward(self, x):
+        y = self.first(x)
+        size = [round(side * scale) for side, scale in zip(y.shape[2:], (1.3, 0.7), strict=True)]
+        return F.interpolate(y, size, mode="bilinear"), y * round(y.shape[3] / 7, 2)
+
+
+@pytest.mark.parametrize("network", [PadsAsTensorFlow, Rounds])
+def test_sizes_computed_in_python_can_be_saved(network, backend, tmp_path):
+    model = check(network(), backend)
     assert model.info["capture"] == "traced symbolically"
     model.save(tmp_path / "net.delta")
     frame = scripted_video((2, 3, 15, 9))[0]  # another size, of the same parity
     again = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=frame.device)
     with torch.no_grad():
-        assert_close(list(again(frame)), list(PadsAsTensorFlow().double().to(frame.device)(frame)))
+        assert_close(list(again(frame)), list(network().double().to(frame.device)(frame)))
 
 
 class Scaled(nn.Sequential):

@@ -28,29 +28,30 @@ def _listed(text: str) -> list[str]:
 
 _TORCH = _listed(
     """
-    _assert abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint
-    all allclose amax amin aminmax angle any arange arccos arcsin arctan arctan2 argmax argmin argsort
+    _assert abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint all
+    allclose amax amin aminmax angle any arange arccos arcsin arctan arctan2 argmax argmin argsort argwhere
     as_tensor asin asinh atan atan2 atanh avg_pool1d baddbmm batch_norm bilinear bitwise_and bitwise_not
     bitwise_or bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu
-    channel_shuffle chunk clamp clamp_max clamp_min clip clone column_stack complex concat concatenate constant_pad_nd
-    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh
-    cosine_similarity count_nonzero cross cummax cummin cumprod cumsum deg2rad diag diag_embed diagonal diff
-    div divide dot dstack einsum embedding eq equal erf erfc erfinv exp exp2 expm1 eye
-    fake_quantize_per_channel_affine fake_quantize_per_tensor_affine fill flatten flip fliplr flipud
-    float_power floor floor_divide fmax fmin fmod frac full full_like gather ge greater greater_equal
-    grid_sampler group_norm gru gru_cell gt hardshrink heaviside hstack hypot index_add index_copy index_fill
-    index_put index_select inner instance_norm is_floating_point isclose isfinite isin isinf isnan kthvalue
-    layer_norm le lerp less less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp logical_and
+    channel_shuffle chunk clamp clamp_max clamp_min clip clone column_stack complex concat concatenate
+    constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh
+    cosine_similarity count_nonzero cross cummax cummin cumprod cumsum deg2rad diag diag_embed diagonal
+    diagonal_scatter diff div divide dot dstack einsum embedding eq equal erf erfc erfinv exp exp2 expm1 eye
+    fake_quantize_per_channel_affine fake_quantize_per_tensor_affine fill flatten flip fliplr flipud float_power
+    floor floor_divide fmax fmin fmod frac full full_like gather ge greater greater_equal grid_sampler
+    group_norm gru gru_cell gt hardshrink heaviside hstack hypot index_add index_copy index_fill index_put
+    index_select inner instance_norm is_floating_point isclose isfinite isin isinf isnan kthvalue layer_norm le
+    lerp less less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp logcumsumexp logical_and
     logical_not logical_or logical_xor logit logsumexp lstm lstm_cell lt masked_fill masked_scatter
     masked_select matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mm
-    movedim moveaxis mul multiply mv nan_to_num nanmean nansum narrow ne neg negative nonzero norm not_equal
-    numel ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle polar positive pow prelu prod
-    quantile rad2deg ravel real reciprocal relu remainder repeat_interleave reshape rms_norm rnn_relu rnn_tanh
-    roll rot90 round rsqrt rsub scatter scatter_add searchsorted select select_scatter selu sgn sigmoid sign
-    sin sinc sinh slice_scatter softmax sort split split_with_sizes sqrt square squeeze stack std std_mean sub
-    subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split tensordot threshold tile topk
-    trace transpose tril triu true_divide trunc unbind unflatten unique_consecutive unsqueeze var var_mean
-    view_as_complex view_as_real vstack where xlogy zeros zeros_like
+    movedim moveaxis mul multiply mv nan_to_num nanmean nanmedian nansum narrow ne neg negative nonzero norm
+    not_equal numel ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle polar positive
+    pow prelu prod quantile rad2deg ravel real reciprocal relu remainder repeat_interleave reshape rms_norm
+    rnn_relu rnn_tanh roll rot90 round rsqrt rsub scatter scatter_add searchsorted select select_scatter selu
+    sgn sigmoid sign signbit sin sinc sinh slice_scatter softmax sort split split_with_sizes sqrt square squeeze
+    stack std std_mean sub subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split
+    tensordot threshold tile topk trace transpose trapezoid tril triu true_divide trunc unbind unflatten
+    unique_consecutive unsafe_chunk unsafe_split unsqueeze var var_mean view_as_complex view_as_real vstack
+    where xlogy zeros zeros_like
     """
 )
 
@@ -126,7 +127,7 @@ FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
     "operator": (operator, _OPERATOR),
     "math": (math, _MATH),
     "deltaconvert": (put, ["put"]),
-    "builtins": (builtins, ["getattr", "len"]),
+    "builtins": (builtins, ["getattr", "len", "round"]),
 }
 _IS_METHOD = [name for name in _TORCH if hasattr(torch.Tensor, name) and not name.startswith("_")]
 METHODS = frozenset(_METHODS) | frozenset(_IS_METHOD)

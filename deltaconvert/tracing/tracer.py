@@ -61,6 +61,9 @@ class Value(fx.Proxy):
     def __float__(self) -> float:
         return float(self.tracer.number(self))
 
+    def __round__(self, *digits: Any) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, *digits), {})
+
 
 class _Attribute(fx.proxy.Attribute, Value):
     """x.shape, or x.view of x.view(...)."""
