@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import deltaconvert
+from deltaconvert.backends.alone import alone
 from deltaconvert.backends.cuda.conv_kernels import Head
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream, source_of
 from deltaconvert.backends.cuda.marks import Listed, list_of
@@ -201,6 +202,8 @@ def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-
             event.record()
         side.synchronize()
     here.wait_stream(side)
+    with alone():  # freed while another thread begins a capture it takes that one's random state away
+        del graph
     spans = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
     return statistics.median(spans) / 1e3 / calls
 
