@@ -57,11 +57,14 @@ class Halves(nn.Module):
         super().__init__()
         self.near, self.far, self.last = depthwise(3, 3, 2), depthwise(3, 3, 2), depthwise(3, 3, 1)
         self.stem, self.between = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.end = nn.Conv2d(3, 2, 1)
 
     def forward(self, x):
         x = self.stem(x).relu()
         beside = self.near(x).relu()
-        return self.last(beside + self.far(self.between(x).relu()).relu())
+        # Both are read elsewhere, too: else the sum would join one of them (join_elementwise).
+        far = self.far(self.between(x).relu()).relu()
+        return self.last(beside + far), self.end(beside), self.end(far)
 
 
 @pytest.fixture
