@@ -4,8 +4,7 @@
 //
 // STAGED: where more pixels are listed than the grid's threads take at once, or the window is large, tiles of the map come
 // into shared memory first, where a pixel is read once for all that listed ones need of it.
-#include "tail.cuh"
-#include "compare.cuh"
+#include "depthwise.cuh"
 
 #ifndef KH
 #define KH 3
@@ -19,14 +18,8 @@
 #ifndef RUN  // 1 with a dilation
 #define RUN 1
 #endif
-#ifndef AT_ONCE  // blocks of a multiprocessor
-#define AT_ONCE 4
-#endif
 #ifndef STAGED  // without dilations, one stride of at most 2, whole vectors of 16 bytes from pixel to pixel, weights in registers
 #define STAGED 0
-#endif
-#ifndef TOGETHER  // several convolutions of one list, each with a map of its own: blockIdx.y is which
-#define TOGETHER 0
 #endif
 #ifndef THREADS
 #define THREADS 128
@@ -38,18 +31,6 @@ constexpr int ROWS_AT_ONCE = HOLD ? KH : 1;
 // at 68x120, batch 8, 1 % and 20 % of the pixels 27 and 36 us pixel by pixel, 9 and 13 in tiles; 3x3 is faster pixel by
 // pixel as long as all run at once.
 constexpr bool ALWAYS_TILES = TAPS > 9 && !COMPARE;
-
-struct Head {
-    const value* at;      // N x H x W
-    const value* weight;  // KH x KW x pitch
-    const number* bias;   // pitch
-    int pitch, H, W, sh, sw, ph, pw, dh, dw, images;
-};
-struct Sibling {
-    Head head;
-    value* out;
-    int pitch, unused;
-};
 
 // v: of PIXELS side by side, the first of which reads from row `top` and column `left` on, at `from`.
 template <int PIXELS, bool BESIDE>

@@ -8,8 +8,7 @@
 // those of depthwise.cu to the bit, so a layer is always computed by one of them.
 //
 // Where few pixels are listed, a tile is computed for one of them.
-#include "tail.cuh"
-#include "compare.cuh"
+#include "depthwise.cuh"
 
 #ifndef KH
 #define KH 5
@@ -20,26 +19,8 @@
 #ifndef SW  // the stride, of rows as well; 1 or 2
 #define SW 1
 #endif
-#ifndef AT_ONCE  // blocks of a multiprocessor
-#define AT_ONCE 4
-#endif
-#ifndef TOGETHER  // several convolutions of one list, each with a map of its own: blockIdx.y is which
-#define TOGETHER 0
-#endif
 
 #define THREADS 128
-
-struct Head {
-    const value* at;      // N x H x W
-    const value* weight;  // KH x KW x pitch
-    const number* bias;   // pitch
-    int pitch, H, W, sh, sw, ph, pw, dh, dw, images;
-};
-struct Sibling {
-    Head head;
-    value* out;
-    int pitch, unused;
-};
 
 #if __CUDA_ARCH__ >= 800 && (TYPE == 2 || TYPE == 3)
 constexpr int TAPS = KH * KW, SLOT = 32, ROW_PART = 16;  // all of a tile's
