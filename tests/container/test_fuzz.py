@@ -16,7 +16,7 @@ from torch import nn
 
 import deltaconvert
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = int(os.environ.get("DELTACONVERT_MUTATIONS", "500"))
 MEMORY = 2**30  # bytes above what the process has after its imports
 SECONDS = 30  # for one file, on a machine that others use too

@@ -2,20 +2,15 @@
 
 import json
 import math
-import sys
 import time
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import coverage, zoos  # noqa: E402
-from benchmarks.coverage_page import matches, page  # noqa: E402
+from benchmarks import coverage, zoos
+from benchmarks.coverage_page import matches, page
 
 PATIENCE = 120.0  # seconds that a task of a moment may take, on a machine that others use too
 SAMPLE = {

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import cost_law, gpu_goals, gpu_ncu, gpu_pages, gpu_profile, gpu_record, gpu_timeline
 
@@ -64,7 +61,7 @@ def test_what_ncu_prints():
 
 
 def test_the_pages_say_what_was_measured():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for name in gpu_pages.PAGES:
         text = (root / name).read_text()
         assert "<!-- gpu: end -->" in text and gpu_pages.rewritten(text) == text, (

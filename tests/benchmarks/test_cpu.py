@@ -1,0 +1,187 @@
+"""benchmarks/cpu.py and memory.py: what they write down, on a network that takes no time."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import cpu, engines, memory
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network "tiny", whose masks grow by two pixels a side."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(*layers).eval()
+    monkeypatch.setattr(cpu, "SIZES", {"tiny": (1, 3, 24, 32)})
+    monkeypatch.setattr(cpu, "network", lambda name: model)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    return model
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/cpu.py", *map(str, arguments)])
+    cpu.main()
+
+
+@pytest.mark.parametrize("script", ["coverage", "cpu", "onnx"])
+def test_scripts_hide_no_package(script):
+    """onnx.py and coverage.py have the names of packages that onnxruntime, torch and numba import."""
+    folder = ROOT / "benchmarks"
+    code = (
+        f"import importlib.util, runpy, sys; sys.path[0] = {str(folder)!r}; runpy.run_path('{folder}/{script}.py')\n"
+        "for name in ('coverage', 'onnx'):\n"
+        "    found = importlib.util.find_spec(name)\n"
+        f"    assert found is None or not found.origin.startswith({str(folder)!r}), found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+
+
+def test_runs_are_merged(tiny, monkeypatch, tmp_path):
+    common = ("--repeats", 1, "--no-memory", "--engines", "torch channels_last")
+    exact, truncated, out = (tmp_path / f"{name}.json" for name in ("exact", "truncated", "both"))
+    run(monkeypatch, "--densities", "10", "--truncate-at", 0, *common, "--out", exact)
+    run(monkeypatch, "--densities", "", "--truncate-at", 20, *common, "--out", truncated)
+    run(monkeypatch, "merge", exact, truncated, "--out", out)
+    facts, first = json.loads(out.read_text()), json.loads(exact.read_text())
+    assert [(row["case"], row["density"]) for row in facts["results"]] == [("exact", 0.1), ("truncated", 0.2)]
+    assert facts["results"][0] == first["results"][0] and "truncated" in facts["networks"]["tiny"]
+    assert first["command"] in facts["command"] and "--truncate-at 20" in facts["command"]
+    first["torch"] = "0.1"
+    exact.write_text(json.dumps(first))
+    with pytest.raises(SystemExit, match="different"):
+        run(monkeypatch, "merge", exact, truncated, "--out", out)
+
+
+def test_what_a_run_writes_down(tiny, monkeypatch, tmp_path, capsys):
+    def bfloat16(network):
+        rounded = engines.folded(network.graph).bfloat16()
+        return lambda frame: lambda: rounded(frame.bfloat16())[0].float(), "1"
+
+    def absent(network):
+        raise ModuleNotFoundError("No module named 'fastrun'")
+
+    def broken(network):
+        raise RuntimeError("no such layer\nand more")
+
+    more = {
+        "bfloat16": bfloat16,
+        "absent": absent,
+        "broken": broken,
+        "twin": engines.ENGINES["torch channels_last"],
+    }
+    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES | more)
+    names = "torch channels_last,twin,bfloat16,absent,broken"
+    out = tmp_path / "out.json"
+    run(
+        monkeypatch,
+        "--densities",
+        "0,10,100",
+        "--repeats",
+        2,
+        "--no-memory",
+        "--engines",
+        names,
+        "--out",
+        out,
+    )
+    facts = json.loads(out.read_text())
+    for key in ("date", "command", "torch", "processor", "capability", "threads"):
+        assert facts[key]
+    own = facts["networks"]["tiny"]
+    assert set(own["versions"]) == {"torch channels_last", "twin"}
+    assert "deltaconvert[bench]" in own["skipped"]["absent"]
+    assert own["skipped"]["broken"] == "RuntimeError: no such layer"
+    assert "differs from torch's" in own["skipped"]["bfloat16"]
+    printed = capsys.readouterr().out
+    assert all(f"{name} is skipped: {reason}" in printed for name, reason in own["skipped"].items())
+
+    exact = [row for row in facts["results"] if row["case"] == "exact"]
+    assert [row["density"] for row in exact] == [0, 0.1, 1]
+    still, some, everything = exact
+    assert still["work"] == still["changed"] == 0 and still["bound"] is None
+    assert some["changed_last"] > some["changed"] > 0.1 and 0 < some["work"] <= 1
+    assert everything["work"] == everything["changed_last"] == 1
+    for row in exact:
+        assert row["error"] < 1e-5
+        assert (
+            row["dense_ms"]
+            == row["medians_ms"][row["best"]]
+            == min(row["medians_ms"][k] for k in row["ratios"])
+        )
+        assert row["ratio"] == row["ratios"][row["best"]] == row["dense_ms"] / row["delta_ms"]
+    (truncated,) = (row for row in facts["results"] if row["case"] == "truncated")
+    assert own["truncated"]["threshold"]["activation"].endswith("%")
+    assert truncated["density"] == 0.1 and truncated["changed_last"] < some["changed_last"]
+
+    run(monkeypatch, "table", out)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "| network | case | best dense | still | 10% | 100% |"
+    assert [line.split(" | ")[:2] for line in table[2:4]] == [
+        ["| tiny 32x24", "exact"],
+        ["| tiny 32x24", "truncated"],
+    ]
+
+
+def test_the_picture_of_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
+    out = tmp_path / "speed.svg"
+    run(monkeypatch, "plot", ROOT / "benchmarks" / "results" / "cpu.json", "--out", out)
+    text = out.read_text()
+    assert text.count("moving part of the frame") == 3 and "torch channels_last" in text
+    run(monkeypatch, "plot", ROOT / "benchmarks" / "results" / "cpu.json", "--out", tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == text
+
+
+def test_an_engine_has_one_colour_in_all_panels(tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
+    from deltaconvert.drawing.plot import Panel, draw
+
+    times = ([0.0, 0.5], [1.0, 2.0])
+    panels = [
+        Panel(name, *times, dense, [0.0, 0.6])
+        for name, dense in (("few", {"b": [4.0, 4.0]}), ("all", {"a": [5.0, 5.0], "b": [4.0, 4.0]}))
+    ]
+    draw(panels, tmp_path / "both.svg")
+    text = (tmp_path / "both.svg").read_text()
+    assert text.count(">a</text>") == text.count(">b</text>") == 1
+    colours = re.findall(r"stroke: (#\w+); stroke-width: 1.2", text)
+    assert len(set(colours)) == 2 and sorted(map(colours.count, set(colours))) == [2, 3]
+
+
+def test_the_threshold_that_truncates(tiny):
+    """A larger one than needed would drop changes inside of the box: at a smaller one masks grow."""
+    import deltaconvert
+
+    base = torch.rand(1, 3, 24, 32)
+    percent = cpu.truncating(tiny, base, 0.1)
+    grown = []
+    for threshold in (percent, percent / 1.2):
+        rules = {"activation": f"{threshold}%"}
+        delta = deltaconvert.convert(tiny, base, threshold=rules, backend="reference")
+        for frame in cpu.video(base, 0.1, 3):
+            delta(frame)
+        grown.append(cpu.grows(delta))
+    assert grown == [False, True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
+def test_memory_with_state(tiny, monkeypatch):
+    arguments = ["benchmarks/memory.py", "tiny", "--size", "256x256", "--frames", "1"]
+    found = {}
+    for kind in ("dense", "delta"):
+        options = memory.arguments([*arguments[1:], "--kind", kind])
+        found[kind] = memory.measure(options)
+        assert found[kind]["peak_mb"] >= found[kind]["running_mb"] > 0
+    assert found["delta"]["state_mb"] > (3 + 8 + 8) * 4 * 256 * 256 / 1e6
+    monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
+    child = memory.child("torch")
+    assert set(child) == {"peak_mb"} and 50 < child["peak_mb"] < found["delta"]["peak_mb"]

@@ -1,0 +1,198 @@
+"""calibrate: thresholds within a budget, from clips of every kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from calibrating import clip, network
+from oracle import assert_close, edges
+from torch import Tensor
+
+import deltaconvert
+from deltaconvert import progress
+from deltaconvert.calibration.search import Search
+from deltaconvert.calibration.setting import Outcome, Setting
+from deltaconvert.calibration.trials import Trials
+from deltaconvert.errors import InputError
+from deltaconvert.gate import Gate
+from deltaconvert.metrics import relative_l2
+from deltaconvert.progress import trials_told
+
+
+@pytest.mark.parametrize("method", ["allocate", "front_to_back"])
+def test_the_budget_is_kept_and_work_is_saved(delta, method):
+    """What is promised on the clip is what the model does on it."""
+    frames = clip()
+    found = deltaconvert.calibrate(
+        delta, frames, budget=0.05, method=method, gates=[Gate(), Gate(smooth=3)], rounds=1, progress=False
+    )
+    assert 0 < found.loss <= 0.05 and found.work < 0.9
+    assert max(delta.thresholds.values()) == 0  # it stays as it was
+    ours, dense, work = [], [], []
+    model = deltaconvert.convert(network(), frames[0], threshold=found.thresholds, backend="reference")
+    for frame in frames:
+        ours.append(model(frame))
+        dense.append(network()(frame).detach())
+        work.append(model.stats().work)
+    assert relative_l2(ours, dense) == pytest.approx(found.loss, rel=1e-3)
+    assert sum(work[1:]) / 5 == pytest.approx(found.work, rel=1e-3)
+    assert found.model.thresholds.keys() == model.thresholds.keys()
+    assert found.model.gate == model.gate
+    assert "of 0.05" in str(found)
+
+
+def test_it_tells_how_far_it_is(capsys, monkeypatch):
+    """A line now and then where no terminal is: the last trial, what one takes, and the best within the budget."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with trials_told(True, budget=0.1) as tell:
+        for loss, work in ((0.2, 0.3), (0.05, 0.6), (0.1, 0.5), (0.01, 0.9)):
+            tell(Setting(()), Outcome(loss, loss, work))
+    first, *_, last = capsys.readouterr().err.splitlines()
+    each = re.compile(r", [\d.e-]+ s each")
+    assert each.search(first) and each.search(last)
+    assert each.sub("", first) == "calibrating: trial 1: loss 0.2, work 30.0%; none within the budget yet"
+    assert each.sub("", last) == "calibrating: trial 4: loss 0.01, work 90.0%; least so far 50.0%"
+
+
+@pytest.mark.parametrize("method", ["allocate", "front_to_back"])
+def test_it_takes_as_long_as_it_may(delta, method):
+    """Where the time is over it has the best so far, or the exact network."""
+    frames = clip()
+    none = deltaconvert.calibrate(delta, frames, budget=0.05, method=method, seconds=1e-9, progress=False)
+    assert none.trials == 0 and max(none.model.thresholds.values()) == 0 and none.loss < 1e-6
+    with pytest.raises(InputError, match="seconds"):
+        deltaconvert.calibrate(delta, frames, seconds=0)
+    works = []
+    for most in (2, 8, 30):
+        trials = Trials(delta, [[x] for x in frames], relative_l2)
+        search = Search(trials, 0.05, until=1e12)
+
+        def many(settings, ask=trials.many, search=search, most=most):
+            if len(search.tried) + len(settings) >= most:
+                search.until = 0.0
+            return ask(settings)
+
+        trials.many = many
+        try:
+            found = search.allocate([Gate()], 1) if method == "allocate" else search.front_to_back()
+        except TimeoutError:
+            found = search.best()
+        assert len(search.tried) <= most + 2
+        assert found == search.exact() or search.tried[found].loss <= 0.05
+        works.append(1.0 if found == search.exact() else search.tried[found].work)
+    assert works[0] >= works[1] >= works[2] < 0.9
+
+
+def test_a_users_metric_and_decode(delta):
+    def wrong_pixels(ours, dense):
+        assert all(label.dtype == torch.int64 for label in ours + dense)
+        return sum(float((a != b).float().mean()) for a, b in zip(ours, dense, strict=True)) / len(dense)
+
+    found = deltaconvert.calibrate(
+        delta,
+        clip(),
+        budget=0.02,
+        metric=wrong_pixels,
+        decode=lambda out: out.argmax(1),
+        gates=[Gate()],
+        rounds=0,
+    )
+    assert found.metric == "wrong_pixels" and found.loss <= 0.02 and found.work < 1
+
+
+def test_it_goes_on_where_it_was(delta, tmp_path, monkeypatch):
+    kept, options = tmp_path / "trials.jsonl", {"budget": 0.05, "gates": [Gate()], "rounds": 1}
+    first = deltaconvert.calibrate(delta, clip(), resume=kept, **options)
+    lines = kept.read_text().splitlines()
+    kept.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    tried = []
+    real = Trials._try
+    monkeypatch.setattr(Trials, "_try", lambda self, setting: tried.append(setting) or real(self, setting))
+    again = deltaconvert.calibrate(delta, clip(), resume=kept, **options)
+    assert again.thresholds == first.thresholds
+    assert 0 < len(tried) == len(lines) - len(lines) // 2
+    deltaconvert.calibrate(delta, clip(seed=1), resume=kept, **options)  # another clip has its own trials
+    assert len(tried) > len(lines)
+
+
+def test_the_file_is_what_convert_takes(delta, tmp_path):
+    file = tmp_path / "found.json"
+    found = deltaconvert.calibrate(delta, clip(), budget=0.05, gates=[Gate(smooth=3)], rounds=0)
+    found.write(file)
+    assert json.loads(file.read_text())["found"]["budget"] == 0.05
+    model = deltaconvert.convert(network(), clip()[0], threshold=file)
+    assert model.thresholds == found.model.thresholds and model.gate == found.setting.gate != Gate()
+    for frame in clip():
+        assert_close(model(frame), found.model(frame))
+    assert any(isinstance(e.threshold, float | Tensor) for e in edges(model).values())
+
+
+@pytest.mark.gpu
+def test_what_was_found_travels_to_cuda_and_back(gpu, tmp_path):
+    with torch.device("cpu"):
+        frames = clip()
+        model = deltaconvert.convert(network(), frames[0])
+        found = deltaconvert.calibrate(model, frames, budget=0.05, rounds=1, progress=False)
+        ours = deltaconvert.convert(network(), frames[0], threshold=found.thresholds)
+        ours.save(tmp_path / "here.delta")
+    on_gpu = deltaconvert.load(tmp_path / "here.delta", device="cuda")
+    assert on_gpu.backend == "cuda" and on_gpu.thresholds == ours.thresholds
+    assert max(ours.thresholds.values()) > 0
+    on_gpu.save(tmp_path / "there.delta")
+    with torch.device("cpu"):
+        back = deltaconvert.load(tmp_path / "there.delta")
+        assert back.thresholds == ours.thresholds and back.rules == ours.rules
+        for t, frame in enumerate(frames):
+            expected = ours(frame)
+            assert torch.equal(back(frame), expected), f"frame {t}"
+            assert_close(on_gpu(frame.to(gpu)).cpu(), expected, f"frame {t} on the GPU")
+
+
+def test_frames_from_files(delta, tmp_path, monkeypatch):
+    """uint8 images, a folder of them and a video come to the same inputs, by the recipe in the model's file."""
+    pytest.importorskip("av")
+    image = pytest.importorskip("PIL.Image")
+    from deltaconvert import feed
+    from deltaconvert.watching.inputs import inputs_of
+
+    delta.info["recipe"] = feed.to_json(feed.recipe_for("plain", (1, 3, 32, 48)))
+    pictures = [(frame[0].permute(1, 2, 0).clamp(0, 1) * 255).to(torch.uint8) for frame in clip(3)]
+    for place, picture in enumerate(pictures):
+        image.fromarray(picture.numpy()).save(tmp_path / f"{place}.png")
+    direct, folder = inputs_of(delta, pictures), inputs_of(delta, tmp_path)
+    assert len(folder) == 3 and all(torch.equal(a[0], b[0]) for a, b in zip(direct, folder, strict=True))
+    assert len(inputs_of(delta, str(tmp_path), limit=2)) == 2
+    assert direct[0][0].shape == (1, 3, 32, 48) and float(direct[0][0].max()) <= 1
+    sizes = ((1, 3, 16, 24),)
+    monkeypatch.setattr(delta, "signature", dataclasses.replace(delta.signature, sizes=sizes))
+    assert inputs_of(delta, pictures)[0][0].shape == sizes[0], "a network of one size gets its size"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no images"):
+        inputs_of(delta, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "budget=0"),
+        ({"budget": float("nan")}, "budget=nan"),
+        ({"metric": "beauty"}, "no metric 'beauty'"),
+        ({"method": "luck"}, "no method 'luck'"),
+        ({"by": "heart"}, "by='heart'"),
+    ],
+    ids=str,
+)
+def test_bad_options(delta, options, message):
+    with pytest.raises(InputError, match=message):
+        deltaconvert.calibrate(delta, clip(), **options)
+
+
+def test_bad_frames(delta):
+    with pytest.raises(InputError, match="at least 2 frames"):
+        deltaconvert.calibrate(delta, clip(1))
+    with pytest.raises(InputError, match="one tensor"):
+        deltaconvert.calibrate(delta, clip(1)[0])
