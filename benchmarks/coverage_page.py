@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -40,13 +41,43 @@ WAYS = {
 def page(results: dict[str, Any]) -> str:
     networks: dict[str, Row] = results["networks"]
     packages = dict.fromkeys(name.partition(".")[0] for name in networks)
+    of_each = {
+        package: {n: r for n, r in networks.items() if n.startswith(package + ".")} for package in packages
+    }
+    wrong = {n: r for n, r in networks.items() if "error" not in r and not matches(r)}
+    failed = {n: r for n, r in networks.items() if "error" in r}
+    text = _head(networks)
+    columns = ("", "networks", "convert and match", "mismatch", *WAYS.values())
+    columns += ("pure CNNs", "of them >= 95 % in deltas")
+    text += _table(columns, (_summary(package, rows) for package, rows in of_each.items()))
+    if wrong:
+        text += "\n## What does not match\n\n"
+        text += _table(
+            ("network", "difference", ""), ((n, _difference(r), _why(r)) for n, r in wrong.items())
+        )
+    if failed:
+        text += "\n## What does not convert\n\n"
+        text += _table(("network", "why"), ((n, _line(r["error"])) for n, r in failed.items()))
+    text += "\n## Why work stays dense\n\n"
+    text += "Islands of more than 1 % of a network's work, by the networks that have one.\n\n"
+    reasons = ((operator, *counted) for operator, counted in _reasons(networks).items())
+    text += _table(("operator", "networks", "for example"), reasons)
+    text += ATTENTION_TEXT
+    for package, rows in of_each.items():
+        text += f"\n## {package}\n\n"
+        columns = ("network", "size", "way", "work in deltas", "nodes", "largest islands", "difference")
+        text += _table(columns, (_network(n, row) for n, row in rows.items() if n not in failed))
+    text += "\n## Where it was measured\n\n"
     places = Counter(row["where"] for row in networks.values())
+    return text + _table(("networks", "on"), ((count, place) for place, count in places.items()))
+
+
+def _head(networks: dict[str, Row]) -> str:
     fast = sum("difference_cpu" in row for row in networks.values())
-    head = f"""# Coverage
+    return f"""# Coverage
 
 Which public networks convert, and whether they then equal themselves. Written by `python benchmarks/coverage.py --docs`
-from [coverage.json](../benchmarks/results/coverage.json), where `python benchmarks/coverage.py` keeps its results:
-{"; ".join(f"{count} networks on {place}" for place, count in places.items())}.
+from [coverage.json](../benchmarks/results/coverage.json), where `python benchmarks/coverage.py` keeps its results.
 
 Random weights, norms with the statistics of a frame; threshold 0, 6 frames of odd size; reference backend, and {fast}
 networks on the cpu backend too, held to the same. *Difference* is the reference's largest one to the dense network in
@@ -58,45 +89,6 @@ variant and the largest one of up to 45 million parameters, and a few that were 
 the share of all multiply-accumulates; a *pure CNN* multiplies no maps with each other (attention) and mixes no tokens.
 
 """
-    columns = (
-        "",
-        "networks",
-        "convert and match",
-        "mismatch",
-        *WAYS.values(),
-        "pure CNNs",
-        "of them >= 95 % in deltas",
-    )
-    lines = [_row(columns), _row("---" for _ in columns)]
-    for package in packages:
-        lines.append(
-            _row(_summary(package, {n: r for n, r in networks.items() if n.startswith(package + ".")}))
-        )
-    text = head + "\n".join(lines) + "\n"
-    wrong = {n: r for n, r in networks.items() if "error" not in r and not matches(r)}
-    if wrong:
-        text += "\n## What does not match\n\n| network | difference | |\n|---|---|---|\n"
-        text += "".join(_row((n, _difference(r), _why(r))) + "\n" for n, r in wrong.items())
-    failed = {n: r for n, r in networks.items() if "error" in r}
-    if failed:
-        text += "\n## What does not convert\n\n| network | why |\n|---|---|\n"
-        text += "".join(_row((n, _line(r["error"]))) + "\n" for n, r in failed.items())
-    text += "\n## Why work stays dense\n\n"
-    text += "Islands of more than 1 % of a network's work, by the networks that have one.\n\n"
-    text += "| operator | networks | for example |\n|---|---|---|\n"
-    for operator, (count, example) in _reasons(networks).items():
-        text += _row((operator, count, example)) + "\n"
-    text += ATTENTION_TEXT
-    for package in packages:
-        text += f"\n## {package}\n\n"
-        text += "| network | size | way | work in deltas | nodes | largest islands | difference |\n"
-        text += "|---|---|---|---|---|---|---|\n"
-        text += "".join(
-            _row(_network(name, row)) + "\n"
-            for name, row in networks.items()
-            if name.startswith(package + ".") and "error" not in row
-        )
-    return text
 
 
 def _summary(package: str, rows: dict[str, Row]) -> tuple[Any, ...]:
@@ -173,5 +165,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:160].replace("|", "\\|")
 
 
-def _row(cells: Any) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    return "".join(
+        f"| {' | '.join(map(str, cells))} |\n" for cells in (columns, ["---"] * len(columns), *rows)
+    )

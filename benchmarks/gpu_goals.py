@@ -1,7 +1,8 @@
 """What the CUDA backend is to reach, and what the record says of it: a table for docs/performance.md.
 
 Two sets of goals, all at threshold 0 and against the best dense network of the run. A goal over several units names the
-ones that miss it; units that were not measured are named as well. e is `efficiency` of benchmarks/gpu.py.
+ones that miss it, and of those that meet it the worst; units that were not measured are counted. e is `efficiency` of
+benchmarks/gpu.py.
 """
 
 from __future__ import annotations
@@ -105,14 +106,22 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def _line(goal: Goal, units: dict[Unit, list[Row]]) -> tuple[str, ...]:
-    met, missed, unknown = [], [], 0
-    for unit in goal.units:
-        if unit not in units:
-            unknown += 1
-        elif not goal.long or dense_ms(units[unit]) > LONG:
-            value, case = goal.value(units[unit])
-            told = f"{value:.2f}" + (f" ({case})" if case else "")
-            if len(goal.units) > 1:
-                told = f"{unit} {told}"
-            (met if goal.met(value) else missed).append(told)
-    return goal.set, goal.text, "; ".join(met), "; ".join(missed), str(unknown or "")
+    known = {unit: units[unit] for unit in goal.units if unit in units}
+    found = {unit: goal.value(rows) for unit, rows in known.items() if not goal.long or dense_ms(rows) > LONG}
+    met = {unit: value for unit, value in found.items() if goal.met(value[0])}
+    missed = "; ".join(_told(goal, unit, *found[unit]) for unit in found if unit not in met)
+    return goal.set, goal.text, _worst(goal, met), missed, str(len(goal.units) - len(known) or "")
+
+
+def _worst(goal: Goal, met: dict[Unit, tuple[float, str]]) -> str:
+    """How many units met the goal, and which of them was closest to missing it."""
+    if not met:
+        return ""
+    unit = (min if goal.at_least else max)(met, key=lambda unit: met[unit][0])
+    told = _told(goal, unit, *met[unit])
+    return told if len(goal.units) == 1 else f"{len(met)} units, the worst {told}"
+
+
+def _told(goal: Goal, unit: Unit, value: float, case: str) -> str:
+    named = f"{unit} " * (len(goal.units) > 1)
+    return f"{named}{value:.2f}" + f" ({case})" * bool(case)

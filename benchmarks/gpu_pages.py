@@ -52,13 +52,18 @@ def measured(record: dict[str, Any]) -> str:
     runs: dict[str, list[str]] = {}
     for unit, rows in units.items():
         runs.setdefault(f"{rows[0]['date']} at {rows[0]['commit']}", []).append(str(unit))
-    told = [f"{run}: {', '.join(names) if len(runs) > 1 else 'all of it'}" for run, names in runs.items()]
+    # The run that most are of goes by the number of its units.
+    (most, all_of_it), *others = sorted(runs.items(), key=lambda run: -len(run[1]))
+    told = [
+        f"{most}: {len(all_of_it)} of {len(units)} units",
+        *(f"{run}: {', '.join(of)}" for run, of in others),
+    ]
     tuned = ", ".join(str(unit) for unit, rows in units.items() if "max-autotune" in rows[0]["dense_all_ms"])
     beside = sum(rows[0].get("beside", 0) > 0 for rows in units.values())
     apart = ", ".join(str(unit) for unit, rows in units.items() if "dense_apart_ms" in rows[0])
     versions = f"torch {record['torch'].partition('+')[0]}, CUDA {record['cuda']}"
     return (
-        f"{record['gpu']}, {versions}. {'; '.join(told)}. Of these {len(units)} units {beside} were measured while "
+        f"{record['gpu']}, {versions}. {'; '.join(told)}. {beside} units were measured while "
         f"others ran on other GPUs of the same host, each on one GPU by itself. "
         f"torch.compile with max-autotune was among the dense engines of {tuned or 'none'}."
         + f" Dense was timed before and after, not beside: {apart}."
