@@ -61,7 +61,8 @@ class DeltaModel(Running):
         Outputs are the caller's: new tensors that no later frame writes to.
         """
         frames = self.signature.flatten(args, kwargs)
-        if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
+        # Not is_exporting(): Dynamo of torch 2.11 takes that for true wherever it compiles.
+        if torch.compiler.is_dynamo_compiling() and torch.compiler._is_exporting_flag:
             raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")
         if torch.compiler.is_dynamo_compiling():
             if self._compiled is not None:
