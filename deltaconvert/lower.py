@@ -178,12 +178,9 @@ class Program:
     def _bind_island(self, node: fx.Node) -> None:
         def load(values: list[Any]) -> tuple[Any, Any]:
             loaded = fx.map_arg((node.args, node.kwargs), lambda n: values[self._slots[n]])
-            # A module that writes to its inputs must not reach what others keep.
-            return (
-                pytree.tree_map_only(Tensor, torch.clone, loaded)
-                if node.meta.get("writes_inputs")
-                else loaded
-            )
+            if node.meta.get("writes_inputs"):  # they must not reach what others keep
+                return pytree.tree_map_only(Tensor, torch.clone, loaded)
+            return loaded
 
         def call(values: list[Any]) -> Any:
             args, kwargs = load(values)

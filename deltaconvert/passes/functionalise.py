@@ -183,7 +183,7 @@ def _plain_method(node: fx.Node, name: str) -> Rewrite | None:
     """x.relu_() -> x.relu();  x.zero_() -> put(x, ..., 0)"""
     if name in ("zero_", "fill_", "copy_"):
         return lambda: _put_all(node)
-    if not _says_in_place(name):
+    if not says_in_place(name):
         return None
     if not callable(getattr(torch.Tensor, name[:-1], None)):
         raise WriteToView(module_path(node), node, f"by {name}, which has no out-of-place spelling")
@@ -197,7 +197,7 @@ def _plain_function(node: fx.Node, target: Any) -> Rewrite | None:
     if node.kwargs.get("out") is not None:
         raise WriteToView(module_path(node), node, "to a tensor that exists already")
     plain, name = OUT_OF_PLACE.get(target), getattr(target, "__name__", "")
-    if plain is None and _says_in_place(name):
+    if plain is None and says_in_place(name):
         plain = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None)
     if plain is not None:
         return lambda: setattr(node, "target", plain)
@@ -208,7 +208,8 @@ def _plain_function(node: fx.Node, target: Any) -> Rewrite | None:
     return None
 
 
-def _says_in_place(name: str) -> bool:
+def says_in_place(name: str) -> bool:
+    """torch names what writes in place so: relu_, add_."""
     return name.endswith("_") and not name.endswith("__")
 
 

@@ -170,9 +170,8 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
         got = traced.signature.unflatten(traced.graph.forward(*frames))  # to call it prints where it fails
         leaves, spec = pytree.tree_flatten(expected)
         ours, our_spec = pytree.tree_flatten(got)
-        if spec == our_spec and all(
-            map(_equal, leaves, ours)
-        ):  # which fails where torch.export left a fake tensor
+        # To compare raises where torch.export left a fake tensor.
+        if spec == our_spec and all(map(_equal, leaves, ours)):
             return traced
     except torch.OutOfMemoryError:
         raise

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import UnsupportedModel, first_line
 from deltaconvert.passes import run_passes
-from deltaconvert.passes.functionalise import WriteToView, functionalise
+from deltaconvert.passes.functionalise import WriteToView, functionalise, says_in_place
 from deltaconvert.signature import Signature
 from deltaconvert.tracing.lines import is_the_networks
 from deltaconvert.tracing.tracer import Tracer
@@ -114,15 +114,11 @@ def _is_impure(node: fx.Node) -> bool:
     if node.op in ("placeholder", "output"):
         return True
     if node.op == "call_method":
-        return _is_in_place(str(node.target))
+        return says_in_place(str(node.target))
     if node.op == "call_function":
-        named = _is_in_place(getattr(node.target, "__name__", ""))
+        named = says_in_place(getattr(node.target, "__name__", ""))
         return named or node.target in (operator.setitem, torch._assert)
     return is_island(node)
-
-
-def _is_in_place(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__")
 
 
 def _why_untraceable(model: nn.Module, error: BaseException) -> str:
