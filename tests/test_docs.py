@@ -105,10 +105,16 @@ def test_the_first_hour_runs(tmp_path, monkeypatch):
     _run(["page.py"], tmp_path, ROOT)
 
 
-def test_the_export_page_runs(tmp_path):
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    (tmp_path / "page.py").write_text("\n".join(_blocks(ROOT / "docs" / "export.md")))
+@pytest.mark.parametrize(("name", "needs"), [("export", "onnxruntime"), ("reading", "torch")])
+def test_the_page_runs(name, needs, tmp_path):
+    pytest.importorskip(needs)
+    (tmp_path / "page.py").write_text("\n".join(_blocks(ROOT / "docs" / f"{name}.md")))
     _run(["page.py"], tmp_path, ROOT)
+
+
+def test_the_reading_page_names_every_kernel():
+    named = re.findall(r"`(\w+\.cuh?)`", (ROOT / "docs" / "reading.md").read_text())
+    assert set(named) == {path.name for path in (ROOT / "kernels").iterdir()}
 
 
 def test_the_api_page_names_all_that_is_public():
