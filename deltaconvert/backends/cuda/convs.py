@@ -104,12 +104,12 @@ def candidates(
     tiles = _wgmma_tiles(steps, channels)
     if also is None and up == (1, 1) and channels <= 64 and edge.values.dtype.itemsize == 2:
         octets = fits_octets(operator, window, source)
-        tiles |= _stay_tiles(steps, 32 if channels <= 32 else 64, octets, has_threshold(edge))
+        tiles = tiles | _stay_tiles(steps, 32 if channels <= 32 else 64, octets, has_threshold(edge))
     if has_threshold(edge) and up == (1, 1) and channels <= 128:
         # A tile that holds all channels of its pixels compares them itself.
         tiles = {name: tile for name, tile in tiles.items() if tile["BN"] >= channels}
     elif also is None and window is not None and fits_whole(operator, window, source):
-        tiles.update(_whole_tiles(channels, window, source))
+        tiles = tiles | _whole_tiles(channels, window, source)
     rest: dict[str, Any] = {"up": up, "also": also}
     return {
         name: partial(by_wgmma, operator, window, source, edge, tile, **rest) for name, tile in tiles.items()
