@@ -33,13 +33,18 @@ SMALL = 1 << 20
 
 
 def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
-    """The list of pixels that a step computes, from its inputs' marks by its reaches; and the edge's own marks."""
+    """The list of pixels that a step computes, from its inputs' marks by its reaches; and the edge's own marks.
+
+    In this order: the list of the one input that is read pixel by pixel, another step's list that follows from the same
+    marks by the same windows, or one of its own, which is made ahead. Without a threshold a step changes all that it
+    computes, so that its marks are those of that list; with one it marks what its own kernel finds.
+    """
     read = [(seen_by(reach), source.marks) for reach, source in zip(reaches, inputs, strict=True)]
     pairs = [seen_from(reach, marks) for reach, marks in needed(read)]
     n, _, height, width = edge.values.shape
     device = edge.values.device
     (reach, first), alone = pairs[0], len(pairs) == 1
-    if alone and isinstance(reach, Pixel):
+    if alone and isinstance(reach, Pixel):  # the input's list
         small = n * height * width <= SMALL
         if first.listed is None and first.can_list and small:
             first.listed = first.own = room_for(backend, edge, first.bits)
@@ -52,7 +57,7 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
             edge.marks = Marks(first.size, bits, backend.counter(n, device), backend.place)
             return first.listed
     compared = edge.threshold is not None
-    same = backend.listed.get(key_of(pairs))
+    same = backend.listed.get(key_of(pairs))  # another step's list
     if same is not None and not compared and same.marks.listed is same.listed:
         edge.marks = same.marks
         return same.listed
@@ -61,6 +66,7 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
         if bits is not None:
             edge.marks = Marks((height, width), bits, backend.counter(n, device), backend.place)
             return same.listed
+    # A list of its own, behind the last source of all that it follows from.
     behind = max(marks.source for _, marks in pairs)
     edge.marks = backend.marks((n, 1, height, width), device, backend.place if compared else behind)
     bits = torch.zeros_like(edge.marks.bits) if compared else edge.marks.bits
