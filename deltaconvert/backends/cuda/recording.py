@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from deltaconvert.backends.cuda.capturable import run_and_judge
 from deltaconvert.backends.cuda.in_place import Addresses, lies_as, read_in_place
 from deltaconvert.backends.cuda.kernels import on_current_stream, own_stream
 from deltaconvert.backends.cuda.skipping import behind_frames, body, worth_skipping
-from deltaconvert.nodes import sparsify
+from deltaconvert.nodes import path_of, sparsify
 
 if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend
@@ -56,35 +56,14 @@ class Recording:
     def _first(self, steps: Sequence[Any], frame: Any) -> None:
         self.inputs = {slot: value for slot, value in enumerate(frame.values) if value is not None}
         self.addresses = Addresses(self.inputs.values(), self._device)
-        waiting: dict[fx.Node, str] = {}
-        early, self._late = [], []
-        launches: list[int] = []  # of each early step
-        compares_late: fx.Node | None = None
         here = torch.cuda.current_stream()
         side = self._side = own_stream(self._device)
         side.wait_stream(here)
         with torch.cuda.stream(side), on_current_stream(self._device):
             self._backend.start()
-            for step in steps:
-                before = self._backend.launches
-                reason = run_and_judge(step, frame, self._device)
-                late = [source for source in step.node.all_input_nodes if source in waiting]
-                if reason is None and late:
-                    reason = f"it reads {', '.join(n.meta.get('path', n.name) for n in late)}"
-                compares = step.node.target is sparsify or "threshold" in step.node.meta
-                if reason is None and compares and compares_late is not None:
-                    reason = f"it compares behind {compares_late.meta.get('path', compares_late.name)}"
-                if reason is not None and compares:
-                    compares_late = compares_late or step.node
-                if reason is None and step.node.op != "get_attr":
-                    early.append(step)
-                    launches.append(max(self._backend.launches - before, 1))
-                elif reason is not None:
-                    waiting[step.node] = reason
-                    self._late.append(step)
+            early, launches = self._run_and_sort(steps, frame)
             self._backend.finish()
         here.wait_stream(side)
-        self.outside = {node.name: reason for node, reason in waiting.items()}
         self.inputs = {slot: value.clone() for slot, value in self.inputs.items()}
         self.addresses.tell(self.inputs.values())
         self._in_place = read_in_place(steps, self.inputs)
@@ -100,6 +79,28 @@ class Recording:
             self.outside = {step.node.name: why for step in steps}
             self._late = list(steps)
         self._known = True
+
+    def _run_and_sort(self, steps: Sequence[Any], frame: Any) -> tuple[list[Any], list[int]]:
+        """Run the frame. The steps that a graph can hold, and how many launches each took; the others are late."""
+        waiting: dict[fx.Node, str] = {}  # the late ones' nodes, and why
+        early, launches = [], []
+        self._late = []
+        compares_late: fx.Node | None = None  # the first of them
+        for step in steps:
+            before = self._backend.launches
+            reason = run_and_judge(step, frame, self._device)
+            compares = step.node.target is sparsify or "threshold" in step.node.meta
+            if reason is None:
+                reason = _waits_for(step.node, waiting, compares_late if compares else None)
+            if reason is not None:
+                compares_late = compares_late or (step.node if compares else None)
+                waiting[step.node] = reason
+                self._late.append(step)
+            elif step.node.op != "get_attr":
+                early.append(step)
+                launches.append(max(self._backend.launches - before, 1))
+        self.outside = {node.name: reason for node, reason in waiting.items()}
+        return early, launches
 
     def _capture_best(self, steps: Sequence[Any], launches: Sequence[int]) -> None:
         """launches: of each step, as far as they are ours."""
@@ -184,6 +185,14 @@ class Recording:
         if frame is own or (slot in self._in_place and lies_as(frame, own)):
             return frame
         return own.copy_(frame, non_blocking=True)
+
+
+def _waits_for(node: fx.Node, waiting: Collection[fx.Node], compares_late: fx.Node | None) -> str | None:
+    """Why a step that a graph could hold runs after it all the same, or None."""
+    late = [source for source in node.all_input_nodes if source in waiting]
+    if late:
+        return f"it reads {', '.join(map(path_of, late))}"
+    return None if compares_late is None else f"it compares behind {path_of(compares_late)}"
 
 
 @contextmanager
