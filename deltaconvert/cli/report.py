@@ -57,4 +57,4 @@ def report(
         frames = (resize(frame, pixels) for frame in progress(reader))
         written.follow(watch(model, frames, recipe.prepare, dense=Dense(model) if compare else None))
     written.write(out)
-    typer.echo(f"{out}: {len(written.seen)} frames")
+    typer.echo(f"{out}: {len(written.frames)} frames")

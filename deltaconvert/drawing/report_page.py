@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,13 +26,28 @@ WIDTH, HEIGHT = 1000, 150  # of a chart, in its own units
 LARGEST = 640  # pixels, the longer side of a picture in the page
 
 
+class Frame(NamedTuple):
+    """What a frame came to: shares of the pixels and of the work, milliseconds; beside a dense network also those of
+    that, and the relative L2 to it."""
+
+    density: float
+    work: float
+    ours: float
+    dense: float | None
+    error: float | None
+
+
 @dataclass
 class Page:
-    """Collects a run, frame by frame; `write` makes the page. Stills: the calmest, a middling, the busiest frame."""
+    """Collects a run, frame by frame; `write` makes the page. Stills: the calmest, a middling, the busiest frame.
+
+    layers: of each frame the density of each layer. pictures: density, number, frame and mask of the stills.
+    often: in how many frames each pixel changed, H W.
+    """
 
     model: DeltaModel
     title: str
-    seen: list[tuple[float, float, float, float | None, float | None]] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
     layers: list[list[float]] = field(default_factory=list)
     pictures: list[tuple[float, int, Tensor, Tensor]] = field(default_factory=list)
     often: Tensor | None = None
@@ -45,7 +60,7 @@ class Page:
                 difference = Difference()
                 difference.add(seen.outputs, seen.dense)
                 error = difference.relative
-            self.seen.append((seen.density, seen.work, seen.delta_ms, seen.dense_ms, error))
+            self.frames.append(Frame(seen.density, seen.work, seen.delta_ms, seen.dense_ms, error))
             self.layers.append([layer.density for layer in self.model.stats().layers])
             if number == 0:
                 self.often = torch.zeros(seen.mask.shape)
@@ -59,7 +74,7 @@ class Page:
         """DeltaConvertError if the run had fewer than two frames: the first one is always full."""
         from jinja2 import Environment
 
-        if len(self.seen) < 2 or self.often is None:
+        if len(self.frames) < 2 or self.often is None:
             raise DeltaConvertError(f"{path}: a report needs at least 2 frames, the first one is always full")
         template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
         Path(path).write_text(template.render(**self._content()), encoding="utf-8")
@@ -75,49 +90,17 @@ class Page:
 
     def _content(self) -> dict[str, Any]:
         assert self.often is not None
-        densities, works, ours, dense, errors = zip(*self.seen[1:], strict=True)
-        count = len(densities)
-        facts = [
-            ("frames", str(count + 1)),
-            ("of the multiply-accumulates", f"{math.fsum(works) / count:.1%}"),
-            ("of the pixels changed", f"{math.fsum(densities) / count:.1%}"),
-            ("ms a frame, median", f"{_median(ours):.1f}"),
-        ]
-        charts = [
-            _chart(
-                "Changed pixels and work",
-                {"changed pixels": (densities, DELTA), "work": (works, DENSE)},
-                "{:.1%}",
-            ),
-        ]
-        times = {"delta": (ours, DELTA)}
-        if dense[0] is not None:
-            facts += [
-                ("ms dense", f"{_median(dense):.1f}"),
-                ("times as fast", f"{_median(dense) / _median(ours):.2f}"),
-            ]
-            facts.append(("relative L2, at most", f"{max(errors):.3g}"))
-            times["dense"] = (dense, DENSE)
-        observed = self.model.stats().observed
-        if observed is not None and observed.looks:
-            facts.append(("relative L2, by the monitor", f"{observed.relative:.3g}"))
-        charts.append(_chart("Milliseconds", times, "{:.1f} ms"))
-        if errors[0] is not None:
-            charts.append(_chart("Difference to dense, relative L2", {"error": (errors, DELTA)}, "{:.3g}"))
-        elif observed is not None and len(observed.each) > 1:
-            charts.append(
-                _chart("Error that the monitor saw, relative L2", {"error": (observed.each, DELTA)}, "{:.3g}")
-            )
+        counted = self.frames[1:]
         strip = torch.tensor(self.layers[1:]).T  # nodes, frames
-        top = float(self.often.max()) / count
+        top = float(self.often.max())
         return {
             "title": self.title,
-            "facts": facts,
-            "charts": charts,
+            "facts": self._facts(counted),
+            "charts": self._charts(counted),
             "strip": _picture(_shaded(strip.sqrt()), "PNG"),
             "strip_height": max(60, min(600, 5 * strip.shape[0])),
-            "heat": _picture(heatmap(self._first, self.often / max(1.0, float(self.often.max())))),
-            "heat_top": f" (at most in {top:.0%} of the frames)",
+            "heat": _picture(heatmap(self._first, self.often / max(1.0, top))),
+            "heat_top": f" (at most in {top / len(counted):.0%} of the frames)",
             "stills": [
                 {
                     "number": number,
@@ -131,6 +114,50 @@ class Page:
             "rows": self._rows(),
             "said": f"deltaconvert {deltaconvert.__version__}, {self.model.backend}; the first frame is left out",
         }
+
+    def _facts(self, frames: Sequence[Frame]) -> list[tuple[str, str]]:
+        ours = _median([frame.ours for frame in frames])
+        dense = [frame.dense for frame in frames if frame.dense is not None]
+        errors = [frame.error for frame in frames if frame.error is not None]
+        facts = [
+            ("frames", str(len(self.frames))),
+            ("of the multiply-accumulates", f"{_mean([frame.work for frame in frames]):.1%}"),
+            ("of the pixels changed", f"{_mean([frame.density for frame in frames]):.1%}"),
+            ("ms a frame, median", f"{ours:.1f}"),
+        ]
+        if dense:
+            facts += [
+                ("ms dense", f"{_median(dense):.1f}"),
+                ("times as fast", f"{_median(dense) / ours:.2f}"),
+                ("relative L2, at most", f"{max(errors):.3g}"),
+            ]
+        observed = self.model.stats().observed
+        if observed is not None and observed.looks:
+            facts.append(("relative L2, by the monitor", f"{observed.relative:.3g}"))
+        return facts
+
+    def _charts(self, frames: Sequence[Frame]) -> list[dict[str, Any]]:
+        densities, works = [frame.density for frame in frames], [frame.work for frame in frames]
+        times = {"delta": ([frame.ours for frame in frames], DELTA)}
+        dense = [frame.dense for frame in frames if frame.dense is not None]
+        if dense:
+            times["dense"] = (dense, DENSE)
+        charts = [
+            _chart(
+                "Changed pixels and work",
+                {"changed pixels": (densities, DELTA), "work": (works, DENSE)},
+                "{:.1%}",
+            ),
+            _chart("Milliseconds", times, "{:.1f} ms"),
+        ]
+        observed = self.model.stats().observed
+        errors = [frame.error for frame in frames if frame.error is not None]
+        if errors:
+            charts.append(_chart("Difference to dense, relative L2", {"error": (errors, DELTA)}, "{:.3g}"))
+        elif observed is not None and len(observed.each) > 1:
+            seen = {"error": (observed.each, DELTA)}
+            charts.append(_chart("Error that the monitor saw, relative L2", seen, "{:.3g}"))
+        return charts
 
     def _rows(self) -> list[dict[str, str]]:
         explained = {row.path: row for row in self.model.explain().rows if row.kind in ("sparsify", "delta")}
@@ -197,6 +224,10 @@ def _picture(image: Tensor, kind: str = "JPEG") -> str:
         picture.thumbnail((LARGEST, LARGEST))
     picture.save(out, kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _median(values: Sequence[float]) -> float:

@@ -53,7 +53,7 @@ def test_a_page_needs_nothing_beside_it(tmp_path, compare):
     for row in page.model.explain().rows:
         if row.kind in ("sparsify", "delta"):
             assert f"<td>{row.path}<td>" in text
-    assert f"{sum(work for _, work, *_ in page.seen[1:]) / 6:.1%}" in text
+    assert f"{sum(frame.work for frame in page.frames[1:]) / 6:.1%}" in text
 
 
 def test_one_frame_is_no_report(tmp_path):
