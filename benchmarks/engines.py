@@ -73,7 +73,7 @@ def prepare(network: Network, wanted: list[str]) -> Engines:
             with torch.inference_mode():
                 got = engine(network.frame)()
         except ImportError as error:
-            found.skipped[name] = f"{error}; pip install 'deltaconvert[bench]'"
+            found.skipped[name] = f'{error}; pip install "deltaconvert[bench]"'
             continue
         except (
             Exception

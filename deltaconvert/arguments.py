@@ -29,7 +29,7 @@ def check_network(model: nn.Module, frames: Sequence[Tensor]) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}: give an nn.Module{_way_to_a_module(model)}")
     if isinstance(model, DeltaModel):
-        raise InputError("model is converted already")
+        raise InputError("model is converted already: give the dense one, or change it by with_thresholds")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(
             "model is a program of TorchScript: convert the module that it was made from, or save it and take "

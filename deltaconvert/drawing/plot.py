@@ -32,7 +32,7 @@ def check(out: str | Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DeltaConvertError(
-            "pictures of times need matplotlib: pip install 'deltaconvert[plot]'"
+            'pictures of times need matplotlib: pip install "deltaconvert[plot]"'
         ) from error
     endings = Figure().canvas.get_supported_filetypes()
     if Path(out).suffix[1:] not in endings:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def require() -> None:
     """ExportError where the package that writes ONNX is missing: better said before a network is loaded."""
     if importlib.util.find_spec("onnx") is None:
-        raise ExportError("writing ONNX needs the package onnx: pip install 'deltaconvert[onnx]'")
+        raise ExportError('writing ONNX needs the package onnx: pip install "deltaconvert[onnx]"')
 
 
 def write(delta: DeltaModel, path: Path, dense_above: float | None) -> None:

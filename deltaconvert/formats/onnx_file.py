@@ -48,7 +48,7 @@ def _libraries() -> tuple[Any, Any]:
         import onnx2fx
     except ImportError as error:
         raise CheckpointError(
-            f"ONNX files need {error.name}: pip install 'deltaconvert[onnx]' (Python 3.11 or newer)"
+            f'ONNX files need {error.name}: pip install "deltaconvert[onnx]" (Python 3.11 or newer)'
         ) from error
     return onnx, onnx2fx
 

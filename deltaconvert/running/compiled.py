@@ -55,7 +55,7 @@ def frame_operator(outputs: int) -> Any:
 def _frame(order: Tensor, model: int, frames: list[Tensor]) -> Any:
     if model not in _models:
         raise DeltaConvertError(
-            "a compiled graph calls a converted network that is no longer there, or elsewhere"
+            "a compiled graph calls a converted network that is no longer there, or elsewhere: compile it again"
         )
     return _results([_own(output, frames) for output in _models[model].frame(frames)])
 

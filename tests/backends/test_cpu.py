@@ -61,7 +61,7 @@ def test_what_is_slow_without_numba_says_so(without_numba, recwarn, tmp_path):
         lambda: deltaconvert.convert(network, frame),
         lambda: deltaconvert.load(tmp_path / "net.delta"),
     ):
-        with pytest.warns(UserWarning, match=r"pip install 'deltaconvert\[cpu\]'"):
+        with pytest.warns(UserWarning, match=r'pip install "deltaconvert\[cpu\]"'):
             make()
 
 

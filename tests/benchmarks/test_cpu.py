@@ -132,7 +132,7 @@ def test_what_a_run_writes_down(tiny, monkeypatch, tmp_path, capsys):
 
 
 def test_the_picture_of_a_run(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
+    pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install "deltaconvert[plot]"')
     out = tmp_path / "speed.svg"
     run(monkeypatch, "plot", ROOT / "benchmarks" / "results" / "cpu.json", "--out", out)
     text = out.read_text()
@@ -142,7 +142,7 @@ def test_the_picture_of_a_run(tmp_path, monkeypatch):
 
 
 def test_an_engine_has_one_colour_in_all_panels(tmp_path):
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
+    pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install "deltaconvert[plot]"')
     from deltaconvert.drawing.plot import Panel, draw
 
     times = ([0.0, 0.5], [1.0, 2.0])

@@ -20,7 +20,7 @@ def test_bench_says_what_it_measured(converted):
 
 
 def test_bench_draws_what_it_measured(converted, tmp_path):
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'deltaconvert[plot]'")
+    pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install "deltaconvert[plot]"')
     args = ("bench", converted, "--density", "0,100", "--frames", 1, *BACKEND)
     call(*args, "--plot", tmp_path / "speed.svg")
     text = (tmp_path / "speed.svg").read_text()

@@ -29,7 +29,7 @@ def test_a_wrong_name_of_the_overlay_is_told_before_the_network_is_loaded(clip, 
 def test_bench_names_the_extra_that_draws(converted, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = said(call("bench", converted, "--plot", tmp_path / "speed.svg", code=1))
-    assert "pip install 'deltaconvert[plot]'" in text
+    assert 'pip install "deltaconvert[plot]"' in text
 
 
 @pytest.mark.parametrize("form", ["--onnx", "--triton"])
@@ -37,7 +37,7 @@ def test_export_names_the_extra_that_writes(tmp_path, monkeypatch, form):
     """Before it asks for the file: a network may take half a minute to load."""
     monkeypatch.setitem(sys.modules, "onnx", None)
     text = said(call("export", tmp_path / "none.delta", form, tmp_path / "out", code=1))
-    assert "pip install 'deltaconvert[onnx]'" in text
+    assert 'pip install "deltaconvert[onnx]"' in text
 
 
 @pytest.mark.parametrize(

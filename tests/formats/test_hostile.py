@@ -301,7 +301,7 @@ PLACES = {  # where the weights are said to be, and what is said
 
 @pytest.fixture
 def onnx():
-    pytest.importorskip("onnx2fx", reason="ONNX needs onnx2fx: pip install 'deltaconvert[onnx]'")
+    pytest.importorskip("onnx2fx", reason='ONNX needs onnx2fx: pip install "deltaconvert[onnx]"')
 
 
 def test_onnx(onnx, tmp_path):

@@ -22,7 +22,7 @@ WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
 
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory):
-    pytest.importorskip("onnx2fx", reason="ONNX needs onnx2fx: pip install 'deltaconvert[onnx]'")
+    pytest.importorskip("onnx2fx", reason='ONNX needs onnx2fx: pip install "deltaconvert[onnx]"')
     return onnx_tiny(tmp_path_factory.mktemp("onnx") / "tiny.onnx")
 
 
@@ -112,7 +112,7 @@ def test_onnx_with_weights_beside_it(tmp_path, onnx):
 
 def test_onnx_without_the_importer(onnx, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx2fx", None)
-    with pytest.raises(CheckpointError, match=r"pip install 'deltaconvert\[onnx\]'"):
+    with pytest.raises(CheckpointError, match=r'pip install "deltaconvert\[onnx\]"'):
         load_network(onnx)
 
 

@@ -77,7 +77,7 @@ def why_slow() -> str | None:
         return None
     return (
         "numba is not installed, which compiles the convolutions of the CPU: without it converting saves little time. "
-        "pip install 'deltaconvert[cpu]'"
+        'pip install "deltaconvert[cpu]"'
     )
 
 
