@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ VIDEOS = DATA / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4", "sam2_04_coffee.mp4", "bgs_video.avi")
 SIZES = {"fastestdet": (736, 960), "fastestdet_pets": (736, 960)}
 SIZE = (1080, 1920)
+WAY_OUT = (
+    "benchmarks/README.md says what lies there. Without it: --networks resnet50 --clips VIDEO ..., whose weights are "
+    "random, on videos of yours"
+)
 # Frames of each clip: some far apart, so that what does not move with them shows, most of them in a row, as they are
 # played; those from the first on are.
 CALIBRATED, CHECKED = ((*range(first, first + 28, 7), *range(first + 28, first + 38)) for first in (60, 20))
@@ -101,8 +105,10 @@ def resnet50() -> nn.Module:
 
 
 def trained(name: str, scale: float, shift: float) -> nn.Module:
-    import zoo
-
+    try:
+        import zoo
+    except ImportError:
+        raise SystemExit(f"{name}'s weights: there is no module zoo in {DATA}. {WAY_OUT}") from None
     return OfBytes(zoo.load(name), [scale] * 3, [shift] * 3)
 
 
@@ -138,16 +144,30 @@ CASES["fastestdet_pets"] = replace(
 )
 
 
-def clips(name: str, size: str | None, device: str, numbers: Sequence[int]) -> list[list[Tensor]]:
-    """Frames (1, H, W, 3) of every clip, as a decoder leaves them: in the memory of the host, pinned for a GPU."""
+def expect_clips(names: Iterable[str], own: Sequence[Path]) -> None:
+    """SystemExit for videos that are not there. own: videos that are played instead of the networks' clips."""
+    for path in own or [VIDEOS / file for name in names for file in CASES[name].files]:
+        if not path.exists():
+            raise SystemExit(f"there is no {path}" + (f". {WAY_OUT}" if not own else ""))
+
+
+def clips(
+    name: str, size: str | None, device: str, numbers: Sequence[int], own: Sequence[Path] = ()
+) -> list[list[Tensor]]:
+    """Frames (1, H, W, 3) of every clip, as a decoder leaves them: in the memory of the host, pinned for a GPU.
+
+    own: videos that are played instead, from their beginning.
+    """
     pixels = tuple(map(int, size.split("x"))) if size else SIZES.get(name, SIZE)
     case, found = CASES[name], []
-    numbers = [case.first + number for number in numbers]
-    for file in case.files:
-        if not (VIDEOS / file).exists():
-            raise SystemExit(f"the clips are not there: {VIDEOS / file}")
+    expect_clips([name], own)
+    if not own:
+        numbers = [case.first + number for number in numbers]
+    for file in [str(path.resolve()) for path in own] or case.files:
         frames = (frame.flip(2) if case.bgr else frame for frame in clip_of(file)(numbers))
         found.append([scaled(frame, pixels, device) for frame in frames])
+        if not found[-1]:
+            raise SystemExit(f"{file} has no frame of those that are to be played")
     return found
 
 

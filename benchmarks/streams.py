@@ -2,6 +2,7 @@
 
     python benchmarks/streams.py --out FILE [--networks resnet50,...] [--device cuda --type half] [--thresholds FOLDER]
     python benchmarks/streams.py --workers 1,2,4 --device cuda ...   a process for each GPU: one serves, two, then four
+    python benchmarks/streams.py --networks resnet50 --clips VIDEO ...   videos of yours, and no other data
 
 Each camera plays one of the clips of ../shared/data/videos from another place, over and over, and has its own phase:
 its frames arrive every 33.3 ms, whatever the server does. They are bytes in (pinned) host memory, as a decoder leaves
@@ -27,7 +28,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ import deltaconvert  # noqa: E402
 from benchmarks import engines, gpu_dense  # noqa: E402
 from benchmarks.camera_servers import Batched, Pooled  # noqa: E402
 from benchmarks.camera_trials import BUDGET_MS, Server, Trial, frame_of, most  # noqa: E402
-from benchmarks.cameras import CASES, clips  # noqa: E402
+from benchmarks.cameras import CASES, clips, expect_clips  # noqa: E402
 from deltaconvert.normalise import normalise  # noqa: E402
 from deltaconvert.text import table  # noqa: E402
 from deltaconvert.tracing.trace import trace  # noqa: E402
@@ -53,6 +54,7 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/streams.py", *sys.argv[1:]])
     facts: dict[str, Any] = {**measure.environment(), "command": command, "device": device_name(options)}
     names = options.networks.split(",")
+    expect_clips(names, options.clips)
     rivals = {name: Worker(Dense, name, options, 0) for name in names if options.batches}
     crews = {
         name: [Worker(Pools, name, options, gpu) for gpu in range(max(options.workers))] for name in names
@@ -74,8 +76,8 @@ def main() -> None:
         try:
             for _ in served(row, crew, options.workers):
                 write(facts, options)
-        except EOFError:
-            print(f"{row['network']}: a worker died", flush=True)
+        except WorkerDied as error:
+            print(error, flush=True)
         for worker in crew:
             worker.end()
         print(tables(facts), flush=True)
@@ -141,6 +143,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="of a trial, after warming up")
     parser.add_argument("--frames", type=int, default=60, help="of each clip")
+    parser.add_argument(
+        "--clips", type=Path, nargs="+", default=(), help="videos instead of ../shared/data's"
+    )
     parser.add_argument("--profile", action="store_true", help="print what a step's time goes to")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -150,21 +155,27 @@ def listed(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
+class WorkerDied(SystemExit):
+    """A worker's process has ended, and said why."""
+
+
 class Worker:
     """A process that prepares a network, and then measures what it is asked for: it may have to wait for others."""
 
     def __init__(self, side: type[Bench], name: str, options: argparse.Namespace, gpu: int):
-        spawn = multiprocessing.get_context("spawn")
+        self._name, spawn = name, multiprocessing.get_context("spawn")
         self._line, theirs = spawn.Pipe()
         self._process = spawn.Process(target=work, args=(theirs, side, name, options, gpu), daemon=True)
         self._process.start()
         theirs.close()  # so that a process that died ends the line
 
     def begin(self, what: str, *args: Any) -> None:
-        self._line.send((what, *args))
+        with self._alive():
+            self._line.send((what, *args))
 
     def answer(self) -> Any:
-        return self._line.recv()
+        with self._alive():
+            return self._line.recv()
 
     def measure(self, what: str) -> Any:
         self.begin(what)
@@ -176,6 +187,13 @@ class Worker:
             self._line.send(None)
         self._process.join(10)
         self._process.kill()  # compilers that it started keep some waiting
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, ConnectionError):
+            raise WorkerDied(f"{self._name}: a process of it ended; why stands above") from None
 
 
 def work(line: Any, side: type[Bench], name: str, options: argparse.Namespace, gpu: int) -> None:
@@ -199,7 +217,7 @@ class Bench:
         torch.backends.cudnn.benchmark = device == "cuda"
         self._name, self._options = name, options
         self._model = CASES[name].make().eval().to(device, kind)
-        self._images = clips(name, options.size, device, range(options.frames))
+        self._images = clips(name, options.size, device, range(options.frames), options.clips)
         self._example = self._images[0][0].to(device)
         if options.frames_in == "device":
             self._images = [[frame.to(device) for frame in clip] for clip in self._images]

@@ -11,6 +11,7 @@ from torch import nn
 import deltaconvert
 from benchmarks import camera_trials, cameras, engines, streams
 from benchmarks.camera_servers import Pooled
+from deltaconvert import video
 
 
 class Fits:
@@ -123,3 +124,43 @@ def test_streams_writes_down_what_it_tried(tmp_path, monkeypatch, workers):
         assert delta["relative_l2"] < 1 and 0 <= delta["density"] <= 1 and 0 < delta["work"] <= 1
     assert deltas[0]["ms of a step by its frames"]["1"] > 0
     assert row["dense"]["engine"] == "torch channels_last"
+
+
+def test_streams_says_what_is_missing(tmp_path, monkeypatch):
+    """Before any process is started: which file, and what works without."""
+    monkeypatch.setattr(cameras, "VIDEOS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/streams.py", "--networks", "resnet50"])
+    with pytest.raises(SystemExit, match=r"there is no .*pets_vtest.* --networks resnet50 --clips VIDEO"):
+        streams.main()
+    monkeypatch.setattr(sys, "argv", ["benchmarks/streams.py", "--clips", str(tmp_path / "mine.mp4")])
+    with pytest.raises(SystemExit, match=r"there is no .*mine\.mp4$"):
+        streams.main()
+
+
+class Ends:
+    """A side whose process ends at once."""
+
+    def __init__(self, name, options):
+        raise SystemExit(f"{name} cannot be")
+
+
+def test_a_worker_that_ended(capfd):
+    worker = streams.Worker(Ends, "small", argparse.Namespace(workers=[1]), 0)
+    with pytest.raises(streams.WorkerDied, match="small: a process of it ended"):
+        worker.answer()
+    worker.end()
+    assert "small cannot be" in capfd.readouterr().err
+
+
+def test_videos_of_ones_own(tmp_path):
+    """From their beginning, whatever frames the network's own clips begin with."""
+    frames = torch.zeros(3, 32, 64, 3, dtype=torch.uint8)
+    frames[1] = 200
+    with video.VideoWriter(tmp_path / "mine.mp4", 30, (64, 32)) as writer:
+        for frame in frames:
+            writer.write(frame)
+    (clip,) = cameras.clips("fastestdet_pets", "16x32", "cpu", range(2), [tmp_path / "mine.mp4"])
+    assert [frame.shape for frame in clip] == [(1, 16, 32, 3)] * 2
+    assert clip[0].max() < 20 and clip[1].min() > 180
+    with pytest.raises(SystemExit, match="has no frame"):
+        cameras.clips("resnet50", "16x32", "cpu", range(5, 6), [tmp_path / "mine.mp4"])
