@@ -95,8 +95,11 @@ class _Door:
     async def stream(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
         found = await self._fleet.stats()
+        if name not in found:  # either it is not there, or its worker comes back, which a call waits for
+            await self._fleet.call(name, "result")
+            found = await self._fleet.stats()
         if name not in found:
-            raise Refused(404, f"there is no stream {name}")
+            raise Refused(503, f"the worker of stream {name} does not answer")
         return JSONResponse(found[name])
 
     async def metrics(self, _: Request) -> Response:
@@ -127,9 +130,9 @@ class _Door:
 
     async def delete(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
-        await self._fleet.drop(name)
         self._known.discard(name)
         self._last.pop(name, None)
+        await self._fleet.drop(name)
         return Response(status_code=204)
 
     async def frame(self, request: Request) -> Response:

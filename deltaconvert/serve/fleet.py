@@ -3,7 +3,8 @@
 `Local` has one worker in this process. `Rays` has one Ray actor a worker: this machine's processes, or those of a
 cluster that RAY_ADDRESS names. A stream goes to the worker with the fewest streams and stays there. A worker that dies
 is started anew by Ray with nothing in it; its streams join it again, and their next frame is a full one. So nothing
-needs to be stored, and no call is repeated that may have run: only one that met a dead worker is.
+needs to be stored, and no call is repeated that may have run: only one that met a dead worker is, or one that came back
+while nobody asked, and does not know the stream.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from deltaconvert.serve.worker import Worker
 
 RESTART = 120.0  # seconds that a dead worker may take to come back
 PAUSE = 0.2  # seconds between two looks at it
+PROMPT = 2.0  # seconds that a worker has to say that it is there
+STATS = 10.0  # and to say how its streams are, which waits for a step
+ASKED = 8  # times, that a call is for a stream whose worker does not know it
 CALLS = 256  # of one worker at a time; most of them wait, for a result or for a picture
 
 
@@ -105,6 +109,7 @@ class Rays:
         ]
         self._places: dict[str, int] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
+        self._reviving: dict[int, asyncio.Task[None]] = {}
         self._sources: dict[str, Sequence[Any]] = {}
         try:
             ray.get([worker.alive.remote() for worker in self._workers])  # they have loaded the file
@@ -112,9 +117,16 @@ class Rays:
             raise InputError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}") from error
 
     async def call(self, stream: str, method: str, *args: Any) -> Any:
-        if stream not in self._places:
-            raise Refused(404, f"there is no stream {stream}")
-        result = await self._ask(self._places[stream], method, stream, *args)
+        for attempt in range(ASKED):
+            place = self._place(stream)
+            try:
+                result = await self._ask(place, method, stream, *args)
+                break
+            except Refused as error:
+                if error.status != 404 or attempt == ASKED - 1:
+                    raise
+                if place == self._place(stream):  # else it moved meanwhile
+                    await self._revive(place)
         if method == "watch":
             self._sources[stream] = args
         return result
@@ -138,9 +150,10 @@ class Rays:
             del self._joining[stream]
 
     async def drop(self, stream: str) -> None:
-        await self.call(stream, "drop")
-        self._places.pop(stream, None)
+        place = self._place(stream)
+        del self._places[stream]  # at once: a worker that comes back now does not get it again
         self._sources.pop(stream, None)
+        await self._forget(place, stream)
 
     async def move(self, stream: str, place: int) -> None:
         """Take a stream to another worker, where it goes on from a snapshot; what the server reads for it is read there
@@ -154,11 +167,12 @@ class Rays:
         self._places[stream] = place
         if stream in self._sources:
             await self._ask(place, "watch", stream, *self._sources[stream], True)
-        await self._ask(before, "drop", stream)
+        await self._forget(before, stream)
 
     async def stats(self) -> dict[str, dict[str, Any]]:
+        """Without the streams of a worker that does not answer now."""
         places = range(len(self._workers))
-        found = await asyncio.gather(*(self._ask(place, "stats") for place in places))
+        found = await asyncio.gather(*(self._stats(place) for place in places))
         return {
             stream: {**stats, "worker": place}
             for place, streams in zip(places, found, strict=True)
@@ -166,7 +180,7 @@ class Rays:
         }
 
     async def alive(self) -> list[bool]:
-        return [await self._answers(place) for place in range(len(self._workers))]
+        return list(await asyncio.gather(*map(self._answers, range(len(self._workers)))))
 
     def close(self) -> None:
         for worker in self._workers:
@@ -188,12 +202,25 @@ class Rays:
         raise Refused(503, f"worker {place} does not come back")
 
     async def _revive(self, place: int) -> None:
-        """Give a worker that starts anew its streams back; what it refuses now is no fault of who asks."""
+        """Give a worker that started anew its streams back; many may ask for that at once."""
+        task = self._reviving.get(place)
+        if task is None or task.done():
+            task = self._reviving[place] = asyncio.create_task(self._give_back(place))
+        await asyncio.shield(task)
+
+    async def _give_back(self, place: int) -> None:
+        """What the worker refuses now is no fault of who asks. One that never died has all of its streams."""
+        held = await self._remote(place, "held")
         for stream in [stream for stream, where in self._places.items() if where == place]:
             with suppress(Refused):
-                await self._remote(place, "join", stream)
-                if stream in self._sources:
+                if stream not in held and stream not in self._joining:
+                    await self._remote(place, "join", stream)
+                if stream in self._sources and not held.get(stream):
                     await self._remote(place, "watch", stream, *self._sources[stream], True)
+
+    async def _forget(self, place: int, stream: str) -> None:
+        with suppress(Refused):  # it may have been forgotten there with the worker
+            await self._ask(place, "drop", stream)
 
     async def _remote(self, place: int, method: str, *args: Any) -> Any:
         try:
@@ -203,6 +230,20 @@ class Rays:
 
     async def _answers(self, place: int) -> bool:
         try:
-            return bool(await asyncio.wait_for(self._remote(place, "alive"), timeout=2))
+            await asyncio.wait_for(self._revive(place), PROMPT)  # cameras that nobody asks for go on, too
+            return bool(await asyncio.wait_for(self._remote(place, "alive"), PROMPT))
         except Exception:
             return False
+
+    async def _stats(self, place: int) -> dict[str, dict[str, Any]]:
+        try:
+            await asyncio.wait_for(self._revive(place), PROMPT)
+            found: dict[str, dict[str, Any]] = await asyncio.wait_for(self._remote(place, "stats"), STATS)
+        except (asyncio.TimeoutError, self._ray.exceptions.RayError):
+            return {}
+        return found
+
+    def _place(self, stream: str) -> int:
+        if stream not in self._places:
+            raise Refused(404, f"there is no stream {stream}")
+        return self._places[stream]

@@ -97,6 +97,8 @@ class Worker:
             self._camera(stream).stop()
             self._pool.drop(stream)
             del self._cameras[stream]
+        with self._new:
+            self._new.notify_all()  # who waits for a frame of it
 
     def reset(self, stream: str) -> None:
         """Its next frame is full."""
@@ -112,10 +114,18 @@ class Worker:
 
         Refused for one that cannot be decoded, that the network raises on, or that takes too long.
         """
+        camera = self._camera(stream)
         number = self._put(stream, images.decode(data, kind, self._size, self._limits))
         with self._new:
-            done = self._new.wait_for(lambda: self._result(stream).get("frame", 0) >= number, PATIENCE)
-        result = self._result(stream)
+            done = self._new.wait_for(
+                lambda: self._cameras.get(stream) is not camera or camera.result.get("frame", 0) >= number,
+                PATIENCE,
+            )
+        result = camera.result
+        if (
+            self._cameras.get(stream) is not camera
+        ):  # dropped meanwhile, or moved: then it is to be asked there
+            raise _absent(stream)
         if not done:
             raise Refused(503, f"stream {stream} has waited {PATIENCE:.0f} s for its result")
         if "error" in result:
@@ -138,8 +148,7 @@ class Worker:
 
     def result(self, stream: str) -> dict[str, Any]:
         """Of the last frame; empty before the first."""
-        self._camera(stream)
-        return self._result(stream)
+        return self._camera(stream).result
 
     def picture(self, stream: str, after: int = 0) -> tuple[int, bytes]:
         """(number of the frame, JPEG): the newest frame with its changed pixels marked, newer than `after` if one comes
@@ -167,6 +176,10 @@ class Worker:
             }
         return found
 
+    def held(self) -> dict[str, bool]:
+        """The streams, and of each whether something is read into it."""
+        return {stream: camera.source is not None for stream, camera in list(self._cameras.items())}
+
     def alive(self) -> bool:
         return self._thread.is_alive()
 
@@ -184,12 +197,8 @@ class Worker:
 
     def _camera(self, stream: str) -> _Camera:
         if stream not in self._cameras:
-            raise Refused(404, f"there is no stream {stream}")
+            raise _absent(stream)
         return self._cameras[stream]
-
-    def _result(self, stream: str) -> dict[str, Any]:
-        camera = self._cameras.get(stream)
-        return {"frame": 2**62, "error": "the stream was dropped"} if camera is None else camera.result
 
     def _put(self, stream: str, frame: Tensor) -> int:
         camera = self._camera(stream)
@@ -234,6 +243,10 @@ class Worker:
             camera.result = {**found, "error": f"its result cannot be shown: {error}"}
         else:
             camera.result = {**found, "latency": latency, "outputs": outputs}
+
+
+def _absent(stream: str) -> Refused:
+    return Refused(404, f"there is no stream {stream}")
 
 
 @contextmanager

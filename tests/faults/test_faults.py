@@ -153,6 +153,41 @@ def test_no_memory_on_join(backend, monkeypatch):
     cameras.join("c")
 
 
+@pytest.mark.gpu
+def test_no_gpu_memory_on_join(gpu):
+    """The same on a card that is full: planning for more streams finds no memory."""
+    dense, scenes = network().to(gpu), [torch.rand(1, 3, 512, 512) for _ in range(2)]
+    cameras = StreamPool(deltaconvert.convert(dense, scenes[0], backend="cuda"), 2)
+    cameras.join("a"), cameras.join("b")
+
+    def play():
+        for stream, scene in zip("ab", scenes, strict=True):
+            scene[..., 100:200, 100:200] = torch.rand(100, 100)
+            cameras.put(stream, scene.clone())
+        results = cameras.step()
+        for stream, scene in zip("ab", scenes, strict=True):
+            assert results[stream].error is None
+            assert_close(results[stream].output, dense(scene))
+            assert 0 < cameras.stats()[stream].density <= 1
+
+    play()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() + 24 * 2**20  # for frames and outputs, not for two more streams' maps
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(gpu).total_memory)
+    try:
+        for _ in range(3):
+            with pytest.raises(StreamError, match="no room for stream 'c'"):
+                cameras.join("c")
+            play()
+            assert cameras.stats()["a"].density < 0.1 and cameras.streams == ["a", "b"]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    cameras.join("c")
+    play()
+    assert cameras.stats()["a"].density < 0.1  # it kept what it knew
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_while_writing_a_file(tmp_path):
     """A file has its name only when it is whole: a kill leaves the old one."""

@@ -28,15 +28,19 @@ MOST = 8  # streams
 SLACK = 48 * 2**20
 
 
-def resident() -> int:
-    """Bytes of memory that the process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def held() -> int:
+    """Bytes of memory that the process holds, and on a GPU those in use."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident + (torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.timeout(60 * MINUTES + 120)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 @pytest.mark.skipif(MINUTES == 0, reason="DELTACONVERT_SOAK_MINUTES=0: it runs elsewhere")
-def test_soak():
+def test_soak(device, request):
+    if device == "cuda":
+        request.getfixturevalue("gpu")
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -44,8 +48,9 @@ def test_soak():
         nn.MaxPool2d(2),
         nn.Conv2d(8, 8, 3, padding=1),
         nn.GroupNorm(2, 8),
-    ).eval()
-    pool = StreamPool(deltaconvert.convert(network, torch.rand(SHAPE), backend="cpu"), MOST, limit=MOST)
+    )
+    network.eval().to(device)
+    pool = StreamPool(deltaconvert.convert(network, torch.rand(SHAPE), backend=device), MOST, limit=MOST)
     draw, scenes, number = random.Random(0), {}, 0
     settled, start = None, time.monotonic()
     steps = 0
@@ -93,9 +98,9 @@ def test_soak():
         time.sleep(PAUSE)
         if settled is None and time.monotonic() - start > 12 * MINUTES:
             gc.collect()
-            settled = resident()
+            settled = held()
     gc.collect()
     assert settled is not None and steps > 20
-    growth = resident() - settled
+    growth = held() - settled
     print(f"{steps} steps, {number} streams, {MINUTES:g} minutes, memory grew by {growth / 2**20:.1f} MB")
     assert growth < SLACK

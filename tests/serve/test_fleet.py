@@ -84,6 +84,75 @@ def test_killed_under_load(fleet, expected):
     asyncio.run(scenario())
 
 
+async def killed(fleet, stream):
+    """Kill the worker of a stream, and wait until another one is there in its place; nobody asks for its streams."""
+    place = fleet._places[stream]
+    pid = await fleet._remote(place, "pid")
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    others = {other for other, where in fleet._places.items() if where != place}
+    assert others <= set(await fleet.stats()) and time.monotonic() - began < 20
+    end = time.monotonic() + PATIENCE
+    while True:
+        assert time.monotonic() < end, "no other worker"
+        try:
+            if await fleet._remote(place, "pid") != pid:
+                return
+        except ray.exceptions.RayError:
+            await asyncio.sleep(0.05)
+
+
+def test_killed_while_nobody_asks(fleet, expected, clip):
+    """Whoever asks later gets an answer, what the server reads is read again, and what is dropped is gone."""
+
+    async def scenario():
+        for stream in ("quiet", "read", "gone"):
+            await fleet.join(stream)
+            await fleet.move(stream, 0)
+        await play(fleet, "quiet", 0, expected)
+        await fleet.call("read", "watch", str(clip), True)
+        await killed(fleet, "quiet")
+        await fleet.drop("gone")
+        assert (await play(fleet, "quiet", 0, expected))["frame"] == 1
+        assert (await play(fleet, "quiet", 1, expected))["frame"] == 2
+        await killed(fleet, "quiet")
+        await all_alive(fleet)  # a health check is enough for it
+        assert {"quiet": False, "read": True}.items() <= (await fleet._remote(0, "held")).items()
+        before = (await fleet.stats())["read"]["frames"]
+        end = time.monotonic() + PATIENCE
+        while (await fleet.stats())["read"]["frames"] <= before:
+            assert time.monotonic() < end, "it is not read"
+            await asyncio.sleep(0.05)
+        assert "gone" not in await fleet._remote(0, "held")
+        for stream in ("quiet", "read"):
+            await fleet.drop(stream)
+            with pytest.raises(Refused, match="no stream"):
+                await fleet.call(stream, "result")
+
+    asyncio.run(scenario())
+
+
+def test_frames_while_a_stream_moves(fleet, expected):
+    """None is refused because it came to the worker that the stream has just left."""
+
+    async def scenario():
+        await fleet.join("mover")
+        moved = asyncio.Event()
+
+        async def camera():
+            while not moved.is_set():
+                await play(fleet, "mover", 0, expected)
+
+        cameras = [asyncio.create_task(camera()) for _ in range(3)]
+        for place in (1, 0, 1, 0):
+            await fleet.move("mover", place)
+        moved.set()
+        await asyncio.gather(*cameras)
+        await fleet.drop("mover")
+
+    asyncio.run(scenario())
+
+
 def test_a_stream_moves(fleet, expected):
     async def scenario():
         await fleet.join("mover")
