@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "tests"):
+for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "kernels"):  # what tests import, and what they share
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from drawn import RECIPE, Drawn, video_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Call, assert_close, assert_same_bits, examples, no_waiting, scripted_video
-from test_networks import RECIPE, Drawn, video_of
 from torch import Tensor, nn
 
 import deltaconvert

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import test_gate
 import torch
 import torch.nn.functional as F
+from graph_on_cpu import with_graphs
+from on_cpu import GXX, without_a_gpu
 from oracle import Call, assert_close, assert_same_bits, scripted_video
 from torch import nn
 
 import deltaconvert
 import model_zoo
 from deltaconvert.backends.cuda.shuffles import LastShuffle
-
-sys.path.insert(0, str(Path(__file__).parent / "kernels"))
-import test_gate
-from graph_on_cpu import with_graphs
-from on_cpu import GXX, without_a_gpu
 
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
 

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from graph_on_cpu import with_graphs
+from on_cpu import GXX
 from oracle import assert_close, scripted_video
 from torch import nn
 
 import deltaconvert
 from deltaconvert.backends import cuda
-
-sys.path.insert(0, str(Path(__file__).parent / "kernels"))
-from graph_on_cpu import with_graphs
-from on_cpu import GXX
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "sanitize.py"
 FOUND = "========= Invalid __shared__ write of size 4 bytes\n=========     at {}+0x10 in x.cu\n"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import struct
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from on_cpu import GXX, edge_of, without_a_gpu
 from oracle import assert_same_bits, scripted_video
 from torch import Tensor, nn
 
@@ -22,9 +21,6 @@ from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.fused import stages_of
 from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.reach import Window
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from on_cpu import GXX, edge_of, without_a_gpu
 
 
 class Bottleneck(nn.Module):

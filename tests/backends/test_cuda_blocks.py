@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from blocks import STEPS, Branches, Shuffled, steps_of
 from torch import nn
 
 import deltaconvert
@@ -14,10 +12,6 @@ from deltaconvert.backends import cuda
 from deltaconvert.backends.cuda import convs
 from deltaconvert.backends.cuda.siblings import note_siblings
 from deltaconvert.backends.cuda.slices import fold_orders, join_pixel_concats
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_cuda_siblings import Branches
-from test_cuda_slices import STEPS, Shuffled, steps_of
 
 DEVICE = torch.device("cuda", 0)
 SHARES = (1, 0.3, 0.001, 0, 0.05, 1, 0.01)  # of the pixels that a frame changes

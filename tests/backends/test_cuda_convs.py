@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import struct
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from on_cpu import edge_of
 from torch import Tensor
 
 from deltaconvert.backends.cuda import conv_kernels, convs, wgmma_kernels
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.reach import Window
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from on_cpu import edge_of
 
 
 def read_as_wgmma(

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import copy
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
+from graph_on_cpu import with_graphs
+from on_cpu import GXX, without_a_gpu
 from oracle import assert_close, assert_same_bits, no_waiting, scripted_video
 from poisoned import assert_writes_its_mask
 from torch import Tensor, nn
 
 import deltaconvert
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from graph_on_cpu import with_graphs
-from on_cpu import GXX, without_a_gpu
-
 from deltaconvert.backends.cuda.in_place import lies_as, read_in_place
 
 SHAPE = (2, 3, 32, 48)

@@ -1,19 +1,14 @@
 """What runs after a frame's CUDA graph, without a GPU: the graph is one of tests/kernels/graph_on_cpu.py."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from graph_on_cpu import with_graphs
+from on_cpu import GXX
 from oracle import Call, Dense, assert_close, scripted_video
 from torch import nn
 
 import deltaconvert
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from graph_on_cpu import with_graphs
-from on_cpu import GXX
 
 SHAPE = (2, 3, 9, 8)
 

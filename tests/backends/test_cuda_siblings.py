@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from blocks import Branches, depthwise
+from on_cpu import GXX, without_a_gpu
 from oracle import assert_close, assert_same_bits, scripted_video
 from torch import nn
 
 import deltaconvert
 from deltaconvert.backends.cuda import Backend
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from on_cpu import GXX, without_a_gpu
 
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
 
@@ -22,32 +18,6 @@ pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sourc
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
     without_a_gpu(monkeypatch)
-
-
-def depthwise(channels: int, kernel: int = 5, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, groups=channels)
-
-
-class Branches(nn.Module):
-    """Three branches on one map: of one, two and three convolutions, then 1x1 ones."""
-
-    def __init__(self, kernel: int = 5, width: int = 12):
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, 2, padding=1)
-        self.chains = nn.ModuleList(
-            nn.ModuleList(depthwise(width, kernel) for _ in range(length)) for length in (1, 2, 3)
-        )
-        self.ends = nn.ModuleList(nn.Conv2d(width, outputs, 1) for outputs in (1, 4, 9))
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        outputs = []
-        for chain, end in zip(self.chains, self.ends, strict=True):
-            y = x
-            for layer in chain:
-                y = layer(y).relu()
-            outputs.append(end(y))
-        return outputs
 
 
 class Halves(nn.Module):

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from graph_on_cpu import with_graphs
+from on_cpu import GXX
 from oracle import Call, Dense, assert_close, assert_same_bits
 from torch import Tensor, nn
 
 import deltaconvert
 from deltaconvert.backends import cuda
 from deltaconvert.backends.cuda import recording, skipping
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from graph_on_cpu import with_graphs
-from on_cpu import GXX
 
 needs_gxx = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
 SHAPE = (2, 3, 18, 21)

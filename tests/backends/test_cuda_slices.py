@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import torch.nn.functional as F
+from blocks import STEPS, Shuffled, steps_of
+from on_cpu import GXX, without_a_gpu
 from oracle import assert_close, assert_same_bits, scripted_video
 from torch import nn
 
@@ -16,43 +14,8 @@ from deltaconvert.backends.cuda import slices
 from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.fused import head_of
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from on_cpu import GXX, without_a_gpu
-
 CARRIES = slices.carries
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
-
-
-class Shuffled(nn.Module):
-    """Blocks of a ShuffleNet: with a stride both halves are convolved, without one half passes by.
-
-    turned: channels are shuffled behind a block, and split in halves; else they are split as they are shuffled.
-    """
-
-    def __init__(self, act=torch.relu, turned: bool = False):
-        super().__init__()
-        self.act, self.turned = act, turned
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.beside = nn.Sequential(self.depthwise(16, 2), nn.Conv2d(16, 16, 1))
-        self.first = nn.ModuleList([nn.Conv2d(16, 16, 1), self.depthwise(16, 2), nn.Conv2d(16, 16, 1)])
-        self.second = nn.ModuleList([nn.Conv2d(16, 16, 1), self.depthwise(16, 1), nn.Conv2d(16, 16, 1)])
-
-    @staticmethod
-    def depthwise(channels: int, stride: int) -> nn.Conv2d:
-        return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels)
-
-    def branch(self, parts, x):
-        return self.act(parts[2](parts[1](self.act(parts[0](x)))))
-
-    def forward(self, x):
-        x = self.act(self.stem(x))
-        x = torch.cat([self.act(self.beside(x)), self.branch(self.first, x)], 1)
-        if self.turned:
-            x = F.channel_shuffle(x, 2)
-            passed, convolved = x[:, :16], x[:, 16:]
-        else:
-            passed, convolved = x[:, 0::2], x[:, 1::2]
-        return torch.cat([passed, self.branch(self.second, convolved)], 1)
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +28,6 @@ def _as_on_a_gpu(monkeypatch):
 
 def convert(network: nn.Module, frame: torch.Tensor, **options) -> deltaconvert.DeltaModel:
     return deltaconvert.convert(network, frame, backend="cuda", **options)
-
-
-def steps_of(model: deltaconvert.DeltaModel) -> list[str]:
-    return [type(head_of(step.operator)).__name__ for step in model._program.operators]
-
-
-STEPS = ["Conv2d"] * 4 + ["ConvSum"] + ["Conv2d"] * 2 + ["ConvSum"]
 
 
 @pytest.mark.parametrize("turned", [False, True])

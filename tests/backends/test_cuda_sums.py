@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from on_cpu import GXX, without_a_gpu
 from oracle import assert_close, assert_same_bits, scripted_video
 from torch import nn
 
@@ -14,9 +12,6 @@ import deltaconvert
 from deltaconvert.backends.cuda import sums
 from deltaconvert.ops.conv_sum import ConvSum
 from deltaconvert.ops.fused import head_of
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from on_cpu import GXX, without_a_gpu
 
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from on_cpu import GXX, Kernel
 from torch import Tensor
 
 from deltaconvert.backends.cuda import pitch_of
@@ -20,9 +19,6 @@ from deltaconvert.backends.cuda.marks import bits_of, list_of
 from deltaconvert.backends.cuda.tail import device_bytes
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Window
-
-sys.path.insert(0, str(Path(__file__).parent))
-from on_cpu import GXX, Kernel
 
 TYPES_OF_NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from on_cpu import GXX, THREADS, Kernel
 
 from deltaconvert.backends.cuda.marks import bits_of
