@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import test_gate
 import torch
 import torch.nn.functional as F
+from gated import GATES, at_the_limit, check_gate, check_masks, faint_patches
 from graph_on_cpu import with_graphs
 from on_cpu import GXX, without_a_gpu
 from oracle import Call, assert_close, assert_same_bits, scripted_video
@@ -77,7 +77,7 @@ def test_thresholds_of_small_networks():
     assert all(step.launch.compares for step in model._program.operators if step.edge.threshold is not None)
 
 
-GATES = [
+CASES = [
     ((2, 3, 37, 70), {"smooth": 5, "dilate": 3, "weak": 0.3}),
     ((1, 5, 16, 200), {"dilate": 40, "refresh": 3}),
     ((2, 3, 37, 33), {"smooth": 31, "peak": 1.5}),
@@ -90,29 +90,29 @@ GATES = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "gate"), GATES, ids=str)
+@pytest.mark.parametrize(("shape", "gate"), CASES, ids=str)
 def test_gates(shape, gate):
     network = nn.Conv2d(shape[1], 4, 3, padding=1).eval()
     model = check(network, shape, threshold={"input": 0.1}, gate=gate)
     assert next(iter(model._program.edges.values()))._looks is not None
 
 
-@pytest.mark.parametrize("gate", [gate for gate in test_gate.GATES if "recent" in gate], ids=str)
+@pytest.mark.parametrize("gate", [gate for gate in GATES if "recent" in gate], ids=str)
 def test_gates_that_average_frames(gate):
     """Means, what they were when pixels were stored, noise, NaN and streams that sleep: by the same kernels."""
-    test_gate.test_gates_without_a_ceiling("cuda", gate, (21, 40), torch.float32)
+    check_gate("cuda", gate, (21, 40), torch.float32)
 
 
 @pytest.mark.parametrize(
     "gate", [{"smooth": 3, "peak": 9.0, "weak": 0.5}, {"smooth": 5, "recent": 2}], ids=str
 )
 def test_boxes_at_the_limit(gate):
-    test_gate.test_boxes_at_the_limit("cuda", gate)
+    check_masks("cuda", {"dilate": 1, **gate}, at_the_limit())
 
 
 @pytest.mark.parametrize("gate", [{"smooth": 9}, {"smooth": 7, "recent": 2}], ids=str)
 def test_faint_patches(gate):
-    test_gate.test_faint_patches("cuda", gate)
+    check_masks("cuda", {"dilate": 1, "peak": 9.0, **gate}, faint_patches())
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])

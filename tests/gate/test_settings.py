@@ -1,4 +1,4 @@
-"""deltaconvert/gate.py: what a gate lets through, on every backend."""
+"""What each setting of a gate does, and what it promises."""
 
 from __future__ import annotations
 
@@ -7,194 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from gated import Input, convert
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import assert_close, dense, edges, generator, scripted_video
-from torch import Tensor, nn
+from oracle import assert_close, dense, edges
+from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import InputError
 from deltaconvert.gate import TILE, Gate, Watch
 
-CAR_PARK = Path(__file__).resolve().parents[2] / "shared/data/videos/intel_car-detection.mp4"
-
-
-class Input(nn.Module):
-    """A network that hands its input through a convolution that changes nothing: what it stores can be looked at."""
-
-    def __init__(self, channels: int = 3):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
-        self.conv.weight.data = torch.eye(channels).view(channels, channels, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-def convert(frame: Tensor, gate: object, threshold: float = 0.1, backend: str = "reference"):
-    network = Input(frame.shape[1]).to(frame.device, frame.dtype).eval()
-    return deltaconvert.convert(network, frame, threshold={"input": threshold}, gate=gate, backend=backend)
+CAR_PARK = Path(__file__).resolve().parents[3] / "shared/data/videos/intel_car-detection.mp4"
 
 
 def density(model) -> float:
     return float(next(iter(model.masks().values())).float().mean())
-
-
-@pytest.mark.parametrize("size", [(1, 1), (9, 70), (37, 21)])
-def test_every_setting_on_every_backend(backend, size):
-    """The masks are those of a Watch alone, the output is the dense network's on what was taken over."""
-    gate = {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9}
-    gate |= {"refresh": 7, "max_density": 0.5}
-    video = scripted_video((2, 3, *size), torch.float64)
-    draw = generator(5)
-    video = [x + torch.randn(x.shape, dtype=x.dtype, generator=draw) * 0.02 for x in video]
-    model = convert(video[0], gate, backend=backend)
-    watch = Watch(Gate.of(gate), tuple(video[0].shape), torch.float64, video[0].device, 0.1)
-    stored = torch.full_like(video[0], float("nan"))
-    for t, frame in enumerate(video):
-        if t == 9:
-            model.reset(1)
-            watch.reset(slice(1, 2))
-            stored[1] = float("nan")
-        frame, mask = watch.look(frame, stored)
-        stored = torch.where(mask, frame, stored)
-        assert_close(model(video[t]), dense(Input().double(), (stored,)), f"frame {t}")
-        assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
-
-
-GATES = [
-    {"smooth": 3, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9, "refresh": 7},
-    {"smooth": 9, "peak": 18.0, "dilate": 12, "weak": 0.25},
-    {"smooth": 5, "peak": 2.0, "dilate": 3, "refresh": 9, "cut": 0.6},
-    {"dilate": 40, "refresh": 5, "nonfinite": "hold"},
-    {"smooth": 17, "noise": 1.0, "cut": 0.2},
-    {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 2, "weak": 0.3, "refresh": 7},
-    {"recent": 3, "peak": 30.0, "cut": 0.2, "nonfinite": "hold"},
-]
-
-
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize(("size", "dtype"), [((1, 1), torch.float64), ((37, 70), torch.float32)])
-def test_gates_without_a_ceiling(backend, gate, size, dtype):
-    """Masks, what is stored and what is counted are those of a Watch alone, streams that sleep and NaN included."""
-    draw = generator(5)
-    video = [
-        x + torch.randn(x.shape, generator=draw) * 0.02 for x in scripted_video((2, 3, *size), torch.float32)
-    ]
-    video = [x.to(dtype) for x in video]
-    video[0][0, 0, 0, 0] = video[3][0, 1, 0, 0] = math.nan
-    video[4][1, 2, -1, -1] = math.inf
-    model = convert(video[0], gate, backend=backend)
-    watch = Watch(Gate.of(gate), tuple(video[0].shape), dtype, video[0].device, 0.1)
-    stored = torch.full_like(video[0], math.nan)
-    for t, frame in enumerate(video):
-        if t == 9:
-            model.reset(1)
-            watch.reset(slice(1, 2))
-            stored[1] = math.nan
-        if 5 <= t <= 7:
-            asleep = [0] if t < 7 else []
-            model.sleep(asleep)
-            watch.sleep(asleep)
-            frame[asleep] = video[4][asleep]
-        model(frame)
-        seen, mask = watch.look(frame, stored)
-        stored = torch.where(mask, seen, stored)
-        assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
-        values = next(iter(model._program.edges.values())).values
-        assert torch.equal(values.nan_to_num(7), stored.nan_to_num(7)), f"frame {t}"
-    assert model.stats().gates["input_0"] == watch.report()
-
-
-@pytest.mark.parametrize(
-    "gate",
-    [{"smooth": 3, "peak": 9.0}, {"smooth": 9, "peak": 9.0, "weak": 0.5}, {"smooth": 5, "recent": 2}],
-    ids=str,
-)
-def test_boxes_at_the_limit(backend, gate):
-    """Means of boxes that lie a few roundings from the limit, or from what is taken along: on its side each of them."""
-    draw = generator(8)
-    gate, limit, shape = {"dilate": 1, **gate}, 0.1, (2, 3, 37, 70)
-    model = convert(torch.zeros(shape), gate, backend=backend)
-    watch = Watch(Gate.of(gate), shape, torch.float32, torch.zeros(0).device, limit)
-    stored = torch.full(shape, math.nan)
-    for t, times in enumerate((0, 1, 0.5, 1, math.sqrt(2), -1, math.sqrt(2))):
-        frame = torch.full(shape, limit * times)
-        frame += torch.randint(-6, 7, shape, generator=draw) * 2.0**-28
-        model(frame)
-        seen, mask = watch.look(frame, stored)
-        stored = torch.where(mask, seen, stored)
-        assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
-
-
-@pytest.mark.parametrize(
-    "gate", [{"smooth": 3}, {"smooth": 7, "recent": 2}, {"smooth": 9}, {"smooth": 17, "weak": 0.5}], ids=str
-)
-def test_faint_patches(backend, gate):
-    """What boxes find in noise, wherever it lies, and no pixel by itself."""
-    draw = generator(9)
-    gate, limit, shape = {"dilate": 1, "peak": 9.0, **gate}, 0.1, (2, 3, 45, 75)
-    scene = torch.rand(shape, generator=draw)
-    model = convert(scene, gate, backend=backend)
-    watch = Watch(Gate.of(gate), shape, torch.float32, torch.zeros(0).device, limit)
-    stored = torch.full(shape, math.nan)
-    for t in range(8):
-        frame = scene + torch.randn(shape, generator=draw) * limit / 2
-        for _ in range(4):
-            y, x, side = (int(torch.randint(0, most, (1,), generator=draw)) for most in (45, 75, 12))
-            frame[t % 2, t % 3, y : y + side, x : x + side] += 2 * limit
-        model(frame)
-        seen, mask = watch.look(frame, stored)
-        stored = torch.where(mask, seen, stored)
-        assert torch.equal(model.masks()["input_0"], mask), f"frame {t}"
-
-
-@pytest.mark.parametrize("width", [45, 48])
-@pytest.mark.parametrize(
-    "gate",
-    [{"smooth": 3, "weak": 0.3}, {"smooth": 5, "recent": 2}, {"smooth": 3, "nonfinite": "hold"}, {}],
-    ids=str,
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_gate_on_bytes(backend, width, gate, dtype):
-    """Frames of a camera, with the channels last: the gate sees them as numbers."""
-    if dtype == torch.float16 and backend != "cuda":
-        pytest.skip("halves are for GPUs")
-
-    class OfBytes(Input):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x.permute(0, 3, 1, 2).to(dtype) / 255)
-
-    draw, gate = generator(6), {"dilate": 2, **gate}
-    first = torch.randint(0, 256, (2, 20, width, 3), generator=draw, dtype=torch.uint8)
-    frames = [first, *(first.clone() for _ in range(3))]
-    for t in (1, 2, 3):
-        frames[t][t % 2, 4 : 9 + t, 30:41] = torch.randint(
-            0, 256, (5 + t, 11, 3), generator=draw, dtype=torch.uint8
-        )
-    network = OfBytes().to(first.device, dtype).eval()
-    model = deltaconvert.convert(network, first, threshold={"input": 9.0}, gate=gate, backend=backend)
-    watch = Watch(Gate.of(gate), (2, 3, 20, width), dtype, first.device, 9.0)
-    stored = torch.full((2, 3, 20, width), math.nan, dtype=dtype)
-    for t, frame in enumerate(frames):
-        model(frame)
-        seen, mask = watch.look(frame.permute(0, 3, 1, 2).to(dtype), stored)
-        stored = torch.where(mask, seen, stored)
-        assert torch.equal(model.input_masks(), mask[:, 0]), f"frame {t}"
-
-
-@pytest.mark.parametrize("gate", [{"smooth": 5}, {"recent": 2}], ids=str)
-def test_a_gate_on_channels_last(backend, gate):
-    draw, shape = generator(7), (2, 3, 20, 48)
-    model = convert(torch.zeros(shape).to(memory_format=torch.channels_last), gate, backend=backend)
-    watch = Watch(Gate.of(gate), shape, torch.float32, torch.zeros(0).device, 0.1)
-    stored = torch.full(shape, math.nan)
-    for t in range(5):
-        frame = torch.rand(shape, generator=draw) * 0.3
-        model(frame.contiguous(memory_format=torch.channels_last))
-        seen, mask = watch.look(frame, stored)
-        stored = torch.where(mask, seen, stored)
-        assert torch.equal(model.input_masks(), mask[:, 0]), f"frame {t}"
 
 
 def test_first_frame_and_reset_are_full(backend):

@@ -1,0 +1,112 @@
+"""A network that shows what its gate lets through, and a Watch alone beside it, whose masks are to be the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from oracle import generator, scripted_video
+from torch import Tensor, nn
+
+import deltaconvert
+from deltaconvert.gate import Gate, Watch
+
+LIMIT = 0.1
+GATES = [
+    {"smooth": 3, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9, "refresh": 7},
+    {"smooth": 9, "peak": 18.0, "dilate": 12, "weak": 0.25},
+    {"smooth": 5, "peak": 2.0, "dilate": 3, "refresh": 9, "cut": 0.6},
+    {"dilate": 40, "refresh": 5, "nonfinite": "hold"},
+    {"smooth": 17, "noise": 1.0, "cut": 0.2},
+    {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 2, "weak": 0.3, "refresh": 7},
+    {"recent": 3, "peak": 30.0, "cut": 0.2, "nonfinite": "hold"},
+]
+
+
+class Input(nn.Module):
+    """A network that hands its input through a convolution that changes nothing: what it stores can be looked at."""
+
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv.weight.data = torch.eye(channels).view(channels, channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def convert(frame: Tensor, gate: object, threshold: float = LIMIT, backend: str = "reference"):
+    network = Input(frame.shape[1]).to(frame.device, frame.dtype).eval()
+    return deltaconvert.convert(network, frame, threshold={"input": threshold}, gate=gate, backend=backend)
+
+
+class Alone:
+    """A Watch by itself, and what is stored of the frames that it looked at."""
+
+    def __init__(self, gate: object, like: Tensor, threshold: float = LIMIT):
+        self.watch = Watch(Gate.of(gate), tuple(like.shape), like.dtype, like.device, threshold)
+        self.stored = torch.full(like.shape, math.nan, dtype=like.dtype, device=like.device)
+
+    def look(self, frame: Tensor) -> Tensor:
+        """The mask of a frame, which is stored there."""
+        seen, mask = self.watch.look(frame, self.stored)
+        self.stored = torch.where(mask, seen, self.stored)
+        return mask
+
+    def reset(self, stream: int) -> None:
+        self.watch.reset(slice(stream, stream + 1))
+        self.stored[stream] = math.nan
+
+
+def check_masks(backend: str, gate: object, video: Iterable[Tensor]) -> None:
+    frames = list(video)
+    model, alone = convert(frames[0], gate, backend=backend), Alone(gate, frames[0])
+    for t, frame in enumerate(frames):
+        model(frame)
+        assert torch.equal(model.masks()["input_0"], alone.look(frame)), f"frame {t}"
+
+
+def check_gate(backend: str, gate: object, size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Masks, what is stored and what is counted are those of a Watch alone, streams that sleep and NaN included."""
+    draw = generator(5)
+    video = [
+        x + torch.randn(x.shape, generator=draw) * 0.02 for x in scripted_video((2, 3, *size), torch.float32)
+    ]
+    video = [x.to(dtype) for x in video]
+    video[0][0, 0, 0, 0] = video[3][0, 1, 0, 0] = math.nan
+    video[4][1, 2, -1, -1] = math.inf
+    model, alone = convert(video[0], gate, backend=backend), Alone(gate, video[0])
+    for t, frame in enumerate(video):
+        if t == 9:
+            model.reset(1)
+            alone.reset(1)
+        if 5 <= t <= 7:
+            asleep = [0] if t < 7 else []
+            model.sleep(asleep)
+            alone.watch.sleep(asleep)
+            frame[asleep] = video[4][asleep]
+        model(frame)
+        assert torch.equal(model.masks()["input_0"], alone.look(frame)), f"frame {t}"
+        values = next(iter(model._program.edges.values())).values
+        assert torch.equal(values.nan_to_num(7), alone.stored.nan_to_num(7)), f"frame {t}"
+    assert model.stats().gates["input_0"] == alone.watch.report()
+
+
+def at_the_limit() -> Iterator[Tensor]:
+    """Means of boxes that lie a few roundings from the limit, or from what is taken along, on either side."""
+    draw, shape = generator(8), (2, 3, 37, 70)
+    for times in (0, 1, 0.5, 1, math.sqrt(2), -1, math.sqrt(2)):
+        yield torch.full(shape, LIMIT * times) + torch.randint(-6, 7, shape, generator=draw) * 2.0**-28
+
+
+def faint_patches() -> Iterator[Tensor]:
+    """What boxes find in noise, wherever it lies, and no pixel by itself."""
+    draw, shape = generator(9), (2, 3, 45, 75)
+    scene = torch.rand(shape, generator=draw)
+    for t in range(8):
+        frame = scene + torch.randn(shape, generator=draw) * LIMIT / 2
+        for _ in range(4):
+            y, x, side = (int(torch.randint(0, most, (1,), generator=draw)) for most in (45, 75, 12))
+            frame[t % 2, t % 3, y : y + side, x : x + side] += 2 * LIMIT
+        yield frame
