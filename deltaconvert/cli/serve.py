@@ -12,6 +12,7 @@ from deltaconvert.cli.options import Backend, Device, File, usage_error
 from deltaconvert.cli.show import note, working
 from deltaconvert.errors import InputError
 
+HERE = ("127.0.0.1", "localhost", "::1")
 GOODBYE = 3  # seconds that requests have when the server ends: who looks on would keep it
 
 
@@ -68,11 +69,11 @@ def serve(
         fleet: Fleet = (
             Local(**options) if workers == 1 else Rays(workers, gpus=float(device == "cuda"), **options)
         )
-    if host not in ("127.0.0.1", "localhost", "::1") and token is None:
+    if host not in HERE and token is None:
         note(f"warning: {host} can be reached by others, and no --token is set")
     # No line for each request: a page that is open asks for ten pictures a second, with the token in their addresses.
     uvicorn.run(
-        door(fleet, limits, token),
+        door(fleet, limits, token, HERE if host in HERE and token is None else None),
         host=host,
         port=port,
         log_level="info",

@@ -17,13 +17,16 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
+import anyio
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -35,14 +38,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deltaconvert.serve.fleet import Fleet
-from deltaconvert.serve.limits import Limits, Refused
+from deltaconvert.serve.limits import Limits, Pace, Refused
 
 OPEN = ("/healthz",)  # what needs no token
+BODIES = 16  # of the largest size, that may be held at a time
+ARRIVES = 30.0  # seconds that a body may take
 NO_TOKEN = "this server asks for its token: Authorization: Bearer TOKEN, or in a browser ?token=TOKEN"
 
 
-def app(fleet: Fleet, limits: Limits, token: str | None = None) -> Starlette:
-    """The ASGI application. token: what every request but /healthz has to bring; None asks for none."""
+def app(
+    fleet: Fleet, limits: Limits, token: str | None = None, hosts: Container[str] | None = None
+) -> Starlette:
+    """The ASGI application. token: what every request but /healthz has to bring; None asks for none.
+
+    hosts: the names that it answers to, None to any: a page that a user of this machine looks at may send its requests
+    to 127.0.0.1, under the name that it came from.
+    """
     door = _Door(fleet, limits)
     routes = [
         Route("/", door.page),
@@ -65,6 +76,8 @@ def app(fleet: Fleet, limits: Limits, token: str | None = None) -> Starlette:
         fleet.close()
 
     middleware = [Middleware(_Token, token=token)] if token else []
+    if hosts is not None:
+        middleware.append(Middleware(_Hosts, hosts=hosts))
     return Starlette(
         routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers={Refused: _refused}
     )
@@ -72,13 +85,14 @@ def app(fleet: Fleet, limits: Limits, token: str | None = None) -> Starlette:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return JSONResponse({"error": str(error)}, error.status)
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
 
 
 class _Door:
     def __init__(self, fleet: Fleet, limits: Limits):
         self._fleet, self._limits = fleet, limits
-        self._last: dict[str, float] = {}  # when each stream's last frame came
+        self._paces: dict[str, Pace] = {}
+        self._held = 0  # bytes of bodies
         self._known: set[str] = set()  # streams that a request was answered for
         self._new: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of those that none was
 
@@ -109,11 +123,11 @@ class _Door:
 
     async def put(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
-        body = await self._body(request)
-        try:
-            wanted = json.loads(body or b"{}")
-        except (ValueError, RecursionError):
-            wanted = None
+        async with self._body(request) as body:
+            try:
+                wanted = json.loads(body or b"{}")
+            except (ValueError, RecursionError):
+                wanted = None
         given = isinstance(wanted, dict) and (type(wanted.get("url", "")), type(wanted.get("worker", 0)))
         if given != (str, int):
             raise Refused(400, 'the body has to be {"url": "..."}, {"worker": 0} or nothing')
@@ -131,19 +145,20 @@ class _Door:
     async def delete(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
         self._known.discard(name)
-        self._last.pop(name, None)
+        self._paces.pop(name, None)
         await self._fleet.drop(name)
         return Response(status_code=204)
 
     async def frame(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
-        now = time.monotonic()
-        if name in self._last and now - self._last[name] < 1 / self._limits.max_fps:
-            raise Refused(429, f"stream {name} sends more than {self._limits.max_fps:g} frames a second")
-        body = await self._body(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        async with self._taken_in(name):
-            self._last[name] = now
+        pace = self._paces.get(name) or Pace(self._limits.max_fps)
+        wait = pace.wait(time.monotonic())
+        if wait:
+            text = f"stream {name} sends more than {self._limits.max_fps:g} frames a second"
+            raise Refused(429, text, {"Retry-After": str(math.ceil(wait))})
+        async with self._body(request) as body, self._taken_in(name):
+            self._paces[name] = pace
             return JSONResponse(await self._fleet.call(name, "frame", body, kind))
 
     async def result(self, request: Request) -> Response:
@@ -189,20 +204,30 @@ class _Door:
                 yield
             except Refused as error:
                 if name not in self._known and error.status < 500:
-                    self._last.pop(name, None)
+                    self._paces.pop(name, None)
                     with suppress(Refused):
                         await self._fleet.drop(name)
                 raise
             self._known.add(name)
 
-    async def _body(self, request: Request) -> bytes:
-        """The body, as long as it is within the limit; nothing beyond it is read."""
-        data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > self._limits.max_bytes:
-                raise Refused(413, f"the body has more than {self._limits.max_bytes} bytes")
-        return bytes(data)
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, as long as it and all that are held are within the limit, and in time; nothing beyond is read."""
+        data, most = bytearray(), self._limits.max_bytes
+        try:
+            with anyio.move_on_after(ARRIVES) as time_of_it:
+                async for chunk in request.stream():
+                    data += chunk
+                    self._held += len(chunk)
+                    if len(data) > most:
+                        raise Refused(413, f"the body has more than {most} bytes")
+                    if self._held > BODIES * most:
+                        raise Refused(503, "the server holds too many requests now", {"Retry-After": "1"})
+            if time_of_it.cancelled_caught:
+                raise Refused(408, f"the body took more than {ARRIVES:.0f} s")
+            yield bytes(data)
+        finally:
+            self._held -= len(data)
 
 
 class _Metrics(Collector):
@@ -249,6 +274,25 @@ class _Token:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             given = given or request.query_params.get("token", "")
             if not hmac.compare_digest(given.encode(), self._token.encode()):
-                await JSONResponse({"error": NO_TOKEN}, 401)(scope, receive, send)
-                return
+                refused = JSONResponse({"error": NO_TOKEN}, 401, {"WWW-Authenticate": "Bearer"})
+                return await refused(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+class _Hosts:
+    """Refuses requests that were sent to another name than this server's."""
+
+    def __init__(self, app: ASGIApp, hosts: Container[str]):
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            named = Request(scope).headers.get("host", "")
+            try:
+                known = urlsplit(f"//{named}").hostname in self._hosts
+            except ValueError:
+                known = False
+            if not known:
+                text = f"this server has no token, so it does not answer to {named!r}: give it a --token"
+                return await JSONResponse({"error": text}, 403)(scope, receive, send)
         await self._app(scope, receive, send)

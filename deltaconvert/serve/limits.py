@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from deltaconvert.errors import DeltaConvertError
 
@@ -13,19 +14,37 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 
 
 class Refused(DeltaConvertError):
-    """A request that the server does not take; `status` is HTTP's."""
+    """A request that the server does not take; `status` is HTTP's, and so are `headers` of the answer."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
         super().__init__(message)
-        self.status = status
+        self.status, self.headers = status, headers
 
-    def __reduce__(self) -> tuple[type[Refused], tuple[int, str]]:
-        return Refused, (self.status, str(self))  # it comes back from worker processes
+    def __reduce__(self) -> tuple[type[Refused], tuple[int, str, dict[str, str] | None]]:
+        return Refused, (self.status, str(self), self.headers)  # it comes back from worker processes
 
 
 def without_password(text: str) -> str:
     """An address, or a message with one, as others may see it."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+class Pace:
+    """Whether the frames of a stream come no faster than its limit. Networks hold frames up and bring them in bunches,
+    so that one may come early by EARLY seconds."""
+
+    EARLY = 0.5
+
+    def __init__(self, fps: float):
+        self._apart, self._due = 1 / fps, 0.0
+
+    def wait(self, now: float) -> float:
+        """Seconds until a frame may come; 0 for one that comes now, which counts."""
+        early = self._due - now
+        if early > self.EARLY:
+            return early - self.EARLY
+        self._due = max(self._due, now) + self._apart
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,8 @@ class Limits:
 
     def source(self, url: str) -> str:
         """What a URL means to video.read: an rtsp:// address, or a video below `files`."""
+        if not url.isprintable():  # a file system or FFmpeg would raise on it
+            raise Refused(400, "a source is an rtsp:// or a file:// URL, without control characters")
         if url.startswith("rtsp://"):
             if not self.rtsp:
                 raise Refused(403, "this server takes no camera addresses")
@@ -58,8 +79,13 @@ class Limits:
         if self.files is None:
             raise Refused(403, "this server takes no files: start it with --files FOLDER")
         folder = self.files.resolve()
-        path = (folder / url.removeprefix("file://").lstrip("/")).resolve()  # links may lead out
-        if not path.is_relative_to(folder) or not path.is_file():
+        try:
+            named = folder / unquote(url.removeprefix("file://")).lstrip("/")
+            path = named.resolve()  # links may lead out
+            there = path.is_relative_to(folder) and path.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            there = False
+        if not there:
             raise Refused(404, "there is no such file in this server's folder")
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise Refused(403, f"a file is one of {', '.join(VIDEO_SUFFIXES)}")  # playlists name other files

@@ -30,6 +30,7 @@ from deltaconvert.watching.watch import resize
 PATIENCE = 30.0  # seconds that a request waits for its frame's result
 LOOKED_AT = 5.0  # seconds that a stream is drawn after somebody asked for its picture
 NEWER = 1.0  # seconds that a picture waits for a newer frame
+DECODED = 8  # images at a time, each as large as max_pixels allows
 LATENCIES = 256  # of each stream, that percentiles are taken of
 
 
@@ -78,6 +79,7 @@ class Worker:
         self._pool = StreamPool(model, min(streams, limit), limit=limit)
         self._cameras: dict[str, _Camera] = {}
         self._joining = threading.Lock()
+        self._decoding = threading.BoundedSemaphore(DECODED)
         self._leaving = threading.Lock()  # no stream goes between a step and the look at its results
         self._new = threading.Condition()  # a frame was put, a step ended, or the worker closes
         self._closed = False
@@ -115,7 +117,8 @@ class Worker:
         Refused for one that cannot be decoded, that the network raises on, or that takes too long.
         """
         camera = self._camera(stream)
-        number = self._put(stream, images.decode(data, kind, self._size, self._limits))
+        with self._decoding:
+            number = self._put(stream, images.decode(data, kind, self._size, self._limits))
         with self._new:
             done = self._new.wait_for(
                 lambda: self._cameras.get(stream) is not camera or camera.result.get("frame", 0) >= number,

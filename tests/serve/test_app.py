@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import math
 import re
+import shutil
 import threading
 import zlib
 
@@ -20,10 +23,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import HEIGHT, PATIENCE, WIDTH, frame, png, until
 from starlette.testclient import TestClient
 
-from deltaconvert.serve.app import app
+from deltaconvert.cli.serve import HERE
+from deltaconvert.serve import app as module
+from deltaconvert.serve.app import _Door, app
 from deltaconvert.serve.fleet import Local
 from deltaconvert.serve.images import jpeg
-from deltaconvert.serve.limits import Limits
+from deltaconvert.serve.limits import Limits, Pace, Refused
 
 PNG, RAW = {"content-type": "image/png"}, {"content-type": "application/octet-stream"}
 
@@ -110,16 +115,24 @@ def test_a_video_of_the_server(serving, clip, file):
     (clip.parent / "link.mp4").symlink_to(file)
     (clip.parent / "list.m3u8").write_text("#EXTM3U\n/etc/passwd\n")
     (clip.parent / "text.mp4").write_text("no video")
+    shutil.copy(clip, clip.parent / "a clip 100%.mp4")
     for url, status in (
         ("file:///nothing.mp4", 404),
         ("file:///../../etc/passwd", 404),
         ("file:///link.mp4", 404),  # leads out of the folder
         ("file:///list.m3u8", 403),
         ("file:///text.mp4", 422),
+        ("file:///%2e%2e/%2e%2e/etc/passwd", 404),
+        ("file:///%00.mp4", 404),
+        (f"file:///{'long' * 2000}.mp4", 404),
+        ("file:///\0.mp4", 400),
+        ("file:///\ud800.mp4", 400),
+        ("rtsp://camera/\n", 400),
+        ("file:///a%20clip%20100%25.mp4", 201),
         ("http://localhost/clip.mp4", 400),
         ("/etc/passwd", 400),
     ):
-        answer = client.put("/streams/road", json={"url": url})
+        answer = client.put("/streams/road", content=json.dumps({"url": url}))
         assert (url, answer.status_code) == (url, status), answer.text
         assert str(clip.parent) not in answer.text
     assert serving().put("/streams/a", json={"url": "file:///clip.mp4"}).status_code == 403
@@ -202,7 +215,8 @@ def test_limits(serving):
     client = serving(max_streams=2, max_fps=1e-6)  # so that no machine is too slow to be too fast
     post = lambda name: client.post(f"/streams/{name}/frames", content=png(frame(0)), headers=PNG)  # noqa: E731
     assert [post(name).status_code for name in ("a", "b", "c")] == [200, 200, 503]
-    assert post("a").status_code == 429
+    refused = post("a")
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
     assert post("x" * 65).status_code == 400 and post("a%20b").status_code == 400
     assert client.put("/streams/a", content=b"[]").status_code == 400
     assert client.put("/streams/a", content=b"{").status_code == 400
@@ -214,9 +228,76 @@ def test_limits(serving):
     assert client.put("/streams/a", json={"worker": 1}).status_code == 400
 
 
+def test_frames_that_come_in_bunches():
+    """A camera of 30 frames a second that a network holds up for half a second is no faster than 30; one of 40 is."""
+    pace, times = Pace(30), [place / 30 for place in range(300)]
+    assert all(pace.wait(max(time, math.ceil(time * 2) / 2)) == 0 for time in times)
+    pace = Pace(30)
+    taken = sum(pace.wait(place / 40) == 0 for place in range(400))
+    assert 300 <= taken <= 316
+    assert 0 < max(pace.wait(10.0) for _ in range(2)) < 1 / 30 + 1e-9
+
+
+class Arriving:
+    """A request whose body comes when it is told."""
+
+    def __init__(self, size, goes_on=None):
+        self.size, self.goes_on = size, goes_on
+
+    async def stream(self):
+        yield bytes(self.size)
+        if self.goes_on is not None:
+            await self.goes_on.wait()
+
+
+def test_what_bodies_may_hold(monkeypatch):
+    """All together a bounded number of bytes, each for a bounded time; then there is room again."""
+
+    async def scenario():
+        door, goes_on = _Door(None, Limits(max_bytes=100)), asyncio.Event()
+
+        async def hold(request):
+            async with door._body(request) as body:
+                return len(body)
+
+        held = [asyncio.create_task(hold(Arriving(100, goes_on))) for _ in range(module.BODIES)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="holds too many") as caught:
+            await hold(Arriving(1))
+        assert caught.value.status == 503
+        goes_on.set()
+        assert await asyncio.gather(*held) == [100] * module.BODIES
+        assert await hold(Arriving(100)) == 100
+        monkeypatch.setattr(module, "ARRIVES", 0.01)
+        with pytest.raises(Refused, match="took more than") as caught:
+            await hold(Arriving(1, asyncio.Event()))
+        assert caught.value.status == 408 and door._held == 0
+
+    asyncio.run(scenario())
+
+
+def test_names_of_other_hosts(file):
+    """A page of another name, whose server sends browsers to this machine, learns nothing and changes nothing."""
+    served = app(Local(file=file, limits=Limits()), Limits(), hosts=HERE)
+    with TestClient(served, base_url="http://127.0.0.1:8080") as client:
+        assert client.put("/streams/a").status_code == 201
+        for host, status in (
+            ("localhost", 200),
+            ("[::1]:8080", 200),
+            ("evil.example", 403),
+            ("[", 403),
+            ("", 403),
+        ):
+            assert client.get("/streams", headers={"host": host}).status_code == status, host
+        assert client.delete("/streams/a", headers={"host": "evil.example:8080"}).status_code == 403
+        assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 200
+        assert list(client.get("/streams").json()) == ["a"]
+
+
 def test_token(serving):
     client = serving(token="secret")
-    assert client.get("/streams").status_code == 401
+    refused = client.get("/streams")
+    assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
     assert client.get("/streams", headers={"authorization": "Bearer wrong"}).status_code == 401
     assert client.get("/streams", headers={"authorization": "Bearer secret"}).status_code == 200
     assert client.get("/?token=secret").status_code == 200

@@ -152,3 +152,31 @@ def test_a_result_that_cannot_be_shown_stays_with_its_stream(worker, monkeypatch
     worker.picky = False
     assert worker.frame("a", png(frame(1)), "image/png")["frame"] == 2
     assert worker.alive()
+
+
+def test_images_are_decoded_a_few_at_a_time(worker, monkeypatch):
+    """Each may be as large as the limit: memory would not hold as many as there are requests."""
+    decode, busy, most, lock = module.images.decode, [0], [0], threading.Lock()
+
+    def slowly(*args):
+        with lock:
+            busy[0] += 1
+            most[0] = max(most[0], busy[0])
+        time.sleep(0.02)
+        with lock:
+            busy[0] -= 1
+        return decode(*args)
+
+    monkeypatch.setattr(module.images, "decode", slowly)
+    streams = ["a", "b", "c", "d"]
+    for stream in streams:
+        worker.join(stream)
+    threads = [
+        threading.Thread(target=worker.frame, args=(stream, png(frame(0)), "image/png"))
+        for stream in streams * 6
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert 1 < most[0] <= module.DECODED
