@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 import model_zoo  # noqa: E402
 from benchmarks.engines import ENGINES, Engine, Engines, Network, difference, prepare  # noqa: E402
-from benchmarks.gpu_record import markdown  # noqa: E402
+from benchmarks.gpu_record import here_and_now, markdown  # noqa: E402
 from deltaconvert.backends.cpu.native import loops  # noqa: E402
 from deltaconvert.text import label, table  # noqa: E402
 from deltaconvert.watching import measure  # noqa: E402
@@ -276,10 +276,11 @@ def profile(delta: deltaconvert.DeltaModel, frame: Tensor, after: Tensor) -> Non
 
 
 def environment() -> dict[str, Any]:
-    """measure.environment() of this script."""
+    """measure.environment() of this script, its commit, and what a CPU's times depend on besides."""
     command, capability = shlex.join(["python", *sys.argv]), torch.backends.cpu.get_cpu_capability()
     numba = version("numba") if loops.FOUND else None  # see backends/cpu/native/
-    return {**measure.environment(), "command": command, "capability": capability, "numba": numba}
+    own = {"command": command, "commit": here_and_now()["commit"], "capability": capability, "numba": numba}
+    return {**measure.environment(), **own}
 
 
 # ---- what JSON files say: in one file, as tables and as a picture
