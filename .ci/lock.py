@@ -73,6 +73,9 @@ def audit() -> int:
     for name, known_as, fixed in found:
         print(f"  {name}: {known_as}, mended in {', '.join(fixed) or 'no version yet'}")
     asked = sum("vulns" in package for package in packages)
+    if not asked:  # a mirror, which knows packages and no vulnerabilities: no news is not good news
+        print(f"vulnerabilities: not asked: nobody here knows any of the {len(packages)} locked packages")
+        return 0
     print(
         f"vulnerabilities: {len(found)} known in the {asked} of {len(packages)} locked packages that PyPI answers for"
     )

@@ -40,6 +40,7 @@ class _Camera:
 
     shown: Tensor | None = None  # uint8 (H, W, 3), the newest frame as the network takes it
     result: dict[str, Any] = field(default_factory=dict)
+    density: float = 0.0  # of its own last frame: others may have had a step since
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
     picture: bytes = b""
     looked_at: float = -math.inf
@@ -172,6 +173,7 @@ class Worker:
             times = sorted(camera.latencies) or [0.0]
             found[str(stream)] = {
                 **asdict(stats),
+                "density": camera.density,
                 "latency": camera.latencies[-1] if camera.latencies else 0.0,
                 "latency_p50": quantile(times, 0.5),
                 "latency_p99": quantile(times, 0.99),
@@ -240,8 +242,10 @@ class Worker:
             outputs = describe(result.output)
             latency = result.latency + time.monotonic() - since
             camera.latencies.append(latency)
+            changed = self._pool.changed(stream)
+            camera.density = int(changed.count_nonzero()) / changed.numel()
             if image is not None and time.monotonic() - camera.looked_at < LOOKED_AT:
-                camera.picture = images.marked(image, self._pool.changed(stream), stream, outputs)
+                camera.picture = images.marked(image, changed, stream, outputs)
         except Exception as error:  # the thread serves others too
             camera.result = {**found, "error": f"its result cannot be shown: {error}"}
         else:

@@ -180,3 +180,12 @@ def test_images_are_decoded_a_few_at_a_time(worker, monkeypatch):
     for thread in threads:
         thread.join(PATIENCE)
     assert 1 < most[0] <= module.DECODED
+
+
+def test_density_is_of_a_streams_own_last_frame(worker):
+    """Whichever stream the last step was for."""
+    worker.join("b")
+    for stream, seeds in (("a", (0, 1)), ("b", (2, 2))):
+        for seed in seeds:
+            worker.frame(stream, png(frame(seed)), "image/png")
+    assert worker.stats()["a"]["density"] > 0.9 and worker.stats()["b"]["density"] == 0
