@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,11 +29,15 @@ OPTIONAL = (
 )
 
 
-def _check_wheel():
-    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / ".ci" / "check_wheel.py")
+def _tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _check_wheel():
+    return _tool("check_wheel")
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +151,40 @@ def test_setup_takes_torch_and_cupy_for_the_drivers_cuda(tmp_path, driver, torch
         command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
     ).stdout
     assert torch in said and extras in said
+
+
+def test_the_lock_pins_what_the_package_asks_for_with_hashes():
+    """Every Python gets a version that the package takes of each, and no file that nobody has a hash of."""
+    requirements = pytest.importorskip("packaging.requirements")
+    entries = [
+        entry.replace("\\\n", " ").split()
+        for entry in re.split(r"\n(?=\S)", (ROOT / "requirements.lock").read_text().strip())
+        if not entry.startswith("#")
+    ]
+    assert len(entries) > 40
+    pinned: dict[str, list[str]] = {}
+    for pin, *rest in entries:
+        name, version = pin.split("==")
+        pinned.setdefault(name, []).append(version)
+        assert any(word.startswith("--hash=sha256:") for word in rest), pin
+    for line in _tool("lock").wanted():
+        wanted = requirements.Requirement(line)
+        versions = pinned[re.sub(r"[-_.]+", "-", wanted.name).lower()]
+        assert any(wanted.specifier.contains(version) for version in versions), line
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "text"),
+    [
+        ({"vulns": []}, 0, "0 known in the 1 of 1"),
+        ({"vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}, 1, "a: CVE-1, mended in 2"),
+        ({"skip_reason": "not found"}, 0, "not asked"),
+        (None, 0, "not asked"),
+    ],
+)
+def test_the_audit_tells_no_news_from_good_news(monkeypatch, capsys, answer, code, text):
+    tool = _tool("lock")
+    said = "" if answer is None else json.dumps({"dependencies": [{"name": "a", "version": "1", **answer}]})
+    done = subprocess.CompletedProcess([], 1, said, "ConnectionError")
+    monkeypatch.setattr(tool.subprocess, "run", lambda *_, **__: done)
+    assert tool.audit() == code and text in capsys.readouterr().out
