@@ -1,34 +1,38 @@
 // The octets of a mask: eight pixels of a row, from a multiple of eight on, of which one or more are marked.
 #include "common.cuh"
 
+#define OF_WARP 128  // words of a mask that a warp looks at, eight at a time: a lane an octet
+
+__device__ __forceinline__ u32 octets_in(u32 word) {
+    word |= word >> 4, word |= word >> 2, word |= word >> 1;
+    return __popc(word & 0x01010101);
+}
+
 // bits: `words` words of 32 pixels, `across` of them a row of W pixels, a multiple of eight. list: place / 8 and the eight
-// bits of each octet; count: of them, 0 before. The order is the hardware's, words of a block together.
+// bits of each octet; count: of them, 0 before. The order is the hardware's, words of a warp together.
 extern "C" __global__ void __launch_bounds__(256) octets(const u32* bits, u32* list, int* count, int words, int across, int W) {
     __shared__ int before[8], first;
     wait_for_predecessor();
-    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-    for (int block = blockIdx.x * blockDim.x * 4; block < words; block += gridDim.x * blockDim.x * 4) {
-        u32 of[4];
-        int own = 0;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, beside = across * 4 - W / 8;  // octets behind a row's last
+    const int warps = blockDim.x / 32, of_block = warps * OF_WARP;
+    for (int block = blockIdx.x * of_block; block < words; block += gridDim.x * of_block) {
+        const int of_warp = block + warp * OF_WARP;
+        u32 of[OF_WARP / 32];
+        int sum = 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int word = block + threadIdx.x * 4 + i;
+        for (int i = 0; i < OF_WARP / 32; i++) {
+            const int word = of_warp + i * 32 + lane;
             of[i] = word < words ? bits[word] : 0;
-#pragma unroll
-            for (int b = 0; b < 32; b += 8) own += (of[i] >> b & 255) != 0;
+            sum += octets_in(of[i]);
         }
-        int sum = own;
 #pragma unroll
-        for (int lanes = 1; lanes < 32; lanes *= 2) {
-            const int others = __shfl_up_sync(~0u, sum, lanes);
-            if (lane >= lanes) sum += others;
-        }
+        for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
         __syncthreads();  // whoever was before has read them
-        if (lane == 31) before[warp] = sum;
+        if (lane == 0) before[warp] = sum;
         __syncthreads();
         if (threadIdx.x == 0) {
             int all = 0;
-            for (int other = 0; other < (int)blockDim.x / 32; other++) {
+            for (int other = 0; other < warps; other++) {
                 const int here = before[other];
                 before[other] = all;
                 all += here;
@@ -36,13 +40,18 @@ extern "C" __global__ void __launch_bounds__(256) octets(const u32* bits, u32* l
             first = all ? atomicAdd(count, all) : 0;
         }
         __syncthreads();
-        u32* to = list + first + before[warp] + sum - own;
+        if (sum == 0) continue;
+        u32* to = list + first + before[warp];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int word = block + threadIdx.x * 4 + i, y = word / across, x = (word - y * across) * 32;
-#pragma unroll
-            for (int b = 0; b < 32; b += 8)
-                if (of[i] >> b & 255) *to++ = (u32)((y * W + x + b) / 8) << 8 | (of[i] >> b & 255);
-        }
+        for (int i = 0; i < OF_WARP / 32; i++)
+#pragma unroll 1
+            for (int j = 0; j < 32; j += 8) {
+                const u32 octet = __shfl_sync(~0u, of[i], j + lane / 4) >> lane % 4 * 8 & 255;
+                const u32 marked = __ballot_sync(~0u, octet != 0);
+                const int word = of_warp + i * 32 + j + lane / 4;
+                const int place = word * 4 + lane % 4 - (beside ? word / across * beside : 0);
+                if (octet) to[__popc(marked & (1u << lane) - 1)] = (u32)place << 8 | octet;
+                to += __popc(marked);
+            }
     }
 }
