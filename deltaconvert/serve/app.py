@@ -196,7 +196,12 @@ class _Door:
         """A stream that is new is forgotten where what it came with is refused: an image that is none, an address where
         nobody answers. Others who bring the same stream meanwhile wait for that."""
         if name in self._known:
-            yield
+            try:
+                yield
+            except Refused as error:
+                if error.status == 404:  # somebody dropped it meanwhile: whoever comes next takes it in
+                    self._known.discard(name)
+                raise
             return
         async with self._new.setdefault(name, asyncio.Lock()):
             await self._fleet.join(name)
