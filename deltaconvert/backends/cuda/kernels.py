@@ -209,7 +209,10 @@ def _free_streams(device: torch.device) -> list[int]:
 
 @cache
 def source_of(name: str) -> str:
-    """The text of a kernel with its own headers inlined: CuPy's disk cache does not see what an #include reads."""
+    """The text of a kernel with its own headers inlined: CuPy's disk cache does not see what an #include reads.
+
+    A header stands where it is first named, whatever #if is around that: what several others need is named before them.
+    """
     folder = next(folder for folder in _FOLDERS if (folder / "common.cuh").exists())
     seen: set[str] = set()
 
