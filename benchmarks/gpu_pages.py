@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,14 @@ def measured(record: dict[str, Any]) -> str:
     beside = sum(rows[0].get("beside", 0) > 0 for rows in units.values())
     apart = ", ".join(str(unit) for unit, rows in units.items() if "dense_apart_ms" in rows[0])
     versions = f"torch {record['torch'].partition('+')[0]}, CUDA {record['cuda']}"
-    return (
-        f"{record['gpu']}, {versions}. {'; '.join(told)}. {beside} units were measured while "
-        f"others ran on other GPUs of the same host, each on one GPU by itself. "
-        f"torch.compile with max-autotune was among the dense engines of {tuned or 'none'}."
-        + f" Dense was timed before and after, not beside: {apart}."
-        * bool(apart)
+    text = (
+        f"{record['gpu']}, {versions}. {'; '.join(told)}. {beside} units were measured while others ran on other GPUs "
+        f"of the same host, each on one GPU by itself. torch.compile with max-autotune was among the dense engines of "
+        f"{tuned or 'none'}."
     )
+    if apart:
+        text += f" Dense was timed before and after, not beside: {apart}."
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _read(name: str) -> dict[str, Any]:
