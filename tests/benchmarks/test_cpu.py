@@ -1,5 +1,7 @@
 """benchmarks/cpu.py and memory.py: what they write down, on a network that takes no time."""
 
+import contextlib
+import io
 import json
 import re
 import subprocess
@@ -15,8 +17,7 @@ from benchmarks import cpu, engines, memory
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def tiny(monkeypatch):
+def with_tiny(monkeypatch):
     """A network "tiny", whose masks grow by two pixels a side."""
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
@@ -25,6 +26,11 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cpu, "network", lambda name: model)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     return model
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    return with_tiny(monkeypatch)
 
 
 def run(monkeypatch, *arguments):
@@ -61,74 +67,70 @@ def test_runs_are_merged(tiny, monkeypatch, tmp_path):
         run(monkeypatch, "merge", exact, truncated, "--out", out)
 
 
-def test_what_a_run_writes_down(tiny, monkeypatch, tmp_path, capsys):
-    def bfloat16(network):
-        rounded = engines.folded(network.graph).bfloat16()
-        return lambda frame: lambda: rounded(frame.bfloat16())[0].float(), "1"
+def bfloat16(network):
+    rounded = engines.folded(network.graph).bfloat16()
+    return lambda frame: lambda: rounded(frame.bfloat16())[0].float(), "1"
 
-    def absent(network):
-        raise ModuleNotFoundError("No module named 'fastrun'")
 
-    def broken(network):
-        raise RuntimeError("no such layer\nand more")
+def absent(network):
+    raise ModuleNotFoundError("No module named 'fastrun'")
 
-    more = {
-        "bfloat16": bfloat16,
-        "absent": absent,
-        "broken": broken,
-        "twin": engines.ENGINES["torch channels_last"],
-    }
-    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES | more)
-    names = "torch channels_last,twin,bfloat16,absent,broken"
-    out = tmp_path / "out.json"
-    run(
-        monkeypatch,
-        "--densities",
-        "0,10,100",
-        "--repeats",
-        2,
-        "--no-memory",
-        "--engines",
-        names,
-        "--out",
-        out,
-    )
+
+def broken(network):
+    raise RuntimeError("no such layer\nand more")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(JSON, what was printed) of a run with two engines that work and three that do not."""
+    out = tmp_path_factory.mktemp("cpu") / "out.json"
+    torches = "torch channels_last"
+    more = {"bfloat16": bfloat16, "absent": absent, "broken": broken, "twin": engines.ENGINES[torches]}
+    options = ["--densities", "0,10,100", "--repeats", 2, "--no-memory", "--out", out]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        with_tiny(patch)
+        patch.setattr(engines, "ENGINES", engines.ENGINES | more)
+        run(patch, *options, "--engines", f"{torches},twin,bfloat16,absent,broken")
+    return out, printed.getvalue()
+
+
+def test_a_run_says_where_it_was_and_what_it_skipped(measured):
+    out, printed = measured
     facts = json.loads(out.read_text())
-    for key in ("date", "command", "torch", "processor", "capability", "threads"):
+    for key in ("date", "command", "commit", "torch", "processor", "capability", "threads"):
         assert facts[key]
     own = facts["networks"]["tiny"]
     assert set(own["versions"]) == {"torch channels_last", "twin"}
     assert "deltaconvert[bench]" in own["skipped"]["absent"]
     assert own["skipped"]["broken"] == "RuntimeError: no such layer"
     assert "differs from torch's" in own["skipped"]["bfloat16"]
-    printed = capsys.readouterr().out
     assert all(f"{name} is skipped: {reason}" in printed for name, reason in own["skipped"].items())
 
-    exact = [row for row in facts["results"] if row["case"] == "exact"]
+
+def test_rows_of_a_run(measured):
+    facts = json.loads(measured[0].read_text())
+    still, some, everything = exact = [row for row in facts["results"] if row["case"] == "exact"]
     assert [row["density"] for row in exact] == [0, 0.1, 1]
-    still, some, everything = exact
     assert still["work"] == still["changed"] == 0 and still["bound"] is None
     assert some["changed_last"] > some["changed"] > 0.1 and 0 < some["work"] <= 1
     assert everything["work"] == everything["changed_last"] == 1
     for row in exact:
         assert row["error"] < 1e-5
-        assert (
-            row["dense_ms"]
-            == row["medians_ms"][row["best"]]
-            == min(row["medians_ms"][k] for k in row["ratios"])
-        )
+        medians = row["medians_ms"]
+        assert row["dense_ms"] == medians[row["best"]] == min(medians[name] for name in row["ratios"])
         assert row["ratio"] == row["ratios"][row["best"]] == row["dense_ms"] / row["delta_ms"]
     (truncated,) = (row for row in facts["results"] if row["case"] == "truncated")
-    assert own["truncated"]["threshold"]["activation"].endswith("%")
+    assert facts["networks"]["tiny"]["truncated"]["threshold"]["activation"].endswith("%")
     assert truncated["density"] == 0.1 and truncated["changed_last"] < some["changed_last"]
 
-    run(monkeypatch, "table", out)
-    table = capsys.readouterr().out.splitlines()
-    assert table[0] == "| network | case | best dense | still | 10% | 100% |"
-    assert [line.split(" | ")[:2] for line in table[2:4]] == [
-        ["| tiny 32x24", "exact"],
-        ["| tiny 32x24", "truncated"],
-    ]
+
+def test_the_table_of_a_run(measured, monkeypatch, capsys):
+    run(monkeypatch, "table", measured[0])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| network | case | best dense | still | 10% | 100% |"
+    cases = [line.split(" | ")[:2] for line in rows[:2]]
+    assert cases == [["| tiny 32x24", "exact"], ["| tiny 32x24", "truncated"]]
 
 
 def test_the_picture_of_a_run(tmp_path, monkeypatch):
