@@ -139,14 +139,7 @@ def calibrate(
     what the camera will, also the hard parts: a metric that still frames cannot lose on lets every threshold grow.
     """
     expect_converted(delta)
-    if method not in METHODS:
-        raise InputError(f"there is no method {method!r}: choose from {', '.join(METHODS)}")
-    if by not in ("work", "time"):
-        raise InputError(f"by={by!r}: work or time")
-    if not (math.isfinite(budget) and budget > 0):
-        raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
-    if not seconds > 0:
-        raise InputError(f"seconds={seconds!r}: the search needs some")
+    _check(method, by, budget, seconds)
     begin = time.monotonic()
     clip = inputs_of(delta, frames, limit)
     others = None if check is None else inputs_of(delta, check, LONGER * limit)
@@ -193,6 +186,17 @@ def calibrate(
         checked=checked,
         dense_milliseconds=dense,
     )
+
+
+def _check(method: str, by: str, budget: float, seconds: float) -> None:
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}: choose from {', '.join(METHODS)}")
+    if by not in ("work", "time"):
+        raise InputError(f"by={by!r}: work or time")
+    if not (math.isfinite(budget) and budget > 0):
+        raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
+    if not seconds > 0:
+        raise InputError(f"seconds={seconds!r}: the search needs some")
 
 
 def _searched(search: Search, method: str, gates: Sequence[Gate], rounds: int, until: float) -> Setting:
