@@ -11,7 +11,7 @@ its own is computed whole by torch, inside the graph, and its candidates are sto
     a frame       recording (its graph), capturable, skipping (still frames), in_place (where it is read)
     changes       edges (maps, comparisons), gates, marks (masks), listings (of pixels)
     a step        steps, heads (which kernel), tail and functions (what is compiled into it), means, norms, launches
-    convolutions  convs (which can compute one), conv_kernels, wgmma_kernels, tuning (the fastest)
+    convolutions  convs (which can compute one), conv_kernels, wgmma_kernels, depthwise, octets, tuning (the fastest)
     below         kernels (compiles and launches), layout (how maps lie in memory)
 """
 
