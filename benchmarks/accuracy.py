@@ -59,6 +59,7 @@ def main() -> None:
         help="then calibrate keeps the best so far, and the paper's procedure nothing",
     )
     parser.add_argument("--simple", action="store_true", help="also the ways without thresholds of their own")
+    parser.add_argument("--simple-alone", action="store_true", help="these only: nothing is calibrated")
     parser.add_argument("--tried", action="store_true", help="keep every trial, to look at")
     parser.add_argument("--eager", action="store_true", help="record no frames of trials, on a GPU")
     parser.add_argument("--rehearse", action="store_true", help="play no test frame")
@@ -78,7 +79,11 @@ def main() -> None:
 
 
 def all_ways(run: Run) -> None:
-    task, options, trials = run.task, run.options, run.trials()
+    task, options = run.task, run.options
+    if options.simple_alone:
+        run.look_at_dense()
+        return simple_ways(run)
+    trials = run.trials()
     everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
     run.look_at_dense()
     own = task.budget or trials(everywhere.times(task.spent)).loss
