@@ -15,6 +15,7 @@ from typing import Any
 
 Row = dict[str, Any]
 SHOWN = ("pets", "highway", "juggle", "road", "bottle", "upscale", "denoise")
+LOSES_MORE, NOT_PLAYED = "loses more", "not played"
 STYLES = {  # way: colour, marker, name
     "ours": ("#d95f02", "o", "calibrate"),
     "paper": ("#7b6ca8", "s", "paper's procedure"),
@@ -94,7 +95,7 @@ def side_by_side(tasks: dict[str, list[Row]]) -> str:
             [
                 task,
                 *(
-                    " : ".join(f"{work:.2f}".lstrip("0").replace("nan", "-") for work in pair)
+                    " : ".join(f"{work:.2f}".lstrip("0").replace("nan", NOT_PLAYED) for work in pair)
                     for pair in pairs
                 ),
             ]
@@ -120,10 +121,17 @@ def table(tasks: dict[str, list[Row]]) -> str:
         works = {way: least(rows, way) for way in STYLES}
         dense = next(row for row in rows if row["way"] == "dense")
         ratio = works["ours"] / works["paper"]
-        cells = [f"{work:.3f}".lstrip("0") if work < 0.999 else "-" for work in works.values()]
-        told = f"{ratio:.2f}" if math.isfinite(ratio) else "-"
+        cells = [least_told(work) for work in works.values()]
+        told = f"{ratio:.2f}" if math.isfinite(ratio) else NOT_PLAYED
         lines.append((f"{task}: {dense['truth']}", f"{dense['score']:.4g}", *cells, told))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def least_told(work: float) -> str:
+    """The least work of a way; in words where it loses too much at all it was played at, or was not played."""
+    if math.isnan(work):
+        return NOT_PLAYED
+    return f"{work:.3f}".lstrip("0") if work < 0.999 else LOSES_MORE
 
 
 def draw(tasks: dict[str, list[Row]], out: Path) -> None:

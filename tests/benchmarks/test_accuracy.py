@@ -73,3 +73,20 @@ def test_accuracy_check_chooses_by_the_frames_between():
     assert {(setting.gate, setting.narrow) for setting in found[:2]} == {(Gate(dilate=2), frozenset({1}))}
     assert len(found) == 2 + len(HIGHER) * len(GATES) and {s.gate for s in found[2:]} == set(GATES)
     assert {s.shares[1] for s in found[2:]} == {0.2 * factor for factor in HIGHER}
+
+
+def test_a_way_that_was_not_played_is_told_from_one_that_loses_more():
+    from benchmarks.accuracy_page import LOSES_MORE, NOT_PLAYED, table
+
+    dense = {"way": "dense", "work": 1.0, "loss": 0.0, "accepted": 0.005, "truth": "T", "score": 0.9}
+    rows = [dense, {"way": "skipped frames", "work": 0.5, "loss": 0.4, "accepted": 0.005}]
+    cells = [cell.strip() for cell in table({"a": rows}).splitlines()[-1].split("|")]
+    assert cells[6:9] == [NOT_PLAYED, LOSES_MORE, NOT_PLAYED]
+
+
+def test_tasks_without_their_data_end_in_one_message(tmp_path, monkeypatch):
+    from benchmarks import tasks
+
+    monkeypatch.setattr(tasks, "DATA", tmp_path)
+    with pytest.raises(SystemExit, match=r"pets: there is no .*zoo\.py.*--video"):
+        tasks.TASKS["pets"](24, 200)
