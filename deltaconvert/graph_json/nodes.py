@@ -60,9 +60,26 @@ def _node_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str
     words = partial(word_allowed, target=out.get("target", ""))
     pack = partial(packer.value, words=words, where=_where(node), name=node.name)
     out["args"] = [pack(arg) for arg in node.args]
-    if node.kwargs:
-        out["kwargs"] = {key: pack(value) for key, value in node.kwargs.items()}
+    kwargs = node.kwargs | _length(node)
+    if kwargs:
+        out["kwargs"] = {key: pack(value) for key, value in kwargs.items()}
     return out
+
+
+def _length(node: fx.Node) -> dict[str, int]:
+    """How long x.repeat_interleave(counts) gets, which a reader has to know before it runs anything."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name != "repeat_interleave" or "output_size" in node.kwargs:
+        return {}
+    counts = node.args[1] if len(node.args) > 1 else node.kwargs.get("repeats")
+    if not isinstance(counts, fx.Node):
+        return {}
+    if counts.op != "get_attr":
+        raise ContainerError(
+            f"{path_of(node)} repeats as often as a tensor says that is no weight, so that nobody knows how long it "
+            "gets: give output_size="
+        )
+    return {"output_size": int(attribute_of(counts).sum())}
 
 
 def _where(node: fx.Node) -> str:

@@ -28,7 +28,8 @@ def _listed(text: str) -> list[str]:
 
 _TORCH = _listed(
     """
-    _assert abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint all
+    _assert abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint
+    affine_grid_generator all
     allclose amax amin aminmax angle any arange arccos arcsin arctan arctan2 argmax argmin argsort argwhere
     as_tensor asin asinh atan atan2 atanh avg_pool1d baddbmm batch_norm bilinear bitwise_and bitwise_not
     bitwise_or bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu
@@ -46,7 +47,8 @@ _TORCH = _listed(
     movedim moveaxis mul multiply mv nan_to_num nanmean nanmedian nansum narrow ne neg negative nonzero norm
     not_equal numel ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle polar positive
     pow prelu prod quantile rad2deg ravel real reciprocal relu remainder repeat_interleave reshape rms_norm
-    rnn_relu rnn_tanh roll rot90 round rsqrt rsub scatter scatter_add searchsorted select select_scatter selu
+    rnn_relu rnn_tanh roll rot90 round rsqrt rsub
+    scalar_tensor scatter scatter_add searchsorted select select_scatter selu
     sgn sigmoid sign signbit sin sinc sinh slice_scatter softmax sort split split_with_sizes sqrt square squeeze
     stack std std_mean sub subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split
     tensordot threshold tile topk trace transpose trapezoid tril triu true_divide trunc unbind unflatten
@@ -119,6 +121,9 @@ _ATTRIBUTES = _listed(
     """
 )
 
+# A file fills what torch leaves open: no result of it shows what lay in memory before.
+_FILLED = {torch.empty: "torch.zeros", torch.empty_like: "torch.zeros_like"}
+
 FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
     "torch": (torch, _TORCH),
     "torch.nn.functional": (F, _FUNCTIONAL),
@@ -174,7 +179,7 @@ def _by_name() -> dict[str, Callable[..., Any]]:
 
 @lru_cache(maxsize=1)
 def _by_function() -> dict[Any, str]:
-    names: dict[Any, str] = {}
+    names: dict[Any, str] = dict(_FILLED)
     for name, function in _by_name().items():
         names.setdefault(function, name)
     return names

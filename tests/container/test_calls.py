@@ -1,0 +1,49 @@
+"""Calls that a file spells in its own way, so that a reader can bound them before it runs them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import Call, assert_close, scripted_video
+from torch import nn
+
+import deltaconvert
+from deltaconvert.errors import ContainerError
+
+COUNTS = torch.tensor([1, 2, 0, 1])
+SAVED = {
+    "repeats by weights": lambda m, y: m.last(y.repeat_interleave(m.counts, 1)),
+    "repeats by weights, a function": lambda m, y: torch.repeat_interleave(y, repeats=m.counts, dim=1),
+    "repeats to a length": lambda m, y: torch.repeat_interleave(y, m.counts, 1, output_size=4),
+    "no channels": lambda m, y: m.last(torch.cat([y, torch.empty(y.shape[0], 0, *y.shape[2:]).to(y)], 1)),
+    "a place to write to": lambda m, y: torch.empty_like(y).copy_(y).tanh(),
+    "a number": lambda m, y: torch.where(y > 0, y, torch.scalar_tensor(2.0, dtype=y.dtype, device=y.device)),
+    "a flow": lambda m, y: F.grid_sample(
+        y, torch.affine_grid_generator(m.turn + y.mean().tanh(), [2, 4, 5, 6], False), align_corners=False
+    ),
+}
+
+
+def network(name):
+    torch.manual_seed(0)
+    parts = {"first": nn.Conv2d(3, 4, 3, padding=1), "last": nn.Conv2d(4, 2, 1)}
+    turn = torch.tensor([[[1.0, 0.1, 0.0], [0.0, 1.0, 0.1]]]).repeat(2, 1, 1)
+    return Call(lambda m, x: SAVED[name](m, m.first(x)), counts=COUNTS, turn=turn, **parts).eval()
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_is_saved_loads(backend, name, tmp_path):
+    dense = network(name).double()
+    video = scripted_video((2, 3, 13, 11))[:4]
+    deltaconvert.convert(dense, video[0], backend=backend).save(tmp_path / "net.delta")
+    model = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=video[0].device)
+    for t, frame in enumerate(video):
+        with torch.no_grad():
+            assert_close(model(frame), dense(frame), f"frame {t}")
+
+
+def test_repeats_that_follow_from_values_say_the_way_out(tmp_path):
+    dense = Call(lambda m, x: x[:, :2].repeat_interleave((x[0, :2, 0, 0] > 9).int() + 1, 1))
+    model = deltaconvert.convert(dense.eval(), torch.rand(1, 3, 8, 8), backend="reference")
+    with pytest.raises(ContainerError, match="nobody knows how long it gets: give output_size="):
+        model.save(tmp_path / "net.delta")
+    assert list(tmp_path.iterdir()) == []
