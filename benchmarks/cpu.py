@@ -62,7 +62,7 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    facts: dict[str, Any] = {**environment(), "networks": {}, "results": []}
+    facts: dict[str, Any] = {**environment(), "dtype": options.dtype, "networks": {}, "results": []}
     for name in options.networks.split(","):
         facts["networks"][name], rows = measure_network(name, options)
         facts["results"] += rows
@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--truncate-at", type=float, default=5, help="percent; 0 leaves the case out")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--size", help="HxW instead of the network's own")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave memory.py out")
@@ -98,7 +99,8 @@ def arguments() -> argparse.Namespace:
 def measure_network(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(facts about the network and its engines, a row for each case and density)."""
     shape = shape_of(name, options.size)
-    model, base = network(name), torch.rand(shape)
+    dtype = getattr(torch, options.dtype)
+    model, base = network(name).to(dtype), torch.rand(shape).to(dtype)
     delta, milliseconds = measure.timed(deltaconvert.convert, model, base)
     engines = prepare(Network(model, delta.graph, base, options.threads), options.engines.split(","))
     for engine, reason in engines.skipped.items():
@@ -288,7 +290,8 @@ def environment() -> dict[str, Any]:
 
 def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One file of several runs, whose rows keep the order of the files. Every row is of one run."""
-    versions = {tuple(run[key] for key in ("deltaconvert", "torch", "processor", "threads")) for run in runs}
+    alike = ("deltaconvert", "torch", "processor", "threads")
+    versions = {(*(run[key] for key in alike), run.get("dtype")) for run in runs}
     if len(versions) > 1:
         raise SystemExit(f"these runs are of different machines or versions: {versions}")
     networks: dict[str, Any] = {}

@@ -8,12 +8,12 @@ from oracle import Call, assert_close, assert_same_bits, check_operator, roundin
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import bands, sparse, tiles
+from deltaconvert.backends.cpu import bands, packed, sparse, tiles
 from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.chunks import FULL_ENOUGH, chunks, sizes_below
 from deltaconvert.backends.cpu.edges import store
 from deltaconvert.backends.cpu.native import loops
-from deltaconvert.backends.cpu.packed import Epilogue, PackedConv
+from deltaconvert.backends.cpu.packed import Epilogue, PackedConv, has_bfloat16
 from deltaconvert.ops.conv import Conv2d
 
 pytestmark = pytest.mark.skipif(
@@ -207,7 +207,7 @@ def test_more_streams_are_planned_without_trying_again(monkeypatch, without_numb
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_short_types(dtype):
-    """Convolutions in them run whole, as the dense network's do, and a still frame is free.
+    """As near to the exact output as the dense network, whether convolutions run whole or not; a still frame is free.
 
     Each of three layers rounds once, by half a unit in the last place of what it gives; 4 units leave room for that.
     """
@@ -221,6 +221,55 @@ def test_short_types(dtype):
     model(frame.to(dtype))
     model(frame.to(dtype))
     assert model.stats().work == 0
+
+
+def wide():
+    """Windows by tiles and by taps, a stride, a depthwise convolution, 1x1s, a skip."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), Residual(32), nn.Conv2d(32, 128, 1)),
+        *(
+            nn.ReLU6(),
+            nn.Conv2d(128, 128, 3, 1, 1, groups=128),
+            nn.SiLU(),
+            Residual(128),
+            nn.Conv2d(128, 5, 1),
+        ),
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return (x + self.conv(x)).relu()
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="the CPU does not multiply bfloat16")
+@pytest.mark.parametrize("box", (4, 40))
+def test_bfloat16_recomputes_what_changed(box, with_and_without_numba):
+    """To the same bits as from this frame alone, and as near to the exact output as the dense network is."""
+    network, draw = wide().eval().bfloat16(), torch.Generator().manual_seed(box)
+    frame = torch.rand(2, 3, 96, 128, generator=draw).bfloat16()
+    model = deltaconvert.convert(network, frame, backend="cpu")
+    model(frame)
+    for place in (0, 17, 50):
+        frame = frame.clone()
+        frame[1, :, place : place + box, place : place + box] = torch.rand(3, box, box, generator=draw)
+        output = model(frame)
+        work = model.stats().work
+        assert 0 < work < 0.6, "the stream that stood still costs nothing"
+        assert_same_bits(output, model.for_streams(2)(frame), "a network that saw no other frame")
+        assert rounding(output, network, [frame]) <= 8 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="the CPU does not multiply bfloat16")
+def test_bfloat16_without_a_unit_runs_whole(monkeypatch):
+    frame = torch.rand(1, 3, 32, 32).bfloat16()
+    assert packed.can_pack(frame)
+    monkeypatch.setattr(packed, "has_bfloat16", lambda: False)
+    assert not packed.can_pack(frame) and packed.can_pack(frame.float())
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.float64, torch.int64, torch.bool))

@@ -81,6 +81,7 @@ class Convolutions(Chained):
         reads = isinstance(first, Pixel) or (isinstance(first, Window) and not first.transposed)
         return (
             loops.FOUND
+            and inputs[0].values.dtype == torch.float32
             and reads
             and isinstance(stages_of(operator)[0], Conv2d)
             and (convs[0].groups == 1 or (is_depthwise(convs[0]) and isinstance(first, Window)))

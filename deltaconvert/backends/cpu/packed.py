@@ -76,13 +76,19 @@ class PackedConv:
 def can_pack(example: Tensor) -> bool:
     """oneDNN takes this map, and torch has the operators for packed weights."""
     return bool(
-        example.dtype == torch.float32
+        (example.dtype == torch.float32 or (example.dtype == torch.bfloat16 and has_bfloat16()))
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
         and hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md")
     )
+
+
+def has_bfloat16() -> bool:
+    """The CPU multiplies bfloat16 itself. Elsewhere oneDNN widens it in every call, or refuses it."""
+    named = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # of torch 2.6 and later
+    return any(getattr(torch.cpu, name, bool)() for name in named)
 
 
 def absorb(
