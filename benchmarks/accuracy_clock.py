@@ -1,6 +1,6 @@
 """Accuracy against time on this processor: the thresholds of accuracy.py's rows, timed at the task's own size.
 
-    python benchmarks/accuracy_clock.py --tasks pets,juggle --out FILE
+    python benchmarks/accuracy_clock.py --tasks pets,highway --out FILE
 
 The loss and the work of a row are those of results/accuracy/TASK.json, of the test frames (`by time`: the thresholds of
 accuracy_by_time, which a GPU's clock chose). Here some of these frames in a row are timed, frame by frame, with the
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", default="pets,juggle")
+    parser.add_argument("--tasks", default="pets,highway", help="of one output: not juggle")
     parser.add_argument("--engines", default="torch channels_last,onnxruntime,openvino")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--calibration", type=int, default=24)
