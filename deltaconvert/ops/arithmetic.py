@@ -17,6 +17,17 @@ from deltaconvert.reach import Reach, stretched
 
 Spelled = tuple[Operator, list[Any]]
 
+
+def _add_scaled(a: Any, b: Any, alpha: float) -> Tensor:
+    """torch.add(a, b, alpha=alpha), whose type goes by a and b alone: truth values times 2 are integers."""
+    return (a + b * alpha).to(torch.result_type(a, b))
+
+
+def _masked_fill(mask: Tensor, value: Any, x: Tensor) -> Tensor:
+    """Where, in the type of x whatever the value is."""
+    return torch.where(mask, value, x).to(x.dtype)
+
+
 # name -> function of two maps, or of a map and a constant. The names are also what a saved graph holds.
 _TWO: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
@@ -24,7 +35,7 @@ _TWO: dict[str, Callable[[Any, Any], Any]] = {
     "mul": operator.mul,
     "div": operator.truediv,
     "floor_divide": operator.floordiv,
-    "trunc_divide": lambda a, b: torch.trunc(a / b),
+    "trunc_divide": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "remainder": operator.mod,
     "fmod": torch.fmod,
     "pow": operator.pow,
@@ -47,7 +58,8 @@ _TWO: dict[str, Callable[[Any, Any], Any]] = {
 _THREE: dict[str, Callable[[Any, Any, Any], Any]] = {
     "where": torch.where,
     "lerp": lambda a, b, weight: a + weight * (b - a),
-    "add_scaled": lambda a, b, alpha: a + b * alpha,
+    "masked_fill": _masked_fill,
+    "add_scaled": _add_scaled,
     "addcmul": lambda a, b, c: a + b * c,
     "addcdiv": lambda a, b, c: a + b / c,
     "clamp": torch.clamp,
@@ -249,8 +261,8 @@ def _where_method(input: Any, condition: Any, other: Any) -> Spelled:
 
 
 @spelled(torch.masked_fill, "masked_fill")
-def _masked_fill(input: Any, mask: Any, value: Any) -> Spelled:
-    return of_three("where", mask, value, input)
+def _masked_fill_method(input: Any, mask: Any, value: Any) -> Spelled:
+    return of_three("masked_fill", mask, value, input)
 
 
 @spelled(torch.lerp, "lerp")

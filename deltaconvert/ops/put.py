@@ -52,7 +52,7 @@ class Put(Operator):
 @spelled(put)
 def _put(x: Any, index: Any, value: Any) -> tuple[Operator, list[Any]]:
     if isinstance(index, Node) and isinstance(value, bool | int | float) and _fits(index, x):
-        return of_three("where", index, value, x)  # y[y < 0] = 0
+        return of_three("masked_fill", index, value, x)  # y[y < 0] = 0
     parts = index if isinstance(index, tuple) else (index,)
     if isinstance(value, bool | int | float):
         channels, rows, cols = bounds_of(x, tuple(map(_slice, parts)))

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from oracle import Call, check_operator, examples
 from torch import nn
 
+import deltaconvert
+
 A = (2, 3, 5, 6)
 TWO = {
     "+": lambda m, a, b: a + b,
@@ -198,3 +200,28 @@ def test_stays_dense(backend, name):
     function, reason = DENSE[name]
     module = Call(function, streams=torch.randn(2, 3, 1, 1))
     check_operator(module, A, backend=backend, expect="dense", reason=reason)
+
+
+TYPES = {
+    "div trunc": lambda m, a, b: torch.div(a, b, rounding_mode="trunc"),
+    "div trunc of large numbers": lambda m, a, b: torch.div(a * 2**40 + 1, b, rounding_mode="trunc"),
+    "alpha of a truth value": lambda m, a, b: torch.add(a, b > 3, alpha=2),
+    "masked_fill": lambda m, a, b: (a > 0).masked_fill(b > 3, 0),
+    "y[mask] =": lambda m, a, b: m.set(a > 0, b > 3),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types_go_by_the_maps(backend, name):
+    """What numbers stand beside them does not change them: integers stay integers."""
+
+    def set_zero(x, mask):
+        x[mask] = 0
+        return x
+
+    network = Call(TYPES[name], set=set_zero).eval()
+    a, b = torch.randint(-9, 9, A), torch.randint(1, 9, A)
+    model = deltaconvert.convert(network, (a, b), backend=backend)
+    for frames in ((a, b), (a, b.flip(3)), (-a, b.flip(3))):
+        ours, theirs = model(*frames), network(*frames)
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)

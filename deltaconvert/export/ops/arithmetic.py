@@ -37,6 +37,7 @@ _TWO: dict[str, Callable[[Scope, str, str], str]] = {
 }
 _THREE: dict[str, Callable[[Scope, str, str, str], str]] = {
     "where": lambda g, a, b, c: g.Where(a, b, c),
+    "masked_fill": lambda g, a, b, c: g.Where(a, b, c),
     "lerp": lambda g, a, b, weight: g.Add(a, g.Mul(weight, g.Sub(b, a))),
     "add_scaled": lambda g, a, b, alpha: g.Add(a, g.Mul(b, alpha)),
     "addcmul": lambda g, a, b, c: g.Add(a, g.Mul(b, c)),
