@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from deltaconvert.ops.base import is_known
@@ -52,7 +52,8 @@ def functionalise(gm: fx.GraphModule) -> fx.GraphModule:
 
     What was seen of x += y on the example (tracing/writes.py) goes before what the spelling tells: meta["rebinds"]
     where x is no tensor, so that nothing is written; meta["unseen"] where no map that is read later shows the write;
-    meta["views"] and meta["is_same"] of calls whose names do not tell whose memory they give.
+    meta["views"] and meta["is_same"] of calls whose names do not tell whose memory they give; meta["keeps"], the type
+    of x where x + y has another.
 
     before:  y = conv(x);  r = relu_(y);  z = add(y, s)
     after:   y = conv(x);  r = relu(y);   z = add(r, s)
@@ -108,10 +109,11 @@ class _Writes:
             node.graph.erase_node(node)
             return
         rewrite()
-        self._replace(written, node, node)
-        part = node
+        result = part = _in_the_type_written(node)
+        self._order[result] = self._order[node]
+        self._replace(written, result, node)
         for whole, index in wholes:
-            with node.graph.inserting_before(part.next):
+            with node.graph.inserting_after(part):
                 changed = node.graph.call_function(put, (whole, index, part))
             changed.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
             self._order[changed] = self._order[node]
@@ -119,7 +121,7 @@ class _Writes:
             self._part_of[part] = changed, index
             part = changed
         self._join(part, part)
-        while part is not node:
+        while part is not result:
             part = next(inner for inner, (whole, _) in self._part_of.items() if whole is part)
             self._join(part, self._root[self._part_of[part][0]])
 
@@ -144,6 +146,27 @@ class _Writes:
     def _join(self, node: fx.Node, root: fx.Node) -> None:
         self._root[node] = root
         self._members[root].append(node)
+
+
+def kept_type(written: Any, others: Sequence[Any]) -> torch.dtype | None:
+    """The type of what is written to, where it is not that of what it makes with the others: half += float."""
+    values = [value for value in (written, *others) if isinstance(value, Tensor)]
+    if not isinstance(written, Tensor) or all(torch.result_type(written, v) == written.dtype for v in values):
+        return None
+    return written.dtype
+
+
+def _in_the_type_written(node: fx.Node) -> fx.Node:
+    """`node`, or the cast behind it that gives what it writes the type of what it writes to."""
+    values = [source.meta.get("val") for source in node.all_input_nodes]  # torch.export knows them
+    kept = node.meta.get("keeps") or kept_type(values[0], values[1:])
+    if kept is None or node.target is put:  # which keeps it by itself
+        return node
+    with node.graph.inserting_after(node):
+        cast = node.graph.call_method("to", (node, kept))
+    cast.meta = {key: node.meta[key] for key in ("nn_module_stack", "val") if key in node.meta}
+    node.replace_all_uses_with(cast, lambda user: user is not cast)
+    return cast
 
 
 def _is_slice(index: Any) -> bool:

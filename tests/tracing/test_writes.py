@@ -1,9 +1,11 @@
-"""tracing/writes.py: whose memory a call gives, where its name does not tell, and nor does the example."""
+"""tracing/writes.py: whose memory a call gives where its name does not tell, and which type a write has."""
+
+import operator
 
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import Call, assert_close, scripted_video
+from oracle import Call, assert_close, leaves, scripted_video
 from torch import nn
 
 import deltaconvert
@@ -69,3 +71,42 @@ def test_modules_that_hand_their_input_on(backend, part):
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_view_shows_its_writes(backend, name):
     check(network(VIEWS[name]), backend)
+
+
+TO_OTHER_TYPES = {
+    "+=": lambda m, a, b: operator.iadd(a.half(), b),
+    "mul_": lambda m, a, b: a.half().mul_(b) + 1,
+    "of a part": lambda m, a, b: m.halve(a.half(), b),
+    "of a whole that is read": lambda m, a, b: m.raise_both(a.half(), b),
+    "of integers": lambda m, a, b: a.int().add_(b.long()),
+}
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("name", TO_OTHER_TYPES)
+def test_a_write_keeps_the_type(backend, name, exported):
+    def halve(x, y):
+        x[:, :2] *= y[:, :1]
+        return x
+
+    def raise_both(x, y):
+        z = x.view(x.shape)
+        z.add_(y)
+        return x, z
+
+    class Network(Call):
+        def forward(self, a, b):
+            if exported and a.sum().dim() == 0 and [*a]:  # torch.fx cannot iterate over images
+                a = a * 1
+            return super().forward(a, b)
+
+    network = Network(
+        TO_OTHER_TYPES[name], halve=halve, raise_both=raise_both, conv=nn.Conv2d(3, 3, 1)
+    ).eval()
+    a, b = torch.rand(2, 3, 5, 6), torch.rand(2, 3, 5, 6)
+    model = deltaconvert.convert(network, (a, b), backend=backend)
+    assert not exported or "torch.export" in model.info["capture"]
+    for frames in ((a, b), (a, b.flip(3)), (-a, b)):
+        for ours, theirs in zip(leaves(model(*frames)), leaves(network(*frames)), strict=True):
+            assert ours.dtype == theirs.dtype
+            assert_close(ours.double(), theirs.double())
