@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -158,6 +159,7 @@ def test_no_gpu_memory_on_join(gpu):
     """The same on a card that is full: planning for more streams finds no memory."""
     dense, scenes = network().to(gpu), [torch.rand(1, 3, 512, 512) for _ in range(2)]
     cameras = StreamPool(deltaconvert.convert(dense, scenes[0], backend="cuda"), 2)
+    dense = copy.deepcopy(dense).cpu()  # so that it wants no room there
     cameras.join("a"), cameras.join("b")
 
     def play():
@@ -167,14 +169,17 @@ def test_no_gpu_memory_on_join(gpu):
         results = cameras.step()
         for stream, scene in zip("ab", scenes, strict=True):
             assert results[stream].error is None
-            assert_close(results[stream].output, dense(scene))
+            assert_close(results[stream].output.cpu(), dense(scene.cpu()))
             assert 0 < cameras.stats()[stream].density <= 1
 
     play()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
+    card = torch.cuda.get_device_properties(gpu).total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / card)
+    ballast = _fill(gpu)  # what earlier tests left free in torch's blocks
     room = torch.cuda.memory_reserved() + 24 * 2**20  # for frames and outputs, not for two more streams' maps
-    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(gpu).total_memory)
+    torch.cuda.set_per_process_memory_fraction(room / card)
     try:
         for _ in range(3):
             with pytest.raises(StreamError, match="no room for stream 'c'"):
@@ -183,9 +188,20 @@ def test_no_gpu_memory_on_join(gpu):
             assert cameras.stats()["a"].density < 0.1 and cameras.streams == ["a", "b"]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+    del ballast
     cameras.join("c")
     play()
     assert cameras.stats()["a"].density < 0.1  # it kept what it knew
+
+
+def _fill(gpu):
+    """Tensors in all memory that torch may still give, down to 1 MiB."""
+    held = []
+    for size in (2**28, 2**26, 2**24, 2**22, 2**20):
+        with suppress(torch.OutOfMemoryError):
+            while True:
+                held.append(torch.empty(size, dtype=torch.uint8, device=gpu))
+    return held
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
