@@ -31,10 +31,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy_gate import shares  # noqa: E402
+from benchmarks.accuracy_gate import inputs_of, looked, played, psnr  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
-from deltaconvert.gate import Gate, Watch, grown  # noqa: E402
+from deltaconvert.gate import Gate, grown  # noqa: E402
 
 KNOWN = (Gate(smooth=9, recent=12, peak=64.0, dilate=24), 0.01718419729471207)
 RECENT, DILATE, TIMES = (4, 6, 8, 12), (24, 32), (1.0, 1.15)
@@ -66,14 +66,14 @@ def choose(task: Task, kept: dict[str, Any]) -> Any:
         (Gate(smooth=9, recent=recent, peak=64.0, dilate=dilate), KNOWN[1] * math.sqrt(12 / recent) * times)
         for recent, dilate, times in product(RECENT, DILATE, TIMES)
     ]
-    large = inputs(task, range(RANGE[0], RANGE[0] + SETTLED + COUNTED), LARGE)[1]
+    large = inputs_of(task, range(RANGE[0], RANGE[0] + SETTLED + COUNTED), size=LARGE)[1]
     passing = sorted((passes(large, gate, threshold), told(gate, threshold)) for gate, threshold in gates)
     yield "passing", [{"enlarged": share, **gate} for share, gate in passing]
     del large
-    pictures, frames = inputs(task, RANGE)
-    dense, rows = scored(task, pictures, frames, EVERY), []
+    pictures, frames = inputs_of(task, RANGE)
+    dense, rows = psnr(task.network, pictures, frames, EVERY), []
     for _, gate in sorted(passing, key=lambda found: found[0]):
-        row = played(task, pictures, frames, EVERY, gate, dense)
+        row = row_of(task, pictures, frames, EVERY, gate, dense)
         rows.append(row)
         print(row, flush=True)
         yield "calibration", rows
@@ -84,24 +84,16 @@ def choose(task: Task, kept: dict[str, Any]) -> Any:
 
 def test(task: Task, kept: dict[str, Any]) -> Any:
     for name, (numbers, every) in TESTS.items():
-        pictures, frames = inputs(task, numbers)
-        dense, rows = scored(task, pictures, frames, every), []
+        pictures, frames = inputs_of(task, numbers)
+        dense, rows = psnr(task.network, pictures, frames, every), []
         for gate in (kept["chosen"], told(*KNOWN)):
-            rows.append(played(task, pictures, frames, every, gate, dense))
+            rows.append(row_of(task, pictures, frames, every, gate, dense))
             print(name, rows[-1], flush=True)
             yield name, rows
 
 
 def told(gate: Gate, threshold: float) -> dict[str, Any]:
     return {"gate": gate.to_json(), "threshold": threshold}
-
-
-def inputs(
-    task: Task, numbers: Sequence[int], size: tuple[int, int] = (360, 480)
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Clean pictures and noisy frames, the same ones for all candidates."""
-    pictures = [picture.permute(2, 0, 1)[None].float() for picture in task.frames(numbers)]
-    return pictures, [task.prepare(picture, size) for picture in pictures]
 
 
 def passes(frames: Sequence[Tensor], gate: Gate, threshold: float) -> float:
@@ -113,17 +105,7 @@ def passes(frames: Sequence[Tensor], gate: Gate, threshold: float) -> float:
     return sum(found) / len(found)
 
 
-def looked(frames: Sequence[Tensor], gate: Gate, threshold: float) -> Any:
-    """What is stored after each frame, and what passed."""
-    stored = torch.full_like(frames[0], float("nan"))
-    watch = Watch(gate, tuple(stored.shape), torch.float32, torch.device("cpu"), threshold)
-    for frame in frames:
-        taken, mask = watch.look(frame, stored)
-        stored = torch.where(mask, taken, stored)
-        yield stored, mask
-
-
-def played(
+def row_of(
     task: Task,
     pictures: Sequence[Tensor],
     frames: Sequence[Tensor],
@@ -131,26 +113,10 @@ def played(
     gate: dict[str, Any],
     dense: float,
 ) -> dict[str, Any]:
-    """Without thresholds in the layers outputs are the dense network's of the stored frame, and masks grow."""
-    begin, stored, work = time.monotonic(), [], []
-    weights = [layer.weight.numel() for layer in task.network.modules() if isinstance(layer, torch.nn.Conv2d)]
-    for place, (frame, mask) in enumerate(looked(frames, Gate.of(gate["gate"]), gate["threshold"])):
-        stored.append(frame)
-        if place:
-            found = zip(weights, shares(mask, len(weights)), strict=True)
-            work.append(sum(weight * share for weight, share in found) / sum(weights))
-    loss = dense - scored(task, pictures, stored, every)
-    return {**gate, "loss": loss, "work": sum(work) / len(work), "seconds": time.monotonic() - begin}
-
-
-def scored(task: Task, pictures: Sequence[Tensor], frames: Sequence[Tensor], every: int) -> float:
-    """PSNR of every so many frames, in dB, of their mean squared error."""
-    pairs = list(zip(pictures, frames, strict=True))[every - 1 :: every]
-    errors = [
-        (task.network(frame).clamp(0, 1) - picture.mean(1, keepdim=True) / 255).square().mean()
-        for picture, frame in pairs
-    ]
-    return -10 * math.log10(float(torch.stack(errors).mean()))
+    begin = time.monotonic()
+    stored, work = played(task.network, looked(frames, Gate.of(gate["gate"]), gate["threshold"]))
+    loss = dense - psnr(task.network, pictures, stored, every)
+    return {**gate, "loss": loss, "work": work, "seconds": time.monotonic() - begin}
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,6 +42,7 @@ def main() -> None:
     kept = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     with torch.no_grad():
         task = TASKS["denoise"](24, 200)
+        task.network.eval()
         inputs_of(task, task.calibration)  # noise is drawn in the order of accuracy.py
         numbers = range(100, 150) if options.rehearse else task.test
         begin = time.time()
@@ -51,37 +54,55 @@ def main() -> None:
     print({name: row[name] for name in ("gate", "threshold", "work", "psnr", "seconds")}, flush=True)
 
 
-def inputs_of(task: Task, numbers: range | list[int]) -> list[Tensor]:
-    return [task.prepare(picture.permute(2, 0, 1)[None].float()) for picture in task.frames(numbers)]
+def inputs_of(task: Task, numbers: Sequence[int], **size: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Clean pictures (1, 3, H, W) and the noisy frames of them."""
+    pictures = [picture.permute(2, 0, 1)[None].float() for picture in task.frames(numbers)]
+    return pictures, [task.prepare(picture, **size) for picture in pictures]
 
 
-def play(task: Task, numbers: range, gate: Gate | None, threshold: float) -> dict[str, object]:
-    pictures = list(task.frames(numbers))
-    frames = inputs_of(task, numbers)
-    network = task.network.eval()
-    macs = [layer.weight.numel() for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
-    stored, errors, work = torch.full_like(frames[0], float("nan")), [], []
-    watch = gate and Watch(gate, tuple(frames[0].shape), torch.float32, torch.device("cpu"), threshold)
-    for place, (picture, frame) in enumerate(zip(pictures, frames, strict=True)):
-        mask = torch.ones_like(frame, dtype=torch.bool)
-        if watch:
-            frame, mask = watch.look(frame, stored)
-        stored = torch.where(mask, frame, stored)
-        if place:
-            work.append(
-                sum(count * share for count, share in zip(macs, shares(mask, len(macs)), strict=True))
-            )
-        if place % EVERY == EVERY - 1:
-            clean = picture.permute(2, 0, 1)[None].float().mean(1, keepdim=True) / 255
-            errors.append(float((network(stored).clamp(0, 1) - clean).square().mean()))
+def play(task: Task, numbers: Sequence[int], gate: Gate | None, threshold: float) -> dict[str, object]:
+    pictures, frames = inputs_of(task, numbers)
+    stored, work = (frames, 1.0) if gate is None else played(task.network, looked(frames, gate, threshold))
     return {
         "gate": gate and gate.to_json(),
         "threshold": threshold,
-        "work": sum(work) / len(work) / sum(macs),
-        "psnr": -10 * math.log10(sum(errors) / len(errors)),
+        "work": work,
+        "psnr": psnr(task.network, pictures, stored, EVERY),
         "frames": len(frames),
-        "scored": len(errors),
+        "scored": len(frames) // EVERY,
     }
+
+
+def looked(frames: Sequence[Tensor], gate: Gate, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is stored after each frame, and what passed."""
+    stored = torch.full_like(frames[0], float("nan"))
+    watch = Watch(gate, tuple(stored.shape), torch.float32, torch.device("cpu"), threshold)
+    for frame in frames:
+        taken, mask = watch.look(frame, stored)
+        stored = torch.where(mask, taken, stored)
+        yield stored, mask
+
+
+def played(network: nn.Module, looks: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], float]:
+    """What was stored after each frame, and the share of the work of those behind the first."""
+    macs = [layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    stored, work = [], []
+    for frame, mask in looks:
+        stored.append(frame)
+        if len(stored) > 1:
+            found = zip(macs, shares(mask, len(macs)), strict=True)
+            work.append(sum(count * share for count, share in found) / sum(macs))
+    return stored, sum(work) / len(work)
+
+
+def psnr(network: nn.Module, pictures: Sequence[Tensor], stored: Sequence[Tensor], every: int) -> float:
+    """Of every so many frames, in dB, of their mean squared error."""
+    pairs = list(zip(pictures, stored, strict=True))[every - 1 :: every]
+    errors = [
+        (network(frame).clamp(0, 1) - picture.mean(1, keepdim=True) / 255).square().mean()
+        for picture, frame in pairs
+    ]
+    return -10 * math.log10(float(torch.stack(errors).mean()))
 
 
 def shares(mask: Tensor, layers: int) -> list[float]:
