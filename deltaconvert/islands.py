@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from deltaconvert.nodes import operator_of
+from deltaconvert.nodes import name_called, operator_of
 
 # Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential", "empty")
@@ -80,7 +80,7 @@ def is_pure(node: fx.Node) -> bool:
         return True
     if node.op == "call_module" or not node.all_input_nodes:
         return False
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    name = name_called(node)
     if name.endswith("_") or any(part in name for part in _RANDOM):
         return False
     return node.op == "call_method" or getattr(node.target, "__module__", None) in (

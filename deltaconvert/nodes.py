@@ -46,6 +46,11 @@ def is_call(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method", "call_module")
 
 
+def name_called(node: fx.Node) -> str:
+    """relu of x.relu() and of torch.relu(x); "" where no function or method with a name is called."""
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+
+
 def path_of(node: fx.Node) -> str:
     """What reports and masks call a node: the path of the module that it comes from, where it has one."""
     return node.meta.get("path", node.name)

@@ -16,7 +16,7 @@ from deltaconvert.advice import kept_beside_tensors
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import WAY_OUT, Packer, Unpacker, list_in
 from deltaconvert.graph_json.vocabulary import METHODS, function_named, name_of, word_allowed
-from deltaconvert.nodes import attribute_of, operator_of, path_of
+from deltaconvert.nodes import attribute_of, name_called, operator_of, path_of
 from deltaconvert.ops.base import Operator, is_known, known_modules, operator_types
 from deltaconvert.tracing.parts import parts_of
 
@@ -68,8 +68,7 @@ def _node_to_json(packer: Packer, gm: fx.GraphModule, node: fx.Node) -> dict[str
 
 def _length(node: fx.Node) -> dict[str, int]:
     """How long x.repeat_interleave(counts) gets, which a reader has to know before it runs anything."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name != "repeat_interleave" or "output_size" in node.kwargs:
+    if name_called(node) != "repeat_interleave" or "output_size" in node.kwargs:
         return {}
     counts = node.args[1] if len(node.args) > 1 else node.kwargs.get("repeats")
     if not isinstance(counts, fx.Node):

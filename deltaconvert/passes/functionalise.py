@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from deltaconvert.nodes import name_called
 from deltaconvert.ops.base import is_known
 from deltaconvert.ops.put import put
 
@@ -263,8 +264,7 @@ def may_share(node: fx.Node) -> bool:
     if isinstance(node.target, OpOverload):
         operator_name = node.target._schema.name.partition("::")[2]
         return operator_name in _VIEWS or any(result.alias_info for result in node.target._schema.returns)
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.op in ("call_method", "call_function") and name in _VIEWS
+    return node.op in ("call_method", "call_function") and name_called(node) in _VIEWS
 
 
 def module_path(node: fx.Node) -> str:

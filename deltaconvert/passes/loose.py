@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from deltaconvert.nodes import is_call, operator_of
+from deltaconvert.nodes import is_call, name_called, operator_of
 from deltaconvert.ops.base import is_known
 
 # Their results have as many places along the first dimension as values of a kind were found.
@@ -84,8 +84,7 @@ class Loose(fx.Interpreter):
 
 def _name(node: fx.Node) -> str:
     """nms for the operator nms.default."""
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
-    return name.partition(".")[0]
+    return name_called(node).partition(".")[0]
 
 
 def _is_settled(node: fx.Node, name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from deltaconvert.nodes import attribute_of
+from deltaconvert.nodes import attribute_of, name_called
 
 _RESHAPES = "view reshape flatten ravel unflatten squeeze unsqueeze view_as reshape_as".split()
 _PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
@@ -21,7 +21,7 @@ def kind_of(node: fx.Node) -> str | None:
         return None
     if node.target is operator.getitem:
         return "reshape" if _keeps_all(node) else None
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = name_called(node)
     if node.op == "call_function" and getattr(torch, name, None) is not node.target:
         return None
     if name in _PERMUTES and len(node.all_input_nodes) == 1:
@@ -40,7 +40,7 @@ def _keeps_all(node: fx.Node) -> bool:
 
 def place_taken(gm: fx.GraphModule, node: fx.Node) -> tuple[int, int] | None:
     """(dimension, place) of a call that takes one place of one dimension: x[0], x[:, 1], select, index_select."""
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = name_called(node)
     if node.op not in ("call_function", "call_method") or node.kwargs:
         return None
     dim: Any = None

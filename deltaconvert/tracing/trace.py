@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.errors import UnsupportedModel, first_line
+from deltaconvert.nodes import name_called
 from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import WriteToView, functionalise, says_in_place
 from deltaconvert.signature import Signature
@@ -113,11 +114,8 @@ def _is_impure(node: fx.Node) -> bool:
     """Dead code may go, unless it writes to a tensor that something else reads."""
     if node.op in ("placeholder", "output"):
         return True
-    if node.op == "call_method":
-        return says_in_place(str(node.target))
-    if node.op == "call_function":
-        named = says_in_place(getattr(node.target, "__name__", ""))
-        return named or node.target in (operator.setitem, torch._assert)
+    if node.op in ("call_method", "call_function"):
+        return says_in_place(name_called(node)) or node.target in (operator.setitem, torch._assert)
     return is_island(node)
 
 

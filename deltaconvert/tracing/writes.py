@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.layout import memory_of
+from deltaconvert.nodes import name_called
 from deltaconvert.ops.base import find, is_known
 from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView, kept_type, may_share, writes_in_place
 from deltaconvert.signature import tensors_of
@@ -148,7 +149,7 @@ def _may_be_view(node: fx.Node) -> bool:
         return node.args[1] not in _FACTS
     if node.op not in ("call_function", "call_method") or writes_in_place(node):
         return False
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = name_called(node)
     return name in _HANDING_ON or not (may_share(node) or find(node.target))
 
 
