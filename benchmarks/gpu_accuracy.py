@@ -41,9 +41,8 @@ SIZES = {"pets": (1088, 1920), "highway": (1088, 1920), "juggle": (1089, 1921), 
 DEVICE = "cuda"
 APART = 20  # frames between the images of a batch
 FIRST = 6  # frames that settle: full, captured, played
-AVERAGED = (
-    2  # times `recent`, where a gate averages over frames: until then less passes (denoise .24, then .26)
-)
+# Times `recent`, where a gate averages over frames: until then less passes (denoise .24, then .26).
+AVERAGED = 2
 
 
 def main() -> None:
