@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import torch
@@ -116,19 +116,19 @@ class Page:
         }
 
     def _facts(self, frames: Sequence[Frame]) -> list[tuple[str, str]]:
-        ours = _median([frame.ours for frame in frames])
+        ours = median([frame.ours for frame in frames])
         dense = [frame.dense for frame in frames if frame.dense is not None]
         errors = [frame.error for frame in frames if frame.error is not None]
         facts = [
             ("frames", str(len(self.frames))),
-            ("of the multiply-accumulates", f"{_mean([frame.work for frame in frames]):.1%}"),
-            ("of the pixels changed", f"{_mean([frame.density for frame in frames]):.1%}"),
+            ("of the multiply-accumulates", f"{fmean([frame.work for frame in frames]):.1%}"),
+            ("of the pixels changed", f"{fmean([frame.density for frame in frames]):.1%}"),
             ("ms a frame, median", f"{ours:.1f}"),
         ]
         if dense:
             facts += [
-                ("ms dense", f"{_median(dense):.1f}"),
-                ("times as fast", f"{_median(dense) / ours:.2f}"),
+                ("ms dense", f"{median(dense):.1f}"),
+                ("times as fast", f"{median(dense) / ours:.2f}"),
                 ("relative L2, at most", f"{max(errors):.3g}"),
             ]
         observed = self.model.stats().observed
@@ -224,11 +224,3 @@ def _picture(image: Tensor, kind: str = "JPEG") -> str:
         picture.thumbnail((LARGEST, LARGEST))
     picture.save(out, kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
