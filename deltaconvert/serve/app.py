@@ -19,8 +19,9 @@ import hmac
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,9 +76,11 @@ def app(
         yield
         fleet.close()
 
-    middleware = [Middleware(_Token, token=token)] if token else []
+    middleware = []
+    if token:
+        middleware.append(Middleware(_Guard, refusal=partial(_without_token, token)))
     if hosts is not None:
-        middleware.append(Middleware(_Hosts, hosts=hosts))
+        middleware.append(Middleware(_Guard, refusal=partial(_to_others, hosts)))
     return Starlette(
         routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers={Refused: _refused}
     )
@@ -267,37 +270,33 @@ class _Metrics(Collector):
         return [*families, up]
 
 
-class _Token:
+class _Guard:
+    """Answers itself where `refusal` has an answer to a request; /healthz is open to all."""
+
+    def __init__(self, app: ASGIApp, refusal: Callable[[Request], Response | None]):
+        self._app, self._refusal = app, refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = None
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            refused = self._refusal(Request(scope))
+        await (refused or self._app)(scope, receive, send)
+
+
+def _without_token(token: str, request: Request) -> Response | None:
     """Asks for a token: in the header `Authorization: Bearer TOKEN`, or, for a browser, as ?token=TOKEN."""
-
-    def __init__(self, app: ASGIApp, token: str):
-        self._app, self._token = app, token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
-            request = Request(scope)
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            given = given or request.query_params.get("token", "")
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
-                refused = JSONResponse({"error": NO_TOKEN}, 401, {"WWW-Authenticate": "Bearer"})
-                return await refused(scope, receive, send)
-        await self._app(scope, receive, send)
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    given = given or request.query_params.get("token", "")
+    if hmac.compare_digest(given.encode(), token.encode()):
+        return None
+    return JSONResponse({"error": NO_TOKEN}, 401, {"WWW-Authenticate": "Bearer"})
 
 
-class _Hosts:
-    """Refuses requests that were sent to another name than this server's."""
-
-    def __init__(self, app: ASGIApp, hosts: Container[str]):
-        self._app, self._hosts = app, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
-            named = Request(scope).headers.get("host", "")
-            try:
-                known = urlsplit(f"//{named}").hostname in self._hosts
-            except ValueError:
-                known = False
-            if not known:
-                text = f"this server has no token, so it does not answer to {named!r}: give it a --token"
-                return await JSONResponse({"error": text}, 403)(scope, receive, send)
-        await self._app(scope, receive, send)
+def _to_others(hosts: Container[str], request: Request) -> Response | None:
+    """Refuses what was sent to another name than this server's."""
+    named = request.headers.get("host", "")
+    with suppress(ValueError):
+        if urlsplit(f"//{named}").hostname in hosts:
+            return None
+    text = f"this server has no token, so it does not answer to {named!r}: give it a --token"
+    return JSONResponse({"error": text}, 403)

@@ -118,17 +118,16 @@ class Worker:
         Refused for one that cannot be decoded, that the network raises on, or that takes too long.
         """
         camera = self._camera(stream)
+
+        def gone() -> bool:  # dropped meanwhile, or moved: then it is to be asked there
+            return self._cameras.get(stream) is not camera
+
         with self._decoding:
             number = self._put(stream, images.decode(data, kind, self._size, self._limits))
         with self._new:
-            done = self._new.wait_for(
-                lambda: self._cameras.get(stream) is not camera or camera.result.get("frame", 0) >= number,
-                PATIENCE,
-            )
+            done = self._new.wait_for(lambda: gone() or camera.result.get("frame", 0) >= number, PATIENCE)
         result = camera.result
-        if (
-            self._cameras.get(stream) is not camera
-        ):  # dropped meanwhile, or moved: then it is to be asked there
+        if gone():
             raise _absent(stream)
         if not done:
             raise Refused(503, f"stream {stream} has waited {PATIENCE:.0f} s for its result")
