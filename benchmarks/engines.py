@@ -42,11 +42,13 @@ class Network:
 
     @cached_property
     def onnx_file(self) -> str:
+        """In float32, whatever the network's type: the runtimes' own CPU code knows no other file."""
         path = Path(self._folder.name) / "network.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            torch.onnx.export(self.model, (self.frame,), path, dynamo=True, verbose=False)
+            model = copy.deepcopy(self.model).float()
+            torch.onnx.export(model, (self.frame.float(),), path, dynamo=True, verbose=False)
         return str(path)
 
 
@@ -122,6 +124,8 @@ def _torch(graph: Callable[[Tensor], list[Tensor]]) -> Engine:
 def _onnxruntime(network: Network) -> tuple[Engine, str]:
     import onnxruntime
 
+    if network.frame.dtype != torch.float32:
+        raise NotImplementedError("its convolutions on a CPU are float32's")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = network.threads
     # Its threads would go on spinning for the next frame, and slow down whoever is timed next.
@@ -142,13 +146,14 @@ def _openvino(network: Network) -> tuple[Engine, str]:
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": network.threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # or it takes bfloat16 where the processor has it
+        # Unasked it takes bfloat16 where the processor has it.
+        "INFERENCE_PRECISION_HINT": "f32" if network.frame.dtype == torch.float32 else "bf16",
     }
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(network.onnx_file), "CPU", options)
 
     def engine(frame: Tensor) -> Callable[[], Tensor]:
-        values = frame.contiguous().numpy()
+        values = frame.float().contiguous().numpy()
         return lambda: torch.from_numpy(compiled(values)[0])
 
     return engine, openvino.__version__
