@@ -30,7 +30,10 @@ def test_every_setting_on_every_backend(backend, size):
 
 
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize(("size", "dtype"), [((1, 1), torch.float64), ((37, 70), torch.float32)])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [((1, 1), torch.float64), ((37, 70), torch.float32), ((18, 650), torch.float32)],  # past a tile, too
+)
 def test_gates_without_a_ceiling(backend, gate, size, dtype):
     check_gate(backend, gate, size, dtype)
 
