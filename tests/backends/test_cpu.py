@@ -8,10 +8,11 @@ from oracle import Call, assert_close, assert_same_bits, check_operator, roundin
 from torch import nn
 
 import deltaconvert
+from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu import bands, packed, sparse, tiles
 from deltaconvert.backends.cpu.bands import Computing
 from deltaconvert.backends.cpu.chunks import FULL_ENOUGH, chunks, sizes_below
-from deltaconvert.backends.cpu.edges import store
+from deltaconvert.backends.cpu.edges import Edge, store
 from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.packed import Epilogue, PackedConv, has_bfloat16
 from deltaconvert.ops.conv import Conv2d
@@ -287,6 +288,24 @@ def test_rows_are_stored_bit_by_bit(dtype, channels):
             expected[places[:count]] = new[:count]
             store(rows, places[:count], new[:count])
             assert torch.equal(rows.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("shape", ((1, 5, 31, 43), (3, 4, 20, 20), (2, 1, 9, 9), (4, 6, 1, 1)))
+def test_a_dense_map_follows_what_changed(shape):
+    """Whatever share of it, in some streams alone, and what a stream goes on from; it stays in one place."""
+    streams, channels, *size = shape
+    edge, draw = Edge(Map(shape, torch.float32, torch.device("cpu"))), torch.Generator().manual_seed(1)
+    edge.draw()
+    first = edge.dense()
+    for share in (0.02, 0.9, 0.0, 0.05, 1.0):
+        mask = torch.rand(streams, 1, *size, generator=draw) < share
+        mask[0] = False
+        edge.values.copy_(torch.where(mask, torch.rand(shape, generator=draw), edge.values))
+        edge.mark(mask, 0)
+        edge.put(0, torch.rand(channels, *size, generator=draw))
+        dense = edge.dense()
+        assert torch.equal(dense, edge.values) and dense.is_contiguous()
+        assert dense.data_ptr() == first.data_ptr()
 
 
 def test_weights_are_kept_once_for_each_order():

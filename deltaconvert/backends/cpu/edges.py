@@ -13,6 +13,9 @@ from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.layout import apart_from
 
 WORDS = (torch.complex128, torch.float64)
+# Of a map's pixels: where more changed, all of it is laid out as a dense map. On two Zen 4 cores all of 2 channels at
+# 720p takes 0.51 ms, a tenth of it 0.90 one by one, a hundredth 0.15; of 21 channels at 360x640 3.5, 1.2 and 0.15.
+FEW = 1 / 16
 
 
 class Edge:
@@ -33,6 +36,7 @@ class Edge:
         self.rows = self.values.permute(0, 2, 3, 1).view(-1, channels)
         self.pixel_count = n * height * width
         self.limits = self._limits()
+        self._laid_out: Tensor | None = None  # nobody asked yet
         self._none = torch.zeros(n, 1, height, width, dtype=torch.bool)
         self.stand_still()
         self.reset(slice(None))
@@ -52,6 +56,8 @@ class Edge:
     def put(self, stream: int, values: Tensor) -> None:
         """Go on from `values` (C H W)."""
         self.values[stream] = values
+        if self._laid_out is not None:
+            self._laid_out[stream] = values
 
     def draw(self) -> None:
         """Random values, to try a step on."""
@@ -112,10 +118,22 @@ class Edge:
         return self.computed, self.count
 
     def dense(self) -> Tensor:
-        return self.values.clone(memory_format=torch.contiguous_format)
+        """N C H W in memory, read-only, asked for in every frame in which a pixel changed: these are laid out anew."""
+        if self.values.is_contiguous():  # a map of one channel lies as it would in a dense map
+            return self.values
+        if self._laid_out is None:
+            self._laid_out = self.values.clone(memory_format=torch.contiguous_format)
+        elif self.count <= FEW * self.pixel_count:
+            new = self.rows.index_select(0, self.pixels).view(-1)
+            self._laid_out.view(-1).index_copy_(0, planar(self.pixels, self.values.shape), new)
+        else:
+            for stream in self.mask.flatten(1).any(1).nonzero().view(-1).tolist():
+                self._laid_out[stream] = self.values[stream]
+        return self._laid_out
 
     def state_bytes(self) -> int:
-        return self.values.nbytes + self._none.nbytes + self.beside
+        laid_out = 0 if self._laid_out is None else self._laid_out.nbytes
+        return self.values.nbytes + self._none.nbytes + self.beside + laid_out
 
 
 def store(rows: Tensor, places: Tensor, new: Tensor) -> None:
@@ -127,6 +145,15 @@ def store(rows: Tensor, places: Tensor, new: Tensor) -> None:
     if new.storage_offset() or not new.is_contiguous():
         new = new.clone(memory_format=torch.contiguous_format)
     rows.view(word).index_copy_(0, places, new.view(word))
+
+
+def planar(pixels: Tensor, shape: Sequence[int]) -> Tensor:
+    """int64 (n * C), where the values of these rows stand in a map (N, C, H, W) that lies in this order."""
+    _, channels, height, width = shape
+    plane = height * width
+    # Pixel p of stream s is element p of each of the stream's channel planes.
+    first = pixels % plane + pixels // plane * (channels * plane)
+    return (first.view(-1, 1) + torch.arange(channels) * plane).view(-1)
 
 
 def listed(mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltaconvert.backends.base import Map
 from deltaconvert.backends.cpu import gates
-from deltaconvert.backends.cpu.edges import Edge, any_set, listed
+from deltaconvert.backends.cpu.edges import Edge, any_set, listed, planar
 from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.native.differences import MANY, look
 from deltaconvert.backends.reference import INTEGER, fill_unseen
@@ -96,14 +96,10 @@ class FrameEdge(Edge):
             self.stand_still()
 
     def _store(self, frame: Tensor, pixels: Tensor) -> None:
-        _, channels, height, width = frame.shape
-        plane = height * width
-        # Pixel p of stream s is element p of each of the stream's channel planes.
-        first = pixels % plane + pixels // plane * (channels * plane)
-        places = (first.view(-1, 1) + torch.arange(channels) * plane).view(-1)
+        places = planar(pixels, frame.shape)
         new = frame.view(-1).index_select(0, places)
         self.stored.view(-1).index_copy_(0, places, new)
-        self.rows.index_copy_(0, pixels, new.view(-1, channels))
+        self.rows.index_copy_(0, pixels, new.view(len(pixels), -1))
 
     def _seen_by(self, watch: Watch, frame: Tensor) -> tuple[Tensor, Tensor]:
         """As Watch.look: each stream by itself, those that sleep not at all."""
