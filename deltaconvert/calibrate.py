@@ -25,7 +25,7 @@ from deltaconvert.calibration.setting import Setting
 from deltaconvert.calibration.trials import Decode, Trials
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
-from deltaconvert.metrics import Metric, metric_of
+from deltaconvert.metrics import Metric, metric_of, name_of
 from deltaconvert.model import DeltaModel, expect_converted
 from deltaconvert.progress import trials_told
 from deltaconvert.text import counted
@@ -114,11 +114,14 @@ def calibrate(
 ) -> Calibration:
     """Find the thresholds of `delta` that stay within `budget` on a clip and do the least work; `delta` stays as it is.
 
+    A gate is found beside them. The guards that the model's own gate has (cut, refresh, max_density, nonfinite) stay,
+    and frames are tried under them.
+
     frames: inputs of the network in their order, as it is called with them, or uint8 (H, W, 3) images where the model
         knows how they become inputs; or a video file, a folder of images, an address, a camera's number. The first
         `limit` are taken.
     budget: the largest loss of the metric, against the dense network on the same frames.
-    metric: relative_l2, noise (0.01 is a PSNR of 40 dB), top1, segmentation, detection, keypoints (see
+    metric: relative_l2, nrmse (PSNR as a loss: 0.01 is 40 dB), top1, segmentation, detection, keypoints (see
         deltaconvert.metrics), or a function of two lists, our outputs and the dense ones, that gives a loss.
     decode: applied to every output before the metric sees it: boxes of a detector, labels of a segmentation.
     guide: the metric that sensitivities are measured with; relative L2 of the outputs unless said. It should be smooth;
@@ -131,7 +134,9 @@ def calibrate(
     seconds: then it tries nothing more and takes the best so far: it may be the exact network's, if none was found yet.
     check: other frames, or the same file: up to four times `limit`. What was found is lowered until it is within the
         budget there as well: a few frames flatter thresholds, which freeze what moves later.
-    resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was.
+    resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was. Trials of other
+        weights, frames or guards count as other ones; functions are known by their names: if you change what one does,
+        name another file.
     at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
     progress: show a bar on a terminal, elsewhere a line on stderr now and then.
 
@@ -155,6 +160,7 @@ def calibrate(
             streams=1 if delta.device.type == "cpu" else at_once,
         )
         trials = trials_on(clip, told=tell, file=None if resume is None else Path(resume))
+        _expect_loss(trials, budget)
         search = Search(trials, budget, begin + SEARCHING * seconds)
         if by == "time":  # first, since the clock likes them best and the time may be short
             with suppress(TimeoutError):
@@ -178,7 +184,7 @@ def calibrate(
         loss=outcome.loss,
         work=outcome.work,
         budget=budget,
-        metric=getattr(judge, "__name__", "metric"),
+        metric=name_of(judge),
         method=method,
         frames=len(clip),
         trials=len(search.tried),
@@ -197,6 +203,16 @@ def _check(method: str, by: str, budget: float, seconds: float) -> None:
         raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
     if not seconds > 0:
         raise InputError(f"seconds={seconds!r}: the search needs some")
+
+
+def _expect_loss(trials: Trials, budget: float) -> None:
+    """A score that is best where it is highest is a slip that a search would answer with the worst thresholds."""
+    own = trials.dense_loss()
+    if not own <= budget:
+        raise InputError(
+            f"the metric gives {own:.4g} for the dense network's own outputs, more than the budget of {budget:.4g}: it "
+            "has to be a loss, 0 where outputs are the dense ones"
+        )
 
 
 def _searched(search: Search, method: str, gates: Sequence[Gate], rounds: int, until: float) -> Setting:

@@ -10,7 +10,7 @@ import copy
 import math
 from array import array
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from deltaconvert.errors import InputError
 
 TILE = 16  # pixels; refresh and ceiling go by tiles: single pixels would grow to their windows in the network
 NOISE_RATE = 1 / 16  # of a frame in the running noise: settled after some 50 frames
+# What bounds age, time and harm, whatever counts as a change: a search for thresholds leaves these as they are.
+GUARDS = ("cut", "refresh", "max_density", "nonfinite")
 MEAN_OF_DIFFERENCE = 1.128  # mean |a - b| of two values with Gaussian noise of deviation 1
 
 
@@ -91,6 +93,12 @@ class Gate:
         ):
             if not fits:
                 raise InputError(f"gate: {what}")
+
+    def guarded_as(self, other: Gate) -> Gate:
+        """With the guards of another gate where this one has none."""
+        plain = Gate()
+        missing = [name for name in GUARDS if getattr(self, name) == getattr(plain, name)]
+        return replace(self, **{name: getattr(other, name) for name in missing})
 
     def to_json(self) -> dict[str, Any]:
         """The settings that are not as they are by default."""

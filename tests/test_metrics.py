@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from deltaconvert.metrics import (
     detection,
     keypoints,
     metric_of,
-    noise,
+    name_of,
+    nrmse,
     relative_l2,
     segmentation,
     top1,
@@ -27,7 +29,7 @@ def test_differences():
     dense = [torch.tensor([[3.0, 0.0]]), {"a": torch.tensor([[0.0, 4.0]])}]
     ours = [torch.tensor([[3.0, 1.0]]), {"a": torch.tensor([[0.0, 4.0]])}]
     assert relative_l2(ours, dense) == pytest.approx(1 / 5)
-    assert noise(ours, dense) == pytest.approx(math.sqrt(1 / 4) / 4)
+    assert nrmse(ours, dense) == pytest.approx(math.sqrt(1 / 4) / 4)
     assert top1(ours, dense) == 0
     assert top1([torch.tensor([[0.0, 1.0], [1.0, 0.0]])], [torch.tensor([[1.0, 0.0], [1.0, 0.0]])]) == 0.5
 
@@ -44,7 +46,7 @@ def test_segmentation_counts_what_the_dense_network_finds():
 def test_the_dense_answer_has_no_loss(seed):
     draw = torch.Generator().manual_seed(seed)
     outputs = [torch.rand(2, 5, 4, 3, generator=draw) for _ in range(3)]
-    for name in ("relative_l2", "noise", "top1", "segmentation"):
+    for name in ("relative_l2", "nrmse", "top1", "segmentation"):
         assert METRICS[name](outputs, outputs) == 0
 
 
@@ -71,3 +73,30 @@ def test_keypoints():
 def test_unknown():
     with pytest.raises(InputError, match="choose from relative_l2"):
         metric_of("accuracy")
+
+
+@pytest.mark.parametrize(
+    ("metric", "output", "message"),
+    [
+        (detection, torch.rand(1, 85, 4, 4), r"takes boxes, .* was given \(1, 85, 4, 4\): decode="),
+        (detection, {"boxes": 3}, "was given dict"),
+        (keypoints, torch.rand(2, 5, 3), r"takes COCO's poses, .* was given \(2, 5, 3\)"),
+        (relative_l2, [[1.0, 2.0]], "there are none"),
+        (top1, "cat", "there are none"),
+    ],
+    ids=["maps", "a dict", "five points", "numbers", "a word"],
+)
+def test_outputs_that_a_metric_cannot_compare(metric, output, message):
+    with pytest.raises(InputError, match=message):
+        metric([output], [output])
+
+
+def test_boxes_are_no_maps():
+    with pytest.raises(InputError, match="boxes come in any number"):
+        relative_l2([torch.rand(3, 6)], [torch.rand(2, 6)])
+
+
+def test_names():
+    assert name_of(detection) == "detection"
+    assert name_of(partial(detection, iou=0.75)) == "detection(iou=0.75)"
+    assert name_of(torch.nn.ReLU()) == "ReLU"

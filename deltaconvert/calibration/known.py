@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from deltaconvert.calibration.setting import Outcome, Setting
+from deltaconvert.errors import InputError
 
 
 class Known:
@@ -17,9 +18,7 @@ class Known:
         self._clip, self._file = clip, file
         self._outcomes: dict[str, Outcome] = {}
         if file is not None and file.exists():
-            for line in file.read_text().splitlines():
-                key, outcome = json.loads(line)
-                self._outcomes[key] = Outcome(**outcome)
+            self._outcomes = _kept(file)
 
     def key(self, setting: Setting) -> str:
         parts = [[f"{s:.6g}" for s in setting.shares], setting.weighted, setting.gate.to_json()]
@@ -37,3 +36,21 @@ class Known:
         if self._file is not None:
             with self._file.open("a") as out:
                 out.write(json.dumps([key, vars(outcome)]) + "\n")
+
+
+def _kept(file: Path) -> dict[str, Outcome]:
+    """The outcomes in a file. Of a last line that a kill or a full disk cut off, the file keeps nothing."""
+    content = file.read_bytes()
+    lines, torn = content.split(b"\n")[:-1], content.rpartition(b"\n")[2]
+    try:
+        kept = {key: Outcome(**outcome) for key, outcome in map(json.loads, lines)}
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{file} holds no trials of a calibration: name another file to go on from"
+        ) from error
+    if torn and not torn.startswith(b'["'):
+        raise InputError(f"{file} holds no trials of a calibration: name another file to go on from")
+    if torn:
+        with file.open("r+b") as out:
+            out.truncate(len(content) - len(torn))
+    return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from deltaconvert.calibration.work import Work
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
 from deltaconvert.lower import Program
-from deltaconvert.metrics import Metric
+from deltaconvert.metrics import Metric, name_of
 from deltaconvert.model import DeltaModel
 from deltaconvert.plan import Plan, plan
 from deltaconvert.reach import narrowed
@@ -94,6 +95,10 @@ class Trials:
         (outcome,) = self.many([setting])
         return outcome
 
+    def dense_loss(self) -> float:
+        """Of the dense network's own outputs: 0, if the metric is a loss."""
+        return float(self.metric(self._seen, self._seen))
+
     def many(self, settings: Sequence[Setting]) -> list[Outcome]:
         """The outcome of each; those that are not known yet are tried side by side."""
         fresh = {self._known.key(setting): setting for setting in settings}
@@ -126,7 +131,7 @@ class Trials:
             words = [WEIGHTED] * weighted + [NARROW] * (place in setting.narrow)
             rule: Rule = " ".join([repr(amount), *words]) if words else amount
             rules.update((as_rule(name), rule) for name in site.names)
-        return Thresholds(rules, setting.gate)
+        return Thresholds(rules, self._guarded(setting.gate))
 
     def alike(self) -> tuple[float, ...]:
         """Shares at which a change just dropped is as large an error at the end of the network at every site, 1 in the
@@ -160,7 +165,9 @@ class Trials:
             weighted = [setting.weighted for setting in settings]
             edge.threshold = threshold_of(edge, site.shares, amounts, weighted)
             if isinstance(edge, reference.FrameEdge):
-                gates = [setting.gate if site.kind == "input" else Gate() for setting in settings]
+                gates = [
+                    self._guarded(setting.gate) if site.kind == "input" else Gate() for setting in settings
+                ]
                 edge.watch = watch_of(edge, gates, amounts)
         for step, pairs in self._reaches:
             narrow = [[place in setting.narrow for setting in settings] for _, place in pairs]
@@ -226,6 +233,10 @@ class Trials:
             for stream in range(self.streams)
         ], done
 
+    def _guarded(self, gate: Gate) -> Gate:
+        """A gate to try, with the guards that the model has: trials play as the model will."""
+        return gate.guarded_as(self.model.gate)
+
     def _repeated(self, frame: Sequence[Tensor]) -> list[Tensor]:
         if self.streams == 1:
             return list(frame)
@@ -250,11 +261,13 @@ class Trials:
         return self._decode(self.model.signature.unflatten(list(leaves)))
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(repr([site.names for site in self.sites]).encode())
-        for frame in (self.frames[0], self.frames[-1]):
-            for tensor in frame:
-                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12] + f"-{len(self.frames)}-{getattr(self.metric, '__name__', 'metric')}"
+        """Of all that an outcome depends on besides its setting; functions go by their names."""
+        functions = [None if f is None else name_of(f) for f in (self.metric, self.guide, self._decode)]
+        guards = self._guarded(Gate()).to_json()
+        digest = hashlib.sha256(repr([[site.names for site in self.sites], functions, guards]).encode())
+        for tensor in (*_tensors(self.model.graph.state_dict()), *itertools.chain(*self.frames)):
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:12] + f"-{len(self.frames)}"
 
 
 def _rounded(share: float) -> float:

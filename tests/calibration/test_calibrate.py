@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from deltaconvert.calibration.setting import Outcome, Setting
 from deltaconvert.calibration.trials import Trials
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
-from deltaconvert.metrics import relative_l2
+from deltaconvert.metrics import nrmse, relative_l2
 from deltaconvert.progress import trials_told
 
 
@@ -119,6 +121,66 @@ def test_it_goes_on_where_it_was(delta, tmp_path, monkeypatch):
     assert len(tried) > len(lines)
 
 
+def test_trials_are_of_their_weights_frames_and_functions(delta, tmp_path, monkeypatch):
+    """What a file keeps is not taken for what was trained further, decoded otherwise, or played in between."""
+    tried, real = [], Trials._try
+    monkeypatch.setattr(Trials, "_try", lambda self, settings: tried.append(1) or real(self, settings))
+
+    def trials(model=delta, frames=None, metric=relative_l2, **options):
+        tried.clear()
+        calls = [[x] for x in (frames or clip())]
+        file = tmp_path / "trials.jsonl"
+        run = Trials(model, calls, metric, file=file, **options)
+        run(Setting((0.1,) * len(run.sites)))
+        return len(tried)
+
+    def halved(output):
+        return output / 2
+
+    trained, between = network(), clip()
+    trained[4].bias.data += 0.1
+    between[3] += 0.1
+    assert trials() == 1 and trials() == 0
+    assert trials(deltaconvert.convert(trained, clip()[0])) == 1
+    assert trials(frames=between) == 1
+    assert trials(decode=halved) == 1
+    assert trials(guide=nrmse) == 1
+    assert trials(metric=partial(nrmse)) == 1
+    assert trials(deltaconvert.convert(network(), clip()[0], gate={"refresh": 2})) == 1
+    assert trials() == 0
+
+
+def test_a_file_of_trials_that_was_cut_off(delta, tmp_path):
+    """A line that a kill cut in the middle is tried again; other files stay as they are."""
+    kept, options = tmp_path / "trials.jsonl", {"budget": 0.05, "method": "front_to_back"}
+    first = deltaconvert.calibrate(delta, clip(), resume=kept, **options)
+    whole = kept.read_text()
+    kept.write_text(whole[:-20])
+    assert deltaconvert.calibrate(delta, clip(), resume=kept, **options).thresholds == first.thresholds
+    assert sorted(kept.read_text().splitlines()) == sorted(whole.splitlines())
+    for other in ('{"format": "deltaconvert-thresholds"}', "[1]\n", "\x89PNG\n\n", '["abc"]\n', "a note"):
+        kept.write_text(other)
+        with pytest.raises(InputError, match="holds no trials"):
+            deltaconvert.calibrate(delta, clip(), resume=kept, **options)
+        assert kept.read_text() == other
+
+
+def test_the_guards_of_the_model_stay(tmp_path):
+    """A gate is found; how old, how many and how broken pixels may be is not for a clip to say."""
+    guards = {"cut": 0.9, "refresh": 4, "max_density": 0.75, "nonfinite": "hold"}
+    delta = deltaconvert.convert(network(), clip()[0], gate={**guards, "smooth": 5})
+    found = deltaconvert.calibrate(delta, clip(), budget=0.3, gates=[Gate(dilate=2)], rounds=0)
+    assert found.model.gate == found.thresholds.gate == replace(found.model.gate, **guards)
+    assert found.model.gate.smooth == 1 and found.model.gate.dilate > 0  # those are sought
+    paper = deltaconvert.calibrate(delta, clip(), budget=0.3, method="front_to_back")
+    assert paper.model.gate == Gate(dilate=3, **guards)
+    work = []
+    for frame in clip():  # they are in force in the trials as well
+        paper.model(frame)
+        work.append(paper.model.stats().work)
+    assert sum(work[1:]) / 5 == pytest.approx(paper.work, rel=1e-3)
+
+
 def test_the_file_is_what_convert_takes(delta, tmp_path):
     file = tmp_path / "found.json"
     found = deltaconvert.calibrate(delta, clip(), budget=0.05, gates=[Gate(smooth=3)], rounds=0)
@@ -189,6 +251,16 @@ def test_frames_from_files(delta, tmp_path, monkeypatch):
 def test_bad_options(delta, options, message):
     with pytest.raises(InputError, match=message):
         deltaconvert.calibrate(delta, clip(), **options)
+
+
+def test_a_score_is_no_loss(delta):
+    def agreement(ours, dense):
+        return 1 - relative_l2(ours, dense)
+
+    with pytest.raises(InputError, match=r"gives 1 for the dense network's own outputs.*has to be a loss"):
+        deltaconvert.calibrate(delta, clip(), metric=agreement)
+    with pytest.raises(InputError, match="gives nan"):
+        deltaconvert.calibrate(delta, clip(), metric=lambda ours, dense: float("nan"))
 
 
 def test_bad_frames(delta):

@@ -261,6 +261,13 @@ def test_a_snapshot_goes_on_with_what_was_stored(backend):
     assert torch.equal(theirs.masks()["input_0"][0], ours.masks()["input_0"][0])
 
 
+def test_a_gate_takes_guards_over_where_it_has_none():
+    guards = Gate(smooth=5, refresh=100, max_density=0.3, nonfinite="hold")
+    assert Gate(dilate=2, refresh=50).guarded_as(guards) == Gate(
+        dilate=2, refresh=50, max_density=0.3, nonfinite="hold"
+    )
+
+
 BAD = [
     ({"smooth": 4}, "odd"),
     ({"smooth": 2.5}, "smooth=2.5 is no int"),
