@@ -22,6 +22,7 @@ from torch import Tensor
 
 from deltaconvert.errors import DeltaConvertError, InputError, StreamError
 from deltaconvert.model import DeltaModel, expect_converted
+from deltaconvert.running.memory import let_go
 from deltaconvert.streams.arrivals import Arrivals
 from deltaconvert.streams.batch import Batch
 
@@ -247,6 +248,7 @@ class StreamPool:
         try:
             return self._batch.wider(min(self._limit, 2 * self.capacity))
         except (DeltaConvertError, MemoryError, RuntimeError) as error:
+            let_go(error)
             raise StreamError(f"no room for stream {stream!r}: {error}") from error
 
     def _computed(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from oracle import Call, assert_close, assert_same_bits
@@ -11,6 +14,7 @@ from torch import nn
 import deltaconvert
 from deltaconvert.errors import InputError, StreamError
 from deltaconvert.streams import StreamPool
+from deltaconvert.streams.batch import Batch
 
 
 class Fussy(nn.Module):
@@ -89,6 +93,25 @@ def test_no_memory_for_another_stream(backend, monkeypatch):
     frame = video()[0]
     pool.put("a", frame)
     assert_close(only(pool.step(), "a"), network()(frame))
+
+
+def test_what_a_refused_stream_had_taken_is_free(backend, monkeypatch):
+    """While somebody holds the error, and before Python's collector runs by itself."""
+    pool, made = StreamPool(converted(backend)), []
+    pool.join("a")
+
+    def run_out(batch, blank):
+        made.append(weakref.ref(batch.model))
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Batch, "_checked", run_out)
+    gc.disable()
+    try:
+        with pytest.raises(StreamError, match="no room for stream 'b'") as held:
+            pool.join("b")
+        assert len(made) == 1 and made[0]() is None, held
+    finally:
+        gc.enable()
 
 
 def test_outputs_that_are_no_rows_are_refused(backend):
