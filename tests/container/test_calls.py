@@ -9,7 +9,6 @@ from torch import nn
 import deltaconvert
 from deltaconvert.errors import ContainerError
 
-COUNTS = torch.tensor([1, 2, 0, 1])
 SAVED = {
     "repeats by weights": lambda m, y: m.last(y.repeat_interleave(m.counts, 1)),
     "repeats by weights, a function": lambda m, y: torch.repeat_interleave(y, repeats=m.counts, dim=1),
@@ -27,7 +26,8 @@ def network(name):
     torch.manual_seed(0)
     parts = {"first": nn.Conv2d(3, 4, 3, padding=1), "last": nn.Conv2d(4, 2, 1)}
     turn = torch.tensor([[[1.0, 0.1, 0.0], [0.0, 1.0, 0.1]]]).repeat(2, 1, 1)
-    return Call(lambda m, x: SAVED[name](m, m.first(x)), counts=COUNTS, turn=turn, **parts).eval()
+    counts = torch.tensor([1, 2, 0, 1])
+    return Call(lambda m, x: SAVED[name](m, m.first(x)), counts=counts, turn=turn, **parts).eval()
 
 
 @pytest.mark.parametrize("name", SAVED)
