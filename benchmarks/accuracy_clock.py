@@ -1,10 +1,15 @@
-"""Accuracy against time on this processor: the thresholds of accuracy.py's rows, timed at the task's own size.
+"""Accuracy against time, on this processor or on a GPU: the rows of accuracy.py, timed.
 
-    python benchmarks/accuracy_clock.py --tasks pets,highway --out FILE
+    python benchmarks/accuracy_clock.py --tasks pets,highway --out FOLDER
+    python benchmarks/accuracy_clock.py --device cuda --enlarged --batch 8 --kept KEPT --out FOLDER
 
 The loss and the work of a row are those of results/accuracy/TASK.json, of the test frames (`by time`: the thresholds of
-accuracy_by_time, which a GPU's clock chose). Here some of these frames in a row are timed, frame by frame, with the
-dense engines of engines.py beside every curve. FILE has a row for each point: way, strength, loss, work, milliseconds.
+accuracy_by_time, which a GPU's clock chose). Here some of these frames in a row are timed, with the dense engines
+beside every curve: on a processor frame by frame at the task's own size, on a GPU a batch of the clip at several places
+as gpu_accuracy.py has it, `--enlarged` to 1080p. What has no thresholds takes the time of the best dense engine: on
+every 2nd, 3rd or 5th frame, on the share of the frames that a whole-frame gate lets through, or on smaller frames. To
+compare frames and to shrink them is not timed, in favour of these ways. FOLDER/TASK.json has the rows with their
+milliseconds, for accuracy_page.py; a second run takes up where the first one stopped.
 """
 
 from __future__ import annotations
@@ -12,97 +17,100 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.curves.run import Run, played_here  # noqa: E402
-from benchmarks.engines import ENGINES, Network, prepare  # noqa: E402
+from benchmarks.curves.clocks import Card, Clock, Processor  # noqa: E402
+from benchmarks.curves.points import KEPT, RECORD, Row, points  # noqa: E402
+from benchmarks.curves.run import Run, played_here, played_on  # noqa: E402
+from benchmarks.gpu_dense import MODES  # noqa: E402
 from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
-from deltaconvert.calibration.trials import Trials  # noqa: E402
-from deltaconvert.watching.measure import timed  # noqa: E402
 
-BY_TIME = ROOT / "benchmarks/results/accuracy_by_time"  # thresholds by the clock of a GPU
-WARM = 4  # frames, the full one among them
-FURTHEST = 8  # times the accepted loss
+FURTHEST = 8.0  # times the accepted loss
+SHARE_OF_FRAMES = ("skipped frames", "frame gate")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", default="pets,highway", help="of one output: not juggle")
-    parser.add_argument("--engines", default="torch channels_last,onnxruntime,openvino")
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--calibration", type=int, default=24)
+    parser.add_argument("--furthest", type=float, default=FURTHEST, help="times the accepted loss")
+    parser.add_argument(
+        "--engines", default="torch channels_last,onnxruntime,openvino", help="of a processor"
+    )
+    parser.add_argument(
+        "--modes", nargs="*", choices=MODES, default=["compile"], help="of torch.compile, GPU"
+    )
+    parser.add_argument("--kept", type=Path, help="folder of what torch compiled, for later runs")
+    parser.add_argument("--enlarged", action="store_true", help="to 1080p, on a GPU")
+    parser.add_argument("--batch", type=int, default=8, help="on a GPU")
+    parser.add_argument(
+        "--dense", action="store_true", help="the dense networks alone: compile, and keep that"
+    )
     parser.add_argument("--out", type=Path, required=True)
-    options = played_here(parser.parse_args())
-    facts: dict[str, Any] = {**environment(), "tasks": {}}
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    cuda = options.device.startswith("cuda")
+    options = played_on(options.device, options) if cuda else played_here(options)
+    torch.backends.cudnn.benchmark = True
     for name in options.tasks.split(","):
+        file = options.out / f"{name}.json"
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            shutil.copy(ROOT / "benchmarks/results/accuracy" / f"{name}.json", folder)
+            shutil.copy(RECORD / f"{name}.json", folder)
             inner = argparse.Namespace(**vars(options) | {"out": Path(folder)})
             run = Run(TASKS[name](options.calibration, 200), inner, until=float("inf"))
-            for found in curve(run, options):
-                facts["tasks"][name] = found
-                options.out.write_text(json.dumps(facts, indent=1) + "\n")
+            known = json.loads(file.read_text())["rows"] if file.exists() else []
+            for facts in curve(run, Card if cuda else Processor, options, known):
+                file.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def curve(run: Run, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    network, name = run.task.network, run.task.name
-    frames = run.inputs(list(run.task.test)[: options.frames])
-    dense = dense_ms(network, frames, options.engines.split(","))
-    found: dict[str, Any] = {"dense": dense, "rows": []}
-    trials = run.trials()
-    known = [(row, trials.thresholds(setting)) for row, setting in points(run, trials)]
-    fastest = BY_TIME / f"{name}_best.json"
-    known.insert(0, (json.loads(fastest.read_text())["found"] | {"way": "by time"}, fastest))
-    for row, thresholds in known:
-        delta = deltaconvert.convert(network, frames[0], threshold=thresholds)
-        kept = {key: row[key] for key in ("way", "strength", "loss", "accepted", "work") if key in row}
-        found["rows"].append({**kept, "ms": median_ms(delta, frames)})
-        print(name, found["rows"][-1], "dense", min(dense.values()), flush=True)
-        yield found
+def curve(
+    run: Run, clock_of: Any, options: argparse.Namespace, known: Sequence[Row]
+) -> Iterator[dict[str, Any]]:
+    """What is to be written, after every row. known: the rows of a run that was cut off."""
+    begin = time.monotonic()
+    with_thresholds = points(run, options.furthest)
+    clock: Clock = clock_of(run, options, [thresholds for _, thresholds in with_thresholds])
+    dense = clock.dense()
+    best = min(dense.values())
+    facts: dict[str, Any] = {**environment(), **clock.facts(), "dense_ms": dense, "rows": list(known)}
+    places = {place(row) for row in known}
 
+    def add(row: Row, **timed: Any) -> dict[str, Any]:
+        facts["rows"].append({**{key: row[key] for key in KEPT}, **timed, "dense_ms": best})
+        told = f"{timed['ms']:.3f} of {best:.3f} ms, loss {row['loss']:.4f}, work {row['work']:.4f}"
+        print(f"{time.monotonic() - begin:.0f} s: {run.task.name} {place(row)} {told}", flush=True)
+        return facts
 
-def points(run: Run, trials: Trials) -> Iterator[tuple[dict[str, Any], Setting]]:
-    """The rows whose thresholds are in the file, and these; of curves that were scaled as a whole the factor too."""
-    everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
+    for row, thresholds in with_thresholds:
+        if place(row) not in places:
+            yield add(row, **clock.converted(thresholds))
     for row in run.kept["rows"]:
-        name = f"{row['way']} {row['strength']:g}"
-        if row["loss"] > FURTHEST * row["accepted"]:
+        if place(row) in places:
             continue
-        if row["way"] == "one threshold":
-            yield row, everywhere.times(row["strength"])
-        elif name in run.kept["settings"]:
-            yield row, Setting.of(run.kept["settings"][name]).padded(len(trials.sites))
+        if row["way"] in SHARE_OF_FRAMES:
+            yield add(row, ms=best * row["work"])
+        elif row["way"] == "lower resolution":
+            engines = clock.dense(row["strength"])
+            yield add(row, ms=min(engines.values()), engines=engines)
 
 
-def dense_ms(network: torch.nn.Module, frames: Sequence[Tensor], wanted: Sequence[str]) -> dict[str, float]:
-    graph = deltaconvert.convert(network, frames[0]).graph
-    engines = prepare(
-        Network(network, graph, frames[0], torch.get_num_threads()),
-        [name for name in wanted if name in ENGINES],
-    )
-    for name, why in engines.skipped.items():
-        print(f"{name}: {why}", flush=True)
-    return {name: median_ms(lambda x, e=engine: e(x)(), frames) for name, engine in engines.ready.items()}
-
-
-def median_ms(network: Callable[[Tensor], Any], frames: Sequence[Tensor]) -> float:
-    return statistics.median([timed(network, frame)[1] for frame in frames][WARM:])
+def place(row: Row) -> str:
+    return f"{row['way']} {row['strength']:g}"
 
 
 if __name__ == "__main__":

@@ -33,8 +33,7 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert  # noqa: E402
 from benchmarks.cpu import environment  # noqa: E402
 from benchmarks.curves.run import Run, played_on  # noqa: E402
-from benchmarks.gpu_accuracy import AVERAGED, FIRST, batches, loss, size_of  # noqa: E402
-from benchmarks.gpu_dense import timed  # noqa: E402
+from benchmarks.gpu_accuracy import AVERAGED, FIRST, batches, loss, played, size_of  # noqa: E402
 from benchmarks.tasks import TASKS, Task  # noqa: E402
 from deltaconvert.calibration.quickest import quickest  # noqa: E402
 from deltaconvert.calibration.search import GATES, TRIES, Search  # noqa: E402
@@ -169,13 +168,10 @@ class Clock:
 
     def __call__(self, thresholds: Thresholds | Path) -> Seen:
         delta = deltaconvert.convert(self.model, self.frames[0], threshold=thresholds)
-        for frame in self.frames[:SETTLED]:
-            delta(frame)
-        (buffer,) = delta.frame_buffers()
-        times, _, _ = timed(delta.lend, self.frames[SETTLED:], buffer.copy_)
+        times, _ = played(delta, self.frames, SETTLED)
         delta.reset()
         lost = loss(self.task, delta, self.model, self.frames)
-        del delta, buffer
+        del delta
         gc.collect()
         return Seen(statistics.median(times), lost)
 

@@ -118,22 +118,14 @@ def at_batch(
     with noted() as found:
         delta(frames[0])
     launches = [*found]
-    for frame in frames[1:first]:
-        delta(frame)
-    before = delta.stats()
-    (buffer,) = delta.frame_buffers()
-    times, _, _ = timed(delta.lend, frames[first:], buffer.copy_)
+    times, work = played(delta, frames[1:], first - 1)
     again = median_ms(runs[best], still) if beside else dense[best]
-    after = delta.stats()
-    done = sum(layer.total_macs_done for layer in after.layers) - sum(
-        layer.total_macs_done for layer in before.layers
-    )
-    work = done / (after.macs_dense * len(times))
+    state_bytes = delta.stats().state_bytes
     steps = steps_of(delta, frames[-2:], launches) if options.steps else {}
     delta.reset()
     lost = loss(task, delta, model, frames)
     shape = list(frames[0].shape)
-    del delta, buffer, frames
+    del delta, frames
     own = batches(task, task.test, batch, options.frames + first, size=None)
     return {
         "task": task.name,
@@ -152,9 +144,21 @@ def at_batch(
             task, deltaconvert.convert(model, own[0], threshold=rules), model, own
         ),
         "thresholds": thresholds.name if thresholds.exists() else None,
-        "state_bytes": after.state_bytes,
+        "state_bytes": state_bytes,
         **steps,
     }
+
+
+def played(delta: deltaconvert.DeltaModel, frames: Sequence[Tensor], first: int) -> tuple[list[float], float]:
+    """(milliseconds of each frame behind the `first`, their share of a dense frame's multiply-accumulates)"""
+    for frame in frames[:first]:
+        delta(frame)
+    before = delta.stats()
+    (buffer,) = delta.frame_buffers()
+    times, _, _ = timed(delta.lend, list(frames[first:]), buffer.copy_)
+    after = delta.stats()
+    done, known = (sum(layer.total_macs_done for layer in stats.layers) for stats in (after, before))
+    return times, (done - known) / (after.macs_dense * len(times))
 
 
 def settling(rules: Thresholds | Path | float) -> int:
@@ -193,10 +197,15 @@ def size_of(task: Task) -> tuple[int, int]:
 
 
 def batches(
-    task: Task, numbers: Sequence[int], batch: int, count: int, size: tuple[int, int] | None
+    task: Task,
+    numbers: Sequence[int],
+    batch: int,
+    count: int,
+    size: tuple[int, int] | None,
+    kind: torch.dtype = torch.float16,
 ) -> list[Tensor]:
-    """half (batch, C, H, W): the frames from `batch` places of those numbers on, one after the other, of a size or of
-    the task's own."""
+    """(batch, C, H, W): the frames from `batch` places of those numbers on, one after the other, of a size or of the
+    task's own."""
     first = min(numbers)
     apart = min(APART, (len(numbers) - count) // max(batch - 1, 1))
     wanted = {first + place * apart + step for place in range(batch) for step in range(count)}
@@ -206,7 +215,7 @@ def batches(
     for step in range(count):
         images = [pictures[first + place * apart + step] for place in range(batch)]
         x = torch.stack(images).permute(0, 3, 1, 2).to(DEVICE).float()
-        found.append((task.prepare(x, size) if size else task.prepare(x)).half().contiguous())
+        found.append((task.prepare(x, size) if size else task.prepare(x)).to(kind).contiguous())
     return found
 
 

@@ -97,18 +97,23 @@ class Run:
     def best(self, trials: Trials) -> tuple[dict[str, Any], Setting] | None:
         """That setting, and its row; curves that were scaled as a whole count too, but for those of searches that were
         made again since."""
-        within: list[tuple[dict[str, Any], Setting]] = []
-        played = {f"{row['way']} {row['strength']:g}" for row in self.kept["rows"]}
+        within = []
         for row in self.kept["rows"]:
-            name, scale = f"{row['way']} {row['strength']:g}", 1.0
-            if name not in self.kept["settings"] and row["way"] not in played:
-                name, scale = row["way"], row["strength"]
-            if not name.startswith("ours") or row["loss"] > self.task.accepted:
-                continue
-            if name in self.kept["settings"]:
-                setting = Setting.of(self.kept["settings"][name]).padded(len(trials.sites))
-                within.append((row, setting.times(scale)))
+            setting = self.setting(row)
+            if setting is not None and row["way"].startswith("ours") and row["loss"] <= self.task.accepted:
+                within.append((row, setting.padded(len(trials.sites))))
         return min(within, key=lambda found: found[0]["work"], default=None)
+
+    def setting(self, row: dict[str, Any]) -> Setting | None:
+        """What a row was played with, where it is kept. The strength of a curve that was scaled as a whole is the
+        factor; its setting is gone where a search was made again since, whose own rows then have its name."""
+        settings, name = self.kept["settings"], f"{row['way']} {row['strength']:g}"
+        if name in settings:
+            return Setting.of(settings[name])
+        again = any(row["way"] == f"{other['way']} {other['strength']:g}" for other in self.kept["rows"])
+        if row["way"] in settings and not again:
+            return Setting.of(settings[row["way"]]).times(row["strength"])
+        return None
 
     def play(self, trials: Trials, settings: dict[tuple[str, float], Setting], replay: bool = False) -> None:
         """A row for each setting, as many at a time as the trials have streams; frame by frame, or replayed."""

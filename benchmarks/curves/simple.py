@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 
 from benchmarks.curves.run import Run
@@ -22,9 +24,14 @@ def simple_ways(run: Run) -> None:
         run.add("frame gate", share, *_gated(run, share))
 
 
+def smaller(size: Sequence[int], scale: float) -> list[int]:
+    """Sides that every one of the networks takes."""
+    return [max(32, round(side * scale / 32) * 32) for side in size]
+
+
 def _smaller(run: Run, scale: float) -> tuple[float, tuple[float, float]]:
     clip, found = run.test, []
-    size = [max(32, round(side * scale / 32) * 32) for side in clip[0].shape[2:]]
+    size = smaller(clip[0].shape[2:], scale)
     for x in clip:
         small = F.interpolate(x, size, mode="bilinear", antialias=True)
         found.append(run.task.resized(run.task.network(small), tuple(x.shape[2:])))

@@ -1,0 +1,38 @@
+"""The points of a task's curves as thresholds to run, each with its row of the test frames."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.curves.run import Run
+from deltaconvert.calibration.setting import Setting
+from deltaconvert.thresholds import Thresholds
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = ROOT / "benchmarks/results/accuracy"
+BY_TIME = ROOT / "benchmarks/results/accuracy_by_time"  # thresholds by the clock of a GPU
+KEPT = ("way", "strength", "loss", "accepted", "work")
+
+Row = dict[str, Any]
+
+
+def points(run: Run, furthest: float) -> list[tuple[Row, Thresholds]]:
+    """By time first, then the rows of the run that lose up to so many times what is accepted."""
+    trials = run.trials()
+    everywhere = Setting(tuple(float(site.kind != "linear") for site in trials.sites))
+    found = by_time(run.task.name)
+    for row in run.kept["rows"]:
+        if row["loss"] <= furthest * row["accepted"]:
+            setting = everywhere.times(row["strength"]) if row["way"] == "one threshold" else run.setting(row)
+            if setting is not None:
+                found.append((row, trials.thresholds(setting.padded(len(trials.sites)))))
+    return found
+
+
+def by_time(task: str) -> list[tuple[Row, Thresholds]]:
+    file = BY_TIME / f"{task}_best.json"
+    if not file.exists():
+        return []
+    return [(json.loads(file.read_text())["found"] | {"way": "by time"}, Thresholds.of(file))]
