@@ -2,7 +2,7 @@
 
 An engine takes a frame and gives the call to time: bringing the frame into the engine's own layout is not timed. All
 compute in the network's type with the given number of threads, and none may differ from torch by more than
-TOLERANCES says.
+TOLERANCES says. Of a network's outputs all are computed, and the first is what a call gives.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from deltaconvert.signature import tensors_of
 
 Engine = Callable[[Tensor], Callable[[], Tensor]]
 
@@ -69,7 +71,7 @@ def prepare(network: Network, wanted: list[str]) -> Engines:
     """Build the wanted engines, run each once and hold its output against torch's."""
     found = Engines()
     with torch.inference_mode():
-        expected = network.model(network.frame)
+        expected = tensors_of(network.model(network.frame))[0]
     for name in wanted:
         start = time.perf_counter()
         try:

@@ -95,25 +95,20 @@ class Run:
             trials.thresholds(setting).write(self.folder / f"{self.task.name}_best.json", found=row)
 
     def best(self, trials: Trials) -> tuple[dict[str, Any], Setting] | None:
-        """That setting, and its row; curves that were scaled as a whole count too, but for those of searches that were
-        made again since."""
+        """That setting, and its row; of curves that were scaled as a whole none."""
         within = []
         for row in self.kept["rows"]:
-            setting = self.setting(row)
+            setting = self.setting(row) if row["way"] not in self.kept.get("scaled", {}) else None
             if setting is not None and row["way"].startswith("ours") and row["loss"] <= self.task.accepted:
                 within.append((row, setting.padded(len(trials.sites))))
         return min(within, key=lambda found: found[0]["work"], default=None)
 
     def setting(self, row: dict[str, Any]) -> Setting | None:
-        """What a row was played with, where it is kept. The strength of a curve that was scaled as a whole is the
-        factor; its setting is gone where a search was made again since, whose own rows then have its name."""
-        settings, name = self.kept["settings"], f"{row['way']} {row['strength']:g}"
-        if name in settings:
-            return Setting.of(settings[name])
-        again = any(row["way"] == f"{other['way']} {other['strength']:g}" for other in self.kept["rows"])
-        if row["way"] in settings and not again:
-            return Setting.of(settings[row["way"]]).times(row["strength"])
-        return None
+        """What a row was played with, where it is kept. `scaled`: curves whose strength is a factor of one setting."""
+        name, scaled = f"{row['way']} {row['strength']:g}", self.kept.get("scaled", {})
+        if name in self.kept["settings"]:
+            return Setting.of(self.kept["settings"][name])
+        return Setting.of(scaled[row["way"]]).times(row["strength"]) if row["way"] in scaled else None
 
     def play(self, trials: Trials, settings: dict[tuple[str, float], Setting], replay: bool = False) -> None:
         """A row for each setting, as many at a time as the trials have streams; frame by frame, or replayed."""
