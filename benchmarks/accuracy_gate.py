@@ -76,7 +76,7 @@ def play(task: Task, numbers: Sequence[int], gate: Gate | None, threshold: float
 def looked(frames: Sequence[Tensor], gate: Gate, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
     """What is stored after each frame, and what passed."""
     stored = torch.full_like(frames[0], float("nan"))
-    watch = Watch(gate, tuple(stored.shape), torch.float32, torch.device("cpu"), threshold)
+    watch = Watch(gate, tuple(stored.shape), torch.float32, stored.device, threshold)
     for frame in frames:
         taken, mask = watch.look(frame, stored)
         stored = torch.where(mask, taken, stored)
