@@ -1,4 +1,4 @@
-"""What accuracy.py wrote, as curves and as a table.
+"""What accuracy.py or accuracy_clock.py wrote, as curves and as a table: against work, or against time.
 
 python benchmarks/accuracy_page.py FOLDER [--svg docs/accuracy.svg]
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 Row = dict[str, Any]
 SHOWN = ("pets", "highway", "juggle", "road", "bottle", "upscale", "denoise")
-LOSES_MORE, NOT_PLAYED = "loses more", "not played"
+LOSES_MORE, NOT_PLAYED, NOT_QUICKER = "loses more", "not played", "not quicker"
 STYLES = {  # way: colour, marker, name
     "ours": ("#d95f02", "o", "calibrate"),
     "paper": ("#7b6ca8", "s", "paper's procedure"),
@@ -24,6 +25,7 @@ STYLES = {  # way: colour, marker, name
     "skipped frames": ("#bbbbbb", "x", "skipped frames"),
     "frame gate": ("#555555", "+", "whole-frame gate"),
 }
+TIMED = {"by time": ("#c51b7d", "D", "calibrate, by time"), **STYLES}
 
 
 def main() -> None:
@@ -37,11 +39,18 @@ def main() -> None:
         name: json.loads((options.folder / f"{name}.json").read_text())["rows"]
         for name in _found(options.folder)
     }
-    print(table(tasks))
-    print(side_by_side(tasks))
-    print(plain(tasks))
+    if any("ms" in row for rows in tasks.values() for row in rows):
+        print(time_table(tasks))
+        axis = Axis(
+            "time, of the best dense network's", lambda row: row["ms"] / row["dense_ms"], TIMED, (0.02, 3)
+        )
+    else:
+        print(table(tasks))
+        print(side_by_side(tasks))
+        print(plain(tasks))
+        axis = WORK
     if options.svg:
-        draw(tasks, options.svg)
+        draw(tasks, options.svg, axis)
 
 
 def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "loss") -> float:
@@ -50,15 +59,11 @@ def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "los
     A score of some hundred frames jumps, by 0.01 in average precision: a curve is made to rise with less work (isotonic
     regression), so that a point that is better than its neighbours by chance counts with them.
     """
-    curves: dict[str, list[Row]] = {}
-    for row in rows:
-        if way_of(row) == way:
-            curves.setdefault(row["way"], []).append(row)
+    curves = curves_of(rows, way)
     if not curves:
         return math.nan  # it was not played
     best = 1.0
-    for curve in curves.values():
-        curve.sort(key=lambda row: -row["work"])
+    for curve in curves:
         work, loss = 1.0, 0.0
         for row, level in zip(curve, rising([row[loss_of] for row in curve]), strict=True):
             accepted = times * row["accepted"]
@@ -69,6 +74,27 @@ def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "los
             work, loss = row["work"], level
         best = min(best, work)
     return best
+
+
+def soonest(rows: Sequence[Row], way: str) -> float:
+    """The least time of a way at the accepted loss, in milliseconds: of points that were timed, none between them."""
+    curves = curves_of(rows, way)
+    if not curves:
+        return math.nan
+    within = [rows[0]["dense_ms"]]
+    for curve in curves:
+        levels = rising([row["loss"] for row in curve])
+        within += [row["ms"] for row, level in zip(curve, levels, strict=True) if level <= row["accepted"]]
+    return min(within)
+
+
+def curves_of(rows: Sequence[Row], way: str) -> list[list[Row]]:
+    """Each from much work to little."""
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        if way_of(row) == way:
+            curves.setdefault(row["way"], []).append(row)
+    return [sorted(curve, key=lambda row: -row["work"]) for curve in curves.values()]
 
 
 def rising(values: Sequence[float]) -> list[float]:
@@ -83,7 +109,7 @@ def rising(values: Sequence[float]) -> list[float]:
 
 def way_of(row: Row) -> str:
     """Without its budget: ours 0.3 is ours."""
-    return next((way for way in STYLES if row["way"].startswith(way)), row["way"])
+    return next((way for way in TIMED if row["way"].startswith(way)), row["way"])
 
 
 def side_by_side(tasks: dict[str, list[Row]]) -> str:
@@ -134,8 +160,40 @@ def least_told(work: float) -> str:
     return f"{work:.3f}".lstrip("0") if work < 0.999 else LOSES_MORE
 
 
-def draw(tasks: dict[str, list[Row]], out: Path) -> None:
-    """Loss against work, one panel a task; what is accepted is a dotted line."""
+def time_table(tasks: dict[str, list[Row]]) -> str:
+    """Milliseconds at the accepted loss, by way; the last column is how many times as fast as dense the best is."""
+    head = ("task", "dense", *(name for _, _, name in TIMED.values()), "times as fast")
+    lines = [head, ["---"] * len(head)]
+    for task, rows in tasks.items():
+        dense, times = rows[0]["dense_ms"], [soonest(rows, way) for way in TIMED]
+        cells = (time_told(ms, dense) for ms in times)
+        best = min(ms for ms in times if not math.isnan(ms))
+        lines.append((task, f"{dense:.3g} ms", *cells, f"{dense / best:.1f}"))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def time_told(ms: float, dense: float) -> str:
+    """In words where a way was not played, or where nothing that loses so little is quicker than the dense network."""
+    if math.isnan(ms):
+        return NOT_PLAYED
+    return f"{ms:.3g}" if ms < 0.999 * dense else NOT_QUICKER
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What loss is drawn against: a share, what is drawn, and from where to where."""
+
+    name: str
+    share: Callable[[Row], float]
+    styles: Mapping[str, tuple[str, str, str]]
+    span: tuple[float, float]
+
+
+WORK = Axis("multiply-accumulates", lambda row: row["work"], STYLES, (0.02, 1.05))
+
+
+def draw(tasks: dict[str, list[Row]], out: Path, axis: Axis = WORK) -> None:
+    """Loss against a share, one panel a task; what is accepted is a dotted line."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -146,7 +204,7 @@ def draw(tasks: dict[str, list[Row]], out: Path) -> None:
         for axes in grid[len(tasks) :]:
             axes.set_visible(False)
         for axes, (task, rows) in zip(grid, tasks.items(), strict=False):
-            _panel(axes, task, rows)
+            _panel(axes, task, rows, axis)
         handles, labels = grid[0].get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         figure.legend(
@@ -155,11 +213,11 @@ def draw(tasks: dict[str, list[Row]], out: Path) -> None:
         figure.savefig(out, metadata={"Date": None})
 
 
-def _panel(axes: Any, task: str, rows: Sequence[Row]) -> None:
+def _panel(axes: Any, task: str, rows: Sequence[Row], axis: Axis) -> None:
     accepted = rows[0]["accepted"]
-    for way, (colour, marker, name) in STYLES.items():
+    for way, (colour, marker, name) in axis.styles.items():
         for curve in dict.fromkeys(row["way"] for row in rows if way_of(row) == way):
-            points = sorted((row["work"], row["loss"] / accepted) for row in rows if row["way"] == curve)
+            points = sorted((axis.share(row), row["loss"] / accepted) for row in rows if row["way"] == curve)
             axes.plot(
                 *zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1, label=name
             )
@@ -167,10 +225,10 @@ def _panel(axes: Any, task: str, rows: Sequence[Row]) -> None:
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(-2, 60)
     axes.set_xscale("log")
-    axes.set_xlim(0.02, 1.05)
+    axes.set_xlim(*axis.span)
     axes.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1], ["2%", "5%", "10%", "20%", "50%", "100%"])
     axes.set_title(task, fontsize=10)
-    axes.set_xlabel("multiply-accumulates")
+    axes.set_xlabel(axis.name)
     axes.set_ylabel(f"loss, in {accepted:g}" + (" dB" if accepted == 0.1 else ""))
     axes.spines[["top", "right"]].set_visible(False)
 

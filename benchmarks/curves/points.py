@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.curves.run import Run
 from deltaconvert.calibration.setting import Setting
-from deltaconvert.thresholds import Thresholds
+from deltaconvert.thresholds import Rule, Thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "benchmarks/results/accuracy"
@@ -32,7 +32,24 @@ def points(run: Run, furthest: float) -> list[tuple[Row, Thresholds]]:
 
 
 def by_time(task: str) -> list[tuple[Row, Thresholds]]:
+    """The thresholds of a GPU's clock, and the same at other heights, where the test frames were played with these."""
     file = BY_TIME / f"{task}_best.json"
     if not file.exists():
         return []
-    return [(json.loads(file.read_text())["found"] | {"way": "by time"}, Thresholds.of(file))]
+    known, row = Thresholds.of(file), json.loads(file.read_text())["found"] | {"way": "by time"}
+    row["strength"] = row.get("input", row["strength"])
+    others = json.loads((BY_TIME / "heights.json").read_text()).get(task, [])
+    return [(row, known), *((other | {"way": "by time"}, scaled(known, other["times"])) for other in others)]
+
+
+def scaled(thresholds: Thresholds, factor: float) -> Thresholds:
+    """All of them higher or lower by a factor."""
+
+    def times(rule: Rule) -> Rule:
+        if not isinstance(rule, str):
+            return rule * factor
+        amount, *words = rule.split()
+        number = float(amount.removesuffix("%")) * factor
+        return " ".join([f"{number!r}{'%' * amount.endswith('%')}", *words])
+
+    return Thresholds({name: times(rule) for name, rule in thresholds.rules.items()}, thresholds.gate)
