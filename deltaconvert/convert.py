@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,8 +51,8 @@ def convert(
         network that have their names: a part `input` is reached by the pattern "[i]nput". "10% weighted" goes by what
         the next layers do with each channel; with "10% narrow" a change reaches one pixel of the next layer, not all
         whose window holds it. A path that ends in .json is a file of thresholds, as calibrate makes it.
-    gate: how frames are looked at where they come in: Gate(smooth=5, refresh=300) or a dict of its settings. It goes
-        before the gate of a file of thresholds.
+    gate: how frames are looked at where they come in: Gate(smooth=5, refresh=300) or a dict of its settings. Of the
+        gate that a file of thresholds brings a dict changes these settings, a Gate takes its place.
     backend: "reference", "cpu", "cuda", or "auto": the fastest one for the device of `example`.
     leaves: module classes or paths that run whole, as they are.
     keep_dense: paths of nodes, or patterns of them, that stay dense.
@@ -67,7 +66,7 @@ def convert(
     """
     rules = Thresholds.of(threshold)
     if gate is not None:
-        rules = replace(rules, gate=Gate.of(gate))
+        rules = rules.with_gate(gate)
     if isinstance(keep_dense, str):
         raise InputError(f"keep_dense is a text: give a list, [{keep_dense!r}]")
     args, kwargs = pytree.tree_map_only(Tensor, plain, call_of(example))

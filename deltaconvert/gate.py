@@ -62,8 +62,9 @@ class Gate:
     nonfinite: str = "pass"
 
     @classmethod
-    def of(cls, value: Gate | Mapping[str, Any] | None) -> Gate:
-        """From what convert(gate=...) takes; InputError names the setting that does not fit."""
+    def of(cls, value: Gate | Mapping[str, Any] | None, base: Gate | None = None) -> Gate:
+        """From what convert(gate=...) takes; InputError names the setting that does not fit. base: has what a mapping
+        does not say."""
         if value is None or isinstance(value, Gate):
             return value or cls()
         known = asdict(cls())
@@ -76,7 +77,7 @@ class Gate:
             if not fits or isinstance(setting, bool):
                 raise InputError(f"gate: {name}={setting!r} is no {kind.__name__}")
             given[name] = kind(setting)
-        return cls(**given)
+        return replace(base or cls(), **given)
 
     def __post_init__(self) -> None:
         for fits, what in (

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -112,6 +112,10 @@ class Thresholds:
                 rule = candidate
         rule = rule if by_path is None else by_path
         return _amount(rule, scale, names[0]), _parts(rule)[1]
+
+    def with_gate(self, gate: Gate | Mapping[str, Any]) -> Thresholds:
+        """A Gate takes the place of the one that they have; a mapping changes single settings of it."""
+        return replace(self, gate=Gate.of(gate, self.gate))
 
     def resolved(self, placed: Iterable[tuple[Sequence[str], Rule]]) -> Thresholds:
         """These rules with the thresholds that they came to at nodes, given by their names, before all others."""

@@ -89,7 +89,7 @@ def test_bad_weighted_rules(bad):
 
 
 def test_a_file_of_thresholds(tmp_path):
-    """convert(threshold=FILE) is what it was made with; a gate that is given goes before the file's."""
+    """convert(threshold=FILE) is what it was made with; settings change its gate, a gate takes its place."""
     file, frame = tmp_path / "found.json", torch.rand(1, 3, 8, 8, dtype=torch.float64)
     model = deltaconvert.convert(
         network(), frame, threshold={"input": 0.1, "activation": "20%"}, gate={"smooth": 3}
@@ -100,6 +100,8 @@ def test_a_file_of_thresholds(tmp_path):
         again = deltaconvert.convert(network(), frame * 3, threshold=given)
         assert again.thresholds == model.thresholds and again.gate == Gate(smooth=3)
     other = deltaconvert.convert(network(), frame, threshold=file, gate={"refresh": 9})
+    assert other.gate == Gate(smooth=3, refresh=9)
+    other = deltaconvert.convert(network(), frame, threshold=file, gate=Gate(refresh=9))
     assert other.gate == Gate(refresh=9)
     assert deltaconvert.convert(network(), frame).with_thresholds(file, frame).gate == Gate(smooth=3)
 

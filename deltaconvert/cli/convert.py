@@ -16,6 +16,7 @@ from deltaconvert.cli.options import (
     Json,
     Threshold,
     as_usage,
+    gated,
     keep,
     needed,
     numbers_of,
@@ -77,7 +78,7 @@ def convert(
             "--output",
         )
     keep(output, "--output", checkpoint, example)
-    rules = rules_of(threshold, gate)
+    rules = gated(rules_of(threshold), gate)
     asked = None if input is None else shape_of(input)
     if example is not None:
         from deltaconvert import video

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from deltaconvert.errors import InputError
+
+if TYPE_CHECKING:
+    from deltaconvert.thresholds import Thresholds
 
 T = TypeVar("T")
 MAX_SIDE = 2**16  # pixels; an --input beyond it is a slip of the keyboard
@@ -50,7 +52,7 @@ Gate = Annotated[
     list[str] | None,
     typer.Option(
         help="How frames are looked at: smooth=5, noise=3, dilate=2, cut=0.7, refresh=300, max_density=0.2, "
-        "nonfinite=hold (repeat the option for several)."
+        "nonfinite=hold (repeat the option for several). Other settings stay as they are, also those of a file."
     ),
 ]
 Monitor = Annotated[
@@ -155,30 +157,30 @@ def numbers_of(text: str | None, option: str) -> tuple[float, ...] | None:
         raise usage_error(f"{text!r} is no list of numbers such as 0.5,1,2.5", option) from None
 
 
-def rules_of(given: Sequence[str] | None, gate: Sequence[str] | None = None) -> Any:
-    """0.05 or 10% for all; input=0.04 activation=10% by kind or path; a file of them. Settings of the gate beside."""
-    if gate:
-        from deltaconvert.gate import Gate
-        from deltaconvert.thresholds import Thresholds
-
-        with as_usage("--gate"):
-            return dataclasses.replace(Thresholds.of(rules_of(given)), gate=Gate.of(_settings(gate)))
-    if not given:
-        return 0.0
-    rules: dict[str, float | str] = {}
-    for rule in given:
-        where, equals, amount = rule.rpartition("=")
-        if not equals and len(given) > 1:
-            raise usage_error(f"{rule!r} names no node: a single threshold stands alone", "--threshold")
-        rules[where.strip()] = _number_or_text(amount.strip())
+def rules_of(given: Sequence[str] | None) -> Thresholds:
+    """0.05 or 10% for all; input=0.04 activation=10% by kind or path; a file of them, with its gate."""
     from deltaconvert.thresholds import Thresholds
 
+    rules: dict[str, float | str] = {}
+    for rule in given or ():
+        where, equals, amount = rule.rpartition("=")
+        if not equals and len(given or ()) > 1:
+            raise usage_error(
+                f"{rule!r} names no node: one threshold, or one file of them, stands alone", "--threshold"
+            )
+        rules[where.strip()] = _number_or_text(amount.strip())
     with as_usage("--threshold"):
-        return Thresholds.of(rules.get("", rules))
+        return Thresholds.of(rules.get("", rules if given else 0.0))
+
+
+def gated(rules: Thresholds, given: Sequence[str] | None) -> Thresholds:
+    """With these settings of the gate, smooth=5 nonfinite=hold; the others stay."""
+    with as_usage("--gate"):
+        return rules.with_gate(_settings(given)) if given else rules
 
 
 def _settings(given: Sequence[str]) -> dict[str, Any]:
-    """smooth=5 nonfinite=hold; whole numbers are integers."""
+    """Whole numbers are integers."""
     settings: dict[str, Any] = {}
     for setting in given:
         name, equals, text = setting.partition("=")

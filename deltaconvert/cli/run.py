@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from deltaconvert.cli.options import (
     Threshold,
     as_usage,
     expect_video,
+    gated,
     keep,
     one_of,
     rules_of,
@@ -56,11 +56,12 @@ def run(
     json_output: Json = False,
 ) -> None:
     """Run a converted network on a video, and say what it saved."""
-    rules = rules_of(threshold, gate) if threshold or gate else None
+    gated(rules_of(threshold), gate)  # a slip is told before the network is loaded
     pixels = size_of(size)
     keep(out, "--out", video, file)
     from deltaconvert import container, feed
     from deltaconvert import video as videos
+    from deltaconvert.thresholds import Thresholds
     from deltaconvert.watching.measure import environment
     from deltaconvert.watching.watch import resize, watch_video
 
@@ -70,8 +71,9 @@ def run(
     model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     with videos.read(video, limit=limit) as reader, progress_bar(f"{video}", reader.frames) as progress:
-        if rules is not None:
-            rules = rules if threshold else dataclasses.replace(rules, rules=model.rules)
+        if threshold or gate:
+            rules = rules_of(threshold) if threshold else Thresholds(model.rules)
+            rules = gated(Thresholds(rules.rules, rules.gate or model.gate), gate)
             first = recipe.prepare(resize(reader.peek(), pixels))
             with as_usage("--threshold"):
                 model = model.with_thresholds(rules, *model.signature.call([first])[0])
@@ -89,6 +91,7 @@ def run(
     if json_output:
         where = {"backend": model.backend, "device": str(model.device)}
         facts = {"file": str(file), "video": video, **where, "thresholds": dict(model.rules)}
+        facts["gate"] = model.gate.to_json()
         return print_json({**facts, **summary.to_json(), **environment()})
     typer.echo(str(summary))
     if out is not None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from command_line import BACKEND, call, said
+from command_line import BACKEND, NET, call, said
 
 
 def test_run_compares_and_marks(converted, clip, tmp_path):
@@ -141,3 +141,23 @@ def test_recipes_in_files_are_checked(converted, clip, tmp_path):
             feed.from_json(model.info["recipe"])
     model.save(tmp_path / "x.delta")
     call("run", tmp_path / "x.delta", "--video", clip, *BACKEND, code=1)
+
+
+def test_settings_of_a_gate_leave_the_others_as_they_are(converted, clip, tmp_path):
+    """Those of a file of thresholds, and those of the network's own file."""
+    from deltaconvert.gate import Gate
+    from deltaconvert.thresholds import Thresholds
+
+    Thresholds({"input": 0.1}, Gate(smooth=3, dilate=2)).write(tmp_path / "found.json")
+    found, file = ("--threshold", tmp_path / "found.json"), tmp_path / "a.delta"
+    args = ("--random", "--arch", NET, "--input", "1x3x32x32", "-o", file, *BACKEND)
+    call("convert", *args, *found, "--gate", "refresh=300")
+
+    def gate_of(*options):
+        args = ("run", file, "--video", clip, "--json", "--limit", 1, "--no-compare", *BACKEND)
+        return json.loads(call(*args, *options).stdout)["gate"]
+
+    assert gate_of() == {"smooth": 3, "dilate": 2, "refresh": 300}
+    assert gate_of("--gate", "dilate=0") == {"smooth": 3, "refresh": 300}
+    assert gate_of("--threshold", 0.1, "--gate", "smooth=5") == {"smooth": 5, "dilate": 2, "refresh": 300}
+    assert gate_of(*found, "--gate", "cut=0.5") == {"smooth": 3, "dilate": 2, "cut": 0.5}
