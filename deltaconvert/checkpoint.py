@@ -12,7 +12,8 @@ import importlib
 import pickle
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from deltaconvert.formats.kind import NETWORKS, kind_of
 WRAPPERS = ("state_dict", "model_state_dict", "model", "params_ema", "params", "ema", "net", "network")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 LISTED = 10  # keys named in a message
-_ARCH = re.compile(r"(?P<module>[\w.]+):(?P<factory>\w+)(?P<call>\(.*\))?", re.DOTALL)
+_NAMED = re.compile(r"(?P<module>[\w.]+):(?P<name>\w+)(?P<call>\(.*\))?", re.DOTALL)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -83,13 +84,11 @@ def build(arch: str) -> nn.Module:
     arch: a name of model_zoo, or "package.module:factory", called without arguments or as
     "package.module:factory(classes=10, width=0.5)" with literal values. InputError for what is neither.
     """
-    match = _ARCH.fullmatch(arch.strip())
-    if match is None:
+    if _NAMED.fullmatch(arch.strip()) is None:
         return _from_zoo(arch.strip())
-    options = _literals(match["call"], arch) if match["call"] else {}
-    factory = factory_of(match["module"], match["factory"])
+    factory = function_of(arch)
     try:
-        model = factory(**options)
+        model = factory()
     except Exception as error:
         raise InputError(f"{arch} raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
@@ -108,7 +107,17 @@ def _from_zoo(name: str) -> nn.Module:
         raise InputError(f"{error} (a network of your own is {own})") from error
 
 
-def factory_of(module: str, name: str) -> Any:
+def function_of(text: str) -> Callable[..., Any]:
+    """What "package.module:function" names, with what "package.module:function(iou=0.75)" binds; literals only."""
+    match = _NAMED.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{text!r} names no function: write it as package.module:function")
+    options = _literals(match["call"], text) if match["call"] else {}
+    function = _callable_of(match["module"], match["name"])
+    return partial(function, **options) if options else function
+
+
+def _callable_of(module: str, name: str) -> Any:
     """The callable `name` of a module of the user's; InputError, with names that are close, where there is none."""
     # The console script starts without the folder it is called in; a network of one's own usually lies there.
     sys.path.insert(0, "")

@@ -27,8 +27,18 @@ def calibrate(
     budget: Annotated[float, typer.Option(help="The largest loss of the metric.")] = 0.01,
     metric: Annotated[
         str,
-        typer.Option(help="relative_l2, noise, top1 or segmentation; or package.module:function of yours."),
+        typer.Option(
+            help="relative_l2, nrmse (0.01: a PSNR of 40 dB), top1, segmentation, detection or keypoints; or "
+            "package.module:function of yours."
+        ),
     ] = "relative_l2",
+    decode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:function",
+            help="What makes boxes, poses or labels of an output, for the metric: model_zoo.fastestdet:decode.",
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(help="Of search; front_to_back is the paper's.", **one_of("allocate", "front_to_back")),
@@ -75,7 +85,7 @@ def calibrate(
     import torch
 
     import deltaconvert
-    from deltaconvert.checkpoint import factory_of
+    from deltaconvert.checkpoint import function_of
     from deltaconvert.metrics import metric_of
     from deltaconvert.watching.measure import Dense
 
@@ -84,8 +94,9 @@ def calibrate(
     keep(output, "--output", file, video, check, resume)
     keep(resume, "--resume", file, video, check)
     with as_usage("--metric"):
-        module, _, name = metric.partition(":")
-        judge = metric_of(factory_of(module, name) if name else metric)
+        judge = metric_of(function_of(metric) if ":" in metric else metric)
+    with as_usage("--decode"):
+        seen = None if decode is None else function_of(decode)
     expect_video(video, folder=True)
     if check is not None:
         expect_video(check, folder=True)
@@ -98,6 +109,7 @@ def calibrate(
             video,
             budget=budget,
             metric=judge,
+            decode=seen,
             method=method,
             by=by,
             against=torch.compile(Dense(model).graph) if against == "compile" else None,

@@ -8,10 +8,15 @@ import torch
 from command_line import BACKEND, call, said
 
 SMALL = """
+import torch
 from torch import nn
 
 def net():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+def boxes(output, least=0.0):
+    score, row, column = output[0].amax(0).flatten().topk(3).values, 2.0, 3.0
+    return [torch.stack([torch.tensor([row, column, row + 9, column + 9, s + least, 1]) for s in score.tolist()])]
 
 def worst(ours, dense):
     return max(float((a - b).abs().max()) for a, b in zip(ours, dense))
@@ -50,6 +55,19 @@ def test_calibrate(small, clip):
     run = ("run", small, "--video", clip, "--limit", 3, "--json", *BACKEND)
     exact, found = (json.loads(call(*run, *extra).stdout) for extra in ((), ("--threshold", "a.json")))
     assert found["work"] < exact["work"] and found["difference"]["max"] <= 0.81  # on another way to add up
+
+
+def test_calibrate_for_boxes(small, clip):
+    """--decode makes of an output what a metric of detections takes."""
+    pytest.importorskip("pycocotools")
+    args = ("calibrate", small, "--video", clip, "--frames", 3, "--method", "front_to_back")
+    boxes = ("--metric", "detection", "--decode", "cli_small:boxes(least=0.5)")
+    assert json.loads(call(*args, *boxes, "--json").stdout)["metric"] == "detection"
+    assert "decode= makes them" in said(call(*args, "--metric", "detection", code=1))
+    assert "write it as package.module:function" in said(call(*args, "--decode", "boxes", code=2))
+    assert "no callable 'boxen'; did you mean boxes" in said(
+        call(*args, "--decode", "cli_small:boxen", code=2)
+    )
 
 
 def test_calibrate_on_frames_in_which_nothing_moves_says_so(small, tmp_path):
