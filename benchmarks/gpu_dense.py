@@ -206,11 +206,12 @@ def timed(
     """(milliseconds of each frame on the device, of a call on the host, the last output).
 
     The frames are queued one after the other; a frame's time lies between two events. The device sleeps first, so that
-    the host is ahead of it and no frame waits for its call. place: puts a frame where it is read from, as a decoder
+    the host is ahead of it. Where a busy host falls behind, the device comes to a frame before its call: such a frame
+    waits, and its time is left out, unless all of them do. place: puts a frame where it is read from, as a decoder
     would, before its time starts.
     """
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in frames]
-    host = 0.0
+    host, waited = 0.0, []
     with alone():
         torch.cuda.synchronize()
         torch.cuda._sleep(AHEAD * len(frames))
@@ -221,8 +222,11 @@ def timed(
             output = run(there)
             host += time.perf_counter() - before
             end.record()
+            waited.append(start.query())
         torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in events], host / len(frames) * 1e3, output
+    times = [start.elapsed_time(end) for start, end in events]
+    kept = [ms for ms, late in zip(times, waited, strict=True) if not late]
+    return kept or times, host / len(frames) * 1e3, output
 
 
 def repeats(ms: float) -> int:

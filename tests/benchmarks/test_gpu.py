@@ -125,6 +125,43 @@ def test_gpu_units_of_a_queue(without_a_gpu, monkeypatch, tmp_path):
     assert not queue.read_text() and not list(gpu.taken(queue))
 
 
+@pytest.mark.parametrize(
+    ("slow_call", "expected"), [(1, [2.0] * 6), (9, [2.0] * 3), (99, [77.0] + [99.0] * 5)]
+)
+def test_gpu_frames_that_wait_for_their_call_do_not_count(monkeypatch, slow_call, expected):
+    """A device that is played by counting: it works for 2 at each frame, and slept for 4 more before. A call takes the
+    host `slow_call`."""
+    host, device = 0, 0  # now; when the device has done all that it was told
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            self.at = max(host, device)
+
+        def query(self):
+            return self.at <= host
+
+        def elapsed_time(self, end):
+            return float(end.at - self.at)
+
+    def sleep(cycles):
+        nonlocal device
+        device = cycles
+
+    def run(frame):
+        nonlocal host, device
+        host += slow_call
+        device = max(host, device) + 2
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu_dense, "AHEAD", 4)
+    assert gpu_dense.timed(run, [None] * 6)[0] == expected
+
+
 def test_gpu_networks_that_do_not_fit_beside_each_other(without_a_gpu, monkeypatch, tmp_path):
     """Dense is timed before and after, and the faster one counts; only eager stays, for the error."""
     before_and_after, alive, graphs = iter((4.0, 3.0)), weakref.WeakSet(), []
