@@ -76,6 +76,7 @@ def check(options: argparse.Namespace) -> None:
     if len(rehearsal.kept["rows"]) <= len(candidates):
         print("the time was over before all were played: run it again, it goes on from there", flush=True)
         return
+    forget_earlier(run.kept)
     run.look_at_dense()
     chosen: Candidates = {}
     for (way, level), row in best_of(rehearsal.kept["rows"]).items():
@@ -84,6 +85,12 @@ def check(options: argparse.Namespace) -> None:
         print(f"{way} {level:g}: work {row['work']:.4f}, loss {row['loss']:.4f} there", flush=True)
     run.play(trials, chosen)
     run.keep_best(trials)
+
+
+def forget_earlier(kept: dict) -> None:
+    """What was chosen here before, by fewer candidates."""
+    kept["rows"] = [row for row in kept["rows"] if "checked" not in row["way"]]
+    kept["settings"] = {name: found for name, found in kept["settings"].items() if "checked" not in name}
 
 
 def candidates_of(run: Run, trials: Trials) -> Candidates:

@@ -22,7 +22,7 @@ from benchmarks.gpu_dense import engines, raced
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.watching.measure import timed
 
-WARM = 4  # frames on a processor, the full one among them
+WARM = 4  # frames, before those of a dense engine that are timed on a processor
 
 
 class Clock(Protocol):
@@ -42,10 +42,11 @@ class Processor:
 
     def __init__(self, run: Run, options: argparse.Namespace, known: Sequence[Thresholds]):
         self.run, self.options = run, options
-        self.frames = run.inputs(list(run.task.test)[: options.frames])
+        self.first = max(map(settling, known))  # the same frames are timed for all
+        self.frames = run.inputs(list(run.task.test)[: self.first + options.frames])
 
     def dense(self, scale: float = 1.0) -> dict[str, float]:
-        frames = [at_scale(frame, scale) for frame in self.frames]
+        frames = [at_scale(frame, scale) for frame in self.frames[self.first - WARM :]]
         model = self.run.task.network
         graph = deltaconvert.convert(model, frames[0]).graph
         found = prepare(
@@ -54,19 +55,15 @@ class Processor:
         )
         for name, why in found.skipped.items():
             print(f"{name}: {why}", flush=True)
-        return {
-            name: self._median(lambda x, e=engine: e(x)(), frames) for name, engine in found.ready.items()
-        }
+        calls = found.ready.items()
+        return {name: median_ms(lambda x, e=engine: e(x)(), frames, WARM) for name, engine in calls}
 
     def converted(self, thresholds: Thresholds) -> dict[str, float]:
         delta = deltaconvert.convert(self.run.task.network, self.frames[0], threshold=thresholds)
-        return {"ms": self._median(delta, self.frames)}
+        return {"ms": median_ms(delta, self.frames, self.first)}
 
     def facts(self) -> dict[str, Any]:
-        return {"shape": list(self.frames[0].shape), "frames": len(self.frames) - WARM}
-
-    def _median(self, network: Callable[[Tensor], Any], frames: Sequence[Tensor]) -> float:
-        return statistics.median([timed(network, frame)[1] for frame in frames][WARM:])
+        return {"shape": list(self.frames[0].shape), "frames": len(self.frames) - self.first}
 
 
 class Card:
@@ -102,6 +99,11 @@ class Card:
     def facts(self) -> dict[str, Any]:
         told = {"shape": list(self.frames[0].shape), "type": str(self.run.type).removeprefix("torch.")}
         return told | {"frames": len(self.frames) - self.first, "gpu": torch.cuda.get_device_name()}
+
+
+def median_ms(network: Callable[[Tensor], Any], frames: Sequence[Tensor], first: int) -> float:
+    """Of the frames behind the first."""
+    return statistics.median([timed(network, frame)[1] for frame in frames][first:])
 
 
 def at_scale(frame: Tensor, scale: float) -> Tensor:

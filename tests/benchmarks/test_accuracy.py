@@ -75,6 +75,17 @@ def test_accuracy_check_chooses_by_the_frames_between():
     assert {s.shares[1] for s in found[2:]} == {0.2 * factor for factor in HIGHER}
 
 
+def test_accuracy_check_forgets_what_it_chose_before():
+    from benchmarks.accuracy_check import forget_earlier
+
+    kept = {
+        "rows": [{"way": "paper"}, {"way": "paper checked"}],
+        "settings": {"paper 1": 1, "paper checked 1": 2},
+    }
+    forget_earlier(kept)
+    assert kept == {"rows": [{"way": "paper"}], "settings": {"paper 1": 1}}
+
+
 def test_a_way_that_was_not_played_is_told_from_one_that_loses_more():
     from benchmarks.accuracy_page import LOSES_MORE, NOT_PLAYED, table
 
