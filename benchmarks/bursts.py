@@ -1,0 +1,126 @@
+"""What `max_density` does to the time of a frame: bursts in which all of the picture changes at once.
+
+    python benchmarks/bursts.py [--device cuda] [--networks resnet50,mobilenetv2] --out FILE
+
+A clip is calm frames, in which a box of fresh texture moves, and bursts: a lamp that is switched on or off (every pixel
+moves by the same) and a cut (every pixel is another). Each burst is followed until nothing waits any more. Rows: the
+median of the calm frames, the longest frame of each burst (median over the bursts), how many frames it takes, and the
+dense network's frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import benchmarks  # noqa: E402, F401, and this folder leaves sys.path
+import deltaconvert  # noqa: E402
+import model_zoo  # noqa: E402
+from deltaconvert.watching.measure import Dense, environment, timed  # noqa: E402
+
+CEILINGS = (1.0, 0.25, 0.1, 0.05)
+SIZES = {"cpu": (360, 640), "cuda": (1080, 1920)}
+BURSTS, CALM, BOX = 6, 12, 0.12  # a box of so much of either side
+LONGEST = 200  # frames of a burst, at most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=sorted(SIZES), default="cpu")
+    parser.add_argument("--networks", default="resnet50,mobilenetv2")
+    parser.add_argument("--ceilings", default=",".join(map(str, CEILINGS)))
+    parser.add_argument("--bursts", type=int, default=BURSTS)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    card = torch.cuda.get_device_name() if options.device == "cuda" else None
+    facts: dict[str, Any] = {**environment(), "command": " ".join(sys.argv), "card": card, "rows": []}
+    for name in options.networks.split(","):
+        for ceiling in map(float, options.ceilings.split(",")):
+            row = {"network": name, "ceiling": ceiling, **burst_times(name, ceiling, options)}
+            print(row, flush=True)
+            facts["rows"].append(row)
+            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def burst_times(name: str, ceiling: float, options: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(options.device)
+    numbers = torch.float32 if device.type == "cpu" else torch.float16
+    network = model_zoo.create(name, seed=0).to(device, numbers)
+    clip = Clip((1, 3, *SIZES[device.type]), device, numbers)
+    model = deltaconvert.convert(network, clip.picture, gate={"max_density": ceiling})
+    dense = Dense(model)
+    calm, longest, lasted, widest = [], [], [], 0.0
+    for number in range(options.bursts):
+        for place, frame in enumerate(clip.calm()):
+            _, spent = timed(model, frame)
+            calm += [spent] if number or place > 2 else []
+        times = []
+        for frame in clip.burst(number):
+            _, spent = timed(model, frame)
+            times.append(spent)
+            widest = max(widest, float(model.input_masks().float().mean()))
+            if not waiting(model):
+                break
+        longest.append(max(times))
+        lasted.append(len(times))
+    still = [timed(dense, clip.picture)[1] for _ in range(8)][3:]
+    return {
+        "size": list(SIZES[device.type]),
+        "calm_ms": statistics.median(calm),
+        "burst_ms": statistics.median(longest),
+        "burst_ms_each": longest,
+        "burst_frames": statistics.median(lasted),
+        "changed_at_most": widest,
+        "dense_ms": statistics.median(still),
+    }
+
+
+def waiting(model: deltaconvert.DeltaModel) -> int:
+    return sum(counts["waiting"] for counts in model.stats().gates.values())
+
+
+class Clip:
+    """Frames made as they are asked for, from a seed; `picture` is what stands still."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, numbers: torch.dtype):
+        self._shape, self._device, self._numbers = shape, device, numbers
+        self._draw = torch.Generator().manual_seed(0)
+        self.picture = self._fresh(shape)
+
+    def _fresh(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=self._draw).to(self._device, self._numbers)
+
+    def _with_box(self, step: int) -> Tensor:
+        rows, columns = (int(side * BOX) for side in self._shape[2:])
+        top, left = self._shape[2] // 3, step * columns // 8
+        frame = self.picture.clone()
+        frame[:, :, top : top + rows, left : left + columns] = self._fresh((1, 3, rows, columns))
+        return frame
+
+    def calm(self) -> Iterator[Tensor]:
+        for step in range(CALM):
+            yield self._with_box(step)
+
+    def burst(self, number: int) -> Iterator[Tensor]:
+        """The lamp and the cut in turn; the box goes on moving."""
+        lamp = 0.25 * (-1) ** (number // 2)
+        self.picture = self._fresh(self._shape) if number % 2 else self.picture + lamp
+        for step in range(LONGEST):
+            yield self._with_box(CALM + step % CALM)
+
+
+if __name__ == "__main__":
+    main()
