@@ -95,12 +95,6 @@ class Gate:
             if not fits:
                 raise InputError(f"gate: {what}")
 
-    def guarded_as(self, other: Gate) -> Gate:
-        """With the guards of another gate where this one has none."""
-        plain = Gate()
-        missing = [name for name in GUARDS if getattr(self, name) == getattr(plain, name)]
-        return replace(self, **{name: getattr(other, name) for name in missing})
-
     def to_json(self) -> dict[str, Any]:
         """The settings that are not as they are by default."""
         plain = asdict(Gate())
@@ -108,6 +102,13 @@ class Gate:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.to_json().items())
+
+
+def guarded(gate: Gate, by: Gate) -> Gate:
+    """A gate with the guards of another where it has none."""
+    plain = Gate()
+    missing = [name for name in GUARDS if getattr(gate, name) == getattr(plain, name)]
+    return replace(gate, **{name: getattr(by, name) for name in missing})
 
 
 class Watch:

@@ -25,7 +25,7 @@ from deltaconvert.calibration.setting import Outcome, Setting
 from deltaconvert.calibration.sites import compared, sites_of
 from deltaconvert.calibration.work import Work
 from deltaconvert.errors import InputError
-from deltaconvert.gate import Gate
+from deltaconvert.gate import Gate, guarded
 from deltaconvert.lower import Program
 from deltaconvert.metrics import Metric, name_of
 from deltaconvert.model import DeltaModel
@@ -235,7 +235,7 @@ class Trials:
 
     def _guarded(self, gate: Gate) -> Gate:
         """A gate to try, with the guards that the model has: trials play as the model will."""
-        return gate.guarded_as(self.model.gate)
+        return guarded(gate, by=self.model.gate)
 
     def _repeated(self, frame: Sequence[Tensor]) -> list[Tensor]:
         if self.streams == 1:

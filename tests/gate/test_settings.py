@@ -15,7 +15,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import InputError
-from deltaconvert.gate import TILE, Gate, Watch
+from deltaconvert.gate import TILE, Gate, Watch, guarded
 
 CAR_PARK = Path(__file__).resolve().parents[3] / "shared/data/videos/intel_car-detection.mp4"
 
@@ -263,9 +263,8 @@ def test_a_snapshot_goes_on_with_what_was_stored(backend):
 
 def test_a_gate_takes_guards_over_where_it_has_none():
     guards = Gate(smooth=5, refresh=100, max_density=0.3, nonfinite="hold")
-    assert Gate(dilate=2, refresh=50).guarded_as(guards) == Gate(
-        dilate=2, refresh=50, max_density=0.3, nonfinite="hold"
-    )
+    mine = Gate(dilate=2, refresh=50)
+    assert guarded(mine, by=guards) == Gate(dilate=2, refresh=50, max_density=0.3, nonfinite="hold")
 
 
 BAD = [
