@@ -83,7 +83,7 @@ def measure(unit: Unit, densities: Sequence[float], ncu: Sequence[float]) -> dic
         chain = by_layer(events, launches)
         groups = grouped(delta, groups_of, chain, limits)
         for name, found in by_layer_alone(by_itself.get(density, []), launches).items():
-            group = groups[groups_of(name)]
+            group = groups.get(groups_of(name), {})  # a still frame skips groups that ncu plays
             for key, value in found.items():
                 group[key] = group.get(key, 0.0) + value
         rows.append(
