@@ -86,7 +86,7 @@ def test_thresholds_at_another_height():
     )
 
 
-@pytest.mark.parametrize("task", ["pets", "highway", "juggle", "upscale", "denoise"])
+@pytest.mark.parametrize("task", ["pets", "highway", "juggle", "upscale"])
 def test_heights_are_of_the_thresholds_by_time(task):
     """strength is the input's share, so that it goes with the threshold."""
     (first, known), *others = points.by_time(task)
