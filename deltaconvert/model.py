@@ -16,6 +16,7 @@ from deltaconvert.explain import Explanation, explain
 from deltaconvert.gate import Gate
 from deltaconvert.nodes import names_of, path_of, sparsify
 from deltaconvert.running import compiled
+from deltaconvert.running.frozen import KEEPS_NO_STATE
 from deltaconvert.running.memory import within_memory
 from deltaconvert.running.modes import own_types
 from deltaconvert.running.monitor import Monitor
@@ -24,8 +25,6 @@ from deltaconvert.running.turns import in_turn
 from deltaconvert.stats import Stats
 from deltaconvert.thresholds import Rule, Threshold, Thresholds, refuse_unknown
 from deltaconvert.tracing import parts
-
-KEEPS_NO_STATE = "cannot keep a network's state: use deltaconvert.export_pt2 or export_onnx"
 
 
 def expect_converted(delta: Any) -> None:
@@ -60,6 +59,10 @@ class DeltaModel(Running):
 
         Outputs are the caller's: new tensors that no later frame writes to.
         """
+        if isinstance(kwargs, fx.Proxy) or any(isinstance(arg, fx.Proxy) for arg in args):
+            raise DeltaConvertError(
+                "torch.fx cannot keep a network's state: trace around it, by a Tracer whose is_leaf_module names it"
+            )
         frames = self.signature.flatten(args, kwargs)
         # Not is_exporting(): Dynamo of torch 2.11 takes that for true wherever it compiles.
         if torch.compiler.is_dynamo_compiling() and torch.compiler._is_exporting_flag:
@@ -73,6 +76,8 @@ class DeltaModel(Running):
             return self.signature.unflatten(torch.compiler.disable(self.frame)(frames))
         if torch.jit.is_tracing():
             raise DeltaConvertError(f"torch.jit.trace {KEEPS_NO_STATE}")
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+            raise DeltaConvertError(f"make_fx {KEEPS_NO_STATE}")
         # torch says of the whole process that it is exporting: another thread's call is a frame.
         if torch.compiler.is_exporting() and any(map(is_fake, frames)):
             raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")

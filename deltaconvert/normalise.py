@@ -7,6 +7,7 @@ from torch import fx
 from deltaconvert.passes import run_passes
 from deltaconvert.passes.adopt_operators import adopt_operators
 from deltaconvert.passes.drop_identities import drop_identities
+from deltaconvert.passes.fill_empty import fill_empty
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_padding import fold_padding
 from deltaconvert.passes.name_paths import name_paths
@@ -18,6 +19,7 @@ PASSES = (
     name_paths,
     open_glu,
     open_tuples,
+    fill_empty,
     drop_identities,
     adopt_operators,
     fold_padding,

@@ -20,6 +20,7 @@ from deltaconvert.passes.convert_edges import cancel_conversions, insert_convers
 from deltaconvert.passes.decide import decide
 from deltaconvert.passes.drop_expands import drop_expands
 from deltaconvert.passes.drop_identities import drop_identities
+from deltaconvert.passes.fill_empty import fill_empty
 from deltaconvert.passes.fold_batch_norm import fold_batch_norm
 from deltaconvert.passes.fold_constants import fold_constants
 from deltaconvert.passes.fold_padding import fold_padding
@@ -169,6 +170,16 @@ def test_drop_identities():
     ) == ["mul"]
     kept = graph(lambda m, x: F.pad(m.conv(x), (0, 1, 0, 0)), drop_identities)
     assert calls(kept) == ["conv", "pad"]
+
+
+def test_fill_empty():
+    gm = graph(
+        lambda m, x: (
+            torch.empty_like(x, memory_format=torch.preserve_format).zero_() + x.new_empty(x.shape).zero_()
+        ),
+        fill_empty,
+    )
+    assert calls(gm) == ["zeros_like", "zero_", "getattr", "new_zeros", "zero_", "add"]
 
 
 def test_views_become_reshapes():

@@ -121,9 +121,6 @@ _ATTRIBUTES = _listed(
     """
 )
 
-# A file fills what torch leaves open: no result of it shows what lay in memory before.
-_FILLED = {torch.empty: "torch.zeros", torch.empty_like: "torch.zeros_like"}
-
 FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
     "torch": (torch, _TORCH),
     "torch.nn.functional": (F, _FUNCTIONAL),
@@ -179,7 +176,7 @@ def _by_name() -> dict[str, Callable[..., Any]]:
 
 @lru_cache(maxsize=1)
 def _by_function() -> dict[Any, str]:
-    names: dict[Any, str] = dict(_FILLED)
+    names: dict[Any, str] = {}
     for name, function in _by_name().items():
         names.setdefault(function, name)
     return names

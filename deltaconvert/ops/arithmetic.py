@@ -157,20 +157,25 @@ def binary(function: str, a: Any, b: Any, reverse: bool = False) -> Spelled:
     if isinstance(a, Node) and isinstance(b, Node):
         return Arithmetic(function, None, reverse), [a, b]
     if isinstance(a, Node):
-        return Arithmetic(function, _other(b, function), reverse), [a]
+        return Arithmetic(function, _other(b, function, [a]), reverse), [a]
     if isinstance(b, Node):
-        return Arithmetic(function, _other(a, function), not reverse), [b]
+        return Arithmetic(function, _other(a, function, [b]), not reverse), [b]
     raise StaysDense("it reads no map")
 
 
 def of_three(function: str, *values: Any) -> Spelled:
-    parts = [None if isinstance(value, Node) else _other(value, function) for value in values]
-    return OfThree(function, *parts), [value for value in values if isinstance(value, Node)]
+    maps = [value for value in values if isinstance(value, Node)]
+    parts = [None if isinstance(value, Node) else _other(value, function, maps) for value in values]
+    return OfThree(function, *parts), maps
 
 
-def _other(value: Any, function: str) -> Tensor | float:
+def _other(value: Any, function: str, maps: Sequence[Node]) -> Tensor | float:
     if not isinstance(value, int | float | Tensor):
         raise StaysDense(f"{function} with {type(value).__name__}")
+    streams = {shape[0] for shape in (node.meta.get("shape", ()) for node in maps) if len(shape) == 4}
+    if isinstance(value, Tensor) and value.dim() == 4 and streams == {len(value)}:
+        one = value[:1]  # torch.zeros(x.shape[0], 4, 1, 1) is the same for all streams
+        return one if torch.equal(value, one.expand_as(value)) else value
     return value
 
 

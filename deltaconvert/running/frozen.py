@@ -11,6 +11,7 @@ from torch import nn
 from deltaconvert.errors import DeltaConvertError
 
 M = TypeVar("M", bound="Frozen")
+KEEPS_NO_STATE = "cannot keep a network's state: use deltaconvert.export_pt2 or export_onnx"
 
 
 class Frozen(nn.Module):
@@ -54,6 +55,10 @@ class Frozen(nn.Module):
             if other is not None and not torch.equal(own, other.to(own)):
                 self.load_state_dict()
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks every module for."""
+        raise DeltaConvertError(f"torch.jit.script {KEEPS_NO_STATE}")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise DeltaConvertError(

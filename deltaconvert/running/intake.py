@@ -66,6 +66,11 @@ class Intake:
 
 
 def _check_frame(place: int, frame: Tensor, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    if torch._C._functorch.is_functorch_wrapped_tensor(frame):
+        raise InputError(
+            f"input {place} is in the hands of torch.vmap or torch.func, which cannot keep a network's state: call the "
+            "network itself; the images of a batch are its streams"
+        )
     if frame.layout != torch.strided or frame.is_nested:
         kind = "nested" if frame.is_nested else str(frame.layout).partition(".")[2]
         raise InputError(f"input {place} is a {kind} tensor: give a dense one (frame.to_dense())")

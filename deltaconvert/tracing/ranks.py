@@ -27,6 +27,8 @@ class Ranks:
 
     def value(self, node: fx.Node) -> Any:
         """A number or a tensor without values; None where that cannot be told."""
+        if node.op == "placeholder":
+            return self._frames[list(node.graph.nodes).index(node)]
         if self._run is None:  # few networks ask, and the mode brings in the compiler: seconds
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             self._run = fx.Interpreter(self._root, garbage_collect_values=False, graph=node.graph)

@@ -20,6 +20,7 @@ from deltaconvert.passes.functionalise import OUT_OF_PLACE
 from deltaconvert.signature import tensors_of
 from deltaconvert.tracing.lines import is_the_networks
 from deltaconvert.tracing.ranks import Ranks, sized_by
+from deltaconvert.tracing.stand_in import StandIns
 
 _HOMES = ("torch", "operator", "_operator", "math", "builtins", "deltaconvert")
 
@@ -107,6 +108,7 @@ class Tracer(fx.Tracer):
         self._asks = False  # for a rank: modules run then
         self._told: set[fx.Node] = set()  # whose dimensions the network was told
         self._of_weights: dict[fx.Node, bool] = {}  # follows from weights alone
+        self._stand_ins = StandIns(lambda proxy: self._values(proxy.node)[0])
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)
@@ -156,7 +158,8 @@ class Tracer(fx.Tracer):
         return own and function not in self._closed
 
     def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
-        graph = super().trace(*args, **kwargs)
+        with self._stand_ins.answering():
+            graph = super().trace(*args, **kwargs)
         for node in self._opened:
             node.meta.pop("is_wrapped", None)  # which torch.fx says of what a wrapped function returns
         return graph
@@ -255,7 +258,8 @@ class Tracer(fx.Tracer):
     def _values(self, node: fx.Node) -> tuple[Any, Any]:
         """On the example, and on one image more."""
         self._asks = True
-        value, other = (ranks.value(node) for ranks in self._ranks)
+        with self._stand_ins.resting():
+            value, other = (ranks.value(node) for ranks in self._ranks)
         self._asks = False
         return value, other
 

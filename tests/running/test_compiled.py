@@ -10,6 +10,7 @@ from oracle import assert_close, assert_same_bits, no_waiting, scripted_video
 from torch import nn
 
 import deltaconvert
+from deltaconvert.errors import DeltaConvertError
 
 
 class Nested(nn.Module):
@@ -149,6 +150,41 @@ def test_exporters_of_torch_say_the_way_out(strict):
     with pytest.raises(Exception, match=r"cannot keep a network's state|KEEPS_NO_STATE"):
         torch.export.export(model, (frame,), strict=strict)
     assert_close(model(frame), model(frame))
+
+
+class _Around(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + 1
+
+
+TRANSFORMS = {
+    "torch.fx.symbolic_trace": (lambda m, x: torch.fx.symbolic_trace(m), "is_leaf_module"),
+    "torch.jit.script": (lambda m, x: torch.jit.script(m), "export_pt2"),
+    "torch.jit.trace": (torch.jit.trace, "export_pt2"),
+    "make_fx": (lambda m, x: torch.fx.experimental.proxy_tensor.make_fx(m)(x), "export_pt2"),
+    "torch.vmap": (lambda m, x: torch.vmap(m)(x[None]), "streams"),
+    "torch.func": (lambda m, x: torch.func.jvp(m, (x,), (x,)), "streams"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transformations_of_torch_are_refused(backend, name, around):
+    """None of them would keep its state: make_fx made a graph that gives one frame's answer for ever."""
+    transform, way_out = TRANSFORMS[name]
+    first, *frames = scripted_video((2, 3, 12, 10), torch.float32)[:4]
+    model, twin = both(nn.Conv2d(3, 2, 3).eval(), first, backend=backend)
+    assert_same_bits(model(first), twin(first), "first")
+    with pytest.raises(DeltaConvertError, match=way_out) as e:
+        transform(_Around(model).eval() if around else model, first)
+    assert name.partition(".symbolic")[0] in str(e.value)
+    for frame in frames:
+        assert_same_bits(model(frame), twin(frame), "after it")
 
 
 def test_torchs_onnx_exporter_says_the_way_out(tmp_path):

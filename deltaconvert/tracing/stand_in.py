@@ -1,0 +1,112 @@
+"""What a network computes with while it is traced stands in for tensors and sizes, also where Python or torch look at
+what a value is and torch.fx does not hear of the call."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.overrides import get_overridable_functions
+from torch.utils import _pytree as pytree
+
+from deltaconvert.tracing.lines import is_the_networks
+
+Function = Callable[..., Any]
+Place = tuple[Any, str]  # a module or class, and the name of a function in it
+Functions = dict[Place, Function]
+
+_IS, _IS_TENSOR = (builtins, "isinstance"), (torch, "is_tensor")
+# torch takes sizes one by one if the first of them is a number.
+_SIZES: list[Place] = [
+    *((torch, name) for name in ("zeros", "ones", "empty")),
+    *(
+        (Tensor, name)
+        for name in ("expand", "repeat", "reshape", "view", "new_zeros", "new_ones", "new_empty")
+    ),
+]
+_NUMBERS: list[Place] = [(torch, "tensor"), (torch, "as_tensor")]
+_really = isinstance
+
+
+class StandIns:
+    """Functions in the place of some of Python's and torch's, for the whole process as torch.fx has it:
+
+    isinstance(x, torch.Tensor)                  in the network's own lines: what x is on the example
+    torch.zeros(x.shape[0], 4, *x.shape[2:])     a call in the graph
+    torch.tensor([x.shape[2], x.shape[3]])       likewise
+    """
+
+    def __init__(self, value_of: Callable[[fx.Proxy], Any]):
+        """value_of: on the example; None for what cannot be told."""
+        self._value_of = value_of
+        get_overridable_functions()  # torch keeps that list: it must not be of ours
+        self._usual = {
+            (home, name): getattr(home, name) for home, name in (_IS, _IS_TENSOR, *_SIZES, *_NUMBERS)
+        }
+        self._ours: Functions = {_IS: self._isinstance, _IS_TENSOR: lambda value: self._is(value, Tensor)}
+        self._ours |= {(home, name): _of_sizes(home, name) for home, name in _SIZES}
+        self._ours |= {place: _of_numbers(self._usual[place]) for place in _NUMBERS}
+
+    def answering(self) -> AbstractContextManager[None]:
+        return _switched(self._ours)
+
+    def resting(self) -> AbstractContextManager[None]:
+        """While torch loads parts of itself: they may keep functions that they find."""
+        return _switched(self._usual)
+
+    def _isinstance(self, value: Any, kinds: Any) -> bool:
+        if _really(value, fx.Proxy) and is_the_networks(sys._getframe(1).f_code.co_filename):
+            return self._is(value, kinds)
+        return _really(value, kinds)
+
+    def _is(self, value: Any, kinds: Any) -> bool:
+        if _really(value, kinds) or not _really(value, fx.Proxy):
+            return _really(value, kinds)
+        known = self._value_of(value)
+        return known is not None and _really(known, kinds)
+
+
+def _of_sizes(home: Any, name: str) -> Function:
+    usual = getattr(home, name)
+
+    def method(value: Any, *sizes: Any, **named: Any) -> Any:
+        if sizes and _really(sizes[0], fx.Proxy):
+            return sizes[0].tracer.create_proxy("call_method", name, (value, *sizes), named)
+        return usual(value, *sizes, **named)
+
+    def function(*sizes: Any, **named: Any) -> Any:
+        if sizes and _really(sizes[0], fx.Proxy):
+            return sizes[0].tracer.create_proxy("call_function", usual, sizes, named)
+        return usual(*sizes, **named)
+
+    return method if home is Tensor else function
+
+
+def _of_numbers(usual: Function) -> Function:
+    def function(*args: Any, **named: Any) -> Any:
+        for value in pytree.tree_leaves((args, named)):
+            if _really(value, fx.Proxy):
+                return value.tracer.create_proxy("call_function", usual, args, named)
+        return usual(*args, **named)
+
+    return function
+
+
+@contextmanager
+def _switched(functions: Functions) -> Iterator[None]:
+    before = {(home, name): vars(home).get(name) for home, name in functions}
+    try:
+        for (home, name), function in functions.items():
+            setattr(home, name, function)
+        yield
+    finally:
+        for (home, name), own in before.items():
+            if own is None:  # it has that from its base
+                delattr(home, name)
+            else:
+                setattr(home, name, own)

@@ -1,0 +1,88 @@
+"""tracing/stand_in.py: networks that ask what a value is, or make one of sizes, are one graph for all sizes."""
+
+from __future__ import annotations
+
+import builtins
+
+import pytest
+import torch
+from oracle import Call, assert_close, assert_same_bits, scripted_video
+from torch import Tensor, nn
+
+import deltaconvert
+
+SHAPE = (2, 3, 13, 11)
+
+
+def _asserts(m, x):
+    assert isinstance(x, Tensor) and torch.is_tensor(x) and not isinstance(x, list | tuple)
+    _, _, *size = x.shape
+    assert isinstance(x.shape, tuple) and isinstance(size[0], int) and not isinstance(size[0], Tensor)
+    return m.first(x)
+
+
+NETWORKS = {
+    "isinstance": _asserts,
+    "in a branch": lambda m, x: m.first(x) if isinstance(x, Tensor) else m.first(x[0]),
+    "of a part": lambda m, x: (lambda y: y if isinstance(y, Tensor) else y[0])(m.first(x)),
+    "zeros": lambda m, x: (
+        torch.zeros(x.shape[0], 4, *x.shape[2:], dtype=x.dtype, device=x.device) + m.first(x)
+    ),
+    "ones": lambda m, x: m.first(x) * torch.ones(x.size(0), 1, x.size(2), 1, dtype=x.dtype, device=x.device),
+    "empty": lambda m, x: torch.empty(x.shape[0], 4, *x.shape[2:]).to(x).fill_(2) * m.first(x),
+    "new_empty": lambda m, x: x.new_empty(x.shape[0], 4, *x.shape[2:]).fill_(1) - m.first(x),
+    "empty_like": lambda m, x: (
+        torch.empty_like(m.first(x), memory_format=torch.preserve_format).zero_() + m.first(x)
+    ),
+    "expand": lambda m, x: m.weight.expand(x.shape[0], -1, *x.shape[2:]) + m.first(x),
+    "repeat": lambda m, x: m.weight.repeat(x.shape[0], 1, x.shape[2], x.shape[3]) * m.first(x),
+    "tensor": lambda m, x: m.first(x) / torch.tensor([x.shape[2], x.shape[3]]).to(x).prod(),
+    "as_tensor": lambda m, x: m.first(x) * torch.as_tensor(x.shape[3] / x.shape[2], dtype=x.dtype).to(x),
+}
+
+
+def _network(forward):
+    torch.manual_seed(0)
+    parts = {
+        "first": nn.Conv2d(3, 4, 3, padding=1),
+        "last": nn.Conv2d(4, 2, 3),
+        "weight": torch.rand(1, 4, 1, 1),
+    }
+    return Call(lambda m, x: m.last(forward(m, x).relu()), **parts).eval().double()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_graph_for_all_sizes(backend, name, tmp_path):
+    dense = _network(NETWORKS[name])
+    model = deltaconvert.convert(dense, scripted_video(SHAPE)[0], backend=backend)
+    assert model.info["capture"] == "traced symbolically" and not model.explain().islands
+    model.save(tmp_path / "net.delta")
+    again = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=model.device)
+    for shape in (SHAPE, (1, 3, 9, 14)):
+        for frame in scripted_video(shape)[:5]:
+            with torch.no_grad():
+                assert_close(model(frame), dense(frame))
+            assert_same_bits(again(frame), model(frame), "from the file")
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_python_and_torch_are_as_they_were(raises):
+    def forward(m, x):
+        assert isinstance(x, Tensor) and x.dim() == 4
+        if raises:
+            raise ValueError("no network")
+        return m.first(x)
+
+    names = (
+        (builtins, "isinstance"),
+        (torch, "zeros"),
+        (torch, "tensor"),
+        (Tensor, "expand"),
+        (Tensor, "view"),
+    )
+    before = [vars(home).get(name) for home, name in names]
+    try:
+        deltaconvert.convert(_network(forward), torch.rand(SHAPE).double(), backend="reference")
+    except deltaconvert.DeltaConvertError:
+        assert raises
+    assert [vars(home).get(name) for home, name in names] == before
