@@ -179,7 +179,8 @@ class Watch:
             self.counts[0].add_((~finite & awake).sum())
             frame = torch.where(finite, frame, stored.nan_to_num(0.0))
         same_bits = ~_differs(frame, stored)
-        change = (frame - stored).abs().amax(1, keepdim=True)
+        # A number is compared as it is, not as a short type would hold it.
+        change = (frame - stored).abs().amax(1, keepdim=True).to(self.seen.dtype)
         moved, faint = self._moved(frame, stored, change)
         changed = (moved | (grown(moved, gate.dilate) & faint)) & ~same_bits & awake
         if gate.max_density < 1:

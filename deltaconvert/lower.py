@@ -143,7 +143,8 @@ class Program:
         kept = _map_of(meta)
         watch = None
         if "gate" in meta:
-            watch = Watch(meta["gate"], kept.shape, kept.dtype, kept.device, meta["threshold"])
+            assert kept.threshold is not None
+            watch = Watch(meta["gate"], kept.shape, kept.dtype, kept.device, kept.threshold)
             self.watches[node.name] = watch
         self.edges[node.name] = edge = self._backend.sparsify(kept, watch)
         (dense,) = node.args
@@ -217,10 +218,16 @@ def _map_of(meta: dict[str, Any]) -> Map:
 
 
 def threshold_of(meta: dict[str, Any]) -> Any:
-    """What a step compares with: nothing (None), a number, or (C), one for each channel."""
-    if "shares" not in meta:
-        return meta.get("threshold")
-    return (meta["threshold"] * meta["shares"]).to(meta["device"], meta["dtype"])
+    """What a step compares with: nothing (None), a number, or (C), one for each channel.
+
+    As the map's type holds it: torch rounds it so where it compares a number with a map on a CPU, a kernel does not.
+    """
+    amount = meta.get("threshold")
+    if amount is None:
+        return None
+    if "shares" in meta:
+        return (amount * meta["shares"]).to(meta["device"], meta["dtype"])
+    return torch.tensor(amount, dtype=torch.float64).to(meta["dtype"]).item()
 
 
 def _copy(value: Any) -> Any:

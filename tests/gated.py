@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 
 import torch
-from oracle import generator, scripted_video
+import torch.nn.functional as F
+from oracle import Call, generator, scripted_video
 from torch import Tensor, nn
 
 import deltaconvert
@@ -22,6 +23,7 @@ GATES = [
     {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 2, "weak": 0.3, "refresh": 7},
     {"recent": 3, "peak": 30.0, "cut": 0.2, "nonfinite": "hold"},
 ]
+SHORT_GATES = [None, {"dilate": 1, "weak": 0.3, "peak": 3.3}, {"smooth": 3, "weak": 0.3}]
 
 
 class Input(nn.Module):
@@ -110,3 +112,24 @@ def faint_patches() -> Iterator[Tensor]:
             y, x, side = (int(torch.randint(0, most, (1,), generator=draw)) for most in (45, 75, 12))
             frame[t % 2, t % 3, y : y + side, x : x + side] += 2 * LIMIT
         yield frame
+
+
+def check_types(backend: str, gate: object, dtype: torch.dtype) -> None:
+    """Whatever the threshold, masks are the reference's: in a type of three digits many changes are as large as it."""
+    device, draw = torch.get_default_device(), torch.Generator().manual_seed(3)
+    network = Call(lambda self, x: F.max_pool2d(x, 3, 1, 1).relu()).eval()  # rounds nothing
+    for _ in range(8):
+        amounts = torch.rand(2, generator=draw, device="cpu").tolist()
+        thresholds = {"input": 0.2 * amounts[0], "activation": 0.1 * amounts[1]}
+        frame = torch.rand(2, 3, 17, 33, generator=draw, device="cpu")
+        first = frame.to(device, dtype)
+        ours, theirs = (
+            deltaconvert.convert(network, first, threshold=thresholds, gate=gate, backend=name)
+            for name in (backend, "reference")
+        )
+        for t in range(4):
+            ours(frame.to(device, dtype))
+            theirs(frame.to(device, dtype))
+            for path, mask in theirs.masks().items():
+                assert torch.equal(ours.masks()[path], mask), f"{path}, frame {t}, {thresholds}"
+            frame = frame + torch.randn(frame.shape, generator=draw, device="cpu") * 0.1

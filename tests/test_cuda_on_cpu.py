@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gated import GATES, at_the_limit, check_gate, check_masks, faint_patches
+from gated import (
+    GATES,
+    SHORT_GATES,
+    at_the_limit,
+    check_gate,
+    check_masks,
+    check_types,
+    faint_patches,
+)
 from graph_on_cpu import with_graphs
 from on_cpu import GXX, without_a_gpu
 from oracle import Call, assert_close, assert_same_bits, scripted_video
@@ -113,6 +121,11 @@ def test_boxes_at_the_limit(gate):
 @pytest.mark.parametrize("gate", [{"smooth": 9}, {"smooth": 7, "recent": 2}], ids=str)
 def test_faint_patches(gate):
     check_masks("cuda", {"dilate": 1, "peak": 9.0, **gate}, faint_patches())
+
+
+@pytest.mark.parametrize("gate", SHORT_GATES, ids=str)
+def test_bfloat16_compares_as_the_reference(gate):
+    check_types("cuda", gate, torch.bfloat16)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])

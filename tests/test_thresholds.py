@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from gated import SHORT_GATES, check_types
 from oracle import assert_close, edges, scripted_video
 from small import call, conv, small, video
 from torch import nn
@@ -43,6 +44,12 @@ def test_weighted_thresholds_follow_the_next_layer(backend):
         stored = torch.where(moved, fresh, stored)
         assert torch.equal(model.masks()["0"], moved), f"frame {t}"
         assert_close(edge.values, stored, f"frame {t}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("gate", SHORT_GATES, ids=str)
+def test_short_types_compare_alike(backend, dtype, gate):
+    check_types(backend, gate, dtype)
 
 
 @pytest.mark.parametrize("rule", [0.3, "0.3 weighted"])
