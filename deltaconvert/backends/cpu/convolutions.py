@@ -90,33 +90,7 @@ class Convolutions(Chained):
         )
 
     def prepare(self) -> None:
-        stages, operator, widths = self._stages(), self.operator, self._widths()
-        counts, slots = (operator.counts, operator.slots) if isinstance(operator, Fused) else ([], [])
-        counts, slots, place = [0, *counts], [0, *slots], 1
-        window = self.reaches[0] if isinstance(self.reaches[0], Window) else None
-        self._links: list[tuple[Chain | Elementwise, int]] = []  # and how many further inputs each takes
-        chain: list[Stage] = []
-
-        def close() -> None:
-            if chain:
-                made = (
-                    fastest(chain, None, self._scratch) if self._links else self._first_chain(chain, window)
-                )
-                self._links.append((made, sum(stage.adds for stage in chain)))
-                chain.clear()
-
-        at = 0
-        while at < len(stages):
-            stage, more, takes = stages[at], 1, counts[at]
-            if isinstance(stage, Conv2d):
-                own, taken = stage_of(stage, stages[at + 1 :], counts[at + 1 :], widths[place:])
-                chain.append(own)
-                more, takes = 1 + taken, int(own.adds)
-            else:
-                close()
-                self._links.append((Elementwise(stage, takes, slots[at]), takes))
-            at, place = at + more, place + takes
-        close()
+        self._links = self._linked()
         self._direct = (
             self._in_place
             and len(self._links) == 1
@@ -125,6 +99,35 @@ class Convolutions(Chained):
         rows = [source.rows.shape[1] for source in (self.edge, *self.inputs)]
         self._chunk = max(64, CHUNK_BYTES // (4 * max(rows)))
 
+    def _linked(self) -> list[tuple[Chain | Elementwise, int]]:
+        """What the operator's stages become, and how many further inputs each takes: convolutions that follow one
+        another are one chain, with what they take on of the stages behind them."""
+        stages, widths = self._stages(), self._widths()
+        fused = isinstance(self.operator, Fused)
+        counts, slots = ([0, *self.operator.counts], [0, *self.operator.slots]) if fused else ([0], [0])
+        links: list[tuple[Chain | Elementwise, int]] = []
+        chain: list[Stage] = []
+        at, place = 0, 1  # the next stage, and the next input
+        while at < len(stages):
+            stage, more, takes = stages[at], 1, counts[at]
+            if isinstance(stage, Conv2d):
+                own, taken = stage_of(stage, stages[at + 1 :], counts[at + 1 :], widths[place:])
+                chain.append(own)
+                more, takes = 1 + taken, int(own.adds)
+            else:
+                links += self._closed(chain, first=not links)
+                links.append((Elementwise(stage, takes, slots[at]), takes))
+                chain = []
+            at, place = at + more, place + takes
+        return links + self._closed(chain, first=not links)
+
+    def _closed(self, chain: Sequence[Stage], *, first: bool) -> list[tuple[Chain | Elementwise, int]]:
+        """The link of a chain that goes no further, if it has begun. first: it reads the input."""
+        if not chain:
+            return []
+        made = self._first_chain(chain) if first else fastest(chain, None, self._scratch)
+        return [(made, sum(stage.adds for stage in chain))]
+
     @property
     def _in_order(self) -> bool:
         return self._links[0][0].in_order
@@ -132,8 +135,13 @@ class Convolutions(Chained):
     def _stages(self) -> list[Operator]:
         return stages_of(self.operator)
 
-    def _first_chain(self, stages: Sequence[Stage], window: Window | None) -> Chain:
-        return fastest(stages, window, self._scratch)
+    def _first_chain(self, stages: Sequence[Stage]) -> Chain:
+        return fastest(stages, self._window, self._scratch)
+
+    @property
+    def _window(self) -> Window | None:
+        """By which the first stage reads; None where it reads single pixels."""
+        return self.reaches[0] if isinstance(self.reaches[0], Window) else None
 
     def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
         if self._direct:

@@ -74,8 +74,8 @@ class Residuals(Convolutions):
         assert isinstance(head, Paired)
         return [head.window, *tail]
 
-    def _first_chain(self, stages: Sequence[Stage], window: Window | None) -> Chain:
-        head = head_of(self.operator)
+    def _first_chain(self, stages: Sequence[Stage]) -> Chain:
+        head, window = head_of(self.operator), self._window
         assert isinstance(head, Paired) and window is not None
         conv, *tail = stages_of(head.first)
         wide, taken = stage_of(conv, tail, [0] * len(tail), [])  # type: ignore[arg-type]

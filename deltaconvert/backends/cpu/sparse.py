@@ -109,42 +109,17 @@ class Sparse(Step):
         self.dense_from, self.sizes = notes["dense_from"], notes["sizes"]
 
     def _compare(self) -> dict[str, Any]:
-        edge, sizes = self.edge, self.sizes
+        """What is decided by, from a run of both ways on random maps; the fastest chunks whose bits agree are kept."""
+        edge, every = self.edge, torch.ones_like(self.edge.mask)
         for source in self.inputs:
             source.draw()
         threshold, edge.threshold = edge.threshold, None
-        every = torch.ones_like(edge.mask)
-        few = torch.zeros_like(every)
-        wanted = max(50, ENOUGH_VALUES // edge.rows.shape[1])
-        few.view(-1)[:: max(1, edge.pixel_count // wanted)] = True
-
-        def bits(of: tuple[int, ...], mask: Tensor) -> Tensor:
-            self.dense_from, self.sizes = 2.0, of
-            fill_unseen(edge.rows)
-            self._sparse(mask, None)
-            return edge.rows.clone()
-
-        sparse, steady = bits(sizes, every), True
-        if self.backwards is not None:
-            self.backwards = True  # of two tiles that share a pixel, the other one writes last
-            steady = _same(sparse, bits(sizes, every))
-            self.backwards = False
-        for size in sizes:
-            rows = bits((size,), few)
-            if not _same(rows[few.view(-1)], sparse[few.view(-1)]):
-                sizes = sizes[-1:]
-                sparse = bits(sizes, every)
-                break
-        self.sizes = sizes
+        sparse, steady = self._sparse_bits(every)
         self._compute_all(every)
         edge.threshold = threshold  # comparing takes its time as well
         enough = edge.rows.numel() >= ENOUGH_VALUES
         replaceable = enough and _same(sparse, edge.rows)
-        found: dict[str, Any] = {
-            "sizes": sizes,
-            "steady": steady,
-            "seconds": self._sparse_seconds(),
-        }
+        found: dict[str, Any] = {"sizes": self.sizes, "steady": steady, "seconds": self._sparse_seconds()}
         if replaceable:
             self._dense_found = self._dense_found or self._dense_way(every)
             found |= self._dense_found
@@ -154,6 +129,33 @@ class Sparse(Step):
         for touched in (edge, *self.inputs):
             touched.reset(slice(None))
         return {"dense_from": share} | found
+
+    def _sparse_bits(self, every: Tensor) -> tuple[Tensor, bool]:
+        """(all rows as the sparse way makes them; whether tiles that share a pixel agree on it).
+
+        Where a size of chunks gives other bits than the rest the smallest alone is left in `sizes`.
+        """
+        sparse, steady = self._bits(self.sizes, every), True
+        if self.backwards is not None:
+            self.backwards = True  # of two tiles that share a pixel, the other one writes last
+            steady = _same(sparse, self._bits(self.sizes, every))
+            self.backwards = False
+        few = torch.zeros_like(every)
+        wanted = max(50, ENOUGH_VALUES // self.edge.rows.shape[1])
+        few.view(-1)[:: max(1, self.edge.pixel_count // wanted)] = True
+        sizes, some = self.sizes, few.view(-1)
+        if not all(_same(self._bits((size,), few)[some], sparse[some]) for size in sizes):
+            sizes = sizes[-1:]
+            sparse = self._bits(sizes, every)
+        self.sizes = sizes
+        return sparse, steady
+
+    def _bits(self, sizes: tuple[int, ...], mask: Tensor) -> Tensor:
+        """The rows after the sparse way computed a mask in chunks of these sizes, and nothing else."""
+        self.dense_from, self.sizes = 2.0, sizes
+        fill_unseen(self.edge.rows)
+        self._sparse(mask, None)
+        return self.edge.rows.clone()
 
     def _sparse_seconds(self) -> float:
         """Of a pixel that the sparse way computes, measured on the upper quarter of the map."""
