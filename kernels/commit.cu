@@ -29,8 +29,6 @@ __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, 
     return __any_sync(~0u, moved);
 }
 
-#define STREAMS 64  // whose marks a block of `commit` counts
-
 // Store the listed pixels of `fresh` (any strides) that changed, and mark them. A warp is a pixel.
 // A threshold below 0: all of them changed and are marked already. early: the list is older than the kernel before this one.
 extern "C" __global__ void commit(const value* fresh, long long sn, long long sc, long long sh, long long sw,
@@ -41,7 +39,6 @@ extern "C" __global__ void commit(const value* fresh, long long sn, long long sc
     int w = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     if (blockIdx.x > 0 && w - (int)(threadIdx.x >> 5) >= total) return;
     int place = w < total ? list[w] : 0;
-    // Counted by the block, of the first streams: thousands of warps that add to one number take 2 ns each.
     __shared__ int counted[STREAMS];
     for (int i = threadIdx.x; i < STREAMS; i += blockDim.x) counted[i] = 0;
     __syncthreads();

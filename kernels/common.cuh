@@ -77,6 +77,12 @@ __device__ __forceinline__ bool differs(value fresh, value stored, number thresh
     return threshold == 0 ? bits_of(fresh) != bits_of(stored) : exceeds(fresh, stored, threshold);
 }
 
+__device__ __forceinline__ int sum_of_warp(int value) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
+    return value;
+}
+
 // A kernel may start while those before it in the stream still run (programmatic dependent launch, from compute
 // capability 9.0 on), to get ready: weights, parameters, lists. It calls this in all threads that read what others wrote,
 // and in block 0 whatever there is to do: so no kernel ends before the one before it, and what any of them wrote may be

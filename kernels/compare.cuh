@@ -9,9 +9,6 @@
 #ifndef VOTERS  // with COMPARE a power of two, up to 32; some may have no channels
 #define VOTERS 1
 #endif
-// What a block marks is counted in shared memory, for so many streams: what thousands of warps add to one number of the
-// device's memory takes 2 ns each.
-#define STREAMS 64
 #define LISTED 1024  // marked pixels of a block that it lists together
 
 __device__ __forceinline__ int threads_of_pixel(int channels) {

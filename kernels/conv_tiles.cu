@@ -6,8 +6,8 @@
 // change, a block computes all SPLIT sums itself and adds them in the same order: a pixel's bits depend on nothing else
 // that changed.
 //
-// TYPE 1 computes in TF32; kernels/conv_exact.cu does not round. Below compute capability 8.0 kernels/conv.cu runs instead; clusters need
-// 9.0.
+// TYPE 1 computes in TF32; kernels/conv_exact.cu does not round. Below compute capability 8.0 kernels/conv.cu runs
+// instead; clusters need 9.0.
 #include "taps.cuh"
 
 #ifndef BM

@@ -18,7 +18,7 @@
 #ifndef RUN  // 1 with a dilation
 #define RUN 1
 #endif
-#ifndef STAGED  // without dilations, one stride of at most 2, whole vectors of 16 bytes from pixel to pixel, weights in registers
+#ifndef STAGED  // no dilation, one stride of at most 2, whole vectors of 16 bytes from pixel to pixel, weights in registers
 #define STAGED 0
 #endif
 #ifndef THREADS

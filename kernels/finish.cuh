@@ -50,9 +50,7 @@ __device__ __forceinline__ bool vote(bool any, int threads) {
     return (__ballot_sync(~0u, any) >> first & ~0u >> (32 - threads)) != 0;
 }
 
-// Of each stream the pixels that a block marks are counted in shared memory, as far as there is room: what thousands of
-// warps add to one number of the device's memory takes 2 ns each. rows: struct Rows of kernels/gather.cuh.
-#define STREAMS 64
+// Of the first STREAMS the pixels that a block marks are counted in shared memory. rows: struct Rows of kernels/gather.cuh.
 template <typename Rows> __device__ __forceinline__ int* counts_of(Rows& rows) {
 #if COMPARE
     return rows.counts;

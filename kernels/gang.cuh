@@ -16,13 +16,16 @@ template <int N, int MOST> struct __align__(16) Gang {
     u64 arrived[MOST], released[MOST], known[TURNS], finished[TURNS];  // barriers: of the slots, of the turns
 
     __device__ __forceinline__ void set_up_barriers() {
-        for (int s = 0; s < MOST; s++) set_up(shared_address(arrived + s), LOADERS), set_up(shared_address(released + s), THREADS);
-        for (int t = 0; t < TURNS; t++) set_up(shared_address(known + t), LOADERS), set_up(shared_address(finished + t), THREADS);
+        for (int s = 0; s < MOST; s++)
+            set_up(shared_address(arrived + s), LOADERS), set_up(shared_address(released + s), THREADS);
+        for (int t = 0; t < TURNS; t++)
+            set_up(shared_address(known + t), LOADERS), set_up(shared_address(finished + t), THREADS);
     }
 
     // By the warps that load, from the tile that was described first. barrier: of the gang alone.
-    template <int IN_RING, typename Loads> __device__ __forceinline__ void load(Loads& loads, const Work& work, int steps, u32 ring,
-                                                                              int tile, int stride, int barrier) {
+    template <int IN_RING, typename Loads>
+    __device__ __forceinline__ void load(Loads& loads, const Work& work, int steps, u32 ring, int tile, int stride,
+                                         int barrier) {
         const u32 arrived = shared_address(this->arrived), released = shared_address(this->released);
         const u32 known = shared_address(this->known), finished = shared_address(this->finished);
         int turn = 0, slot = 0;
@@ -55,8 +58,8 @@ template <int N, int MOST> struct __align__(16) Gang {
     // By the warps that multiply. multiply(sums, step, slot): starts the products of a step. there: barrier of the weights.
     // SPARE: registers, as in Finisher.
     template <int IN_RING, int SPARE, typename Multiply>
-    __device__ __forceinline__ void finish(const Multiply& multiply, const Work& work, int steps, u32 there, int tile, int total,
-                                           int stride, int barrier) {
+    __device__ __forceinline__ void finish(const Multiply& multiply, const Work& work, int steps, u32 there, int tile,
+                                           int total, int stride, int barrier) {
         const int warp = __shfl_sync(~0u, (int)threadIdx.x % THREADS / 32, 0);
         const u32 arrived = shared_address(this->arrived), released = shared_address(this->released);
         const u32 known = shared_address(this->known), finished = shared_address(this->finished);

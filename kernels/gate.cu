@@ -147,8 +147,7 @@ extern "C" __global__ void decide(const int* awake, const u32* moved, const u32*
         mask[at] = word;
         total += __popc(word);
     }
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_xor_sync(~0u, total, lanes);
+    total = sum_of_warp(total);
     if ((threadIdx.x & 31) == 0 && total) atomicAdd(changed + n, total);
 }
 

@@ -114,7 +114,8 @@ template <int M, int N> struct Gather {
         for (int r = 0; r < OF_THREAD; r++) {
             const bool valid = inside[r] >> tap.bit & 1;  // else nothing is read
             const char* const first = second ? also[ALSO ? r : 0] : base[r];
-            copy(place_of(to, first_row + r * (LOADS / PIECES), piece * PIECE / 16) + piece * PIECE % 16, first + offset, valid);
+            const u32 there = place_of(to, first_row + r * (LOADS / PIECES), piece * PIECE / 16) + piece * PIECE % 16;
+            copy(there, first + offset, valid);
         }
     }
 };

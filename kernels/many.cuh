@@ -93,7 +93,8 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
             for (int p = 0; p < P; p++) {
                 const int later = step + AHEAD + p;
                 if (later < steps) {
-                    if (warp == later % (LOADS / 32)) gather.load_weights(later, stages + load_slot * STAGE, arrived + load_slot * 8);
+                    if (warp == later % (LOADS / 32))
+                        gather.load_weights(later, stages + load_slot * STAGE, arrived + load_slot * 8);
                     load_step(later);
                 }
                 end_of_stage();

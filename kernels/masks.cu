@@ -138,12 +138,6 @@ __device__ __forceinline__ u32 word_of(const Listing& to, const Reach* reaches, 
     return word;
 }
 
-__device__ __forceinline__ int sum_of_warp(int value) {
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
-    return value;
-}
-
 // The candidates of several steps. blockIdx.y is a stream, a warp 32 words of its mask at a time.
 //
 // At threshold 0 masks depend on masks alone, so those of a whole network are known before its first convolution. Large

@@ -25,8 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) octets(const u32* bits, u32* l
             of[i] = word < words ? bits[word] : 0;
             sum += octets_in(of[i]);
         }
-#pragma unroll
-        for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+        sum = sum_of_warp(sum);
         __syncthreads();  // whoever was before has read them
         if (lane == 0) before[warp] = sum;
         __syncthreads();

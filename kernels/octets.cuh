@@ -33,7 +33,7 @@ struct ByOctets {
         if (tile >= total) return;
         if (loader < BN) rows.bias[turn][loader] = bias_there;
         if (loader >= 64) return;
-        const int place = (int)(octet >> 8) * 8, y = place / h.W, x = place - y * h.W, up = y % h.H;  // y goes on over the images
+        const int place = (int)(octet >> 8) * 8, y = place / h.W, x = place - y * h.W, up = y % h.H;  // y: over images
         rows.places[turn][loader] = octet >> loader % 8 & 1 ? place + loader % 8 : -1;
         if (loader % 8) return;
         u32 inside = 0;  // rows of the window, and whether there is something left and right of the octet

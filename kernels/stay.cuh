@@ -17,9 +17,7 @@
 #define CLOSE 80
 #endif
 #include "octets.cuh"
-#endif
 
-#if OCTETS
 // All blocks have read how many octets there are once the last of them says so: the next list begins at 0.
 __device__ __forceinline__ void have_read(int* counts) {
     if (threadIdx.x == 0 && atomicInc((u32*)counts + 1, gridDim.x - 1) == gridDim.x - 1) counts[0] = 0;
@@ -71,7 +69,8 @@ __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32*
         const auto multiply = [&](float(&sums)[N / 2], int step, int slot) {
             multiply_octets(sums, ring + slot * ByOctets::SLOT, weights, step);
         };
-        return own.finish<ByOctets::IN_RING, SPARE>(multiply, work, WINDOW, shared_address(there), tile, total, stride, 1 + STAY + gang);
+        return own.finish<ByOctets::IN_RING, SPARE>(multiply, work, WINDOW, shared_address(there), tile, total, stride,
+                                                    1 + STAY + gang);
     }
 #endif
     ByTaps<N> loads{{h, work, own.rows, (Tap*)(there + 2) + gang * h.steps * STEP_TAPS, thread - THREADS, 1, total, 0}};

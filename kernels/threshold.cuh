@@ -1,6 +1,10 @@
 // What a change is compared with: a threshold for all channels, or WEIGHTED, one for each of them, up to a whole vector. A
 // source includes common.cuh before this.
 
+// Whose marked pixels a block counts in shared memory, and adds up at its end: what thousands of warps add to one number of
+// the device's memory takes 2 ns each. Those of streams behind them go there one by one.
+#define STREAMS 64
+
 #ifndef WEIGHTED
 #define WEIGHTED 0
 #endif
@@ -22,7 +26,9 @@ __device__ __forceinline__ bool differs(value fresh, value stored, const number*
 #define IN_PAIRS 1  // differences of two halves at a time: rounded once they are what `exceeds` rounds twice
 __device__ __forceinline__ u32 distances(u32 fresh, u32 stored) {
     u32 pair;
-    asm("{ .reg .b32 change; sub.rn.f16x2 change, %1, %2; and.b32 %0, change, 0x7fff7fff; }" : "=r"(pair) : "r"(fresh), "r"(stored));
+    asm("{ .reg .b32 change; sub.rn.f16x2 change, %1, %2; and.b32 %0, change, 0x7fff7fff; }"
+        : "=r"(pair)
+        : "r"(fresh), "r"(stored));
     return pair;
 }
 __device__ __forceinline__ float low_of(u32 pair) { return get((value)pair); }

@@ -1,5 +1,6 @@
-// The instructions of Hopper that conv_wgmma.cu and whole.cuh are made of: copies into shared memory, barriers that count
-// bytes, and products of matrices in it. Of TYPE and PIECE; only for sm_90a.
+// The instructions of Hopper that conv_wgmma.cu, conv_behind.cu and their headers are made of: copies into shared memory,
+// barriers that count bytes, and products of matrices in it. Of TYPE and PIECE; only for sm_90a.
+
 // Copy a piece behind the computation; 0 where not `inside`.
 __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
     const int taken = inside ? PIECE : 0;

@@ -70,10 +70,7 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
 
     if (thread == 0) {
 #pragma unroll
-        for (int i = 0; i < SLOTS; i++) {
-            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(full + i * 8) : "memory");
-            asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(empty + i * 8), "n"(WARPS) : "memory");
-        }
+        for (int i = 0; i < SLOTS; i++) set_up(full + i * 8, 1), set_up(empty + i * 8, WARPS);
     }
     publish();
     __syncthreads();
@@ -92,7 +89,8 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
         const char* const from = h.at + (chunk * (PART / 16) + thread % (PART / 16)) * 16;
         for (int pixel = thread / (PART / 16); pixel < HALO; pixel += ALL / (PART / 16)) {
             const int place = at(block / blocks_n, pixel, true);
-            copy(part_of(halo, pixel, thread % (PART / 16)), from + (place < 0 ? 0 : (long long)place * h.pitch * 16), place >= 0);
+            const char* const pixel_at = from + (place < 0 ? 0 : (long long)place * h.pitch * 16);
+            copy(part_of(halo, pixel, thread % (PART / 16)), pixel_at, place >= 0);
         }
         end_of_stage();
     };
@@ -149,9 +147,7 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
                     end_of_step();
                     wait_for_sums<IN_PLACE ? 1 : 0>();  // its registers, or the slot of the step before it, are free then
                 }
-                if (lane == 0 && done > 0)
-                    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + (slot ? slot - 1 : slots - 1) * 8)
-                                 : "memory");
+                if (lane == 0 && done > 0) arrive(empty + (slot ? slot - 1 : slots - 1) * 8);
                 if (thread == 0 && done > 1) load_weights();  // where the step before the last one was
                 done++;
                 if (++slot == slots) slot = 0, phase ^= !stay;
