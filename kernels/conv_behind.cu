@@ -160,18 +160,10 @@ extern "C" __global__ void __launch_bounds__((HALVES * (THREADS + LOADERS)), 1)
         {
             float sums[32];
             await(shared_address(&rest.first_weights), 0);
-            for (int step = 0; step < FIRST_STEPS; step++) {
-                await(arrived + slot * 8, phase);
-                publish();  // to wgmma what the copies wrote
-                start_multiplying();
+            const auto multiply = [&](float(&sums)[32], int step, int slot) {
                 multiply_step(sums, ring + slot * MATRIX, Rounded(), first_weights + step * MATRIX, step > 0);
-                end_of_step();
-                wait_for_sums<1>();
-                if (step > 0) arrive(released + (slot == 0 ? SLOTS - 1 : slot - 1) * 8);
-                if (++slot == SLOTS) slot = 0, phase ^= 1;
-            }
-            wait_for_sums<0>();
-            arrive(released + (slot == 0 ? SLOTS - 1 : slot - 1) * 8);
+            };
+            mine.template sum_up<SLOTS>(sums, multiply, FIRST_STEPS, slot, phase);
             keep_between(sums, mine.rows.bias[turn], between);
         }
         publish();

@@ -55,13 +55,29 @@ template <int N, int MOST> struct __align__(16) Gang {
         }
     }
 
-    // By the warps that multiply. multiply(sums, step, slot): starts the products of a step. there: barrier of the weights.
-    // SPARE: registers, as in Finisher.
+    // Of what passes through the ring, by the warps that multiply. multiply(sums, step, slot): starts the products of a step.
+    template <int IN_RING, typename Multiply>
+    __device__ __forceinline__ void sum_up(float (&sums)[N / 2], const Multiply& multiply, int steps, int& slot, u32& phase) {
+        const u32 arrived = shared_address(this->arrived), released = shared_address(this->released);
+        for (int step = 0; step < steps; step++) {
+            await(arrived + slot * 8, phase);
+            publish();  // to wgmma what the copies wrote
+            start_multiplying();
+            multiply(sums, step, slot);
+            end_of_step();
+            wait_for_sums<1>();
+            if (step > 0) arrive(released + (slot == 0 ? IN_RING - 1 : slot - 1) * 8);
+            if (++slot == IN_RING) slot = 0, phase ^= 1;
+        }
+        wait_for_sums<0>();
+        arrive(released + (slot == 0 ? IN_RING - 1 : slot - 1) * 8);
+    }
+
+    // By the warps that multiply, as `load`. there: barrier of the weights. SPARE: registers, as in Finisher.
     template <int IN_RING, int SPARE, typename Multiply>
     __device__ __forceinline__ void finish(const Multiply& multiply, const Work& work, int steps, u32 there, int tile,
                                            int total, int stride, int barrier) {
         const int warp = __shfl_sync(~0u, (int)threadIdx.x % THREADS / 32, 0);
-        const u32 arrived = shared_address(this->arrived), released = shared_address(this->released);
         const u32 known = shared_address(this->known), finished = shared_address(this->finished);
         int turn = 0, slot = 0;
         u32 phase = 0;
@@ -73,18 +89,7 @@ template <int N, int MOST> struct __align__(16) Gang {
             finisher.load_early();
             float sums[N / 2];
             if (tiles == 0) await(there, 0);
-            for (int step = 0; step < steps; step++) {
-                await(arrived + slot * 8, phase);
-                publish();  // to wgmma what the copies wrote
-                start_multiplying();
-                multiply(sums, step, slot);
-                end_of_step();
-                wait_for_sums<1>();
-                if (step > 0) arrive(released + (slot == 0 ? IN_RING - 1 : slot - 1) * 8);
-                if (++slot == IN_RING) slot = 0, phase ^= 1;
-            }
-            wait_for_sums<0>();
-            arrive(released + (slot == 0 ? IN_RING - 1 : slot - 1) * 8);
+            sum_up<IN_RING>(sums, multiply, steps, slot, phase);
             finisher.run(sums, rows.bias[turn], nullptr, counts_of(rows));
             if (next >= total) return end_counts(work, rows, barrier);
             arrive(finished + turn * 8);
