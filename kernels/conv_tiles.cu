@@ -144,11 +144,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
 #pragma unroll
                 for (int i = 0; i < TILES_M; i++) {
                     load_matrices(rows[i], place_of(a, warp_m + i * 16 + (lane & 15), k * 2 + (lane >> 4)));
-#if TYPE == 1
-#pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rows[i][j]) : "f"(__uint_as_float(rows[i][j])));
-#endif
+                    if (TYPE == 1) round_to_tf32(rows[i]);
                 }
 #pragma unroll
                 for (int i = 0; i < TILES_N / 2; i++)

@@ -60,7 +60,7 @@
 #ifndef OCTETS  // with STAY: kernels/octets.cuh, where changes lie close together
 #define OCTETS 0
 #endif
-#ifndef ROUND  // of single precision to TF32: without, the tensor cores cut the last 13 bits off
+#ifndef ROUND  // of single precision to TF32
 #define ROUND 1
 #endif
 #ifndef STEP_TAPS  // in the table for each step: 1 where all its pieces are of one tap, else one for each piece

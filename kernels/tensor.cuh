@@ -31,6 +31,12 @@ __device__ __forceinline__ void load_matrices(u32 (&m)[4], u32 from) {
                  : "memory");
 }
 
+// Single precision to TF32, to nearest: without, the tensor cores cut the last 13 bits off.
+__device__ __forceinline__ void round_to_tf32(u32 (&m)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(m[j]) : "f"(__uint_as_float(m[j])));
+}
+
 __device__ __forceinline__ void put_four(float (&to)[WIDTH], int first, float4 four) {
     to[first] = four.x, to[first + 1] = four.y, to[first + 2] = four.z, to[first + 3] = four.w;
 }

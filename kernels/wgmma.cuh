@@ -112,8 +112,7 @@ __device__ __forceinline__ void load_rounded(Rounded& rows, u32 a) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         load_matrices(rows[k], place_of(a, warp * 16 + (lane & 15), k * 2 + (lane >> 4)));
-#pragma unroll
-        for (int j = 0; j < 4; j++) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rows[k][j]) : "f"(__uint_as_float(rows[k][j])));
+        round_to_tf32(rows[k]);
     }
 }
 #else

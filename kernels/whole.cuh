@@ -125,11 +125,9 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
                     for (int e = 0; e < EACH; e++)
 #pragma unroll
                         for (int k = 0; k < PART / 32; k++) {
-                            load_matrices(mine[e][k], part_of(halo, start + e * NEXT + warp % 4 * 16 + (lane & 15),
-                                                              k * 2 + (lane >> 4)));
-#pragma unroll
-                            for (int j = 0; j < 4; j++)
-                                asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(mine[e][k][j]) : "f"(__uint_as_float(mine[e][k][j])));
+                            const int pixel = start + e * NEXT + warp % 4 * 16 + (lane & 15);
+                            load_matrices(mine[e][k], part_of(halo, pixel, k * 2 + (lane >> 4)));
+                            round_to_tf32(mine[e][k]);
                         }
 #endif
                     start_multiplying();
