@@ -21,7 +21,7 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u
 __device__ __forceinline__ void set_up(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// Of each thread: racecheck knows nothing of one that arrives for its warp.
+// In the rings of few.cuh and gang.cuh by each thread: racecheck knows nothing of one that arrives for its warp.
 __device__ __forceinline__ void arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
