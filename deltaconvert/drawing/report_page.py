@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -14,16 +12,17 @@ import torch
 from torch import Tensor
 
 import deltaconvert
+from deltaconvert.drawing.charts import chart, picture, ramp, shaded
 from deltaconvert.drawing.overlay import heatmap, overlay
 from deltaconvert.errors import DeltaConvertError
 from deltaconvert.model import DeltaModel
-from deltaconvert.watching.measure import Difference
+from deltaconvert.stats import LayerStats
+from deltaconvert.watching.measure import BASELINE, Difference, environment
 from deltaconvert.watching.watch import Seen
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 DELTA, DENSE = "#c8500a", "#1f4e9c"
-WIDTH, HEIGHT = 1000, 150  # of a chart, in its own units
-LARGEST = 640  # pixels, the longer side of a picture in the page
+NAMED = 14  # rows of the picture of all layers
 
 
 class Frame(NamedTuple):
@@ -41,14 +40,14 @@ class Frame(NamedTuple):
 class Page:
     """Collects a run, frame by frame; `write` makes the page. Stills: the calmest, a middling, the busiest frame.
 
-    layers: of each frame the density of each layer. pictures: density, number, frame and mask of the stills.
+    layers: of each frame. pictures: density, number, frame and mask of the stills.
     often: in how many frames each pixel changed, H W.
     """
 
     model: DeltaModel
     title: str
     frames: list[Frame] = field(default_factory=list)
-    layers: list[list[float]] = field(default_factory=list)
+    layers: list[list[LayerStats]] = field(default_factory=list)
     pictures: list[tuple[float, int, Tensor, Tensor]] = field(default_factory=list)
     often: Tensor | None = None
 
@@ -61,7 +60,7 @@ class Page:
                 difference.add(seen.outputs, seen.dense)
                 error = difference.relative
             self.frames.append(Frame(seen.density, seen.work, seen.delta_ms, seen.dense_ms, error))
-            self.layers.append([layer.density for layer in self.model.stats().layers])
+            self.layers.append(self.model.stats().layers)
             if number == 0:
                 self.often = torch.zeros(seen.mask.shape)
                 self._first = seen.frame
@@ -91,29 +90,53 @@ class Page:
     def _content(self) -> dict[str, Any]:
         assert self.often is not None
         counted = self.frames[1:]
-        strip = torch.tensor(self.layers[1:]).T  # nodes, frames
+        strip = torch.tensor([[layer.density for layer in layers] for layers in self.layers[1:]]).T
         top = float(self.often.max())
         return {
             "title": self.title,
             "facts": self._facts(counted),
             "charts": self._charts(counted),
-            "strip": _picture(_shaded(strip.sqrt()), "PNG"),
+            "last": len(counted),
+            "strip": picture(shaded(strip), "PNG"),
+            "strip_bar": picture(shaded(ramp()), "PNG"),
             "strip_height": max(60, min(600, 5 * strip.shape[0])),
-            "heat": _picture(heatmap(self._first, self.often / max(1.0, top))),
-            "heat_top": f" (at most in {top / len(counted):.0%} of the frames)",
+            "strip_names": self._strip_names(),
+            "heat": picture(heatmap(self._first, self.often / max(1.0, top))),
+            "heat_bar": picture(heatmap(torch.zeros(1, 101, 3, dtype=torch.uint8), ramp()), "PNG"),
+            "heat_top": f"{top / len(counted):.0%} of the frames",
             "stills": [
                 {
                     "number": number,
-                    "plain": _picture(frame),
-                    "marked": _picture(overlay(frame, mask)),
+                    "plain": picture(frame),
+                    "marked": picture(overlay(frame, mask)),
                     "said": f"{density:.1%} of its pixels changed",
                 }
                 for density, number, frame, mask in sorted(self.pictures, key=lambda picture: picture[1])
             ],
             "gate": str(self.model.gate),
+            "gates": self.model.stats().gates,
             "rows": self._rows(),
-            "said": f"deltaconvert {deltaconvert.__version__}, {self.model.backend}; the first frame is left out",
+            "said": self._said(counted),
         }
+
+    def _said(self, frames: Sequence[Frame]) -> str:
+        """When, where and beside what it ran."""
+        here, device = environment(), self.model.device
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else here["processor"]
+        said = (
+            f"deltaconvert {deltaconvert.__version__}, backend {self.model.backend}, {where}, "
+            f"{here['threads']} threads, torch {here['torch']}, {here['date']}. The first frame, which is always full, "
+            "is left out everywhere"
+        )
+        beside = frames[0].dense is not None
+        return f"{said}; dense is {BASELINE}." if beside else f"{said}."
+
+    def _strip_names(self) -> list[dict[str, Any]]:
+        """Some of the picture's rows, evenly from first to last: how far down, in percent, and the node's path."""
+        paths = [layer.path for layer in self.layers[0]]
+        some = min(NAMED, len(paths))
+        places = sorted({round(row * (len(paths) - 1) / max(some - 1, 1)) for row in range(some)})
+        return [{"top": 100 * (place + 0.5) / len(paths), "path": paths[place]} for place in places]
 
     def _facts(self, frames: Sequence[Frame]) -> list[tuple[str, str]]:
         ours = median([frame.ours for frame in frames])
@@ -129,7 +152,8 @@ class Page:
             facts += [
                 ("ms dense", f"{median(dense):.1f}"),
                 ("times as fast", f"{median(dense) / ours:.2f}"),
-                ("relative L2, at most", f"{max(errors):.3g}"),
+                ("relative L2, mean", f"{fmean(errors):.3g}"),
+                ("at most, in one frame", f"{max(errors):.3g}"),
             ]
         observed = self.model.stats().observed
         if observed is not None and observed.looks:
@@ -143,41 +167,43 @@ class Page:
         if dense:
             times["dense"] = (dense, DENSE)
         charts = [
-            _chart(
+            chart(
                 "Changed pixels and work",
                 {"changed pixels": (densities, DELTA), "work": (works, DENSE)},
                 "{:.1%}",
             ),
-            _chart("Milliseconds", times, "{:.1f} ms"),
+            chart("Milliseconds a frame", times, "{:.1f} ms"),
         ]
         observed = self.model.stats().observed
         errors = [frame.error for frame in frames if frame.error is not None]
         if errors:
-            charts.append(_chart("Difference to dense, relative L2", {"error": (errors, DELTA)}, "{:.3g}"))
+            charts.append(chart("Difference to dense, relative L2", {"error": (errors, DELTA)}, "{:.3g}"))
         elif observed is not None and len(observed.each) > 1:
             seen = {"error": (observed.each, DELTA)}
-            charts.append(_chart("Error that the monitor saw, relative L2", seen, "{:.3g}"))
+            charts.append(chart("Error that the monitor saw, relative L2", seen, "{:.3g}", "look"))
         return charts
 
     def _rows(self) -> list[dict[str, str]]:
-        explained = {row.path: row for row in self.model.explain().rows if row.kind in ("sparsify", "delta")}
+        """Of each node, over all frames but the first."""
+        explained = {row.path: row for row in self.model.explain().rows if row.kind != "densify"}
         rows = []
-        for layer in self.model.stats().layers:
-            row = explained.get(layer.path)
-            done, all_of_it = layer.total_macs_done, layer.total_macs_done + layer.total_macs_skipped
-            left = done / all_of_it if all_of_it else 0.0
-            threshold = "" if row is None or row.threshold is None else f"{row.threshold:.4g}"
+        for seen in zip(*self.layers[1:], strict=True):
+            layer, row = seen[0], explained.get(seen[0].path)
+            done = sum(each.macs_done for each in seen)
+            dense = sum(each.macs_done + each.macs_skipped for each in seen)
+            share = row.share if row is not None and row.macs else 0.0
+            how = row.how if row is not None and row.kind != "sparsify" else ""
+            threshold = "" if row is None or row.threshold is None else f"{row.threshold:.4g} {how}".strip()
             rows.append(
                 {
                     "path": layer.path,
                     "operator": layer.operator,
-                    "threshold": threshold
-                    + (f" {row.how}" if row is not None and row.how and row.kind != "sparsify" else ""),
-                    "changed": f"{layer.mean_density:.1%}",
-                    "computed": f"{left:.1%}" if all_of_it else "",
-                    "share": f"{row.share:.1%}" if row is not None and row.macs else "",
-                    "left": f"{left * row.share:.2%}" if row is not None and row.macs else "",
-                    "bar": f"{100 * left:.0f}%" if all_of_it else "0%",
+                    "threshold": threshold,
+                    "changed": f"{fmean(each.density for each in seen):.1%}",
+                    "computed": f"{done / dense:.1%}" if dense else "",
+                    "share": f"{share:.1%}" if share else "",
+                    "left": f"{done / dense * share:.2%}" if dense and share else "",
+                    "bar": f"{100 * done / max(dense, 1):.0f}%",
                 }
             )
         return rows
@@ -192,35 +218,3 @@ def require() -> None:
         raise DeltaConvertError(
             'a report needs Jinja and Pillow: pip install "deltaconvert[report]"'
         ) from error
-
-
-def _chart(title: str, lines: Mapping[str, tuple[Sequence[float], str]], unit: str) -> dict[str, Any]:
-    top = max(max(values) for values, _ in lines.values()) or 1.0
-
-    def points(values: Sequence[float]) -> str:
-        step = WIDTH / max(1, len(values) - 1)
-        return " ".join(
-            f"{place * step:.1f},{HEIGHT + 10 - HEIGHT * v / top:.1f}" for place, v in enumerate(values)
-        )
-
-    drawn = [
-        {"name": name, "colour": colour, "points": points(values)} for name, (values, colour) in lines.items()
-    ]
-    return {"title": title, "top": unit.format(top), "lines": drawn}
-
-
-def _shaded(shares: Tensor) -> Tensor:
-    """Shares (H, W) as uint8 (H, W, 3): white to orange."""
-    full = torch.tensor([200.0, 80.0, 10.0])
-    return (255 + shares.clamp(0, 1).unsqueeze(2) * (full - 255)).round().to(torch.uint8)
-
-
-def _picture(image: Tensor, kind: str = "JPEG") -> str:
-    """uint8 (H, W, 3) as the address of a picture inside the page."""
-    from PIL import Image
-
-    picture, out = Image.fromarray(image.cpu().numpy()), io.BytesIO()
-    if kind == "JPEG":
-        picture.thumbnail((LARGEST, LARGEST))
-    picture.save(out, kind)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"

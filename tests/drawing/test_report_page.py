@@ -17,10 +17,11 @@ from deltaconvert.watching.watch import watch
 
 pytest.importorskip("jinja2")
 pytest.importorskip("PIL")
+from deltaconvert.drawing.charts import chart
 from deltaconvert.drawing.report_page import Page
 
 
-def run(frames: int, compare: bool = True) -> Page:
+def run(frames: int, compare: bool = True, **options) -> Page:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     video = [torch.randint(0, 256, (40, 56, 3), dtype=torch.uint8)]
@@ -32,7 +33,7 @@ def run(frames: int, compare: bool = True) -> Page:
         return frame.permute(2, 0, 1)[None].float() / 255
 
     model = deltaconvert.convert(
-        network, prepare(video[0]), threshold={"activation": 0.05}, gate={"refresh": 50}
+        network, prepare(video[0]), threshold={"activation": 0.05}, gate={"refresh": 50}, **options
     )
     page = Page(model, "a <small> network")
     page.follow(watch(model, video, prepare, dense=Dense(model) if compare else None))
@@ -49,11 +50,37 @@ def test_a_page_needs_nothing_beside_it(tmp_path, compare):
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert text.count("<polyline") == (5 if compare else 3)
     # Three stills, twice; the heat map.
-    assert text.count("data:image/jpeg") == 7 and text.count("data:image/png") == 1
+    assert text.count("data:image/jpeg") == 7 and text.count("data:image/png") == 3
     for row in page.model.explain().rows:
         if row.kind in ("sparsify", "delta"):
             assert f"<td>{row.path}<td>" in text
     assert f"{sum(frame.work for frame in page.frames[1:]) / 6:.1%}" in text
+    # The table, too, is of all frames but the first.
+    density = sum(frame.density for frame in page.frames[1:]) / 6
+    assert f"<td>input_0<td>sparsify<td>0<td>{density:.1%}<td>" in text and density < 0.2
+    assert "0 pixels held, 0 full frames after a cut, 0 tiles waiting" in " ".join(text.split())
+    assert "frame 1</text>" in text and ">frame 6</text>" in text
+    assert ("dense is the same network dense" in text) == compare
+
+
+def test_a_frame_far_above_the_others_does_not_flatten_the_chart():
+    values = [2.0, 900.0, *[3.0] * 40]
+    drawn = chart("Milliseconds", {"delta": (values, "red")}, "{:.1f} ms")
+    assert drawn["top"] == "4.5 ms" and drawn["beyond"] == "cut off: 1, up to 900.0 ms"
+    heights = [float(point.split(",")[1]) for point in drawn["lines"][0]["points"].split()]
+    assert heights[1] == 10 and heights[2] == pytest.approx(160 - 100) and heights[0] > heights[2]
+    plain = chart("Error", {"error": ([0.0, 0.2, 0.1], "red")}, "{:.3g}")
+    assert plain["top"] == "0.2" and not plain["beyond"] and plain["last"] == "frame 3"
+    assert chart("Error", {"error": ([0.0, 0.0], "red")}, "{:.3g}")["top"] == "1"
+
+
+def test_dense_nodes_have_their_share_of_the_work(tmp_path):
+    page = run(3, keep_dense=["2"])
+    page.write(tmp_path / "page.html")
+    row = re.search(
+        r"<td>2<td>\S+<td><td>([\d.]+%)<td>([\d.]+%)<td>([\d.]+%)<td", (tmp_path / "page.html").read_text()
+    )
+    assert row is not None and row[3] == "37.9%"
 
 
 def test_one_frame_is_no_report(tmp_path):
