@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cpu, engines, memory
+from benchmarks import cpu, cpu_bounds, engines, memory
 
 ROOT = Path(__file__).parents[2]
 
@@ -187,3 +187,27 @@ def test_memory_with_state(tiny, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
     child = memory.child("torch")
     assert set(child) == {"peak_mb"} and 50 < child["peak_mb"] < found["delta"]["peak_mb"]
+
+
+def test_the_bound_of_a_run():
+    """Its share of the work is that of whichever run computed least; other sizes and thresholds say nothing."""
+
+    def of(dtype, work, ratio, size=32, case="exact"):
+        row = {"network": "tiny", "case": case, "density": 0.05, "work": work, "ratio": ratio}
+        return {
+            "dtype": dtype,
+            "threads": 2,
+            "networks": {"tiny": {"shape": [1, 3, size, size]}},
+            "results": [row],
+        }
+
+    runs = [
+        of("float32", 0.1, 8),
+        of("bfloat16", 0.2, 4),
+        of("float32", 0.01, 9, 64),
+        of("half", 0.01, 9, 32, "off"),
+    ]
+    text = cpu_bounds.table(runs)
+    assert "| tiny | float32 | 2 | 9.00x, 9% |" in text and "| tiny | bfloat16 | 2 | 4.00x, 40% |" in text
+    text = cpu_bounds.table(runs[:2])
+    assert "| 8.00x, 80% |" in text and "| 5% |" in text
