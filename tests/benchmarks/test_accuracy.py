@@ -101,3 +101,25 @@ def test_tasks_without_their_data_end_in_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "DATA", tmp_path)
     with pytest.raises(SystemExit, match=r"pets: there is no .*zoo\.py.*--video"):
         tasks.TASKS["pets"](24, 200)
+
+
+def test_denoise_leaves_room_for_other_frames():
+    """What is chosen by is the mean loss and a part of its spread, over the draws of noise and the parts of a run."""
+    from benchmarks.accuracy_denoise import MARGIN, row_of
+    from deltaconvert.gate import Gate
+
+    class Draw:
+        def __init__(self, *losses):
+            self.found = list(losses)
+
+        def losses(self, gate, threshold, runs):
+            return self.found[:runs], 0.4
+
+    draws = [Draw(0.05, 0.07), Draw(0.06, 0.06)]
+    row = row_of(draws, Gate(dilate=24), 0.02, runs=2)
+    spread = (2 * 0.01**2 / 3) ** 0.5
+    assert row["loss"] == pytest.approx(0.06) and row["within"] == pytest.approx(0.06 + MARGIN * spread)
+    assert (
+        row["losses"] == [[0.05, 0.07], [0.06, 0.06]] and row["gate"] == {"dilate": 24} and row["work"] == 0.4
+    )
+    assert "within" not in row_of(draws, Gate(dilate=24), 0.02, runs=1)
