@@ -96,15 +96,15 @@ def curve(
         print(f"{time.monotonic() - begin:.0f} s: {run.task.name} {place(row)} {told}", flush=True)
         return facts
 
+    rows = [row for row in run.kept["rows"] if place(row) not in places]
+    for row in rows:
+        if row["way"] in SHARE_OF_FRAMES:
+            yield add(row, ms=best * row["work"])
     for row, thresholds in with_thresholds:
         if place(row) not in places:
             yield add(row, **clock.converted(thresholds))
-    for row in run.kept["rows"]:
-        if place(row) in places:
-            continue
-        if row["way"] in SHARE_OF_FRAMES:
-            yield add(row, ms=best * row["work"])
-        elif row["way"] == "lower resolution":
+    for row in rows:
+        if row["way"] == "lower resolution":
             engines = clock.dense(row["strength"])
             yield add(row, ms=min(engines.values()), engines=engines)
 
