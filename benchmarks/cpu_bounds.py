@@ -3,8 +3,8 @@
     python benchmarks/cpu_bounds.py benchmarks/results/cpu.json [MORE.json ...]
 
 The share is of the multiply-accumulates at pixels that can change, in an exact conversion. Tiles compute more than
-these, so of all given runs the one that computed least tells: it has to be of the same network, size and box. Dense is
-the fastest engine of the row. Prints Markdown.
+these, so of all given runs the one that computed least tells: it has to be of the same network, size and box, on
+whatever machine. Dense is the fastest engine of the row. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     boxes = sorted({density for _, _, density in least})
     lines: dict[tuple[str, ...], dict[float, str]] = {}
     for run in runs:
-        about = run.get("dtype", "float32"), str(run["threads"])
+        about = run["processor"], run.get("dtype", "float32"), str(run["threads"])
         for key, row in exact(run):
             reached = row["ratio"] * least[key]
             text = f"{row['ratio']:.2f}x, {reached:.0%}" if reached else f"{row['ratio']:.0f}x"
             lines.setdefault((key[0], *about), {})[row["density"]] = text
-    head = ("network", "type", "threads", *(f"{box:.0%}" if box else "still" for box in boxes))
+    head = ("network", "processor", "type", "threads", *(f"{box:.0%}" if box else "still" for box in boxes))
     return markdown(
         head, [(*about, *(found.get(box, "") for box in boxes)) for about, found in lines.items()]
     )
