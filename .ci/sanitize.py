@@ -74,6 +74,7 @@ class Place(NamedTuple):
 OPTIONS = {
     tool: ["--num-cuda-barriers", count] for tool, count in (("synccheck", "128"), ("racecheck", "65536"))
 }
+ATTACH = "600"  # seconds for a process to begin: on a busy host torch alone takes over half a minute to import
 OF_HOPPER = ("conv_wgmma.cu", "conv_behind.cu")
 CANARY = r"""
 extern "C" __global__ void canary(int tool, const int* unset, const int* nowhere) {
@@ -194,7 +195,7 @@ def _measure(network: str, place: Place) -> set[str]:
 def _run(run: Run, place: Place) -> bool:
     """Whether it found something or did not end."""
     command = [place.tool, "--tool", run.tool, "--report-api-errors", "no", "--print-limit", "100000"]
-    command += ["--show-backtrace", "no", *OPTIONS.get(run.tool, [])]
+    command += ["--show-backtrace", "no", "--launch-timeout", ATTACH, *OPTIONS.get(run.tool, [])]
     for kernel in run.watched:
         command += ["--kernel-name", f"kne={kernel}"]
     by_steps = {} if run.graph else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
