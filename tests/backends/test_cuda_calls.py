@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -97,6 +99,27 @@ def test_frames_from_host_memory(gpu):
             if not t % 2:
                 mine.fill_(float("nan"))  # it was read before the call returned
     assert all(output.device == gpu for output in outputs)
+    assert_all_close(outputs, expected)
+
+
+@pytest.mark.parametrize("where", ["device", "pinned", "pageable"])
+@pytest.mark.parametrize("name", ["resnet18", "unet"])
+def test_a_call_returns_while_the_device_is_busy(gpu, name, where):
+    """Half a second of work stands before the frames. torch's debug mode sees no waiting of CuPy's or the driver's."""
+    network = model_zoo.create(name, seed=0).to(gpu)
+    video = scripted_video(SHAPE, torch.float32)
+    expected = dense(network, video)
+    frames = [frame if where == "device" else frame.cpu() for frame in video]
+    if where == "pinned":
+        frames = [frame.pin_memory() for frame in frames]
+    model = deltaconvert.convert(network, video[0])
+    outputs = [model(frame) for frame in frames[:2]]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1_000_000_000)
+    before = torch.cuda.Event()
+    before.record()
+    outputs += [model(frame) for frame in frames[2:]]
+    assert not before.query(), "the frames waited for what stood before them"
     assert_all_close(outputs, expected)
 
 
@@ -335,6 +358,49 @@ def test_too_little_memory(gpu):
             assert_same_bits(model(small), expected, "after the error")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@contextmanager
+def full_but_for(room: int) -> Iterator[None]:
+    """A card whose memory somebody else has taken, not through torch, but for `room` bytes."""
+    from cupy.cuda import runtime
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    taken = [runtime.malloc(runtime.memGetInfo()[0] - room - (64 << 20))]
+    while runtime.memGetInfo()[0] > room:
+        try:
+            taken.append(runtime.malloc(2 << 20))
+        except runtime.CUDARuntimeError:
+            break
+    try:
+        yield
+    finally:
+        for each in taken:
+            runtime.free(each)
+
+
+@pytest.mark.parametrize("room", [0, 16, 64, 160, 400])
+def test_a_card_that_others_fill(gpu, room, monkeypatch, tmp_path):
+    """Converting, with tiles to be measured, and a new size: they run, or an error says what to do. An older model goes
+    on behind it, to the same bits."""
+    network = model_zoo.create("resnet18", seed=0).to(gpu)
+    small, large = torch.rand(1, 3, 64, 64), torch.rand(2, 3, 512, 512)
+    model = deltaconvert.convert(network, small)
+    expected = [model(small) for _ in range(2)]
+    refused = []
+    with full_but_for(room << 20), monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        for attempt in (lambda: deltaconvert.convert(network, large)(large), lambda: model(large)):
+            try:
+                attempt()
+            except InputError as error:
+                assert "does not fit into the device's memory: use a smaller batch" in str(error)
+                refused.append(str(error))
+    print(f"{room} MiB:", *refused, sep="\n  ")
+    assert refused or room
+    assert_same_bits(model(small), expected[-1], "behind the errors")
+    assert_close(deltaconvert.convert(network, large)(large), dense(network, [large])[0])
 
 
 def allocated() -> int:

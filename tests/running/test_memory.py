@@ -47,6 +47,38 @@ def test_converting(scarce):
     assert len(scarce) == 2 and all(edge() is None for edge in scarce), held
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        "cudaErrorMemoryAllocation: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    ],
+)
+def test_a_library_that_finds_no_memory(monkeypatch, said):
+    """Not torch's own kind of error, in the network or in a step, then in a size that an older one stands beside."""
+    model, small = network(), torch.rand(1, 3, 16, 16)
+    delta = deltaconvert.convert(model, small, backend="reference")
+    expected = delta(small)
+
+    def full(*args, **options):
+        raise RuntimeError(said)
+
+    for where, name in ((nn.Conv2d, "forward"), (reference.Backend, "step")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, full)
+            with pytest.raises(
+                InputError, match=r"converted network does not fit.*smaller batch.*half precision"
+            ):
+                deltaconvert.convert(model, small, backend="reference")
+    with monkeypatch.context() as patch:
+        patch.setattr(reference.Backend, "step", full)
+        with pytest.raises(InputError, match=r"a frame does not fit.*smaller batch"):
+            delta(torch.rand(1, 3, 32, 32))
+    assert torch.equal(delta(small), expected)
+
+
 def test_a_size_that_does_not_fit_leaves_the_model_as_it_was(scarce):
     model, small = network(), torch.rand(1, 3, 16, 16)
     delta = deltaconvert.convert(model, small, backend="reference")
