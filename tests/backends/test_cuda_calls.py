@@ -102,27 +102,6 @@ def test_frames_from_host_memory(gpu):
     assert_all_close(outputs, expected)
 
 
-@pytest.mark.parametrize("where", ["device", "pinned", "pageable"])
-@pytest.mark.parametrize("name", ["resnet18", "unet"])
-def test_a_call_returns_while_the_device_is_busy(gpu, name, where):
-    """Half a second of work stands before the frames. torch's debug mode sees no waiting of CuPy's or the driver's."""
-    network = model_zoo.create(name, seed=0).to(gpu)
-    video = scripted_video(SHAPE, torch.float32)
-    expected = dense(network, video)
-    frames = [frame if where == "device" else frame.cpu() for frame in video]
-    if where == "pinned":
-        frames = [frame.pin_memory() for frame in frames]
-    model = deltaconvert.convert(network, video[0])
-    outputs = [model(frame) for frame in frames[:2]]
-    torch.cuda.synchronize()
-    torch.cuda._sleep(1_000_000_000)
-    before = torch.cuda.Event()
-    before.record()
-    outputs += [model(frame) for frame in frames[2:]]
-    assert not before.query(), "the frames waited for what stood before them"
-    assert_all_close(outputs, expected)
-
-
 def test_frames_that_are_not_copied(gpu):
     """Written where the graph reads them, on the stream of the call; outputs of earlier frames stay as they were."""
     network = model_zoo.create("resnet18", seed=0).to(gpu)
