@@ -205,3 +205,12 @@ def test_the_bound_of_a_run():
         "| tiny | one | bfloat16 | 2 | 4.00x, 40% |",
         "| tiny | one | float16 | 2 | 9.00x, 9% |",
     ]
+
+
+def test_bfloat16_is_not_asked_of_onnxruntime():
+    """It would compute in float32, which is no dense network in the type of the converted one."""
+    pytest.importorskip("onnxruntime", reason='needs onnxruntime: pip install "deltaconvert[bench]"')
+    network, frame = nn.Sequential(nn.Conv2d(3, 4, 3)).eval().bfloat16(), torch.rand(1, 3, 8, 8).bfloat16()
+    graph = torch.fx.symbolic_trace(network)
+    found = engines.prepare(engines.Network(network, graph, frame, 1), ["onnxruntime"])
+    assert not found.ready and "float32's" in found.skipped["onnxruntime"]
