@@ -3,9 +3,9 @@
     python benchmarks/bursts.py [--device cuda] [--networks resnet50,mobilenetv2] --out FILE
 
 A clip is calm frames, in which a box of fresh texture moves, and bursts: a lamp that is switched on or off (every pixel
-moves by the same) and a cut (every pixel is another). Each burst is followed until nothing waits any more. Rows: the
-median of the calm frames, the longest frame of each burst (median over the bursts), how many frames it takes, and the
-dense network's frame.
+moves by the same) and a cut (every pixel is another), in turn. Each burst is followed until nothing waits any more.
+Rows: the median of the calm frames, the longest frame of each burst and the most work in one, how many frames a burst
+takes, and the dense network's frame.
 """
 
 from __future__ import annotations
@@ -62,26 +62,29 @@ def burst_times(name: str, ceiling: float, options: argparse.Namespace) -> dict[
     clip = Clip((1, 3, *SIZES[device.type]), device, numbers)
     model = deltaconvert.convert(network, clip.picture, gate={"max_density": ceiling})
     dense = Dense(model)
-    calm, longest, lasted, widest = [], [], [], 0.0
+    calm, longest, lasted, widest, most = [], [], [], 0.0, []
     for number in range(options.bursts):
         for place, frame in enumerate(clip.calm()):
             _, spent = timed(model, frame)
             calm += [spent] if number or place > 2 else []
-        times = []
+        times, works = [], []
         for frame in clip.burst(number):
             _, spent = timed(model, frame)
             times.append(spent)
+            works.append(model.stats().work)
             widest = max(widest, float(model.input_masks().float().mean()))
             if not waiting(model):
                 break
         longest.append(max(times))
         lasted.append(len(times))
+        most.append(max(works))
     still = [timed(dense, clip.picture)[1] for _ in range(8)][3:]
     return {
         "size": list(SIZES[device.type]),
         "calm_ms": statistics.median(calm),
         "burst_ms": statistics.median(longest),
         "burst_ms_each": longest,
+        "burst_work_each": most,
         "burst_frames": statistics.median(lasted),
         "changed_at_most": widest,
         "dense_ms": statistics.median(still),

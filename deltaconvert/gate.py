@@ -90,6 +90,11 @@ class Gate:
             (0 < self.cut <= 1, f"cut={self.cut}: a share above 0, up to 1 (off)"),
             (self.refresh >= 0, f"refresh={self.refresh}: a number of frames, or 0 (off)"),
             (0 < self.max_density <= 1, f"max_density={self.max_density}: a share above 0, up to 1 (off)"),
+            (
+                self.refresh * self.max_density >= 1 or self.refresh == 0,
+                f"refresh={self.refresh}: it alone takes over more than max_density={self.max_density} of the tiles "
+                f"in a frame; give at least {math.ceil(1 / max(self.max_density, 1e-9))} frames, or 0",
+            ),
             (self.nonfinite in ("pass", "hold"), f"nonfinite={self.nonfinite!r}: pass or hold"),
         ):
             if not fits:

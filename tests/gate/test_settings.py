@@ -276,6 +276,7 @@ BAD = [
     ({"cut": 0}, "share"),
     ({"max_density": 1.5}, "share"),
     ({"refresh": -3}, "frames"),
+    ({"refresh": 10, "max_density": 0.05}, "give at least 20 frames"),
     ({"nonfinite": "drop"}, "pass or hold"),
     ({"sharpen": 1}, "its settings are smooth"),
     (3, "its settings are smooth"),
