@@ -16,7 +16,8 @@ from typing import Any
 
 Row = dict[str, Any]
 SHOWN = ("pets", "highway", "juggle", "road", "bottle", "upscale", "denoise")
-LOSES_MORE, NOT_PLAYED, NOT_QUICKER = "loses more", "not played", "not quicker"
+LOSES_MORE, NOT_PLAYED = "loses more", "not played"
+NOT_TIMED, NOT_QUICKER = "not timed", "not quicker"
 STYLES = {  # way: colour, marker, name
     "ours": ("#d95f02", "o", "calibrate"),
     "paper": ("#7b6ca8", "s", "paper's procedure"),
@@ -35,10 +36,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
-    tasks = {
-        name: json.loads((options.folder / f"{name}.json").read_text())["rows"]
-        for name in _found(options.folder)
-    }
+    tasks = tasks_of(options.folder)
     if any("ms" in row for rows in tasks.values() for row in rows):
         print(time_table(tasks))
         axis = Axis(
@@ -51,6 +49,12 @@ def main() -> None:
         axis = WORK
     if options.svg:
         draw(tasks, options.svg, axis)
+
+
+def tasks_of(folder: Path) -> dict[str, list[Row]]:
+    """The rows of each task that was played."""
+    files = {name: folder / f"{name}.json" for name in SHOWN}
+    return {name: json.loads(file.read_text())["rows"] for name, file in files.items() if file.exists()}
 
 
 def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "loss") -> float:
@@ -77,11 +81,12 @@ def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "los
 
 
 def soonest(rows: Sequence[Row], way: str) -> float:
-    """The least time of a way at the accepted loss, in milliseconds: of points that were timed, none between them."""
+    """The least time of a way at the accepted loss, in milliseconds: of points that were timed, none between them.
+    Infinite where all lose more."""
     curves = curves_of(rows, way)
     if not curves:
         return math.nan
-    within = [rows[0]["dense_ms"]]
+    within = [math.inf]
     for curve in curves:
         levels = rising([row["loss"] for row in curve])
         within += [row["ms"] for row, level in zip(curve, levels, strict=True) if level <= row["accepted"]]
@@ -167,15 +172,17 @@ def time_table(tasks: dict[str, list[Row]]) -> str:
     for task, rows in tasks.items():
         dense, times = rows[0]["dense_ms"], [soonest(rows, way) for way in TIMED]
         cells = (time_told(ms, dense) for ms in times)
-        best = min(ms for ms in times if not math.isnan(ms))
+        best = min(ms for ms in (dense, *times) if not math.isnan(ms))
         lines.append((task, f"{dense:.3g} ms", *cells, f"{dense / best:.1f}"))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def time_told(ms: float, dense: float) -> str:
-    """In words where a way was not played, or where nothing that loses so little is quicker than the dense network."""
+    """In words where a way was not timed, loses more at all its points, or is not quicker than the dense network."""
     if math.isnan(ms):
-        return NOT_PLAYED
+        return NOT_TIMED
+    if math.isinf(ms):
+        return LOSES_MORE
     return f"{ms:.3g}" if ms < 0.999 * dense else NOT_QUICKER
 
 
@@ -231,10 +238,6 @@ def _panel(axes: Any, task: str, rows: Sequence[Row], axis: Axis) -> None:
     axes.set_xlabel(axis.name)
     axes.set_ylabel(f"loss, in {accepted:g}" + (" dB" if accepted == 0.1 else ""))
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _found(folder: Path) -> list[str]:
-    return [name for name in SHOWN if (folder / f"{name}.json").exists()]
 
 
 if __name__ == "__main__":

@@ -59,8 +59,10 @@ class Processor:
         return {name: median_ms(lambda x, e=engine: e(x)(), frames, WARM) for name, engine in calls}
 
     def converted(self, thresholds: Thresholds) -> dict[str, float]:
-        delta = deltaconvert.convert(self.run.task.network, self.frames[0], threshold=thresholds)
-        return {"ms": median_ms(delta, self.frames, self.first)}
+        settled = settling(thresholds)
+        frames = self.frames[self.first - settled :]
+        delta = deltaconvert.convert(self.run.task.network, frames[0], threshold=thresholds)
+        return {"ms": median_ms(delta, frames, settled)}
 
     def facts(self) -> dict[str, Any]:
         return {"shape": list(self.frames[0].shape), "frames": len(self.frames) - self.first}

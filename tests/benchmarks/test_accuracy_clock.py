@@ -1,6 +1,8 @@
 """benchmarks/accuracy_clock.py: rows of loss and work become rows of loss and time."""
 
 import argparse
+import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +10,14 @@ import torch
 from torch import nn
 
 from benchmarks import accuracy_clock, engines
-from benchmarks.accuracy_page import LOSES_MORE, NOT_PLAYED, NOT_QUICKER, soonest, time_table
+from benchmarks.accuracy_page import LOSES_MORE, NOT_QUICKER, NOT_TIMED, soonest, table, tasks_of, time_table
 from benchmarks.curves import points
 from benchmarks.curves.run import Run
 from deltaconvert.calibration.setting import Setting
 from deltaconvert.gate import Gate
 from deltaconvert.thresholds import Thresholds
+
+ROOT = Path(__file__).parents[2]
 
 
 class Clock:
@@ -105,10 +109,14 @@ def test_the_soonest_within_the_accepted_loss():
     times = {0.9: 9.0, 0.5: 3.0, 0.4: 5.0, 0.3: 2.0, 0.1: 1.0}
     rows = [row("ours", w, w, loss) | {"ms": times[w], "dense_ms": 8.0} for w, loss in losses.items()]
     rows.append(row("paper", 1.0, 0.3, 0.5) | {"ms": 1.0, "dense_ms": 8.0})
-    assert soonest(rows, "ours") == 3.0 and soonest(rows, "paper") == 8.0
+    rows.append(row("one threshold", 0.1, 0.9) | {"ms": 8.5, "dense_ms": 8.0})
+    assert soonest(rows, "ours") == 3.0 and soonest(rows, "paper") == math.inf
+    assert math.isnan(soonest(rows, "by time"))
     cells = [cell.strip() for cell in time_table({"pets": rows}).splitlines()[-1].split("|")]
-    assert cells[1:7] == ["pets", "8 ms", NOT_PLAYED, "3", NOT_QUICKER, NOT_PLAYED] and cells[-2] == "2.7"
-    assert NOT_QUICKER != LOSES_MORE
+    assert (
+        cells[1:8] == ["pets", "8 ms", NOT_TIMED, "3", LOSES_MORE, NOT_QUICKER, NOT_TIMED]
+        and cells[-2] == "2.7"
+    )
 
 
 def test_engines_take_networks_of_several_outputs():
@@ -130,3 +138,11 @@ def test_engines_take_networks_of_several_outputs():
     assert not found.skipped
     with torch.no_grad():
         torch.testing.assert_close(found.ready["torch channels_last"](frame)(), model(frame)[0])
+
+
+@pytest.mark.parametrize(
+    ("folder", "made"),
+    [("accuracy", table), ("accuracy_clock/gpu", time_table), ("accuracy_clock/cpu", time_table)],
+)
+def test_the_page_has_the_tables_of_its_records(folder, made):
+    assert made(tasks_of(ROOT / "benchmarks/results" / folder)) in (ROOT / "docs/accuracy.md").read_text()
