@@ -27,6 +27,8 @@ template <int M, int N> struct Together {
         return first + (i * THREADS + (int)threadIdx.x) % (N / WIDTH) * WIDTH;
     }
     __device__ __forceinline__ bool is_own(int row) const { return row < (rank + 1) * (M / SPLIT); }
+    __device__ __forceinline__ int place_of(int i) const { return is_own(row_of(i)) ? places[row_of(i)] : -1; }
+    __device__ __forceinline__ bool holds(int i) const { return place_of(i) >= 0 && first_of(i) < work.channels; }
     __device__ __forceinline__ void load_early() {
 #pragma unroll
         for (int i = 0; i < EARLY; i++)
@@ -50,12 +52,12 @@ template <int M, int N> struct Together {
             for (int j = 0; j < WIDTH; j += 4)
 #pragma unroll
                 for (int other = 0; other < SPLIT; other++)
-                    add_from(v[i], j, staged + min(row_of(i), M - 1) * PITCH + first_of(i) - first + j, other);
+                    add_from(v[i], j, staged + row_of(i) * PITCH + first_of(i) - first + j, other, holds(i));
 #pragma unroll
         for (int i = 0; i < OWN; i++) {
             constexpr int OF_ROW = N / WIDTH;  // threads
-            int c = first_of(i), place = is_own(row_of(i)) ? places[row_of(i)] : -1;
-            const bool holds = place >= 0 && c < work.channels;
+            int c = first_of(i), place = place_of(i);
+            const bool holds = this->holds(i);
 #pragma unroll
             for (int j = 0; j < WIDTH; j += 4) add_four(v[i], j, *(const float4*)(bias + c + j));
             if (!holds) place = c = 0;

@@ -57,20 +57,21 @@ __device__ __forceinline__ void cluster_barrier() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Add four sums that lie at `from` in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank) {
+// Add four sums that lie at `from` in the shared memory of block `rank` of the cluster, if somebody uses them: nothing
+// else waits until they are here, and reading from a block that has ended is a fault.
+__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank, bool used = true) {
     u32 there;
-    float4 four;
+    float4 four = {};
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(from)), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
-                 : "r"(there)
+    asm volatile("{ .reg .pred used; setp.ne.u32 used, %5, 0; @used ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+f"(four.x), "+f"(four.y), "+f"(four.z), "+f"(four.w)
+                 : "r"(there), "r"((u32)used)
                  : "memory");
     add_four(to, first, four);
 }
 #else
 __device__ __forceinline__ void cluster_barrier() {}
-__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank) {}
+__device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank, bool used = true) {}
 #endif
 
 // How often every block of the grid works until `blocks` are done.

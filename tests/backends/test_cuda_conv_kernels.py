@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from deltaconvert.backends.cuda.depthwise import THREADS_OF_CHANNELS, by_channel
 from deltaconvert.backends.cuda.kernels import on_current_stream
 from deltaconvert.backends.cuda.marks import list_of
 from deltaconvert.backends.cuda.tail import Tail
+from deltaconvert.backends.cuda.tuning import seconds_of
 from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
@@ -103,6 +105,24 @@ def test_every_tile(gpu, layer, kind):
             fresh, chosen = computed(launch, mask, out, expected, bound, name)
             same = bits.setdefault(made.cluster, out.values.clone())
             assert torch.equal(fresh, same[chosen]), f"{name}: bits depend on the list or the tile"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", TYPES)
+@torch.no_grad()
+def test_one_row_of_a_tile_many_times(gpu, kind):
+    """No block of a cluster ends while a thread without a pixel reads its sums: that ends the process."""
+    dtype, bound = TYPES[kind]
+    torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    weight = torch.randn(1001, 1280, 1, 1, device=DEVICE, dtype=dtype) / 36
+    operator = Conv2d(weight, torch.randn(1001, device=DEVICE, dtype=dtype), (1, 1), (0, 0), (1, 1), 1)
+    source, out = (edge_of(torch.randn(1, n, 1, 1, device=DEVICE, dtype=dtype)) for n in (1280, 1001))
+    expected = F.conv2d(source.values.double(), weight.double(), operator.bias.double())
+    backend, every = cuda.Backend(), torch.ones(1, 1, 1, device=DEVICE, dtype=torch.bool)
+    for name, head in convs.candidates(operator, None, source, out).items():
+        launch = cuda.Launch(backend, head(), Tail(1001, dtype, DEVICE), out)
+        seconds_of(partial(launch, out.values, list_of(every[:, None])), DEVICE, budget=0.1)
+        computed(launch, every, out, expected, bound, name)
 
 
 SUMS = {  # in, out, kernel; in, stride of the 1x1 convolution that is added; height and width of the output
