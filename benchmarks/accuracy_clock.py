@@ -58,9 +58,6 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, help="folder of what torch compiled, for later runs")
     parser.add_argument("--enlarged", action="store_true", help="to 1080p, on a GPU")
     parser.add_argument("--batch", type=int, default=8, help="on a GPU")
-    parser.add_argument(
-        "--dense", action="store_true", help="the dense networks alone: compile, and keep that"
-    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import deltaconvert
 from benchmarks.curves.run import Run
 from benchmarks.curves.simple import smaller
 from benchmarks.engines import ENGINES, Network, prepare
-from benchmarks.gpu_accuracy import batches, played, settling, size_of
+from benchmarks.gpu_accuracy import FIRST, batches, played, settling, size_of
 from benchmarks.gpu_dense import engines, raced
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.watching.measure import timed
@@ -42,7 +42,7 @@ class Processor:
 
     def __init__(self, run: Run, options: argparse.Namespace, known: Sequence[Thresholds]):
         self.run, self.options = run, options
-        self.first = max(map(settling, known))  # the same frames are timed for all
+        self.first = max(map(settling, known), default=FIRST)  # the same frames are timed for all
         self.frames = run.inputs(list(run.task.test)[: self.first + options.frames])
 
     def dense(self, scale: float = 1.0) -> dict[str, float]:
@@ -65,7 +65,11 @@ class Processor:
         return {"ms": median_ms(delta, frames, settled)}
 
     def facts(self) -> dict[str, Any]:
-        return {"shape": list(self.frames[0].shape), "frames": len(self.frames) - self.first}
+        return {
+            "shape": list(self.frames[0].shape),
+            "type": "float32",
+            "frames": len(self.frames) - self.first,
+        }
 
 
 class Card:
@@ -73,7 +77,7 @@ class Card:
 
     def __init__(self, run: Run, options: argparse.Namespace, known: Sequence[Thresholds]):
         self.run, self.options = run, options
-        self.first = max(map(settling, known))  # the same frames are timed for all
+        self.first = max(map(settling, known), default=FIRST)  # the same frames are timed for all
         size = size_of(run.task) if options.enlarged else None
         count = options.frames + self.first
         self.frames = batches(run.task, run.task.test, options.batch, count, size, run.type)
