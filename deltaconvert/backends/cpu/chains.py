@@ -114,6 +114,8 @@ class Chain:
         width = max(max(self._table[:, j.CHANNELS]), 2 * s.LANES)
         job[j.GROUP], job[j.ROW_BYTES] = group, 4 * width
         rows, taps = group * s.ROWS, first.shape[2] * first.shape[3]
+        # As `share` in native/shares.py cuts it up: the addresses of rows that are read, written and added, a flag for
+        # each block; then, in floats, what is added if it is narrow, and twice the rows between stages.
         size = 8 * (rows * (taps + 2) + group) + 4 * rows * (s.LANES + 2 * width)
         job[j.SCRATCH_BYTES] = -(-size // 64) * 64
 

@@ -44,9 +44,9 @@ class Strips(Chain):
         self._own[strips.CHAIN], self._own[strips.WIDE] = self._job.ctypes.data, self._address(table)
         self._own[strips.STRIP], self._own[strips.STRIPS] = strip, -(-breadth // strip)
         self._own[strips.RING_LINES], self._own[strips.RING_COLUMNS] = high, columns
-        size = 4 * channels * high * columns + 8 * (
-            4 * columns + 2 * strips.ROWS + window.kernel[0] * window.kernel[1]
-        )
+        # As `_room_of` in native/strips.py cuts it up, before what the stages behind take: a ring, numbers of 8 bytes.
+        numbers = 4 * columns + 2 * strips.ROWS + window.kernel[0] * window.kernel[1]
+        size = 4 * channels * high * columns + 8 * numbers
         self._job[j.SCRATCH_BYTES] += -(-size // 64) * 64
 
     def _share(self, threads: int, pixels: Tensor | None, count: int) -> None:

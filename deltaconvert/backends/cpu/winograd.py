@@ -53,6 +53,7 @@ class Winograd(Chain):
         self._own = np.zeros(q.FIELDS, dtype=np.int64)
         self._own[q.CHAIN], self._own[q.GROUP] = self._job.ctypes.data, GROUP
         self._own[q.READ_APART], self._own[q.PRODUCTS_APART] = read_apart, products_apart
+        # As `share_squares` cuts it up, before what the stages behind take.
         size = q.READ * (read_apart + products_apart) + 4 * channels + 8 * (q.READ + 5 * squares * q.SQUARE)
         self._job[j.SCRATCH_BYTES] += -(-size // 64) * 64
         self._plane = -(-window.out_size[0] // 2) * -(-window.out_size[1] // 2)
