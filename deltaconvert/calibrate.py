@@ -162,6 +162,7 @@ def calibrate(
         trials = trials_on(clip, told=tell, file=None if resume is None else Path(resume))
         _expect_loss(trials, budget)
         search = Search(trials, budget, begin + SEARCHING * seconds)
+        tell.expect(trials.count, search.expected(method, gates, rounds))
         if by == "time":  # first, since the clock likes them best and the time may be short
             with suppress(TimeoutError):
                 search.frames_alone(gates)

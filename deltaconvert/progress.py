@@ -25,31 +25,47 @@ class Lines:
             print(text, file=sys.stderr, flush=True)
 
 
+class Told:
+    """Called with each trial: what it came to, how many there were, what one takes, the least work within the budget.
+    show: where the text goes."""
+
+    def __init__(self, budget: float, show: Callable[[str, int, int], None]):
+        self._budget, self._show = budget, show
+        self._count, self._about, self._fresh = 0, 0, 0
+        self._least, self._begin = math.inf, time.monotonic()
+
+    def expect(self, known: int, about: int) -> None:
+        """So many trials are known already, and it will be about so many in all."""
+        self._count, self._about, self._begin = known, about, time.monotonic()
+
+    def __call__(self, setting: Setting, outcome: Outcome) -> None:
+        self._count += 1
+        self._fresh += 1
+        if outcome.loss <= self._budget:
+            self._least = min(self._least, outcome.work)
+        best = "none within the budget yet" if self._least == math.inf else f"least so far {self._least:.1%}"
+        each = (time.monotonic() - self._begin) / self._fresh
+        of = f" of some {self._about}" if self._about else ""
+        come_to = f"loss {outcome.loss:.4g}, work {outcome.work:.1%}; {best}"
+        self._show(f"trial {self._count}{of}, {each:.2g} s each: {come_to}", self._count, self._about)
+
+
 @contextmanager
-def trials_told(wanted: bool, budget: float) -> Iterator[Callable[[Setting, Outcome], None]]:
-    """Tells of each trial what it came to; how many there were, what one takes, the least work within the budget."""
+def trials_told(wanted: bool, budget: float) -> Iterator[Told]:
+    """A bar on a terminal, and lines elsewhere, if wanted."""
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     shown = wanted and console.is_terminal and sys.stderr is not None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task, lines = bar.add_task("calibrating", total=None), Lines()
-        count, least, begin = 0, math.inf, time.monotonic()
 
-        def tell(setting: Setting, outcome: Outcome) -> None:
-            nonlocal count, least
-            count += 1
-            if outcome.loss <= budget:
-                least = min(least, outcome.work)
-            best = "none within the budget yet" if least == math.inf else f"least so far {least:.1%}"
-            each = (time.monotonic() - begin) / count
-            text = (
-                f"trial {count}, {each:.2g} s each: loss {outcome.loss:.4g}, work {outcome.work:.1%}; {best}"
-            )
-            bar.update(task, description=text)
+        def show(text: str, count: int, about: int) -> None:
+            # It is an estimate: a search that goes on beyond it is at its end all the time.
+            bar.update(task, description=text, completed=count, total=max(count, about) if about else None)
             if wanted and not shown:
                 lines.tell(f"calibrating: {text}")
 
-        yield tell
+        yield Told(budget, show)

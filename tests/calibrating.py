@@ -44,5 +44,8 @@ class Made:
         self.rule = rule
         self.sites = [SimpleNamespace(kind="input"), *[SimpleNamespace(kind="activation")] * layers]
 
+    def alike(self):
+        return (1.0,) * len(self.sites)
+
     def many(self, settings):
         return [Outcome(loss, loss, work) for loss, work in map(self.rule, settings)]

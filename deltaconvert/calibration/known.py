@@ -25,6 +25,10 @@ class Known:
         text = json.dumps([*parts, sorted(setting.narrow)] if setting.narrow else parts)
         return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
+    def __len__(self) -> int:
+        """Of this clip, with all that an outcome depends on."""
+        return sum(key.startswith(self._clip) for key in self._outcomes)
+
     def __contains__(self, key: str) -> bool:
         return key in self._outcomes
 

@@ -95,6 +95,11 @@ class Trials:
         (outcome,) = self.many([setting])
         return outcome
 
+    @property
+    def count(self) -> int:
+        """How many settings were tried, also by an earlier process."""
+        return len(self._known)
+
     def dense_loss(self) -> float:
         """Of the dense network's own outputs: 0, if the metric is a loss."""
         return float(self.metric(self._seen, self._seen))

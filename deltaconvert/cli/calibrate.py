@@ -62,7 +62,7 @@ def calibrate(
         float | None,
         typer.Option(
             min=1,
-            help="Then take the best so far. A whole search plays the frames some 450 times.",
+            help="Then take the best so far. A whole search plays the frames some 1000 times.",
             show_default="as long as it takes",
         ),
     ] = None,

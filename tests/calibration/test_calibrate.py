@@ -51,13 +51,19 @@ def test_it_tells_how_far_it_is(capsys, monkeypatch):
     """A line now and then where no terminal is: the last trial, what one takes, and the best within the budget."""
     monkeypatch.setattr(progress, "EVERY", 0.0)
     with trials_told(True, budget=0.1) as tell:
+        tell.expect(known=10, about=900)
         for loss, work in ((0.2, 0.3), (0.05, 0.6), (0.1, 0.5), (0.01, 0.9)):
             tell(Setting(()), Outcome(loss, loss, work))
     first, *_, last = capsys.readouterr().err.splitlines()
     each = re.compile(r", [\d.e-]+ s each")
     assert each.search(first) and each.search(last)
-    assert each.sub("", first) == "calibrating: trial 1: loss 0.2, work 30.0%; none within the budget yet"
-    assert each.sub("", last) == "calibrating: trial 4: loss 0.01, work 90.0%; least so far 50.0%"
+    assert (
+        each.sub("", first)
+        == "calibrating: trial 11 of some 900: loss 0.2, work 30.0%; none within the budget yet"
+    )
+    assert (
+        each.sub("", last) == "calibrating: trial 14 of some 900: loss 0.01, work 90.0%; least so far 50.0%"
+    )
 
 
 @pytest.mark.parametrize("method", ["allocate", "front_to_back"])

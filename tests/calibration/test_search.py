@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 
+import pytest
 import torch
 from calibrating import Made, clip, network
 from torch import nn
 
 import deltaconvert
 from deltaconvert.calibration.moves import crossed, in_runs
-from deltaconvert.calibration.search import Search
+from deltaconvert.calibration.search import GATES, Search
 from deltaconvert.calibration.setting import Setting
 from deltaconvert.calibration.trials import Trials
 from deltaconvert.gate import Gate
@@ -113,6 +114,20 @@ def test_what_is_far_beyond_the_budget_promises_nothing():
     search = Search(Made(lambda setting: outcomes[setting.shares[1]], 1), budget=0.01)
     settings = [Setting((0.0, share)) for share in outcomes]
     assert [setting.shares[1] for setting in search._promising(settings)] == [0.2, 0.3, 0.4, 0.1]
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_how_many_trials_to_expect(rounds):
+    """Higher thresholds lose more and save less and less; dilation and narrow changes are worth something."""
+
+    def rule(setting):
+        loss = sum((share * (1 + place % 3)) ** 2 for place, share in enumerate(setting.shares)) ** 0.5 / 20
+        work = sum(1 / (1 + 20 * share) for share in setting.shares) / len(setting.shares)
+        return loss * (0.7 if setting.gate.dilate else 1), work + setting.gate.dilate / 6400
+
+    search = Search(Made(rule, layers=20), budget=0.02)
+    search.allocate(GATES, rounds)
+    assert search.expected("allocate", GATES, rounds) == pytest.approx(len(search.tried), rel=0.25)
 
 
 def test_it_is_never_worse_than_the_papers(delta):
