@@ -134,8 +134,7 @@ class Window:
     def _reached(self, mask: Tensor) -> Tensor:
         # A square window is a column of taps after a row of taps: kh + kw passes instead of kh * kw.
         for axis in (0, 1):
-            through = _scatter_taps if self.transposed else _gather_taps
-            mask = through(
+            mask = _spread_by_taps(
                 mask,
                 2 + axis,
                 self.kernel[axis],
@@ -143,6 +142,7 @@ class Window:
                 self.padding[axis],
                 self.dilation[axis],
                 self.out_size[axis],
+                self.transposed,
             )
         return mask
 
@@ -158,9 +158,8 @@ class Sources:
         self.rows, self.cols = rows, cols
         inside = (rows >= 0).any(1).view(-1, 1) & (cols >= 0).any(1)
         self.orphans = None if bool(inside.all()) else ~inside
-        self._there: dict[
-            torch.device, Sources
-        ] = {}  # the same on devices: to copy tables there waits for them
+        # The same on devices: to copy tables there waits for them.
+        self._there: dict[torch.device, Sources] = {}
 
     @property
     def single(self) -> bool:
@@ -244,45 +243,28 @@ def stretched(shape: Sequence[int], out_shape: Sequence[int]) -> Reach:
     return Sources(rows * (height > 1), cols * (width > 1))
 
 
-def _gather_taps(
-    mask: Tensor, dim: int, kernel: int, stride: int, padding: int, dilation: int, out: int
+def _spread_by_taps(
+    mask: Tensor, dim: int, kernel: int, stride: int, padding: int, dilation: int, out: int, transposed: bool
 ) -> Tensor:
-    """out[y] = any over k of mask[y * stride - padding + k * dilation] along `dim`."""
+    """Through a window along `dim`: out[y] = any over k of mask[y * stride - padding + k * dilation]; transposed,
+    out[y * stride - padding + k * dilation] |= mask[y]."""
     if kernel == 1 and stride == 1 and padding == 0 and out == mask.shape[dim]:
         return mask
     shape = list(mask.shape)
     shape[dim] = out
     spread = mask.new_zeros(shape)
-    size = mask.shape[dim]
+    coarse, fine = (mask, spread) if transposed else (spread, mask)  # one pixel for each stride of the other
+    size, fine_size = coarse.shape[dim], fine.shape[dim]
     for k in range(kernel):
         offset = k * dilation - padding
-        first = max(0, -(offset // stride))  # the first y whose tap lies inside the map
-        last = min(out, (size - 1 - offset) // stride + 1)
-        if last > first:
-            start = first * stride + offset
-            taps = mask.narrow(dim, start, (last - first - 1) * stride + 1)
-            view = spread.narrow(dim, first, last - first)
-            view |= taps if stride == 1 else _every(taps, dim, stride)
-    return spread
-
-
-def _scatter_taps(
-    mask: Tensor, dim: int, kernel: int, stride: int, padding: int, dilation: int, out: int
-) -> Tensor:
-    """out[y * stride - padding + k * dilation] |= mask[y] along `dim`."""
-    shape = list(mask.shape)
-    shape[dim] = out
-    spread = mask.new_zeros(shape)
-    size = mask.shape[dim]
-    for k in range(kernel):
-        offset = k * dilation - padding
-        first = max(0, -(offset // stride))
-        last = min(size, (out - 1 - offset) // stride + 1)
-        if last > first:
-            start = first * stride + offset
-            view = spread.narrow(dim, start, (last - first - 1) * stride + 1)
-            view = view if stride == 1 else _every(view, dim, stride)
-            view |= mask.narrow(dim, first, last - first)
+        first = max(0, -(offset // stride))  # the first y whose tap lies inside the fine map
+        count = min(size, (fine_size - 1 - offset) // stride + 1) - first
+        if count > 0:
+            taps = fine.narrow(dim, first * stride + offset, (count - 1) * stride + 1)
+            taps = taps if stride == 1 else _every(taps, dim, stride)
+            pixels = coarse.narrow(dim, first, count)
+            written, read = (taps, pixels) if transposed else (pixels, taps)
+            written |= read
     return spread
 
 
