@@ -268,9 +268,8 @@ def trials_of(
     if not case.narrow:
         wanted = [site for site in wanted if site.kind == "input" or set(site.names) & set(case.sites)]
         assert len(wanted) == 1 + len(case.sites), [site.names for site in trials.sites]
-    trials.sites = [
-        replace(site, shares=None) for site in wanted
-    ]  # kernels compare with one for all channels
+    # Kernels compare with one threshold for all channels.
+    trials.sites = [replace(site, shares=None) for site in wanted]
     return trials
 
 

@@ -129,9 +129,8 @@ def _max(
     if return_indices:
         raise StaysDense("it returns indices")
     kernel = pair(kernel_size)
-    return MaxPool2d(kernel, pair(stride) if stride else kernel, pair(padding), pair(dilation), ceil_mode), [
-        input
-    ]
+    stride = pair(stride) if stride else kernel
+    return MaxPool2d(kernel, stride, pair(padding), pair(dilation), ceil_mode), [input]
 
 
 @spelled(nn.MaxPool2d)
