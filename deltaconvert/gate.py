@@ -21,6 +21,8 @@ from deltaconvert.errors import InputError
 
 TILE = 16  # pixels; refresh and ceiling go by tiles: single pixels would grow to their windows in the network
 NOISE_RATE = 1 / 16  # of a frame in the running noise: settled after some 50 frames
+BLOCK = 1.0  # of the side of a square of as many tiles as may change in a frame
+WITHIN = 1e-3  # of its own claim counts for a tile beside its block's
 # What bounds age, time and harm, whatever counts as a change: a search for thresholds leaves these as they are.
 GUARDS = ("cut", "refresh", "max_density", "nonfinite")
 MEAN_OF_DIFFERENCE = 1.128  # mean |a - b| of two values with Gaussian noise of deviation 1
@@ -155,6 +157,7 @@ class Watch:
         self._turn = order * gate.refresh // count  # the frame, of `refresh`, in which it is a tile's turn
         refreshed = -(-count // gate.refresh) if gate.refresh else 0
         self._most = max(1, int(gate.max_density * count) - refreshed)
+        self._block = max(1, round(BLOCK * math.sqrt(self._most)))
         self.reset(slice(None))
 
     def reset(self, streams: slice) -> None:
@@ -243,17 +246,25 @@ class Watch:
         self.last.copy_(torch.where(awake, frame, self.last))
 
     def _most_changed(self, changed: Tensor, change: Tensor) -> Tensor:
-        """The changed pixels of the tiles whose turn it is: those with the largest change times frames waited."""
+        """The changed pixels of the tiles whose turn it is: those with the largest change times frames waited, and their
+        neighbours before what lies elsewhere. As many tiles all over the frame would grow to all of it in the network,
+        and a frame's time would have no ceiling."""
         # Bounded, so that one infinite pixel does not make every wait equal.
         size = torch.where(changed, change.to(self._age.dtype).nan_to_num(1e18, 1e18).clamp(1e-18, 1e18), 0.0)
         claims = F.max_pool2d(size, TILE, ceil_mode=True) * (self._age + 1)
         wanted = claims > 0
-        flat = claims.flatten(1)
+        flat = torch.where(wanted, self._of_blocks(claims) + claims * WITHIN, 0.0).flatten(1)
         chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(self._most, 1).indices, True)
         chosen = chosen.view(wanted.shape) & wanted
         waiting = wanted & ~chosen
         self._age.copy_(torch.where(self.awake.bool(), torch.where(waiting, self._age + 1, 0.0), self._age))
         return changed & self._pixels(chosen, change)
+
+    def _of_blocks(self, claims: Tensor) -> Tensor:
+        """Of each tile the largest claim in its block."""
+        side, (height, width) = self._block, self.tiles
+        blocks = F.max_pool2d(claims, side, ceil_mode=True)
+        return blocks.repeat_interleave(side, 2)[:, :, :height].repeat_interleave(side, 3)[..., :width]
 
     def turn(self, like: Tensor) -> Tensor:
         """bool (N, 1, H, W): the pixels of the tiles that are to be taken over in this frame."""
