@@ -246,9 +246,9 @@ class Watch:
         self.last.copy_(torch.where(awake, frame, self.last))
 
     def _most_changed(self, changed: Tensor, change: Tensor) -> Tensor:
-        """The changed pixels of the tiles whose turn it is: those with the largest change times frames waited, and their
-        neighbours before what lies elsewhere. As many tiles all over the frame would grow to all of it in the network,
-        and a frame's time would have no ceiling."""
+        """The changed pixels of the tiles whose turn it is: those with the largest change times frames waited, and
+        their neighbours before what lies elsewhere. As many tiles all over the frame would grow to all of it in the
+        network, and a frame's time would have no ceiling."""
         # Bounded, so that one infinite pixel does not make every wait equal.
         size = torch.where(changed, change.to(self._age.dtype).nan_to_num(1e18, 1e18).clamp(1e-18, 1e18), 0.0)
         claims = F.max_pool2d(size, TILE, ceil_mode=True) * (self._age + 1)

@@ -15,7 +15,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import InputError
-from deltaconvert.gate import TILE, Gate, Watch, guarded
+from deltaconvert.gate import TILE, Gate, Watch, grown, guarded
 
 CAR_PARK = Path(__file__).resolve().parents[3] / "shared/data/videos/intel_car-detection.mp4"
 
@@ -202,6 +202,35 @@ def test_no_tile_starves(seed, ratio):
         _, mask = watch.look(frame, stored)
         age = torch.where(mask, 0, age + 1)
         assert float(age.max()) <= 4 * ratio + 4, f"frame {t}"
+
+
+def test_tiles_that_go_together_are_neighbours():
+    """Everything changes, each tile by another amount: what a frame takes over lies in few places, not all over it."""
+    draw, shape = torch.Generator().manual_seed(4), (1, 1, 24 * TILE, 40 * TILE)
+    watch = Watch(Gate(max_density=0.1), shape, torch.float64, torch.device("cpu"), 0.01)
+    frame, stored = torch.rand(shape, dtype=torch.float64, generator=draw) + 1, torch.zeros(shape).double()
+    seen = torch.zeros(shape, dtype=torch.bool)
+    for _ in range(9):
+        _, mask = watch.look(frame, stored)
+        stored = torch.where(mask, frame, stored)
+        assert 0.09 < float(mask.double().mean()) <= 0.1 and not (mask & seen).any()
+        seen |= mask
+        assert float(grown(mask, 3 * TILE).double().mean()) < 0.5
+
+
+@pytest.mark.parametrize(("seed", "share", "ratio"), [(0, 0.1, 1.0), (1, 0.1, 3.0), (2, 0.04, 2.0)])
+def test_no_block_starves(seed, share, ratio):
+    """As test_no_tile_starves, on a frame of many blocks."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = (1, 1, 12 * TILE, 15 * TILE)
+    watch = Watch(Gate(max_density=share), shape, torch.float64, torch.device("cpu"), 0.01)
+    step = (1 + (ratio - 1) * torch.rand(1, 1, 12, 15, generator=draw)).double()
+    step = step.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
+    age = torch.zeros(shape)
+    for t in range(4 * math.ceil(1 / share)):
+        _, mask = watch.look(step, torch.zeros(shape).double())
+        age = torch.where(mask, 0, age + 1)
+        assert float(age.max()) <= (ratio + 1) / share + 4, f"frame {t}"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
