@@ -21,6 +21,7 @@ from deltaconvert.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+SOURCES = ("deltaconvert", "kernels", "benchmarks", "model_zoo")
 
 
 def _blocks(document: Path) -> list[str]:
@@ -153,6 +154,28 @@ def test_every_benchmark_is_in_their_table():
     named = re.findall(r"`(\w+)\.py`", (ROOT / "benchmarks/README.md").read_text())
     scripts = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__"]
     assert sorted(named) == sorted(scripts)
+
+
+def test_the_map_of_contributing_names_every_module():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    where = text[text.index("## Where things are") : text.index("## How to add")]
+    modules = {
+        path.name for path in (ROOT / "deltaconvert").iterdir() if path.suffix == ".py" or path.is_dir()
+    }
+    assert [name for name in sorted(modules) if name[0] != "_" and not re.search(rf"\b{name}", where)] == []
+
+
+def test_files_that_are_named_exist():
+    """Between the backticks of pages, and anywhere in sources."""
+    elsewhere = {"train.py", "ring.cuh"}  # another project's; one that was tried and did not stay
+    found = [path for part in SOURCES for path in (ROOT / part).rglob("*")]
+    sources = [path for path in found if path.suffix in (".py", ".cu", ".cuh")]
+    others = [path for part in ("tests", "docs", ".ci") for path in (ROOT / part).rglob("*.py")]
+    there = "\n".join(path.as_posix() for path in [*sources, *others]) + "\n"
+    for path in [*PAGES, *sources]:
+        before = "`" if path.suffix == ".md" else r"(?<![\w/.])"
+        named = re.findall(before + r"([a-z][a-z0-9_/]*\.(?:py|cuh?))\b", path.read_text())
+        assert [name for name in named if f"/{name}\n" not in there and name not in elsewhere] == [], path
 
 
 @pytest.mark.parametrize("page", [path.relative_to(ROOT).as_posix() for path in PAGES])

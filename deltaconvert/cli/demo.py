@@ -21,7 +21,7 @@ def demo(
     """Render a clip, convert a network, run it, and write a video of what changed. Needs no download."""
     from deltaconvert.watching.demo import run_demo
 
-    with progress_bar("running", None) as progress:
+    with progress_bar("frames run", None) as progress:
         facts, text = run_demo(folder, backend=backend, say=note, progress=progress)
     if json_output:
         return print_json(facts)
