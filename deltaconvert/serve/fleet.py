@@ -1,10 +1,10 @@
 """Fleet: one or many workers, and which of them each stream sticks to.
 
 `Local` has one worker in this process. `Rays` has one Ray actor a worker: this machine's processes, or those of a
-cluster that RAY_ADDRESS names. A stream goes to the worker with the fewest streams and stays there. A worker that dies
-is started anew by Ray with nothing in it; its streams join it again, and their next frame is a full one. So nothing
-needs to be stored, and no call is repeated that may have run: only one that met a dead worker is, or one that came back
-while nobody asked, and does not know the stream.
+cluster that RAY_ADDRESS names, spread over its machines. A stream goes to the worker with the fewest streams and stays
+there. A worker that dies is started anew by Ray with nothing in it; its streams join it again, and their next frame is
+a full one. So nothing needs to be stored, and no call is repeated that may have run: only one that met a dead worker
+is, or one that came back while nobody asked, and does not know the stream.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ PAUSE = 0.2  # seconds between two looks at it
 PROMPT = 2.0  # seconds that a worker has to say that it is there
 STATS = 10.0  # and to say how its streams are, which waits for a step
 ASKED = 8  # times, that a call is for a stream whose worker does not know it
+A_LITTLE = 0.001  # of a CPU, that each asks for: Ray gives all that ask for nothing to one machine
+PLACED = 60  # seconds that Ray may take to find a place for all of them
 CALLS = 256  # of one worker at a time; most of them wait, for a result or for a picture
 
 
@@ -100,12 +102,26 @@ class Rays:
                 f"{workers} workers take {workers * gpus:g} GPUs, and Ray has {there:g}: start fewer, or name a "
                 "cluster in RAY_ADDRESS"
             )
+        room = {"GPU": gpus} if gpus else {"CPU": A_LITTLE}
+        self._group = ray.util.placement_group([room] * workers, strategy="SPREAD")
+        if not self._group.wait(PLACED):
+            ray.util.remove_placement_group(self._group)
+            raise InputError(
+                f"Ray found no room for {workers} workers in {PLACED} s: others hold its {next(iter(room))}s"
+            )
         actor: Any = ray.remote(Worker)
         self._workers: list[Any] = [
             actor.options(
-                num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=CALLS
+                num_cpus=0,
+                num_gpus=gpus,
+                scheduling_strategy=ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
+                    self._group, placement_group_bundle_index=place
+                ),
+                max_restarts=-1,
+                max_task_retries=0,
+                max_concurrency=CALLS,
             ).remote(**options)
-            for _ in range(workers)
+            for place in range(workers)
         ]
         self._places: dict[str, int] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
@@ -114,6 +130,7 @@ class Rays:
         try:
             ray.get([worker.alive.remote() for worker in self._workers])  # they have loaded the file
         except ray.exceptions.ActorDiedError as error:
+            self.close()
             raise InputError(f"a worker cannot start: {str(error).strip().splitlines()[-1]}") from error
 
     async def call(self, stream: str, method: str, *args: Any) -> Any:
@@ -185,6 +202,7 @@ class Rays:
     def close(self) -> None:
         for worker in self._workers:
             self._ray.kill(worker)
+        self._ray.util.remove_placement_group(self._group)
 
     async def _ask(self, place: int, method: str, *args: Any) -> Any:
         """Call a worker. One that is found dead is waited for, gets its streams back, and is asked once more."""

@@ -15,7 +15,7 @@ ray = pytest.importorskip("ray", reason="several workers need Ray")
 
 import deltaconvert  # noqa: E402
 from deltaconvert.errors import InputError  # noqa: E402
-from deltaconvert.serve.fleet import Rays  # noqa: E402
+from deltaconvert.serve.fleet import A_LITTLE, Rays  # noqa: E402
 from deltaconvert.serve.limits import Limits, Refused  # noqa: E402
 
 STREAMS = ["a", "b", "c", "d"]
@@ -25,6 +25,7 @@ TF32 = 1e-2  # what is left of a number there, on a GPU
 @pytest.fixture(scope="module")
 def fleet(file):
     ray.init(
+        address="local",  # not the cluster of another test that runs beside
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -230,13 +231,20 @@ def test_a_gpu_for_each_worker(file, expected, fleet):
     asyncio.run(scenario())
 
 
-def test_what_no_worker_can_start_with(fleet, network, tmp_path):
+def test_what_no_worker_can_start_with(fleet, network, tmp_path, monkeypatch):
     """It is said: not waited for, and not as an accident of an actor."""
     with pytest.raises(InputError, match="2 workers take 200 GPUs"):
         Rays(2, gpus=100, file="small.delta")
     deltaconvert.convert(network, torch.rand(1, 3, 48, 64), backend="cpu").save(tmp_path / "bare.delta")
     with pytest.raises(InputError, match=r"cannot start: .*does not say how images become its input"):
         Rays(1, file=str(tmp_path / "bare.delta"), threads=1)
+    monkeypatch.setattr("deltaconvert.serve.fleet.PLACED", 1)
+    free = ray.cluster_resources()["CPU"] - 2 * A_LITTLE
+    others = ray.util.placement_group([{"CPU": free}])
+    assert others.wait(PATIENCE)
+    with pytest.raises(InputError, match="no room for 1 workers in 1 s: others hold its CPUs"):
+        Rays(1, file="small.delta")
+    ray.util.remove_placement_group(others)
 
 
 def test_refusals_come_through(fleet):
