@@ -20,7 +20,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
-def test_plain_files(tmp_path, suffix):
+def test_plain_files_give_back_what_was_saved(tmp_path, suffix):
     state = net().state_dict()
     write = save_file if suffix == ".safetensors" else torch.save
     write(state, tmp_path / f"net{suffix}")
@@ -28,7 +28,7 @@ def test_plain_files(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "params", "params_ema", "ema"])
-def test_wrappers(tmp_path, key):
+def test_weights_are_found_under_usual_keys(tmp_path, key):
     state = net().state_dict()
     torch.save({"epoch": 3, key: state, "optimizer": {"lr": torch.ones(1)}}, tmp_path / "net.pt")
     assert same(read_state_dict(tmp_path / "net.pt"), state)
@@ -89,7 +89,7 @@ def test_files_without_weights(tmp_path):
         read_state_dict(tmp_path / "none.pt")
 
 
-def test_it_fits():
+def test_weights_that_fit_are_loaded():
     state = {key: value + 1 for key, value in net().state_dict().items()}
     model = load_into(net(), state)
     assert same(model.state_dict(), state)
@@ -138,7 +138,7 @@ def package(tmp_path, monkeypatch):
     return "my_nets"
 
 
-def test_zoo_names():
+def test_names_of_the_zoo_and_those_nearly_so():
     model = build("mobilenetv2")
     assert not model.training and sum(p.numel() for p in model.parameters()) == 3_504_872
     with pytest.raises(InputError, match="did you mean resnet18"):

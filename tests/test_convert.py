@@ -165,7 +165,7 @@ def test_several_inputs(backend):
 # --- what networks do -----------------------------------------------------------------------------------------------
 
 
-def test_shared_modules(backend):
+def test_every_call_of_a_shared_module_has_its_own_state(backend):
     """One ReLU at three sites, one head on five scales: every call site has a state of its own."""
 
     def run(m, x):
@@ -384,7 +384,7 @@ class Untraceable(nn.Module):
         return x
 
 
-def test_untraceable_root(backend):
+def test_an_untraceable_root_runs_around_its_parts(backend):
     """It runs as it was, around its convolution; without one there is nothing to convert."""
     message = r"(?s)Untraceable\.forward.*test_convert\.py:\d+.*if x\.mean\(\) > 0.*leaves="
     network = Untraceable().eval()

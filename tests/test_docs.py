@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import BACKEND, call
 
 import deltaconvert
 import model_zoo
 from deltaconvert import errors, video
-from deltaconvert.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -68,9 +67,7 @@ def test_the_readme_runs(tmp_path):
 
 def test_the_table_of_networks_is_current():
     """To write it anew: deltaconvert zoo --input 1x3x128x128, below the introduction of docs/zoo.md."""
-    done = CliRunner().invoke(app, ["zoo", "--input", "1x3x128x128"])
-    assert done.exit_code == 0, done.output
-    table = done.stdout.strip()
+    table = call("zoo", "--input", "1x3x128x128").stdout.strip()
     assert len(table.splitlines()) == 2 + len(model_zoo.names())
     written = (ROOT / "docs" / "zoo.md").read_text().split("```")[1].strip()
     assert written == table
@@ -98,8 +95,7 @@ def test_the_first_hour_runs(tmp_path, monkeypatch):
     }
     for line in lines:
         if line.split()[0] not in ("calibrate", "serve"):
-            done = CliRunner().invoke(app, [*line.split(), "--backend", "reference"])
-            assert done.exit_code == 0, f"{line}: {done.output}"
+            call(*line.split(), *BACKEND)
     program = "\n".join(_blocks(page))
     assert 'load("street.delta")' in program
     (tmp_path / "page.py").write_text(program.replace('delta")', 'delta", backend="reference")'))

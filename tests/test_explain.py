@@ -6,12 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from command_line import call
 from torch import nn
-from typer.testing import CliRunner
 
 import deltaconvert
 from deltaconvert.advice import way_out
-from deltaconvert.cli import app
 from deltaconvert.drawing import explain_page
 from deltaconvert.model import DeltaModel
 from deltaconvert.watching.measure import Dense
@@ -131,7 +130,7 @@ class Tags(HTMLParser):
         self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
 
 
-def test_the_page(delta, monkeypatch):
+def test_the_page_needs_nothing_else_and_says_what_the_text_does(delta, monkeypatch):
     text = explain_page.html(delta.explain(speed=True), title="<b>net</b> & co")
     tags = Tags()
     tags.feed(text)
@@ -150,16 +149,14 @@ def test_the_page(delta, monkeypatch):
     assert "Graphviz draws it here" in without and "Expected speed" not in without and "<svg" not in without
 
 
-def test_the_command(delta, tmp_path):
+def test_the_command_writes_json_page_and_speed(delta, tmp_path):
     delta.save(tmp_path / "net.delta")
 
-    def call(*args):
-        result = CliRunner().invoke(app, ["explain", str(tmp_path / "net.delta"), *map(str, args)])
-        assert result.exit_code == 0, result.output
-        return result.stdout
+    def told(*args):
+        return call("explain", tmp_path / "net.delta", *args).stdout
 
-    facts = json.loads(call("--json", "--speed", "--html", tmp_path / "net.html"))
+    facts = json.loads(told("--json", "--speed", "--html", tmp_path / "net.html"))
     assert [row["asked"] for row in facts["speed"]["rows"]] == [0.01, 0.05, 0.25] and facts["speed"]["basis"]
     assert next(row for row in facts["nodes"] if row["path"] == "second")["way_out"]
     assert "net.delta" in (tmp_path / "net.html").read_text()
-    assert "--speed measures" in call() and "expected speed" in call("--speed")
+    assert "--speed measures" in told() and "expected speed" in told("--speed")

@@ -25,7 +25,7 @@ from deltaconvert.metrics import (
 )
 
 
-def test_differences():
+def test_differences_by_hand():
     dense = [torch.tensor([[3.0, 0.0]]), {"a": torch.tensor([[0.0, 4.0]])}]
     ours = [torch.tensor([[3.0, 1.0]]), {"a": torch.tensor([[0.0, 4.0]])}]
     assert relative_l2(ours, dense) == pytest.approx(1 / 5)
@@ -50,7 +50,7 @@ def test_the_dense_answer_has_no_loss(seed):
         assert METRICS[name](outputs, outputs) == 0
 
 
-def test_detection():
+def test_detection_by_hand():
     """One class found with another score, one box missed of two, one more that is none."""
     pytest.importorskip("pycocotools")
     dense = [torch.tensor([[0.0, 0, 10, 10, 0.9, 2], [20, 20, 30, 40, 0.8, 5], [50, 50, 60, 60, 0.7, 5]])]
@@ -62,7 +62,7 @@ def test_detection():
     assert detection([torch.zeros(0, 6)], [torch.zeros(0, 6)]) == 0
 
 
-def test_keypoints():
+def test_keypoints_that_stay_lose_nothing_and_moved_ones_all():
     pytest.importorskip("pycocotools")
     draw = torch.Generator().manual_seed(0)
     person = torch.cat([torch.rand(17, 2, generator=draw) * 100, torch.ones(17, 1)], 1)[None]
@@ -70,7 +70,7 @@ def test_keypoints():
     assert keypoints([person + torch.tensor([60.0, 0, 0])], [person]) == pytest.approx(1)
 
 
-def test_unknown():
+def test_an_unknown_metric_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="choose from relative_l2"):
         metric_of("accuracy")
 
@@ -96,7 +96,7 @@ def test_boxes_are_no_maps():
         relative_l2([torch.rand(3, 6)], [torch.rand(2, 6)])
 
 
-def test_names():
+def test_a_metric_is_named_with_what_it_binds():
     assert name_of(detection) == "detection"
     assert name_of(partial(detection, iou=0.75)) == "detection(iou=0.75)"
     assert name_of(torch.nn.ReLU()) == "ReLU"

@@ -122,7 +122,7 @@ def test_relative_thresholds_refer_to_the_example(backend):
     assert model.thresholds == placed
 
 
-def test_reset(backend):
+def test_a_reset_touches_its_streams_alone(backend):
     network, frames = small(), video((3, 3, 8, 7))
     model = deltaconvert.convert(network, frames[0], threshold=10.0, backend=backend)
     first = model(frames[0])
@@ -186,13 +186,11 @@ def test_stats_of_an_island():
     assert (product.macs_done, product.density) == (32, 1.0)
 
 
-def test_explain(backend):
+def test_explain_has_shares_thresholds_and_reasons(backend):
     network = call(lambda m, x: (m.b(F.relu(m.a(x))), m.a(x).cumsum(1)), a=conv(), b=conv(4, 2))
     model = deltaconvert.convert(network, video()[0], threshold=0.25, backend=backend)
     text, rows = str(model.explain()), model.explain().rows
-    assert sum(row.share for row in rows) == pytest.approx(
-        1
-    ) and model.explain().delta_share == pytest.approx(1)
+    assert sum(row.share for row in rows) == pytest.approx(1) == model.explain().delta_share
     assert [row.path for row in model.explain().islands] == ["cumsum"]
     assert {row.path: row.threshold for row in rows if row.kind == "sparsify"} == {"input_0": 0.25}
     assert (
@@ -347,7 +345,7 @@ def test_the_sign_of_zero(backend):
         assert torch.equal(model(frame), 1 / frame)
 
 
-def test_special_values(backend):
+def test_nan_and_infinity_come_and_go_as_dense(backend):
     """NaN and infinities in the frame, from the first frame on: as dense, and gone when they are gone."""
     network = nn.Sequential(nn.Conv2d(3, 4, 1, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval().double()
     frames = [x.clone() for x in video()]

@@ -66,7 +66,7 @@ def test_windows_that_stay():
     assert isinstance(seen_by(narrowed(same)), Pixel) and seen_by(same) is same
 
 
-def test_by_hand(backend):
+def test_a_narrow_change_reaches_its_own_pixel_alone(backend):
     """A change of the input reaches its own pixel, and what it does to the pixels around it is not stored."""
     net = nn.Conv2d(2, 3, 3, padding=1).eval().to(torch.get_default_device())
     video = scripted_video((2, 2, 13, 18), torch.float32)

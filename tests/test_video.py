@@ -93,7 +93,7 @@ def test_odd_sizes_are_padded(tmp_path):
     assert psnr(back[0][:47, 63], back[0][:47, 62]) > 30
 
 
-def test_limit(tmp_path):
+def test_a_limit_ends_a_video_early(tmp_path):
     path = write(tmp_path / "clip.mp4", moving_picture())
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -98,7 +98,7 @@ def test_heatmap_is_warm_where_it_changed():
     assert frame.eq(100).all()
 
 
-def test_unknown_marks(tmp_path):
+def test_unknown_marks_are_refused_with_the_known_ones(tmp_path):
     from deltaconvert.watching.watch import watch_video
 
     model = run(2).model

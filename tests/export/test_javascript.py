@@ -21,7 +21,7 @@ MODULES = Path(os.environ.get("DELTACONVERT_NODE_MODULES", EXAMPLE / "node_modul
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 @pytest.mark.skipif(not (MODULES / "onnxruntime-node").exists(), reason=f"npm install in {EXAMPLE}")
-def test_a_clip(tmp_path):
+def test_javascript_gives_what_python_does(tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2)).eval()
     video = scripted_video((1, 3, 20, 24), torch.float32)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -116,7 +117,7 @@ LONG = [pytest.param(name, 7, marks=pytest.mark.slow) for name in model_zoo.name
 
 
 @pytest.mark.parametrize("name, repeats", [*((name, 2) for name in SMALL), *LONG])
-def test_zoo(tmp_path, name, repeats, providers):
+def test_every_network_of_the_zoo_equals_its_file(tmp_path, name, repeats, providers):
     """112 frames, on a GPU and of small networks 32: by the sparse functions alone, and with the dense network taking
     its turns."""
     size = (128, 128) if "efficientdet" in name else (32, 64)
@@ -257,7 +258,7 @@ def test_a_network_of_its_own_each(tmp_path, providers):
         assert_equal(session(frame.numpy()), model(frame), "")
 
 
-def test_errors(tmp_path, providers):
+def test_wrong_frames_files_and_streams_are_refused(tmp_path, providers):
     frame = torch.rand(1, 3, 16, 20)
     model = deltaconvert.convert(small(), frame, backend="reference")
     session = session_of(model, tmp_path / "m.onnx", providers=providers)
@@ -314,21 +315,14 @@ def test_the_runner_needs_no_torch(tmp_path):
 
 
 def test_from_the_shell(tmp_path):
-    from typer.testing import CliRunner
-
-    from deltaconvert.cli import app
     from deltaconvert.session import DeltaSession
 
     frame = torch.rand(1, 3, 16, 20)
     model = deltaconvert.convert(small(), frame)
     model.save(tmp_path / "m.delta")
-    call = ["export", str(tmp_path / "m.delta"), "--onnx", str(tmp_path / "m.onnx"), "--json"]
-    result = CliRunner().invoke(app, call)
-    assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout)
-    assert (
-        facts["input"] == [[1, 3, 16, 20]]
-        and facts["files"][0]["bytes"] == (tmp_path / "m.onnx").stat().st_size
-    )
+    export = "export", tmp_path / "m.delta"
+    facts = json.loads(command_line.call(*export, "--onnx", tmp_path / "m.onnx", "--json").stdout)
+    assert facts["input"] == [[1, 3, 16, 20]]
+    assert facts["files"][0]["bytes"] == (tmp_path / "m.onnx").stat().st_size
     assert_equal(DeltaSession(tmp_path / "m.onnx")(frame.numpy()), model(frame), "")
-    assert CliRunner().invoke(app, call[:2]).exit_code == 2
+    command_line.call(*export, code=2)

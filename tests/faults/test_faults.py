@@ -264,7 +264,7 @@ def _forked(model, frame, answers):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fork(backend):
+def test_after_a_fork_a_model_runs_or_says_that_it_cannot(backend):
     """After a fork a CPU model runs in the child; a CUDA model says that it cannot, and does not hang."""
     torch.set_num_threads(1)
     frame = video()[0]

@@ -105,7 +105,7 @@ TOUCH = "__import__('pathlib').Path('canary').touch()"  # what code in a file wo
 TOUCHING = pickled(Calls(Path.touch, Path("canary")))
 
 
-def test_weights(tmp_path):
+def test_hostile_weights_are_refused(tmp_path):
     state = pickled(tiny().state_dict())
     with zipfile.ZipFile(io.BytesIO(state)) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -200,7 +200,7 @@ ARCHIVES = {  # what is put into the archive beside the program, and what is sai
 }
 
 
-def test_exported(tmp_path):
+def test_hostile_programs_are_refused(tmp_path):
     for name, (change, _) in PROGRAMS.items():
         exported_tiny(tmp_path / name, change=change)
     for name, (entries, _) in ARCHIVES.items():
@@ -304,7 +304,7 @@ def onnx():
     pytest.importorskip("onnx2fx", reason='ONNX needs onnx2fx: pip install "deltaconvert[onnx]"')
 
 
-def test_onnx(onnx, tmp_path):
+def test_hostile_onnx_files_are_refused(onnx, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (tmp_path / "secret").write_bytes(bytes(10_000))

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import call
 from network_files import exported_tiny, onnx_tiny, tiny
-from typer.testing import CliRunner
 
 import deltaconvert
 import model_zoo
 from deltaconvert.checkpoint import read_state_dict
-from deltaconvert.cli import app
 from deltaconvert.errors import CheckpointError, InputError
 from deltaconvert.formats import Kind, kind_of, load_network
 
@@ -73,7 +72,7 @@ def check_video(network, example, dense):
     return delta
 
 
-def test_onnx_video(onnx):
+def test_onnx_equals_its_network_and_onnxruntime(onnx):
     runtime = pytest.importorskip("onnxruntime")
     network, example = load_network(onnx)
     delta = check_video(network, example, tiny())
@@ -116,7 +115,7 @@ def test_onnx_without_the_importer(onnx, monkeypatch):
         load_network(onnx)
 
 
-def test_exported(exported):
+def test_an_exported_program_equals_its_network_at_its_size(exported):
     program, (frame,) = load_network(exported)
     check_video(program, (frame,), tiny())
     torch.testing.assert_close(program.module()(frame), tiny()(frame))
@@ -148,13 +147,7 @@ def test_networks_are_no_weights(onnx, exported, scripted):
             read_state_dict(path)
 
 
-def call(*args, code=0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def test_cli(tmp_path, onnx, scripted):
+def test_convert_takes_files_of_networks_and_runs_no_program_untrusted(tmp_path, onnx, scripted):
     out = tmp_path / "net.delta"
     facts = json.loads(call("convert", onnx, "-o", out, "--backend", "reference", "--json").stdout)
     assert facts["input"] == list(SIZE) and facts["delta_share"] == 1 and facts["weights"] == "tiny.onnx"
@@ -167,7 +160,7 @@ def test_cli(tmp_path, onnx, scripted):
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="needs shared/data: FastestDet as its authors exported it")
-def test_fastestdet(onnx, tmp_path):
+def test_fastestdet_as_onnx_equals_the_zoos(onnx, tmp_path):
     """From file to video: ONNX, onnxruntime and model_zoo's FastestDet agree, and all of the work is in delta nodes."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("av")

@@ -49,7 +49,7 @@ def _nothing_compiled():
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_video(backend, compiler):
+def test_a_compiled_network_equals_itself_on_a_video(backend, compiler):
     """With work before and after it in the same graph; a reset between frames."""
     video = scripted_video((2, 3, 20, 24), torch.float32)
     if backend == "cuda":
@@ -104,7 +104,7 @@ def test_nested_outputs_and_named_inputs():
         assert_close(compiled(x, y), twin(x=x, y=y))
 
 
-def test_another_size():
+def test_a_compiled_network_takes_other_sizes():
     model, twin = both(small(), torch.rand(1, 3, 20, 24))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with warnings.catch_warnings():

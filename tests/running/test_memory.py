@@ -40,7 +40,7 @@ def network() -> nn.Module:
 REMEDY = r"smaller batch.*half precision.*\(CUDA out of memory. Tried to allocate 2.00 GiB\.\)"
 
 
-def test_converting(scarce):
+def test_converting_without_memory_says_the_way_out_and_leaves_nothing(scarce):
     with pytest.raises(InputError, match=REMEDY) as held:
         deltaconvert.convert(network(), torch.rand(1, 3, 32, 32), backend="reference")
     gc.collect()

@@ -74,7 +74,7 @@ def test_a_tile_is_exact_wherever_it_lies(backend):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "fastestdet", "dncnn"])
-def test_networks(name):
+def test_an_exact_network_shows_no_error(name):
     """A classifier depends on the whole frame; maps of others do not, at a size that is large enough."""
     torch.manual_seed(1)
     shape = (1, 1, 60, 80) if name == "dncnn" else (1, 3, 96, 128)

@@ -60,7 +60,7 @@ def network():
     return Detector().eval().double()
 
 
-def test_a_detector(backend, network):
+def test_a_detector_converts_in_its_largest_parts(backend, network):
     calls = scripted_videos([SHAPE], torch.float64)
     before = anatomy(network)
     model = deltaconvert.convert(network, (list(calls[0][0]),), backend=backend)
@@ -114,7 +114,7 @@ def test_what_parts_do_not_have(network, tmp_path):
         model.for_streams(3)
 
 
-def test_other_thresholds(backend, network):
+def test_parts_take_other_thresholds(backend, network):
     calls = scripted_videos([SHAPE], torch.float64)
     exact = deltaconvert.convert(network, (list(calls[0][0]),), backend=backend)
     exact(list(calls[0][0]))

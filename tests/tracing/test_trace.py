@@ -53,7 +53,7 @@ def test_leaves_by_class_and_path():
     assert targets(trace(network, (X,), {}, ["1"])) == ["0.conv", "0.inner", "1"]
 
 
-def test_signature():
+def test_nested_inputs_and_outputs_keep_their_form():
     network = Call(lambda m, a, b: {"sum": a + b["x"], "n": 3, "none": None})
     traced = trace(network, (X, {"x": X, "k": "word"}), {})
     assert traced.signature.flatten((X, {"x": X + 1, "k": "word"}), {})[1].equal(X + 1)
