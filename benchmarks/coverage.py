@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,9 @@ def apart(
     slots = list(range(workers))
     with tempfile.TemporaryDirectory() as folder:
         while waiting or running:
-            late = time.time() - began > stop
-            while waiting and slots and not late:
+            if time.time() - began > stop:
+                return _end(running)
+            while waiting and slots:
                 slot = slots.pop()
                 name, task = waiting.pop(-1 if slot % 4 == 3 else 0)
                 child = os.fork()
@@ -129,10 +130,6 @@ def apart(
                 running[child] = name, time.time(), slot
             time.sleep(0.05)
             for child, (name, start, slot) in list(running.items()):
-                if late:
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
-                    continue
                 if os.waitpid(child, os.WNOHANG)[0] == 0:
                     if time.time() - start > seconds:
                         os.kill(child, signal.SIGKILL)
@@ -143,8 +140,12 @@ def apart(
                 missing = {"error": f"killed: it took more than {seconds} s or {gigabytes} GB"}
                 row = json.loads(file.read_text()) if file.exists() else missing
                 yield name, {**row, "seconds": round(time.time() - start, 1)}
-            if late:
-                return
+
+
+def _end(children: Iterable[int]) -> None:
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def _child(task: Any, file: Path, gigabytes: float) -> None:

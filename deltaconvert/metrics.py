@@ -167,22 +167,10 @@ def _coco(truth: list[list[Any]], found: list[list[Any]], kind: str, thresholds:
     if not labels:
         return math.nan
     with contextlib.redirect_stdout(io.StringIO()):  # it reports as it goes
-        sides = []
-        for images in (truth, found):
-            side, number = COCO(), 0
-            side.dataset = {
-                "images": [{"id": place} for place in range(len(truth))],
-                "categories": [{"id": label} for label in labels],
-                "annotations": [],
-            }
-            for place, image in enumerate(images):
-                for entry in image:
-                    number += 1
-                    side.dataset["annotations"].append(
-                        {**entry, "id": number, "image_id": place, "iscrowd": 0}
-                    )
+        sides = COCO(), COCO()
+        for side, images in zip(sides, (truth, found), strict=True):
+            side.dataset = _coco_dataset(images, labels)
             side.createIndex()
-            sides.append(side)
         judge = COCOeval(*sides, kind)
         judge.params.iouThrs = np.array(thresholds)
         judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -190,6 +178,19 @@ def _coco(truth: list[list[Any]], found: list[list[Any]], kind: str, thresholds:
         judge.accumulate()
     precision = judge.eval["precision"][:, :, :, 0, -1]
     return float(precision[precision > -1].mean()) if (precision > -1).any() else math.nan
+
+
+def _coco_dataset(images: list[list[Any]], labels: list[int]) -> dict[str, Any]:
+    """What pycocotools reads from a file; annotations are numbered from one."""
+    entries = [(place, entry) for place, image in enumerate(images) for entry in image]
+    return {
+        "images": [{"id": place} for place in range(len(images))],
+        "categories": [{"id": label} for label in labels],
+        "annotations": [
+            {**entry, "id": number, "image_id": place, "iscrowd": 0}
+            for number, (place, entry) in enumerate(entries, 1)
+        ],
+    }
 
 
 def _images(frames: Sequence[Any], one: tuple[int, ...], what: str) -> list[Tensor]:

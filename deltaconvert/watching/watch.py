@@ -168,15 +168,12 @@ def watch_video(
             summary.add(seen)
             if writer is not None:
                 label = f"{seen.density:.1%} of pixels, {seen.work:.1%} of the work"
-                if marks == "heatmap" and summary.frames > 1:
+                if marks == "mask":
+                    writer.write(overlay(seen.frame, seen.mask, label=label))
+                    continue
+                if summary.frames > 1:  # the first frame is full: it would warm all of the map
                     heat = heat * COOLING + seen.mask * (1 - COOLING)
-                hot = marks == "heatmap"
-                shown = (
-                    heatmap(seen.frame, heat, label=label)
-                    if hot
-                    else overlay(seen.frame, seen.mask, label=label)
-                )
-                writer.write(shown)
+                writer.write(heatmap(seen.frame, heat, label=label))
     summary.observed = model.stats().observed
     return summary
 
