@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 import signal
@@ -174,6 +175,7 @@ def test_no_gpu_memory_on_join(gpu):
 
     play()
     torch.cuda.synchronize()
+    gc.collect()  # networks of earlier tests would make room during the join
     torch.cuda.empty_cache()
     card = torch.cuda.get_device_properties(gpu).total_memory
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / card)
