@@ -34,6 +34,7 @@ from deltaconvert.watching.inputs import inputs_of
 
 FRAMES = 40  # of a clip, where nobody says how many
 LONGER = 4  # times as many to check with
+FACTS = "loss checked work budget metric method frames trials milliseconds dense_milliseconds".split()
 SEARCHING = 0.7  # of the seconds; then the best so far, which may be far below the budget, is raised
 
 
@@ -62,18 +63,11 @@ class Calibration:
     dense_milliseconds: float | None = None
 
     def write(self, path: str | Path) -> None:
-        facts = (
-            "loss",
-            "work",
-            "budget",
-            "metric",
-            "method",
-            "frames",
-            "milliseconds",
-            "dense_milliseconds",
-            "checked",
-        )
-        self.thresholds.write(path, found={name: getattr(self, name) for name in facts})
+        self.thresholds.write(path, found=self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """What it came to, without the thresholds; None for what was not measured."""
+        return {name: getattr(self, name) for name in FACTS}
 
     def __str__(self) -> str:
         checked = "" if self.checked is None else f", {self.checked:.4g} on the frames to check with"

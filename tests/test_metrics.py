@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from deltaconvert.errors import InputError
 from deltaconvert.metrics import (
     METRICS,
+    apart,
     average_precision,
     detection,
     keypoints,
@@ -94,6 +95,17 @@ def test_outputs_that_a_metric_cannot_compare(metric, output, message):
 def test_boxes_are_no_maps():
     with pytest.raises(InputError, match="boxes come in any number"):
         relative_l2([torch.rand(3, 6)], [torch.rand(2, 6)])
+
+
+def test_the_same_nan_is_no_difference():
+    dense = torch.tensor([3.0, math.nan, math.inf, 4.0])
+    assert apart(dense.clone(), dense).tolist() == [0, 25, 0]
+    assert relative_l2([dense.clone()], [dense]) == 0
+    for place, value in ((1, 2.0), (2, -math.inf), (0, math.nan)):
+        ours = dense.clone()
+        ours[place] = value
+        assert apart(ours, dense).tolist() == [math.inf, 25, math.inf]
+        assert relative_l2([ours], [dense]) == math.inf
 
 
 def test_a_metric_is_named_with_what_it_binds():

@@ -12,7 +12,6 @@ from deltaconvert.cli.options import Device, File, Json, as_usage, expect_video,
 from deltaconvert.cli.show import note, print_json
 
 STILL = 0.005  # of the dense work; a clip in which something moves takes more
-FACTS = "loss checked work budget metric frames trials milliseconds dense_milliseconds".split()  # of --json
 
 
 def calibrate(
@@ -135,6 +134,5 @@ def calibrate(
     if apply:
         found.model.save(file)
     if json_output:
-        facts = {name: getattr(found, name) for name in FACTS}
-        return print_json({"file": str(output), **facts})
+        return print_json({"file": str(output), **found.to_json()})
     typer.echo(f"{output}{f' and {file}' if apply else ''}: {found}")

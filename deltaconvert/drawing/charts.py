@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,10 @@ def chart(
     """lines: values and colour by name. across: what a value is of. A few values far above the rest, such as the first
     frame of a program that is compiled as it goes, are cut off at the top, and `beyond` says so."""
     every = [value for values, _ in lines.values() for value in values]
-    top = highest = max(every)
+    highest = max(every)
+    top = max((value for value in every if math.isfinite(value)), default=0.0)
     usual = quantile(every, 0.95)
-    if highest > OUTLIER * usual > 0:
+    if top > OUTLIER * usual > 0:
         top = OUTLIER / 2 * usual
     count = sum(value > top for value in every)
     drawn = [

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from deltaconvert.metrics import relative
 from deltaconvert.plan import Plan
 from deltaconvert.running.tile import View
 
@@ -104,17 +105,11 @@ class Monitor:
         if self._sum is None:
             return Observed(0, 0.0, 0.0, [], 0.0)
         square, reference, maximum = self._sum.tolist()
-        each = [_relative(*errors[:2]) for errors in torch.stack(list(self._each)).tolist()]
+        each = [relative(*errors[:2]) for errors in torch.stack(list(self._each)).tolist()]
         return Observed(
-            self._looks, _relative(square, reference), maximum, each, self._recomputed / self._looks
+            self._looks, relative(square, reference), maximum, each, self._recomputed / self._looks
         )
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _relative(square: float, reference: float) -> float:
-    if math.isinf(square):
-        return math.inf
-    return math.sqrt(square / reference) if reference else math.sqrt(square)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from deltaconvert.metrics import apart
 from deltaconvert.nodes import densify, is_delta, operator_of, sparsify
 from deltaconvert.passes.place_thresholds import is_of_frame
 from deltaconvert.plan import Plan
@@ -40,11 +41,11 @@ class Part:
         found = []
         for a, b in pairs:
             if a.shape != b.shape:  # lists of boxes, of which one has more
-                found.append(torch.full((3,), math.inf, dtype=torch.float64, device=b.device))
+                far = torch.full((3,), math.inf, dtype=torch.float64, device=b.device)
+                far[1] = 0  # of the dense values, which are summed up as well
+                found.append(far)
                 continue
-            a, b = a.to(torch.float64), b.to(torch.float64)
-            difference = a - b
-            found.append(torch.stack([difference.square().sum(), b.square().sum(), difference.abs().max()]))
+            found.append(apart(a, b))
         if not found:
             return torch.zeros(3, dtype=torch.float64, device=frames[0].device)
         both = torch.stack(found)

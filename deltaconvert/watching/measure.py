@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import deltaconvert
+from deltaconvert.metrics import apart, relative
 from deltaconvert.model import DeltaModel
 from deltaconvert.signature import tensors_of
 from deltaconvert.tracing.parts import Part
@@ -64,16 +65,15 @@ class Difference:
             if a.shape != b.shape:
                 self.maximum = math.inf
             elif a.numel():
-                a, b = a.double(), b.double()
-                self.maximum = max(self.maximum, float((a - b).abs().max()))
-                self.square += float((a - b).square().sum())
-                self.reference += float(b.square().sum())
+                square, reference, maximum = apart(a, b).tolist()
+                self.maximum = max(self.maximum, maximum)
+                self.square, self.reference = self.square + square, self.reference + reference
 
     @property
     def relative(self) -> float:
         if math.isinf(self.maximum):
             return math.inf
-        return math.sqrt(self.square / self.reference) if self.reference else 0.0
+        return relative(self.square, self.reference)
 
     def to_json(self) -> dict[str, float | None]:
         if not self.frames or math.isinf(self.maximum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from html.parser import HTMLParser
 
@@ -72,6 +73,8 @@ def test_a_frame_far_above_the_others_does_not_flatten_the_chart():
     plain = chart("Error", {"error": ([0.0, 0.2, 0.1], "red")}, "{:.3g}")
     assert plain["top"] == "0.2" and not plain["beyond"] and plain["last"] == "frame 3"
     assert chart("Error", {"error": ([0.0, 0.0], "red")}, "{:.3g}")["top"] == "1"
+    far = chart("Error", {"error": ([0.1, math.inf, 0.2], "red")}, "{:.3g}")
+    assert far["top"] == "0.2" and far["beyond"] == "cut off: 1, up to inf"
 
 
 def test_dense_nodes_have_their_share_of_the_work(tmp_path):

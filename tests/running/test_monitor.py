@@ -153,6 +153,23 @@ def test_another_size_has_its_own_tiles():
 
 
 @pytest.mark.skipif(not CAR_PARK.exists(), reason="needs ../shared/data")
+def test_a_broken_frame_leaves_no_trace():
+    """A NaN that comes out as the dense network has it is no error, of this look or of all."""
+    from deltaconvert.watching.measure import Difference
+
+    frame, difference = torch.rand(1, 3, 12, 16), Difference()
+    network = nn.Conv2d(3, 2, 3, padding=1).eval()
+    delta = deltaconvert.convert(network, frame, threshold={"input": 0.1}, backend="reference")
+    delta.monitor(every=1)
+    broken = frame.clone()
+    broken[:, 1, 4, 5] = math.nan
+    for now in (frame, broken, frame + 0.05):
+        difference.add(delta(now), [network(now).detach()])
+    observed = delta.stats().observed
+    assert 0 < observed.relative < 0.2 and 0 < difference.relative < 0.2
+    assert observed.each[1] == 0 and 0 < observed.maximum < 1
+
+
 def test_the_creeping_car_park():
     """The clip moves by 12.5 pixels, each step below the threshold: what is frozen shows, and a refresh mends it."""
     from deltaconvert import video as videos
