@@ -31,6 +31,30 @@ def test_it_ends_though_somebody_looks_on(server):
         assert process.wait(PATIENCE) in (0, -signal.SIGINT)
 
 
+def test_a_viewer_who_does_not_read(server):
+    """His live picture waits in a full socket: frames are answered, and others see new pictures."""
+    _, address = server
+    host, port = address.removeprefix("http://").split(":")
+
+    def post(number):
+        answer = ask(
+            address, "/streams/a/frames", "POST", png(frame(number)), **{"Content-Type": "image/png"}
+        )
+        assert json.loads(answer)["frame"] == number
+
+    post(1)
+    with socket.socket() as viewer:
+        viewer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        viewer.connect((host, int(port)))
+        viewer.sendall(b"GET /streams/a/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        seen = set()
+        for number in range(2, 402):
+            post(number)
+            if number % 100 == 0:
+                seen.add(ask(address, "/streams/a/picture"))
+    assert len(seen) == 4
+
+
 def test_an_address_that_is_taken(file):
     """It is said at once."""
     with socket.create_server(("127.0.0.1", 0)) as other:
