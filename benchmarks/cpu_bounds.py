@@ -36,7 +36,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     boxes = sorted({density for _, _, density in least})
     lines: dict[tuple[str, ...], dict[float, str]] = {}
     for run in runs:
-        about = run["processor"], run.get("dtype", "float32"), str(run["threads"])
+        processor = f"{run['processor']}, {run['capability']}"
+        about = processor, run.get("dtype", "float32"), str(run["threads"])
         for key, row in exact(run):
             reached = row["ratio"] * least[key]
             text = f"{row['ratio']:.2f}x, {reached:.0%}" if reached else f"{row['ratio']:.0f}x"

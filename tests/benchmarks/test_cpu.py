@@ -194,16 +194,16 @@ def test_the_bound_of_a_run():
 
     def of(dtype, work, ratio, size=32, case="exact"):
         row = {"network": "tiny", "case": case, "density": 0.05, "work": work, "ratio": ratio}
-        facts = {"processor": "one", "dtype": dtype, "threads": 2, "results": [row]}
+        facts = {"processor": "one", "capability": "AVX2", "dtype": dtype, "threads": 2, "results": [row]}
         return facts | {"networks": {"tiny": {"shape": [1, 3, size, size]}}}
 
     runs = [of("float32", 0.1, 8), of("bfloat16", 0.2, 4)]
     others = [of("float16", 0.01, 9, 64), of("float64", 0.01, 9, 32, "truncated")]
     lines = cpu_bounds.table(runs + others).splitlines()
     assert lines[0].endswith("threads | 5% |") and lines[2:] == [
-        "| tiny | one | float32 | 2 | 8.00x, 80% |",
-        "| tiny | one | bfloat16 | 2 | 4.00x, 40% |",
-        "| tiny | one | float16 | 2 | 9.00x, 9% |",
+        "| tiny | one, AVX2 | float32 | 2 | 8.00x, 80% |",
+        "| tiny | one, AVX2 | bfloat16 | 2 | 4.00x, 40% |",
+        "| tiny | one, AVX2 | float16 | 2 | 9.00x, 9% |",
     ]
 
 
