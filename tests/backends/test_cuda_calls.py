@@ -360,6 +360,12 @@ def test_too_little_memory(gpu):
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+def beside_torch() -> int:
+    """Bytes in use on the card that this process's torch has not reserved: its context takes half a gigabyte."""
+    free, every = torch.cuda.mem_get_info()
+    return every - free - torch.cuda.memory_reserved()
+
+
 @contextmanager
 def full_but_for(room: int, reserved: int) -> Iterator[None]:
     """A card whose memory somebody else has taken, not through torch, but for `room` bytes, and for `reserved` ones
@@ -386,6 +392,8 @@ def full_but_for(room: int, reserved: int) -> Iterator[None]:
 def test_a_card_that_others_fill(gpu, room, reserved, monkeypatch, tmp_path):
     """Converting, with tiles to be measured, and a new size: they run, or an error says what to do. An older model goes
     on behind it, to the same bits."""
+    if beside_torch() > 1 << 30:
+        pytest.skip("others use this card, and would be without memory")
     network = model_zoo.create("resnet18", seed=0).to(gpu)
     small, large = torch.rand(1, 3, 64, 64), torch.rand(2, 3, 512, 512)
     model = deltaconvert.convert(network, small)
