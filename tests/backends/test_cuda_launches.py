@@ -19,7 +19,7 @@ from torch import nn
 import deltaconvert
 import model_zoo
 from deltaconvert.backends import cuda
-from deltaconvert.backends.cuda import kernels, launches
+from deltaconvert.backends.cuda import kernels, launches, tuning
 
 
 def small_boxes(base: torch.Tensor, frames: int):
@@ -53,6 +53,46 @@ def test_what_overlaps_gives_the_bits_of_one_after_the_other(gpu, name, monkeypa
         output = model(frame)
         plain.reset()
         assert_same_bits(output, plain(frame), f"frame {t}")
+
+
+@pytest.mark.gpu
+def test_a_choice_depends_on_all_that_was_measured(gpu, monkeypatch, tmp_path):
+    """A source that changed must not find the times of the older one: each that runs then is in the file's name."""
+    measured, clocks = set(), []
+
+    class Noted(launches.Kernel):
+        def __init__(self, source, *rest):
+            super().__init__(source, *rest)
+            self.source = source
+
+        def __call__(self, *args, **options):
+            if clocks:
+                measured.add(self.source)
+            super().__call__(*args, **options)
+
+    def watched(*args):
+        clocks.append(args)
+        try:
+            return seconds_of(*args)
+        finally:
+            clocks.pop()
+
+    seconds_of = tuning.seconds_of
+    monkeypatch.setattr(launches, "Kernel", Noted)
+    monkeypatch.setattr(tuning, "seconds_of", watched)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch.backends.cudnn.allow_tf32 = True
+    around = nn.Conv2d(64, 64, 5, padding=2, groups=64)
+    deep = nn.Conv2d(64, 256, 3, padding=1, stride=2), nn.Conv2d(256, 64, 1)
+    for dtype in (torch.half, torch.float32):
+        layers = nn.Conv2d(64, 64, 3, padding=1), nn.Tanh(), around, nn.Tanh(), *deep
+        network = nn.Sequential(*layers).to(gpu, dtype)
+        deltaconvert.convert(network.eval(), torch.rand(1, 64, 96, 160, dtype=dtype))
+        torch.backends.cudnn.allow_tf32 = False
+    assert measured <= set(tuning.SOURCES)
+    assert {"conv_exact.cu", "depthwise.cu"} <= measured
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert {"conv_wgmma.cu", "octets.cu"} <= measured
 
 
 @pytest.mark.gpu
