@@ -53,6 +53,7 @@ def expected(network, recipe):
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
+    pytest.importorskip("av", reason="writing a video needs the extra `video`")
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     with video.VideoWriter(path, 20, (WIDTH, HEIGHT)) as out:
         for seed in range(12):
