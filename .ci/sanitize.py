@@ -74,9 +74,8 @@ class Place(NamedTuple):
 OPTIONS = {
     tool: ["--num-cuda-barriers", count] for tool, count in (("synccheck", "128"), ("racecheck", "65536"))
 }
-ATTACH = (
-    "600"  # seconds for a process to begin: on a busy host torch alone takes over half a minute to import
-)
+# Seconds for a process to begin: on a busy host torch alone takes over half a minute to import.
+ATTACH = "600"
 OF_HOPPER = ("conv_wgmma.cu", "conv_behind.cu")
 CANARY = r"""
 extern "C" __global__ void canary(int tool, const int* unset, const int* nowhere) {

@@ -46,14 +46,13 @@ def _kept(file: Path) -> dict[str, Outcome]:
     """The outcomes in a file. Of a last line that a kill or a full disk cut off, the file keeps nothing."""
     content = file.read_bytes()
     lines, torn = content.split(b"\n")[:-1], content.rpartition(b"\n")[2]
+    foreign = InputError(f"{file} holds no trials of a calibration: name another file to go on from")
     try:
         kept = {key: Outcome(**outcome) for key, outcome in map(json.loads, lines)}
     except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{file} holds no trials of a calibration: name another file to go on from"
-        ) from error
+        raise foreign from error
     if torn and not torn.startswith(b'["'):
-        raise InputError(f"{file} holds no trials of a calibration: name another file to go on from")
+        raise foreign
     if torn:
         with file.open("r+b") as out:
             out.truncate(len(content) - len(torn))

@@ -56,7 +56,8 @@ def run(
     json_output: Json = False,
 ) -> None:
     """Run a converted network on a video, and say what it saved."""
-    gated(rules_of(threshold), gate)  # a slip is told before the network is loaded
+    rules = rules_of(threshold)
+    gated(rules, gate)  # a slip is told before the network is loaded
     pixels = size_of(size)
     keep(out, "--out", video, file)
     from deltaconvert import container, feed
@@ -72,8 +73,8 @@ def run(
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     with videos.read(video, limit=limit) as reader, progress_bar(f"{video}", reader.frames) as progress:
         if threshold or gate:
-            rules = rules_of(threshold) if threshold else Thresholds(model.rules)
-            rules = gated(Thresholds(rules.rules, rules.gate or model.gate), gate)
+            base = rules if threshold else Thresholds(model.rules)
+            rules = gated(Thresholds(base.rules, base.gate or model.gate), gate)
             first = recipe.prepare(resize(reader.peek(), pixels))
             with as_usage("--threshold"):
                 model = model.with_thresholds(rules, *model.signature.call([first])[0])
