@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 
@@ -154,6 +155,8 @@ def test_what_a_frame_takes_in_python():
             nonlocal count
             count += event in ("call", "c_call")
 
+        gc.collect()
+        gc.disable()  # the finalizers of what other tests left would be counted, too
         sys.setprofile(counted)
         try:
             for stream in range(streams):
@@ -161,6 +164,7 @@ def test_what_a_frame_takes_in_python():
             pool.step()
         finally:
             sys.setprofile(None)
+            gc.enable()
         return count
 
     few, many = calls(8), calls(56)
