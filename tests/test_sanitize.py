@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import itertools
-import sys
 import time
 from pathlib import Path
 
@@ -18,18 +17,20 @@ from torch import nn
 import deltaconvert
 from deltaconvert.backends import cuda
 
-SCRIPT = Path(__file__).parents[1] / ".ci" / "sanitize.py"
+FOLDER = Path(__file__).parents[1] / ".ci"
 FOUND = "========= Invalid __shared__ write of size 4 bytes\n=========     at {}+0x10 in x.cu\n"
 
 
 @pytest.fixture(scope="module")
 def sanitize():
-    spec = importlib.util.spec_from_file_location("sanitize", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    before = [*sys.path]
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)  # where Python looks first when it runs the script
+        yield importlib.import_module("sanitize")
+
+
+@pytest.fixture
+def played(sanitize):
+    return importlib.import_module("sanitize_play")
 
 
 def test_runs_in_the_order_that_is_asked_for(sanitize):
@@ -66,15 +67,15 @@ def test_what_a_still_frame_skips_is_played_in_graphs_and_not_watched(sanitize):
     assert {"sparsify", "wake"} < sanitize.kernels()
 
 
-def test_every_way_to_compute_a_layer_takes_its_turn(sanitize):
-    ways, heads = sanitize.Ways(), {name: lambda name=name: name for name in "abc"}
-    played = []
+def test_every_way_to_compute_a_layer_takes_its_turn(played):
+    ways, heads = played.Ways(), {name: lambda name=name: name for name in "abc"}
+    order = []
     for ways.first in range(3):
         ways.layers = 0
-        played.append((ways.next(heads), ways.next(heads), ways.next({"only": lambda: "only"})))
-    assert played == [("a", "b", "only"), ("b", "c", "only"), ("c", "a", "only")]
+        order.append((ways.next(heads), ways.next(heads), ways.next({"only": lambda: "only"})))
+    assert order == [("a", "b", "only"), ("b", "c", "only"), ("c", "a", "only")]
     assert ways.most == 3
-    assert set(sanitize.IN_EVERY_WAY) < {case.name for case in sanitize.cases()}
+    assert set(played.IN_EVERY_WAY) < {case.name for case in played.cases()}
 
 
 @pytest.mark.parametrize("heard_at", [1, 2, 3])
@@ -96,9 +97,9 @@ def test_a_tool_that_says_nothing_of_the_canary_is_asked_once_more(sanitize, tmp
 
 @pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
-def test_frames_are_played_launch_by_launch(sanitize, monkeypatch, threshold):
+def test_frames_are_played_launch_by_launch(played, monkeypatch, threshold):
     with_graphs(monkeypatch)
-    monkeypatch.setattr(cuda, "Recording", sanitize._by_steps())
+    monkeypatch.setattr(cuda, "Recording", played.BySteps)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval()
     video = scripted_video((2, 3, 19, 41), torch.float32)
     ours, theirs = (
