@@ -43,8 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT))
 
-from sanitize_networks import SKIPPED, cases  # noqa: E402
-from sanitize_play import FOUND_BY, play, sing  # noqa: E402
+from sanitize_networks import SKIPPED, cases
+from sanitize_play import FOUND_BY, play, sing
 
 
 class Run(NamedTuple):

@@ -27,11 +27,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.curves.calibrated import calibrated  # noqa: E402
-from benchmarks.curves.run import Run, between  # noqa: E402
-from benchmarks.curves.simple import simple_ways  # noqa: E402
-from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
+from benchmarks.curves.calibrated import calibrated
+from benchmarks.curves.run import Run, between
+from benchmarks.curves.simple import simple_ways
+from benchmarks.tasks import TASKS
+from deltaconvert.calibration.setting import Setting
 
 UNIFORM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 WAYS = ("ours", "paper")

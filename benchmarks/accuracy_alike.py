@@ -18,12 +18,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
-from deltaconvert.calibration.trials import Trials  # noqa: E402
-from deltaconvert.gate import Gate  # noqa: E402
+import deltaconvert
+from benchmarks.cpu import environment
+from benchmarks.tasks import TASKS
+from deltaconvert.calibration.setting import Setting
+from deltaconvert.calibration.trials import Trials
+from deltaconvert.gate import Gate
 
 INPUT, GATE = 0.05, Gate(dilate=2)
 SCALES = (0.03, 0.06, 0.12, 0.24, 0.48)

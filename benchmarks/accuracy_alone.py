@@ -18,12 +18,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.curves.run import Run, played_on  # noqa: E402
-from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
-from deltaconvert.calibration.trials import Trials  # noqa: E402
-from deltaconvert.gate import Gate  # noqa: E402
+from benchmarks.cpu import environment
+from benchmarks.curves.run import Run, played_on
+from benchmarks.tasks import TASKS
+from deltaconvert.calibration.setting import Setting
+from deltaconvert.calibration.trials import Trials
+from deltaconvert.gate import Gate
 
 GATES = [Gate(smooth=9, peak=18.0, dilate=dilate) for dilate in (12, 24, 48)]
 INPUTS = (0.02, 0.04, 0.08, 0.16, 0.32)

@@ -24,9 +24,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.curves.run import Run, played_here  # noqa: E402
-from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.trials import Trials  # noqa: E402
+from benchmarks.curves.run import Run, played_here
+from benchmarks.tasks import TASKS
+from deltaconvert.calibration.trials import Trials
 
 
 @torch.no_grad()

@@ -31,12 +31,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.curves.run import Run, between, played_on  # noqa: E402
-from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.search import GATES  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
-from deltaconvert.calibration.trials import Trials  # noqa: E402
-from deltaconvert.gate import Gate  # noqa: E402
+from benchmarks.curves.run import Run, between, played_on
+from benchmarks.tasks import TASKS
+from deltaconvert.calibration.search import GATES
+from deltaconvert.calibration.setting import Setting
+from deltaconvert.calibration.trials import Trials
+from deltaconvert.gate import Gate
 
 FACTORS = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)  # of all thresholds of a setting
 # Of the paper's layers under each gate: the input's share, and what theirs are multiplied with.

@@ -29,12 +29,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.curves.clocks import Card, Clock, Processor  # noqa: E402
-from benchmarks.curves.points import KEPT, RECORD, Row, points  # noqa: E402
-from benchmarks.curves.run import Run, played_here, played_on  # noqa: E402
-from benchmarks.gpu_dense import MODES  # noqa: E402
-from benchmarks.tasks import TASKS  # noqa: E402
+from benchmarks.cpu import environment
+from benchmarks.curves.clocks import Card, Clock, Processor
+from benchmarks.curves.points import KEPT, RECORD, Row, points
+from benchmarks.curves.run import Run, played_here, played_on
+from benchmarks.gpu_dense import MODES
+from benchmarks.tasks import TASKS
 
 FURTHEST = 8.0  # times the accepted loss
 SHARE_OF_FRAMES = ("skipped frames", "frame gate")

@@ -36,11 +36,11 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy_gate import inputs_of, looked, played  # noqa: E402
-from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.tasks import TASKS, Task  # noqa: E402
-from deltaconvert.gate import Gate, grown  # noqa: E402
-from deltaconvert.thresholds import Thresholds  # noqa: E402
+from benchmarks.accuracy_gate import inputs_of, looked, played
+from benchmarks.cpu import environment
+from benchmarks.tasks import TASKS, Task
+from deltaconvert.gate import Gate, grown
+from deltaconvert.thresholds import Thresholds
 
 KNOWN = (Gate(smooth=9, recent=12, peak=64.0, dilate=24), 0.01718419729471207)
 RECENT, DILATE, HEIGHTS = (4, 8, 12), (24, 32, 40), (0.9, 1.0, 1.1, 1.2)  # 1: the known threshold

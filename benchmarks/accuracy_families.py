@@ -23,10 +23,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy_time import Clock  # noqa: E402
-from benchmarks.curves.run import Run, played_on  # noqa: E402
-from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
+from benchmarks.accuracy_time import Clock
+from benchmarks.curves.run import Run, played_on
+from benchmarks.tasks import TASKS
+from deltaconvert.calibration.setting import Setting
 
 CALIBRATION = {"denoise": 120, "upscale": 45}  # frames, by whose magnitudes shares become thresholds; else
 FEW = 24

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.tasks import TASKS, Task  # noqa: E402
-from deltaconvert.gate import Gate, Watch, grown  # noqa: E402
+from benchmarks.cpu import environment
+from benchmarks.tasks import TASKS, Task
+from deltaconvert.gate import Gate, Watch, grown
 
 EVERY = 10  # frames: one of so many is scored
 

@@ -18,11 +18,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.curves.run import Run, played_here  # noqa: E402
-from benchmarks.tasks import TASKS  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
+import deltaconvert
+from benchmarks.cpu import environment
+from benchmarks.curves.run import Run, played_here
+from benchmarks.tasks import TASKS
+from deltaconvert.calibration.setting import Setting
 
 
 @torch.no_grad()

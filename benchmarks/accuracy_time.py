@@ -30,16 +30,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.curves.run import Run, played_on  # noqa: E402
-from benchmarks.gpu_accuracy import AVERAGED, FIRST, batches, loss, played, size_of  # noqa: E402
-from benchmarks.tasks import TASKS, Task  # noqa: E402
-from deltaconvert.calibration.quickest import quickest  # noqa: E402
-from deltaconvert.calibration.search import GATES, TRIES, Search  # noqa: E402
-from deltaconvert.calibration.setting import Outcome, Setting  # noqa: E402
-from deltaconvert.calibration.trials import Trials  # noqa: E402
-from deltaconvert.thresholds import Thresholds  # noqa: E402
+import deltaconvert
+from benchmarks.cpu import environment
+from benchmarks.curves.run import Run, played_on
+from benchmarks.gpu_accuracy import AVERAGED, FIRST, batches, loss, played, size_of
+from benchmarks.tasks import TASKS, Task
+from deltaconvert.calibration.quickest import quickest
+from deltaconvert.calibration.search import GATES, TRIES, Search
+from deltaconvert.calibration.setting import Outcome, Setting
+from deltaconvert.calibration.trials import Trials
+from deltaconvert.thresholds import Thresholds
 
 WAY = "by time"
 SETTLED = FIRST + AVERAGED * max(gate.recent for gate in GATES)  # frames, whatever gate is timed

@@ -24,10 +24,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import benchmarks  # noqa: E402, F401, and this folder leaves sys.path
-import deltaconvert  # noqa: E402
-import model_zoo  # noqa: E402
-from deltaconvert.watching.measure import Dense, environment, timed  # noqa: E402
+import benchmarks  # noqa: F401, and this folder leaves sys.path
+import deltaconvert
+import model_zoo
+from deltaconvert.watching.measure import Dense, environment, timed
 
 CEILINGS = (1.0, 0.25, 0.1, 0.05)
 SIZES = {"cpu": (360, 640), "cuda": (1080, 1920)}

@@ -22,18 +22,18 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 sys.path[:0] = [str(ROOT), str(DATA)]
 
-import deltaconvert  # noqa: E402
-import model_zoo  # noqa: E402
-from benchmarks import gpu_dense  # noqa: E402
-from benchmarks.tasks.detection import sure_boxes  # noqa: E402
-from benchmarks.tasks.frames import clip_of  # noqa: E402
-from deltaconvert.calibrate import Search  # noqa: E402
-from deltaconvert.calibration.setting import Setting  # noqa: E402
-from deltaconvert.calibration.trials import Trials  # noqa: E402
-from deltaconvert.gate import Gate  # noqa: E402
-from deltaconvert.metrics import relative_l2  # noqa: E402
-from deltaconvert.nodes import names_of  # noqa: E402
-from deltaconvert.thresholds import Thresholds  # noqa: E402
+import deltaconvert
+import model_zoo
+from benchmarks import gpu_dense
+from benchmarks.tasks.detection import sure_boxes
+from benchmarks.tasks.frames import clip_of
+from deltaconvert.calibrate import Search
+from deltaconvert.calibration.setting import Setting
+from deltaconvert.calibration.trials import Trials
+from deltaconvert.gate import Gate
+from deltaconvert.metrics import relative_l2
+from deltaconvert.nodes import names_of
+from deltaconvert.thresholds import Thresholds
 
 VIDEOS = DATA / "videos"
 CLIPS = ("pets_vtest_480x360.mp4", "sam2_05_default_juggle.mp4", "sam2_04_coffee.mp4", "bgs_video.avi")

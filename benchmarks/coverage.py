@@ -37,10 +37,10 @@ from torch.utils import _pytree as pytree
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from benchmarks import zoos  # noqa: E402
-from benchmarks.coverage_page import ROUNDING, ROUNDING_DOUBLE, matches, page  # noqa: E402
-from benchmarks.gpu_record import here_and_now  # noqa: E402
+import deltaconvert
+from benchmarks import zoos
+from benchmarks.coverage_page import ROUNDING, ROUNDING_DOUBLE, matches, page
+from benchmarks.gpu_record import here_and_now
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
 LARGE = 300e6  # parameters; such a network would still run when all others have ended

@@ -36,13 +36,13 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-import model_zoo  # noqa: E402
-from benchmarks.engines import ENGINES, Engine, Engines, Network, difference, prepare  # noqa: E402
-from benchmarks.gpu_record import here_and_now, markdown  # noqa: E402
-from deltaconvert.backends.cpu.native import loops  # noqa: E402
-from deltaconvert.text import label, table  # noqa: E402
-from deltaconvert.watching import measure  # noqa: E402
+import deltaconvert
+import model_zoo
+from benchmarks.engines import ENGINES, Engine, Engines, Network, difference, prepare
+from benchmarks.gpu_record import here_and_now, markdown
+from deltaconvert.backends.cpu.native import loops
+from deltaconvert.text import label, table
+from deltaconvert.watching import measure
 
 SIZES = {"resnet50": (1, 3, 720, 1280), "mobilenetv2": (1, 3, 720, 1280), "dncnn": (1, 1, 360, 480)}
 WARM = 2  # the first frame is computed in full, the second is the first of its kind

@@ -40,10 +40,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from benchmarks import gpu_dense  # noqa: E402
-from benchmarks.gpu_ahead import compile_ahead, kept_file, kept_files  # noqa: E402
-from benchmarks.gpu_dense import (  # noqa: E402
+import deltaconvert
+from benchmarks import gpu_dense
+from benchmarks.gpu_ahead import compile_ahead, kept_file, kept_files
+from benchmarks.gpu_dense import (
     LEAST,
     MODES,
     TYPES,
@@ -60,9 +60,9 @@ from benchmarks.gpu_dense import (  # noqa: E402
     searching,
     timed,
 )
-from benchmarks.gpu_floor import floor_ms  # noqa: E402
-from benchmarks.gpu_frames import CLIPS, VIDEOS, clip, there_and_back, video  # noqa: E402
-from benchmarks.gpu_record import (  # noqa: E402
+from benchmarks.gpu_floor import floor_ms
+from benchmarks.gpu_frames import CLIPS, VIDEOS, clip, there_and_back, video
+from benchmarks.gpu_record import (
     Unit,
     by_unit,
     here_and_now,

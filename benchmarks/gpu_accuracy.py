@@ -28,13 +28,13 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from benchmarks.gpu import read  # noqa: E402
-from benchmarks.gpu_dense import MODES, Run, engines, median_ms, raced, timed  # noqa: E402
-from benchmarks.gpu_timeline import Launch, by_layer, noted, timeline  # noqa: E402
-from benchmarks.tasks import TASKS, Task  # noqa: E402
-from deltaconvert.gate import Gate  # noqa: E402
-from deltaconvert.thresholds import Thresholds  # noqa: E402
+import deltaconvert
+from benchmarks.gpu import read
+from benchmarks.gpu_dense import MODES, Run, engines, median_ms, raced, timed
+from benchmarks.gpu_timeline import Launch, by_layer, noted, timeline
+from benchmarks.tasks import TASKS, Task
+from deltaconvert.gate import Gate
+from deltaconvert.thresholds import Thresholds
 
 SIZE = (1080, 1920)
 SIZES = {"pets": (1088, 1920), "highway": (1088, 1920), "juggle": (1089, 1921), "bottle": (1088, 1920)}

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from deltaconvert.watching.measure import environment  # noqa: E402
+import deltaconvert
+from deltaconvert.watching.measure import environment
 
 GATES: tuple[dict[str, Any], ...] = (
     {},

@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cost_law, gpu_goals, gpu_profile, gpu_record  # noqa: E402
+from benchmarks import cost_law, gpu_goals, gpu_profile, gpu_record
 
 PAGES = ("README.md", "docs/performance.md")
 

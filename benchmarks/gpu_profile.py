@@ -28,13 +28,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu_dense import ceilings  # noqa: E402
-from benchmarks.gpu_floor import work_by_layer  # noqa: E402
-from benchmarks.gpu_ncu import by_layer_alone, by_ncu  # noqa: E402
-from benchmarks.gpu_record import Unit, here_and_now, markdown, read  # noqa: E402
-from benchmarks.gpu_timeline import by_layer, prepared, timeline  # noqa: E402
-from deltaconvert.nodes import operator_of  # noqa: E402
-from deltaconvert.ops.fused import head_of  # noqa: E402
+from benchmarks.gpu_dense import ceilings
+from benchmarks.gpu_floor import work_by_layer
+from benchmarks.gpu_ncu import by_layer_alone, by_ncu
+from benchmarks.gpu_record import Unit, here_and_now, markdown, read
+from benchmarks.gpu_timeline import by_layer, prepared, timeline
+from deltaconvert.nodes import operator_of
+from deltaconvert.ops.fused import head_of
 
 UNITS = (Unit("resnet50", "half", 8), Unit("hrnet_w32", "half", 32), Unit("mobilenetv2", "half", 8))
 

@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
+import deltaconvert
 
 SIZES = {"hrnet_w32": (384, 288)}
 SIZE = (1080, 1920)  # of all others

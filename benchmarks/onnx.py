@@ -23,14 +23,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import onnxruntime  # noqa: E402
-import torch  # noqa: E402
+import onnxruntime
+import torch
 
-import deltaconvert  # noqa: E402
-from benchmarks.cpu import SIZES, environment, network, rotated, video  # noqa: E402
-from benchmarks.engines import TOLERANCES, difference  # noqa: E402
-from deltaconvert.text import table  # noqa: E402
-from deltaconvert.watching import measure  # noqa: E402
+import deltaconvert
+from benchmarks.cpu import SIZES, environment, network, rotated, video
+from benchmarks.engines import TOLERANCES, difference
+from deltaconvert.text import table
+from deltaconvert.watching import measure
 
 DENSE = {"cpu": ["CPUExecutionProvider"], "cuda": [("CUDAExecutionProvider", {"prefer_nhwc": 1})]}
 DELTA = {"cpu": ["CPUExecutionProvider"], "cuda": None}  # DeltaSession's own choice

@@ -30,12 +30,12 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from benchmarks.cpu import environment  # noqa: E402
-from benchmarks.engines import Engine, Network, prepare  # noqa: E402
-from benchmarks.gpu_record import markdown  # noqa: E402
-from deltaconvert import video  # noqa: E402
-from deltaconvert.watching.measure import timed  # noqa: E402
+import deltaconvert
+from benchmarks.cpu import environment
+from benchmarks.engines import Engine, Network, prepare
+from benchmarks.gpu_record import markdown
+from deltaconvert import video
+from deltaconvert.watching.measure import timed
 
 THREADS = 2
 LEVELS = {

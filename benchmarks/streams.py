@@ -38,15 +38,15 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import deltaconvert  # noqa: E402
-from benchmarks import engines, gpu_dense  # noqa: E402
-from benchmarks.camera_servers import Batched, Pooled  # noqa: E402
-from benchmarks.camera_trials import BUDGET_MS, Server, Trial, frame_of, most  # noqa: E402
-from benchmarks.cameras import CASES, clips, expect_clips  # noqa: E402
-from deltaconvert.normalise import normalise  # noqa: E402
-from deltaconvert.text import table  # noqa: E402
-from deltaconvert.tracing.trace import trace  # noqa: E402
-from deltaconvert.watching import measure  # noqa: E402
+import deltaconvert
+from benchmarks import engines, gpu_dense
+from benchmarks.camera_servers import Batched, Pooled
+from benchmarks.camera_trials import BUDGET_MS, Server, Trial, frame_of, most
+from benchmarks.cameras import CASES, clips, expect_clips
+from deltaconvert.normalise import normalise
+from deltaconvert.text import table
+from deltaconvert.tracing.trace import trace
+from deltaconvert.watching import measure
 
 
 def main() -> None:

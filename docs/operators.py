@@ -25,20 +25,20 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "operators.md"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import oracle  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-import deltaconvert  # noqa: E402
-from deltaconvert.backends import cpu, cuda  # noqa: E402
-from deltaconvert.backends.base import Map  # noqa: E402
-from deltaconvert.backends.cpu.steps import Step  # noqa: E402
-from deltaconvert.backends.cuda.tail import NoKernel  # noqa: E402
-from deltaconvert.ops import base  # noqa: E402
-from deltaconvert.ops.fused import head_of  # noqa: E402
-from deltaconvert.passes import adopt_operators  # noqa: E402
+import deltaconvert
+from deltaconvert.backends import cpu, cuda
+from deltaconvert.backends.base import Map
+from deltaconvert.backends.cpu.steps import Step
+from deltaconvert.backends.cuda.tail import NoKernel
+from deltaconvert.ops import base
+from deltaconvert.ops.fused import head_of
+from deltaconvert.passes import adopt_operators
 
 WHOLE = "The whole map, as soon as any pixel is a candidate."
 SYMBOLS = {

@@ -198,7 +198,7 @@ def test_adopt_operators():
 
 
 def test_a_size_among_the_inputs_waits_for_the_plan():
-    run = lambda m, x: m.conv(x) * (x.shape[1] + x.size(2)) ** -0.5  # noqa: E731
+    run = lambda m, x: m.conv(x) * (x.shape[1] + x.size(2)) ** -0.5
     assert calls(graph(run, adopt_operators))[-2:] == ["pow", "mul"]
     gm = graph(run, adopt_operators, propagate([X]), fold_constants, adopt_operators)
     assert calls(gm) == ["Conv2d", "mul"] and type(operator_of(node_of(gm, "mul"))) is Arithmetic
@@ -262,7 +262,7 @@ def test_propagate():
 
 
 def test_drop_expands():
-    gate = lambda m, x: m.conv(x).mean((2, 3), keepdim=True)  # noqa: E731
+    gate = lambda m, x: m.conv(x).mean((2, 3), keepdim=True)
     passes = (adopt_operators, propagate([X]), drop_expands)
     assert calls(graph(lambda m, x: x * gate(m, x).expand_as(x), *passes)) == ["Conv2d", "SpatialMean", "mul"]
     kept = graph(lambda m, x: gate(m, x).expand_as(x) * gate(m, x), *passes)
@@ -288,7 +288,7 @@ def test_follow_layouts():
 
 
 def test_follow_layouts_leaves_what_nothing_is_won_by():
-    run = lambda m, x: m.relu(x.permute(0, 2, 3, 1)).softmax(3)  # noqa: E731
+    run = lambda m, x: m.relu(x.permute(0, 2, 3, 1)).softmax(3)
     assert calls(graph(run, *LAID)) == ["permute", "relu", "softmax"]
     kept = graph(
         lambda m, x: m.channels(m.conv(x).permute(0, 2, 3, 1)), *LAID[:2], follow_layouts(2, ["ch*"])
@@ -314,7 +314,7 @@ PLANNED = (adopt_operators, propagate([X]), decide(2))
 
 
 def test_insert_and_cancel_conversions():
-    run = lambda m, x: m.relu(m.conv(x)) + m.conv(x).cumsum(1) + m.conv(x)  # noqa: E731
+    run = lambda m, x: m.relu(m.conv(x)) + m.conv(x).cumsum(1) + m.conv(x)
     wrapped = calls(graph(run, *PLANNED, insert_conversions))
     assert wrapped[:6] == ["sparsify", "Conv2d", "densify", "sparsify", "relu", "densify"]
     cancelled = calls(graph(run, *PLANNED, insert_conversions, cancel_conversions))
@@ -340,7 +340,7 @@ def test_fuse_tails():
 
 def test_place_thresholds():
     rules = Thresholds.of({"input": 0.1, "activation": 0.2, "gate": 0.3})
-    run = lambda m, x: m.relu(m.conv(x)) * m.conv(x).mean((2, 3), keepdim=True)  # noqa: E731
+    run = lambda m, x: m.relu(m.conv(x)) * m.conv(x).mean((2, 3), keepdim=True)
     gm = graph(run, *ENTERED, place_thresholds(rules))
     placed = {n.meta["path"]: n.meta["threshold"] for n in gm.graph.nodes if "threshold" in n.meta}
     assert placed == {"x": 0.1, "relu": 0.2, "mean": 0.3}

@@ -13,7 +13,7 @@ from deltaconvert.ops.places import Crop, Flip, Roll
 from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
 from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
 
-pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
 
 
 def moved_by_each_pixel(operator, size, channels, dtype=torch.float64):

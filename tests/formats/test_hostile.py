@@ -223,7 +223,7 @@ def test_what_guards_a_program_is_not_run(tmp_path, monkeypatch):
     from deltaconvert.formats import load_network
 
     monkeypatch.chdir(tmp_path)
-    change = lambda program: program.update(guards_code=[f"{TOUCH} is None"])  # noqa: E731
+    change = lambda program: program.update(guards_code=[f"{TOUCH} is None"])
     program, (frame,) = load_network(exported_tiny(tmp_path / "guard.pt2", change=change))
     torch.testing.assert_close(program.module()(frame), tiny()(frame))
     assert not (tmp_path / "canary").exists()

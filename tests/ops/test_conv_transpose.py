@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracle import Call, check_operator, examples
 from torch import nn
 
-pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
 
 
 @settings(max_examples=examples(15))

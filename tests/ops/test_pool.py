@@ -10,7 +10,7 @@ from torch import nn
 
 import deltaconvert
 
-pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
 WINDOWS = dict(
     kernel=pairs(1, 4),
     stride=pairs(1, 5),

@@ -215,7 +215,7 @@ def test_a_stream_that_was_dropped_beside_a_frame_of_it(file):
     """Its next frame is told so, the one behind takes it in anew."""
     fleet = Local(file=file, limits=Limits())
     with TestClient(app(fleet, Limits(max_fps=float("inf")))) as client:
-        post = lambda: client.post("/streams/a/frames", content=png(frame(0)), headers=PNG)  # noqa: E731
+        post = lambda: client.post("/streams/a/frames", content=png(frame(0)), headers=PNG)
         assert post().json()["frame"] == 1
         fleet._worker.drop("a")
         assert post().status_code == 404
@@ -224,7 +224,7 @@ def test_a_stream_that_was_dropped_beside_a_frame_of_it(file):
 
 def test_limits(serving):
     client = serving(max_streams=2, max_fps=1e-6)  # so that no machine is too slow to be too fast
-    post = lambda name: client.post(f"/streams/{name}/frames", content=png(frame(0)), headers=PNG)  # noqa: E731
+    post = lambda name: client.post(f"/streams/{name}/frames", content=png(frame(0)), headers=PNG)
     assert [post(name).status_code for name in ("a", "b", "c")] == [200, 200, 503]
     refused = post("a")
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
