@@ -75,10 +75,11 @@ $(BIN)/python:
 	@'$(PY)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PY) is $$('$(PY)' -V 2>&1), deltaconvert needs 3.10 or newer: make $(MAKECMDGOALS) PY=python3.12"; exit 1; }
 	'$(PY)' -m venv '$(VENV)' || { echo "No virtual environment: on Debian and Ubuntu, apt install python3-venv"; rm -rf '$(VENV)'; exit 1; }
 
-# Frozen after torch is in, so that nothing the package asks for can replace it.
+# Frozen after torch is in, so that nothing the package asks for can replace it; by the version that pip knows: PyPI's
+# build for CUDA is 2.13.0 there and 2.13.0+cu130 in torch.__version__, which pip finds nowhere.
 $(VENV)/.ready: pyproject.toml | $(BIN)/python
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH_FROM) '$(TORCH)'
-	$(BIN)/python -c 'import torch; print("torch==" + torch.__version__)' 2>/dev/null > $(VENV)/constraints.txt
+	$(BIN)/python -c 'import importlib.metadata as had; print("torch==" + had.version("torch"))' > $(VENV)/constraints.txt
 	$(PIP) install -c $(VENV)/constraints.txt -e '.[$(EXTRAS)]'
 	@$(BIN)/python -c 'import torch; gpu = torch.cuda.is_available(); print("torch", torch.__version__, "with a GPU" if gpu else "on the CPU")'
 	@touch $@

@@ -153,6 +153,25 @@ def test_setup_takes_torch_and_cupy_for_the_drivers_cuda(tmp_path, driver, torch
     assert torch in said and extras in said
 
 
+def test_setup_freezes_torch_at_the_version_that_pip_knows(tmp_path):
+    """PyPI's build for CUDA calls itself 2.13.0 and, in torch.__version__, 2.13.0+cu130."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    site, python = tmp_path / "site", tmp_path / "venv" / "bin" / "python"
+    for folder in (site / "torch", site / "torch-2.13.0.dist-info", python.parent):
+        folder.mkdir(parents=True)
+    cuda = "class cuda:\n    is_available = staticmethod(lambda: False)\n"
+    (site / "torch" / "__init__.py").write_text(f"__version__ = '2.13.0+cu130'\n{cuda}")
+    metadata = "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n"
+    (site / "torch-2.13.0.dist-info" / "METADATA").write_text(metadata)
+    # It installs nothing; everything else runs, beside that torch.
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || PYTHONPATH={site} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    venv = tmp_path / "venv"
+    subprocess.run(["make", "setup", f"VENV={venv}"], cwd=ROOT, capture_output=True, check=True)
+    assert (venv / "constraints.txt").read_text() == "torch==2.13.0\n"
+
+
 def test_the_lock_pins_what_the_package_asks_for_with_hashes():
     """Every Python gets a version that the package takes of each, and no file that nobody has a hash of."""
     requirements = pytest.importorskip("packaging.requirements")
