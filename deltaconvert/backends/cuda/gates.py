@@ -29,44 +29,62 @@ class Looks:
     def __init__(self, backend: Any, edge: Any, watch: Watch):
         self._backend, self._edge, self._watch = backend, edge, watch
         self._bits = [torch.zeros_like(edge.marks.bits) for _ in range(3)]  # moved, near, other
+        exact, gate = watch.threshold == 0, watch.gate
+        self._wide = torch.promote_types(edge.values.dtype, torch.float32)
+        self._smooth, self._recent = (1, 1) if exact else (gate.smooth, gate.recent)
+        self._learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
+        self._rows = 16 if self._smooth > 15 or self._wide == torch.float64 else 32
+        self._channels = _at_once(edge.values.shape[1], self._smooth, self._rows, self._wide)
+        self._shape = [np.int32(size) for size in edge.values.shape[1:]]
 
     def run(self, frame: Tensor) -> None:
-        edge, watch, gate = self._edge, self._watch, self._watch.gate
-        n, channels, height, width = edge.values.shape
-        wide = torch.promote_types(edge.values.dtype, torch.float32)
-        limit: Any = watch.threshold
-        exact = limit == 0
-        smooth, recent = (1, 1) if exact else (gate.smooth, gate.recent)
-        root = math.sqrt(recent)
-        where, awake = (*self._backend.where(frame), *strides_of(frame)), watch.awake
-        pixels = (*where, edge.values, np.int32(edge.pitch), awake)
-        shape = [np.int32(size) for size in (channels, height, width)]
-        words = edge.marks.bits.shape[2]
-        rows = 16 if smooth > 15 or wide == torch.float64 else 32
-        tile = {"SMOOTH": smooth, "ROWS": rows, "CHANNELS": _at_once(channels, smooth, rows, wide)}
-        last = frame.stride(1) == 1 and frame.stride(3) == channels == tile["CHANNELS"]
+        edge = self._edge
+        where, strides = self._backend.where(frame), strides_of(frame)
+        pixels = (*where, *strides, edge.values, np.int32(edge.pitch), self._watch.awake)
+        macros = {
+            "BYTES": int(frame.dtype == torch.uint8),
+            "HOLD": int(self._watch.gate.nonfinite == "hold"),
+            **self._order(frame),
+            "PACKED": int(edge.pitch == 4),
+        }
+        if self._recent > 1:
+            flat = frame.is_contiguous() and frame.data_ptr() % (4 * frame.itemsize) == 0
+            self._average(pixels, {"FLAT": int(flat), "CHANNELS": self._channels, **macros})
+        self._look(pixels, macros)
+        self._decide()
+        self._take(pixels, macros)
+
+    def _order(self, frame: Tensor) -> dict[str, int]:
+        """In which order a frame's numbers lie, where four of them can be read at once."""
+        channels = self._edge.values.shape[1]
+        last = frame.stride(1) == 1 and frame.stride(3) == channels == self._channels
         last = last and runs_begin(frame, 4, (0, 2))
         fours = last or (frame.stride(3) == 1 and runs_begin(frame, 4, (0, 1, 2)))
-        macros = {"BYTES": int(frame.dtype == torch.uint8), "HOLD": int(gate.nonfinite == "hold")}
-        macros |= {"FOURS": int(fours), "LAST": int(last), "PACKED": int(edge.pitch == 4)}
-        learns = {"NOISE": int(watch.noise.numel() > 0), "WEAK": int(gate.weak > 0 and not exact)}
-        dtype, launch = edge.values.dtype, self._backend.launch
-        flat = frame.is_contiguous() and frame.data_ptr() % (4 * frame.itemsize) == 0
-        if recent > 1:
-            by_four = {"FLAT": int(flat), "CHANNELS": tile["CHANNELS"]}
-            launch(
-                self._backend.kernel("gate.cu", "average", dtype, **by_four, **macros),
-                (-(-height * width // (THREADS * 4)), n),
-                THREADS,
-                *pixels,
-                watch.mean,
-                watch.seen,
-                *shape,
-                number_of(2 / (recent + 1), wide),
-            )
-        launch(
-            self._backend.kernel("gate.cu", "look", dtype, RECENT=recent, **tile, **learns, **macros),
-            (words * -(-height // rows), n),
+        return {"FOURS": int(fours), "LAST": int(last)}
+
+    def _average(self, pixels: tuple[Any, ...], macros: dict[str, int]) -> None:
+        """The running mean of the frames so far."""
+        n, _, height, width = self._edge.values.shape
+        self._backend.launch(
+            self._kernel("average", macros),
+            (-(-height * width // (THREADS * 4)), n),
+            THREADS,
+            *pixels,
+            self._watch.mean,
+            self._watch.seen,
+            *self._shape,
+            number_of(2 / (self._recent + 1), self._wide),
+        )
+
+    def _look(self, pixels: tuple[Any, ...], macros: dict[str, int]) -> None:
+        """Which pixels moved, are near to having moved, and are other than the stored ones at all."""
+        watch, gate, wide, root = self._watch, self._watch.gate, self._wide, math.sqrt(self._recent)
+        n, _, height, _ = self._edge.values.shape
+        limit: Any = watch.threshold
+        tile = {"SMOOTH": self._smooth, "ROWS": self._rows, "CHANNELS": self._channels}
+        self._backend.launch(
+            self._kernel("look", {"RECENT": self._recent, **tile, **self._learns, **macros}),
+            (self._words * -(-height // self._rows), n),
             THREADS,
             *pixels,
             *self._bits,
@@ -76,28 +94,38 @@ class Looks:
             watch.mean,
             watch.then,
             watch.seen,
-            *shape,
+            *self._shape,
             *(number_of(limit * times, wide) for times in (1, gate.peak, gate.weak)),
-            number_of(gate.noise / (smooth * root), wide),
+            number_of(gate.noise / (self._smooth * root), wide),
             number_of(root, wide),
         )
-        launch(
-            self._backend.kernel("gate.cu", "decide", dtype),
-            (-(-height // BAND) * -(-words // ACROSS), n),
+
+    def _decide(self) -> None:
+        """Which of them are changes: with what they take along, and the tiles whose turn it is."""
+        watch, marks = self._watch, self._edge.marks
+        n, _, height, _ = self._edge.values.shape
+        self._backend.launch(
+            self._kernel("decide", {}),
+            (-(-height // BAND) * -(-self._words // ACROSS), n),
             THREADS,
             watch.awake,
             *self._bits,
-            edge.marks.bits,
-            edge.marks.changed,
+            marks.bits,
+            marks.changed,
             watch.ticks,
             watch.seen,
-            *shape[1:],
-            np.int32(gate.dilate),
-            np.int32(gate.refresh),
+            *self._shape[1:],
+            np.int32(watch.gate.dilate),
+            np.int32(watch.gate.refresh),
         )
-        launch(
-            self._backend.kernel("gate.cu", "take", dtype, RECENT=recent, **macros),
-            (-(-height * words // THREADS), n),
+
+    def _take(self, pixels: tuple[Any, ...], macros: dict[str, int]) -> None:
+        """Store the changed pixels; all of them, of a stream in which so many changed."""
+        edge, watch, cut = self._edge, self._watch, self._watch.gate.cut
+        n, _, height, _ = edge.values.shape
+        self._backend.launch(
+            self._kernel("take", {"RECENT": self._recent, **macros}),
+            (-(-height * self._words // THREADS), n),
             THREADS,
             *pixels,
             edge.marks.bits,
@@ -108,9 +136,17 @@ class Looks:
             watch.mean,
             watch.then,
             watch.seen,
-            *shape,
-            np.float32(gate.cut if gate.cut < 1 else 2),
+            *self._shape,
+            np.float32(cut if cut < 1 else 2),
         )
+
+    @property
+    def _words(self) -> int:
+        """Words of marks in a row."""
+        return self._edge.marks.bits.shape[2]
+
+    def _kernel(self, name: str, macros: dict[str, int]) -> Any:
+        return self._backend.kernel("gate.cu", name, self._edge.values.dtype, **macros)
 
 
 def _at_once(channels: int, smooth: int, rows: int, wide: torch.dtype) -> int:
