@@ -53,8 +53,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Copy `state` into `model`, all of it or nothing; CheckpointError lists what does not fit."""
+    """Copy `state` into `model`, all of it or nothing; CheckpointError lists what does not fit.
+
+    A prefix that all names of the file have, such as Lightning's "model.", goes where it is all that is in the way.
+    """
     own = model.state_dict()
+    state = _fitting(state, own)
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
     shapes = [
@@ -71,7 +75,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         raise CheckpointError(
             f"the checkpoint does not fit {type(model).__name__}; of its {len(state)} entries\n  "
             + "\n  ".join(faults)
-            + "\nIs it the right architecture, with the right number of classes?"
+            + "\nIs it the right architecture, with the right number of classes (as in resnet18(classes=10))?"
         )
     # It is strict but for num_batches_tracked, which only training reads.
     model.load_state_dict(dict(state), strict=False)
@@ -81,12 +85,11 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 def build(arch: str) -> nn.Module:
     """An untrained network in eval mode.
 
-    arch: a name of model_zoo, or "package.module:factory", called without arguments or as
-    "package.module:factory(classes=10, width=0.5)" with literal values. InputError for what is neither.
+    arch: a name of model_zoo, or "package.module:factory", called without arguments or with literal values, as
+    "resnet18(classes=10)" or "package.module:factory(classes=10, width=0.5)". InputError for what is neither.
     """
-    if _NAMED.fullmatch(arch.strip()) is None:
-        return _from_zoo(arch.strip())
-    factory = function_of(arch)
+    text = arch.strip()
+    factory = function_of(text) if _NAMED.fullmatch(text) else _of_zoo(text)
     try:
         model = factory()
     except Exception as error:
@@ -96,15 +99,19 @@ def build(arch: str) -> nn.Module:
     return model.eval()
 
 
-def _from_zoo(name: str) -> nn.Module:
+def _of_zoo(text: str) -> Callable[..., Any]:
+    """What makes the network of model_zoo that "resnet18" or "resnet18(classes=10)" names."""
     import model_zoo
 
+    name, bracket, _ = text.partition("(")
+    options = _literals(text[len(name) :], text) if bracket else {}
     try:
-        return model_zoo.create(name, seed=0)
+        model_zoo.recipe(name)
     except model_zoo.UnknownNetwork as error:
         module, _, factory = name.rpartition(".")
         own = f"{module}:{factory}" if module else "package.module:factory"
         raise InputError(f"{error} (a network of your own is {own})") from error
+    return partial(model_zoo.create, name, **{"seed": 0, **options})
 
 
 def function_of(text: str) -> Callable[..., Any]:
@@ -227,6 +234,13 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key[len(prefix) :]: value for key, value in state.items()}
     return state
+
+
+def _fitting(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without the part of their names before the first dot, where all have the same and the rest are `own` names."""
+    first = {key.partition(".")[0] for key in state}
+    inner = {key.partition(".")[2]: value for key, value in state.items()}
+    return inner if len(first) == 1 and not own.keys() & state.keys() and own.keys() & inner.keys() else state
 
 
 def _size(tensor: Tensor) -> str:

@@ -18,14 +18,29 @@ from model_zoo import Recipe
 def recipe_for(arch: str, input_size: tuple[int, ...], **options: Any) -> Recipe:
     """The recipe of a network: model_zoo's where it has one, else plain RGB, or grey for one channel, in 0..1.
 
+    arch: as checkpoint.build takes it, also resnet18(classes=10).
     options: fields of the recipe to set, those that are None left as they are.
     """
     size = (input_size[-3], input_size[-2], input_size[-1]) if len(input_size) > 2 else (3, 0, 0)
     plain = Recipe(name=arch, summary="", task="classify", input_size=size, checkpoint="")
     if size[0] == 1:
         plain = replace(plain, channels="grey", mean=(0.0,), std=(1.0,))
-    found = model_zoo.recipe(arch) if arch in model_zoo.names() else plain
+    name = arch.partition("(")[0].strip()
+    found = model_zoo.recipe(name) if name in model_zoo.names() else plain
     return _checked(replace(found, **{key: value for key, value in options.items() if value is not None}))
+
+
+def told(recipe: Recipe) -> str:
+    """RGB in 0..1, less 0.485,0.456,0.406, over 0.229,0.224,0.225: what the network gets of an image."""
+    kind = "grey" if recipe.channels == "grey" else recipe.channels.upper()
+    parts = [f"{kind} in 0..{255 * recipe.scale:.6g}"]
+    if any(recipe.mean):
+        parts.append(f"less {_listed(recipe.mean)}")
+    if set(recipe.std) != {1.0}:
+        parts.append(f"over {_listed(recipe.std)}")
+    if recipe.multiple > 1:
+        parts.append(f"cut to multiples of {recipe.multiple} pixels")
+    return ", ".join(parts)
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
@@ -86,6 +101,10 @@ def _checked(recipe: Recipe) -> Recipe:
     if not 1 <= recipe.multiple <= 1024:
         raise InputError(f"multiple is {recipe.multiple}: it is a number of pixels from 1 to 1024")
     return recipe
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _is_number(value: Any) -> bool:

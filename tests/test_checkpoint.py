@@ -117,6 +117,18 @@ def test_what_does_not_fit_is_listed_and_nothing_is_copied():
     assert same(model.state_dict(), before)
 
 
+def test_a_prefix_of_all_names_goes_where_it_is_all_that_is_in_the_way():
+    state = net().state_dict()
+    prefixed = {f"model.{key}": value for key, value in state.items()}
+    model = load_into(net(), prefixed)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    first = next(iter(state))
+    with pytest.raises(CheckpointError, match=rf"1 missing: {first}\n"):  # named as the network has it
+        load_into(net(), {key: value for key, value in prefixed.items() if key != f"model.{first}"})
+    with pytest.raises(CheckpointError, match=r"unexpected: model\."):
+        load_into(net(), {**prefixed, "loss.weight": torch.ones(1)})
+
+
 def test_long_lists_are_cut():
     with pytest.raises(CheckpointError, match=r"20 unexpected: k0, .*k9, \.\.\.") as error:
         load_into(net(), {**net().state_dict(), **{f"k{i}": torch.ones(1) for i in range(20)}})
@@ -143,6 +155,17 @@ def test_names_of_the_zoo_and_those_nearly_so():
     assert not model.training and sum(p.numel() for p in model.parameters()) == 3_504_872
     with pytest.raises(InputError, match="did you mean resnet18"):
         build("resnet_18")
+
+
+def test_networks_of_the_zoo_with_another_number_of_classes():
+    assert build("mobilenetv2(classes=10)").classifier[-1].out_features == 10
+    for arch, message in (
+        ("mobilenetv2(wide=2)", "raised TypeError"),
+        ("mobilenetv2(10)", "only keyword arguments"),
+        ("mobilenet_v2(classes=10)", "did you mean mobilenetv2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build(arch)
 
 
 def test_factories_in_this_folder(package):

@@ -32,6 +32,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with warnings.catch_warnings():
             warnings.showwarning = warning
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, about what torch itself calls
             try:
                 return super().invoke(ctx)
             except (DeltaConvertError, OSError) as error:

@@ -109,6 +109,7 @@ def convert(
         "arch": arch,
         "weights": model.info["weights"],
         "input": list(frame.shape),
+        "recipe": model.info["recipe"],
         "delta_nodes": sum(row.kind == "delta" for row in rows.rows),
         "dense_nodes": len(rows.islands),
         "delta_share": rows.delta_share,
@@ -120,4 +121,6 @@ def convert(
         f"{output}: {arch} ({kind}), {facts['delta_nodes']} delta nodes with {rows.delta_share:.1%} of "
         f"the work, {facts['dense_nodes']} dense"
     )
+    if len(shape) == 4 and shape[1] == len(recipe.mean):
+        note(f"it gets images as {feed.told(recipe)}: --mean, --std, --scale, --channels say otherwise")
     note(f"`deltaconvert run {output} --video VIDEO` says what it saves on a video")

@@ -35,7 +35,7 @@ MaybeFile = Annotated[Path | None, typer.Argument(help="A converted file; else g
 Arch = Annotated[
     str | None,
     typer.Option(
-        help="A network: a name listed by `zoo`, or package.module:factory, or ...:factory(classes=10)."
+        help="A network: a name listed by `zoo`, or package.module:factory; with arguments resnet18(classes=10)."
     ),
 ]
 Input = Annotated[

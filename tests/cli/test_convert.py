@@ -32,9 +32,18 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
     arch = "cli_nets:tiny(width=6)"
     options = ("--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--channels", "bgr", "--multiple", "32")
-    call("convert", "--random", "--arch", arch, "--input", "1x3x32x32", "-o", "a.delta", *options, *BACKEND)
+    args = ("convert", "--random", "--arch", arch, "--input", "1x3x32x32", "-o", "a.delta", *BACKEND)
+    assert "gets images as RGB in 0..1: --mean, --std" in said(call(*args))
+    told = "BGR in 0..1, less 0.5,0.5,0.5, over 0.25,0.25,0.25, cut to multiples of 32 pixels"
+    assert told in said(call(*args, *options))
     found = json.loads(call("run", "a.delta", "--video", clip, "--json", "--limit", 3, *BACKEND).stdout)
     assert found["frames"] == 3 and found["size"] == [96, 64]
+
+
+def test_a_network_of_the_zoo_with_another_number_of_classes(tmp_path):
+    args = ("--random", "--arch", f"{NET}(classes=10)", "--input", "1x3x32x32", "-o", tmp_path / "a.delta")
+    result = call("convert", *args, *BACKEND)
+    assert "less 0.485,0.456,0.406, over 0.229,0.224,0.225" in said(result)
 
 
 def test_a_grey_network(tmp_path, clip):
