@@ -17,28 +17,35 @@ def check_graph(gm: fx.GraphModule, after: str) -> None:
       are dense, and only a sparsify or a delta node has a threshold
     """
 
-    def broken(node: fx.Node, what: str) -> GraphError:
-        return GraphError(f"after {after}: node {node.name} ({node.format_node()}) {what}")
-
     gm.graph.lint()
+    _check_operators(gm, after)
+    if any(node.target is sparsify for node in gm.graph.nodes):
+        _check_deltas(gm, after)
+
+
+def _check_operators(gm: fx.GraphModule, after: str) -> None:
     seen: dict[int, fx.Node] = {}
     for node in gm.graph.nodes:
         operator = operator_of(node)
         if operator is None:
             continue
         if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
-            raise broken(node, "is an operator with inputs that are no nodes")
+            raise _broken(after, node, "is an operator with inputs that are no nodes")
         if id(operator) in seen:
-            raise broken(node, f"shares its operator with {seen[id(operator)].name}")
+            raise _broken(after, node, f"shares its operator with {seen[id(operator)].name}")
         seen[id(operator)] = node
-    if not any(node.target is sparsify for node in gm.graph.nodes):
-        return
+
+
+def _check_deltas(gm: fx.GraphModule, after: str) -> None:
     for node in gm.graph.nodes:
         wants_delta = node.target is densify or node.meta.get("delta", False)
         for source in node.all_input_nodes:
             if is_delta(source) != wants_delta:
-                raise broken(
-                    node, f"reads {source.name}, which is {'a delta' if is_delta(source) else 'dense'}"
-                )
+                kind = "a delta" if is_delta(source) else "dense"
+                raise _broken(after, node, f"reads {source.name}, which is {kind}")
         if "threshold" in node.meta and not is_delta(node):
-            raise broken(node, "is dense and has a threshold")
+            raise _broken(after, node, "is dense and has a threshold")
+
+
+def _broken(after: str, node: fx.Node, what: str) -> GraphError:
+    return GraphError(f"after {after}: node {node.name} ({node.format_node()}) {what}")
