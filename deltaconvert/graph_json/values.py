@@ -52,40 +52,17 @@ class Packer:
     def value(self, value: Any, words: Words, where: str, name: str) -> Any:
         """words: which strings may stand here. where: for messages. name: of a tensor found in it."""
         go = partial(self.value, words=words, where=where, name=name)
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, fx.Node):
-            return {"node": value.name}
-        if isinstance(value, Tensor):
-            return {"tensor": self._tensor(value, where, name)}
-        if type(value) is int and abs(value) <= MAX_INT:
-            return value
-        if type(value) is float:
-            return value if math.isfinite(value) else {"float": str(value)}
-        if type(value) is str and words(value):
-            return value
-        if type(value) is complex:
-            return {"complex": [go(value.real), go(value.imag)]}
-        if isinstance(value, torch.dtype) and value in _DTYPES.values():
-            return {"dtype": str(value).removeprefix("torch.")}
-        if isinstance(value, torch.memory_format) and value in _FORMATS.values():
-            return {"memory_format": str(value).removeprefix("torch.")}
-        if isinstance(value, torch.device):
-            return {"device": value.type}
-        if isinstance(value, slice):
-            return {"slice": [go(value.start), go(value.stop), go(value.step)]}
-        if value is Ellipsis:
-            return {"ellipsis": True}
-        if type(value) in (tuple, torch.Size):
-            return {"tuple": [go(item) for item in value]}
         if isinstance(value, list):
             return [go(item) for item in value]
-        if isinstance(value, dict):
-            return {"dict": [[go(key), go(item)] for key, item in value.items()]}
-        raise ContainerError(f"{where} takes {value!r}, which a file cannot hold: {WAY_OUT}")
+        if _is_plain(value) or (type(value) is str and words(value)):
+            return value
+        found = self._tensor(value, where, name) if isinstance(value, Tensor) else _tagged(value, go)
+        if found is None:
+            raise ContainerError(f"{where} takes {value!r}, which a file cannot hold: {WAY_OUT}")
+        return found
 
-    def _tensor(self, tensor: Tensor, where: str, name: str) -> list[str]:
-        """[its name in the file, its memory format]: another memory format may round differently."""
+    def _tensor(self, tensor: Tensor, where: str, name: str) -> dict[str, Any]:
+        """Its name in the file and its memory format: another memory format may round differently."""
         tensor = tensor.detach()
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype not in _DTYPES.values():
             raise ContainerError(
@@ -104,7 +81,39 @@ class Packer:
                 plain = plain.clone()
             self._memories.add(memory_of(plain))
             self.tensors[written] = plain
-        return [written, "channels_last" if last else "contiguous"]
+        return {"tensor": [written, "channels_last" if last else "contiguous"]}
+
+
+def _is_plain(value: Any) -> bool:
+    """JSON has it as it is."""
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool) or (type(value) is int and abs(value) <= MAX_INT)
+
+
+def _tagged(value: Any, go: Callable[[Any], Any]) -> dict[str, Any] | None:
+    """What JSON has no spelling for, as {kind: content}; None for what a file cannot hold. go: of the values in it."""
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if type(value) is float:  # not finite
+        return {"float": str(value)}
+    if type(value) is complex:
+        return {"complex": [go(value.real), go(value.imag)]}
+    if isinstance(value, torch.dtype) and value in _DTYPES.values():
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.memory_format) and value in _FORMATS.values():
+        return {"memory_format": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": value.type}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, slice):
+        return {"slice": [go(value.start), go(value.stop), go(value.step)]}
+    if type(value) in (tuple, torch.Size):
+        return {"tuple": [go(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[go(key), go(item)] for key, item in value.items()]}
+    return None
 
 
 def _is_last(tensor: Tensor) -> bool:
@@ -137,39 +146,48 @@ class Unpacker:
 
     def _tagged(self, tag: str, content: Any, words: Words, depth: int) -> Any:
         """What JSON has no spelling for."""
-        if tag == "node" and isinstance(content, str):
-            if content not in self.nodes:
-                raise ContainerError(f"a node reads {content[:80]!r}, which is not defined before it")
-            return self.nodes[content]
         if tag == "tensor":
             return self._tensor(content)
-        if tag == "float" and content in ("inf", "-inf", "nan"):
-            return float(content)
-        if tag == "complex" and isinstance(content, list) and len(content) == 2:
-            parts = self._items(content, words, depth)
-            if all(type(part) is float for part in parts):
-                return complex(*parts)
         if tag == "dtype":
             return dtype_named(content)
-        if tag == "memory_format" and isinstance(content, str) and content in _FORMATS:
-            return _FORMATS[content]
-        if tag == "device" and content in ("cpu", "cuda"):
-            return torch.device(content)
         if tag == "ellipsis":
             return Ellipsis
-        if tag in ("slice", "tuple") and isinstance(content, list):
-            items = self._items(content, words, depth)
-            if tag == "tuple":
-                return tuple(items)
-            if len(items) == 3 and all(item is None or isinstance(item, int | fx.Node) for item in items):
-                return slice(*items)
-        if tag == "dict" and isinstance(content, list):
+        if tag in ("node", "float", "memory_format", "device") and isinstance(content, str):
+            return self._named(tag, content)
+        if tag in ("complex", "slice", "tuple", "dict") and isinstance(content, list):
+            return self._made_of(tag, content, words, depth)
+        raise _unknown(tag)
+
+    def _named(self, tag: str, name: str) -> Any:
+        if tag == "node":
+            if name not in self.nodes:
+                raise ContainerError(f"a node reads {name[:80]!r}, which is not defined before it")
+            return self.nodes[name]
+        if tag == "float" and name in ("inf", "-inf", "nan"):
+            return float(name)
+        if tag == "memory_format" and name in _FORMATS:
+            return _FORMATS[name]
+        if tag == "device" and name in ("cpu", "cuda"):
+            return torch.device(name)
+        raise _unknown(tag)
+
+    def _made_of(self, tag: str, content: list[Any], words: Words, depth: int) -> Any:
+        if tag == "dict":
             pairs = [
                 self._items(pair, words, depth) for pair in content[:MAX_ITEMS] if isinstance(pair, list)
             ]
             if all(len(pair) == 2 and isinstance(pair[0], str | int) for pair in pairs):
                 return dict(pairs)
-        raise ContainerError(f"it has a value of an unknown kind {str(tag)[:80]!r}")
+            raise _unknown(tag)
+        items = self._items(content, words, depth)
+        if tag == "tuple":
+            return tuple(items)
+        if tag == "complex" and len(items) == 2 and all(type(part) is float for part in items):
+            return complex(*items)
+        numbers = (item is None or isinstance(item, int | fx.Node) for item in items)
+        if tag == "slice" and len(items) == 3 and all(numbers):
+            return slice(*items)
+        raise _unknown(tag)
 
     def _items(self, items: list[Any], words: Words, depth: int) -> list[Any]:
         if len(items) > MAX_ITEMS:
@@ -184,6 +202,10 @@ class Unpacker:
             raise ContainerError(f"it names a tensor {name[:80]!r} that it does not hold")
         tensor = self.tensors[name]
         return tensor.to(memory_format=torch.channels_last) if layout == "channels_last" else tensor
+
+
+def _unknown(tag: Any) -> ContainerError:
+    return ContainerError(f"it has a value of an unknown kind {str(tag)[:80]!r}")
 
 
 def tagged(value: Any) -> tuple[str, Any]:
