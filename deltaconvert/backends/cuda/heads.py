@@ -46,45 +46,59 @@ def head_of(
     tuner: backends/cuda/tuning.py, for operators that several kernels compute.
     """
     n, channels, height, width = edge.values.shape
-    dtype, size = edge.values.dtype, (height, width)
     if not _types_fit(operator, inputs[0], edge):
         raise NoKernel("another type")
     if n * height * width * -(-channels // 2) >= 2**32:
         raise NoKernel("a map of more than 32 bits")
-    tail = Tail(channels, dtype, edge.values.device)
-    first, others = operator, list(inputs)
-    stages: list[tuple[Operator, int, int]] = []
-    own = len(inputs)
-    if isinstance(operator, Fused):
-        first, own = operator.head, operator.head_inputs
-        stages = list(zip(list(operator.stages)[1:], operator.counts, operator.slots, strict=True))  # type: ignore[arg-type]
+    first, own, stages = _stages_of(operator, len(inputs))
     if stages and makes_places(first):
         raise NoKernel("places of channels with something fused behind them")
-    mine, others = others[:own], others[own:]
-    at = next((i for i, (stage, _, _) in enumerate(stages) if isinstance(stage, (Conv2d, ConvSum))), None)
-    inner = [] if at is None else stages[: at + 1]  # up to a second convolution
-    stages = stages[len(inner) :]
-    read = sum(count for _, count, _ in inner)
-    of_inner, others = others[:read], others[read:]
-    on_same_map = first.elementwise and not isinstance(first, Normalise)
+    at = next((i for i, (stage, _, _) in enumerate(stages) if isinstance(stage, (Conv2d, ConvSum))), -1)
+    inner, behind = stages[: at + 1], stages[at + 1 :]  # up to a second convolution, and what is behind it
+    read = own + sum(count for _, count, _ in inner)
+    mine, others = inputs[:read], inputs[read:]
+    tail = Tail(channels, edge.values.dtype, edge.values.device)
+    on_same_map = first.elementwise and not inner and not isinstance(first, Normalise)
     if on_same_map:
         head = _same_map(mine, edge, tail, first)
-    for stage, count, slot in stages:
-        values = [tail.operand(source, size) for source in others[:count]]
+    for stage, count, slot in behind:
+        values = [tail.operand(source, (height, width)) for source in others[:count]]
         others = others[count:]
         tail.then(stage, [*values[:slot], "v", *values[slot:]])
-    if inner:
-        assert isinstance(first, Conv2d)
-        head = both(inner, first, reaches[0], [*mine, *of_inner], edge)
-    elif isinstance(first, (Conv2d, ConvTranspose2d, ConvSum)):
-        head = conv(first, reaches, mine, edge, tuner, tail)
-    elif isinstance(first, MapLinear):
-        head = linear(first, mine, edge, tuner, tail)
-    elif not on_same_map:
-        head = _PACKERS[type(first)](first, reaches, mine, edge)
+    if not on_same_map:
+        head = _reading(first, inner, reaches, mine, edge, tuner, tail)
     if head.channels != channels:
         raise NoKernel("an elementwise operator that makes more channels")
     return head, tail
+
+
+def _stages_of(operator: Operator, inputs: int) -> tuple[Operator, int, list[tuple[Operator, int, int]]]:
+    """The first operator, how many of the inputs are its own, and (operator, further inputs, slot) of those behind."""
+    if not isinstance(operator, Fused):
+        return operator, inputs, []
+    behind = list(operator.stages)[1:]
+    stages = list(zip(behind, operator.counts, operator.slots, strict=True))
+    return operator.head, operator.head_inputs, stages  # type: ignore[return-value]
+
+
+def _reading(
+    first: Operator,
+    inner: Sequence[tuple[Operator, int, int]],
+    reaches: Sequence[Any],
+    inputs: Sequence[Any],
+    edge: Any,
+    tuner: Any,
+    tail: Tail,
+) -> Head:
+    """An operator that reads more than its own pixel. inner: what stands between it and a second convolution."""
+    if inner:
+        assert isinstance(first, Conv2d)
+        return both(inner, first, reaches[0], inputs, edge)
+    if isinstance(first, (Conv2d, ConvTranspose2d, ConvSum)):
+        return conv(first, reaches, inputs, edge, tuner, tail)
+    if isinstance(first, MapLinear):
+        return linear(first, inputs, edge, tuner, tail)
+    return _PACKERS[type(first)](first, reaches, inputs, edge)
 
 
 def _types_fit(operator: Operator, source: Any, edge: Any) -> bool:

@@ -47,10 +47,9 @@ class Order:
     in_step: int
     alike: bool  # those of a step are of one tap
     offsets: list[int]  # of taps, in pieces
-    window: tuple[
-        int, ...
-    ]  # from `pitch` on in struct Head of kernels/gather.cuh, but for the number of steps
-    second: tuple[int, ...]  # and from `also_pitch` on
+    # In struct Head of kernels/gather.cuh: from `pitch` on, but for the number of steps, and from `also_pitch` on.
+    window: tuple[int, ...]
+    second: tuple[int, ...]
 
     @classmethod
     def of(cls, operator: Any, window: Window | None, source: Any, also: Also | None = None) -> Order:
@@ -148,14 +147,7 @@ def by_wgmma(
     taps = order.table(even)
     kept = weights, bias, table_of("=2i", taps, weights.device)
     compares = has_threshold(edge) and up == (1, 1) and width >= outputs
-    if "STAY" in tile:
-        shared_bytes = stay_bytes(tile, order.steps, compares)
-    else:
-        walk_bytes = _walk_bytes(tile, order, len(taps), also is not None, compares)
-        shared_bytes = max(walk_bytes, whole_bytes(tile))
-    more: tuple[Any, ...] = NOTHING_TO_COMPARE
-    if compares:
-        more = (edge.marks.bits, edge.marks.changed, edge.limits)
+    shared_bytes = _shared_bytes(tile, order, len(taps), also is not None, compares)
     return Head(
         "conv_wgmma.cu",
         order.head(source, *kept),
@@ -178,12 +170,18 @@ def by_wgmma(
         up=up,
         compares=compares,
         octets="OCTETS" in tile,
-        more=more,
+        more=(edge.marks.bits, edge.marks.changed, edge.limits) if compares else NOTHING_TO_COMPARE,
     )
 
 
 def _loaders(tile: dict[str, int]) -> int:
     return 128 if tile["BM"] == 64 else 0
+
+
+def _shared_bytes(tile: dict[str, int], order: Order, taps: int, adds: bool, compares: bool) -> int:
+    if "STAY" in tile:
+        return stay_bytes(tile, order.steps, compares)
+    return max(_walk_bytes(tile, order, taps, adds, compares), whole_bytes(tile))
 
 
 def _walk_bytes(tile: dict[str, int], order: Order, taps: int, adds: bool, compares: bool) -> int:
