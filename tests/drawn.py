@@ -1,22 +1,20 @@
-"""Small networks that hypothesis draws, and videos for them."""
+"""What hypothesis draws: settings of operators, and small networks with videos for them."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from oracle import (
-    generator,
-    scripted_video,
-)
+from oracle import generator, scripted_video
 from torch import nn
 
+KINDS = (
+    "conv conv conv conv depthwise transposed norm max avg relu relu_ hardswish sigmoid add iadd sub mul cat gate "
+    "resize chunk constant adaptive shuffle unshuffle channels tokens pad crop turn softmax reduce "
+    "group instance across"
+).split()
 STEP = st.tuples(
-    st.sampled_from(
-        "conv conv conv conv depthwise transposed norm max avg relu relu_ hardswish sigmoid add iadd sub mul cat gate "
-        "resize chunk constant adaptive shuffle unshuffle channels tokens pad crop turn softmax reduce "
-        "group instance across".split()
-    ),
+    st.sampled_from(KINDS),
     st.integers(0, 99),  # which of the maps so far
     st.integers(0, 99),  # which other map, where it takes two
     st.integers(0, 9999),  # its settings
@@ -30,6 +28,11 @@ RECIPE = st.fixed_dictionaries(
         "seed": st.integers(0, 999),
     }
 )
+
+
+def pairs(low, high):
+    """Of numbers for rows and columns, as a window's sides are."""
+    return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
 class Tokens(nn.Module):
@@ -50,6 +53,175 @@ class Tokens(nn.Module):
         return y.reshape(x.shape[0], -1, x.shape[2], x.shape[3])
 
 
+class Settings:
+    """Of a module, all from one number."""
+
+    def __init__(self, number):
+        self.number = number
+        self.kernel = 1 + number % 4, 1 + number // 4 % 4
+        self.stride = 1 + number // 16 % 3, 1 + number // 48 % 3
+        self.padding, self.dilation, self.bias = number // 7 % 3, 1 + number // 21 % 2, number % 3 > 0
+
+
+class Illegal(RuntimeError):
+    """A module that makes nothing of this map."""
+
+
+def _conv(x, s):
+    channels = x.shape[1]
+    groups = channels if s.number % 5 == 0 else 1
+    outer = groups * (1 + s.number % 2) if groups > 1 else 1 + s.number % 6
+    stride = s.stride if s.number % 2 else 1
+    return nn.Conv2d(channels, outer, s.kernel, stride, s.padding, s.dilation, groups, s.bias)
+
+
+def _depthwise(x, s):
+    return nn.Conv2d(x.shape[1], x.shape[1], 3, s.stride, 1, groups=x.shape[1], bias=s.bias)
+
+
+def _transposed(x, s):
+    padding = s.number // 5 % 2
+    return nn.ConvTranspose2d(x.shape[1], 1 + s.number % 4, s.kernel, s.stride, padding, 0, bias=s.bias)
+
+
+def _norm(x, s):
+    part = nn.BatchNorm2d(x.shape[1])
+    part.running_mean.uniform_(-1, 1)
+    part.running_var.uniform_(0.5, 2)
+    return part
+
+
+def _max(x, s):
+    return nn.MaxPool2d(2 + s.number % 2, s.stride, s.number // 2 % 2, ceil_mode=s.bias)
+
+
+def _avg(x, s):
+    size, padding, counted = 2 + s.number % 2, s.number // 2 % 2, s.number % 5 > 1
+    return nn.AvgPool2d(size, s.stride, padding, ceil_mode=s.bias, count_include_pad=counted)
+
+
+def _adaptive(x, s):
+    return (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)[s.number // 16 % 2](s.kernel)
+
+
+def _tokens(x, s):
+    return Tokens(x.shape[1], 1 + s.number % 6, flat=s.number % 2 == 1)
+
+
+def _gate(x, s):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(x.shape[1], x.shape[1], 1), nn.Sigmoid())
+
+
+def _group(x, s):
+    groups = x.shape[1] if s.number % 2 else 1
+    if x[0].numel() == groups:
+        raise Illegal("no deviation")
+    return nn.GroupNorm(groups, x.shape[1], eps=0.1)
+
+
+def _instance(x, s):
+    if x[0, 0].numel() == 1:
+        raise Illegal("no deviation")
+    return nn.InstanceNorm2d(x.shape[1], eps=0.1, affine=s.number % 2 > 0)
+
+
+MODULES = {
+    "conv": _conv,
+    "depthwise": _depthwise,
+    "transposed": _transposed,
+    "norm": _norm,
+    "max": _max,
+    "avg": _avg,
+    "adaptive": _adaptive,
+    "relu": lambda x, s: nn.ReLU(),
+    "hardswish": lambda x, s: nn.Hardswish(),
+    "sigmoid": lambda x, s: nn.Sigmoid(),
+    "tokens": _tokens,
+    "gate": _gate,
+    "group": _group,
+    "instance": _instance,
+}
+
+
+def _iadd(x, y):
+    z = x * 1
+    z += y
+    return z
+
+
+OF_TWO = {
+    "add": torch.add,
+    "iadd": _iadd,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "cat": lambda x, y: torch.cat([x, y], 1),
+}
+
+
+def _across(x, number):
+    """A column or a row beside the map."""
+    return x * F.adaptive_avg_pool2d(x, (None, 1) if number % 2 else (1, None))
+
+
+def _chunk(x, number):
+    if x.shape[1] < 2:
+        raise Illegal("one channel")
+    return x.chunk(2, 1)[number % 2]
+
+
+def _unshuffle(x, number):
+    return F.pixel_unshuffle(F.interpolate(x, scale_factor=2), 1 + number % 2)
+
+
+def _channels(x, number):
+    return F.channel_shuffle(torch.cat([x, x], 1), 2)[:, :: 1 + number % 2].flip(1)
+
+
+def _resize(x, number):
+    mode = ("nearest", "bilinear", "bicubic", "area")[number % 4]
+    align = number % 3 == 0 if mode in ("bilinear", "bicubic") else None
+    size = 1 + number // 4 % 11, 1 + number // 44 % 11
+    return F.interpolate(x, size=size, mode=mode, align_corners=align)
+
+
+def _pad(x, number):
+    mode = ("constant", "reflect", "replicate", "circular")[number // 144 % 4]
+    least = -1 if mode != "circular" else 0
+    pads = [number % 3, least + number // 3 % 3, number // 9 % 3, least + number // 27 % 3]
+    return F.pad(x, pads, mode, number % 5 - 1.0 if mode == "constant" else None)
+
+
+def _crop(x, number):
+    rows, cols = (slice(n % 3, None if n % 2 else -(n % 3), 1 + n // 3 % 3) for n in divmod(number, 12))
+    return x[:, number % 2 :, rows, cols]
+
+
+def _turn(x, number):
+    dim = 2 + number % 2
+    return x.flip(dim) if number % 3 == 0 else x.roll(number % 5 - 2, dim)
+
+
+def _reduce(x, number):
+    return (torch.amax, torch.mean, torch.sum)[number % 3](x, dim=1, keepdim=True)
+
+
+FUNCTIONS = {
+    "relu_": lambda x, number: F.relu_(x * 1),
+    "constant": lambda x, number: 1.5 - x * 0.5,
+    "softmax": lambda x, number: x.softmax(1),
+    "shuffle": lambda x, number: F.pixel_shuffle(torch.cat([x] * 4, 1), 2),
+    "unshuffle": _unshuffle,
+    "chunk": _chunk,
+    "channels": _channels,
+    "across": _across,
+    "reduce": _reduce,
+    "resize": _resize,
+    "pad": _pad,
+    "crop": _crop,
+    "turn": _turn,
+}
+
+
 class Drawn(nn.Module):
     """The network of a recipe. A step that is illegal for the sizes at hand is left out."""
 
@@ -64,11 +236,9 @@ class Drawn(nn.Module):
             self.parts.append(nn.Identity())
             try:
                 entry = self.draw(place, *step, maps)
-                if entry is None:
-                    continue
                 with torch.no_grad():
                     new = self.run(entry, [x.clone() for x in maps])
-            except RuntimeError:  # a window larger than the map
+            except RuntimeError:  # such as a window larger than the map
                 self.parts[place] = nn.Identity()
                 continue
             if new.numel() and max(new.shape[2:]) <= 30 and new.shape[1] <= 16:
@@ -79,118 +249,27 @@ class Drawn(nn.Module):
 
     def draw(self, place, kind, which, other, number, maps):
         """(kind, sources, place of the module, number) of a step, its module made."""
-        source = which % len(maps)
-        x = maps[source]
-        channels = x.shape[1]
-        sources = [source]
-        kernel, stride = (1 + number % 4, 1 + number // 4 % 4), (1 + number // 16 % 3, 1 + number // 48 % 3)
-        padding, dilation, bias = number // 7 % 3, 1 + number // 21 % 2, number % 3 > 0
-        part = None
-        if kind == "conv":
-            groups = channels if number % 5 == 0 else 1
-            outer = groups * (1 + number % 2) if groups > 1 else 1 + number % 6
-            part = nn.Conv2d(
-                channels, outer, kernel, stride if number % 2 else 1, padding, dilation, groups, bias
-            )
-        elif kind == "depthwise":
-            part = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=bias)
-        elif kind == "transposed":
-            part = nn.ConvTranspose2d(channels, 1 + number % 4, kernel, stride, number // 5 % 2, 0, bias=bias)
-        elif kind == "norm":
-            part = nn.BatchNorm2d(channels)
-            part.running_mean.uniform_(-1, 1)
-            part.running_var.uniform_(0.5, 2)
-        elif kind == "max":
-            part = nn.MaxPool2d(2 + number % 2, stride, number // 2 % 2, ceil_mode=bias)
-        elif kind == "avg":
-            part = nn.AvgPool2d(
-                2 + number % 2, stride, number // 2 % 2, ceil_mode=bias, count_include_pad=number % 5 > 1
-            )
-        elif kind == "adaptive":
-            pool = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)[number // 16 % 2]
-            part = pool((1 + number % 4, 1 + number // 4 % 4))
-        elif kind in ("relu", "relu_", "hardswish", "sigmoid"):
-            part = {
-                "relu": nn.ReLU(),
-                "relu_": nn.ReLU(),
-                "hardswish": nn.Hardswish(),
-                "sigmoid": nn.Sigmoid(),
-            }[kind]
-        elif kind in ("add", "iadd", "sub", "mul", "cat"):
+        x, sources = maps[which % len(maps)], [which % len(maps)]
+        if kind in OF_TWO:
             same = [
                 i
                 for i, y in enumerate(maps)
                 if y.shape[2:] == x.shape[2:] and (kind == "cat" or y.shape == x.shape)
             ]
             sources.append(same[other % len(same)])
-        elif kind == "tokens":
-            part = Tokens(channels, 1 + number % 6, flat=number % 2 == 1)
-        elif kind == "gate":
-            part = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), nn.Sigmoid())
-        elif kind == "group":
-            groups = channels if number % 2 else 1
-            if x[0].numel() == groups:  # no deviation
-                return None
-            part = nn.GroupNorm(groups, channels, eps=0.1)
-        elif kind == "instance":
-            if x.shape[2] * x.shape[3] == 1:
-                return None
-            part = nn.InstanceNorm2d(channels, eps=0.1, affine=number % 2 > 0)
-        elif kind == "chunk" and channels < 2:
-            return None
-        return kind, tuple(sources), place if part is not None else None, number
+        if kind in MODULES:
+            self.parts[place] = MODULES[kind](x, Settings(number)).eval()
+        return kind, tuple(sources), place, number
 
     def run(self, entry, maps):
         kind, sources, place, number = entry
-        x, y = maps[sources[0]], maps[sources[-1]]
-        if kind == "gate":
-            return x * self.parts[place](x)
-        if kind == "relu_":
-            return F.relu_(x * 1)
-        if place is not None:
-            return self.parts[place](x)
-        if kind == "iadd":
-            z = x * 1
-            z += y
-            return z
-        if kind == "cat":
-            return torch.cat([x, y], 1)
-        if kind == "softmax":
-            return x.softmax(1)
-        if kind == "reduce":
-            return (torch.amax, torch.mean, torch.sum)[number % 3](x, dim=1, keepdim=True)
-        if kind == "across":  # a column or a row beside the map
-            return x * F.adaptive_avg_pool2d(x, (None, 1) if number % 2 else (1, None))
-        if kind == "chunk":
-            a = x.chunk(2, 1)
-            return a[number % 2]
-        if kind == "shuffle":
-            return F.pixel_shuffle(torch.cat([x] * 4, 1), 2)
-        if kind == "unshuffle":
-            return F.pixel_unshuffle(F.interpolate(x, scale_factor=2), 1 + number % 2)
-        if kind == "channels":
-            return F.channel_shuffle(torch.cat([x, x], 1), 2)[:, :: 1 + number % 2].flip(1)
-        if kind == "resize":
-            mode = ("nearest", "bilinear", "bicubic", "area")[number % 4]
-            align = number % 3 == 0 if mode in ("bilinear", "bicubic") else None
-            size = 1 + number // 4 % 11, 1 + number // 44 % 11
-            return F.interpolate(x, size=size, mode=mode, align_corners=align)
-        if kind == "pad":
-            mode = ("constant", "reflect", "replicate", "circular")[number // 144 % 4]
-            least = -1 if mode != "circular" else 0
-            pads = [number % 3, least + number // 3 % 3, number // 9 % 3, least + number // 27 % 3]
-            return F.pad(x, pads, mode, number % 5 - 1.0 if mode == "constant" else None)
-        if kind == "crop":
-            rows, cols = (
-                slice(n % 3, None if n % 2 else -(n % 3), 1 + n // 3 % 3) for n in divmod(number, 12)
-            )
-            return x[:, number % 2 :, rows, cols]
-        if kind == "turn":
-            dim = 2 + number % 2
-            return x.flip(dim) if number % 3 == 0 else x.roll(number % 5 - 2, dim)
-        if kind == "constant":
-            return 1.5 - x * 0.5
-        return {"add": x + y, "sub": x - y, "mul": x * y}[kind]
+        x = maps[sources[0]]
+        if kind in MODULES:
+            y = self.parts[place](x)
+            return x * y if kind == "gate" else y
+        if kind in OF_TWO:
+            return OF_TWO[kind](x, maps[sources[1]])
+        return FUNCTIONS[kind](x, number)
 
     def forward(self, x):
         maps = [x]

@@ -185,6 +185,15 @@ def assert_marked_alike(ours: DeltaModel, apart: DeltaModel, frame: Tensor, wher
     return sum(density < computed for computed, density in counts)
 
 
+def nodes_in_both(ours: DeltaModel, theirs: DeltaModel) -> list[str]:
+    """The paths of deltas that two backends both have: one that joins steps has one node where the other has two."""
+    operators = [
+        {row.path: row.operator for row in model.explain().rows if row.kind in ("delta", "sparsify")}
+        for model in (ours, theirs)
+    ]
+    return [path for path, operator in operators[0].items() if operators[1].get(path) == operator]
+
+
 def anatomy(module: nn.Module) -> dict[str, Any]:
     """Everything that conversion must leave alone: attributes by identity, weights by value."""
     found: dict[str, Any] = {
