@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawn import pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import examples
@@ -12,8 +13,6 @@ from deltaconvert.ops.pad import Pad
 from deltaconvert.ops.places import Crop, Flip, Roll
 from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
 from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
-
-pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
 
 
 def moved_by_each_pixel(operator, size, channels, dtype=torch.float64):

@@ -3,12 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn import pairs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import Call, check_operator, examples
 from torch import nn
-
-pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
 
 
 @settings(max_examples=examples(15))

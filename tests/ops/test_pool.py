@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn import pairs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import Call, check_operator, examples
@@ -10,7 +11,6 @@ from torch import nn
 
 import deltaconvert
 
-pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
 WINDOWS = dict(
     kernel=pairs(1, 4),
     stride=pairs(1, 5),

@@ -3,14 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn import pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Call, assert_close, assert_same_bits, check_operator, examples
 from torch import nn
 
 import deltaconvert
-
-pairs = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
 
 
 @settings(max_examples=examples(12))
