@@ -233,10 +233,7 @@ class Trials:
             output = self.model.signature.unflatten(leaves)
         if self.streams == 1:
             return [output], done
-        return [
-            pytree.tree_map_only(Tensor, lambda leaf: leaf[stream : stream + 1], output)  # noqa: B023
-            for stream in range(self.streams)
-        ], done
+        return [_of_stream(output, stream) for stream in range(self.streams)], done
 
     def _guarded(self, gate: Gate) -> Gate:
         """A gate to try, with the guards that the model has: trials play as the model will."""
@@ -279,6 +276,10 @@ def _rounded(share: float) -> float:
     """To three digits: a gradient's last ones differ from run to run on a GPU, and a calibration that goes on knows its
     trials by their shares."""
     return float(f"{share:.3g}")
+
+
+def _of_stream(output: Any, stream: int) -> Any:
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf[stream : stream + 1], output)
 
 
 def _tensors(output: Any) -> list[Tensor]:
