@@ -32,6 +32,7 @@ from deltaconvert.text import counted
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.watching.inputs import inputs_of
 
+METHODS = ("allocate", "front_to_back")
 FRAMES = 40  # of a clip, where nobody says how many
 LONGER = 4  # times as many to check with
 FACTS = "loss checked work budget metric method frames trials milliseconds dense_milliseconds".split()
@@ -124,7 +125,8 @@ def calibrate(
         cost more time than they save are left out. Give frames of the batch that you will run.
     against: the dense network that is timed on the same frames, called as `delta` is: `torch.compile(model)`, say,
         which may take half the time of torch's, which is timed unless it is given.
-    method: "allocate" or "front_to_back".    gates, rounds: what `allocate` tries at the input; how often it allocates.
+    method: "allocate" or "front_to_back".
+    gates, rounds: what `allocate` tries at the input, and how often it allocates.
     seconds: then it tries nothing more and takes the best so far: it may be the exact network's, if none was found yet.
     check: other frames, or the same file: up to four times `limit`. What was found is lowered until it is within the
         budget there as well: a few frames flatter thresholds, which freeze what moves later.
@@ -219,6 +221,3 @@ def _searched(search: Search, method: str, gates: Sequence[Gate], rounds: int, u
     cut_off = time.monotonic() > search.until
     search.until = until
     return search.spent(start=2.0) if cut_off else setting
-
-
-METHODS = ("allocate", "front_to_back")
