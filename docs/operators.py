@@ -227,7 +227,7 @@ def _kernel(made: base.Operator, reaches: Any, inputs: Any, kept: Map) -> str:
         for size in (*(source.values.shape for source in inputs), kept.shape)
     )
     try:
-        head, _ = cuda.heads.head_of(made, reaches, sources, edge, None)
+        head, _ = cuda.heads.head_and_tail(made, reaches, sources, edge, None)
     except NoKernel:
         return "whole"
     return head.source.removesuffix(".cu")

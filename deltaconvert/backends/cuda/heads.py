@@ -38,7 +38,7 @@ MOST_PARTS = 16  # of kernels/pointwise.cu
 UNROLLED_TAPS = 16  # of kernels/pool.cu
 
 
-def head_of(
+def head_and_tail(
     operator: Operator, reaches: Sequence[Any], inputs: Sequence[Any], edge: Any, tuner: Any
 ) -> tuple[Head, Tail]:
     """The kernel for an operator with all that is fused behind it; NoKernel if there is none.

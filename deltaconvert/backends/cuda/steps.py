@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert.backends.cuda.edges import Edge, Planes
-from deltaconvert.backends.cuda.heads import head_of
+from deltaconvert.backends.cuda.heads import head_and_tail
 from deltaconvert.backends.cuda.kernels import strides_of
 from deltaconvert.backends.cuda.launches import THREADS, Launch, blocks_of
 from deltaconvert.backends.cuda.listings import Listing, key_of
@@ -128,7 +128,7 @@ class Step:
             self.run_alone = lambda: None
             return
         try:
-            head, tail = head_of(operator, reaches, inputs, edge, backend.tuner)
+            head, tail = head_and_tail(operator, reaches, inputs, edge, backend.tuner)
         except NoKernel:
             self.run_alone = self._whole
         else:
