@@ -161,6 +161,11 @@ def test_the_map_of_contributing_names_every_module():
     assert [name for name in sorted(modules) if name[0] != "_" and not re.search(rf"\b{name}", where)] == []
 
 
+def test_every_page_is_in_the_index():
+    listed = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text())
+    assert sorted([*listed, "README.md"]) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
 def test_files_that_are_named_exist():
     """Between the backticks of pages, and anywhere in sources."""
     elsewhere = {"train.py", "ring.cuh"}  # another project's; one that was tried and did not stay
