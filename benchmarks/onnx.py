@@ -39,19 +39,7 @@ WARM = 2  # the first frame is computed in full, the second is the first of its 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--networks", default="resnet50,dncnn")
-    parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
-    parser.add_argument("--size", help="HxW instead of the network's own")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", choices=list(DENSE), default="cpu")
-    parser.add_argument("--files", type=Path, help="folder where the ONNX files are kept, and found again")
-    parser.add_argument("--out", type=Path, help="JSON to write")
-    options = parser.parse_args()
-    options.scratch = tempfile.TemporaryDirectory()
+    options = arguments()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     facts: dict[str, Any] = {
@@ -64,10 +52,30 @@ def main() -> None:
         onnxruntime.set_default_logger_severity(3)
         facts["gpu"] = torch.cuda.get_device_name()
     facts["results"] = []
-    for name in options.networks.split(","):
-        facts["results"] += measure_network(name, options)
-        if options.out:
-            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.networks.split(","):
+            facts["results"] += measure_network(name, options, options.files or Path(scratch))
+            if options.out:
+                options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    print(results_table(facts["results"]))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", default="resnet50,dncnn")
+    parser.add_argument("--densities", default="0,1,5,10,25,50,100", help="percent of the frame in the box")
+    parser.add_argument("--size", help="HxW instead of the network's own")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=list(DENSE), default="cpu")
+    parser.add_argument("--files", type=Path, help="folder where the ONNX files are kept, and found again")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    return parser.parse_args()
+
+
+def results_table(rows: list[dict[str, Any]]) -> str:
     head = ("network", "moving", "dense ms", "exported ms", "times as fast")
     body = [
         (
@@ -77,17 +85,17 @@ def main() -> None:
             f"{row['delta_ms']:.1f}",
             f"{row['ratio']:.2f}",
         )
-        for row in facts["results"]
+        for row in rows
     ]
-    print(table(head, body))
+    return table(head, body)
 
 
-def measure_network(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_network(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """folder: where the ONNX files go, and may lie already."""
     shape = SIZES[name]
     if options.size:
         shape = (*shape[:2], *map(int, options.size.split("x")))
     model, base = network(name), torch.rand(shape, generator=torch.Generator().manual_seed(1))
-    folder = options.files or Path(options.scratch.name)
     size = "x".join(map(str, shape))
     exported, plain = folder / f"{name}_{size}_delta.onnx", folder / f"{name}_{size}_dense.onnx"
     if not plain.exists():
