@@ -280,7 +280,7 @@ class Drawn(nn.Module):
 
 # On CUDA its joined map has as many values from pixel to pixel as the maps that lie in it would have by themselves.
 JOINED = {
-    "steps": [("conv", 0, 0, 0), ("channels", 0, 0, 0)],
+    "steps": [("channels", 0, 0, 0)],
     "size": (1, 1),
     "batch": 1,
     "outputs": 1,
