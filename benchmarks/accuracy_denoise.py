@@ -2,19 +2,23 @@
 
     python benchmarks/accuracy_denoise.py --device cuda --out FOLDER
 
-The rule (15:30 on 2026-11-27, committed before anything of it was played; it takes the place of one that looked at ten
-frames under one draw of noise, and chose what lost .147 dB in the test). Candidates are gates with a threshold at the
+The rule (19:28 on 2026-11-27, committed before anything was played by it). Candidates are gates with a threshold at the
 input and none behind it: averages over 9x9 pixels and 4, 8 or 12 frames, 24, 32 or 40 pixels taken along, at HEIGHTS of
 the noise of a mean of so many frames. What passes of enlarged frames, at the middle of the network's twenty layers,
 says which is quicker. In this order, the least first, candidates play the whole calibration range, 250 frames in a row,
 under three draws of noise; every fifth frame is scored beside the dense network. Losses are told for each draw and each
-fifth of the range. The first candidate is the choice for which their mean and MARGIN of their standard deviations stay
-within the 0.1 dB that is accepted: 200 other frames, that are like these, then lose less in 19 cases of 20. No frame of
-the test is looked at for that.
+fifth of the range: fifteen. The first candidate whose **worst** stays within the 0.1 dB that is accepted is the choice.
+No frame of the test is looked at for that.
 
-What was chosen, and the gate that was known before, then play the 200 test frames and the 195 behind them under three
-draws, every frame scored: FOLDER/denoise.json says what came of it, and FOLDER/denoise_best.json is what was chosen,
-whatever it loses there.
+It is the third rule. The second had the same candidates and order, and asked for the mean of the fifteen and some of
+their standard deviations: as if people walked by chance. It left .004 dB, and what it chose lost .105 in the test, less
+than its own worst fifth, .108. Of the calibration alone: where the second rule tried ten candidates, a fifth's mean
+over the draws is above the worst of the four other fifths in 1 of 50 cases. That two choices had been seen to fail in
+the test cannot be unlearnt; so what this one chooses also plays FRESH frames, on which no gate had been played.
+
+What was chosen, the second rule's choice and the gate that was known before then play the 200 test frames, the 195
+behind them and the fresh ones under three draws, every frame scored: FOLDER/denoise.json says what came of it, and
+FOLDER/denoise_best.json is what was chosen, whatever it loses there.
 """
 
 from __future__ import annotations
@@ -43,13 +47,13 @@ from deltaconvert.gate import Gate, grown
 from deltaconvert.thresholds import Thresholds
 
 KNOWN = (Gate(smooth=9, recent=12, peak=64.0, dilate=24), 0.01718419729471207)
+SECOND = (Gate(smooth=9, recent=8, peak=64.0, dilate=40), 0.025255509006815786)  # the second rule's choice
 RECENT, DILATE, HEIGHTS = (4, 8, 12), (24, 32, 40), (0.9, 1.0, 1.1, 1.2)  # 1: the known threshold
 LARGE, SETTLED, COUNTED, MIDDLE = (1080, 1920), 24, 6, 10
 RANGE, RUNS, EVERY, DRAWS = range(100, 350), 5, 5, 3
-TESTS = {"test": range(400, 600), "behind it": range(600, 795)}
+FRESH = range(100)  # before those of the calibration
+TESTS = {"test": range(400, 600), "behind it": range(600, 795), "fresh": FRESH}
 ACCEPTED = 0.1  # dB
-# Of the mean of four more runs like the five, one-sided: 2.13 of Student's t, four degrees of freedom.
-MARGIN = 2.13 * math.sqrt(1 / 5 + 1 / 4)
 Candidate = tuple[Gate, float]
 
 
@@ -90,14 +94,14 @@ def played_by_rule(task: Task, options: argparse.Namespace) -> Iterator[tuple[st
         print("calibration", row, flush=True)
         rows.append(row)
         yield "calibration", rows
-        if row["within"] <= ACCEPTED:
+        if row["worst"] <= ACCEPTED:
             chosen = candidate
             break
     yield "chosen", chosen and told(*chosen)
     del draws
     for name, numbers in TESTS.items():
         draws = [Draw(task, numbers, options.device, 1) for _ in range(DRAWS)]
-        found = [row_of(draws, *candidate, 1) for candidate in (chosen, KNOWN) if candidate is not None]
+        found = [row_of(draws, *candidate, 1) for candidate in (chosen, SECOND, KNOWN) if candidate]
         print(name, found, flush=True)
         yield name, found
         if name == "test" and chosen is not None:
@@ -151,14 +155,18 @@ def passes(frames: Sequence[Tensor], gate: Gate, threshold: float) -> float:
 
 
 def row_of(draws: Sequence[Draw], gate: Gate, threshold: float, runs: int) -> dict[str, Any]:
-    """loss: the mean; within: with what is to spare for other frames, where there is more than one run."""
+    """loss: the mean of the runs and draws; worst: the largest of them."""
     begin = time.monotonic()
     found = [draw.losses(gate, threshold, runs) for draw in draws]
     losses = [loss for some, _ in found for loss in some]
-    row = {**told(gate, threshold), "loss": statistics.mean(losses), "losses": [some for some, _ in found]}
-    if runs > 1:
-        row["within"] = row["loss"] + MARGIN * statistics.stdev(losses)
-    return row | {"work": statistics.mean(work for _, work in found), "seconds": time.monotonic() - begin}
+    return {
+        **told(gate, threshold),
+        "loss": statistics.mean(losses),
+        "worst": max(losses),
+        "losses": [some for some, _ in found],
+        "work": statistics.mean(work for _, work in found),
+        "seconds": time.monotonic() - begin,
+    }
 
 
 if __name__ == "__main__":
