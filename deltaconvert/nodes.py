@@ -51,6 +51,18 @@ def name_called(node: fx.Node) -> str:
     return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
 
 
+def is_size(node: fx.Node) -> bool:
+    """The value is a number that follows from the size of a tensor."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel", "ndimension")
+    if node.op != "call_function" or not node.all_input_nodes:
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    plain = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
+    return plain and all(map(is_size, node.all_input_nodes))
+
+
 def path_of(node: fx.Node) -> str:
     """What reports and masks call a node: the path of the module that it comes from, where it has one."""
     return node.meta.get("path", node.name)

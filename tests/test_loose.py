@@ -78,9 +78,11 @@ def test_they_are_those_of_the_frame(backend, name):
 
 
 def test_what_reads_them_says_why_it_is_dense():
-    network = Network(MAPS["a map"]).eval()
-    rows = {row.path: row for row in deltaconvert.convert(network, torch.rand(SHAPE)).explain().rows}
+    network, frame = Network(MAPS["a map"]).eval(), torch.rand(SHAPE)
+    rows = {row.path: row for row in deltaconvert.convert(network, frame).explain().rows}
     assert rows["last"].reason == "the size of its input reshape follows from values"
+    pixels = int((network.first(frame)[:, 0] > 0).sum())
+    assert rows["last"].macs == 4 * 2 * pixels  # of the example
     assert "end the network before it" in rows["last"].way_out
 
 
@@ -96,6 +98,21 @@ def test_what_comes_to_one_size_again_runs_as_deltas(backend):
     for t, frame in enumerate(frames):
         with torch.no_grad():
             assert_close(model(frame), network(frame), f"frame {t}")
+
+
+REPEATS = {
+    "sizes": lambda self, y: self.last(y * y[:, :, :1].repeat_interleave(y.shape[2] // y.shape[0], dim=2)),
+    "weights": lambda self, y: self.last(y.repeat_interleave(self.counts, 3)),
+    "a length": lambda self, y: self.last(y.repeat_interleave(y[0, 0, 0].argsort(), 3, output_size=55)),
+}
+
+
+@pytest.mark.parametrize("name", REPEATS)
+def test_repeats_that_no_value_changes_have_a_size(name):
+    network = Network(REPEATS[name]).eval()
+    network.counts = torch.arange(SHAPE[3])
+    rows = deltaconvert.convert(network, torch.rand(SHAPE), backend="reference").explain().rows
+    assert {row.path: row.kind for row in rows}["last"] == "delta"
 
 
 def test_a_compiled_graph_asks_for_no_size():

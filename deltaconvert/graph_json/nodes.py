@@ -16,7 +16,7 @@ from deltaconvert.advice import kept_beside_tensors
 from deltaconvert.errors import ContainerError
 from deltaconvert.graph_json.values import WAY_OUT, Packer, Unpacker, list_in
 from deltaconvert.graph_json.vocabulary import METHODS, function_named, name_of, word_allowed
-from deltaconvert.nodes import attribute_of, name_called, operator_of, path_of
+from deltaconvert.nodes import attribute_of, is_size, name_called, operator_of, path_of
 from deltaconvert.ops.base import Operator, is_known, known_modules, operator_types
 from deltaconvert.tracing.parts import parts_of
 
@@ -71,7 +71,7 @@ def _length(node: fx.Node) -> dict[str, int]:
     if name_called(node) != "repeat_interleave" or "output_size" in node.kwargs:
         return {}
     counts = node.args[1] if len(node.args) > 1 else node.kwargs.get("repeats")
-    if not isinstance(counts, fx.Node):
+    if not isinstance(counts, fx.Node) or is_size(counts):
         return {}
     if counts.op != "get_attr":
         raise ContainerError(

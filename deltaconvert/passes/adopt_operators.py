@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from deltaconvert.nodes import attribute_of, is_call, operator_of, path_of
+from deltaconvert.nodes import attribute_of, is_call, is_size, operator_of, path_of
 from deltaconvert.ops.base import Operator, StaysDense, find, known_modules
 from deltaconvert.passes.propagate import TYPES
 
@@ -57,7 +57,7 @@ def _spelled(gm: fx.GraphModule, node: fx.Node, weights: set[fx.Node]) -> tuple[
     reads = [read for part in inputs for read in (part[1] if isinstance(part, tuple) else [part])]
     if not reads or not all(isinstance(read, fx.Node) for read in reads):
         raise StaysDense("it reads no map")
-    if any(map(_is_size, reads)):  # x * x.shape[1]: a number, once the plan has folded constants
+    if any(map(is_size, reads)):  # x * x.shape[1]: a number, once the plan has folded constants
         raise StaysDense("it reads a size")
     if not weights.isdisjoint(reads):  # x * weight.relu(): likewise
         raise StaysDense("it reads what follows from weights")
@@ -104,24 +104,12 @@ def _is_free(gm: fx.GraphModule, target: str, node: fx.Node) -> bool:
     return target == node.target and isinstance(module, Operator)
 
 
-def _is_size(node: fx.Node) -> bool:
-    """The value is a number that follows from the size of a tensor."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim", "numel", "ndimension")
-    if node.op != "call_function" or not node.all_input_nodes:
-        return False
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim")
-    plain = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
-    return plain and all(map(_is_size, node.all_input_nodes))
-
-
 def _follows(node: fx.Node, weights: set[fx.Node]) -> bool:
     """The value is made of `weights`, sizes and types: the same in every frame."""
     read = node.all_input_nodes
     if node.target in ("to", "type_as"):
         read = read[:1]  # weight.to(x) has the type of x, and nothing else of it
-    return bool(read) and not _is_size(node) and all(n in weights or _is_size(n) or _is_type(n) for n in read)
+    return bool(read) and not is_size(node) and all(n in weights or is_size(n) or _is_type(n) for n in read)
 
 
 def _is_type(node: fx.Node) -> bool:

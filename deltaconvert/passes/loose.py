@@ -51,7 +51,7 @@ class Loose(fx.Interpreter):
         name = _name(node)
         if type(value) is int:  # x.sum().item(), which may come to be a size
             return value + 1
-        if name in _PICKS and not _is_settled(node, name):
+        if name in _PICKS and not self._is_settled(node, name):
             return pytree.tree_map_only(Tensor, _one_less, value)
         inputs = {source: self.env[source] for source in node.all_input_nodes}
         masks = {source: _one_true_less(x) for source, x in inputs.items() if _is_mask(x)}
@@ -72,6 +72,20 @@ class Loose(fx.Interpreter):
                 return getattr(self, node.op)(node.target, args, kwargs)
         return _UNKNOWN
 
+    def _is_settled(self, node: fx.Node, name: str) -> bool:
+        """The call is the one of that name whose result has a size that follows from those of its inputs."""
+        if name == "where":
+            return len(node.args) + len(node.kwargs) > 1
+        if name != "repeat_interleave":
+            return False
+        if "output_size" in node.kwargs:
+            return True
+        (repeats,) = (*node.args, node.kwargs.get("repeats"))[1:2]
+        if not isinstance(repeats, fx.Node):
+            return type(repeats) is int
+        # Numbers follow from sizes here: a loose one is not asked about.
+        return type(self.env[repeats]) is int or repeats.meta["is_constant"]
+
     def _is_foreign(self, node: fx.Node) -> bool:
         """It is the network's own code, or an operator of another library."""
         if node.op == "call_module":
@@ -85,15 +99,6 @@ class Loose(fx.Interpreter):
 def _name(node: fx.Node) -> str:
     """nms for the operator nms.default."""
     return name_called(node).partition(".")[0]
-
-
-def _is_settled(node: fx.Node, name: str) -> bool:
-    """The call is the one of that name whose result is as large as its inputs."""
-    count = len(node.args) + len(node.kwargs)
-    if name == "where":
-        return count > 1
-    repeats = (*node.args, node.kwargs.get("repeats"))[1:2]
-    return name == "repeat_interleave" and ("output_size" in node.kwargs or type(repeats[0]) is int)
 
 
 def _is_mask(x: Any) -> bool:

@@ -60,7 +60,7 @@ class _Observer(Loose):
             value, node.meta["macs"] = self._counted(node)
         else:
             value = super().run_node(node)
-            node.meta["macs"] = _product_macs(node, value)
+            node.meta["macs"] = self._macs(node, value)
         constant = _is_constant(node)
         node.meta["is_loose"] = self.is_loose(node, value, constant)
         node.meta["is_constant"] = constant and not node.meta["is_loose"]
@@ -74,6 +74,22 @@ class _Observer(Loose):
         if node.meta["is_constant"] and node.op != "get_attr":
             node.meta["constant"] = value
         return value
+
+    def _macs(self, node: fx.Node, value: Any) -> int:
+        """Multiply-accumulates on the example: sizes that are loose count as they are there."""
+        operator = operator_of(node)
+        if operator is None:
+            return self._product_macs(node, value)
+        shapes = [tuple(x.shape) for x in (*(self.env[source] for source in node.args), value)]
+        return operator.macs(shapes[:-1], shapes[-1])
+
+    def _product_macs(self, node: fx.Node, value: Any) -> int:
+        """Of a matrix product: each value of the result sums over the input's last dimension."""
+        if _name(node) not in _PRODUCTS or not isinstance(value, Tensor):
+            return 0
+        with_sum = _name(node) in ("addmm", "baddbmm") and len(node.args) > 1
+        source = self.env.get(node.args[1] if with_sum else node.all_input_nodes[0])
+        return value.numel() * source.shape[-1] if isinstance(source, Tensor) else 0
 
     def _counted(self, node: fx.Node) -> tuple[Any, int]:
         """What the node gives, and the multiply-accumulates that it takes."""
@@ -96,19 +112,6 @@ def _hides_work(node: fx.Node) -> bool:
     home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
     # torch.fx.wrap keeps a network's own functions whole.
     return _name(node) in _WORKERS or home not in _HOMES
-
-
-def _product_macs(node: fx.Node, value: Any) -> int:
-    """Multiply-accumulates of a matrix product: each value of the result sums over the input's last dimension."""
-    if _name(node) not in _PRODUCTS or not isinstance(value, Tensor):
-        return 0
-    source = (
-        node.args[1]
-        if _name(node) in ("addmm", "baddbmm") and len(node.args) > 1
-        else node.all_input_nodes[0]
-    )
-    shape = source.meta.get("shape") if isinstance(source, fx.Node) else None
-    return value.numel() * shape[-1] if shape else 0
 
 
 def _name(node: fx.Node) -> str:

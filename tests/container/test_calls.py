@@ -13,6 +13,9 @@ SAVED = {
     "repeats by weights": lambda m, y: m.last(y.repeat_interleave(m.counts, 1)),
     "repeats by weights, a function": lambda m, y: torch.repeat_interleave(y, repeats=m.counts, dim=1),
     "repeats to a length": lambda m, y: torch.repeat_interleave(y, m.counts, 1, output_size=4),
+    "repeats by sizes": lambda m, y: m.last(
+        y.mean((2, 3), True).repeat_interleave(y.shape[2] // y.shape[0], 2)
+    ),
     "no channels": lambda m, y: m.last(torch.cat([y, torch.empty(y.shape[0], 0, *y.shape[2:]).to(y)], 1)),
     "a place to write to": lambda m, y: torch.empty_like(y).copy_(y).tanh(),
     "a number": lambda m, y: torch.where(y > 0, y, torch.scalar_tensor(2.0, dtype=y.dtype, device=y.device)),
