@@ -35,7 +35,7 @@ from deltaconvert.watching.inputs import inputs_of
 METHODS = ("allocate", "front_to_back")
 FRAMES = 40  # of a clip, where nobody says how many
 LONGER = 4  # times as many to check with
-FACTS = "loss checked work budget metric method frames trials milliseconds dense_milliseconds".split()
+FACTS = "loss checked work budget metric method frames trials cut_off milliseconds dense_milliseconds".split()
 SEARCHING = 0.7  # of the seconds; then the best so far, which may be far below the budget, is raised
 
 
@@ -45,6 +45,7 @@ class Calibration:
     to convert(threshold=...).
 
     loss, work: on the clip; work is the share of a dense frame's multiply-accumulates. trials: clips played for it.
+    cut_off: whether its seconds ended the search.
     milliseconds, dense_milliseconds: of a frame, converted and dense, where the clock decided (before `check`).
         checked: the loss on the frames of `check`.
     """
@@ -62,6 +63,7 @@ class Calibration:
     milliseconds: float | None = None
     checked: float | None = None
     dense_milliseconds: float | None = None
+    cut_off: bool = False
 
     def write(self, path: str | Path) -> None:
         self.thresholds.write(path, found=self.to_json())
@@ -74,7 +76,8 @@ class Calibration:
         checked = "" if self.checked is None else f", {self.checked:.4g} on the frames to check with"
         return (
             f"{self.metric} {self.loss:.4g} of {self.budget:.4g}, multiply-accumulates {self.work:.1%} of dense "
-            f"({self.frames} frames, {counted(self.trials, 'trial')}){checked}{self._speed()}"
+            f"({self.frames} frames, {counted(self.trials, 'trial')}{', cut off' if self.cut_off else ''})"
+            f"{checked}{self._speed()}"
         )
 
     def _speed(self) -> str:
@@ -162,7 +165,7 @@ def calibrate(
         if by == "time":  # first, since the clock likes them best and the time may be short
             with suppress(TimeoutError):
                 search.frames_alone(gates)
-        setting = _searched(search, method, gates, rounds, begin + seconds)
+        setting, cut_off = _searched(search, method, gates, rounds, begin + seconds)
         took = dense = checked = None
         if by == "time":
             setting, took = quickest(
@@ -188,6 +191,7 @@ def calibrate(
         milliseconds=took,
         checked=checked,
         dense_milliseconds=dense,
+        cut_off=cut_off,
     )
 
 
@@ -212,12 +216,14 @@ def _expect_loss(trials: Trials, budget: float) -> None:
         )
 
 
-def _searched(search: Search, method: str, gates: Sequence[Gate], rounds: int, until: float) -> Setting:
-    """What a method finds in its time; where that was not enough, the best so far is raised until then."""
+def _searched(
+    search: Search, method: str, gates: Sequence[Gate], rounds: int, until: float
+) -> tuple[Setting, bool]:
+    """What a method finds in its time, and whether that was not enough: then the best so far is raised until then."""
     try:
         setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
     except TimeoutError:
         setting = search.best()
     cut_off = time.monotonic() > search.until
     search.until = until
-    return search.spent(start=2.0) if cut_off else setting
+    return (search.spent(start=2.0) if cut_off else setting), cut_off

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deltaconvert.watching.speed import Speed
 
 LISTED = 4  # paths named with one way out
+HEAD = ("node", "operator", "runs as", "work", "threshold", "state")
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,11 @@ class Explanation:
         return [asdict(row) for row in self.rows]
 
     def __str__(self) -> str:
-        head = ("node", "operator", "runs as", "work", "threshold", "state")
-        body = [
+        return f"{table(HEAD, self.cells())}\n{self.conclusion}"
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """A line of the table for each node, as HEAD names its columns."""
+        return [
             (
                 row.path,
                 row.operator,
@@ -91,7 +95,11 @@ class Explanation:
             )
             for row in self.rows
         ]
-        return "\n".join([table(head, body), *self._dense(), self.summary])
+
+    @property
+    def conclusion(self) -> str:
+        """What stands below the table: the dense nodes with the way out, and the summary."""
+        return "\n".join([*self._dense(), self.summary])
 
     @property
     def summary(self) -> str:

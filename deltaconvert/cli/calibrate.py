@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltaconvert.cli.options import Device, File, Json, as_usage, expect_video, keep, one_of, writable
-from deltaconvert.cli.show import note, print_json
+from deltaconvert.cli.networks import pixels_of
+from deltaconvert.cli.options import (
+    Device,
+    File,
+    Json,
+    Size,
+    as_usage,
+    expect_video,
+    keep,
+    one_of,
+    size_of,
+    writable,
+)
+from deltaconvert.cli.show import note, print_json, working
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STILL = 0.005  # of the dense work; a clip in which something moves takes more
 
@@ -76,6 +92,7 @@ def calibrate(
     resume: Annotated[
         Path | None, typer.Option(help="Keep trials there, and go on where they stopped.", callback=writable)
     ] = None,
+    size: Size = None,
     apply: Annotated[bool, typer.Option(help="Write the thresholds into FILE as well.")] = False,
     device: Device = "cpu",
     json_output: Json = False,
@@ -86,8 +103,10 @@ def calibrate(
     import deltaconvert
     from deltaconvert.checkpoint import function_of
     from deltaconvert.metrics import metric_of
+    from deltaconvert.text import counted
     from deltaconvert.watching.measure import Dense
 
+    pixels = size_of(size)
     output = output or file.with_suffix(".json")
     writable(output)
     keep(output, "--output", file, video, check, resume)
@@ -99,13 +118,15 @@ def calibrate(
     expect_video(video, folder=True)
     if check is not None:
         expect_video(check, folder=True)
-    model = deltaconvert.load(file, device=device)
+    with working(f"loading {file}"):
+        model = deltaconvert.load(file, device=device)
+    pixels = pixels_of(model, pixels)
     if model.info.get("weights", "") is None:
         note("the weights are untrained: what is found holds for none that are trained")
     try:
         found = deltaconvert.calibrate(
             model,
-            video,
+            _frames(video, pixels),
             budget=budget,
             metric=judge,
             decode=seen,
@@ -114,7 +135,7 @@ def calibrate(
             against=torch.compile(Dense(model).graph) if against == "compile" else None,
             limit=frames,
             seconds=seconds or math.inf,
-            check=check,
+            check=None if check is None else _frames(check, pixels),
             resume=resume,
             at_once=at_once,
         )
@@ -125,6 +146,9 @@ def calibrate(
             else "stopped: with --resume it could go on"
         )
         raise
+    if found.cut_off:
+        again = f"the same command goes on from {resume}" if resume else "with --resume it could go on"
+        note(f"cut off by --seconds after {counted(found.trials, 'trial')}: {again}")
     if found.work < STILL:
         note(
             "within the budget nothing has to be computed in these frames, which says little of others: give frames in "
@@ -136,3 +160,11 @@ def calibrate(
     if json_output:
         return print_json({"file": str(output), **found.to_json()})
     typer.echo(f"{output}{f' and {file}' if apply else ''}: {found}")
+
+
+def _frames(source: str, size: tuple[int, int] | None) -> str | Iterator[Tensor]:
+    """What calibrate takes of a video; of another size than its own, its frames."""
+    from deltaconvert.watching.inputs import images_of
+    from deltaconvert.watching.watch import resize
+
+    return source if size is None else (resize(image, size) for image in images_of(source))

@@ -10,7 +10,7 @@ import typer
 
 from deltaconvert.cli.networks import opened
 from deltaconvert.cli.options import Arch, Backend, Device, Input, Json, MaybeFile, Threshold, keep, writable
-from deltaconvert.cli.show import print_json, working
+from deltaconvert.cli.show import print_json, print_table, working
 
 
 def explain(
@@ -36,12 +36,14 @@ def explain(
     """Show every node of a converted network: delta or dense, why not and what to do, its share of the work."""
     keep(graph, "--graph", file)
     keep(html, "--html", file)
+    if graph is not None:
+        from deltaconvert.drawing import dot
+
+        dot.check(graph)
     model, _ = opened(file, arch, input, threshold, backend, device)
     with working("measuring") if speed else nullcontext():
         rows = model.explain(speed=speed)
     if graph is not None:
-        from deltaconvert.drawing import dot
-
         dot.write(rows, graph)
     if html is not None:
         from deltaconvert.drawing import explain_page
@@ -51,7 +53,12 @@ def explain(
         facts = {"delta_share": rows.delta_share, "summary": rows.summary}
         measured = {} if rows.speed is None else {"speed": rows.speed.to_json()}
         return print_json({"nodes": rows.to_json(), **facts, **measured})
-    typer.echo(str(rows))
+    from deltaconvert.explain import HEAD
+
+    print_table(HEAD, rows.cells())
+    typer.echo(rows.conclusion)
+    if graph is not None:
+        typer.echo(f"{graph}: the graph")
     if html is not None:
         typer.echo(f"{html}: the same as a page")
     if rows.speed is None:

@@ -52,7 +52,8 @@ def export(
 
     if onnx is not None or triton is not None:
         require()
-    model = deltaconvert.load(file, backend="reference")
+    with working(f"loading {file}"):
+        model = deltaconvert.load(file, backend="reference")
     runners = {
         onnx: "DeltaSession",
         triton and triton / "1" / "model.onnx": "DeltaSession",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaconvert.cli.options import as_usage, needed, rules_of, shape_of, usage_error
+from deltaconvert.cli.show import working
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
@@ -32,7 +33,8 @@ def opened(
     if file is not None:
         if not file.exists() and str(file) in model_zoo.names():
             raise usage_error(f"there is no file {file}: the network of that name is --arch {file}", "FILE")
-        model = deltaconvert.load(file, backend=backend, device=device)
+        with working(f"loading {file}"):
+            model = deltaconvert.load(file, backend=backend, device=device)
         recipe = feed.from_json(model.info["recipe"]) if "recipe" in model.info else None
         if shape is not None or threshold:
             frame = example_frame(recipe, shape or model.example[0][0], None)
@@ -47,7 +49,8 @@ def opened(
         raise usage_error("is needed for a network that is not of model_zoo", "--input")
     place = container.device_named(device)
     frame = example_frame(recipe, shape or (1, *recipe.input_size), None).to(place)
-    return deltaconvert.convert(network.to(place), frame, threshold=rules, backend=backend), recipe
+    with working(f"converting {arch}"):
+        return deltaconvert.convert(network.to(place), frame, threshold=rules, backend=backend), recipe
 
 
 def network_of(

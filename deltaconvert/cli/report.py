@@ -19,7 +19,7 @@ from deltaconvert.cli.options import (
     size_of,
     writable,
 )
-from deltaconvert.cli.show import progress_bar
+from deltaconvert.cli.show import progress_bar, working
 
 
 def report(
@@ -49,7 +49,8 @@ def report(
     writable(out)
     keep(out, "--out", video, file)
     expect_video(video)
-    model = container.load(file, backend=backend, device=device)
+    with working(f"loading {file}"):
+        model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     model.monitor(every=monitor)
     written = report_page.Page(model, f"{file.name} on {Path(video).name}")

@@ -26,7 +26,7 @@ from deltaconvert.cli.options import (
     size_of,
     writable,
 )
-from deltaconvert.cli.show import note, print_json, progress_bar
+from deltaconvert.cli.show import note, print_json, progress_bar, working
 
 
 def run(
@@ -69,7 +69,8 @@ def run(
     expect_video(video)
     if out is not None:
         videos.VideoWriter(out, 1, (2, 2)).discard()
-    model = container.load(file, backend=backend, device=device)
+    with working(f"loading {file}"):
+        model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     with videos.read(video, limit=limit) as reader, progress_bar(f"{video}", reader.frames) as progress:
         if threshold or gate:

@@ -40,10 +40,11 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(*head)
     for row in body:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # as text: [1, 3] would be a style
     Console().print(shown)
 
 

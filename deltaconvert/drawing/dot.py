@@ -24,20 +24,28 @@ EDGES = {
 }
 
 
-def write(explanation: Explanation, out: str | Path) -> None:
-    """The graph as a file: .dot as it is; .svg, .png or .pdf through Graphviz."""
+PLAIN = (".dot", ".gv")
+
+
+def check(out: str | Path) -> None:
+    """DeltaConvertError if there is no Graphviz for a picture: better said before a network is converted."""
     out = Path(out)
-    text = dot(explanation)
-    if out.suffix in (".dot", ".gv"):
-        out.write_text(text)
-        return
-    program = shutil.which("dot")
-    if program is None:
+    if out.suffix not in PLAIN and shutil.which("dot") is None:
         raise DeltaConvertError(
             f"{out} needs Graphviz (apt install graphviz, brew install graphviz): install it, or write "
             f"{out.with_suffix('.dot')}, which needs nothing"
         )
-    command = [program, f"-T{out.suffix[1:]}", "-o", str(out)]
+
+
+def write(explanation: Explanation, out: str | Path) -> None:
+    """The graph as a file: .dot as it is; .svg, .png or .pdf through Graphviz."""
+    out = Path(out)
+    check(out)
+    text = dot(explanation)
+    if out.suffix in PLAIN:
+        out.write_text(text)
+        return
+    command = ["dot", f"-T{out.suffix[1:]}", "-o", str(out)]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
         raise DeltaConvertError(f"Graphviz cannot write {out}: {done.stderr.strip()}")

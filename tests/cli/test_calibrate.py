@@ -57,6 +57,27 @@ def test_calibrate(small, clip):
     assert found["work"] < exact["work"] and found["difference"]["max"] <= 0.81  # on another way to add up
 
 
+def test_calibrate_at_another_size_than_the_videos(small, clip):
+    args = ("calibrate", small, "--method", "front_to_back", "--frames", 3, "--json")
+    whole = json.loads(call(*args, "--video", clip).stdout)
+    half = json.loads(call(*args, "--video", clip, "--check", clip, "--size", "48x32").stdout)
+    assert not whole["cut_off"] and half["checked"] is not None and half["loss"] != whole["loss"]
+    assert "no size such as 640x360" in said(call(*args, "--video", clip, "--size", "48", code=2))
+
+
+def test_calibrate_that_is_cut_off_says_so(small, clip, monkeypatch):
+    import deltaconvert
+
+    whole = deltaconvert.calibrate
+    monkeypatch.setattr(
+        deltaconvert, "calibrate", lambda *args, **named: whole(*args, **{**named, "seconds": 1e-9})
+    )
+    args = ("calibrate", small, "--video", clip, "--frames", 3)
+    assert "cut off by --seconds after 0 trials: with --resume it could go on" in said(call(*args))
+    result = call(*args, "--resume", "trials.jsonl")
+    assert "goes on from trials.jsonl" in said(result) and "cut off)" in result.stdout
+
+
 def test_calibrate_for_boxes(small, clip):
     """--decode makes of an output what a metric of detections takes."""
     pytest.importorskip("pycocotools")

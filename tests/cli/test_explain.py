@@ -1,8 +1,10 @@
 """deltaconvert explain and zoo: what converting comes to, as text, JSON and graphs."""
 
+import io
 import json
 import re
 import shutil
+import sys
 
 import pytest
 from command_line import BACKEND, NET, call, said
@@ -30,7 +32,7 @@ def test_explain_draws_the_graph(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     command = ("explain", "--arch", "cli_island:net", "--input", "1x3x8x8", *BACKEND)
-    call(*command, "--graph", "net.dot")
+    assert "net.dot: the graph" in call(*command, "--graph", "net.dot").stdout
     text = (tmp_path / "net.dot").read_text()
     (island,) = (line for line in text.splitlines() if "dense: " in line)
     assert "<b>1.cumsum</b>" in island and "<i>cumsum</i>" in island and "1x4x6x6" in island
@@ -47,9 +49,24 @@ def test_explain_draws_the_graph(tmp_path, monkeypatch):
         ("2", "densify(2)", delta),
         ("densify(2)", "output", dense),
     ]
-    monkeypatch.setenv("PATH", "")
-    text = said(call(*command, "--graph", "net.svg", code=1))
+    monkeypatch.setenv("PATH", "")  # said before the network is looked for
+    text = said(call("explain", "none.delta", "--graph", "net.svg", code=1))
     assert "needs Graphviz" in text and "write net.dot" in text and not (tmp_path / "net.svg").exists()
+
+
+def test_the_table_keeps_to_the_width_of_a_terminal(converted, monkeypatch):
+    import deltaconvert
+    from deltaconvert.cli import show
+
+    rows = deltaconvert.load(converted, backend="reference").explain()
+    assert max(map(len, str(rows).splitlines())) > 100
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    show.print_table(("node", "why"), [("a[0]", "[1, 3] " * 40), *(row[:2] for row in rows.cells())])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert "a[0]" in text and "[1, 3]" in text and max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz: apt install graphviz")
