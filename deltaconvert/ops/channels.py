@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from deltaconvert.layout import Layout
+from deltaconvert.ops.around import padded_beside
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
 from deltaconvert.ops.places import crop, flip
 
@@ -78,9 +79,10 @@ class ChannelShuffle(Operator):
 @spelled(torch.cat, torch.concat, torch.concatenate)
 def _cat(tensors: Any, dim: Any = 0, *, axis: Any = None) -> tuple[Operator, list[Any]]:
     dim = constant(dim if axis is None else axis, "dim")
-    if not isinstance(tensors, list | tuple) or not all(isinstance(t, Node) for t in tensors):
-        raise StaysDense("it joins constants")
-    return Concat(dim), list(tensors)
+    if not isinstance(tensors, list | tuple):
+        raise StaysDense("it joins what is no list")
+    parts = tensors if all(isinstance(t, Node) for t in tensors) else padded_beside(tensors, dim)
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], tuple) else (Concat(dim), list(parts))
 
 
 @spelled(operator.getitem)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from deltaconvert.ops.arithmetic import of_three
+from deltaconvert.ops.around import padded_within
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
 from deltaconvert.ops.places import Bounds, bounds_of
 from deltaconvert.reach import Pixel, Reach, Sources
@@ -59,6 +60,8 @@ def _put(x: Any, index: Any, value: Any) -> tuple[Operator, list[Any]]:
         return Put(channels, rows, cols, float(value)), [x]
     if not isinstance(value, Node):
         raise StaysDense("what it writes is no map")
+    if isinstance(x, Tensor):
+        return padded_within(x, parts, value)
     channels, rows, cols = bounds_of(x, index)
     return Put(channels, rows, cols), [x, value]
 

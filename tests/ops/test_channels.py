@@ -93,6 +93,24 @@ def test_parts_joined_again(backend):
     check_operator(module, A, dtype=torch.float32, threshold=0.1, backend=backend)
 
 
+JOINED_CONSTANTS = {
+    "behind": lambda m, x: torch.cat(
+        [x, torch.zeros(x.shape[0], 2, *x.shape[2:], dtype=x.dtype, device=x.device)], 1
+    ),
+    "before": lambda m, x: torch.cat([torch.ones_like(x[:, :1]), x, x.new_ones(x.shape)], -3),
+    "between": lambda m, x: torch.cat([x, x.new_full((x.shape[0], 3, *x.shape[2:]), -0.5), x.relu()], 1),
+    "at both ends": lambda m, x: torch.cat([torch.zeros_like(x), x, x.sigmoid(), torch.zeros_like(x)], 1),
+    "rows": lambda m, x: torch.cat([torch.zeros(*x.shape[:2], 2, x.shape[3]).to(x), x], 2),
+    "columns": lambda m, x: torch.cat([x, torch.ones(x.shape).to(x)], -1),
+}
+
+
+@pytest.mark.parametrize("name", JOINED_CONSTANTS)
+def test_joined_with_a_number(backend, name):
+    """A recurrent network's first state."""
+    check_operator(Call(JOINED_CONSTANTS[name]), A, threshold=0.1, backend=backend)
+
+
 SHUFFLED = {
     "index": lambda m, x: m.halves(x)[0] + m.halves(x)[1],
     "select": lambda m, x: m.halves(x).select(0, 1).relu(),

@@ -66,3 +66,20 @@ def test_stays_dense(backend):
 def test_x_stays_as_it_is():
     x = torch.zeros(3)
     assert put(x, 1, 2.0).tolist() == [0, 2, 0] and not x.any()
+
+
+WITHIN = {
+    "channels": lambda m, x, room: room[:, 1:7].copy_(x),
+    "rows and columns": lambda m, x, room: room[:, :6, 2:6, 1:-1].copy_(x[:, :, :4, :3]),
+    "all of it": lambda m, x, room: room.copy_(torch.cat([x, x[:, :2]], 1)),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_within_a_constant(backend, name):
+    def run(m, x):
+        room = torch.zeros(x.shape[0], 8, *x.shape[2:], dtype=x.dtype, device=x.device)
+        WITHIN[name](m, x, room)
+        return room
+
+    check_operator(Call(run), (2, 6, 8, 5), threshold=0.1, backend=backend)
