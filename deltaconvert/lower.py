@@ -122,7 +122,8 @@ class Program:
 
     def _bind(self, node: fx.Node) -> None:
         if node.op == "output":
-            self._bind_outputs(node.args[0])
+            sizes = node.meta.get("sizes", ())
+            self._bind_outputs([torch.Size(o) if i in sizes else o for i, o in enumerate(node.args[0])])
         elif node.op == "placeholder":
             self._inputs.append(self._slot(node))
         elif node.op == "get_attr":

@@ -88,6 +88,7 @@ OUTPUTS = {
     "a constant": lambda m, x: (m.a(x), m.anchors, m.a.weight),
     "a view of the input": lambda m, x: (x[:, :1], m.a(x)),
     "sizes": lambda m, x: (m.a(x), x.shape[2], {"width": x.size(3)}),
+    "all sizes": lambda m, x: (m.a(x), x.shape, x.size()[2:]),
     "what chunk gives": lambda m, x: m.a(x).chunk(2, 1),
     "what max gives": lambda m, x: m.a(x).max(1),
     "integers": lambda m, x: m.a(x).argmax(1),
@@ -98,6 +99,23 @@ OUTPUTS = {
 def test_nested_outputs(backend, name):
     network = call(OUTPUTS[name], a=conv(), b=conv(), anchors=torch.arange(4.0))
     check(network, backend)
+
+
+class Spreads(nn.Module):
+    """Stays whole, for it branches on values, and asks its torch.Size how many places there are."""
+
+    def forward(self, x, size, shape):
+        return x / size.numel() if x.max() < 1e9 else x + shape[1:].numel()
+
+
+def test_sizes_stay_sizes(backend):
+    """A tuple has no numel()."""
+    network = call(lambda m, x: m.whole(m.a(x), x.shape[2:], shape=x.shape).relu(), a=conv(), whole=Spreads())
+    check(network, backend)
+    sizes = deltaconvert.convert(call(OUTPUTS["all sizes"], a=conv()), video()[0], backend=backend)(
+        video()[0]
+    )[1:]
+    assert all(type(size) is torch.Size for size in sizes)
 
 
 def test_outputs_are_the_callers(backend):

@@ -267,6 +267,8 @@ def test_drop_expands():
     assert calls(graph(lambda m, x: x * gate(m, x).expand_as(x), *passes)) == ["Conv2d", "SpatialMean", "mul"]
     kept = graph(lambda m, x: gate(m, x).expand_as(x) * gate(m, x), *passes)
     assert "expand_as" in calls(kept), "nothing else has the full size"
+    one = graph(lambda m, x: torch.cat([x, x[:, :1].expand_as(x)], 1), *passes)
+    assert calls(one) == ["Channels", "ChannelIndex", "Concat"]
 
 
 LAID = (adopt_operators, propagate([X]), follow_layouts(2))

@@ -17,6 +17,7 @@ from deltaconvert.errors import ExportError
 from deltaconvert.export.graph import DOMAIN, OPSET, Body, Scope
 from deltaconvert.export.ops import spell, why_not
 from deltaconvert.nodes import names_of, operator_of
+from deltaconvert.ops.arithmetic import Elementwise
 from deltaconvert.tracing.capture import ALONE
 
 
@@ -47,7 +48,9 @@ class Islands:
 
     def _is_spelled(self, node: fx.Node) -> bool:
         operator = operator_of(node)
-        return operator is not None and why_not(operator, [each.meta["shape"] for each in node.args]) is None
+        if operator is None or (isinstance(operator, Elementwise) and not _reads_floats(node)):
+            return False
+        return why_not(operator, [each.meta["shape"] for each in node.args]) is None
 
     def _exported(
         self, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
@@ -71,6 +74,11 @@ class Islands:
             weights.append(onnx.numpy_helper.to_array(tensor))
         body.nodes = list(model.graph.node)
         return self.function("Island", body, [value.name for value in model.graph.output]), weights
+
+
+def _reads_floats(node: fx.Node) -> bool:
+    """ONNX's arithmetic takes values of one type, torch's of several."""
+    return all(source.meta["dtype"].is_floating_point for source in node.all_input_nodes)
 
 
 def refuse_loose(node: fx.Node) -> None:

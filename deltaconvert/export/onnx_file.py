@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deltaconvert.errors import ExportError
+from deltaconvert.errors import ExportError, first_line
 from deltaconvert.export.planned import Planned, planned
 from deltaconvert.nodes import names_of
 
@@ -35,7 +35,13 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
     large = model.ByteSize() > 2**31 - 2**20
     onnx.save(model, path, save_as_external_data=large)
-    onnx.checker.check_model(str(path) if large else model, full_check=True)
+    try:
+        onnx.checker.check_model(str(path) if large else model, full_check=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ExportError(
+            f"its arithmetic mixes types, which ONNX does not: {first_line(error)}. Operators of integers and truth "
+            "values are written where torch's exporter does it: keep them dense when converting, keep_dense=[...]"
+        ) from error
 
 
 def model_of(delta: DeltaModel, dense_above: float | None = None) -> onnx.ModelProto:

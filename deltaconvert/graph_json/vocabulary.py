@@ -46,8 +46,8 @@ _TORCH = _listed(
     masked_select matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mm
     movedim moveaxis mul multiply mv nan_to_num nanmean nanmedian nansum narrow ne neg negative nonzero norm
     not_equal numel ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle polar positive
-    pow prelu prod quantile rad2deg ravel real reciprocal relu remainder repeat_interleave reshape rms_norm
-    rnn_relu rnn_tanh roll rot90 round rsqrt rsub
+    pow prelu prod promote_types quantile rad2deg ravel real reciprocal relu remainder repeat_interleave reshape
+    result_type rms_norm rnn_relu rnn_tanh roll rot90 round rsqrt rsub
     scalar_tensor scatter scatter_add searchsorted select select_scatter selu
     sgn sigmoid sign signbit sin sinc sinh slice_scatter softmax sort split split_with_sizes sqrt square squeeze
     stack std std_mean sub subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split
@@ -80,6 +80,17 @@ _NN = _listed(
     upsample_bicubic2d upsample_bilinear2d upsample_nearest2d
     """
 )
+
+_LINALG = _listed(
+    """
+    cholesky cross det diagonal eigh inv matmul matrix_norm matrix_power multi_dot norm pinv qr slogdet solve svd
+    vecdot vector_norm
+    """
+)
+
+_VF = _listed(
+    "block_diag broadcast_tensors cdist einsum meshgrid norm split tensordot"
+)  # as TorchScript calls them
 
 _FFT = _listed(
     """
@@ -125,6 +136,8 @@ FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
     "torch": (torch, _TORCH),
     "torch.nn.functional": (F, _FUNCTIONAL),
     "torch._C._nn": (torch._C._nn, _NN),
+    "torch.linalg": (torch.linalg, _LINALG),
+    "torch._VF": (torch._VF, _VF),
     "torch.fft": (torch.fft, _FFT),
     "operator": (operator, _OPERATOR),
     "math": (math, _MATH),

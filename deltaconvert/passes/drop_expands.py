@@ -7,20 +7,32 @@ from torch import fx
 
 from deltaconvert.nodes import operator_of
 from deltaconvert.ops.arithmetic import Arithmetic
+from deltaconvert.ops.channels import ChannelIndex
+from deltaconvert.passes.adopt_operators import adopt
 
 _EXPANDS = ("expand", "expand_as", torch.broadcast_to)
 
 
 def drop_expands(gm: fx.GraphModule) -> fx.GraphModule:
-    """Remove the expansion of a gate where all that reads it is arithmetic with a map of the full size.
+    """Remove the expansion of a gate where all that reads it is arithmetic with a map of the full size. Elsewhere the
+    expansion of a map of one channel is that channel, several times.
 
     before:  e = expand_as(gate, x);  y = mul(x, e)
     after:   y = mul(x, gate)
+
+    before:  e = expand_as(a, x);  y = cat([x, e])
+    after:   e = ChannelIndex([0, 0, 0])(a);  y = cat([x, e])
     """
     for node in list(gm.graph.nodes):
-        if node.target in _EXPANDS and all(_broadcasts(user, node) for user in node.users):
+        if node.target not in _EXPANDS:
+            continue
+        (n, channels, *sides), read = node.meta.get("shape", (0, 0)), node.args[0].meta.get("shape")
+        if all(_broadcasts(user, node) for user in node.users):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
+        elif len(sides) == 2 and read == (n, 1, *sides):
+            same = torch.zeros(channels, dtype=torch.int64, device=node.meta["device"])
+            adopt(gm, node, ChannelIndex(same), [node.args[0]])
     return gm
 
 

@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-_DROPOUTS = (F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
+_DROPOUTS = (
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    *(torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
+)
 _METHODS = ("contiguous", "clone", "detach")
 
 
@@ -52,7 +55,8 @@ def _is_identity(node: fx.Node) -> bool:
         return node.target in _METHODS or (node.target in ("to", "type_as") and _casts_to_itself(node))
     if node.target in _DROPOUTS:
         probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else None)
-        training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+        named = node.kwargs.get("training", node.kwargs.get("train", True))
+        training = node.args[2] if len(node.args) > 2 else named
         return training is False or bool(probability == 0)
     if getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision's, which drops whole maps
         return (*node.args[3:], *node.kwargs.values())[-1:] == (False,)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx
+
+from deltaconvert.passes.loose import is_foreign
 
 
 def fold_constants(gm: fx.GraphModule) -> fx.GraphModule:
@@ -24,9 +27,23 @@ def fold_constants(gm: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(folded)
         else:
             for user in list(node.users):
+                if isinstance(value, torch.Size):
+                    _size_for(user, node, value)
                 user.args = fx.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
                 user.kwargs = fx.map_arg(
                     user.kwargs, lambda n, node=node, value=value: value if n is node else n
                 )
         gm.graph.erase_node(node)
     return gm
+
+
+def _size_for(user: fx.Node, node: fx.Node, size: torch.Size) -> None:
+    """torch.fx makes a tuple of a torch.Size that is an argument, and that has no numel(). The network's own code reads
+    an attribute instead; of an output meta["sizes"] tells the places."""
+    if user.op == "output":
+        places = {place for place, output in enumerate(user.args[0]) if output is node}  # type: ignore[arg-type]
+        user.meta["sizes"] = places | user.meta.get("sizes", set())
+    elif is_foreign(user):
+        setattr(node.graph.owning_module, f"constant_{node.name}", size)
+        with node.graph.inserting_before(node):
+            user.replace_input_with(node, node.graph.create_node("get_attr", f"constant_{node.name}"))

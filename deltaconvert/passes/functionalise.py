@@ -37,6 +37,12 @@ _VIEWS = frozenset(
     "dropout feature_dropout".split()
 )
 
+# x.gt_(y) writes ones and zeros of the type of x; what x > y gives are truth values.
+_TRUTHS = frozenset(
+    "gt lt ge le eq ne greater less greater_equal less_equal not_equal logical_and logical_or logical_xor "
+    "logical_not".split()
+)
+
 Rewrite = Callable[[], None]
 
 
@@ -149,18 +155,25 @@ class _Writes:
         self._members[root].append(node)
 
 
-def kept_type(written: Any, others: Sequence[Any]) -> torch.dtype | None:
-    """The type of what is written to, where it is not that of what it makes with the others: half += float."""
+def makes_truths(node: fx.Node) -> bool:
+    return (
+        name_called(node).partition(".")[0].rstrip("_") in _TRUTHS
+    )  # of gt, gt_ and the operator gt_.Scalar
+
+
+def kept_type(node: fx.Node, written: Any, others: Sequence[Any]) -> torch.dtype | None:
+    """The type of what `node` writes to, where it is not that of what it makes with the others: half += float."""
     values = [value for value in (written, *others) if isinstance(value, Tensor)]
-    if not isinstance(written, Tensor) or all(torch.result_type(written, v) == written.dtype for v in values):
+    if not isinstance(written, Tensor):
         return None
-    return written.dtype
+    makes = [torch.bool] if makes_truths(node) else [torch.result_type(written, value) for value in values]
+    return None if all(dtype == written.dtype for dtype in makes) else written.dtype
 
 
 def _in_the_type_written(node: fx.Node) -> fx.Node:
     """`node`, or the cast behind it that gives what it writes the type of what it writes to."""
     values = [source.meta.get("val") for source in node.all_input_nodes]  # torch.export knows them
-    kept = node.meta.get("keeps") or kept_type(values[0], values[1:])
+    kept = node.meta.get("keeps") or kept_type(node, values[0], values[1:])
     if kept is None or node.target is put:  # which keeps it by itself
         return node
     with node.graph.inserting_after(node):

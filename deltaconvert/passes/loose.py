@@ -57,7 +57,7 @@ class Loose(fx.Interpreter):
         masks = {source: _one_true_less(x) for source, x in inputs.items() if _is_mask(x)}
         if name in ("getitem", "index") and masks:
             return self._again(node, masks)
-        if self._is_foreign(node) and any(user.op != "output" for user in node.users):
+        if is_foreign(node) and any(user.op != "output" for user in node.users):
             # Nobody knows what it does: another frame tells.
             other = self._again(node, pytree.tree_map_only(Tensor, _turned, inputs))
             return value if other is _UNKNOWN else other
@@ -86,14 +86,16 @@ class Loose(fx.Interpreter):
         # Numbers follow from sizes here: a loose one is not asked about.
         return type(self.env[repeats]) is int or repeats.meta["is_constant"]
 
-    def _is_foreign(self, node: fx.Node) -> bool:
-        """It is the network's own code, or an operator of another library."""
-        if node.op == "call_module":
-            return operator_of(node) is None and not is_known(self.fetch_attr(str(node.target)))
-        if isinstance(node.target, OpOverload):
-            return node.target.namespace not in ("aten", "prims", "deltaconvert")
-        home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-        return node.op == "call_function" and home not in _HOMES
+
+def is_foreign(node: fx.Node) -> bool:
+    """It is the network's own code, or an operator of another library."""
+    if node.op == "call_module":
+        module = node.graph.owning_module.get_submodule(str(node.target))
+        return operator_of(node) is None and not is_known(module)
+    if isinstance(node.target, OpOverload):
+        return node.target.namespace not in ("aten", "prims", "deltaconvert")
+    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    return node.op == "call_function" and home not in _HOMES
 
 
 def _name(node: fx.Node) -> str:

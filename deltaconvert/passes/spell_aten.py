@@ -16,7 +16,10 @@ from torch.utils import _pytree as pytree
 from deltaconvert.ops.put import put
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]  # a function, or the name of a method; its inputs
-_CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size", "sym_constrain_range")
+_CHECKS = (
+    *("_assert_async", "_assert_scalar", "_assert_tensor_metadata"),
+    *("sym_constrain_range_for_size", "sym_constrain_range"),
+)
 _COPIES = ("clone", "contiguous", "detach", "alias", "lift_fresh", "lift_fresh_copy")
 
 
@@ -98,6 +101,8 @@ def _spellings(node: fx.Node, name: str) -> list[Call]:
         found.append((name, args, kwargs))
     if hasattr(F, name):
         found.append((getattr(F, name), args, kwargs))
+    if name.startswith("linalg_") and hasattr(torch.linalg, name[7:]):
+        found.append((getattr(torch.linalg, name[7:]), args, kwargs))
     return found
 
 
@@ -197,7 +202,8 @@ _SPECIAL: dict[str, Callable[..., Call]] = {
     "upsample_bicubic2d": _resize("bicubic"),
     "_upsample_bilinear2d_aa": _resize("bilinear", antialias=True),
     "_upsample_bicubic2d_aa": _resize("bicubic", antialias=True),
-    "linalg_vector_norm": lambda *args, **kwargs: (torch.linalg.vector_norm, args, kwargs),
+    "tensordot": lambda x, y, of_x, of_y: (torch.tensordot, (x, y), {"dims": (of_x, of_y)}),
+    "meshgrid": lambda tensors, **kwargs: (torch.meshgrid, (tensors,), kwargs),
     "log_sigmoid": lambda x: (F.logsigmoid, (x,), {}),
     "elu": lambda x, alpha=1.0: (F.elu, (x, alpha), {}),
     "im2col": lambda x, *args: (F.unfold, (x, *args), {}),

@@ -20,7 +20,7 @@ Function = Callable[..., Any]
 Place = tuple[Any, str]  # a module or class, and the name of a function in it
 Functions = dict[Place, Function]
 
-_IS, _IS_TENSOR = (builtins, "isinstance"), (torch, "is_tensor")
+_IS, _IS_TENSOR, _IS_IN_JIT = (builtins, "isinstance"), (torch, "is_tensor"), (torch.jit, "isinstance")
 # torch takes sizes one by one if the first of them is a number.
 _SIZES: list[Place] = [
     *((torch, name) for name in ("zeros", "ones", "empty")),
@@ -30,6 +30,7 @@ _SIZES: list[Place] = [
     ),
 ]
 _NUMBERS: list[Place] = [(torch, "tensor"), (torch, "as_tensor")]
+_LIMITS: list[Place] = [(torch, "finfo"), (torch, "iinfo")]
 _really = isinstance
 
 
@@ -39,6 +40,7 @@ class StandIns:
     isinstance(x, torch.Tensor)                  in the network's own lines: what x is on the example
     torch.zeros(x.shape[0], 4, *x.shape[2:])     a call in the graph
     torch.tensor([x.shape[2], x.shape[3]])       likewise
+    torch.finfo(x.dtype)                         of the example's type, which a converted network keeps
     """
 
     def __init__(self, value_of: Callable[[fx.Proxy], Any]):
@@ -46,9 +48,11 @@ class StandIns:
         self._value_of = value_of
         get_overridable_functions()  # torch keeps that list: it must not be of ours
         self._usual = {
-            (home, name): getattr(home, name) for home, name in (_IS, _IS_TENSOR, *_SIZES, *_NUMBERS)
+            (home, name): getattr(home, name)
+            for home, name in (_IS, _IS_TENSOR, _IS_IN_JIT, *_SIZES, *_NUMBERS, *_LIMITS)
         }
         self._ours: Functions = {_IS: self._isinstance, _IS_TENSOR: lambda value: self._is(value, Tensor)}
+        self._ours |= {place: self._on_the_example(place) for place in (_IS_IN_JIT, *_LIMITS)}
         self._ours |= {(home, name): _of_sizes(home, name) for home, name in _SIZES}
         self._ours |= {place: _of_numbers(self._usual[place]) for place in _NUMBERS}
 
@@ -69,6 +73,20 @@ class StandIns:
             return _really(value, kinds)
         known = self._value_of(value)
         return known is not None and _really(known, kinds)
+
+    def _on_the_example(self, place: Place) -> Function:
+        """The function, of what its arguments are there."""
+        usual = self._usual[place]
+
+        def known(proxy: fx.Proxy) -> Any:
+            value = self._value_of(proxy)
+            return proxy if value is None else value
+
+        def function(*args: Any, **named: Any) -> Any:
+            args, named = pytree.tree_map_only(fx.Proxy, known, (args, named))
+            return usual(*args, **named)
+
+        return function
 
 
 def _of_sizes(home: Any, name: str) -> Function:

@@ -62,6 +62,10 @@ class Value(fx.Proxy):
     def __float__(self) -> float:
         return float(self.tracer.number(self))
 
+    def item(self) -> Any:
+        weight = self.tracer.weight(self.node)
+        return self.__getattr__("item")() if weight is None else weight.item()
+
     def __round__(self, *digits: Any) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
@@ -225,7 +229,7 @@ class Tracer(fx.Tracer):
     def _number(self, obj: fx.Proxy) -> float | None:
         """What follows from sizes: as on the example, where it is the same for one image more. The graph asserts it.
         What follows from weights is a number in itself."""
-        weight = self._weight(obj.node)
+        weight = self.weight(obj.node)
         if weight is not None and weight.numel() == 1:
             return weight.item()
         value, other = self._values(obj.node)
@@ -234,7 +238,7 @@ class Tracer(fx.Tracer):
         self._assert(obj, value, f"{obj.node.name} is {value}{_line_of_the_network()}")
         return value
 
-    def _weight(self, node: fx.Node) -> Tensor | None:
+    def weight(self, node: fx.Node) -> Tensor | None:
         """What a network computes of its parameters alone; None where anything else goes in."""
         for each in node.graph.nodes:
             if each not in self._of_weights:

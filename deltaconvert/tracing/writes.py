@@ -14,7 +14,14 @@ from torch.utils import _pytree as pytree
 from deltaconvert.layout import memory_of
 from deltaconvert.nodes import name_called
 from deltaconvert.ops.base import find, is_known
-from deltaconvert.passes.functionalise import OUT_OF_PLACE, WriteToView, kept_type, may_share, writes_in_place
+from deltaconvert.passes.functionalise import (
+    OUT_OF_PLACE,
+    WriteToView,
+    kept_type,
+    makes_truths,
+    may_share,
+    writes_in_place,
+)
 from deltaconvert.signature import tensors_of
 
 # Modules that hand their input on, or lay it out anew.
@@ -35,13 +42,13 @@ def watch_augmented(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[st
     """See what each x += y is: only values tell maps from sizes, and who shares memory.
 
     meta["rebinds"]: x is no tensor (n = x.shape[2]; n += 1). meta["unseen"]: no tensor that is read later shares
-    memory with x, such as another part of the same chunk. meta["keeps"], also of x.add_(y): the type of x, where x + y
-    has another.
+    memory with x, such as another part of the same chunk. meta["keeps"], also of x.add_(y) and x.gt_(0): the type
+    of x, where x + y and x > 0 have another.
     """
     augmented = [node for node in module.graph.nodes if _is_augmented(node)]
     for node in augmented:
         node.meta["rebinds"] = True  # stays so where the network does not run: convert says so better
-    if augmented or any(map(_writes_another, module.graph.nodes)):
+    if augmented or any(map(_may_widen, module.graph.nodes)):
         with torch.no_grad(), suppress(Exception):
             _AugmentedWatch(module).run(*_copies(args, kwargs))
 
@@ -82,9 +89,9 @@ class _AugmentedWatch(fx.Interpreter):
                 others = self.env.keys() - set(self.user_to_last_uses.get(n, ())) - {n.args[0]}
                 values = pytree.tree_leaves([self._read_later(other) for other in others])
                 n.meta["unseen"] = not any(isinstance(v, Tensor) and _overlap(written, v) for v in values)
-        if _writes_another(n):
+        if _may_widen(n):
             into, *read = (self.env[source] for source in n.all_input_nodes)
-            n.meta["keeps"] = kept_type(into, read)
+            n.meta["keeps"] = kept_type(n, into, read)
         return super().run_node(n)
 
     def _read_later(self, node: fx.Node) -> Any:
@@ -128,9 +135,9 @@ def _is_augmented(node: fx.Node) -> bool:
     return writes and isinstance(node.args[0], fx.Node)
 
 
-def _writes_another(node: fx.Node) -> bool:
-    """It writes in place what it makes of several values."""
-    return writes_in_place(node) and len(node.all_input_nodes) > 1
+def _may_widen(node: fx.Node) -> bool:
+    """What it writes in place may have another type out of place."""
+    return writes_in_place(node) and (len(node.all_input_nodes) > 1 or makes_truths(node))
 
 
 def is_island(node: fx.Node) -> bool:

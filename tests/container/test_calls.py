@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import Call, assert_close, scripted_video
+from oracle import Call, assert_close, leaves, scripted_video
 from torch import nn
 
 import deltaconvert
@@ -19,6 +19,14 @@ SAVED = {
     "no channels": lambda m, y: m.last(torch.cat([y, torch.empty(y.shape[0], 0, *y.shape[2:]).to(y)], 1)),
     "a place to write to": lambda m, y: torch.empty_like(y).copy_(y).tanh(),
     "a number": lambda m, y: torch.where(y > 0, y, torch.scalar_tensor(2.0, dtype=y.dtype, device=y.device)),
+    "types": lambda m, y: y.to(torch.promote_types(y.dtype, torch.float16)),
+    "linalg": lambda m, y: (
+        torch.linalg.cross(y[:, :3], y[:, 1:], dim=1) + torch.linalg.vector_norm(y[:, :1], dim=0)
+    ),
+    "as TorchScript calls it": lambda m, y: torch._VF.split(y, 2, 1)[1],
+    "products": lambda m, y: torch.tensordot(y, m.turn, dims=([0], [0])),
+    "a grid of values": lambda m, y: torch.meshgrid(y.mean((0, 1, 3)), y.mean((0, 1, 2)), indexing="ij"),
+    "dropout of channels": lambda m, y: m.last(torch.feature_dropout(y, 0.5, False)),
     "a flow": lambda m, y: F.grid_sample(
         y, torch.affine_grid_generator(m.turn + y.mean().tanh(), [2, 4, 5, 6], False), align_corners=False
     ),
@@ -34,14 +42,17 @@ def network(name):
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_what_is_saved_loads(backend, name, tmp_path):
+@pytest.mark.parametrize("exported", [False, True])
+def test_what_is_saved_loads(backend, name, exported, tmp_path):
     dense = network(name).double()
     video = scripted_video((2, 3, 13, 11))[:4]
-    deltaconvert.convert(dense, video[0], backend=backend).save(tmp_path / "net.delta")
+    given = torch.export.export(dense, (video[0],)) if exported else dense
+    deltaconvert.convert(given, video[0], backend=backend).save(tmp_path / "net.delta")
     model = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=video[0].device)
     for t, frame in enumerate(video):
         with torch.no_grad():
-            assert_close(model(frame), dense(frame), f"frame {t}")
+            for ours, theirs in zip(leaves(model(frame)), leaves(dense(frame)), strict=True):
+                assert_close(ours, theirs, f"frame {t}")
 
 
 def test_repeats_that_follow_from_values_say_the_way_out(tmp_path):

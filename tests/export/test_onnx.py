@@ -287,6 +287,10 @@ def test_wrong_frames_files_and_streams_are_refused(tmp_path, providers):
     round_trip = deltaconvert.convert(Call(lambda self, x: torch.nan_to_num(x)).eval(), frame)
     with pytest.raises(ExportError, match="nan_to_num"):
         deltaconvert.export_onnx(round_trip, tmp_path / "n.onnx")
+    labels = Call(lambda self, x: x.argmax(1, keepdim=True) + 1).eval()
+    with pytest.raises(ExportError, match=r"mixes types.*keep_dense="):
+        deltaconvert.export_onnx(deltaconvert.convert(labels, frame), tmp_path / "l.onnx")
+    deltaconvert.export_onnx(deltaconvert.convert(labels, frame, keep_dense=["*"]), tmp_path / "l.onnx")
 
 
 def test_onnxruntime_logs_errors_alone_unless_asked(tmp_path):

@@ -36,6 +36,12 @@ NETWORKS = {
     ),
     "expand": lambda m, x: m.weight.expand(x.shape[0], -1, *x.shape[2:]) + m.first(x),
     "repeat": lambda m, x: m.weight.repeat(x.shape[0], 1, x.shape[2], x.shape[3]) * m.first(x),
+    "torch.jit.isinstance": lambda m, x: m.first(x) if torch.jit.isinstance(x, Tensor) else m.first(x[0]),
+    "finfo": lambda m, x: (lambda y: y.masked_fill(y < 0, torch.finfo(y.dtype).min).softmax(1))(m.first(x)),
+    "finfo of a cast": lambda m, x: m.first(x).clamp(max=torch.finfo(x.half().dtype).smallest_normal),
+    "iinfo": lambda m, x: m.first(x) / torch.iinfo(m.first(x).argmax(1).dtype).bits,
+    "promote_types": lambda m, x: m.first(x).to(torch.promote_types(x.dtype, torch.float16)),
+    "item of a weight": lambda m, x: m.first(x) * m.first.bias[0].item(),
     "tensor": lambda m, x: m.first(x) / torch.tensor([x.shape[2], x.shape[3]]).to(x).prod(),
     "as_tensor": lambda m, x: m.first(x) * torch.as_tensor(x.shape[3] / x.shape[2], dtype=x.dtype).to(x),
 }
@@ -77,6 +83,8 @@ def test_python_and_torch_are_as_they_were(raises):
         (builtins, "isinstance"),
         (torch, "zeros"),
         (torch, "tensor"),
+        (torch, "finfo"),
+        (torch.jit, "isinstance"),
         (Tensor, "expand"),
         (Tensor, "view"),
     )

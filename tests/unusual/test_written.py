@@ -276,6 +276,32 @@ class Picks(nn.Module):
         return found
 
 
+class Skips(nn.Module):
+    """Half a U-Net whose up-sampling asks as TorchScript would, and pads what odd sizes lost."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down, self.up = conv(3, 4), conv(4, 8), nn.ConvTranspose2d(8, 4, 2, 2)
+        self.both, self.alone = conv(8, 2), conv(4, 2)
+
+    def joined(self, x, skip):
+        if skip is None or not torch.jit.isinstance(skip, torch.Tensor):
+            return self.alone(x)
+        lost = [int(x.shape[-1] != skip.shape[-1]), int(x.shape[-2] != skip.shape[-2])]
+        return self.both(torch.cat([skip, F.pad(x, (0, lost[0], 0, lost[1]), "replicate")], 1))
+
+    def forward(self, x):
+        skip = self.first(x).relu()
+        up = self.up(self.down(F.max_pool2d(skip, 2)))
+        return self.joined(up, skip), self.joined(up, None)
+
+
+def test_torchscripts_isinstance_is_seen_through(backend):
+    model = check(Skips(), backend)
+    assert model.info["capture"] == "traced symbolically"
+    assert not model.explain().islands
+
+
 @torch.library.custom_op("deltaconvert_tests::swirl", mutates_args=())
 def swirl(x: torch.Tensor) -> torch.Tensor:
     return x.flip(2) + x.mean((2, 3), keepdim=True)
