@@ -3,14 +3,15 @@ what a value is and torch.fx does not hear of the call."""
 
 from __future__ import annotations
 
-import builtins
 import sys
+from abc import ABCMeta
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch import _jit_internal as jit
 from torch.overrides import get_overridable_functions
 from torch.utils import _pytree as pytree
 
@@ -20,7 +21,12 @@ Function = Callable[..., Any]
 Place = tuple[Any, str]  # a module or class, and the name of a function in it
 Functions = dict[Place, Function]
 
-_IS, _IS_TENSOR, _IS_IN_JIT = (builtins, "isinstance"), (torch, "is_tensor"), (torch.jit, "isinstance")
+# Who ask what a value is in their callers' place.
+_ASKING: tuple[Any, ...] = (
+    *(torch.is_tensor, torch.jit.isinstance, jit._isinstance, jit.container_checker),
+    *(kind.__instancecheck__ for kind in (ABCMeta, type(torch.nn.Parameter), type(torch.nn.Buffer))),
+)
+_ASK = {asking.__code__ for asking in _ASKING}
 # torch takes sizes one by one if the first of them is a number.
 _SIZES: list[Place] = [
     *((torch, name) for name in ("zeros", "ones", "empty")),
@@ -31,13 +37,13 @@ _SIZES: list[Place] = [
 ]
 _NUMBERS: list[Place] = [(torch, "tensor"), (torch, "as_tensor")]
 _LIMITS: list[Place] = [(torch, "finfo"), (torch, "iinfo")]
-_really = isinstance
 
 
 class StandIns:
-    """Functions in the place of some of Python's and torch's, for the whole process as torch.fx has it:
+    """Functions in the place of some of torch's, for the whole process as torch.fx has it. torch reads sizes before it
+    looks for who overrides the call, so that neither __torch_function__ nor a mode of the thread hears of them; of
+    torch.tensor a mode would, and of every other call with it. finfo is a class that asks nobody.
 
-    isinstance(x, torch.Tensor)                  in the network's own lines: what x is on the example
     torch.zeros(x.shape[0], 4, *x.shape[2:])     a call in the graph
     torch.tensor([x.shape[2], x.shape[3]])       likewise
     torch.finfo(x.dtype)                         of the example's type, which a converted network keeps
@@ -47,12 +53,8 @@ class StandIns:
         """value_of: on the example; None for what cannot be told."""
         self._value_of = value_of
         get_overridable_functions()  # torch keeps that list: it must not be of ours
-        self._usual = {
-            (home, name): getattr(home, name)
-            for home, name in (_IS, _IS_TENSOR, _IS_IN_JIT, *_SIZES, *_NUMBERS, *_LIMITS)
-        }
-        self._ours: Functions = {_IS: self._isinstance, _IS_TENSOR: lambda value: self._is(value, Tensor)}
-        self._ours |= {place: self._on_the_example(place) for place in (_IS_IN_JIT, *_LIMITS)}
+        self._usual = {(home, name): getattr(home, name) for home, name in (*_SIZES, *_NUMBERS, *_LIMITS)}
+        self._ours: Functions = {place: self._on_the_example(place) for place in _LIMITS}
         self._ours |= {(home, name): _of_sizes(home, name) for home, name in _SIZES}
         self._ours |= {place: _of_numbers(self._usual[place]) for place in _NUMBERS}
 
@@ -62,17 +64,6 @@ class StandIns:
     def resting(self) -> AbstractContextManager[None]:
         """While torch loads parts of itself: they may keep functions that they find."""
         return _switched(self._usual)
-
-    def _isinstance(self, value: Any, kinds: Any) -> bool:
-        if _really(value, fx.Proxy) and is_the_networks(sys._getframe(1).f_code.co_filename):
-            return self._is(value, kinds)
-        return _really(value, kinds)
-
-    def _is(self, value: Any, kinds: Any) -> bool:
-        if _really(value, kinds) or not _really(value, fx.Proxy):
-            return _really(value, kinds)
-        known = self._value_of(value)
-        return known is not None and _really(known, kinds)
 
     def _on_the_example(self, place: Place) -> Function:
         """The function, of what its arguments are there."""
@@ -89,16 +80,24 @@ class StandIns:
         return function
 
 
+def is_asked_by_the_network() -> bool:
+    """Of a property: the line that reads it is the network's own, or its question by way of torch."""
+    frame = sys._getframe(2)
+    while frame.f_code in _ASK and frame.f_back is not None:
+        frame = frame.f_back
+    return is_the_networks(frame.f_code.co_filename)
+
+
 def _of_sizes(home: Any, name: str) -> Function:
     usual = getattr(home, name)
 
     def method(value: Any, *sizes: Any, **named: Any) -> Any:
-        if sizes and _really(sizes[0], fx.Proxy):
+        if sizes and isinstance(sizes[0], fx.Proxy):
             return sizes[0].tracer.create_proxy("call_method", name, (value, *sizes), named)
         return usual(value, *sizes, **named)
 
     def function(*sizes: Any, **named: Any) -> Any:
-        if sizes and _really(sizes[0], fx.Proxy):
+        if sizes and isinstance(sizes[0], fx.Proxy):
             return sizes[0].tracer.create_proxy("call_function", usual, sizes, named)
         return usual(*sizes, **named)
 
@@ -108,7 +107,7 @@ def _of_sizes(home: Any, name: str) -> Function:
 def _of_numbers(usual: Function) -> Function:
     def function(*args: Any, **named: Any) -> Any:
         for value in pytree.tree_leaves((args, named)):
-            if _really(value, fx.Proxy):
+            if isinstance(value, fx.Proxy):
                 return value.tracer.create_proxy("call_function", usual, args, named)
         return usual(*args, **named)
 

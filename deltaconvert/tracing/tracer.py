@@ -20,7 +20,7 @@ from deltaconvert.passes.functionalise import OUT_OF_PLACE
 from deltaconvert.signature import tensors_of
 from deltaconvert.tracing.lines import is_the_networks
 from deltaconvert.tracing.ranks import Ranks, sized_by
-from deltaconvert.tracing.stand_in import StandIns
+from deltaconvert.tracing.stand_in import StandIns, is_asked_by_the_network
 
 _HOMES = ("torch", "operator", "_operator", "math", "builtins", "deltaconvert")
 
@@ -37,6 +37,21 @@ class Value(fx.Proxy):
 
     def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """What isinstance goes by: a proxy for torch and for us, what it is on the example for the network."""
+        known = self.tracer.value(self.node) if is_asked_by_the_network() else None
+        return type(self) if known is None else type(known)
+
+    @property
+    def _is_param(self) -> bool:
+        """nn.Parameter asks for that what is a tensor."""
+        return isinstance(self.tracer.value(self.node), nn.Parameter)
+
+    @property
+    def _is_buffer(self) -> bool:
+        return isinstance(self.tracer.value(self.node), nn.Buffer)
 
     def dim(self) -> Any:
         rank = self.tracer.rank(self.node)
@@ -112,7 +127,7 @@ class Tracer(fx.Tracer):
         self._asks = False  # for a rank: modules run then
         self._told: set[fx.Node] = set()  # whose dimensions the network was told
         self._of_weights: dict[fx.Node, bool] = {}  # follows from weights alone
-        self._stand_ins = StandIns(lambda proxy: self._values(proxy.node)[0])
+        self._stand_ins = StandIns(lambda proxy: self.value(proxy.node))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)
@@ -258,6 +273,10 @@ class Tracer(fx.Tracer):
             finally:
                 self._asks = False
         return made[node]
+
+    def value(self, node: fx.Node) -> Any:
+        """On the example; None where that cannot be told."""
+        return self._values(node)[0]
 
     def _values(self, node: fx.Node) -> tuple[Any, Any]:
         """On the example, and on one image more."""
