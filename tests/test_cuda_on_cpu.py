@@ -267,6 +267,24 @@ def test_copies_and_other_pools():
     assert whole(check(network, (2, 6, 18, 11))) == []
 
 
+def test_joined_numbers_and_channels_that_repeat():
+    """Padding of channels, rows and columns, and one channel several times: kernels that other networks have, too."""
+    network = Call(
+        lambda m, x: m.conv(
+            torch.cat(
+                [
+                    torch.cat([torch.zeros_like(x[:, :2]), x.relu(), torch.zeros_like(x[:, :3])], 1),
+                    torch.cat([x[:, :, 2:], torch.ones_like(x[:, :, :2])], 2).abs(),
+                    x.mean(1, keepdim=True).expand(-1, 5, -1, -1),
+                ],
+                1,
+            )
+        ),
+        conv=nn.Conv2d(22, 4, 3, padding=1),
+    ).eval()
+    assert whole(check(network, (2, 6, 12, 19))) == []
+
+
 def whole(model: deltaconvert.DeltaModel) -> list[str]:
     """The operators that torch computes."""
     steps = [getattr(step, "_step", step) for step in model._program.operators]
