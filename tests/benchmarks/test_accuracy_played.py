@@ -1,8 +1,9 @@
-"""benchmarks/accuracy_check.py and accuracy_time.py, played on a processor: a small network on a small clip."""
+"""benchmarks/accuracy_check.py, accuracy_time.py and what gpu_accuracy.py shares with it, on a processor."""
 
 import argparse
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,3 +136,50 @@ def test_thresholds_by_the_clock_are_found_and_written(task, options, monkeypatc
     assert row["way"] == "by time" and row["frames"] == 8
     best = json.loads((options.out / "toy_best.json").read_text())
     assert (best["found"]["loss"] <= task.accepted) and best["found"] == row
+
+
+def test_the_frames_that_settle_are_neither_timed_nor_counted(monkeypatch):
+    """accuracy_time.py and gpu_accuracy.py time by one function: behind `first` frames, whose work does not count."""
+    from benchmarks import gpu_accuracy
+
+    class Delta:
+        """Of a frame, whose value is its work, it does so many of ten multiply-accumulates."""
+
+        def __init__(self):
+            self.done, self.lent = 0, []
+
+        def __call__(self, frame):
+            self.done += int(frame)
+
+        def lend(self, frame):
+            self.lent.append(int(frame))
+            self(frame)
+
+        def frame_buffers(self):
+            return [torch.zeros(())]
+
+        def stats(self):
+            return SimpleNamespace(layers=[SimpleNamespace(total_macs_done=self.done)], macs_dense=10)
+
+    def timed(run, frames, place):
+        for frame in frames:
+            run(place(frame))
+        return [float(frame) for frame in frames], 0.0, None
+
+    monkeypatch.setattr(gpu_accuracy, "timed", timed)
+    delta = Delta()
+    times, work = gpu_accuracy.played(delta, [torch.tensor(float(n)) for n in (10, 9, 3, 1, 2)], first=2)
+    assert times == [3.0, 1.0, 2.0] and delta.lent == [3, 1, 2] and work == pytest.approx(0.2)
+
+
+def test_steps_are_told_by_kernel_and_by_layer(monkeypatch):
+    from benchmarks import gpu_accuracy
+    from benchmarks.gpu_timeline import Event, Launch
+
+    events = [Event("conv(float*)", 0, 2), Event("rows", 2, 3), Event("conv(float*)", 3, 6)]
+    monkeypatch.setattr(gpu_accuracy, "timeline", lambda delta, frames: events)
+    launches = [Launch("first", "conv"), Launch("second", "rows"), Launch("second", "conv")]
+    assert gpu_accuracy.steps_of(None, [], launches) == {
+        "kernels_us": {"conv": {"launches": 2, "us": 5}, "rows": {"launches": 1, "us": 1}},
+        "layers_us": {"first": 2, "second": 4},
+    }
