@@ -57,6 +57,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--calibration", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=1e9, help="then no more candidates are played")
+    parser.add_argument(
+        "--choose", action="store_true", help="of the candidates that were played so far; no more are"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     with torch.no_grad():
@@ -72,11 +75,12 @@ def check(options: argparse.Namespace) -> None:
     trials = run.trials()
     candidates = candidates_of(run, trials)
     print(f"{len(candidates)} candidates on {len(rehearsal.task.test)} frames", flush=True)
-    rehearsal.kept["noise"] = []  # is not looked at
-    rehearsal.look_at_dense()
-    if not played(rehearsal, trials, candidates):
-        print("the time was over before all were played: run it again, it goes on from there", flush=True)
-        return
+    if not options.choose:
+        rehearsal.kept["noise"] = []  # is not looked at
+        rehearsal.look_at_dense()
+        if not played(rehearsal, trials, candidates):
+            print("the time was over before all were played: run it again, it goes on from there", flush=True)
+            return
     forget_earlier(run.kept)
     run.look_at_dense()
     chosen: Candidates = {}

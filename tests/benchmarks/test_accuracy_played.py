@@ -97,7 +97,9 @@ def test_the_check_is_played_and_goes_on(task, options, monkeypatch):
     found = {f"{way} 1": Setting((0.1,) * 3).to_json() for way in ("ours", "paper")}
     (options.out / "toy.json").write_text(json.dumps({"rows": [], "settings": found}))
     monkeypatch.setitem(accuracy_check.TASKS, "toy", lambda calibration, frames: task)
-    options = argparse.Namespace(**vars(options), task="toy", calibration=4, frames=8, seconds=1e9)
+    options = argparse.Namespace(
+        **vars(options), task="toy", calibration=4, frames=8, choose=False, seconds=1e9
+    )
     accuracy_check.check(options)
     held = json.loads((options.out / "checked" / "toy.json").read_text())
     played = [(row["way"], row["strength"]) for row in [*held["rows"][1:], *held.get("beaten", [])]]
@@ -108,8 +110,9 @@ def test_the_check_is_played_and_goes_on(task, options, monkeypatch):
     chosen = [row for row in kept["rows"] if "checked" in row["way"]]
     assert {row["way"] for row in chosen} == {"ours checked", "paper checked"}
     assert {row["frames"] for row in chosen} == {8}
-    accuracy_check.check(options)
-    assert json.loads((options.out / "checked" / "toy.json").read_text())["rows"] == held["rows"]
+    for options.choose in (False, True):
+        accuracy_check.check(options)
+        assert json.loads((options.out / "checked" / "toy.json").read_text())["rows"] == held["rows"]
 
 
 @torch.no_grad()
