@@ -78,7 +78,7 @@ class _Observer(Loose):
     def _macs(self, node: fx.Node, value: Any) -> int:
         """Multiply-accumulates on the example: sizes that are loose count as they are there."""
         operator = operator_of(node)
-        if operator is None:
+        if operator is None or not isinstance(value, Tensor):  # x.dtype != y.dtype is spelled as of maps
             return self._product_macs(node, value)
         shapes = [tuple(x.shape) for x in (*(self.env[source] for source in node.args), value)]
         return operator.macs(shapes[:-1], shapes[-1])
