@@ -103,6 +103,7 @@ def calibrate(
     import deltaconvert
     from deltaconvert.checkpoint import function_of
     from deltaconvert.metrics import metric_of
+    from deltaconvert.running.intake import sizes_text
     from deltaconvert.text import counted
     from deltaconvert.watching.measure import Dense
 
@@ -157,6 +158,9 @@ def calibrate(
     found.write(output)
     if apply:
         found.model.save(file)
+        before, now = (sizes_text([shape for shape, _ in each.example]) for each in (model, found.model))
+        if before != now:
+            note(f"{file} was for an input of {before} and is for {now} now, that of the frames (--size)")
     if json_output:
         return print_json({"file": str(output), **found.to_json()})
     typer.echo(f"{output}{f' and {file}' if apply else ''}: {found}")

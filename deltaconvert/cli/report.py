@@ -19,7 +19,7 @@ from deltaconvert.cli.options import (
     size_of,
     writable,
 )
-from deltaconvert.cli.show import progress_bar, working
+from deltaconvert.cli.show import progress_bar, until_interrupted, working
 
 
 def report(
@@ -54,8 +54,12 @@ def report(
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     model.monitor(every=monitor)
     written = report_page.Page(model, f"{file.name} on {Path(video).name}")
-    with videos.read(video, limit=limit) as reader, progress_bar(video, reader.frames) as progress:
-        frames = (resize(frame, pixels) for frame in progress(reader))
+    with (
+        videos.read(video, limit=limit) as reader,
+        progress_bar(video, reader.frames) as progress,
+        until_interrupted() as until,
+    ):
+        frames = (resize(frame, pixels) for frame in progress(until(reader)))
         written.follow(watch(model, frames, recipe.prepare, dense=Dense(model) if compare else None))
     written.write(out)
     typer.echo(f"{out}: {len(written.frames)} frames")

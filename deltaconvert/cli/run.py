@@ -26,7 +26,7 @@ from deltaconvert.cli.options import (
     size_of,
     writable,
 )
-from deltaconvert.cli.show import note, print_json, progress_bar, working
+from deltaconvert.cli.show import note, print_json, progress_bar, until_interrupted, working
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
     device: Device = "cpu",
     json_output: Json = False,
 ) -> None:
-    """Run a converted network on a video, and say what it saved."""
+    """Run a converted network on a video, and say what it saved. Ctrl-C ends a camera."""
     rules = rules_of(threshold)
     gated(rules, gate)  # a slip is told before the network is loaded
     pixels = size_of(size)
@@ -72,7 +72,11 @@ def run(
     with working(f"loading {file}"):
         model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
-    with videos.read(video, limit=limit) as reader, progress_bar(f"{video}", reader.frames) as progress:
+    with (
+        videos.read(video, limit=limit) as reader,
+        progress_bar(f"{video}", reader.frames) as progress,
+        until_interrupted() as until,
+    ):
         if threshold or gate:
             base = rules if threshold else Thresholds(model.rules)
             rules = gated(Thresholds(base.rules, base.gate or model.gate), gate)
@@ -88,7 +92,7 @@ def run(
             size=pixels,
             out=out,
             marks=marks,
-            progress=progress,
+            progress=lambda frames: progress(until(frames)),
         )
     if json_output:
         where = {"backend": model.backend, "device": str(model.device)}

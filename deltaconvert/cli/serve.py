@@ -88,4 +88,6 @@ def _expect_free(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
-        raise usage_error(f"{host}:{port} cannot be listened on: {error.strerror}", "--port") from error
+        raise usage_error(
+            f"{host}:{port} cannot be listened on: {error.strerror}", "--host, --port"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,31 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[Iterable[T
                     lines.tell(f"{title}: {done}{of_all}")
 
         yield follow
+
+
+@contextmanager
+def until_interrupted() -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
+    """Gives a function that wraps frames: Ctrl-C ends them after the one that runs, and what was seen is told, since a
+    camera has no end of its own. A second Ctrl-C ends the command."""
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, before)
+        note("stopped after this frame; once more Ctrl-C ends at once")
+
+    def follow(frames: Iterable[T]) -> Iterator[T]:
+        for frame in frames:
+            if stopped:
+                return
+            yield frame
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield follow
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -192,7 +192,10 @@ class _Door:
                     number = newest
                     yield b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture + b"\r\n"
 
-        return StreamingResponse(parts(), media_type="multipart/x-mixed-replace; boundary=frame")
+        # nginx would collect pictures before it hands them on.
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        kind = "multipart/x-mixed-replace; boundary=frame"
+        return StreamingResponse(parts(), media_type=kind, headers=headers)
 
     @asynccontextmanager
     async def _taken_in(self, name: str) -> AsyncIterator[None]:

@@ -38,7 +38,9 @@ def decode(data: bytes, kind: str, size: tuple[int, int], limits: Limits) -> Ten
             return torch.from_numpy(np.array(image.convert("RGB")))
     except Image.DecompressionBombError as error:  # Pillow's own limit raises it too
         raise Refused(413, f"the image has more than {limits.max_pixels} pixels: {error}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:  # its own text names an object in memory
+        raise Refused(422, f"the image cannot be decoded: it is no {TYPES[kind]}") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise Refused(422, f"the image cannot be decoded: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """deltaconvert run: a network on a video, beside the dense one."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -88,6 +89,29 @@ def test_a_size_at_which_the_network_branches_otherwise_says_the_way(clip, tmp_p
     call("convert", "--random", "--arch", "cli_branches:make", *shape, *BACKEND)
     text = said(call("run", "a.delta", "--video", clip, "--size", "32x32", *BACKEND, code=1))
     assert "convert it for this size: it was traced where" in text and "if x.shape[2] > 16" in text
+
+
+def test_ctrl_c_ends_a_video_with_what_was_seen(converted, clip, tmp_path, monkeypatch):
+    from deltaconvert import video
+    from deltaconvert.cli.show import until_interrupted
+    from deltaconvert.watching import watch
+
+    resize, count = watch.resize, iter(range(100))
+
+    def interrupted(frame, size):
+        if next(count) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return resize(frame, size)
+
+    monkeypatch.setattr(watch, "resize", interrupted)
+    out = tmp_path / "out.mp4"
+    result = call("run", converted, "--video", clip, "--out", out, *BACKEND)
+    assert "5 frames of 96x64" in result.stdout and "stopped after this frame" in said(result)
+    with video.read(out) as reader:
+        assert len(list(reader)) == 5
+    with pytest.raises(KeyboardInterrupt), until_interrupted():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_run_on_what_is_no_video(converted, clip, tmp_path):

@@ -329,8 +329,9 @@ def test_the_live_picture(file, no_hurry):
 
 
 def test_the_page_names_only_this_server(serving):
+    """From where it was asked for: behind a proxy that may be below a path."""
     page = serving().get("/").text
-    assert "/streams" in page and not re.search(r"https?://", page)
+    assert "streams/${name}/picture" in page and not re.search(r"https?://|[\"'`]/", page)
 
 
 def test_one_picture(serving, no_hurry):
