@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -208,23 +208,8 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
     }
     rows = []
     for threshold in (0.0, GREY_LEVELS / 255):
-        converted = None
-        for case, density, frames in cases(unit, base, threshold, options):
-            converted = converted or Converted(model, base, threshold)
-            for _ in range(TRIES):
-                output, last, found = played(converted, frames, shared)
-                found["dense_ms"] = dense.now()
-                if abs(found["dense_ms"] / dense.ms[dense.best] - 1) < DISTURBED:
-                    break
-            compare(found)
-            found["error"] = _error(output, dense.eager, last)
-            if density not in (None, 0.05):
-                found["layers"] = []  # or the record gets long
-            rows.append({**shared, "case": case, "density": density, "threshold": threshold, **found})
-            told = "{delta_ms:.3f} ms, dense {dense_ms:.3f}, {ratio:.2f}x, e {efficiency:.2f}".format(**found)
-            print(f"{unit} {case}: {told}", flush=True)
-    if unit in APART:
-        del converted, frames, output, last
+        rows += at_threshold(threshold, unit, model, base, dense, shared, options)
+    if unit in APART:  # nothing of the converted network is left
         after = Dense(model, base, [mode for mode in modes if mode == dense.best], kept)
         for row in rows:
             row["dense_apart_ms"] = [dense.ms[dense.best], after.ms[dense.best]]
@@ -232,6 +217,35 @@ def measure(unit: Unit, options: argparse.Namespace) -> list[dict[str, Any]]:
             compare(row)
     first, took = rows[0]["first_frame_seconds"], time.perf_counter() - began
     print(f"{unit} took {took:.0f} s: dense {dense_after:.0f} s, first frame {first:.1f} s")
+    return rows
+
+
+def at_threshold(
+    threshold: float,
+    unit: Unit,
+    model: nn.Module,
+    base: Tensor,
+    dense: Dense,
+    shared: dict[str, Any],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """shared: what the unit's rows have in common."""
+    rows: list[dict[str, Any]] = []
+    converted = None
+    for case, density, frames in cases(unit, base, threshold, options):
+        converted = converted or Converted(model, base, threshold)
+        for _ in range(TRIES):
+            output, last, found = played(converted, frames, shared)
+            found["dense_ms"] = dense.now()
+            if abs(found["dense_ms"] / dense.ms[dense.best] - 1) < DISTURBED:
+                break
+        compare(found)
+        found["error"] = _error(output, dense.eager, last)
+        if density not in (None, 0.05):
+            found["layers"] = []  # or the record gets long
+        rows.append({**shared, "case": case, "density": density, "threshold": threshold, **found})
+        told = "{delta_ms:.3f} ms, dense {dense_ms:.3f}, {ratio:.2f}x, e {efficiency:.2f}".format(**found)
+        print(f"{unit} {case}: {told}", flush=True)
     return rows
 
 
