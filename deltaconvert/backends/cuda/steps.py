@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 SMALL = 1 << 20
 
 
+Pairs = list[tuple[Reach, Marks]]
+
+
 def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
     """The list of pixels that a step computes, from its inputs' marks by its reaches; and the edge's own marks.
 
@@ -41,44 +44,73 @@ def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[E
     """
     read = [(seen_by(reach), source.marks) for reach, source in zip(reaches, inputs, strict=True)]
     pairs = [seen_from(reach, marks) for reach, marks in needed(read)]
-    n, _, height, width = edge.values.shape
-    device = edge.values.device
+    for found in (_inputs_list, _another_steps_list):
+        listed = found(backend, pairs, edge)
+        if listed is not None:
+            return listed
+    return _own_list(backend, read, pairs, edge)
+
+
+def _inputs_list(backend: Backend, pairs: Pairs, edge: Edge) -> Listed | None:
     (reach, first), alone = pairs[0], len(pairs) == 1
-    if alone and isinstance(reach, Pixel):  # the input's list
-        small = n * height * width <= SMALL
-        if first.listed is None and first.can_list and small:
-            first.listed = first.own = room_for(backend, edge, first.bits)
-        if first.listed is not None and edge.threshold is None:
-            edge.marks = first
-            return first.listed
-        bits = backend.cleared(first.bits.shape, device) if first.listed is not None and small else None
-        if bits is not None:  # what it compares is listed, and its own marks wait for nobody to clear them
-            assert first.listed is not None
-            edge.marks = Marks(first.size, bits, backend.counter(n, device), backend.place)
-            return first.listed
-    compared = edge.threshold is not None
-    same = backend.listed.get(key_of(pairs))  # another step's list
-    if same is not None and not compared and same.marks.listed is same.listed:
+    if not alone or not isinstance(reach, Pixel):
+        return None
+    if first.listed is None and first.can_list and _is_small(edge):
+        first.listed = first.own = room_for(backend, edge, first.bits)
+    if first.listed is not None and edge.threshold is None:
+        edge.marks = first
+        return first.listed
+    if first.listed is None or not _is_small(edge):
+        return None
+    # What it compares is listed, and its own marks wait for nobody to clear them.
+    return first.listed if _marked_by_itself(backend, first.bits, first.size, edge) else None
+
+
+def _another_steps_list(backend: Backend, pairs: Pairs, edge: Edge) -> Listed | None:
+    same = backend.listed.get(key_of(pairs))
+    if same is None:
+        return None
+    if edge.threshold is None:
+        if same.marks.listed is not same.listed:
+            return None
         edge.marks = same.marks
         return same.listed
-    if same is not None and compared and n * height * width <= SMALL:
-        bits = backend.cleared(same.bits.shape, device)
-        if bits is not None:
-            edge.marks = Marks((height, width), bits, backend.counter(n, device), backend.place)
-            return same.listed
-    # A list of its own, behind the last source of all that it follows from.
-    behind = max(marks.source for _, marks in pairs)
-    edge.marks = backend.marks((n, 1, height, width), device, backend.place if compared else behind)
+    size = (edge.values.shape[2], edge.values.shape[3])
+    return same.listed if _is_small(edge) and _marked_by_itself(backend, same.bits, size, edge) else None
+
+
+def _own_list(backend: Backend, read: Pairs, pairs: Pairs, edge: Edge) -> Listed:
+    """Behind the last source of all that it follows from."""
+    n, _, height, width = edge.values.shape
+    compared, behind = edge.threshold is not None, max(marks.source for _, marks in pairs)
+    source = backend.place if compared else behind
+    edge.marks = backend.marks((n, 1, height, width), edge.values.device, source)
     bits = torch.zeros_like(edge.marks.bits) if compared else edge.marks.bits
     listed = room_for(backend, edge, bits)
     if not compared:
+        reach, first = pairs[0]
         edge.marks.listed = listed
-        edge.marks.seen = (reach, first) if alone and isinstance(reach, Window) else None
+        edge.marks.seen = (reach, first) if len(pairs) == 1 and isinstance(reach, Window) else None
         among = [marks for reach, marks in read if keeps_places(reach)]
         edge.marks.covers = frozenset(among).union(*(marks.covers for marks in among))
     listing = backend.listed[key_of(pairs)] = Listing(edge.marks, listed, bits, pairs)
     backend.add_listing(behind, listing)
     return listed
+
+
+def _is_small(edge: Edge) -> bool:
+    n, _, height, width = edge.values.shape
+    return n * height * width <= SMALL
+
+
+def _marked_by_itself(backend: Backend, like: Tensor, size: tuple[int, int], edge: Edge) -> bool:
+    """Give an edge marks that its step's kernel makes, in memory that is cleared for it, if there is some."""
+    device = edge.values.device
+    bits = backend.cleared(like.shape, device)
+    if bits is None:
+        return False
+    edge.marks = Marks(size, bits, backend.counter(len(edge.values), device), backend.place)
+    return True
 
 
 def changes_of(backend: Backend, edge: Edge) -> Listed:
