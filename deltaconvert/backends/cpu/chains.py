@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from deltaconvert.backends.cpu.native import jobs as j
 from deltaconvert.backends.cpu.native.threads import pool
-from deltaconvert.backends.cpu.packed import adds_map
+from deltaconvert.backends.cpu.packed import adds_map, has_amx
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
@@ -64,6 +65,20 @@ def is_depthwise(conv: Conv2d) -> bool:
     return conv.weight.shape[1] == 1 < conv.groups == len(conv.weight)
 
 
+def can_chain(convs: Sequence[Conv2d], dtype: torch.dtype) -> bool:
+    """A chain computes these: in bfloat16 from pairs of channels to whole vectors of them.
+
+    Where the processor has AMX oneDNN's product of gathered rows may be faster; that was not measured.
+    """
+    if dtype != torch.bfloat16 or has_amx():
+        return dtype == torch.float32
+    from deltaconvert.backends.cpu.native.vectors import LANES, MULTIPLIES_PAIRS
+
+    shapes = [conv.weight.shape for conv in convs if conv.groups == 1]
+    pairs = len(shapes) == len(convs) and all(shape[1] % 2 == 0 and shape[0] >= LANES for shape in shapes)
+    return MULTIPLIES_PAIRS and pairs
+
+
 def _activation(stage: Operator) -> dict[str, float] | None:
     if not isinstance(stage, Pointwise):
         return None
@@ -98,6 +113,7 @@ class Chain:
         from deltaconvert.backends.cpu.native import shares as s
 
         self._s, self._scratch, self.channels = s, scratch, len(stages[-1].conv.weight)
+        self._bytes = stages[0].conv.weight.itemsize
         self._held: list[Any] = []  # what is known by its address alone
         self._job = np.zeros(j.JOB, dtype=np.int64)
         self._table = np.zeros((len(stages), j.STAGE), dtype=np.int64)
@@ -112,11 +128,11 @@ class Chain:
             job[j.STRIDE_Y : j.DILATION_X + 1] = *window.stride, *window.padding, *window.dilation
             job[j.ZEROS] = self._address(np.zeros(self._table[0, j.DEPTH] * first.shape[3], np.float32))
         width = max(max(self._table[:, j.CHANNELS]), 2 * s.LANES)
-        job[j.GROUP], job[j.ROW_BYTES] = group, 4 * width
+        job[j.GROUP], job[j.ROW_BYTES] = group, self._bytes * width
         rows, taps = group * s.ROWS, first.shape[2] * first.shape[3]
         # As `share` in native/shares.py cuts it up: the addresses of rows that are read, written and added, a flag for
-        # each block; then, in floats, what is added if it is narrow, and twice the rows between stages.
-        size = 8 * (rows * (taps + 2) + group) + 4 * rows * (s.LANES + 2 * width)
+        # each block; then what is added if it is narrow, and twice the rows between stages.
+        size = 8 * (rows * (taps + 2) + group) + rows * (4 * s.LANES + 2 * self._bytes * width)
         job[j.SCRATCH_BYTES] = -(-size // 64) * 64
 
     def run(
@@ -147,7 +163,7 @@ class Chain:
         job[j.LIMITS] = 0 if limits is None else limits.data_ptr()
         job[j.MARKS] = 0 if marks is None else marks.data_ptr()
         self._table[self._adding, j.ADDS] = [rows.data_ptr() for rows in adds]
-        job[j.PAST_THE_CACHE] = self._goes_past(int(job[j.OUT]), 4 * count * self.channels)
+        job[j.PAST_THE_CACHE] = self._goes_past(int(job[j.OUT]), self._bytes * count * self.channels)
         threads = pool().count
         job[j.SCRATCH] = self._scratch(threads * int(job[j.SCRATCH_BYTES]))
         self._share(threads, pixels, count)
@@ -158,15 +174,17 @@ class Chain:
 
     def _goes_past(self, address: int, size: int) -> bool:
         width = 2 * self._s.LANES
-        whole = 4 * width % LINE == 0 and self.channels % width == 0 and address % (4 * width) == 0
+        panel = self._bytes * width
+        whole = panel % LINE == 0 and self.channels % width == 0 and address % panel == 0
         return whole and size > MORE_THAN_CACHE
 
     def _described(self, stage: Stage) -> list[int]:
         """A stage's row of the table."""
-        channels, depth = stage.conv.weight.shape[0], stage.conv.weight.shape[1] * stage.conv.groups
+        weight = stage.conv.weight
+        channels, depth = weight.shape[0], weight.shape[1] * stage.conv.groups * weight.itemsize // 4
         panels, after = self._panels(stage.conv), np.array([stage.low, stage.high, stage.slope], np.float32)
         described = [depth, channels, len(panels), self._address(panels), 0, self._address(after)]
-        return [*described, int(is_depthwise(stage.conv))]
+        return [*described, int(is_depthwise(stage.conv)), weight.itemsize]
 
     def _address(self, array: Any) -> int:
         self._held.append(array)
@@ -175,9 +193,8 @@ class Chain:
     def _panels(self, conv: Conv2d) -> Any:
         """int64 (panels, fields). The last one may begin before the end of the one before it."""
         s, channels = self._s, len(conv.weight)
-        # (taps and channels, channels'); of a depthwise one (taps, channels)
-        weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, channels).numpy()
-        bias = np.zeros(channels, np.float32) if conv.bias is None else conv.bias.numpy()
+        weight = _lines(conv.weight)
+        bias = np.zeros(channels, np.float32) if conv.bias is None else conv.bias.float().numpy()
         if is_depthwise(conv):
             own = np.ascontiguousarray(np.concatenate([weight, bias.reshape(1, -1)]))
             return np.array([(0, 0, self._address(own), own[-1].ctypes.data)], dtype=np.int64)
@@ -191,3 +208,14 @@ class Chain:
             found.append((column, vectors, self._address(own), own[-1].ctypes.data))
             column += width
         return np.array(found, dtype=np.int64)
+
+
+def _lines(weight: Tensor) -> Any:
+    """Floats (taps and channels, channels'); of a depthwise one (taps, channels).
+
+    Of bfloat16 a float holds two neighbouring channels: these are copied, not counted with.
+    """
+    lines = weight.permute(2, 3, 1, 0).reshape(-1, len(weight))
+    if weight.dtype == torch.bfloat16:
+        lines = lines.view(-1, 2, len(weight)).transpose(1, 2).contiguous().view(torch.float32).squeeze(2)
+    return lines.numpy()

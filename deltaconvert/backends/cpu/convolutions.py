@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu.chains import Chain, Stage, is_depthwise, stage_of
+from deltaconvert.backends.cpu.chains import Chain, Stage, can_chain, is_depthwise, stage_of
 from deltaconvert.backends.cpu.chunks import CHUNK_BYTES
 from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.cpu.elementwise import Elementwise
@@ -81,12 +81,12 @@ class Convolutions(Chained):
         reads = isinstance(first, Pixel) or (isinstance(first, Window) and not first.transposed)
         return (
             loops.FOUND
-            and inputs[0].values.dtype == torch.float32
             and reads
             and isinstance(stages_of(operator)[0], Conv2d)
             and (convs[0].groups == 1 or (is_depthwise(convs[0]) and isinstance(first, Window)))
             and all(conv.groups == 1 for conv in convs[1:])
             and tail_is_free(operator, reaches, inputs)
+            and can_chain(convs, inputs[0].values.dtype)
         )
 
     def prepare(self) -> None:

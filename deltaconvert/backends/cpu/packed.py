@@ -87,8 +87,17 @@ def can_pack(example: Tensor) -> bool:
 
 def has_bfloat16() -> bool:
     """The CPU multiplies bfloat16 itself. Elsewhere oneDNN widens it in every call, or refuses it."""
-    named = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # of torch 2.6 and later
-    return any(getattr(torch.cpu, name, bool)() for name in named)
+    return has_amx() or _asks("_is_avx512_bf16_supported")
+
+
+def has_amx() -> bool:
+    """It multiplies tiles of bfloat16, many times as fast as pairs of them."""
+    return _asks("_is_amx_tile_supported")
+
+
+def _asks(name: str) -> bool:
+    """A question that torch answers from 2.6 on."""
+    return bool(getattr(torch.cpu, name, bool)())
 
 
 def absorb(

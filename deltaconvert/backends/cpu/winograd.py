@@ -31,6 +31,7 @@ def suits(stage: Stage, window: Window | None) -> bool:
     geometry = (conv.weight.shape[2:], conv.stride, conv.dilation, conv.groups)
     return (
         window is not None
+        and conv.weight.dtype == torch.float32
         and geometry == ((3, 3), (1, 1), (1, 1), 1)
         and channels % (2 * LANES) == depth % LANES == 0
         and min(channels, depth) >= FEWEST_CHANNELS

@@ -13,7 +13,8 @@ A job (`Chain.run` of chains.py fills it in):
     HEIGHT and more   the map and the first stage's window; one tap without stride and padding reads the pixel it makes
     PAST_THE_CACHE    results go to memory at once
 A stage:
-    DEPTH, CHANNELS   of what it reads and makes; BY_CHANNEL: it is a depthwise convolution
+    DEPTH, CHANNELS   floats of a pixel that it reads, pairs of bfloat16 among them, and channels that it makes
+    BYTES             of a channel; BY_CHANNEL: it is a depthwise convolution
     PANELS            how many panels of channels its weights are in, and PANEL_TABLE, these, as below
     ADDS              rows that are added to its sums; 0 for none
     ACTIVATION        three floats: the bounds, and what values below 0 are multiplied by
@@ -27,7 +28,7 @@ INPUT, BY_PLACE, OUT, LIMITS, MARKS, ZEROS = range(8, 14)
 HEIGHT, BREADTH, OUT_HEIGHT, OUT_BREADTH, TAPS_Y, TAPS_X = range(14, 20)
 STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, DILATION_Y, DILATION_X, PAST_THE_CACHE = range(20, 27)
 JOB = 27
-DEPTH, CHANNELS, PANELS, PANEL_TABLE, ADDS, ACTIVATION, BY_CHANNEL = range(7)
-STAGE = 7
+DEPTH, CHANNELS, PANELS, PANEL_TABLE, ADDS, ACTIVATION, BY_CHANNEL, BYTES = range(8)
+STAGE = 8
 COLUMN, VECTORS, WEIGHTS, BIAS = range(4)
 PANEL = 4

@@ -20,10 +20,11 @@ from numba.extending import intrinsic
 from deltaconvert.backends.cpu.native.vectors import FLOAT, LANES, LONG, ROWS, Vectors, addresses, loop
 
 
-def product(vectors: int, *, past_the_cache: bool = False) -> Any:
+def product(vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool = False) -> Any:
     """numba intrinsic (table, taps, depth, weights, bias, outs, column, adds, low, high, slope), addresses all.
 
     table: int64 (taps, ROWS), of `depth` floats each; weights: (taps, depth, vectors * LANES); bias: (vectors * LANES).
+    With kind=Pairs a float of these, but for the bias, is two bfloat16, and so are numbers that are added or written.
     outs, adds: int64 (ROWS), of rows that are written, and added before the activation; adds may be 0. `column` bytes
     are added to those. Values below 0 are multiplied by `slope`, then all are limited to low .. high. NaN stays NaN.
 
@@ -46,7 +47,7 @@ def product(vectors: int, *, past_the_cache: bool = False) -> Any:
         high: Any,
         slope: Any,
     ) -> None:
-        v = Vectors(b, LANES)
+        v = kind(b, LANES)
 
         def of_tap(tap: Any, sums: list[Any]) -> list[Any]:
             reads = addresses(b, table, b.mul(tap, LONG(ROWS)), ROWS)
@@ -57,7 +58,7 @@ def product(vectors: int, *, past_the_cache: bool = False) -> Any:
             return [(row, part) for row in rows for part in parts]
 
         def of_adds(turn: Any, sums: list[Any]) -> list[Any]:
-            return [b.fadd(s, v.load(*place)) for s, place in zip(sums, places(adds, turn), strict=True)]
+            return [b.fadd(s, v.load_row(*place)) for s, place in zip(sums, places(adds, turn), strict=True)]
 
         def below(turn: Any, sums: list[Any]) -> list[Any]:
             factor = v.spread(slope)
@@ -78,9 +79,8 @@ def product(vectors: int, *, past_the_cache: bool = False) -> Any:
         sums = loop(b, taps, start * ROWS, of_tap)
         sums = loop(b, b.zext(b.icmp_unsigned("!=", adds, LONG(0)), LONG), sums, of_adds)
         sums = loop(b, b.zext(b.fcmp_unordered("!=", slope, FLOAT(1)), LONG), sums, below)
-        store = v.store_past_the_cache if past_the_cache else v.store
         for value, place in zip(sums, places(outs, LONG(0)), strict=True):
-            store(v.limited(value, low, high), *place)
+            v.store_row(v.limited(value, low, high), *place, past_the_cache=past_the_cache)
 
     @intrinsic
     def kernel(context, table, taps, depth, weights, bias, outs, column, adds, low, high, slope):  # type: ignore[no-untyped-def]

@@ -16,9 +16,12 @@ from deltaconvert.backends.cpu.native.machine_code import shared
 from deltaconvert.backends.cpu.native.memory import floats, in_share, ints, put_byte
 from deltaconvert.backends.cpu.native.reads import read, rows_at
 from deltaconvert.backends.cpu.native.stencils import sums
-from deltaconvert.backends.cpu.native.vectors import LANES, ROWS
+from deltaconvert.backends.cpu.native.vectors import LANES, MULTIPLIES_PAIRS, ROWS, Pairs, Vectors
 
 _wide, _slim, _past = product(2), product(1), product(2, past_the_cache=True)
+_kind = Pairs if MULTIPLIES_PAIRS else Vectors  # elsewhere nothing is made of pairs, and Pairs do not compile
+_wide_pairs, _slim_pairs = product(2, _kind), product(1, _kind)
+_past_pairs = product(2, _kind, past_the_cache=True)
 _sums: Any = sums
 
 
@@ -39,8 +42,15 @@ def product_of(
     table, to = reads.ctypes.data, writes.ctypes.data + 8 * ROWS * block
     add = adds.ctypes.data + 8 * ROWS * block if stage[j.ADDS] else 0
     after = floats(stage[j.ACTIVATION], 3)
-    weights, bias, column = panel[j.WEIGHTS], panel[j.BIAS], 4 * panel[j.COLUMN]
-    if past:
+    weights, bias, column = panel[j.WEIGHTS], panel[j.BIAS], stage[j.BYTES] * panel[j.COLUMN]
+    if stage[j.BYTES] == 2:
+        if past:
+            _past_pairs(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+        elif panel[j.VECTORS] == 2:
+            _wide_pairs(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+        else:
+            _slim_pairs(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+    elif past:
         _past(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
     elif panel[j.VECTORS] == 2:
         _wide(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
@@ -107,11 +117,11 @@ def finish(
         kept = last and not job[j.LIMITS] and channels >= LANES and not stage[j.BY_CHANNEL]
         rows, past = made + (s % 2) * len(adds) * step, kept and job[j.PAST_THE_CACHE] != 0
         if kept:
-            rows_at(job[j.OUT], 4 * channels, outs, first, count, writes[: blocks * ROWS])
+            rows_at(job[j.OUT], stage[j.BYTES] * channels, outs, first, count, writes[: blocks * ROWS])
         else:
             rows_at(rows, step, outs[:0], 0, count, writes[: blocks * ROWS])
         if stage[j.ADDS]:
-            rows_at(stage[j.ADDS], 4 * channels, outs, first, count, adds[: blocks * ROWS])
+            rows_at(stage[j.ADDS], stage[j.BYTES] * channels, outs, first, count, adds[: blocks * ROWS])
             if channels < LANES:
                 _widen(adds[: blocks * ROWS], channels, scratch)
         taps = job[j.TAPS_Y] * job[j.TAPS_X] if s == 0 else 1

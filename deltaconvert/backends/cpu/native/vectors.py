@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
+from numba import config
 
 LONG, FLOAT = ir.IntType(64), ir.FloatType()
 FEATURES = dict(binding.get_host_cpu_features())
@@ -17,6 +18,11 @@ FUSES = ON_ARM or FEATURES.get("fma", False)  # without it LLVM would call the C
 LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx2") else 4
 # Pixels of a block: two vectors of sums for each fit the registers, of which some processors have 32.
 ROWS = 12 if ON_ARM or FEATURES.get("avx512f") else 6
+# The processor multiplies pairs of bfloat16. LLVM before 16 gave the instruction other arguments, and what numba is
+# told to compile for by hand need not be this processor.
+MULTIPLIES_PAIRS = bool(
+    FEATURES.get("avx512bf16") and binding.llvm_version_info[0] >= 16 and not config.CPU_NAME
+)
 
 
 class Vectors:
@@ -71,11 +77,66 @@ class Vectors:
             value = self.builder.select(self.builder.fcmp_ordered(sign, value, limit), limit, value)
         return value
 
+    def load_row(self, address: Any, place: Any) -> Any:
+        """Numbers of a map. What is in memory is an address and a place in such numbers."""
+        return self.load(address, place)
+
+    def store_row(self, value: Any, address: Any, place: Any, *, past_the_cache: bool = False) -> None:
+        store = self.store_past_the_cache if past_the_cache else self.store
+        store(value, address, place)
+
     def _at(self, address: Any, place: Any) -> Any:
         return self.builder.bitcast(self._float(address, place), self.kind.as_pointer())
 
     def _float(self, address: Any, place: Any) -> Any:
         return self.builder.gep(self.builder.inttoptr(address, FLOAT.as_pointer()), [place])
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+class Pairs(Vectors):
+    """The same where maps are of bfloat16: a float of what is multiplied is a pair of them, side by side.
+
+    Sums stay floats. Each adds two products, and all are rounded as the processor does, with numbers below 1e-38 as 0.
+    """
+
+    def added(self, x: Any, y: Any, total: Any) -> Any:
+        pairs = ir.VectorType(_BFloat(), 2 * self.width)
+        kind = ir.FunctionType(self.kind, [self.kind, pairs, pairs])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.width}"
+        multiply = self.builder.module.declare_intrinsic(name, fnty=kind)
+        return self.builder.call(multiply, [total, *(self.builder.bitcast(v, pairs) for v in (x, y))])
+
+    def load_row(self, address: Any, place: Any) -> Any:
+        b, words = self.builder, ir.VectorType(ir.IntType(32), self.width)
+        halves = b.load(self._row(address, place, ir.IntType(16)), align=2)
+        upper = b.shl(b.zext(halves, words), ir.Constant(words, [16] * self.width))
+        return b.bitcast(upper, self.kind)
+
+    def store_row(self, value: Any, address: Any, place: Any, *, past_the_cache: bool = False) -> None:
+        b, narrow = self.builder, ir.VectorType(_BFloat(), self.width)
+        name = f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * self.width}"
+        rounds = b.module.declare_intrinsic(name, fnty=ir.FunctionType(narrow, [self.kind]))
+        to, align = self._row(address, place, _BFloat()), 2 * self.width if past_the_cache else 2
+        stored = b.store(b.call(rounds, [value]), to, align=align)
+        if past_the_cache:
+            stored.set_metadata("nontemporal", b.module.add_metadata([ir.IntType(32)(1)]))
+
+    def _row(self, address: Any, place: Any, number: Any) -> Any:
+        b = self.builder
+        at = b.gep(b.inttoptr(address, ir.IntType(16).as_pointer()), [place])
+        return b.bitcast(at, ir.VectorType(number, self.width).as_pointer())
 
 
 def addresses(builder: Any, table: Any, first: Any, count: int) -> list[Any]:
