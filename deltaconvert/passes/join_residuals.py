@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
@@ -17,12 +18,16 @@ from deltaconvert.reach import Pixel
 
 BYTES = 4 << 20  # of the map between
 
+Fits = Callable[[Sequence[Conv2d], torch.dtype], bool]
 
-def join_residuals(gm: fx.GraphModule) -> fx.GraphModule:
+
+def join_residuals(gm: fx.GraphModule, fits: Fits) -> fx.GraphModule:
     """A depthwise convolution joins the 1x1 that it alone reads, where no threshold stands between them.
 
     before:  y = fused[conv1x1, relu6](x);  z = fused[depthwise, relu6](y)
     after:   z = fused[paired(fused[conv1x1, relu6], depthwise), relu6](x)
+
+    fits: whether the backend computes two such convolutions, of a type of numbers, together.
     """
     for node in list(gm.graph.nodes):
         own = _convolution(node)
@@ -30,18 +35,19 @@ def join_residuals(gm: fx.GraphModule) -> fx.GraphModule:
             continue
         (source, *_), (shape,) = node.args, [node.args[0].meta["shape"]]
         first = _convolution(source)
-        if first is None or first.groups != 1 or 4 * math.prod(shape) < BYTES:
+        dtype = node.meta["dtype"]
+        if first is None or first.groups != 1 or dtype.itemsize * math.prod(shape) < BYTES:
             continue
         (reach,) = first.reaches([source.args[0].meta["shape"]], shape)
-        if isinstance(reach, Pixel) and reads_alone(node, source):
+        if isinstance(reach, Pixel) and fits([first, own], dtype) and reads_alone(node, source):
             join(gm, source, node)
     return gm
 
 
 def _convolution(node: fx.Node) -> Conv2d | None:
-    """Of float32, with an activation behind it or nothing."""
+    """With an activation behind it or nothing."""
     operator: Operator | None = operator_of(node) if node.meta.get("delta") else None
-    if operator is None or node.meta["dtype"] != torch.float32 or len(node.args) != 1:
+    if operator is None or len(node.args) != 1:
         return None
     head, *tail = stages_of(operator)
     simple = len(tail) <= 1 and all(getattr(stage, "function", None) in ACTIVATIONS for stage in tail)

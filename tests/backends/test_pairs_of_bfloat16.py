@@ -4,16 +4,18 @@ from itertools import pairwise
 
 import pytest
 import torch
-from chained import NAN, WINDOWS, chain_of, convolution, rows_of
+from chained import NAN, WINDOWS, chain_of, convolution, depthwise, poisoned, rows_of
 from oracle import assert_same_bits, rounding
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import chains
+from deltaconvert.backends.cpu import chains, residuals
 from deltaconvert.backends.cpu.chains import Stage, can_chain
 from deltaconvert.backends.cpu.convolutions import Convolutions
 from deltaconvert.backends.cpu.native import loops
+from deltaconvert.backends.cpu.residuals import Strips
 from deltaconvert.ops.conv import Conv2d
+from deltaconvert.passes import join_residuals
 from deltaconvert.reach import Window
 
 BFLOAT16, EPS = torch.bfloat16, torch.finfo(torch.bfloat16).eps
@@ -81,6 +83,53 @@ def test_stages_in_a_row(geometry):
 
 
 @needs_pairs
+@pytest.mark.parametrize("geometry", WINDOWS, ids=repr)
+@pytest.mark.parametrize("out", (0, 24))
+def test_depthwise_and_what_reads_it(geometry, out):
+    conv, x = to(BFLOAT16, depthwise(48, geometry)), torch.randn(2, 48, 19, 23).bfloat16()
+    value = to(torch.float64, conv)(x.double()).clamp(0, 6)
+    window, stages = Window(*geometry, (19, 23), tuple(value.shape[2:])), [Stage(conv, False, 0.0, 6.0)]
+    if out:
+        stages.append(Stage(to(BFLOAT16, convolution(48, out)), False))
+        value = to(torch.float64, stages[-1].conv)(value.bfloat16().double())
+    chain, every = chain_of(stages, window), unwritten(*rows_of(value).shape)
+    chain.run(rows_of(x), None, len(every), [], every)
+    # Rounded once, and before what reads it: a value that lies in the middle of two may go to either.
+    atol = 1e-5 if not out else EPS
+    torch.testing.assert_close(every.double(), rows_of(value), rtol=EPS / 2 * 1.01, atol=atol)
+    pixels, some = torch.randperm(len(every))[:31], unwritten(*every.shape)
+    chain.run(rows_of(x), pixels, 31, [], some)
+    assert_same_bits(some[pixels], every[pixels], "a list")
+    assert some.isnan().sum() == (len(every) - 31) * every.shape[1]
+
+
+@needs_pairs
+@pytest.mark.parametrize("geometry", [*WINDOWS[1:4], WINDOWS[6]], ids=repr)
+@pytest.mark.parametrize("out", (0, 24))
+@pytest.mark.parametrize("ring", (1, 1 << 18))
+def test_strips(monkeypatch, geometry, out, ring):
+    """To the bits of both convolutions alone."""
+    monkeypatch.setattr(residuals, "RING_BYTES", ring)
+    x = torch.randn(2, 10, 19, 60).bfloat16()
+    wide, window_conv = to(BFLOAT16, convolution(10, 32)), to(BFLOAT16, depthwise(32, geometry))
+    first, stages = Stage(wide, False, 0.0, 6.0), [Stage(window_conv, False, 0.0, 6.0)]
+    if out:
+        stages.append(Stage(to(BFLOAT16, convolution(32, out)), False))
+    window = Window(*geometry, (19, 60), tuple(window_conv(wide(x)).shape[2:]))
+    middle, count = unwritten(2 * 19 * 60, 32), 2 * window.out_size[0] * window.out_size[1]
+    chain_of([first], None).run(rows_of(x), None, len(middle), [], middle)
+    expected, together = unwritten(count, out or 32), unwritten(count, out or 32)
+    chain_of(stages, window).run(middle, None, count, [], expected)
+    strips = Strips(first, stages, window, poisoned())
+    strips.run(rows_of(x), None, count, [], together)
+    assert_same_bits(together, expected, "all pixels")
+    pixels, some = torch.randperm(count)[:100].sort().values, unwritten(*expected.shape)
+    strips.run(rows_of(x), pixels, 100, [], some)
+    assert_same_bits(some[pixels], expected[pixels], "a list")
+    assert some.isnan().sum() == (count - 100) * some.shape[1]
+
+
+@needs_pairs
 @pytest.mark.parametrize("out", (32, 64, 40))
 def test_past_the_cache(monkeypatch, out):
     conv, x = to(BFLOAT16, convolution(6, out, WINDOWS[1])), torch.randn(2, 6, 13, 11).bfloat16()
@@ -114,6 +163,16 @@ def bottlenecks():
     )
 
 
+def inverted_residuals():
+    """One goes in strips; behind the other's window is a convolution to a narrow odd map, which no chain makes."""
+    widen, window = nn.Conv2d(16, 48, 1), nn.Conv2d(48, 48, 3, 1, 1, groups=48)
+    again, strided = nn.Conv2d(24, 32, 1), nn.Conv2d(32, 32, 3, 2, 1, groups=32)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU6(), widen, nn.ReLU6(), window, nn.ReLU6(), nn.Conv2d(48, 24, 1)),
+        *(again, nn.ReLU6(), strided, nn.ReLU6(), nn.Conv2d(32, 7, 1)),
+    )
+
+
 class _Bottleneck(nn.Module):
     def __init__(self, depth, channels, stride):
         super().__init__()
@@ -127,14 +186,16 @@ class _Bottleneck(nn.Module):
 @needs_pairs
 @pytest.mark.parametrize("box", (1, 9, 40))
 @pytest.mark.parametrize("threshold", (0.0, {"activation": 0.05}), ids=repr)
-def test_networks(box, threshold):
+@pytest.mark.parametrize("network, chained", [(bottlenecks, 6), (inverted_residuals, 1)])
+def test_networks(monkeypatch, box, threshold, network, chained):
     """As near to the exact output as the dense network, and without a threshold to the bits of this frame alone."""
     torch.manual_seed(box)
-    network = bottlenecks().eval().bfloat16()
+    monkeypatch.setattr(join_residuals, "BYTES", 0)
+    network = network().eval().bfloat16()
     frame = torch.rand(2, 3, 96, 128).bfloat16()
     model = deltaconvert.convert(network, frame, threshold=threshold, backend="cpu")
-    kinds = [type(step) for step in model._program.operators]
-    assert kinds.count(Convolutions) >= 6, "they run as chains"
+    chains_of_it = [step for step in model._program.operators if isinstance(step, Convolutions)]
+    assert len(chains_of_it) >= chained, "they run as chains"
     model(frame)
     for place in (0, 17, 50):
         frame = frame.clone()
@@ -164,4 +225,6 @@ def test_which_convolutions(monkeypatch):
     assert can_chain([convolution(2, 16), convolution(16, 64)], BFLOAT16)
     assert not can_chain([convolution(3, 16)], BFLOAT16), "half a pair"
     assert not can_chain([convolution(32, 16), convolution(16, 15)], BFLOAT16), "less than a vector"
+    assert can_chain([depthwise(32, WINDOWS[1])], BFLOAT16)
+    assert not can_chain([depthwise(24, WINDOWS[1])], BFLOAT16), "no whole vectors"
     assert not can_chain([convolution(32, 64)], torch.float16)

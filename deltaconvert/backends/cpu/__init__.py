@@ -18,10 +18,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from deltaconvert.backends.base import Map, StepByStep
 from deltaconvert.backends.cpu.averages import Averages
+from deltaconvert.backends.cpu.chains import can_chain
 from deltaconvert.backends.cpu.convolutions import Convolutions
 from deltaconvert.backends.cpu.copies import Copies
 from deltaconvert.backends.cpu.edges import Edge
@@ -51,7 +52,13 @@ from deltaconvert.passes.join_residuals import join_residuals
 from deltaconvert.reach import Reach
 
 NAME = "cpu"
-PASSES = (join_residuals, join_pixels, join_pairs) if loops.FOUND else (join_pixels,)
+
+
+def _join_residuals(gm: fx.GraphModule) -> fx.GraphModule:
+    return join_residuals(gm, can_chain)
+
+
+PASSES = (_join_residuals, join_pixels, join_pairs) if loops.FOUND else (join_pixels,)
 KINDS: tuple[type[Step], ...] = (
     Parts,
     Residuals,

@@ -66,7 +66,8 @@ def is_depthwise(conv: Conv2d) -> bool:
 
 
 def can_chain(convs: Sequence[Conv2d], dtype: torch.dtype) -> bool:
-    """A chain computes these: in bfloat16 from pairs of channels to whole vectors of them.
+    """A chain computes these: in bfloat16 from pairs of channels to a vector of them at least, or by whole vectors
+    each channel by itself.
 
     Where the processor has AMX oneDNN's product of gathered rows may be faster; that was not measured.
     """
@@ -74,9 +75,12 @@ def can_chain(convs: Sequence[Conv2d], dtype: torch.dtype) -> bool:
         return dtype == torch.float32
     from deltaconvert.backends.cpu.native.vectors import LANES, MULTIPLIES_PAIRS
 
-    shapes = [conv.weight.shape for conv in convs if conv.groups == 1]
-    pairs = len(shapes) == len(convs) and all(shape[1] % 2 == 0 and shape[0] >= LANES for shape in shapes)
-    return MULTIPLIES_PAIRS and pairs
+    return MULTIPLIES_PAIRS and all(
+        len(conv.weight) % LANES == 0
+        if is_depthwise(conv)
+        else conv.weight.shape[1] % 2 == 0 and len(conv.weight) >= LANES
+        for conv in convs
+    )
 
 
 def _activation(stage: Operator) -> dict[str, float] | None:
@@ -213,9 +217,12 @@ class Chain:
 def _lines(weight: Tensor) -> Any:
     """Floats (taps and channels, channels'); of a depthwise one (taps, channels).
 
-    Of bfloat16 a float holds two neighbouring channels: these are copied, not counted with.
+    Of bfloat16 a float holds two neighbouring channels, as it does in maps: these are copied, not counted with. Those
+    of a depthwise one are floats.
     """
     lines = weight.permute(2, 3, 1, 0).reshape(-1, len(weight))
+    if weight.shape[1] == 1:
+        return lines.float().numpy()
     if weight.dtype == torch.bfloat16:
         lines = lines.view(-1, 2, len(weight)).transpose(1, 2).contiguous().view(torch.float32).squeeze(2)
     return lines.numpy()

@@ -29,7 +29,8 @@ class Pairs(Chained):
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
-        return loops.FOUND and isinstance(head_of(operator), Paired)
+        head = head_of(operator)
+        return loops.FOUND and isinstance(head, Paired) and head.window.groups == 1
 
     def prepare(self) -> None:
         (head, *tail), source = stages_of(self.operator), self.inputs[0].values

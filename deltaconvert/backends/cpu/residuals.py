@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from deltaconvert.backends.cpu.chains import Chain, Stage, is_depthwise, stage_of
+from deltaconvert.backends.cpu.chains import Chain, Stage, can_chain, is_depthwise, stage_of
 from deltaconvert.backends.cpu.convolutions import Convolutions
 from deltaconvert.backends.cpu.edges import Edge
 from deltaconvert.backends.cpu.native import jobs as j
 from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.steps import tail_is_free
 from deltaconvert.ops.base import Operator
+from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.ops.paired import Paired
 from deltaconvert.reach import Reach, Window
@@ -34,7 +35,8 @@ class Strips(Chain):
         channels, breadth = len(wide.conv.weight), window.out_size[1]
         (high, broad), (_, stride) = window.kernel, window.stride
         high, broad = (high - 1) * window.dilation[0] + 1, (broad - 1) * window.dilation[1] + 1
-        room = (RING_BYTES // (4 * channels * high) - broad) // stride + 1
+        row = channels * wide.conv.weight.itemsize
+        room = (RING_BYTES // (row * high) - broad) // stride + 1
         count = -(-breadth // max(room, 2 * strips.ROWS))
         blocks = -(-breadth // (count * strips.ROWS))
         super().__init__(stages, window, scratch, blocks)
@@ -46,7 +48,7 @@ class Strips(Chain):
         self._own[strips.RING_LINES], self._own[strips.RING_COLUMNS] = high, columns
         # As `_room_of` in native/strips.py cuts it up, before what the stages behind take: a ring, numbers of 8 bytes.
         numbers = 4 * columns + 2 * strips.ROWS + window.kernel[0] * window.kernel[1]
-        size = 4 * channels * high * columns + 8 * numbers
+        size = row * high * columns + 8 * numbers
         self._job[j.SCRATCH_BYTES] += -(-size // 64) * 64
 
     def _share(self, threads: int, pixels: Tensor | None, count: int) -> None:
@@ -66,8 +68,10 @@ class Residuals(Convolutions):
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:
         head = head_of(operator)
-        joined = loops.FOUND and isinstance(head, Paired) and is_depthwise(head.window)
-        return joined and tail_is_free(operator, reaches, inputs)
+        if not (loops.FOUND and isinstance(head, Paired) and is_depthwise(head.window)):
+            return False
+        convs = [s for s in (head_of(head.first), head.window, *stages_of(operator)) if isinstance(s, Conv2d)]
+        return can_chain(convs, inputs[0].values.dtype) and tail_is_free(operator, reaches, inputs)
 
     def _stages(self) -> list[Operator]:
         head, *tail = stages_of(self.operator)

@@ -22,7 +22,7 @@ _wide, _slim, _past = product(2), product(1), product(2, past_the_cache=True)
 _kind = Pairs if MULTIPLIES_PAIRS else Vectors  # elsewhere nothing is made of pairs, and Pairs do not compile
 _wide_pairs, _slim_pairs = product(2, _kind), product(1, _kind)
 _past_pairs = product(2, _kind, past_the_cache=True)
-_sums: Any = sums
+_sums, _sums_narrow = sums(), sums(_kind)
 
 
 @in_share
@@ -62,7 +62,10 @@ def product_of(
 def _by_channel(stage: Any, panel: Any, taps: Any, reads: Any, to: Any, step: Any) -> None:
     after = floats(stage[j.ACTIVATION], 3)
     weights, bias, table = panel[j.WEIGHTS], panel[j.BIAS], reads.ctypes.data
-    _sums(table, taps, stage[j.CHANNELS], weights, bias, after[0], after[1], to, step // 4)
+    if stage[j.BYTES] == 2:
+        _sums_narrow(table, taps, stage[j.CHANNELS], weights, bias, after[0], after[1], to, step // 2)
+    else:
+        _sums(table, taps, stage[j.CHANNELS], weights, bias, after[0], after[1], to, step // 4)
 
 
 @in_share
@@ -77,7 +80,10 @@ def _widen(rows: Any, channels: Any, scratch: Any) -> None:
 
 @in_share
 def keep(job: Any, pixels: Any, first: Any, count: Any, channels: Any, rows: Any) -> None:
-    """Store rows from the scratch memory; where there are limits, those alone that moved by more, and mark them."""
+    """Store rows from the scratch memory; where there are limits, those alone that moved by more, and mark them.
+
+    channels: floats of a row, which may be pairs of bfloat16 where there are no limits.
+    """
     compared = job[j.LIMITS] != 0
     limits = floats(job[j.LIMITS], channels)
     for i in range(count):
@@ -140,7 +146,7 @@ def finish(
         if not last:
             reads[: blocks * ROWS] = writes[: blocks * ROWS]
         elif not kept:
-            keep(job, outs, first, count, channels, rows)
+            keep(job, outs, first, count, stage[j.BYTES] * channels // 4, rows)
 
 
 @shared

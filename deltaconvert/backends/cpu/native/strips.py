@@ -15,14 +15,15 @@ from deltaconvert.backends.cpu.native import shares as s
 from deltaconvert.backends.cpu.native.machine_code import shared
 from deltaconvert.backends.cpu.native.memory import floats, in_share, ints
 from deltaconvert.backends.cpu.native.stencils import sums_nearby
-from deltaconvert.backends.cpu.native.vectors import LANES, ROWS
+from deltaconvert.backends.cpu.native.vectors import LANES, MULTIPLIES_PAIRS, ROWS, Pairs, Vectors
 
 # The fields of strips, beside the job of the stages behind the first: the address of that job and of the first stage,
 # columns of a strip, strips, lines of a band, the first and the last line with a pixel, those of the ring.
 CHAIN, WIDE, STRIP, STRIPS, BAND, FIRST_LINE, LAST_LINE, RING_LINES, RING_COLUMNS = range(9)
 FIELDS = 9
 
-_sums: Any = sums_nearby
+_kind = Pairs if MULTIPLIES_PAIRS else Vectors
+_sums, _sums_narrow = sums_nearby(), sums_nearby(_kind)
 
 
 class _Room(NamedTuple):
@@ -44,9 +45,9 @@ class _Room(NamedTuple):
 
 
 @in_share
-def _room_of(job: Any, own: Any, channels: Any, thread: Any) -> Any:
+def _room_of(job: Any, own: Any, row: Any, thread: Any) -> Any:
     columns = own[RING_COLUMNS]
-    ring, line_bytes = job[j.SCRATCH] + thread * job[j.SCRATCH_BYTES], columns * 4 * channels
+    ring, line_bytes = job[j.SCRATCH] + thread * job[j.SCRATCH_BYTES], columns * row
     at = ring + own[RING_LINES] * line_bytes
     found, flags = ints(at, columns), ints(at + 8 * columns, columns)
     at += 16 * columns
@@ -122,11 +123,11 @@ def _columns(
 def _make(job: Any, own: Any, line: Any, left: Any, found: Any, ring: Any, reads: Any, writes: Any) -> None:
     """The columns `found` of a line of the ring at `ring`, from line `line` of the input; `left` is column 0 there."""
     stage = ints(own[WIDE], j.STAGE)
-    step, wide = 4 * stage[j.DEPTH], 4 * stage[j.CHANNELS]
+    step, wide = 4 * stage[j.DEPTH], stage[j.BYTES] * stage[j.CHANNELS]
     count = 0
     for column in found:
         if line < 0 or left + column < 0 or left + column >= job[j.BREADTH]:
-            floats(ring + column * wide, stage[j.CHANNELS])[:] = 0
+            floats(ring + column * wide, wide // 4)[:] = 0
             continue
         reads[count] = job[j.INPUT] + (line * job[j.BREADTH] + left + column) * step
         writes[count] = ring + column * wide
@@ -176,22 +177,29 @@ def _sum_windows(
     """The depthwise convolution of `count` pixels of a line, from place `first` on: rows from address `made` on."""
     stage = ints(job[j.STAGE_TABLE], j.STAGE)
     panel, after = ints(stage[j.PANEL_TABLE], j.PANEL), floats(stage[j.ACTIVATION], 3)
-    channels, taps = stage[j.CHANNELS], job[j.TAPS_Y] * job[j.TAPS_X]
+    channels, taps, wide = (
+        stage[j.CHANNELS],
+        job[j.TAPS_Y] * job[j.TAPS_X],
+        stage[j.BYTES] * stage[j.CHANNELS],
+    )
     weights, bias, offsets = panel[j.WEIGHTS], panel[j.BIAS], room.offsets.ctypes.data
     for ky in range(job[j.TAPS_Y]):
         slot = _slot(job, own, room, top + ky * job[j.DILATION_Y])
         for kx in range(job[j.TAPS_X]):
-            room.offsets[ky * job[j.TAPS_X] + kx] = slot + kx * job[j.DILATION_X] * 4 * channels
+            room.offsets[ky * job[j.TAPS_X] + kx] = slot + kx * job[j.DILATION_X] * wide
     start = line * job[j.OUT_BREADTH] + strip * own[STRIP]
     blocks = -(-count // ROWS)
     for i in range(blocks * ROWS):
         place = first + min(i, count - 1)
         pixel = pixels[place] if len(pixels) else place
-        room.reads[i] = room.ring + (pixel - start) * job[j.STRIDE_X] * 4 * channels
+        room.reads[i] = room.ring + (pixel - start) * job[j.STRIDE_X] * wide
     for block in range(blocks):
         reads, to = room.reads[block * ROWS :].ctypes.data, made + block * ROWS * job[j.ROW_BYTES]
-        step = job[j.ROW_BYTES] // 4
-        _sums(reads, offsets, taps, channels, weights, bias, after[0], after[1], to, step)
+        step = job[j.ROW_BYTES] // stage[j.BYTES]
+        if stage[j.BYTES] == 2:
+            _sums_narrow(reads, offsets, taps, channels, weights, bias, after[0], after[1], to, step)
+        else:
+            _sums(reads, offsets, taps, channels, weights, bias, after[0], after[1], to, step)
 
 
 @shared
@@ -201,8 +209,9 @@ def share_strips(thread: Any, first_item: Any, last_item: Any, address: Any) -> 
     job = ints(own[CHAIN], j.JOB)
     pixels = ints(job[j.PIXELS], job[j.COUNT] if job[j.PIXELS] else 0)
     outs = pixels[:0] if job[j.BY_PLACE] else pixels
-    channels = ints(job[j.STAGE_TABLE], j.STAGE)[j.CHANNELS]
-    room = _room_of(job, own, channels, thread)
+    stage = ints(job[j.STAGE_TABLE], j.STAGE)
+    row = stage[j.BYTES] * stage[j.CHANNELS]
+    room = _room_of(job, own, row, thread)
     made = room.scratch + len(room.adds) * 4 * LANES
     for item in range(first_item, last_item):
         strip, begin = item % own[STRIPS], own[FIRST_LINE] + item // own[STRIPS] * own[BAND]
@@ -220,7 +229,7 @@ def share_strips(thread: Any, first_item: Any, last_item: Any, address: Any) -> 
             held = top + (job[j.TAPS_Y] - 1) * job[j.DILATION_Y] + 1
             _sum_windows(job, own, room, pixels, line, top, strip, first, count, made)
             if job[j.STAGES] == 1:
-                s.keep(job, outs, first, count, channels, made)
+                s.keep(job, outs, first, count, row // 4, made)
                 continue
             s.rows_at(made, job[j.ROW_BYTES], outs[:0], 0, count, room.reads[: -(-count // ROWS) * ROWS])
             s.finish(job, 1, outs, first, count, room.reads, room.writes, room.adds, room.flags, room.scratch)

@@ -64,7 +64,11 @@ class Vectors:
         return self.spread(self.builder.load(self._float(address, place)))
 
     def added(self, x: Any, y: Any, total: Any) -> Any:
-        """total + x * y, rounded once where the processor can."""
+        """total + x * y, of numbers as maps have them."""
+        return self.fused(x, y, total)
+
+    def fused(self, x: Any, y: Any, total: Any) -> Any:
+        """total + x * y of floats, rounded once where the processor can."""
         if not FUSES:
             return self.builder.fadd(self.builder.fmul(x, y), total)
         kind = ir.FunctionType(self.kind, [self.kind] * 3)
