@@ -20,8 +20,9 @@ LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx2") else 4
 ROWS = 12 if ON_ARM or FEATURES.get("avx512f") else 6
 # The processor multiplies pairs of bfloat16. LLVM before 16 gave the instruction other arguments, and what numba is
 # told to compile for by hand need not be this processor.
+TOLD_BY_HAND = bool(getattr(config, "CPU_NAME", None))  # NUMBA_CPU_NAME
 MULTIPLIES_PAIRS = bool(
-    FEATURES.get("avx512bf16") and binding.llvm_version_info[0] >= 16 and not config.CPU_NAME
+    FEATURES.get("avx512bf16") and binding.llvm_version_info[0] >= 16 and not TOLD_BY_HAND
 )
 
 
