@@ -54,7 +54,6 @@ RANGE, RUNS, EVERY, DRAWS = range(100, 350), 5, 5, 3
 FRESH = range(100)  # before those of the calibration
 TESTS = {"test": range(400, 600), "behind it": range(600, 795), "fresh": FRESH}
 ACCEPTED = 0.1  # dB
-Candidate = tuple[Gate, float]
 
 
 def main() -> None:

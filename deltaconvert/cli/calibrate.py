@@ -124,6 +124,7 @@ def calibrate(
     pixels = pixels_of(model, pixels)
     if model.info.get("weights", "") is None:
         note("the weights are untrained: what is found holds for none that are trained")
+    again = f"the same command goes on from {resume}" if resume else "with --resume it could go on"
     try:
         found = deltaconvert.calibrate(
             model,
@@ -141,14 +142,9 @@ def calibrate(
             at_once=at_once,
         )
     except KeyboardInterrupt:
-        note(
-            f"stopped: the same command goes on from {resume}"
-            if resume
-            else "stopped: with --resume it could go on"
-        )
+        note(f"stopped: {again}")
         raise
     if found.cut_off:
-        again = f"the same command goes on from {resume}" if resume else "with --resume it could go on"
         note(f"cut off by --seconds after {counted(found.trials, 'trial')}: {again}")
     if found.work < STILL:
         note(
