@@ -47,7 +47,7 @@ class Gate:
     cut: the share of changed pixels of a stream from which on its frame is full.
     refresh: every pixel is taken over at least once in so many frames, tile by tile; 0 is off.
     max_density: at most this share of a stream's tiles of 16 pixels changes in a frame: the most changed first; those
-        that wait gain with every frame. Pixels never seen are not counted.
+        that wait gain with every frame. Tiles with pixels never seen are not counted.
     nonfinite: "pass" computes with NaN and infinity as the dense network does, "hold" keeps the pixel's last value (at
         first 0), and counts it.
 
@@ -194,7 +194,7 @@ class Watch:
         moved, faint = self._moved(frame, stored, change)
         changed = (moved | (grown(moved, gate.dilate) & faint)) & ~same_bits & awake
         if gate.max_density < 1:
-            changed = self._most_changed(changed, change) | (stored.isnan().any(1, keepdim=True) & awake)
+            changed = self._most_changed(changed, change, stored.isnan().any(1, keepdim=True))
         if gate.refresh:
             changed = changed | (self.turn(frame) & ~same_bits & awake)
         self.ticks.add_(self.awake)
@@ -247,20 +247,21 @@ class Watch:
         self.noise.copy_(torch.where(moved | ~seen.isfinite() | ~awake, self.noise, learnt))
         self.last.copy_(torch.where(awake, frame, self.last))
 
-    def _most_changed(self, changed: Tensor, change: Tensor) -> Tensor:
+    def _most_changed(self, changed: Tensor, change: Tensor, unseen: Tensor) -> Tensor:
         """The changed pixels of the tiles whose turn it is: those with the largest change times frames waited, and
         their neighbours before what lies elsewhere. As many tiles all over the frame would grow to all of it in the
-        network, and a frame's time would have no ceiling."""
+        network, and a frame's time would have no ceiling. Tiles with pixels never seen go beside them."""
         # Bounded, so that one infinite pixel does not make every wait equal.
         size = torch.where(changed, change.to(self._age.dtype).nan_to_num(1e18, 1e18).clamp(1e-18, 1e18), 0.0)
         claims = F.max_pool2d(size, TILE, ceil_mode=True) * (self._age + 1)
+        new = F.max_pool2d((changed & unseen).to(size.dtype), TILE, ceil_mode=True) > 0
+        claims = torch.where(new, 0.0, claims)
         wanted = claims > 0
-        flat = torch.where(wanted, self._of_blocks(claims) + claims * WITHIN, 0.0).flatten(1)
-        chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(self._most, 1).indices, True)
-        chosen = chosen.view(wanted.shape) & wanted
+        keys = torch.where(wanted, self._of_blocks(claims) + claims * WITHIN, 0.0)
+        chosen = wanted & largest(keys, self._most)
         waiting = wanted & ~chosen
         self._age.copy_(torch.where(self.awake.bool(), torch.where(waiting, self._age + 1, 0.0), self._age))
-        return changed & self._pixels(chosen, change)
+        return changed & self._pixels(chosen | new, change)
 
     def _of_blocks(self, claims: Tensor) -> Tensor:
         """Of each tile the largest claim in its block."""
@@ -300,6 +301,15 @@ def box_mean(x: Tensor, size: int) -> Tensor:
         padding = (kernel[0] // 2, kernel[1] // 2)
         x = F.avg_pool2d(x, kernel, 1, padding, count_include_pad=False)
     return x
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """bool, as `values` (N ...): `count` of each of the N, the largest; of equal ones the first."""
+    flat = values.flatten(1)
+    least = flat.topk(count, 1).values[:, -1:]  # the places that topk gives are any of equal ones
+    beyond, equal = flat > least, flat == least
+    room = count - beyond.sum(1, keepdim=True)
+    return (beyond | (equal & (equal.cumsum(1) <= room))).view(values.shape)
 
 
 def grown(mask: Tensor, by: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import InputError
-from deltaconvert.gate import TILE, Gate, Watch, grown, guarded
+from deltaconvert.gate import TILE, Gate, Watch, grown, guarded, largest
 
 CAR_PARK = Path(__file__).resolve().parents[3] / "shared/data/videos/intel_car-detection.mp4"
 
@@ -184,6 +184,52 @@ def test_a_burst_stays_under_the_ceiling(backend, share):
             assert waiting == 2 * (20 - int(share * 20))
     assert seen.all()
     assert_close(model(lit), dense(Input(), (lit,)))
+
+
+def test_of_equal_tiles_the_first_go(backend):
+    """A lamp goes on, and every pixel moves by the same: which tiles go says their order alone, in every stream."""
+    frame = torch.zeros(2, 3, 64, 80)
+    model = convert(frame, {"max_density": 0.25}, backend=backend)
+    model(frame)
+    lit = frame + 0.5
+    for t in range(4):
+        model(lit)
+        tiles = model.masks()["input_0"][:, 0, ::TILE, ::TILE].flatten(1)
+        assert torch.equal(tiles, (torch.arange(20) // 5 == t).to(tiles.device).expand(2, -1)), f"frame {t}"
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.data())
+def test_the_largest_of_equal_ones_are_the_first(values, data):
+    count = data.draw(st.integers(1, len(values)))
+    order = sorted(range(len(values)), key=lambda place: (-values[place], place))
+    expected = torch.zeros(len(values), dtype=torch.bool)
+    expected[order[:count]] = True
+    both = torch.tensor([values, values[::-1]]).double().view(2, 1, 1, -1)
+    assert torch.equal(largest(both, count)[0, 0, 0], expected)
+
+
+def test_what_was_never_seen_does_not_wait(backend):
+    """A first frame is beside the ceiling: no tile has waited after it, and in a burst behind it all are equal."""
+    model = convert(torch.zeros(2, 3, 64, 80), {"max_density": 0.1}, backend=backend)
+    model(torch.rand(2, 3, 64, 80))
+    assert model.stats().gates["input_0"]["waiting"] == 0
+    model(torch.full((2, 3, 64, 80), 5.0))
+    assert model.stats().gates["input_0"]["waiting"] == 2 * 18
+    model.reset(0)
+    model(torch.full((2, 3, 64, 80), 7.0))
+    mask = model.masks()["input_0"]
+    assert mask[0].all() and float(mask[1].double().mean()) == 0.1
+
+
+def test_pixels_that_stay_nan_stand_still(backend):
+    frame = torch.rand(1, 3, 40, 40)
+    frame[0, 1, 20:23, 30] = math.nan
+    model = convert(frame, {"max_density": 0.5}, backend=backend)
+    model(frame)
+    model(frame)
+    assert not model.masks()["input_0"].any()
+    model(torch.rand(1, 3, 40, 40) + 1.5)
+    assert model.masks()["input_0"][0, 0, 16:32, 16:32].all(), "with its tile, beside the ceiling"
 
 
 @given(st.integers(0, 50), st.floats(1.0, 4.0))
