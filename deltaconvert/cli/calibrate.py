@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,9 +18,11 @@ from deltaconvert.cli.options import (
     Size,
     as_usage,
     expect_video,
+    expect_writable,
     keep,
     one_of,
     size_of,
+    usage_error,
     writable,
 )
 from deltaconvert.cli.show import note, print_json, working
@@ -109,7 +112,9 @@ def calibrate(
 
     pixels = size_of(size)
     output = output or file.with_suffix(".json")
-    writable(output)
+    expect_writable(output, "--output")
+    if apply and file.exists() and not os.access(file.parent, os.W_OK):  # it is replaced, not written to
+        raise usage_error(f"{file} may not be replaced in its folder: copy it elsewhere", "--apply")
     keep(output, "--output", file, video, check, resume)
     keep(resume, "--resume", file, video, check)
     with as_usage("--metric"):

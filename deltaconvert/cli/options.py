@@ -107,6 +107,14 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
+def expect_writable(path: Path, option: str) -> None:
+    """The same of a file that no option named, but that this one would name."""
+    try:
+        writable(path)
+    except typer.BadParameter as error:
+        raise usage_error(error.message, option) from error
+
+
 def keep(out: Path | None, option: str, *read: Path | str | None) -> None:
     """What a command reads is not overwritten by what it writes."""
     there = [Path(source) for source in read if source is not None and Path(source).exists()]

@@ -15,6 +15,7 @@ from deltaconvert.cli.options import (
     Monitor,
     Size,
     expect_video,
+    expect_writable,
     keep,
     size_of,
     writable,
@@ -46,7 +47,7 @@ def report(
 
     report_page.require()
     out = out or file.with_suffix(".report.html")  # explain writes a page as well
-    writable(out)
+    expect_writable(out, "--out")
     keep(out, "--out", video, file)
     expect_video(video)
     with working(f"loading {file}"):

@@ -1,5 +1,6 @@
 """A user's mistake is one message and an exit code, and nothing is written."""
 
+import os
 import re
 import shutil
 import sys
@@ -155,6 +156,17 @@ def test_a_file_that_may_not_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(options.os, "access", lambda path, how: False)  # root may write anywhere
     text = said(call("explain", "x", "--html", tmp_path / "a.html", code=2))
     assert "may not be written" in text
+    pytest.importorskip("jinja2", reason="report asks for it first")
+    pytest.importorskip("PIL", reason="report asks for it first")
+    for command, option in (("report", "--out"), ("calibrate", "--output")):
+        text = said(call(command, tmp_path / "x.delta", "--video", "y", code=2))
+        assert f"value for {option}: " in text and "may not be written" in text
+
+
+def test_apply_asks_first_whether_the_file_may_be_replaced(converted, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, how: path != converted.parent)
+    args = ("calibrate", converted, "--video", "y", "-o", tmp_path / "a.json", "--apply")
+    assert "value for --apply: " in said(call(*args, code=2))
 
 
 def test_serve_says_what_is_missing(converted, monkeypatch):
