@@ -43,21 +43,7 @@ def capture(
     leaves: as in trace.trace; torch.export knows nothing of modules that stay whole, so it is not asked then.
     """
     network = model.module() if isinstance(model, ExportedProgram) else model
-    used = _copy_of(network)
-    try:
-        expected = used(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"the network does not run on the example{_slip(network, args, kwargs)}: {first_line(error)}"
-        ) from error
-    written = remembers(network, used, args, kwargs)
-    if written:
-        raise UnsupportedModel(
-            f"{type(network).__name__} remembers: what a call writes to {', '.join(written[:4])} changes the answer of "
-            "the next one. Make it an input and an output of forward, or convert the parts that do not remember"
-        )
+    expected = _answer(network, args, kwargs)
     if isinstance(model, ExportedProgram):
         traced = _checked(network, lambda: _of_program(model, args, kwargs, expected), args, kwargs, expected)
         traced.how = f"read from a program of torch.export, for this size alone{_and_batch(traced)}"
@@ -80,6 +66,26 @@ def capture(
     # The last reason says most; what torch.export said, too, but the first way and the last one ask the same tracer.
     told = dict.fromkeys(str(reason) for reason in reversed(reasons[1:]))
     raise UnsupportedModel("\n  ".join(told)) from reasons[-1]
+
+
+def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the network gives for the example, by a copy. UnsupportedModel if it would give another thing next time."""
+    used = _copy_of(network)
+    try:
+        expected = used(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the network does not run on the example{_slip(network, args, kwargs)}: {first_line(error)}"
+        ) from error
+    written = remembers(network, used, args, kwargs)
+    if written:
+        raise UnsupportedModel(
+            f"{type(network).__name__} remembers: what a call writes to {', '.join(written[:4])} changes the answer of "
+            "the next one. Make it an input and an output of forward, or convert the parts that do not remember"
+        )
+    return expected
 
 
 _CHANNELS_FIRST = {3: "frame.permute(2, 0, 1)[None]", 4: "frame.permute(0, 3, 1, 2)"}
