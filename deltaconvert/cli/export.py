@@ -49,6 +49,7 @@ def export(
     import deltaconvert
     from deltaconvert.export import export_onnx, export_pt2, export_triton
     from deltaconvert.export.onnx_file import require
+    from deltaconvert.running.intake import sizes_text
 
     if onnx is not None or triton is not None:
         require()
@@ -70,8 +71,9 @@ def export(
     if json_output:
         facts = [{"file": str(path), "bytes": path.stat().st_size} for path in written]
         return print_json({"files": facts, "input": [list(shape) for shape, _ in model.inputs]})
+    inputs = sizes_text([shape for shape, _ in model.inputs])
     for path, runner in written.items():
         size = path.stat().st_size / 1e6
-        typer.echo(f"{path}: {size:.1f} MB; run it with deltaconvert.{runner}({str(path)!r})")
+        typer.echo(f"{path}: {size:.1f} MB, for {inputs}; run it with deltaconvert.{runner}({str(path)!r})")
     if triton is not None:
         typer.echo(f"serve it with tritonserver --model-repository={triton.parent}")

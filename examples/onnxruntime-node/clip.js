@@ -5,6 +5,10 @@ import * as ort from "onnxruntime-node";
 import { DeltaSession } from "./session.js";
 
 const [network, clip, out] = process.argv.slice(2);
+if (out === undefined) {
+  console.error("node clip.js NETWORK.onnx CLIP.json OUT.json");
+  process.exit(2);
+}
 const { shape, frames } = JSON.parse(await readFile(clip, "utf8"));
 const session = await DeltaSession.open(network);
 const results = [];

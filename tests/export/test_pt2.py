@@ -254,10 +254,8 @@ def test_from_the_shell(tmp_path):
     frame = torch.rand(1, 3, 16, 20)
     model = deltaconvert.convert(small(), frame)
     model.save(tmp_path / "m.delta")
-    assert (
-        "DeltaProgram"
-        in command_line.call("export", tmp_path / "m.delta", "--pt2", tmp_path / "m.pt2").stdout
-    )
+    told = command_line.call("export", tmp_path / "m.delta", "--pt2", tmp_path / "m.pt2").stdout
+    assert "for 1x3x16x20; run it with deltaconvert.DeltaProgram" in told
     assert_close(DeltaProgram(tmp_path / "m.pt2")(frame), model(frame))
 
 
