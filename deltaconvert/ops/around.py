@@ -17,10 +17,16 @@ Padded = tuple[Operator, list[Any]]
 
 def padded_beside(tensors: Sequence[Any], dim: int) -> list[Any]:
     """The maps among `tensors`, which are joined along `dim`: each with its part of the constants, or as it is."""
-    constants = [t for t in tensors if isinstance(t, Tensor)]
-    number, dim = _number_in(constants), dim % 4
-    if number is None or dim == 0 or len({_sides(t, but=dim) for t in tensors}) != 1:
+    number, shapes = _number_in([t for t in tensors if isinstance(t, Tensor)]), [_shape(t) for t in tensors]
+    if (
+        number is None
+        or len({(_dtype(t), len(shape)) for t, shape in zip(tensors, shapes, strict=True)}) != 1
+    ):
         raise StaysDense("it joins constants")
+    rank = len(shapes[0])
+    dim %= max(rank, 1)
+    if not max(1, rank - 3) <= dim or len({(*shape[:dim], *shape[dim + 1 :]) for shape in shapes}) != 1:
+        raise StaysDense(f"it joins constants along dimension {dim}")
     parts: list[tuple[Node, list[int]]] = []  # a map, how much is before it and how much behind it
     first = 0
     for t in tensors:
@@ -41,15 +47,17 @@ def padded_within(constant: Tensor, index: Sequence[Any], inner: Node) -> Padded
         raise StaysDense("it writes to a constant")
     whole = [slice(None)] * (4 - len(parts))
     taken = [range(side)[part] for side, part in zip(constant.shape, (*parts, *whole), strict=True)]
-    fits = _sides(inner) == (constant.dtype, *map(len, taken)) and len(taken[0]) == len(constant)
-    if not fits or any(part.step != 1 for part in taken):
+    fits = _dtype(inner) == constant.dtype and _shape(inner) == tuple(map(len, taken))
+    if not fits or len(taken[0]) != len(constant) or any(part.step != 1 for part in taken):
         raise StaysDense("it writes to a constant otherwise than a whole map to slices")
     pads = {dim: [taken[dim].start, constant.shape[dim] - taken[dim].stop] for dim in (1, 2, 3)}
     return _pad(inner, pads, number)
 
 
 def _pad(inner: Node, pads: Mapping[int, Sequence[int]], number: float) -> Padded:
-    both = [pads.get(dim, (0, 0)) for dim in (3, 2, 1)]  # as torch reads them
+    """pads: before and behind, by dimension of the tensor, which need not be laid out N C H W."""
+    rank = len(_shape(inner))
+    both = [pads.get(dim, (0, 0)) for dim in range(rank - 1, max(0, rank - 4), -1)]  # as torch reads them
     return Pad(tuple(pad for each in both for pad in each), "constant", number), [inner]
 
 
@@ -62,8 +70,10 @@ def _number_in(constants: Sequence[Tensor]) -> float | None:
     return number if all(torch.equal(t, torch.full_like(t, number)) for t in constants) else None
 
 
-def _sides(value: Node | Tensor, but: int | None = None) -> tuple[Any, ...]:
-    """Its type and the lengths of its sides, but for one; its type alone where it is no N C H W."""
-    known: Any = value.meta if isinstance(value, Node) else {"shape": value.shape, "dtype": value.dtype}
-    shape = known.get("shape") or ()
-    return known.get("dtype"), *(side for dim, side in enumerate(shape) if dim != but and len(shape) == 4)
+def _shape(value: Node | Tensor) -> tuple[int, ...]:
+    """Nothing where it is not known."""
+    return tuple(value.meta.get("shape", ()) if isinstance(value, Node) else value.shape)
+
+
+def _dtype(value: Node | Tensor) -> torch.dtype | None:
+    return value.meta.get("dtype") if isinstance(value, Node) else value.dtype

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import Call, check_operator
+from oracle import Call, assert_close, check_operator, scripted_video
 from torch import nn
+
+import deltaconvert
 
 A = (2, 6, 4, 5)
 JOINS = {
@@ -109,6 +111,31 @@ JOINED_CONSTANTS = {
 def test_joined_with_a_number(backend, name):
     """A recurrent network's first state."""
     check_operator(Call(JOINED_CONSTANTS[name]), A, threshold=0.1, backend=backend)
+
+
+def _zeros(t, dim, size):
+    sizes = [size if at == dim else side for at, side in enumerate(t.shape)]
+    return torch.zeros(sizes, dtype=t.dtype, device=t.device)
+
+
+OTHERWISE_LAID_OUT = {
+    "a token": lambda m, t: torch.cat([_zeros(t, 1, 1), t], 1)[:, 1:],
+    "channels of tokens": lambda m, t: torch.cat([t, _zeros(t, 2, 2)], -1),
+    "channels of N C": lambda m, t: torch.cat([_zeros(t.mean(1), 1, 2), t.mean(1)], 1)[..., None] * t.mean(),
+    "five dimensions": lambda m, t: torch.cat([t[:, None, None], _zeros(t[:, None, None], 2, 2)], 2)[:, 0],
+    "the second of five": lambda m, t: torch.cat([t[:, None, None], _zeros(t[:, None, None], 1, 2)], 1)[:, 0],
+    "streams": lambda m, t: torch.cat([t, _zeros(t, 0, 3)])[:2],
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE_LAID_OUT)
+def test_joined_with_a_number_in_other_layouts(backend, name):
+    """Padding is of the last dimensions there are."""
+    network = Call(lambda m, x: OTHERWISE_LAID_OUT[name](m, x.relu().flatten(2).transpose(1, 2)) * 2)
+    video = scripted_video(A)[:5]
+    model = deltaconvert.convert(network.eval(), video[0], backend=backend)
+    for frame in video:
+        assert_close(model(frame), network(frame))
 
 
 SHUFFLED = {
