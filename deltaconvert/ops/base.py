@@ -168,11 +168,12 @@ def find(target: Any) -> Spelling | None:
 
 
 def is_known(module: nn.Module) -> bool:
-    """Its class has a spelling, and it does what its class does: hooks (of pruning, of spectral_norm) and a forward of
-    its own change that."""
+    """Its class has a spelling, and it does what its class does: hooks (of pruning, of spectral_norm) and methods of
+    its own (forward, a _conv_forward that pads in a circle) change that."""
     _discover()
-    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) in _spellings and not changed
+    if type(module) not in _spellings or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return not any(callable(getattr(type(module), name, None)) for name in vars(module))
 
 
 def operator_types() -> dict[str, type[Operator]]:

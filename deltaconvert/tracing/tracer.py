@@ -306,7 +306,8 @@ class Tracer(fx.Tracer):
         self._ranks = [Ranks(self.root, frames), Ranks(self.root, [_one_more(frame) for frame in frames])]
 
         def run(root: nn.Module) -> tuple[Any, ...]:
-            outputs, out_spec = pytree.tree_flatten(root_fn(root, *args, **kwargs))
+            # Not root_fn, which is its class's: model.forward = model.features is common.
+            outputs, out_spec = pytree.tree_flatten(root.forward(*args, **kwargs))
             self.outputs = outputs, out_spec
             return tuple(o for o in outputs if isinstance(o, fx.Proxy | Tensor))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from types import MethodType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from between import SHAPE, Two, check, conv, kinds
 from oracle import assert_close, assert_same_bits, scripted_video
 from torch import nn
@@ -29,15 +31,34 @@ def own_forward():
     return network
 
 
+def own_padding():
+    """As images that are to tile are made."""
+
+    def in_a_circle(self, x, weight, bias):
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+    network = Two()
+    network.first._conv_forward = MethodType(in_a_circle, network.first)
+    return network
+
+
 def hooked_root():
     network = Two()
     network.register_forward_hook(lambda module, inputs, output: output.tanh())
     return network
 
 
-@pytest.mark.parametrize("make", [hooked, own_forward, hooked_root])
+@pytest.mark.parametrize("make", [hooked, own_forward, own_padding, hooked_root])
 def test_what_changes_a_module_is_seen(backend, make):
     assert set(kinds(check(make(), backend)).values()) == {"delta"}
+
+
+def test_a_forward_of_its_own_is_traced(backend):
+    """Its class's would run as well."""
+    network = Two()
+    network.features = MethodType(lambda self, x: self.between(self.first(x)), network)
+    network.forward = network.features
+    assert check(network, backend).info["capture"] == "traced symbolically"
 
 
 def test_a_hook_that_hides_makes_its_module_an_island(backend):
