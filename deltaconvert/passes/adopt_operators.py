@@ -109,6 +109,8 @@ def _follows(node: fx.Node, weights: set[fx.Node]) -> bool:
     read = node.all_input_nodes
     if node.target in ("to", "type_as"):
         read = read[:1]  # weight.to(x) has the type of x, and nothing else of it
+    if node.target == "new_tensor":  # x.new_tensor([0.1, 0.2]) likewise
+        return all(n in weights or is_size(n) for n in read[1:])
     return bool(read) and not is_size(node) and all(n in weights or is_size(n) or _is_type(n) for n in read)
 
 

@@ -22,7 +22,7 @@ _WORKERS = (
 ).split()
 
 # What these make has the shape and the type of their input, and nothing else of it.
-_LIKE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+_LIKE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor")
 _JOINS = (torch.cat, torch.concat, torch.concatenate)
 # What a tensor is made of.
 TYPES = ("dtype", "device", "is_nested", "is_sparse", "is_quantized", "is_cuda", "layout")
