@@ -84,3 +84,5 @@ def bench(
     ]
     print_table(head, body)
     typer.echo(f"input {inputs}, medians of {frames} frames; against {measure.BASELINE}")
+    if plot is not None:
+        typer.echo(f"{plot}: time against density")

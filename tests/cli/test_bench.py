@@ -22,7 +22,7 @@ def test_bench_says_what_it_measured(converted):
 def test_bench_draws_what_it_measured(converted, tmp_path):
     pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install "deltaconvert[plot]"')
     args = ("bench", converted, "--density", "0,100", "--frames", 1, *BACKEND)
-    call(*args, "--plot", tmp_path / "speed.svg")
+    assert "speed.svg: time against density" in call(*args, "--plot", tmp_path / "speed.svg").stdout
     text = (tmp_path / "speed.svg").read_text()
     assert "1x3x64x96" in text and "milliseconds a frame" in text
     assert "ends in no picture format" in said(call(*args, "--plot", tmp_path / "speed.txt", code=1))
