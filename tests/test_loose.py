@@ -47,6 +47,7 @@ COUNTS = {
     "ones": lambda self, y: y * torch.ones_like(y[y > 0.3]).sum(),
     "in place of a size": lambda self, y: y * y.new_ones((y > 0.3).nonzero().shape[0]).sum(),
     "item": lambda self, y: (y, y[:, :, : (y > 0.3).sum().clamp(1, 9).item()].mean(2)),
+    "a value": lambda self, y: self.last(y * y.max().item()),
     "two of them": lambda self, y: (y * y[y > 0.3].shape[0], self.last(y) * y[y < 0].shape[0]),
     "number out": lambda self, y: (y, (y > 0.3).nonzero().shape[0]),
     "own code": lambda self, y: y * found(y).shape[0],

@@ -78,10 +78,15 @@ class _Observer(Loose):
     def _macs(self, node: fx.Node, value: Any) -> int:
         """Multiply-accumulates on the example: sizes that are loose count as they are there."""
         operator = operator_of(node)
-        if operator is None or not isinstance(value, Tensor):  # x.dtype != y.dtype is spelled as of maps
+        if operator is None:
             return self._product_macs(node, value)
-        shapes = [tuple(x.shape) for x in (*(self.env[source] for source in node.args), value)]
-        return operator.macs(shapes[:-1], shapes[-1])
+        values = (*(self.env[source] for source in node.args), value)
+        if not all(
+            isinstance(x, Tensor) for x in values
+        ):  # x.dtype != y.dtype and x * x.max().item() are spelled so
+            return 0
+        *shapes, out_shape = (tuple(x.shape) for x in values)
+        return operator.macs(shapes, out_shape)
 
     def _product_macs(self, node: fx.Node, value: Any) -> int:
         """Of a matrix product: each value of the result sums over the input's last dimension."""
