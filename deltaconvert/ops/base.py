@@ -173,7 +173,9 @@ def is_known(module: nn.Module) -> bool:
     _discover()
     if type(module) not in _spellings or module._forward_hooks or module._forward_pre_hooks:
         return False
-    return not any(callable(getattr(type(module), name, None)) for name in vars(module))
+    # YOLOs note layer.type, a word, on every layer: that is no method.
+    own = (name for name, value in vars(module).items() if callable(value))
+    return not any(callable(getattr(type(module), name, None)) for name in own)
 
 
 def operator_types() -> dict[str, type[Operator]]:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 import deltaconvert
 from deltaconvert.errors import UnsupportedModel
+from deltaconvert.ops.base import is_known
 
 
 def hooked():
@@ -51,6 +52,12 @@ def hooked_root():
 @pytest.mark.parametrize("make", [hooked, own_forward, own_padding, hooked_root])
 def test_what_changes_a_module_is_seen(backend, make):
     assert set(kinds(check(make(), backend)).values()) == {"delta"}
+
+
+def test_a_word_in_the_place_of_a_method_changes_nothing():
+    layer = conv(3, 4)
+    layer.type = "conv"
+    assert is_known(layer)
 
 
 def test_a_forward_of_its_own_is_traced(backend):
