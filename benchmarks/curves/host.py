@@ -1,5 +1,4 @@
-"""Settings played on a processor by its own backend, ten times as fast as by the reference, and no further than need
-be."""
+"""Settings played on a processor by its own backend, faster than by the reference, and no further than need be."""
 
 from __future__ import annotations
 

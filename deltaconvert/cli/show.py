@@ -81,7 +81,7 @@ def until_interrupted() -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
     def stop(*_: Any) -> None:
         nonlocal stopped
         stopped = True
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `before` ignores it in background jobs
         note("stopped after this frame; once more Ctrl-C ends at once")
 
     def follow(frames: Iterable[T]) -> Iterator[T]:
