@@ -269,6 +269,10 @@ def test_drop_expands():
     assert "expand_as" in calls(kept), "nothing else has the full size"
     one = graph(lambda m, x: torch.cat([x, x[:, :1].expand_as(x)], 1), *passes)
     assert calls(one) == ["Channels", "ChannelIndex", "Concat"]
+    named = graph(lambda m, x: x * torch.broadcast_to(input=gate(m, x), size=x.shape), *passes)
+    assert "broadcast_to" not in calls(named)
+    number = graph(lambda m, x: m.conv(x).mean().expand(3), *passes)
+    assert "expand" in calls(number), "it is no map"
 
 
 LAID = (adopt_operators, propagate([X]), follow_layouts(2))

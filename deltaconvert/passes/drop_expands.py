@@ -26,13 +26,14 @@ def drop_expands(gm: fx.GraphModule) -> fx.GraphModule:
     for node in list(gm.graph.nodes):
         if node.target not in _EXPANDS:
             continue
-        (n, channels, *sides), read = node.meta.get("shape", (0, 0)), node.args[0].meta.get("shape")
+        source = node.args[0] if node.args else node.kwargs["input"]
+        shape, read = node.meta.get("shape", ()), source.meta.get("shape")
         if all(_broadcasts(user, node) for user in node.users):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
-        elif len(sides) == 2 and read == (n, 1, *sides):
-            same = torch.zeros(channels, dtype=torch.int64, device=node.meta["device"])
-            adopt(gm, node, ChannelIndex(same), [node.args[0]])
+        elif len(shape) == 4 and read == (shape[0], 1, *shape[2:]):
+            same = torch.zeros(shape[1], dtype=torch.int64, device=node.meta["device"])
+            adopt(gm, node, ChannelIndex(same), [source])
     return gm
 
 
