@@ -88,9 +88,8 @@ _LINALG = _listed(
     """
 )
 
-_VF = _listed(
-    "block_diag broadcast_tensors cdist einsum meshgrid norm split tensordot"
-)  # as TorchScript calls them
+# As TorchScript calls them.
+_VF = _listed("block_diag broadcast_tensors cdist einsum meshgrid norm split tensordot")
 
 _FFT = _listed(
     """

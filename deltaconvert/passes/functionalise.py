@@ -156,9 +156,8 @@ class _Writes:
 
 
 def makes_truths(node: fx.Node) -> bool:
-    return (
-        name_called(node).partition(".")[0].rstrip("_") in _TRUTHS
-    )  # of gt, gt_ and the operator gt_.Scalar
+    name = name_called(node).partition(".")[0]  # gt_, also of the operator gt_.Scalar
+    return name.rstrip("_") in _TRUTHS
 
 
 def kept_type(node: fx.Node, written: Any, others: Sequence[Any]) -> torch.dtype | None:

@@ -81,9 +81,7 @@ class _Observer(Loose):
         if operator is None:
             return self._product_macs(node, value)
         values = (*(self.env[source] for source in node.args), value)
-        if not all(
-            isinstance(x, Tensor) for x in values
-        ):  # x.dtype != y.dtype and x * x.max().item() are spelled so
+        if not all(isinstance(x, Tensor) for x in values):  # of x.dtype != y.dtype, of x * x.max().item()
             return 0
         *shapes, out_shape = (tuple(x.shape) for x in values)
         return operator.macs(shapes, out_shape)

@@ -16,13 +16,40 @@ from deltaconvert.backends.cpu.native.machine_code import shared
 from deltaconvert.backends.cpu.native.memory import floats, in_share, ints, put_byte
 from deltaconvert.backends.cpu.native.reads import read, rows_at
 from deltaconvert.backends.cpu.native.stencils import sums
-from deltaconvert.backends.cpu.native.vectors import LANES, MULTIPLIES_PAIRS, ROWS, Pairs, Vectors
+from deltaconvert.backends.cpu.native.vectors import LANES, ROWS, Narrow, Vectors
 
-_wide, _slim, _past = product(2), product(1), product(2, past_the_cache=True)
-_kind = Pairs if MULTIPLIES_PAIRS else Vectors  # elsewhere nothing is made of pairs, and Pairs do not compile
-_wide_pairs, _slim_pairs = product(2, _kind), product(1, _kind)
-_past_pairs = product(2, _kind, past_the_cache=True)
-_sums, _sums_narrow = sums(), sums(_kind)
+_sums, _sums_narrow = sums(), sums(Narrow)
+
+
+def _products(kind: type[Vectors]) -> Any:
+    """(vectors of a panel, whether results go past the cache, what `product` takes)."""
+    wide, slim, past = product(2, kind), product(1, kind), product(2, kind, past_the_cache=True)
+
+    @in_share
+    def multiply(
+        vectors: Any,
+        goes_past: Any,
+        table: Any,
+        taps: Any,
+        depth: Any,
+        weights: Any,
+        bias: Any,
+        to: Any,
+        column: Any,
+        add: Any,
+        after: Any,
+    ) -> None:
+        if goes_past:
+            past(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+        elif vectors == 2:
+            wide(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+        else:
+            slim(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+
+    return multiply
+
+
+_multiply, _multiply_narrow = _products(Vectors), _products(Narrow)
 
 
 @in_share
@@ -43,19 +70,11 @@ def product_of(
     add = adds.ctypes.data + 8 * ROWS * block if stage[j.ADDS] else 0
     after = floats(stage[j.ACTIVATION], 3)
     weights, bias, column = panel[j.WEIGHTS], panel[j.BIAS], stage[j.BYTES] * panel[j.COLUMN]
+    vectors = panel[j.VECTORS]
     if stage[j.BYTES] == 2:
-        if past:
-            _past_pairs(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
-        elif panel[j.VECTORS] == 2:
-            _wide_pairs(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
-        else:
-            _slim_pairs(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
-    elif past:
-        _past(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
-    elif panel[j.VECTORS] == 2:
-        _wide(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+        _multiply_narrow(vectors, past, table, taps, depth, weights, bias, to, column, add, after)
     else:
-        _slim(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+        _multiply(vectors, past, table, taps, depth, weights, bias, to, column, add, after)
 
 
 @in_share

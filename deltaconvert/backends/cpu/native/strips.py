@@ -15,15 +15,14 @@ from deltaconvert.backends.cpu.native import shares as s
 from deltaconvert.backends.cpu.native.machine_code import shared
 from deltaconvert.backends.cpu.native.memory import floats, in_share, ints
 from deltaconvert.backends.cpu.native.stencils import sums_nearby
-from deltaconvert.backends.cpu.native.vectors import LANES, MULTIPLIES_PAIRS, ROWS, Pairs, Vectors
+from deltaconvert.backends.cpu.native.vectors import LANES, ROWS, Narrow
 
 # The fields of strips, beside the job of the stages behind the first: the address of that job and of the first stage,
 # columns of a strip, strips, lines of a band, the first and the last line with a pixel, those of the ring.
 CHAIN, WIDE, STRIP, STRIPS, BAND, FIRST_LINE, LAST_LINE, RING_LINES, RING_COLUMNS = range(9)
 FIELDS = 9
 
-_kind = Pairs if MULTIPLIES_PAIRS else Vectors
-_sums, _sums_narrow = sums_nearby(), sums_nearby(_kind)
+_sums, _sums_narrow = sums_nearby(), sums_nearby(Narrow)
 
 
 class _Room(NamedTuple):
@@ -177,11 +176,8 @@ def _sum_windows(
     """The depthwise convolution of `count` pixels of a line, from place `first` on: rows from address `made` on."""
     stage = ints(job[j.STAGE_TABLE], j.STAGE)
     panel, after = ints(stage[j.PANEL_TABLE], j.PANEL), floats(stage[j.ACTIVATION], 3)
-    channels, taps, wide = (
-        stage[j.CHANNELS],
-        job[j.TAPS_Y] * job[j.TAPS_X],
-        stage[j.BYTES] * stage[j.CHANNELS],
-    )
+    channels, taps = stage[j.CHANNELS], job[j.TAPS_Y] * job[j.TAPS_X]
+    wide = stage[j.BYTES] * channels
     weights, bias, offsets = panel[j.WEIGHTS], panel[j.BIAS], room.offsets.ctypes.data
     for ky in range(job[j.TAPS_Y]):
         slot = _slot(job, own, room, top + ky * job[j.DILATION_Y])

@@ -21,9 +21,8 @@ ROWS = 12 if ON_ARM or FEATURES.get("avx512f") else 6
 # The processor multiplies pairs of bfloat16. LLVM before 16 gave the instruction other arguments, and what numba is
 # told to compile for by hand need not be this processor.
 TOLD_BY_HAND = bool(getattr(config, "CPU_NAME", None))  # NUMBA_CPU_NAME
-MULTIPLIES_PAIRS = bool(
-    FEATURES.get("avx512bf16") and binding.llvm_version_info[0] >= 16 and not TOLD_BY_HAND
-)
+_KNOWN = binding.llvm_version_info[0] >= 16 and not TOLD_BY_HAND
+MULTIPLIES_PAIRS = bool(FEATURES.get("avx512bf16") and _KNOWN)
 
 
 class Vectors:
@@ -43,9 +42,7 @@ class Vectors:
 
     def store_past_the_cache(self, value: Any, address: Any, place: Any) -> None:
         """The lines of memory are not read first, and do not stay in the cache. The address is one of whole vectors."""
-        builder = self.builder
-        stored = builder.store(value, self._at(address, place), align=4 * self.width)
-        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        self._go_past(self.builder.store(value, self._at(address, place), align=4 * self.width))
 
     def prefetch(self, address: Any, *, write: bool) -> None:
         """Have the line of memory at an address in the cache soon."""
@@ -89,6 +86,9 @@ class Vectors:
     def store_row(self, value: Any, address: Any, place: Any, *, past_the_cache: bool = False) -> None:
         store = self.store_past_the_cache if past_the_cache else self.store
         store(value, address, place)
+
+    def _go_past(self, stored: Any) -> None:
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
 
     def _at(self, address: Any, place: Any) -> Any:
         return self.builder.bitcast(self._float(address, place), self.kind.as_pointer())
@@ -136,12 +136,16 @@ class Pairs(Vectors):
         to, align = self._row(address, place, _BFloat()), 2 * self.width if past_the_cache else 2
         stored = b.store(b.call(rounds, [value]), to, align=align)
         if past_the_cache:
-            stored.set_metadata("nontemporal", b.module.add_metadata([ir.IntType(32)(1)]))
+            self._go_past(stored)
 
     def _row(self, address: Any, place: Any, number: Any) -> Any:
         b = self.builder
         at = b.gep(b.inttoptr(address, ir.IntType(16).as_pointer()), [place])
         return b.bitcast(at, ir.VectorType(number, self.width).as_pointer())
+
+
+# Where pairs do not compile nothing is made of them.
+Narrow: type[Vectors] = Pairs if MULTIPLIES_PAIRS else Vectors
 
 
 def addresses(builder: Any, table: Any, first: Any, count: int) -> list[Any]:
