@@ -11,14 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 SKIPPED = "skipped"  # the network whose still frames skip a part of the graph
-IN_EVERY_WAY = (
-    "wide",
-    "a long sum",
-    "octets",
-    "depthwise",
-    "taps on tensor cores",
-    "transposed",
-)  # of one layer
+# Networks of one layer.
+IN_EVERY_WAY = ("wide", "a long sum", "octets", "depthwise", "taps on tensor cores", "transposed")
 GATES: dict[str, dict[str, Any]] = {
     "gated": {"smooth": 3, "dilate": 2, "weak": 0.5},
     "gated by means": {"smooth": 5, "recent": 4, "noise": 2.0, "refresh": 3},

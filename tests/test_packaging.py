@@ -129,6 +129,10 @@ def test_the_sources_compile_on(version, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@needs_make
 @pytest.mark.parametrize(
     "driver, torch, extras",
     [
@@ -139,8 +143,6 @@ def test_the_sources_compile_on(version, tmp_path):
 )
 def test_setup_takes_torch_and_cupy_for_the_drivers_cuda(tmp_path, driver, torch, extras):
     """PyPI's torch is for CUDA 13 from 2.11 on; a driver for 12 cannot run it."""
-    if shutil.which("make") is None:
-        pytest.skip("needs make")
     told = f"| NVIDIA-SMI 570.1   Driver Version: 570.1   CUDA Version: {driver} |" if driver else ""
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\necho '{told}'\n")
@@ -153,10 +155,9 @@ def test_setup_takes_torch_and_cupy_for_the_drivers_cuda(tmp_path, driver, torch
     assert torch in said and extras in said
 
 
+@needs_make
 def test_setup_freezes_torch_at_the_version_that_pip_knows(tmp_path):
     """PyPI's build for CUDA calls itself 2.13.0 and, in torch.__version__, 2.13.0+cu130."""
-    if shutil.which("make") is None:
-        pytest.skip("needs make")
     site, python = tmp_path / "site", tmp_path / "venv" / "bin" / "python"
     for folder in (site / "torch", site / "torch-2.13.0.dist-info", python.parent):
         folder.mkdir(parents=True)
