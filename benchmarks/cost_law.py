@@ -1,6 +1,6 @@
 """The cost of a frame as a law: milliseconds = a + b * work, for each unit that benchmarks/gpu.py measured.
 
-    python benchmarks/cost_law.py benchmarks/results/gpu.json       a table, for docs/performance.md
+    python benchmarks/cost_law.py benchmarks/results/gpu.json       a table, for docs/performance_tables.md
 
 work: the share of the network's multiply-accumulates at changed pixels. a is what a frame costs in which nothing
 changes, b what the whole network costs on top: b against the dense network's time is how well the work itself runs.

@@ -1,6 +1,6 @@
-"""The tables of README.md and docs/performance.md that tell of the GPU's records.
+"""Writes the tables of the GPU's records into README.md and docs/.
 
-    python benchmarks/gpu_pages.py      writes them anew
+    python benchmarks/gpu_pages.py
 
 Each stands between `<!-- gpu: its name -->` and `<!-- gpu: end -->`.
 """
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import cost_law, gpu_goals, gpu_profile, gpu_record
 
-PAGES = ("README.md", "docs/performance.md")
+PAGES = ("README.md", "docs/performance.md", "docs/performance_tables.md")
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def rewritten(text: str) -> str:
     record, profiles = _read("gpu"), _read("gpu_profile")
     tables = {
         "networks": gpu_record.readme(record),
+        "milliseconds": gpu_record.milliseconds(record),
         "goals": gpu_goals.table(record),
         "cost law": cost_law.table(record),
         "clips": gpu_record.clips(record),

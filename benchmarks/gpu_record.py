@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ NAMES = {
     "deeplabv3_resnet50": "DeepLabV3 (ResNet-50)",
     "efficientnet_b0": "EfficientNet-B0",
 }
-SHOWN = (  # in the README
+SHOWN = (  # in the README and at the top of docs/performance.md
     "resnet50:tf32:8",
     "resnet50:half:8",
     "resnet50:tf32:1",
@@ -213,14 +213,23 @@ def _clip(row: dict[str, Any] | None) -> list[str]:
 
 
 def readme(facts: dict[str, Any]) -> str:
-    """The table of the README: its units, as many of them as were measured."""
+    """The table of the README: how many times faster each box is."""
+    return _shown(facts, lambda row: times_faster(row["ratio"]))
+
+
+def milliseconds(facts: dict[str, Any]) -> str:
+    """The same table in milliseconds of a frame."""
+    return _shown(facts, lambda row: f"{row['delta_ms']:#.3g}")
+
+
+def _shown(facts: dict[str, Any], cell: Callable[[dict[str, Any]], str]) -> str:
+    """The units that the pages begin with, as many of them as were measured."""
     body, units = [], by_unit(facts)
     for unit in map(Unit.of, SHOWN):
         rows = [row for row in units.get(unit, []) if row["density"] is not None]
         if rows:
             numbers = f"{unit.type.replace('tf32', 'TF32')}, {unit.batch}"
-            ratios = (times_faster(row["ratio"]) for row in rows)
-            body.append((NAMES[unit.network], numbers, f"{dense_ms(rows):#.3g} ms", *ratios))
+            body.append((NAMES[unit.network], numbers, f"{dense_ms(rows):#.3g} ms", *map(cell, rows)))
     return markdown(("network", "numbers, batch", "best dense", *BOXES), body)
 
 
