@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from oracle import Call, assert_close, leaves, scripted_video
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import deltaconvert
 from deltaconvert.errors import ContainerError
@@ -46,13 +47,22 @@ def network(name):
 def test_what_is_saved_loads(backend, name, exported, tmp_path):
     dense = network(name).double()
     video = scripted_video((2, 3, 13, 11))[:4]
-    given = torch.export.export(dense, (video[0],)) if exported else dense
+    given = exported_by_torch(dense, video[0]) if exported else dense
     deltaconvert.convert(given, video[0], backend=backend).save(tmp_path / "net.delta")
     model = deltaconvert.load(tmp_path / "net.delta", backend=backend, device=video[0].device)
     for t, frame in enumerate(video):
         with torch.no_grad():
             for ours, theirs in zip(leaves(model(frame)), leaves(dense(frame)), strict=True):
                 assert_close(ours, theirs, f"frame {t}")
+
+
+def exported_by_torch(dense, frame):
+    try:
+        return torch.export.export(dense, (frame,))
+    except GuardOnDataDependentSymNode as error:
+        if torch.__version__ >= "2.13":  # torch.__version__ compares as versions do
+            raise
+        pytest.skip(f"torch {torch.__version__} itself does not export it: {str(error).splitlines()[0]}")
 
 
 def test_repeats_that_follow_from_values_say_the_way_out(tmp_path):
