@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch import _jit_internal as jit
 from torch.overrides import get_overridable_functions
 from torch.utils import _pytree as pytree
@@ -24,7 +24,7 @@ Functions = dict[Place, Function]
 # Who ask what a value is in their callers' place.
 _ASKING: tuple[Any, ...] = (
     *(torch.is_tensor, torch.jit.isinstance, jit._isinstance, jit.container_checker),
-    *(kind.__instancecheck__ for kind in (ABCMeta, type(torch.nn.Parameter), type(torch.nn.Buffer))),
+    *(kind.__instancecheck__ for kind in (ABCMeta, type(nn.Parameter), type(nn.Buffer))),
 )
 _ASK = {asking.__code__ for asking in _ASKING}
 # torch takes sizes one by one if the first of them is a number.
@@ -37,6 +37,7 @@ _SIZES: list[Place] = [
 ]
 _NUMBERS: list[Place] = [(torch, "tensor"), (torch, "as_tensor")]
 _LIMITS: list[Place] = [(torch, "finfo"), (torch, "iinfo")]
+_SETATTR: Place = (nn.Module, "__setattr__")
 
 
 class StandIns:
@@ -47,16 +48,21 @@ class StandIns:
     torch.zeros(x.shape[0], 4, *x.shape[2:])     a call in the graph
     torch.tensor([x.shape[2], x.shape[3]])       likewise
     torch.finfo(x.dtype)                         of the example's type, which a converted network keeps
+    self.mean = self.mean.type_as(x)             kept by the tracer: the graph reads the module's own tensor
     """
 
-    def __init__(self, value_of: Callable[[fx.Proxy], Any]):
-        """value_of: on the example; None for what cannot be told."""
+    def __init__(
+        self, value_of: Callable[[fx.Proxy], Any], assign: Callable[[nn.Module, str, fx.Proxy], bool]
+    ):
+        """value_of: on the example; None for what cannot be told. assign: False leaves it to the module."""
         self._value_of = value_of
         get_overridable_functions()  # torch keeps that list: it must not be of ours
-        self._usual = {(home, name): getattr(home, name) for home, name in (*_SIZES, *_NUMBERS, *_LIMITS)}
+        places = (*_SIZES, *_NUMBERS, *_LIMITS, _SETATTR)
+        self._usual = {(home, name): getattr(home, name) for home, name in places}
         self._ours: Functions = {place: self._on_the_example(place) for place in _LIMITS}
         self._ours |= {(home, name): _of_sizes(home, name) for home, name in _SIZES}
         self._ours |= {place: _of_numbers(self._usual[place]) for place in _NUMBERS}
+        self._ours[_SETATTR] = _assigning(self._usual[_SETATTR], assign)
 
     def answering(self) -> AbstractContextManager[None]:
         return _switched(self._ours)
@@ -112,6 +118,14 @@ def _of_numbers(usual: Function) -> Function:
         return usual(*args, **named)
 
     return function
+
+
+def _assigning(usual: Function, assign: Function) -> Function:
+    def setattr_(module: nn.Module, name: str, value: Any) -> None:
+        if not isinstance(value, fx.Proxy) or not assign(module, name, value):
+            usual(module, name, value)
+
+    return setattr_
 
 
 @contextmanager

@@ -127,7 +127,10 @@ class Tracer(fx.Tracer):
         self._asks = False  # for a rank: modules run then
         self._told: set[fx.Node] = set()  # whose dimensions the network was told
         self._of_weights: dict[fx.Node, bool] = {}  # follows from weights alone
-        self._stand_ins = StandIns(lambda proxy: self.value(proxy.node))
+        self._assigned: dict[
+            int, tuple[Tensor, fx.Proxy]
+        ] = {}  # by id: a module's tensor, what forward put there
+        self._stand_ins = StandIns(lambda proxy: self.value(proxy.node), self._assign)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)
@@ -186,7 +189,22 @@ class Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if not self._is_tracing():
             return attr_val
+        if id(attr_val) in self._assigned:
+            return self._assigned[id(attr_val)][1]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _assign(self, module: nn.Module, name: str, value: fx.Proxy) -> bool:
+        """self.mean = self.mean.type_as(x), where mean is a tensor: it stays, since the graph reads it by its name, and
+        forward reads `value` from now on. False where it is none."""
+        before = vars(module).get(name, module._buffers.get(name))
+        if value.tracer is not self or not isinstance(before, Tensor):  # another thread traces with torch.fx
+            return False
+        if id(before) not in self._assigned:
+            vars(module).pop(name, None)
+            # As a buffer it is read by way of getattr below; not by another name that it may have.
+            before = module._buffers[name] = before.detach()
+        self._assigned[id(before)] = before, value
+        return True
 
     def _is_tracing(self) -> bool:
         return threading.get_ident() == self._thread and not self._asks

@@ -48,7 +48,24 @@ NETWORKS = {
     "tensor": lambda m, x: m.first(x) / torch.tensor([x.shape[2], x.shape[3]]).to(x).prod(),
     "new_tensor": lambda m, x: m.first(x - x.new_tensor([0.1, 0.2, 0.3])[:, None, None]),
     "as_tensor": lambda m, x: m.first(x) * torch.as_tensor(x.shape[3] / x.shape[2], dtype=x.dtype).to(x),
+    "a buffer that is cast": lambda m, x: _cast_in_forward(m, "weight", x),
+    "a tensor that is cast": lambda m, x: _cast_in_forward(m, "plain", x),
+    "a buffer that is written": lambda m, x: _written_in_forward(m, x),
 }
+
+
+def _cast_in_forward(m, name, x):
+    """As EDSR does with the mean of its colours."""
+    setattr(m, name, getattr(m, name).type_as(x))
+    return m.first(x) * getattr(m, name)
+
+
+def _written_in_forward(m, x):
+    before = m.weight
+    m.weight = m.first(x) * m.weight
+    m.weight = m.weight + before
+    y, m.weight = m.weight, m.same
+    return y * m.same
 
 
 def _of_kinds(m, x):
@@ -66,7 +83,10 @@ def _network(forward):
         "last": nn.Conv2d(4, 2, 3),
         "weight": torch.rand(1, 4, 1, 1),
     }
-    return Call(lambda m, x: m.last(forward(m, x).relu()), **parts).eval().double()
+    network = Call(lambda m, x: m.last(forward(m, x).relu()), **parts).eval()
+    network.plain = torch.rand(1, 4, 1, 1)
+    network.register_buffer("same", network.weight)
+    return network.double()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -83,6 +103,14 @@ def test_one_graph_for_all_sizes(backend, name, tmp_path):
             assert_same_bits(again(frame), model(frame), "from the file")
 
 
+@pytest.mark.parametrize("name", ["weight", "plain"])
+def test_what_forward_assigns_stays_out_of_the_network(name):
+    network = _network(lambda m, x: _cast_in_forward(m, name, x))
+    before = getattr(network, name)
+    deltaconvert.convert(network, torch.rand(SHAPE).double(), backend="reference")
+    assert getattr(network, name) is before and "plain" in vars(network)
+
+
 @pytest.mark.parametrize("raises", [False, True])
 def test_python_and_torch_are_as_they_were(raises):
     def forward(m, x):
@@ -97,6 +125,7 @@ def test_python_and_torch_are_as_they_were(raises):
         (torch, "finfo"),
         (Tensor, "expand"),
         (Tensor, "view"),
+        (nn.Module, "__setattr__"),
     )
     before = [vars(home).get(name) for home, name in names]
     try:
