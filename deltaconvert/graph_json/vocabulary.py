@@ -28,7 +28,7 @@ def _listed(text: str) -> list[str]:
 
 _TORCH = _listed(
     """
-    _assert abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint
+    Size _assert abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint
     affine_grid_generator all
     allclose amax amin aminmax angle any arange arccos arcsin arctan arctan2 argmax argmin argsort argwhere
     as_tensor asin asinh atan atan2 atanh avg_pool1d baddbmm batch_norm bilinear bitwise_and bitwise_not

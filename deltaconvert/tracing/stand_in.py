@@ -21,10 +21,30 @@ Function = Callable[..., Any]
 Place = tuple[Any, str]  # a module or class, and the name of a function in it
 Functions = dict[Place, Function]
 
+
+class _Kind(type):
+    """Of a class in the place of another, `usual`: only calls of it tell them apart."""
+
+    usual: type
+
+    def __call__(cls, *args: Any, **named: Any) -> Any:
+        return _of_numbers(cls.usual)(*args, **named)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.usual)
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, cls.usual)
+
+
+class _Size(metaclass=_Kind):
+    usual = torch.Size
+
+
 # Who ask what a value is in their callers' place.
 _ASKING: tuple[Any, ...] = (
     *(torch.is_tensor, torch.jit.isinstance, jit._isinstance, jit.container_checker),
-    *(kind.__instancecheck__ for kind in (ABCMeta, type(nn.Parameter), type(nn.Buffer))),
+    *(kind.__instancecheck__ for kind in (ABCMeta, type(nn.Parameter), type(nn.Buffer), _Kind)),
 )
 _ASK = {asking.__code__ for asking in _ASKING}
 # torch takes sizes one by one if the first of them is a number.
@@ -37,6 +57,7 @@ _SIZES: list[Place] = [
 ]
 _NUMBERS: list[Place] = [(torch, "tensor"), (torch, "as_tensor")]
 _LIMITS: list[Place] = [(torch, "finfo"), (torch, "iinfo")]
+_SIZE: Place = (torch, "Size")
 _SETATTR: Place = (nn.Module, "__setattr__")
 
 
@@ -47,6 +68,7 @@ class StandIns:
 
     torch.zeros(x.shape[0], 4, *x.shape[2:])     a call in the graph
     torch.tensor([x.shape[2], x.shape[3]])       likewise
+    torch.Size((x.shape[0], 4))                  likewise
     torch.finfo(x.dtype)                         of the example's type, which a converted network keeps
     self.mean = self.mean.type_as(x)             kept by the tracer: the graph reads the module's own tensor
     """
@@ -57,11 +79,12 @@ class StandIns:
         """value_of: on the example; None for what cannot be told. assign: False leaves it to the module."""
         self._value_of = value_of
         get_overridable_functions()  # torch keeps that list: it must not be of ours
-        places = (*_SIZES, *_NUMBERS, *_LIMITS, _SETATTR)
+        places = (*_SIZES, *_NUMBERS, *_LIMITS, _SIZE, _SETATTR)
         self._usual = {(home, name): getattr(home, name) for home, name in places}
         self._ours: Functions = {place: self._on_the_example(place) for place in _LIMITS}
         self._ours |= {(home, name): _of_sizes(home, name) for home, name in _SIZES}
         self._ours |= {place: _of_numbers(self._usual[place]) for place in _NUMBERS}
+        self._ours |= {_SIZE: _Size}
         self._ours[_SETATTR] = _assigning(self._usual[_SETATTR], assign)
 
     def answering(self) -> AbstractContextManager[None]:

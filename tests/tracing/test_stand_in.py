@@ -48,6 +48,8 @@ NETWORKS = {
     "tensor": lambda m, x: m.first(x) / torch.tensor([x.shape[2], x.shape[3]]).to(x).prod(),
     "new_tensor": lambda m, x: m.first(x - x.new_tensor([0.1, 0.2, 0.3])[:, None, None]),
     "as_tensor": lambda m, x: m.first(x) * torch.as_tensor(x.shape[3] / x.shape[2], dtype=x.dtype).to(x),
+    "Size": lambda m, x: m.first(x).reshape(torch.Size((x.shape[0], 2, 2, *x.shape[2:]))).flatten(1, 2),
+    "numel of a Size": lambda m, x: m.first(x) / torch.Size([x.shape[2], x.shape[3]]).numel(),
     "a buffer that is cast": lambda m, x: _cast_in_forward(m, "weight", x),
     "a tensor that is cast": lambda m, x: _cast_in_forward(m, "plain", x),
     "a buffer that is written": lambda m, x: _written_in_forward(m, x),
@@ -70,7 +72,12 @@ def _written_in_forward(m, x):
 
 def _of_kinds(m, x):
     assert isinstance(m.first.weight, nn.Parameter) and not isinstance(x, nn.Parameter | nn.Buffer)
-    assert isinstance(x.shape, torch.Size) and isinstance(x.shape[0], numbers.Integral)
+    assert isinstance(x.shape, torch.Size) and isinstance(x.shape, torch.Size | int)
+    assert (
+        isinstance(torch.Size((x.shape[0], 4)), tuple)
+        and torch.Size((2, 4)).numel() == 8
+        and isinstance(x.shape[0], numbers.Integral)
+    )
     assert torch.jit.isinstance([x], list[Tensor]) and not torch.jit.isinstance([x.shape[0]], list[Tensor])
     assert isinstance(x.dtype, torch.dtype) and isinstance(x.device, torch.device)
     return m.first(x)
@@ -123,6 +130,7 @@ def test_python_and_torch_are_as_they_were(raises):
         (torch, "zeros"),
         (torch, "tensor"),
         (torch, "finfo"),
+        (torch, "Size"),
         (Tensor, "expand"),
         (Tensor, "view"),
         (nn.Module, "__setattr__"),
