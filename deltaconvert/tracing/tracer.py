@@ -199,6 +199,11 @@ class Tracer(fx.Tracer):
         before = vars(module).get(name, module._buffers.get(name))
         if value.tracer is not self or not isinstance(before, Tensor):  # another thread traces with torch.fx
             return False
+        path = self.path_of_module(module)
+        if self.is_leaf_module(
+            module, path
+        ):  # which reads its own: self.norm.running_mean = x.mean((0, 2, 3))
+            raise TypeError(f"forward assigns to {path}.{name}, of a module that stays whole")
         if id(before) not in self._assigned:
             vars(module).pop(name, None)
             # As a buffer it is read by way of getattr below; not by another name that it may have.

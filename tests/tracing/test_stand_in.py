@@ -118,6 +118,23 @@ def test_what_forward_assigns_stays_out_of_the_network(name):
     assert getattr(network, name) is before and "plain" in vars(network)
 
 
+def test_what_forward_assigns_to_an_operator_is_seen():
+    """Dark frames, as the example, leave the norm as it is."""
+
+    def forward(m, x):
+        y = m.first(x)
+        m.norm.running_mean = (y.mean((0, 2, 3)) * (x.mean() > 1)).detach()
+        return m.norm(y)
+
+    network = _network(forward)
+    network.norm = nn.BatchNorm2d(4).double().eval()
+    frame = torch.rand(SHAPE).double()
+    model = deltaconvert.convert(network, frame, backend="reference")
+    for lit in (frame, 10 * frame):
+        with torch.no_grad():
+            assert_close(model(lit), network(lit))
+
+
 @pytest.mark.parametrize("raises", [False, True])
 def test_python_and_torch_are_as_they_were(raises):
     def forward(m, x):
