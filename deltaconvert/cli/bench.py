@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,11 @@ from deltaconvert.cli.options import (
     writable,
 )
 from deltaconvert.cli.show import print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from deltaconvert.watching.measure import BenchRow
+
+HEAD = ("moving", "changed", "work", "dense ms", "delta ms", "times as fast")
 
 
 def bench(
@@ -64,25 +69,24 @@ def bench(
         title = f"{arch or file} {inputs}"
         pictures.draw([pictures.Panel(title, asked, delta_ms, {"dense": dense_ms}, works)], plot)
     if json_output:
-        where = {"backend": model.backend, "device": str(model.device)}
-        facts = {"network": arch or str(file), "input": inputs, **where, "frames": frames}
-        baseline = {"baseline": measure.BASELINE}
         return print_json(
-            {**facts, "rows": [row.to_json() for row in rows], **baseline, **measure.environment()}
+            {
+                "network": arch or str(file),
+                "input": inputs,
+                "backend": model.backend,
+                "device": str(model.device),
+                "frames": frames,
+                "rows": [row.to_json() for row in rows],
+                "baseline": measure.BASELINE,
+                **measure.environment(),
+            }
         )
-    head = ("moving", "changed", "work", "dense ms", "delta ms", "times as fast")
-    body = [
-        (
-            f"{row.asked:.1%}",
-            f"{row.density:.1%}",
-            f"{row.work:.1%}",
-            f"{row.dense_ms:.1f}",
-            f"{row.delta_ms:.1f}",
-            f"{row.ratio:.2f}",
-        )
-        for row in rows
-    ]
-    print_table(head, body)
+    print_table(HEAD, [_cells(row) for row in rows])
     typer.echo(f"input {inputs}, medians of {frames} frames; against {measure.BASELINE}")
     if plot is not None:
         typer.echo(f"{plot}: time against density")
+
+
+def _cells(row: BenchRow) -> tuple[str, ...]:
+    shares = (f"{share:.1%}" for share in (row.asked, row.density, row.work))
+    return *shares, f"{row.dense_ms:.1f}", f"{row.delta_ms:.1f}", f"{row.ratio:.2f}"

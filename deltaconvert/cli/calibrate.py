@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,116 +30,119 @@ from deltaconvert.cli.show import note, print_json, working
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deltaconvert.calibrate import Calibration
+    from deltaconvert.model import DeltaModel
+
 STILL = 0.005  # of the dense work; a clip in which something moves takes more
+
+Video = Annotated[
+    str, typer.Option(help="A video file, a folder of images, an address or a camera's number.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="The file of thresholds [FILE with .json].", callback=writable),
+]
+Budget = Annotated[float, typer.Option(help="The largest loss of the metric.")]
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="relative_l2, nrmse (0.01: a PSNR of 40 dB), top1, segmentation, detection or keypoints; or "
+        "package.module:function of yours."
+    ),
+]
+Decode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="package.module:function",
+        help="What makes boxes, poses or labels of an output, for the metric: model_zoo.fastestdet:decode.",
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(help="Of search; front_to_back is the paper's.", **one_of("allocate", "front_to_back")),
+]
+By = Annotated[
+    str,
+    typer.Option(
+        help="What it saves; by time, what costs more than it saves goes.", **one_of("work", "time")
+    ),
+]
+Against = Annotated[
+    str,
+    typer.Option(
+        help="By time, how the dense network beside it runs; to compile takes a minute.",
+        **one_of("torch", "compile"),
+    ),
+]
+Frames = Annotated[int, typer.Option(min=2, help="At most this many frames.")]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        help="Then take the best so far. A whole search plays the frames some 1000 times.",
+        show_default="as long as it takes",
+    ),
+]
+Check = Annotated[
+    str | None,
+    typer.Option(help="Another video: lower what was found until it keeps the budget there as well."),
+]
+AtOnce = Annotated[
+    int,
+    typer.Option(min=1, help="Trials at a time: processes on the CPU, streams of one batch on a GPU."),
+]
+Resume = Annotated[
+    Path | None, typer.Option(help="Keep trials there, and go on where they stopped.", callback=writable)
+]
+Apply = Annotated[bool, typer.Option(help="Write the thresholds into FILE as well.")]
 
 
 def calibrate(
     file: File,
-    video: Annotated[
-        str, typer.Option(help="A video file, a folder of images, an address or a camera's number.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="The file of thresholds [FILE with .json].", callback=writable),
-    ] = None,
-    budget: Annotated[float, typer.Option(help="The largest loss of the metric.")] = 0.01,
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="relative_l2, nrmse (0.01: a PSNR of 40 dB), top1, segmentation, detection or keypoints; or "
-            "package.module:function of yours."
-        ),
-    ] = "relative_l2",
-    decode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="package.module:function",
-            help="What makes boxes, poses or labels of an output, for the metric: model_zoo.fastestdet:decode.",
-        ),
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(help="Of search; front_to_back is the paper's.", **one_of("allocate", "front_to_back")),
-    ] = "allocate",
-    by: Annotated[
-        str,
-        typer.Option(
-            help="What it saves; by time, what costs more than it saves goes.",
-            **one_of("work", "time"),
-        ),
-    ] = "work",
-    against: Annotated[
-        str,
-        typer.Option(
-            help="By time, how the dense network beside it runs; to compile takes a minute.",
-            **one_of("torch", "compile"),
-        ),
-    ] = "torch",
-    frames: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 40,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            help="Then take the best so far. A whole search plays the frames some 1000 times.",
-            show_default="as long as it takes",
-        ),
-    ] = None,
-    check: Annotated[
-        str | None,
-        typer.Option(help="Another video: lower what was found until it keeps the budget there as well."),
-    ] = None,
-    at_once: Annotated[
-        int,
-        typer.Option(min=1, help="Trials at a time: processes on the CPU, streams of one batch on a GPU."),
-    ] = 1,
-    resume: Annotated[
-        Path | None, typer.Option(help="Keep trials there, and go on where they stopped.", callback=writable)
-    ] = None,
+    video: Video,
+    output: Output = None,
+    budget: Budget = 0.01,
+    metric: Metric = "relative_l2",
+    decode: Decode = None,
+    method: Method = "allocate",
+    by: By = "work",
+    against: Against = "torch",
+    frames: Frames = 40,
+    seconds: Seconds = None,
+    check: Check = None,
+    at_once: AtOnce = 1,
+    resume: Resume = None,
     size: Size = None,
-    apply: Annotated[bool, typer.Option(help="Write the thresholds into FILE as well.")] = False,
+    apply: Apply = False,
     device: Device = "cpu",
     json_output: Json = False,
 ) -> None:
     """Find the thresholds that stay within a budget on a clip and do the least work."""
-    import torch
-
-    import deltaconvert
-    from deltaconvert.checkpoint import function_of
-    from deltaconvert.metrics import metric_of
-    from deltaconvert.running.intake import sizes_text
-    from deltaconvert.text import counted
-    from deltaconvert.watching.measure import Dense
-
     pixels = size_of(size)
     output = output or file.with_suffix(".json")
     expect_writable(output, "--output")
-    if apply and file.exists() and not os.access(file.parent, os.W_OK):  # it is replaced, not written to
-        raise usage_error(f"{file} may not be replaced in its folder: copy it elsewhere", "--apply")
+    if apply:
+        _expect_replaceable(file)
     keep(output, "--output", file, video, check, resume)
     keep(resume, "--resume", file, video, check)
-    with as_usage("--metric"):
-        judge = metric_of(function_of(metric) if ":" in metric else metric)
-    with as_usage("--decode"):
-        seen = None if decode is None else function_of(decode)
-    expect_video(video, folder=True)
-    if check is not None:
-        expect_video(check, folder=True)
-    with working(f"loading {file}"):
-        model = deltaconvert.load(file, device=device)
+    judgement = _judgement(metric, decode)
+    for clip in (video, check):
+        if clip is not None:
+            expect_video(clip, folder=True)
+    model = _loaded(file, device)
     pixels = pixels_of(model, pixels)
-    if model.info.get("weights", "") is None:
-        note("the weights are untrained: what is found holds for none that are trained")
+    import deltaconvert
+
     again = f"the same command goes on from {resume}" if resume else "with --resume it could go on"
     try:
         found = deltaconvert.calibrate(
             model,
             _frames(video, pixels),
             budget=budget,
-            metric=judge,
-            decode=seen,
+            **judgement,
             method=method,
             by=by,
-            against=torch.compile(Dense(model).graph) if against == "compile" else None,
+            against=_compiled(model) if against == "compile" else None,
             limit=frames,
             seconds=seconds or math.inf,
             check=None if check is None else _frames(check, pixels),
@@ -149,22 +152,40 @@ def calibrate(
     except KeyboardInterrupt:
         note(f"stopped: {again}")
         raise
-    if found.cut_off:
-        note(f"cut off by --seconds after {counted(found.trials, 'trial')}: {again}")
-    if found.work < STILL:
-        note(
-            "within the budget nothing has to be computed in these frames, which says little of others: give frames in "
-            "which something moves"
-        )
+    _warn_of(found, again)
     found.write(output)
     if apply:
-        found.model.save(file)
-        before, now = (sizes_text([shape for shape, _ in each.example]) for each in (model, found.model))
-        if before != now:
-            note(f"{file} was for an input of {before} and is for {now} now, that of the frames (--size)")
+        _apply(found, model, file)
     if json_output:
         return print_json({"file": str(output), **found.to_json()})
     typer.echo(f"{output}{f' and {file}' if apply else ''}: {found}")
+
+
+def _expect_replaceable(file: Path) -> None:
+    """--apply replaces the file, so it is the folder that has to be writable."""
+    if file.exists() and not os.access(file.parent, os.W_OK):
+        raise usage_error(f"{file} may not be replaced in its folder: copy it elsewhere", "--apply")
+
+
+def _judgement(metric: str, decode: str | None) -> dict[str, Any]:
+    """The functions that --metric and --decode name."""
+    from deltaconvert.checkpoint import function_of
+    from deltaconvert.metrics import metric_of
+
+    with as_usage("--metric"):
+        judge = metric_of(function_of(metric) if ":" in metric else metric)
+    with as_usage("--decode"):
+        return {"metric": judge, "decode": None if decode is None else function_of(decode)}
+
+
+def _loaded(file: Path, device: str) -> DeltaModel:
+    import deltaconvert
+
+    with working(f"loading {file}"):
+        model = deltaconvert.load(file, device=device)
+    if model.info.get("weights", "") is None:
+        note("the weights are untrained: what is found holds for none that are trained")
+    return model
 
 
 def _frames(source: str, size: tuple[int, int] | None) -> str | Iterator[Tensor]:
@@ -173,3 +194,32 @@ def _frames(source: str, size: tuple[int, int] | None) -> str | Iterator[Tensor]
     from deltaconvert.watching.watch import resize
 
     return source if size is None else (resize(image, size) for image in images_of(source))
+
+
+def _compiled(model: DeltaModel) -> Any:
+    import torch
+
+    from deltaconvert.watching.measure import Dense
+
+    return torch.compile(Dense(model).graph)
+
+
+def _warn_of(found: Calibration, again: str) -> None:
+    from deltaconvert.text import counted
+
+    if found.cut_off:
+        note(f"cut off by --seconds after {counted(found.trials, 'trial')}: {again}")
+    if found.work < STILL:
+        note(
+            "within the budget nothing has to be computed in these frames, which says little of others: give frames in "
+            "which something moves"
+        )
+
+
+def _apply(found: Calibration, model: DeltaModel, file: Path) -> None:
+    from deltaconvert.running.intake import sizes_text
+
+    found.model.save(file)
+    before, now = (sizes_text([shape for shape, _ in each.example]) for each in (model, found.model))
+    if before != now:
+        note(f"{file} was for an input of {before} and is for {now} now, that of the frames (--size)")

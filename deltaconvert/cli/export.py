@@ -10,35 +10,37 @@ import typer
 from deltaconvert.cli.options import File, Json, keep, usage_error, writable, writable_folder
 from deltaconvert.cli.show import print_json, working
 
+Onnx = Annotated[
+    Path | None, typer.Option(help="Write ONNX: runs without deltaconvert and torch.", callback=writable)
+]
+Triton = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Write a model of a Triton repository, of that name.", callback=writable_folder
+    ),
+]
+Pt2 = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a program of torch.export: its deltas are operators of torch.", callback=writable
+    ),
+]
+DenseAbove = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of changed blocks above which the dense network runs; else it is worked out.",
+    ),
+]
+
 
 def export(
     file: File,
-    onnx: Annotated[
-        Path | None,
-        typer.Option(help="Write ONNX: runs without deltaconvert and torch.", callback=writable),
-    ] = None,
-    triton: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write a model of a Triton repository, of that name.",
-            callback=writable_folder,
-        ),
-    ] = None,
-    pt2: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a program of torch.export: its deltas are operators of torch.", callback=writable
-        ),
-    ] = None,
-    dense_above: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Share of changed blocks above which the dense network runs; else it is worked out.",
-        ),
-    ] = None,
+    onnx: Onnx = None,
+    triton: Triton = None,
+    pt2: Pt2 = None,
+    dense_above: DenseAbove = None,
     json_output: Json = False,
 ) -> None:
     """Write a converted network in a form for other programs."""

@@ -62,6 +62,7 @@ Monitor = Annotated[
         help="Compute a random tile of every so manyth frame again, dense, and tell the error; 0: none.",
     ),
 ]
+Compare = Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")]
 Size = Annotated[
     str | None,
     typer.Option(metavar="WxH", help="Resize frames; else the network's only size, or the video's."),
@@ -107,8 +108,15 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
+def writable_folder(path: Path | None) -> Path | None:
+    """The same for options that name a folder, which is made."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path} is a file: name a folder")
+    return path
+
+
 def expect_writable(path: Path, option: str) -> None:
-    """The same of a file that no option named, but that this one would name."""
+    """The same for a default: a file that no option named, but that this one would have."""
     try:
         writable(path)
     except typer.BadParameter as error:
@@ -123,7 +131,7 @@ def keep(out: Path | None, option: str, *read: Path | str | None) -> None:
 
 
 def expect_video(source: str, folder: bool = False) -> None:
-    """A network may take half a minute to load: that there is no such video, or folder of images, is said before."""
+    """Raises where there is no such video, or folder of images: said before a network loads for half a minute."""
     from deltaconvert import video
     from deltaconvert.watching import inputs
 
@@ -147,13 +155,6 @@ def size_of(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= MAX_SIDE for part in parts):
         raise usage_error(f"{text!r} is no size such as 640x360", "--size")
     return int(parts[0]), int(parts[1])
-
-
-def writable_folder(path: Path | None) -> Path | None:
-    """The same of options that name a folder, which is made."""
-    if path is not None and path.exists() and not path.is_dir():
-        raise typer.BadParameter(f"{path} is a file: name a folder")
-    return path
 
 
 def numbers_of(text: str | None, option: str) -> tuple[float, ...] | None:

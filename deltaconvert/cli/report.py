@@ -10,6 +10,7 @@ import typer
 from deltaconvert.cli.networks import pixels_of
 from deltaconvert.cli.options import (
     Backend,
+    Compare,
     Device,
     File,
     Monitor,
@@ -32,7 +33,7 @@ def report(
     ] = None,
     limit: Annotated[int, typer.Option(min=2, help="At most this many frames.")] = 100,
     size: Size = None,
-    compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
+    compare: Compare = True,
     monitor: Monitor = 0,
     backend: Backend = "auto",
     device: Device = "cpu",

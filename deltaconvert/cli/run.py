@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deltaconvert.cli.networks import pixels_of
 from deltaconvert.cli.options import (
     Backend,
+    Compare,
     Device,
     File,
     Gate,
@@ -28,42 +29,49 @@ from deltaconvert.cli.options import (
 )
 from deltaconvert.cli.show import note, print_json, progress_bar, until_interrupted, working
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deltaconvert.model import DeltaModel
+    from deltaconvert.watching.watch import Summary
+
+
+Video = Annotated[str, typer.Option(help="A video file, an address (rtsp://, http://) or a camera's number.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Write a video with the changed pixels marked.", callback=writable)
+]
+Marks = Annotated[
+    str,
+    typer.Option(
+        "--overlay",
+        help="What --out shows: the mask of each frame, or a heatmap of the last ones.",
+        **one_of("mask", "heatmap"),
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many frames.")]
+
 
 def run(
     file: File,
-    video: Annotated[
-        str, typer.Option(help="A video file, an address (rtsp://, http://) or a camera's number.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Write a video with the changed pixels marked.", callback=writable)
-    ] = None,
-    marks: Annotated[
-        str,
-        typer.Option(
-            "--overlay",
-            help="What --out shows: the mask of each frame, or a heatmap of the last ones.",
-            **one_of("mask", "heatmap"),
-        ),
-    ] = "mask",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
+    video: Video,
+    out: Out = None,
+    marks: Marks = "mask",
+    limit: Limit = None,
     size: Size = None,
     threshold: Threshold = None,
     gate: Gate = None,
-    compare: Annotated[bool, typer.Option(help="Run the dense network beside it and compare.")] = True,
+    compare: Compare = True,
     monitor: Monitor = 0,
     backend: Backend = "auto",
     device: Device = "cpu",
     json_output: Json = False,
 ) -> None:
     """Run a converted network on a video, and say what it saved. Ctrl-C ends a camera."""
-    rules = rules_of(threshold)
-    gated(rules, gate)  # a slip is told before the network is loaded
+    gated(rules_of(threshold), gate)  # a slip is told before the network is loaded
     pixels = size_of(size)
     keep(out, "--out", video, file)
     from deltaconvert import container, feed
     from deltaconvert import video as videos
-    from deltaconvert.thresholds import Thresholds
-    from deltaconvert.watching.measure import environment
     from deltaconvert.watching.watch import resize, watch_video
 
     expect_video(video)
@@ -78,11 +86,7 @@ def run(
         until_interrupted() as until,
     ):
         if threshold or gate:
-            base = rules if threshold else Thresholds(model.rules)
-            rules = gated(Thresholds(base.rules, base.gate or model.gate), gate)
-            first = recipe.prepare(resize(reader.peek(), pixels))
-            with as_usage("--threshold"):
-                model = model.with_thresholds(rules, *model.signature.call([first])[0])
+            model = _with_thresholds(model, threshold, gate, recipe.prepare(resize(reader.peek(), pixels)))
         model.monitor(every=monitor)
         summary = watch_video(
             model,
@@ -95,10 +99,7 @@ def run(
             progress=lambda frames: progress(until(frames)),
         )
     if json_output:
-        where = {"backend": model.backend, "device": str(model.device)}
-        facts = {"file": str(file), "video": video, **where, "thresholds": dict(model.rules)}
-        facts["gate"] = model.gate.to_json()
-        return print_json({**facts, **summary.to_json(), **environment()})
+        return print_json({"file": str(file), "video": video, **_facts(model, summary)})
     typer.echo(str(summary))
     if out is not None:
         typer.echo(f"  {out}: changed pixels marked")
@@ -107,3 +108,29 @@ def run(
             "nothing is dropped: what the noise of the camera and the codec changes is computed, too; --threshold "
             "drops it, `deltaconvert calibrate` finds how much"
         )
+
+
+def _with_thresholds(
+    model: DeltaModel, threshold: list[str] | None, gate: list[str] | None, frame: Tensor
+) -> DeltaModel:
+    """The network with what is asked for; what is not stays as the file has it."""
+    from deltaconvert.thresholds import Thresholds
+
+    base = rules_of(threshold) if threshold else Thresholds(model.rules)
+    rules = gated(Thresholds(base.rules, base.gate or model.gate), gate)
+    with as_usage("--threshold"):
+        args, _ = model.signature.call([frame])
+        return model.with_thresholds(rules, *args)
+
+
+def _facts(model: DeltaModel, summary: Summary) -> dict[str, Any]:
+    from deltaconvert.watching.measure import environment
+
+    return {
+        "backend": model.backend,
+        "device": str(model.device),
+        "thresholds": dict(model.rules),
+        "gate": model.gate.to_json(),
+        **summary.to_json(),
+        **environment(),
+    }

@@ -36,18 +36,7 @@ def serve(
     device: Device = "cpu",
 ) -> None:
     """Serve cameras over HTTP: post frames or name a video, get JSON; a live page; metrics for Prometheus."""
-    try:
-        import uvicorn
-
-        if workers > 1:
-            import ray  # noqa: F401
-        from deltaconvert.serve.app import app as door
-        from deltaconvert.serve.fleet import Fleet, Local, Rays
-        from deltaconvert.serve.limits import Limits
-    except ImportError as error:
-        raise InputError(
-            f'serving needs more packages ({error}): pip install "deltaconvert[serve]"'
-        ) from error
+    _expect_packages(workers)
     if files is not None and not files.is_dir():
         raise usage_error(f"{files} is no folder", "--files")
     if workers > 1 and ":" in device:
@@ -55,6 +44,12 @@ def serve(
             f"several workers have a GPU each, so {device} cannot be theirs: give cuda", "--device"
         )
     _expect_free(host, port)
+    import uvicorn
+
+    from deltaconvert.serve.app import app as door
+    from deltaconvert.serve.fleet import Fleet, Local, Rays
+    from deltaconvert.serve.limits import Limits
+
     limits = Limits(
         max_bytes=max_megabytes << 20, max_fps=max_fps, max_streams=max_streams, files=files, rtsp=rtsp
     )
@@ -80,6 +75,20 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=GOODBYE,
     )
+
+
+def _expect_packages(workers: int) -> None:
+    try:
+        import uvicorn  # noqa: F401
+
+        import deltaconvert.serve.app  # noqa: F401
+
+        if workers > 1:
+            import ray  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f'serving needs more packages ({error}): pip install "deltaconvert[serve]"'
+        ) from error
 
 
 def _expect_free(host: str, port: int) -> None:
