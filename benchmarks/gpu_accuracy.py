@@ -66,8 +66,7 @@ def main() -> None:
         thresholds = options.folder / f"{name}_best.json"
         if name in known:
             continue
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_memory()
         row = measure(TASKS[name](4, 150), thresholds, options)
         if row is None:
             continue
@@ -92,8 +91,7 @@ def measure(task: Task, thresholds: Path, options: argparse.Namespace) -> dict[s
                 raise
             print(f"{task.name}: batch {batch} does not fit{' beside the dense network' if beside else ''}")
         batch, beside = (batch, False) if beside else (batch // 2, True)
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_memory()
 
 
 def at_batch(
@@ -112,25 +110,14 @@ def at_batch(
     best = min(dense, key=lambda name: dense[name])
     if not beside:
         runs.clear()
-        gc.collect()
-        torch.cuda.empty_cache()
-    delta = deltaconvert.convert(model, frames[0], threshold=rules)
-    with noted() as found:
-        delta(frames[0])
-    launches = [*found]
+        free_memory()
+    delta, launches = converted(model, frames[0], rules)
     times, work = played(delta, frames[1:], first - 1)
     again = median_ms(runs[best], still) if beside else dense[best]
-    state_bytes = delta.stats().state_bytes
-    steps = steps_of(delta, frames[-2:], launches) if options.steps else {}
-    delta.reset()
-    lost = loss(task, delta, model, frames)
-    shape = list(frames[0].shape)
-    del delta, frames
-    own = batches(task, task.test, batch, options.frames + first, size=None)
-    return {
+    row = {
         "task": task.name,
         "batch": batch,
-        "shape": shape,
+        "shape": list(frames[0].shape),
         "best": best,
         "beside": beside,
         "dense_all_ms": dense,
@@ -139,14 +126,31 @@ def at_batch(
         "p99_ms": sorted(times)[int(len(times) * 0.99)],
         "ratio": again / statistics.median(times),
         "work": work,
-        "features_relative_l2": lost,
-        "features_relative_l2_own_size": loss(
-            task, deltaconvert.convert(model, own[0], threshold=rules), model, own
-        ),
         "thresholds": thresholds.name if thresholds.exists() else None,
-        "state_bytes": state_bytes,
-        **steps,
+        "state_bytes": delta.stats().state_bytes,
+        **(steps_of(delta, frames[-2:], launches) if options.steps else {}),
     }
+    delta.reset()
+    row["features_relative_l2"] = loss(task, delta, model, frames)
+    count = len(frames)
+    del delta, frames  # what follows needs their memory
+    row["features_relative_l2_own_size"] = loss_at_own_size(task, model, rules, batch, count)
+    return row
+
+
+def free_memory() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def converted(
+    model: torch.nn.Module, frame: Tensor, rules: Path | float
+) -> tuple[deltaconvert.DeltaModel, list[Launch]]:
+    """The network after its first frame, and the launches of that, named by their layers."""
+    delta = deltaconvert.convert(model, frame, threshold=rules)
+    with noted() as found:
+        delta(frame)
+    return delta, [*found]
 
 
 def played(delta: deltaconvert.DeltaModel, frames: Sequence[Tensor], first: int) -> tuple[list[float], float]:
@@ -170,6 +174,14 @@ def settling(rules: Thresholds | Path | float) -> int:
 def loss(task: Task, delta: Run, model: Run, frames: list[Tensor]) -> float:
     """The mean of the frames behind the first."""
     return statistics.mean([loss_of_frame(task, delta, model, frame) for frame in frames][1:])
+
+
+def loss_at_own_size(
+    task: Task, model: torch.nn.Module, rules: Path | float, batch: int, count: int
+) -> float:
+    """Of frames that are not enlarged: as large as those on which the thresholds were found."""
+    frames = batches(task, task.test, batch, count, size=None)
+    return loss(task, deltaconvert.convert(model, frames[0], threshold=rules), model, frames)
 
 
 def loss_of_frame(task: Task, delta: Run, model: Run, frame: Tensor) -> float:
