@@ -64,6 +64,12 @@ class Value(fx.Proxy):
         rank = self.tracer.rank(self.node)
         return self.__getattr__("ndim") if rank is None else rank
 
+    @property
+    def data(self) -> Any:
+        """A tensor's own memory under another name, as detach() gives it; of a packed sequence it is a field."""
+        is_tensor = isinstance(self.tracer.value(self.node), Tensor)
+        return self.detach() if is_tensor else self.__getattr__("data")
+
     def __len__(self) -> int:
         count = self.tracer.count(self)
         return super().__len__() if count is None else count

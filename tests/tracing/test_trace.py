@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from oracle import Call
+from oracle import Call, assert_close
 from torch import nn
 
+import deltaconvert
 from deltaconvert.errors import UnsupportedModel
 from deltaconvert.tracing.trace import trace
 
@@ -87,3 +88,37 @@ def test_dead_code_goes():
         return x.relu()
 
     assert targets(trace(Call(run, unused=nn.Conv2d(3, 3, 1)).eval(), (X,), {})) == []
+
+
+def test_data_is_the_tensor_itself(tmp_path):
+    """As networks of torch 0.3 write it; a field of that name of anything else is that field."""
+
+    def doubled(m, x):
+        batch, channels, height, width = x.data.size()
+        y = m.conv(x).data.view(batch, 2 * channels, height, width)
+        return m.last(y.data * m.conv.weight.data.mean())
+
+    dense = Call(doubled, **convs()).eval()
+    model = deltaconvert.convert(dense, X)
+    assert not model.explain().islands
+    model.save(tmp_path / "data.delta")
+    assert_close(deltaconvert.load(tmp_path / "data.delta")(X), dense(X))
+    packed = Call(
+        lambda m, x: nn.utils.rnn.pack_padded_sequence(m.conv(x)[0], torch.full((6,), 6)).data, **convs()
+    )
+    assert_close(deltaconvert.convert(packed.eval(), X)(X), packed(X))
+
+
+def test_what_is_set_as_data_is_seen():
+    def sets(m, x):
+        y = m.conv(x)
+        y.data = y.data * 2
+        return m.last(y)
+
+    dense = Call(sets, **convs()).eval()
+    assert_close(deltaconvert.convert(dense, X)(X), dense(X))
+
+
+def convs():
+    torch.manual_seed(0)
+    return {"conv": nn.Conv2d(3, 6, 3, padding=1), "last": nn.Conv2d(6, 2, 3, padding=1)}
