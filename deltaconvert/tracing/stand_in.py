@@ -3,26 +3,21 @@ what a value is and torch.fx does not hear of the call."""
 
 from __future__ import annotations
 
-import sys
-from abc import ABCMeta
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch import _jit_internal as jit
 from torch.overrides import get_overridable_functions
 from torch.utils import _pytree as pytree
-
-from deltaconvert.tracing.lines import is_the_networks
 
 Function = Callable[..., Any]
 Place = tuple[Any, str]  # a module or class, and the name of a function in it
 Functions = dict[Place, Function]
 
 
-class _Kind(type):
+class Kind(type):
     """Of a class in the place of another, `usual`: only calls of it tell them apart."""
 
     usual: type
@@ -37,16 +32,10 @@ class _Kind(type):
         return issubclass(kind, cls.usual)
 
 
-class _Size(metaclass=_Kind):
+class _Size(metaclass=Kind):
     usual = torch.Size
 
 
-# Who ask what a value is in their callers' place.
-_ASKING: tuple[Any, ...] = (
-    *(torch.is_tensor, torch.jit.isinstance, jit._isinstance, jit.container_checker),
-    *(kind.__instancecheck__ for kind in (ABCMeta, type(nn.Parameter), type(nn.Buffer), _Kind)),
-)
-_ASK = {asking.__code__ for asking in _ASKING}
 # torch takes sizes one by one if the first of them is a number.
 _SIZES: list[Place] = [
     *((torch, name) for name in ("zeros", "ones", "empty")),
@@ -107,14 +96,6 @@ class StandIns:
             return usual(*args, **named)
 
         return function
-
-
-def is_asked_by_the_network() -> bool:
-    """Of a property: the line that reads it is the network's own, or its question by way of torch."""
-    frame = sys._getframe(2)
-    while frame.f_code in _ASK and frame.f_back is not None:
-        frame = frame.f_back
-    return is_the_networks(frame.f_code.co_filename)
 
 
 def _of_sizes(home: Any, name: str) -> Function:

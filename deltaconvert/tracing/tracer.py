@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 from deltaconvert.ops.base import is_known
 from deltaconvert.passes.functionalise import OUT_OF_PLACE
 from deltaconvert.signature import tensors_of
+from deltaconvert.tracing.asking import is_asked_by_the_network
 from deltaconvert.tracing.lines import is_the_networks
 from deltaconvert.tracing.ranks import Ranks, sized_by
-from deltaconvert.tracing.stand_in import StandIns, is_asked_by_the_network
+from deltaconvert.tracing.stand_in import StandIns
 
 _HOMES = ("torch", "operator", "_operator", "math", "builtins", "deltaconvert")
 

@@ -39,6 +39,11 @@ NETWORKS = {
     ),
     "expand": lambda m, x: m.weight.expand(x.shape[0], -1, *x.shape[2:]) + m.first(x),
     "repeat": lambda m, x: m.weight.repeat(x.shape[0], 1, x.shape[2], x.shape[3]) * m.first(x),
+    # torch looks for numbers first, and would take a stand-in that says it is a tensor for the memory of one
+    "pow of a tensor": lambda m, x: torch.pow(m.first(x), 2) + torch.remainder(m.first(x), 0.5),
+    "where of a tensor": lambda m, x: (lambda y: torch.where(y > 0, y, 0.0))(m.first(x)),
+    "asked and pow": lambda m, x: torch.pow(m.first(x) if isinstance(x[0], Tensor) else x[0], 2),
+    "asked often": lambda m, x: m.first(x * sum(_is_tensor(x, place) for place in range(50)) / 50),
     "torch.jit.isinstance": lambda m, x: m.first(x) if torch.jit.isinstance(x, Tensor) else m.first(x[0]),
     "finfo": lambda m, x: (lambda y: y.masked_fill(y < 0, torch.finfo(y.dtype).min).softmax(1))(m.first(x)),
     "finfo of a cast": lambda m, x: m.first(x).clamp(max=torch.finfo(x.half().dtype).smallest_normal),
@@ -68,6 +73,12 @@ def _written_in_forward(m, x):
     m.weight = m.weight + before
     y, m.weight = m.weight, m.same
     return y * m.same
+
+
+def _is_tensor(x, place):
+    """Python runs what runs often in another way."""
+    assert torch.pow(x, 2) is not x and not isinstance(x.shape[2] if place else place, Tensor)
+    return isinstance(x[:2], (torch.Tensor, nn.Parameter)) and x.__class__ is Tensor
 
 
 def _of_kinds(m, x):
