@@ -27,6 +27,7 @@ SHARES = 4  # of a short list for each thread
 # 64 -> 256 at 180x320 with a skip (59 MB) takes 34 ms of a Zen 3 core, 42 without; 128 -> 512 at 90x160 (29 MB) does
 # not care.
 MORE_THAN_CACHE = 32 << 20
+JOINING = 10  # instructions that add up the places of a vector
 LINE = 64  # bytes of the cache: only whole ones may go past it
 
 
@@ -66,8 +67,7 @@ def is_depthwise(conv: Conv2d) -> bool:
 
 
 def can_chain(convs: Sequence[Conv2d], dtype: torch.dtype) -> bool:
-    """A chain computes these: in bfloat16 from pairs of channels to a vector of them at least, or by whole vectors
-    each channel by itself.
+    """A chain computes these: in bfloat16 from pairs of channels, or by whole vectors each channel by itself.
 
     Where the processor has AMX oneDNN's product of gathered rows may be faster; that was not measured.
     """
@@ -75,12 +75,19 @@ def can_chain(convs: Sequence[Conv2d], dtype: torch.dtype) -> bool:
         return dtype == torch.float32
     from deltaconvert.backends.cpu.native.vectors import LANES, MULTIPLIES_PAIRS
 
-    return MULTIPLIES_PAIRS and all(
-        len(conv.weight) % LANES == 0
-        if is_depthwise(conv)
-        else conv.weight.shape[1] % 2 == 0 and len(conv.weight) >= LANES
-        for conv in convs
-    )
+    return MULTIPLIES_PAIRS and all(len(c.weight) % LANES == 0 for c in convs if is_depthwise(c))
+
+
+def goes_along(conv: Conv2d) -> bool:
+    """Its channels are so few that each is summed along what a pixel reads, by vectors: 64 -> 1 with 3x3."""
+    from deltaconvert.backends.cpu.native.vectors import LANES
+
+    weight = conv.weight
+    floats, left = divmod(weight.shape[1] * weight.itemsize, 4)  # of a pixel
+    # Products that a panel makes, of all of its channels at once.
+    taken = weight.shape[2] * weight.shape[3] * floats
+    whole = left == 0 and floats % LANES == 0 and conv.groups == 1
+    return whole and len(weight) < LANES and len(weight) * (taken // LANES + JOINING) < taken
 
 
 def _activation(stage: Operator) -> dict[str, float] | None:
@@ -130,13 +137,14 @@ class Chain:
         if window is not None:
             job[j.HEIGHT : j.OUT_BREADTH + 1] = *window.in_size, *window.out_size
             job[j.STRIDE_Y : j.DILATION_X + 1] = *window.stride, *window.padding, *window.dilation
-            job[j.ZEROS] = self._address(np.zeros(self._table[0, j.DEPTH] * first.shape[3], np.float32))
+            job[j.ZEROS] = self._address(np.zeros(self._table[0, j.READ_BYTES] * first.shape[3], np.uint8))
         width = max(max(self._table[:, j.CHANNELS]), 2 * s.LANES)
         job[j.GROUP], job[j.ROW_BYTES] = group, self._bytes * width
         rows, taps = group * s.ROWS, first.shape[2] * first.shape[3]
         # As `share` in native/shares.py cuts it up: the addresses of rows that are read, written and added, a flag for
-        # each block; then what is added if it is narrow, and twice the rows between stages.
-        size = 8 * (rows * (taps + 2) + group) + rows * (4 * s.LANES + 2 * self._bytes * width)
+        # each block; lines of taps that are copied; what is added if it is narrow, and twice the rows between stages.
+        size = 8 * (rows * (taps + 2) + group) + group * int(s.line_bytes(job))
+        size += rows * (4 * s.LANES + 2 * self._bytes * width)
         job[j.SCRATCH_BYTES] = -(-size // 64) * 64
 
     def run(
@@ -185,10 +193,13 @@ class Chain:
     def _described(self, stage: Stage) -> list[int]:
         """A stage's row of the table."""
         weight = stage.conv.weight
-        channels, depth = weight.shape[0], weight.shape[1] * stage.conv.groups * weight.itemsize // 4
+        channels, read_bytes = weight.shape[0], weight.shape[1] * stage.conv.groups * weight.itemsize
+        by_lines = int(read_bytes % 4 > 0)
+        depth, odd = divmod(read_bytes * (weight.shape[3] if by_lines else 1), 4)
         panels, after = self._panels(stage.conv), np.array([stage.low, stage.high, stage.slope], np.float32)
         described = [depth, channels, len(panels), self._address(panels), 0, self._address(after)]
-        return [*described, int(is_depthwise(stage.conv)), weight.itemsize]
+        kind = [int(is_depthwise(stage.conv)), weight.itemsize, by_lines, odd // 2, read_bytes]
+        return [*described, *kind, int(goes_along(stage.conv))]
 
     def _address(self, array: Any) -> int:
         self._held.append(array)
@@ -197,11 +208,16 @@ class Chain:
     def _panels(self, conv: Conv2d) -> Any:
         """int64 (panels, fields). The last one may begin before the end of the one before it."""
         s, channels = self._s, len(conv.weight)
-        weight = _lines(conv.weight)
+        weight = _lines(conv.weight, is_depthwise(conv))
         bias = np.zeros(channels, np.float32) if conv.bias is None else conv.bias.float().numpy()
         if is_depthwise(conv):
             own = np.ascontiguousarray(np.concatenate([weight, bias.reshape(1, -1)]))
             return np.array([(0, 0, self._address(own), own[-1].ctypes.data)], dtype=np.int64)
+        if goes_along(conv):
+            wide = np.zeros(s.LANES, np.float32)
+            wide[:channels] = bias
+            own = np.ascontiguousarray(weight.T)
+            return np.array([(0, 1, self._address(own), self._address(wide))], dtype=np.int64)
         found, column = [], 0
         while column < channels:
             vectors = 2 if channels - column > s.LANES and channels >= 2 * s.LANES else 1
@@ -214,15 +230,19 @@ class Chain:
         return np.array(found, dtype=np.int64)
 
 
-def _lines(weight: Tensor) -> Any:
+def _lines(weight: Tensor, by_channel: bool) -> Any:
     """Floats (taps and channels, channels'); of a depthwise one (taps, channels).
 
-    Of bfloat16 a float holds two neighbouring channels, as it does in maps: these are copied, not counted with. Those
-    of a depthwise one are floats.
+    Of bfloat16 a float holds two neighbouring numbers, as it does in maps: channels of a tap, or if they are odd in
+    number of a line of taps, whose last one may have 0 in front of it. They are copied, not counted with. Those of a
+    depthwise one are floats.
     """
-    lines = weight.permute(2, 3, 1, 0).reshape(-1, len(weight))
-    if weight.shape[1] == 1:
-        return lines.float().numpy()
-    if weight.dtype == torch.bfloat16:
-        lines = lines.view(-1, 2, len(weight)).transpose(1, 2).contiguous().view(torch.float32).squeeze(2)
-    return lines.numpy()
+    taps = weight.permute(2, 3, 1, 0)
+    if weight.dtype != torch.bfloat16 or by_channel:
+        return taps.reshape(-1, len(weight)).float().numpy()
+    lines = taps.flatten(1, 2) if weight.shape[1] % 2 else taps.flatten(0, 1)
+    if lines.shape[1] % 2:
+        last = lines[:, -1:]
+        lines = torch.cat([lines[:, :-1], torch.zeros_like(last), last], 1)
+    pairs = lines.reshape(-1, 2, len(weight)).transpose(1, 2).reshape(-1)
+    return pairs.view(torch.float32).view(-1, len(weight)).numpy()

@@ -14,7 +14,12 @@ A job (`Chain.run` of chains.py fills it in):
     PAST_THE_CACHE    results go to memory at once
 A stage:
     DEPTH, CHANNELS   floats of a pixel that it reads, pairs of bfloat16 among them, and channels that it makes
-    BYTES             of a channel; BY_CHANNEL: it is a depthwise convolution
+    BY_LINES          it reads an odd number of bfloat16 of a pixel: pairs reach from tap to tap, and DEPTH is that of
+                      a line of taps, which lies in one piece or is copied to one
+    ODD               1 where a bfloat16 is left over behind the pairs, else 0
+    READ_BYTES, BYTES of a pixel that it reads, and of a channel
+    BY_CHANNEL        it is a depthwise convolution
+    ALONG             its channels are few: the sum of each is made along what is read (along.py)
     PANELS            how many panels of channels its weights are in, and PANEL_TABLE, these, as below
     ADDS              rows that are added to its sums; 0 for none
     ACTIVATION        three floats: the bounds, and what values below 0 are multiplied by
@@ -29,6 +34,7 @@ HEIGHT, BREADTH, OUT_HEIGHT, OUT_BREADTH, TAPS_Y, TAPS_X = range(14, 20)
 STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, DILATION_Y, DILATION_X, PAST_THE_CACHE = range(20, 27)
 JOB = 27
 DEPTH, CHANNELS, PANELS, PANEL_TABLE, ADDS, ACTIVATION, BY_CHANNEL, BYTES = range(8)
-STAGE = 8
+BY_LINES, ODD, READ_BYTES, ALONG = range(8, 12)
+STAGE = 12
 COLUMN, VECTORS, WEIGHTS, BIAS = range(4)
 PANEL = 4

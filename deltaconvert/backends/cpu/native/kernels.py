@@ -11,20 +11,22 @@ memory: 64 -> 64 channels, 3x3, on a Zen 3 core: 78 GFLOP/s, oneDNN on gathered 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from deltaconvert.backends.cpu.native.vectors import FLOAT, LANES, LONG, ROWS, Vectors, addresses, loop
+from deltaconvert.backends.cpu.native.vectors import FLOAT, LANES, LONG, ROWS, Pairs, Vectors, addresses, loop
 
 
 def product(vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool = False) -> Any:
-    """numba intrinsic (table, taps, depth, weights, bias, outs, column, adds, low, high, slope), addresses all.
+    """numba intrinsic (table, taps, depth, odd, weights, bias, outs, column, adds, low, high, slope), addresses all.
 
     table: int64 (taps, ROWS), of `depth` floats each; weights: (taps, depth, vectors * LANES); bias: (vectors * LANES).
-    With kind=Pairs a float of these, but for the bias, is two bfloat16, and so are numbers that are added or written.
+    With kind=Pairs a float of these, but for the bias, is two bfloat16, and so are numbers that are added or written;
+    where `odd` is 1 one more number is read behind the pairs, and weights have a line more for it: 0 beside its own.
     outs, adds: int64 (ROWS), of rows that are written, and added before the activation; adds may be 0. `column` bytes
     are added to those. Values below 0 are multiplied by `slope`, then all are limited to low .. high. NaN stays NaN.
 
@@ -38,6 +40,7 @@ def product(vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool
         table: Any,
         taps: Any,
         depth: Any,
+        odd: Any,
         weights: Any,
         bias: Any,
         outs: Any,
@@ -51,18 +54,13 @@ def product(vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool
 
         def of_tap(tap: Any, sums: list[Any]) -> list[Any]:
             reads = addresses(b, table, b.mul(tap, LONG(ROWS)), ROWS)
-            return _times(v, parts, reads, weights, b.mul(tap, depth), depth, sums)
+            first = b.mul(tap, b.add(depth, odd))
+            sums = _times(v, parts, reads, weights, first, depth, sums)
+            return _times_last(v, parts, reads, weights, b.add(first, depth), depth, odd, sums)
 
         def places(table: Any, turn: Any) -> list[Any]:
             rows = [b.add(row, column) for row in addresses(b, table, turn, ROWS)]
             return [(row, part) for row in rows for part in parts]
-
-        def of_adds(turn: Any, sums: list[Any]) -> list[Any]:
-            return [b.fadd(s, v.load_row(*place)) for s, place in zip(sums, places(adds, turn), strict=True)]
-
-        def below(turn: Any, sums: list[Any]) -> list[Any]:
-            factor = v.spread(slope)
-            return [b.select(b.fcmp_ordered("<", s, v.zero()), b.fmul(s, factor), s) for s in sums]
 
         def ask(table: Any, write: bool) -> None:
             for row in addresses(b, table, LONG(0), ROWS):
@@ -77,20 +75,43 @@ def product(vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool
             ask(outs, True)
         start = [v.load(bias, part) for part in parts]
         sums = loop(b, taps, start * ROWS, of_tap)
-        sums = loop(b, b.zext(b.icmp_unsigned("!=", adds, LONG(0)), LONG), sums, of_adds)
-        sums = loop(b, b.zext(b.fcmp_unordered("!=", slope, FLOAT(1)), LONG), sums, below)
+        sums = finished(v, sums, adds, lambda turn: places(adds, turn), low, high, slope)
         for value, place in zip(sums, places(outs, LONG(0)), strict=True):
-            v.store_row(v.limited(value, low, high), *place, past_the_cache=past_the_cache)
+            v.store_row(value, *place, past_the_cache=past_the_cache)
 
     @intrinsic
-    def kernel(context, table, taps, depth, weights, bias, outs, column, adds, low, high, slope):  # type: ignore[no-untyped-def]
+    def kernel(context, table, taps, depth, odd, weights, bias, outs, column, adds, low, high, slope):  # type: ignore[no-untyped-def]
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             generate(builder, *args)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 8, *[types.float32] * 3), code
+        return types.void(*[types.intp] * 9, *[types.float32] * 3), code
 
     return kernel
+
+
+def finished(
+    v: Vectors,
+    sums: list[Any],
+    adds: Any,
+    places: Callable[[Any], list[Any]],
+    low: Any,
+    high: Any,
+    slope: Any,
+) -> list[Any]:
+    """Sums plus the numbers at `places`, unless `adds` is 0; those below 0 times `slope`; limited to low .. high."""
+    b = v.builder
+
+    def added(turn: Any, sums: list[Any]) -> list[Any]:
+        return [b.fadd(s, v.load_row(*place)) for s, place in zip(sums, places(turn), strict=True)]
+
+    def below(turn: Any, sums: list[Any]) -> list[Any]:
+        factor = v.spread(slope)
+        return [b.select(b.fcmp_ordered("<", s, v.zero()), b.fmul(s, factor), s) for s in sums]
+
+    sums = loop(b, b.zext(b.icmp_unsigned("!=", adds, LONG(0)), LONG), sums, added)
+    sums = loop(b, b.zext(b.fcmp_unordered("!=", slope, FLOAT(1)), LONG), sums, below)
+    return [v.limited(value, low, high) for value in sums]
 
 
 @intrinsic
@@ -130,12 +151,7 @@ def _times(
 
     def of_value(k: Any, sums: list[Any]) -> list[Any]:
         at = b.mul(b.add(first, k), LONG(len(parts) * LANES))
-        own = [v.load(weights, b.add(at, part)) for part in parts]
-        found = []
-        for r, read in enumerate(reads):
-            value = v.load_spread(read, k)
-            found += [v.added(value, w, sums[r * len(parts) + i]) for i, w in enumerate(own)]
-        return found
+        return _plus(v, parts, weights, at, (v.load_spread(read, k) for read in reads), sums)
 
     def of_four(turn: Any, sums: list[Any]) -> list[Any]:
         for step in range(4):
@@ -146,3 +162,38 @@ def _times(
     sums = loop(b, fours, sums, of_four)
     done = b.mul(fours, LONG(4))
     return loop(b, b.sub(depth, done), sums, lambda k, sums: of_value(b.add(done, k), sums))
+
+
+def _times_last(
+    v: Vectors,
+    parts: list[Any],
+    reads: list[Any],
+    weights: Any,
+    line: Any,
+    depth: Any,
+    odd: Any,
+    sums: list[Any],
+) -> list[Any]:
+    """Where `odd` is 1: as _times, of the one bfloat16 behind `depth` pairs."""
+    if not isinstance(v, Pairs):
+        return sums
+
+    def of_last(turn: Any, sums: list[Any]) -> list[Any]:
+        at = v.builder.mul(line, LONG(len(parts) * LANES))
+        return _plus(v, parts, weights, at, (v.load_spread_half(read, depth) for read in reads), sums)
+
+    return loop(v.builder, odd, sums, of_last)
+
+
+def _plus(
+    v: Vectors, parts: list[Any], weights: Any, at: Any, values: Iterable[Any], sums: list[Any]
+) -> list[Any]:
+    """sums (rows, parts) + values (rows) x weights (parts), from place `at` of those on.
+
+    `values` are loaded where they are taken: registers have no room for those of all rows beside the sums.
+    """
+    own = [v.load(weights, v.builder.add(at, part)) for part in parts]
+    totals, found = iter(sums), []
+    for value in values:
+        found += [v.added(value, w, next(totals)) for w in own]
+    return found

@@ -37,5 +37,18 @@ def floats(address: Any, count: Any) -> Any:
 
 
 @in_share
+def shorts(address: Any, count: Any) -> Any:
+    return _array(_pointer(address), (count,), types.int16)
+
+
+@in_share
+def copy(old: Any, new: Any, size: Any) -> None:
+    """From one address to another; the size, in bytes, is one of whole bfloat16."""
+    read, written = shorts(old, size // 2), shorts(new, size // 2)
+    for i in range(len(read)):
+        written[i] = read[i]
+
+
+@in_share
 def put_byte(address: Any, value: Any) -> None:
     _array(_pointer(address), (1,), types.uint8)[0] = value

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from deltaconvert.backends.cpu.native import jobs as j
-from deltaconvert.backends.cpu.native.memory import in_share, ints
+from deltaconvert.backends.cpu.native.memory import copy, in_share, ints
 from deltaconvert.backends.cpu.native.vectors import ROWS
 
 
@@ -38,7 +38,7 @@ def _read_side_by_side(job: Any, pixels: Any, first: Any, own: Any, by_lines: An
         for r in range(1, ROWS - 1):
             if pixels[first + r] != pixel + r:
                 return False
-    step = 4 * ints(job[j.STAGE_TABLE], j.STAGE)[j.DEPTH]
+    step = ints(job[j.STAGE_TABLE], j.STAGE)[j.READ_BYTES]
     across, along = job[j.STRIDE_X] * step, job[j.DILATION_X] * step
     top = (y - stream * job[j.OUT_HEIGHT]) * job[j.STRIDE_Y] - job[j.PADDING_Y]
     taps_x = job[j.TAPS_X]
@@ -60,19 +60,66 @@ def _read_side_by_side(job: Any, pixels: Any, first: Any, own: Any, by_lines: An
 
 
 @in_share
-def read(job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any, whole: Any) -> None:
-    """Addresses of what a block reads: by lines of taps that are one piece if all of them are, else tap by tap."""
+def line_bytes(job: Any) -> Any:
+    """Of the lines of taps of a block, where they are copied."""
+    stage = ints(job[j.STAGE_TABLE], j.STAGE)
+    size = ROWS * job[j.TAPS_Y] * job[j.TAPS_X] * stage[j.READ_BYTES]
+    return stage[j.BY_LINES] * (-(-size // 8) * 8)
+
+
+@in_share
+def _read_lines(job: Any, step: Any, pixels: Any, first: Any, count: Any, own: Any, lines: Any) -> None:
+    """By lines of taps; those that are not one piece of the map are copied to `lines`, with zeros around the map."""
+    taps_y, taps_x, breadth = job[j.TAPS_Y], job[j.TAPS_X], job[j.BREADTH]
+    far = (taps_x - 1) * job[j.DILATION_X]
+    for r in range(ROWS):
+        place = first + min(r, count - 1)
+        pixel = pixels[place] if len(pixels) else place
+        y = pixel // job[j.OUT_BREADTH]
+        left = (pixel - y * job[j.OUT_BREADTH]) * job[j.STRIDE_X] - job[j.PADDING_X]
+        stream = y // job[j.OUT_HEIGHT]
+        top = (y - stream * job[j.OUT_HEIGHT]) * job[j.STRIDE_Y] - job[j.PADDING_Y]
+        one_piece = job[j.DILATION_X] == 1 and left >= 0 and left + far < breadth
+        for ky in range(taps_y):
+            row = top + ky * job[j.DILATION_Y]
+            line = job[j.INPUT] + ((stream * job[j.HEIGHT] + row) * breadth + left) * step
+            if row < 0 or row >= job[j.HEIGHT]:
+                line = job[j.ZEROS]
+            elif not one_piece:
+                copied = lines + (r * taps_y + ky) * taps_x * step
+                for kx in range(taps_x):
+                    col = left + kx * job[j.DILATION_X]
+                    at = line + kx * job[j.DILATION_X] * step if 0 <= col < breadth else job[j.ZEROS]
+                    copy(at, copied + kx * step, step)
+                line = copied
+            own[ky * ROWS + r] = line
+
+
+@in_share
+def read(
+    job: Any, pixels: Any, first: Any, count: Any, block: Any, reads: Any, whole: Any, lines: Any
+) -> None:
+    """Addresses of what a block reads: by lines of taps that are one piece if all of them are, else tap by tap.
+
+    lines: memory of the block, where pairs reach from tap to tap and lines are read whole or copied there.
+    """
     taps_y, taps_x = job[j.TAPS_Y], job[j.TAPS_X]
     own = reads[block * taps_y * taps_x * ROWS : (block + 1) * taps_y * taps_x * ROWS]
     first, count = first + block * ROWS, count - block * ROWS
-    step = 4 * ints(job[j.STAGE_TABLE], j.STAGE)[j.DEPTH]
+    stage = ints(job[j.STAGE_TABLE], j.STAGE)
+    step = stage[j.READ_BYTES]
     if not job[j.HEIGHT]:
         rows_at(job[j.INPUT], step, pixels, first, count, own)
         whole[block] = False
         return
-    inside = job[j.DILATION_X] == 1 and not ints(job[j.STAGE_TABLE], j.STAGE)[j.BY_CHANNEL]
-    if count >= ROWS and _read_side_by_side(job, pixels, first, own, inside):
+    inside = job[j.DILATION_X] == 1 and not stage[j.BY_CHANNEL]
+    possible = count >= ROWS and (inside or not stage[j.BY_LINES])
+    if possible and _read_side_by_side(job, pixels, first, own, inside):
         whole[block] = inside
+        return
+    if stage[j.BY_LINES]:
+        _read_lines(job, step, pixels, first, count, own, lines)
+        whole[block] = True
         return
     breadth, line = job[j.BREADTH], -job[j.OUT_BREADTH]
     far = (taps_x - 1) * job[j.DILATION_X]

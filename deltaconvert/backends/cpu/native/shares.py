@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from deltaconvert.backends.cpu.native import jobs as j
+from deltaconvert.backends.cpu.native.along import sums_along
 from deltaconvert.backends.cpu.native.kernels import product
 from deltaconvert.backends.cpu.native.machine_code import shared
-from deltaconvert.backends.cpu.native.memory import floats, in_share, ints, put_byte
-from deltaconvert.backends.cpu.native.reads import read, rows_at
+from deltaconvert.backends.cpu.native.memory import copy, floats, in_share, ints, put_byte
+from deltaconvert.backends.cpu.native.reads import line_bytes, read, rows_at
 from deltaconvert.backends.cpu.native.stencils import sums
 from deltaconvert.backends.cpu.native.vectors import LANES, ROWS, Narrow, Vectors
 
 _sums, _sums_narrow = sums(), sums(Narrow)
+_along, _along_narrow = sums_along(), sums_along(Narrow)
 
 
 def _products(kind: type[Vectors]) -> Any:
@@ -32,6 +34,7 @@ def _products(kind: type[Vectors]) -> Any:
         table: Any,
         taps: Any,
         depth: Any,
+        odd: Any,
         weights: Any,
         bias: Any,
         to: Any,
@@ -40,11 +43,11 @@ def _products(kind: type[Vectors]) -> Any:
         after: Any,
     ) -> None:
         if goes_past:
-            past(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+            past(table, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
         elif vectors == 2:
-            wide(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+            wide(table, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
         else:
-            slim(table, taps, depth, weights, bias, to, column, add, after[0], after[1], after[2])
+            slim(table, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
 
     return multiply
 
@@ -70,11 +73,17 @@ def product_of(
     add = adds.ctypes.data + 8 * ROWS * block if stage[j.ADDS] else 0
     after = floats(stage[j.ACTIVATION], 3)
     weights, bias, column = panel[j.WEIGHTS], panel[j.BIAS], stage[j.BYTES] * panel[j.COLUMN]
-    vectors = panel[j.VECTORS]
-    if stage[j.BYTES] == 2:
-        _multiply_narrow(vectors, past, table, taps, depth, weights, bias, to, column, add, after)
+    vectors, odd = panel[j.VECTORS], stage[j.ODD]
+    if stage[j.ALONG] and stage[j.BYTES] == 2:
+        few = stage[j.CHANNELS]
+        _along_narrow(table, taps, depth, few, weights, bias, to, add, after[0], after[1], after[2])
+    elif stage[j.ALONG]:
+        few = stage[j.CHANNELS]
+        _along(table, taps, depth, few, weights, bias, to, add, after[0], after[1], after[2])
+    elif stage[j.BYTES] == 2:
+        _multiply_narrow(vectors, past, table, taps, depth, odd, weights, bias, to, column, add, after)
     else:
-        _multiply(vectors, past, table, taps, depth, weights, bias, to, column, add, after)
+        _multiply(vectors, past, table, taps, depth, odd, weights, bias, to, column, add, after)
 
 
 @in_share
@@ -88,36 +97,33 @@ def _by_channel(stage: Any, panel: Any, taps: Any, reads: Any, to: Any, step: An
 
 
 @in_share
-def _widen(rows: Any, channels: Any, scratch: Any) -> None:
-    """Copy narrow rows to where whole vectors can be read."""
+def _widen(rows: Any, size: Any, scratch: Any) -> None:
+    """Copy narrow rows of `size` bytes to where whole vectors can be read."""
     for i in range(len(rows)):
-        old, new = floats(rows[i], channels), floats(scratch + i * 4 * LANES, channels)
-        for c in range(channels):
-            new[c] = old[c]
+        copy(rows[i], scratch + i * 4 * LANES, size)
         rows[i] = scratch + i * 4 * LANES
 
 
 @in_share
-def keep(job: Any, pixels: Any, first: Any, count: Any, channels: Any, rows: Any) -> None:
-    """Store rows from the scratch memory; where there are limits, those alone that moved by more, and mark them.
-
-    channels: floats of a row, which may be pairs of bfloat16 where there are no limits.
-    """
-    compared = job[j.LIMITS] != 0
+def keep(job: Any, pixels: Any, first: Any, count: Any, size: Any, rows: Any) -> None:
+    """Store rows of `size` bytes from the scratch memory; where there are limits, which are of float32, those alone
+    that moved by more, and mark them."""
+    channels = size // 4
     limits = floats(job[j.LIMITS], channels)
     for i in range(count):
         pixel = pixels[first + i] if len(pixels) else first + i
-        old = floats(job[j.OUT] + pixel * 4 * channels, channels)
-        new = floats(rows + i * job[j.ROW_BYTES], channels)
-        over = np.int32(not compared)
-        if compared:
-            for c in range(channels):
-                over |= np.int32(not abs(old[c] - new[c]) <= limits[c])  # a NaN is over all limits
+        kept, made = job[j.OUT] + pixel * size, rows + i * job[j.ROW_BYTES]
+        if not job[j.LIMITS]:
+            copy(made, kept, size)
+            continue
+        old, new = floats(kept, channels), floats(made, channels)
+        over = np.int32(0)
+        for c in range(channels):
+            over |= np.int32(not abs(old[c] - new[c]) <= limits[c])  # a NaN is over all limits
         if over:
             for c in range(channels):
                 old[c] = new[c]
-            if compared:
-                put_byte(job[j.MARKS] + pixel, 1)
+            put_byte(job[j.MARKS] + pixel, 1)
 
 
 @in_share
@@ -148,7 +154,7 @@ def finish(
         if stage[j.ADDS]:
             rows_at(stage[j.ADDS], stage[j.BYTES] * channels, outs, first, count, adds[: blocks * ROWS])
             if channels < LANES:
-                _widen(adds[: blocks * ROWS], channels, scratch)
+                _widen(adds[: blocks * ROWS], stage[j.BYTES] * channels, scratch)
         taps = job[j.TAPS_Y] * job[j.TAPS_X] if s == 0 else 1
         for p in range(stage[j.PANELS]):
             panel = ints(stage[j.PANEL_TABLE] + p * 8 * j.PANEL, j.PANEL)
@@ -157,7 +163,9 @@ def finish(
                     _by_channel(stage, panel, taps, reads[block * taps * ROWS :], writes[block * ROWS], step)
                     continue
                 pieces, depth = taps, stage[j.DEPTH]
-                if s == 0 and whole[block]:
+                if s == 0 and stage[j.BY_LINES]:
+                    pieces = job[j.TAPS_Y]
+                elif s == 0 and whole[block]:
                     pieces, depth = job[j.TAPS_Y], depth * job[j.TAPS_X]
                 product_of(
                     stage, panel, pieces, depth, block, reads[block * taps * ROWS :], writes, adds, past
@@ -165,7 +173,7 @@ def finish(
         if not last:
             reads[: blocks * ROWS] = writes[: blocks * ROWS]
         elif not kept:
-            keep(job, outs, first, count, stage[j.BYTES] * channels // 4, rows)
+            keep(job, outs, first, count, stage[j.BYTES] * channels, rows)
 
 
 @shared
@@ -183,9 +191,11 @@ def share(thread: Any, first_block: Any, last_block: Any, address: Any) -> None:
     scratch += 8 * len(adds)
     whole = ints(scratch, group)
     scratch += 8 * len(whole)
+    lines, size = scratch, line_bytes(job)  # of a block
+    scratch += group * size
     for start in range(first_block, last_block, group):
         blocks, first = min(group, last_block - start), start * ROWS
         count = min(job[j.COUNT] - first, blocks * ROWS)
         for block in range(blocks):
-            read(job, pixels, first, count, block, reads, whole)
+            read(job, pixels, first, count, block, reads, whole, lines + block * size)
         finish(job, 0, outs, first, count, reads, writes, adds, whole, scratch)

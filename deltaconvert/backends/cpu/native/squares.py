@@ -73,7 +73,7 @@ def listed_squares(pixels: Any, height: Any, breadth: Any, found: Any) -> Any:
 @in_share
 def _read(job: Any, stream: Any, y: Any, x: Any, table: Any) -> None:
     """Addresses of the 4x4 pixels that the square at (y, x) reads."""
-    step = 4 * ints(job[j.STAGE_TABLE], j.STAGE)[j.DEPTH]
+    step = ints(job[j.STAGE_TABLE], j.STAGE)[j.READ_BYTES]
     top, left = y - job[j.PADDING_Y], x - job[j.PADDING_X]
     for row in range(4):
         inside = 0 <= top + row < job[j.HEIGHT]
@@ -178,4 +178,4 @@ def share_squares(thread: Any, first_block: Any, last_block: Any, address: Any) 
             s.rows_at(made, step, pixels[:0], 0, asked, reads[: -(-asked // ROWS) * ROWS])
             s.finish(job, 1, pixels, 0, asked, reads, writes, adds, reads, scratch)
         elif not kept:
-            s.keep(job, pixels, 0, asked, channels, made)
+            s.keep(job, pixels, 0, asked, 4 * channels, made)

@@ -122,7 +122,7 @@ def _columns(
 def _make(job: Any, own: Any, line: Any, left: Any, found: Any, ring: Any, reads: Any, writes: Any) -> None:
     """The columns `found` of a line of the ring at `ring`, from line `line` of the input; `left` is column 0 there."""
     stage = ints(own[WIDE], j.STAGE)
-    step, wide = 4 * stage[j.DEPTH], stage[j.BYTES] * stage[j.CHANNELS]
+    step, wide = stage[j.READ_BYTES], stage[j.BYTES] * stage[j.CHANNELS]
     count = 0
     for column in found:
         if line < 0 or left + column < 0 or left + column >= job[j.BREADTH]:
@@ -225,7 +225,7 @@ def share_strips(thread: Any, first_item: Any, last_item: Any, address: Any) -> 
             held = top + (job[j.TAPS_Y] - 1) * job[j.DILATION_Y] + 1
             _sum_windows(job, own, room, pixels, line, top, strip, first, count, made)
             if job[j.STAGES] == 1:
-                s.keep(job, outs, first, count, row // 4, made)
+                s.keep(job, outs, first, count, row, made)
                 continue
             s.rows_at(made, job[j.ROW_BYTES], outs[:0], 0, count, room.reads[: -(-count // ROWS) * ROWS])
             s.finish(job, 1, outs, first, count, room.reads, room.writes, room.adds, room.flags, room.scratch)

@@ -40,6 +40,9 @@ class Vectors:
     def store(self, value: Any, address: Any, place: Any) -> None:
         self.builder.store(value, self._at(address, place), align=4)
 
+    def store_one(self, value: Any, address: Any, place: Any) -> None:
+        self.builder.store(value, self._float(address, place))
+
     def store_past_the_cache(self, value: Any, address: Any, place: Any) -> None:
         """The lines of memory are not read first, and do not stay in the cache. The address is one of whole vectors."""
         self._go_past(self.builder.store(value, self._at(address, place), align=4 * self.width))
@@ -64,6 +67,18 @@ class Vectors:
     def added(self, x: Any, y: Any, total: Any) -> Any:
         """total + x * y, of numbers as maps have them."""
         return self.fused(x, y, total)
+
+    def joined(self, value: Any) -> Any:
+        """The sum of all places: of one half and the other, and so on."""
+        b, half = self.builder, self.width
+        while half > 1:
+            half //= 2
+            parts = ([place + first for place in range(half)] for first in (0, half))
+            masks = (ir.Constant(ir.VectorType(ir.IntType(32), half), part) for part in parts)
+            value = b.fadd(
+                *(b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), m) for m in masks)
+            )
+        return b.extract_element(value, ir.IntType(32)(0))
 
     def fused(self, x: Any, y: Any, total: Any) -> Any:
         """total + x * y of floats, rounded once where the processor can."""
@@ -122,6 +137,12 @@ class Pairs(Vectors):
         name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.width}"
         multiply = self.builder.module.declare_intrinsic(name, fnty=kind)
         return self.builder.call(multiply, [total, *(self.builder.bitcast(v, pairs) for v in (x, y))])
+
+    def load_spread_half(self, address: Any, place: Any) -> Any:
+        """The bfloat16 in front of which `place` pairs lie, beside 0, in all places: a line may end behind it."""
+        b, at = self.builder, self._float(address, place)
+        half = b.load(b.bitcast(at, ir.IntType(16).as_pointer()), align=2)
+        return self.spread(b.bitcast(b.shl(b.zext(half, ir.IntType(32)), ir.IntType(32)(16)), FLOAT))
 
     def load_row(self, address: Any, place: Any) -> Any:
         b, words = self.builder, ir.VectorType(ir.IntType(32), self.width)
