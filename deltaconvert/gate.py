@@ -127,7 +127,8 @@ class Watch:
     counts: int64 (2): pixels held and full frames after a cut, so far. Of each stream, N 1 1 1:
     ticks, int64, the frames so far; awake, int32, 0 where there is no new one. last: the frame before, noise: what is
     learnt of it, N 1 H W, both empty where no noise is asked for. mean: the running mean of the `seen` frames; then:
-    what it was when each pixel was stored; both empty where frames are not averaged.
+    what it was when each pixel was stored; both empty where frames are not averaged. age: the frames that each tile
+    waited under a ceiling. most: tiles that may change in a frame; block: the side of a square of so many.
     """
 
     def __init__(
@@ -153,13 +154,13 @@ class Watch:
         self.then = torch.zeros_like(self.mean)
         self.last = torch.zeros(shape if kept else (n, 0, 0, 0), dtype=dtype, device=device)
         self.noise = torch.zeros((n, 1, height, width) if kept else (n, 0, 0, 0), dtype=wide, device=device)
-        self._age = torch.zeros(n, 1, *self.tiles, dtype=wide, device=device)
+        self.age = torch.zeros(n, 1, *self.tiles, dtype=wide, device=device)
         count = self.tiles[0] * self.tiles[1]
         order = torch.arange(count, device=device).view(1, 1, *self.tiles)
         self._turn = order * gate.refresh // count  # the frame, of `refresh`, in which it is a tile's turn
         refreshed = -(-count // gate.refresh) if gate.refresh else 0
-        self._most = max(1, int(gate.max_density * count) - refreshed)
-        self._block = max(1, round(BLOCK * math.sqrt(self._most)))
+        self.most = max(1, int(gate.max_density * count) - refreshed)
+        self.block = max(1, round(BLOCK * math.sqrt(self.most)))
         self.reset(slice(None))
 
     def reset(self, streams: slice) -> None:
@@ -167,7 +168,7 @@ class Watch:
         self.mean[streams] = float("nan")
         self.seen[streams] = 0
         self.noise[streams] = 0
-        self._age[streams] = 0
+        self.age[streams] = 0
 
     def sleep(self, streams: Collection[int]) -> None:
         """These streams have no frame of their own until it is said again: nothing is new, and nothing learnt."""
@@ -252,20 +253,20 @@ class Watch:
         their neighbours before what lies elsewhere. As many tiles all over the frame would grow to all of it in the
         network, and a frame's time would have no ceiling. Tiles with pixels never seen go beside them."""
         # Bounded, so that one infinite pixel does not make every wait equal.
-        size = torch.where(changed, change.to(self._age.dtype).nan_to_num(1e18, 1e18).clamp(1e-18, 1e18), 0.0)
-        claims = F.max_pool2d(size, TILE, ceil_mode=True) * (self._age + 1)
+        size = torch.where(changed, change.to(self.age.dtype).nan_to_num(1e18, 1e18).clamp(1e-18, 1e18), 0.0)
+        claims = F.max_pool2d(size, TILE, ceil_mode=True) * (self.age + 1)
         new = F.max_pool2d((changed & unseen).to(size.dtype), TILE, ceil_mode=True) > 0
         claims = torch.where(new, 0.0, claims)
         wanted = claims > 0
         keys = torch.where(wanted, self._of_blocks(claims) + claims * WITHIN, 0.0)
-        chosen = wanted & largest(keys, self._most)
+        chosen = wanted & largest(keys, self.most)
         waiting = wanted & ~chosen
-        self._age.copy_(torch.where(self.awake.bool(), torch.where(waiting, self._age + 1, 0.0), self._age))
+        self.age.copy_(torch.where(self.awake.bool(), torch.where(waiting, self.age + 1, 0.0), self.age))
         return changed & self._pixels(chosen | new, change)
 
     def _of_blocks(self, claims: Tensor) -> Tensor:
         """Of each tile the largest claim in its block."""
-        side, (height, width) = self._block, self.tiles
+        side, (height, width) = self.block, self.tiles
         blocks = F.max_pool2d(claims, side, ceil_mode=True)
         return blocks.repeat_interleave(side, 2)[:, :, :height].repeat_interleave(side, 3)[..., :width]
 
@@ -280,10 +281,10 @@ class Watch:
 
     def report(self) -> dict[str, int]:
         held, cuts = self.counts.tolist()
-        return {"held": held, "cuts": cuts, "waiting": int((self._age > 0).sum())}
+        return {"held": held, "cuts": cuts, "waiting": int((self.age > 0).sum())}
 
     def state_bytes(self) -> int:
-        kept = (self.last, self.mean, self.then, self.noise, self._age)
+        kept = (self.last, self.mean, self.then, self.noise, self.age)
         return sum(x.nbytes for x in kept)
 
 

@@ -1,14 +1,15 @@
 // The gate at a network's input: which pixels of a frame are new. deltaconvert/gate.py is the meaning.
 //
 // `average` takes a frame into the running mean, `look` judges each pixel by the box around it, `decide` lets changes
-// take their neighbours along, `take` stores. All leave out streams that sleep. Masks are those of masks.cu: a bit a
+// take their neighbours along, `take` stores; before it ceiling.cu may choose. All leave out streams that sleep. Masks are those of masks.cu: a bit a
 // pixel.
 #include "gate_pixel.cuh"
 #include "gate_look.cuh"
+#include "ceiling.cuh"
 
-// A product that is rounded before it is added to something, as torch's are.
-__device__ __forceinline__ float times(float a, float b) { return __fmul_rn(a, b); }
-__device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a, b); }
+#ifndef CEILING
+#define CEILING 0  // whether ceiling.cu chose the tiles that may change
+#endif
 
 // The running mean of a stream's frames, N C H W, NaN before the first: at first of all of them, then at the rate at
 // which it has the noise of one of RECENT frames. frames: how many there were. A kernel of its own, since boxes read
@@ -154,11 +155,12 @@ extern "C" __global__ void decide(const int* awake, const u32* moved, const u32*
 #define AT_ONCE (RECENT > 1 ? 2 : 4)  // words whose pixels a warp of `take` reads before it stores them
 
 // Store what changed; all of it where that is a share of `cut` or more. A mean of few frames is noise: until it is one of
-// RECENT, `then` follows it.
+// RECENT, `then` follows it. With CEILING of what changed only what `choice`, a byte a tile, lets go.
 extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
                                 long long sw, value* stored, int pitch, const int* awake, u32* mask, int* changed,
                                 int* computed, long long* ticks, u64* cuts, const number* mean, number* then,
-                                const number* frames, int C, int H, int W, float cut) {
+                                const number* frames, int C, int H, int W, float cut, const u32* other,
+                                const u8* choice) {
     wait_for_predecessor();
     frame = found(frame, at);
     const int n = blockIdx.y, words = words_of(W), lane = threadIdx.x & 31;
@@ -174,6 +176,15 @@ extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, 
     for (int first = warp * 32; first < H * words; first += warps * 32) {
         const int mine = first + lane;
         u32 word = mine < H * words ? mask[(size_t)n * H * words + mine] : 0;
+#if CEILING
+        if (mine < H * words) {
+            const u8* const of = choice + ((size_t)n * ((H + 15) / 16) + mine / words / 16) * 2 * words + mine % words * 2;
+            const u32 turns = halves(of[0] & TURN, of[1] & TURN);
+            word &= halves(of[0] & GOES, of[1] & GOES);
+            if (turns) word |= other[(size_t)n * H * words + mine] & turns;
+            mask[(size_t)n * H * words + mine] = word;
+        }
+#endif
         if (full && mine < H * words) {
             word = ~0u >> max(0, 32 - (W - mine % words * 32));
             mask[(size_t)n * H * words + mine] = word;

@@ -1,18 +1,5 @@
 // Four pixels of a frame beside what is stored of them, by which `look` of gate.cu compares.
 
-// Magnitudes as whole numbers, which are in the same order; NaN is behind all of them.
-#if TYPE == 0
-typedef u64 Rank;
-__device__ __forceinline__ Rank rank_of(double v) { return (u64)__double_as_longlong(v) & ~0ull >> 1; }
-__device__ __forceinline__ double at_rank(Rank rank) { return __longlong_as_double((long long)rank); }
-#define ROUNDING 1.2e-16  // of a number, at most
-#else
-typedef u32 Rank;
-__device__ __forceinline__ Rank rank_of(float v) { return __float_as_uint(v) & 0x7fffffff; }
-__device__ __forceinline__ float at_rank(Rank rank) { return __uint_as_float(rank); }
-#define ROUNDING 6e-8f
-#endif
-
 #define IN_PAIRS (TYPE == 2 && PACKED && !HOLD && CHANNELS > 1 && __CUDA_ARCH__ >= 800)
 #if IN_PAIRS
 // Two halves in a word. A difference of halves that is rounded to a half is the same by way of a float.

@@ -35,6 +35,23 @@
 #define PACKED 0  // whether a stored pixel is four values, which are read at once
 #endif
 
+// A product that is rounded before it is added to something, as torch's are.
+__device__ __forceinline__ float times(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a, b); }
+
+// Magnitudes as whole numbers, which are in the same order; NaN is behind all of them.
+#if TYPE == 0
+typedef u64 Rank;
+__device__ __forceinline__ Rank rank_of(double v) { return (u64)__double_as_longlong(v) & ~0ull >> 1; }
+__device__ __forceinline__ double at_rank(Rank rank) { return __longlong_as_double((long long)rank); }
+#define ROUNDING 1.2e-16  // of a number, at most
+#else
+typedef u32 Rank;
+__device__ __forceinline__ Rank rank_of(float v) { return __float_as_uint(v) & 0x7fffffff; }
+__device__ __forceinline__ float at_rank(Rank rank) { return __uint_as_float(rank); }
+#define ROUNDING 6e-8f
+#endif
+
 __device__ __forceinline__ bool is_finite(number v) { return v - v == 0; }
 __device__ __forceinline__ number magnitude(number v) { return v < 0 ? -v : v; }
 __device__ __forceinline__ number larger(number a, number b) { return b > a || b != b ? b : a; }  // NaN wins

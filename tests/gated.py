@@ -23,6 +23,12 @@ GATES = [
     {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 2, "weak": 0.3, "refresh": 7},
     {"recent": 3, "peak": 30.0, "cut": 0.2, "nonfinite": "hold"},
 ]
+CEILINGS = [
+    {"max_density": 0.3},
+    {"max_density": 0.1, "smooth": 3, "dilate": 3, "weak": 0.3, "refresh": 12, "cut": 0.2},
+    {"max_density": 0.6, "recent": 3, "noise": 1.0, "nonfinite": "hold", "cut": 0.5},
+    {"max_density": 0.001, "peak": 2.0},
+]
 SHORT_GATES = [None, {"dilate": 1, "weak": 0.3, "peak": 3.3}, {"smooth": 3, "weak": 0.3}]
 
 
@@ -133,3 +139,36 @@ def check_types(backend: str, gate: object, dtype: torch.dtype) -> None:
             for path, mask in theirs.masks().items():
                 assert torch.equal(ours.masks()[path], mask), f"{path}, frame {t}, {thresholds}"
             frame = frame + torch.randn(frame.shape, generator=draw, device="cpu") * 0.1
+
+
+def bursts(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+    """Frames of which more changes than may: a lamp, by which all tiles claim alike, other pictures, some NaN in them,
+    and calm ones between, in which what waits goes."""
+    draw = generator(11)
+    frame = torch.rand(shape, generator=draw)
+    for t in range(14):
+        if t % 4 == 1:
+            frame = frame + 0.5 if t % 8 == 1 else torch.rand(shape, generator=draw) * 3
+        if t == 6:
+            frame = frame.clone()
+            frame[0, 0, shape[2] // 2, : shape[3] // 2] = math.nan
+        if t == 8:
+            frame = frame.nan_to_num(0.5)
+            frame[-1, -1, -1, -1] = math.inf
+        yield frame.to(dtype)
+
+
+def check_ceiling(backend: str, gate: object, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Masks, what is stored and what is counted are those of a Watch alone in a burst; what waits, at its end too."""
+    frames = list(bursts(shape, dtype))
+    model, alone = convert(frames[0], gate, backend=backend), Alone(gate, frames[0])
+    waiting = 0
+    for t, frame in enumerate(frames):
+        model(frame)
+        assert torch.equal(model.masks()["input_0"], alone.look(frame)), f"frame {t}"
+        values = next(iter(model._program.edges.values())).values
+        assert torch.equal(values.nan_to_num(7), alone.stored.nan_to_num(7)), f"frame {t}"
+        counted = model.stats().gates["input_0"]
+        assert counted == alone.watch.report(), f"frame {t}"
+        waiting += counted["waiting"]
+    assert waiting or min(alone.watch.tiles) == 1, "nothing ever waited"

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gated import (
+    CEILINGS,
     GATES,
     SHORT_GATES,
     at_the_limit,
+    check_ceiling,
     check_gate,
     check_masks,
     check_types,
@@ -109,6 +111,17 @@ def test_gates(shape, gate):
 def test_gates_that_average_frames(gate):
     """Means, what they were when pixels were stored, noise, NaN and streams that sleep: by the same kernels."""
     check_gate("cuda", gate, (21, 40), torch.float32)
+
+
+@pytest.mark.parametrize("gate", CEILINGS, ids=str)
+def test_gates_with_a_ceiling(gate):
+    check_ceiling("cuda", gate, (2, 3, 37, 70), torch.float32)
+    check_gate("cuda", gate, (21, 40), torch.float32)
+
+
+def test_a_ceiling_on_a_frame_of_many_tiles():
+    """More than one for each thread that chooses, of several squares each way; and doubles."""
+    check_ceiling("cuda", {"max_density": 0.05, "refresh": 25}, (2, 1, 150, 230), torch.float64)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ KINDS = {
     "an island behind": ({"levels": True, "residual": "island"}, {}, True),
     "a cast for others too": ({"levels": True, "residual": "cast"}, {}, False),
     "a gate": ({}, {"threshold": {"input": 0.1}, "gate": {"smooth": 5, "dilate": 3}}, True),
-    "a gate of torch's": ({}, {"threshold": {"input": 0.1}, "gate": {"max_density": 0.5}}, False),
+    "a ceiling": ({}, {"threshold": {"input": 0.1}, "gate": {"max_density": 0.5}}, True),
 }
 
 

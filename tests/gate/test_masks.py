@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gated import GATES, Alone, Input, at_the_limit, check_gate, check_masks, convert, faint_patches
+from gated import (
+    CEILINGS,
+    GATES,
+    Alone,
+    Input,
+    at_the_limit,
+    check_ceiling,
+    check_gate,
+    check_masks,
+    convert,
+    faint_patches,
+)
 from oracle import assert_close, dense, generator, scripted_video
 from torch import Tensor
 
@@ -36,6 +47,24 @@ def test_every_setting_on_every_backend(backend, size):
 )
 def test_gates_without_a_ceiling(backend, gate, size, dtype):
     check_gate(backend, gate, size, dtype)
+
+
+@pytest.mark.parametrize("gate", CEILINGS, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2, 3, 37, 70), torch.float32),
+        ((1, 2, 16, 16), torch.float32),
+        ((3, 1, 100, 333), torch.float64),
+        ((2, 3, 270, 480), torch.float16),
+    ],
+    ids=str,
+)
+def test_gates_with_a_ceiling(backend, gate, shape, dtype):
+    if dtype == torch.float16 and backend != "cuda":
+        pytest.skip("halves are for GPUs")
+    check_ceiling(backend, gate, shape, dtype)
+    check_gate(backend, gate, shape[2:], dtype)
 
 
 @pytest.mark.parametrize(

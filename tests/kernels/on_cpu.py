@@ -103,8 +103,9 @@ def without_a_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cuda, "why_not", lambda device: None)
     patch.setattr(cuda.launches, "Kernel", Kernel)
     patch.setattr(cuda, "Recording", Recording)
-    for module in (cuda, cuda.edges, cuda.gates, cuda.steps):
+    for module in (cuda, cuda.edges, cuda.gates, cuda.ceilings, cuda.steps):
         patch.setattr(module, "THREADS", THREADS)
+    patch.setattr(cuda.ceilings, "CHOOSERS", THREADS)
     patch.setattr(cuda.means, "on_current_stream", lambda device: contextlib.nullcontext())
     patch.setattr(cuda.Backend, "aside", lambda backend: contextlib.nullcontext())
     patch.setattr(cuda.Backend, "mark", lambda backend: 0)

@@ -1,4 +1,4 @@
-"""Gates by kernels/gate.cu: three launches a frame, four where frames are averaged."""
+"""Gates by kernels/gate.cu: three launches a frame, one more where frames are averaged, two under a ceiling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaconvert.backends.cuda.ceilings import Ceiling
 from deltaconvert.backends.cuda.kernels import number_of, strides_of
 from deltaconvert.backends.cuda.layout import runs_begin
 from deltaconvert.gate import Watch
@@ -19,8 +20,8 @@ BAND, ACROSS = 16, 64  # of kernels/gate.cu: rows and words of them that a block
 
 
 def has_kernels(watch: Watch) -> bool:
-    """A ceiling on what changes sorts tiles: torch does that."""
-    return not isinstance(watch.threshold, Tensor) and watch.gate.max_density == 1
+    """Not where each stream has a threshold of its own."""
+    return not isinstance(watch.threshold, Tensor)
 
 
 class Looks:
@@ -36,6 +37,7 @@ class Looks:
         self._rows = 16 if self._smooth > 15 or self._wide == torch.float64 else 32
         self._channels = _at_once(edge.values.shape[1], self._smooth, self._rows, self._wide)
         self._shape = [np.int32(size) for size in edge.values.shape[1:]]
+        self._ceiling = Ceiling(backend, edge, watch) if gate.max_density < 1 else None
 
     def run(self, frame: Tensor) -> None:
         edge = self._edge
@@ -52,6 +54,8 @@ class Looks:
             self._average(pixels, {"FLAT": int(flat), "CHANNELS": self._channels, **macros})
         self._look(pixels, macros)
         self._decide()
+        if self._ceiling is not None:
+            self._ceiling.choose(pixels, self._bits[2], {name: macros[name] for name in ("BYTES", "HOLD")})
         self._take(pixels, macros)
 
     def _order(self, frame: Tensor) -> dict[str, int]:
@@ -101,7 +105,8 @@ class Looks:
         )
 
     def _decide(self) -> None:
-        """Which of them are changes: with what they take along, and the tiles whose turn it is."""
+        """Which of them are changes: with what they take along, and the tiles whose turn it is; those the ceiling
+        adds, if there is one."""
         watch, marks = self._watch, self._edge.marks
         n, _, height, _ = self._edge.values.shape
         self._backend.launch(
@@ -116,15 +121,15 @@ class Looks:
             watch.seen,
             *self._shape[1:],
             np.int32(watch.gate.dilate),
-            np.int32(watch.gate.refresh),
+            np.int32(0 if self._ceiling else watch.gate.refresh),
         )
 
     def _take(self, pixels: tuple[Any, ...], macros: dict[str, int]) -> None:
-        """Store the changed pixels; all of them, of a stream in which so many changed."""
+        """Store the changed pixels, as far as they may; all of them, of a stream in which so many changed."""
         edge, watch, cut = self._edge, self._watch, self._watch.gate.cut
         n, _, height, _ = edge.values.shape
         self._backend.launch(
-            self._kernel("take", {"RECENT": self._recent, **macros}),
+            self._kernel("take", {"RECENT": self._recent, "CEILING": int(bool(self._ceiling)), **macros}),
             (-(-height * self._words // THREADS), n),
             THREADS,
             *pixels,
@@ -138,6 +143,8 @@ class Looks:
             watch.seen,
             *self._shape,
             np.float32(cut if cut < 1 else 2),
+            self._bits[2],
+            np.uint64(0) if self._ceiling is None else self._ceiling.choice,
         )
 
     @property
