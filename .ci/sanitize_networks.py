@@ -17,6 +17,7 @@ GATES: dict[str, dict[str, Any]] = {
     "gated": {"smooth": 3, "dilate": 2, "weak": 0.5},
     "gated by means": {"smooth": 5, "recent": 4, "noise": 2.0, "refresh": 3},
     "gated bytes": {"smooth": 3, "dilate": 9, "weak": 0.5, "noise": 2.0},
+    "gated under a ceiling": {"dilate": 1, "refresh": 9, "max_density": 0.3},
 }
 
 
@@ -61,6 +62,7 @@ def cases() -> Iterator[Case]:
     yield Case(SKIPPED, long, (1, 3, 40, 50), "float", 0.0)
     yield Case("gated", many, (2, 3, 60, 70), "half", 0.1)
     yield Case("gated by means", many, (2, 3, 60, 70), "half", 0.1)
+    yield Case("gated under a ceiling", many, (2, 3, 60, 70), "half", 0.1)
     bytes_of_cameras = Call(lambda m, x: m.many(x.permute(0, 3, 1, 2).half()), many=many)
     yield Case("gated bytes", bytes_of_cameras, (2, 3, 60, 70), "half", 9.0)
 

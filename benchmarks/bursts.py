@@ -1,11 +1,12 @@
 """What `max_density` does to the time of a frame: bursts in which all of the picture changes at once.
 
-    python benchmarks/bursts.py [--device cuda] [--networks resnet50,mobilenetv2] --out FILE
+    python benchmarks/bursts.py [--device cuda [--by kernels,torch]] [--networks resnet50,mobilenetv2] --out FILE
 
 A clip is calm frames, in which a box of fresh texture moves, and bursts: a lamp that is switched on or off (every pixel
 moves by the same) and a cut (every pixel is another), in turn. Each burst is followed until nothing waits any more.
 Rows: the median of the calm frames, the longest frame of each burst and the most work in one, how many frames a burst
-takes, and the dense network's frame.
+takes, and the dense network's frame. On a GPU kernels/ceiling.cu chooses tiles; with `--by kernels,torch`, torch too:
+a network of each, one behind the other.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--device", choices=sorted(SIZES), default="cpu")
     parser.add_argument("--networks", default="resnet50,mobilenetv2")
     parser.add_argument("--ceilings", default=",".join(map(str, CEILINGS)))
+    parser.add_argument("--by", default="kernels", help="kernels, torch or both, on a GPU")
     parser.add_argument("--bursts", type=int, default=BURSTS)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -49,27 +51,36 @@ def main() -> None:
     facts: dict[str, Any] = {**environment(), "command": " ".join(sys.argv), "card": card, "rows": []}
     for name in options.networks.split(","):
         for ceiling in map(float, options.ceilings.split(",")):
-            row = {"network": name, "ceiling": ceiling, **burst_times(name, ceiling, options)}
-            print(row, flush=True)
-            facts["rows"].append(row)
-            options.out.write_text(json.dumps(facts, indent=1) + "\n")
+            for by in options.by.split(",") if ceiling < 1 else ("kernels",):
+                row = {
+                    "network": name,
+                    "ceiling": ceiling,
+                    "by": by,
+                    **burst_times(name, ceiling, by, options),
+                }
+                print(row, flush=True)
+                facts["rows"].append(row)
+                options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def burst_times(name: str, ceiling: float, options: argparse.Namespace) -> dict[str, Any]:
+def burst_times(name: str, ceiling: float, by: str, options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     numbers = torch.float32 if device.type == "cpu" else torch.float16
     network = model_zoo.create(name, seed=0).to(device, numbers)
     clip = Clip((1, 3, *SIZES[device.type]), device, numbers)
     model = deltaconvert.convert(network, clip.picture, gate={"max_density": ceiling})
+    if by == "torch" and device.type == "cuda":
+        for edge in model._program.edges.values():
+            edge._looks = None
     dense = Dense(model)
     calm, longest, lasted, widest, most = [], [], [], 0.0, []
     for number in range(options.bursts):
         for place, frame in enumerate(clip.calm()):
-            _, spent = timed(model, frame)
+            _, spent = timed_alone(model, frame)
             calm += [spent] if number or place > 2 else []
         times, works = [], []
         for frame in clip.burst(number):
-            _, spent = timed(model, frame)
+            _, spent = timed_alone(model, frame)
             times.append(spent)
             works.append(model.stats().work)
             widest = max(widest, float(model.input_masks().float().mean()))
@@ -89,6 +100,13 @@ def burst_times(name: str, ceiling: float, options: argparse.Namespace) -> dict[
         "changed_at_most": widest,
         "dense_ms": statistics.median(still),
     }
+
+
+def timed_alone(model: deltaconvert.DeltaModel, frame: Tensor) -> tuple[Any, float]:
+    """As `timed`, when the frame has been made: on a GPU that still runs when it is handed out."""
+    if frame.is_cuda:
+        torch.cuda.synchronize()
+    return timed(model, frame)
 
 
 def waiting(model: deltaconvert.DeltaModel) -> int:

@@ -21,7 +21,9 @@ class Ceiling:
         self._backend, self._edge, self._watch = backend, edge, watch
         n, _, height, _ = edge.values.shape
         slots, device = (n, -(-height // TILE), 2 * edge.marks.bits.shape[2]), edge.values.device
-        self._claims, self._leads = (torch.zeros(slots, dtype=watch.age.dtype, device=device) for _ in range(2))
+        self._claims, self._leads = (
+            torch.zeros(slots, dtype=watch.age.dtype, device=device) for _ in range(2)
+        )
         self._pixels = torch.zeros(slots, dtype=torch.int32, device=device)
         self.choice = torch.zeros(slots, dtype=torch.uint8, device=device)  # as kernels/ceiling.cuh says
         self._shape = [np.int32(size) for size in edge.values.shape[1:]]
