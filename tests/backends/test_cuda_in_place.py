@@ -105,7 +105,11 @@ WAYS = {
     "bytes, channels last": ({"levels": True}, torch.float32, torch.channels_last),
     "bytes N H W C": ({"levels": True, "turned": True}, torch.float16, torch.contiguous_format),
 }
-GATES = [{}, {"threshold": {"input": 0.1}, "gate": {"smooth": 5, "recent": 3, "dilate": 2}}]
+GATES = [
+    {},
+    {"threshold": {"input": 0.1}, "gate": {"smooth": 5, "recent": 3, "dilate": 2}},
+    {"threshold": {"input": 0.1}, "gate": {"max_density": 0.3, "dilate": 1}},
+]
 
 
 def played(
@@ -158,14 +162,14 @@ def assert_not_copied(way: str, options: dict, device: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", GATES, ids=["plain", "gate"])
+@pytest.mark.parametrize("options", GATES, ids=["plain", "gate", "ceiling"])
 @pytest.mark.parametrize("way", WAYS)
 def test_frames_are_not_copied(gpu, way, options):
     assert_not_copied(way, options, "cuda")
 
 
 @pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
-@pytest.mark.parametrize("options", GATES, ids=["plain", "gate"])
+@pytest.mark.parametrize("options", GATES, ids=["plain", "gate", "ceiling"])
 @pytest.mark.parametrize("way", ["floats", "bytes, channels last"])
 def test_replays_without_a_gpu(way, options, monkeypatch):
     with_graphs(monkeypatch)
