@@ -238,12 +238,13 @@ class Watch:
         self.mean.copy_(torch.where(awake, mean, self.mean))
         then = torch.where(self.seen > gate.recent, self.then, self.mean)
         lasting = box_mean(self.mean - then, gate.smooth).abs().amax(1, keepdim=True)
-        return torch.maximum(found / math.sqrt(gate.recent), lasting)
+        return torch.maximum(_over(found, math.sqrt(gate.recent)), lasting)
 
     def _learn(self, frame: Tensor, moved: Tensor) -> None:
         """Noise is what stands between a frame and the last one where nothing moved."""
         wide = self.noise.dtype
-        seen = (frame.to(wide) - self.last.to(wide)).abs().mean(1, keepdim=True) / MEAN_OF_DIFFERENCE
+        off = (frame.to(wide) - self.last.to(wide)).abs().sum(1, keepdim=True)
+        seen = _over(_over(off, frame.shape[1]), MEAN_OF_DIFFERENCE)
         learnt, awake = self.noise + (seen - self.noise) * NOISE_RATE, self.awake.bool()
         self.noise.copy_(torch.where(moved | ~seen.isfinite() | ~awake, self.noise, learnt))
         self.last.copy_(torch.where(awake, frame, self.last))
@@ -302,6 +303,11 @@ def box_mean(x: Tensor, size: int) -> Tensor:
         padding = (kernel[0] // 2, kernel[1] // 2)
         x = F.avg_pool2d(x, kernel, 1, padding, count_include_pad=False)
     return x
+
+
+def _over(x: Tensor, by: float) -> Tensor:
+    """x / by, with the same bits on all devices: on CUDA torch multiplies by the inverse of what is a Python number."""
+    return x / x.new_full((), by)
 
 
 def largest(values: Tensor, count: int) -> Tensor:
