@@ -12,10 +12,10 @@ import importlib
 import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,27 @@ LISTED = 10  # keys named in a message
 _NAMED = re.compile(r"(?P<module>[\w.]+):(?P<name>\w+)(?P<call>\(.*\))?", re.DOTALL)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a .pt, .pth, .bin or .safetensors file, by name, on the CPU.
+class Weights(NamedTuple):
+    """state: by name, on the CPU. entry: of the file that has them, "" where they are the file itself. others: entries
+    beside it that hold weights of the same names, such as an average of them."""
+
+    state: dict[str, Tensor]
+    entry: str
+    others: tuple[str, ...]
+
+
+def read_state_dict(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
+    """The state of `read_weights`."""
+    return read_weights(path, entry).state
+
+
+def read_weights(path: str | Path, entry: str | None = None) -> Weights:
+    """The weights in a .pt, .pth, .bin or .safetensors file.
 
     What training programs put around them goes: dictionaries with an entry "state_dict", "model" and the
-    like, and the prefixes "module." and "_orig_mod.". Entries that are no tensors (epochs, class names) are
-    left out. CheckpointError for a file that holds no weights or needs code to be read; OSError if there is
-    none.
+    like, and the prefixes "module." and "_orig_mod.". Of several such entries the first of WRAPPERS is taken, or the
+    one that `entry` names. Entries that are no tensors (epochs, class names) are left out. CheckpointError for a file
+    that holds no weights, or none of that entry, or needs code to be read; OSError if there is none.
     """
     path = Path(path)
     with open(path, "rb"):  # a missing file, a folder and one that may not be read are OSErrors
@@ -49,13 +63,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         )
     is_safetensors = path.suffix == ".safetensors" or _starts_like_safetensors(path)
     content = _read_safetensors(path) if is_safetensors else _read_torch(path)
-    return _strip(_unwrap(content, path))
+    return _unwrap(content, path, entry)
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+def load_into(
+    model: nn.Module, state: Mapping[str, Tensor], source: str | Path = "the checkpoint"
+) -> nn.Module:
     """Copy `state` into `model`, all of it or nothing; CheckpointError lists what does not fit.
 
     A prefix that all names of the file have, such as Lightning's "model.", goes where it is all that is in the way.
+    source: what the error calls it.
     """
     own = model.state_dict()
     state = _fitting(state, own)
@@ -67,13 +84,13 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         if key in state and state[key].shape != own[key].shape
     ]
     faults = [
-        f"{len(keys)} {what}: {', '.join(keys[:LISTED])}{', ...' if len(keys) > LISTED else ''}"
+        f"{len(keys)} {what}: {_listed(keys)}"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if keys
     ]
     if faults:
         raise CheckpointError(
-            f"the checkpoint does not fit {type(model).__name__}; of its {len(state)} entries\n  "
+            f"{source} does not fit {type(model).__name__}; of its {len(state)} entries\n  "
             + "\n  ".join(faults)
             + "\nIs it the right architecture, with the right number of classes (as in resnet18(classes=10))?"
         )
@@ -108,8 +125,7 @@ def _of_zoo(text: str) -> Callable[..., Any]:
     try:
         model_zoo.recipe(name)
     except model_zoo.UnknownNetwork as error:
-        module, _, factory = name.rpartition(".")
-        own = f"{module}:{factory}" if module else "package.module:factory"
+        own = _as_named(name) or "package.module:factory"
         raise InputError(f"{error} (a network of your own is {own})") from error
     return partial(model_zoo.create, name, **{"seed": 0, **options})
 
@@ -131,9 +147,9 @@ def _callable_of(module: str, name: str) -> Any:
     try:
         home = importlib.import_module(module)
     except ImportError as error:
-        raise InputError(
-            f"{module} cannot be imported: {error}. Is it installed, or in this folder?"
-        ) from error
+        meant = _as_named(f"{module}:{name}") if module.endswith(".py") else None
+        way = f"Write it as {meant}" if meant else "Is it installed, or in this folder?"
+        raise InputError(f"{module} cannot be imported: {error}. {way}") from error
     except Exception as error:
         raise InputError(f"{module} raised {type(error).__name__} when imported: {error}") from error
     finally:
@@ -145,6 +161,15 @@ def _callable_of(module: str, name: str) -> Any:
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"{module} has no callable {name!r}{hint}")
     return factory
+
+
+def _as_named(text: str) -> str | None:
+    """./nets/mine.py:Net and nets.mine.Net as nets.mine:Net; None for what names no module."""
+    file, colon, factory = text.partition(":")
+    if not colon:
+        file, _, factory = text.rpartition(".")
+    module = ".".join(file.removesuffix(".py").removeprefix("./").split("/"))
+    return f"{module}:{factory}" if module else None
 
 
 def _literals(call: str, arch: str) -> dict[str, Any]:
@@ -207,26 +232,59 @@ def _refused(error: BaseException) -> str:
     return f"it names {named[1]}" if named else "torch refuses it"
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    depth = 0
-    while isinstance(content, Mapping):
-        state = {
-            key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)
-        }
-        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if inner and depth < len(WRAPPERS):
-            depth += 1
-            content = content[inner[0]]
-        elif state:
-            return state
-        else:
+def _unwrap(content: Any, path: Path, entry: str | None) -> Weights:
+    trail = _trail(content, entry)
+    taken, inside = [name for name, _ in trail[1:]], trail[-1][1]
+    if entry is not None and entry not in taken:
+        entries = _listed(_mappings_of(content)) or "none: leave it out"
+        raise CheckpointError(f"{path}: has no entry {entry!r} that holds weights; its entries are {entries}")
+    state = _strip(_tensors_of(inside))
+    if not state:
+        found = type(inside).__name__
+        if isinstance(inside, Mapping):
+            found = f"entries {_listed(inside)}" if inside else "nothing"
+        ways = [
+            f"--entry {name}" for name in _mappings_of(inside) if _tensors_of(_trail(inside[name])[-1][1])
+        ]
+        way = " or ".join(ways[:LISTED]) or "a state_dict: torch.save(model.state_dict(), file)"
+        raise CheckpointError(f"{path}: holds no weights but {found}. Give {way}")
+    beside = [
+        (name, _trail(held[name])[-1][1])
+        for (_, held), name_taken in zip(trail, taken, strict=False)
+        for name in _mappings_of(held)
+        if name != name_taken
+    ]
+    others = [name for name, other in beside if not state.keys().isdisjoint(_strip(_tensors_of(other)))]
+    return Weights(state, ".".join(taken), tuple(others))
+
+
+def _trail(content: Any, entry: str | None = None) -> list[tuple[str, Any]]:
+    """From a file's content down to weights: the name of each entry, and what it holds."""
+    trail = [("", content)]
+    while len(trail) <= len(WRAPPERS):  # a dictionary may hold itself
+        held = trail[-1][1]
+        there = _mappings_of(held)
+        inner = [name for name in (entry, *WRAPPERS) if name in there]
+        if not inner:
             break
-    found = type(content).__name__
-    if isinstance(content, Mapping):
-        found = f"entries {', '.join(map(str, list(content)[:LISTED]))}" if content else "nothing"
-    raise CheckpointError(
-        f"{path}: holds no weights but {found}. Give a state_dict: torch.save(model.state_dict(), file)"
-    )
+        trail.append((str(inner[0]), held[inner[0]]))
+    return trail
+
+
+def _tensors_of(content: Any) -> dict[str, Tensor]:
+    entries = content.items() if isinstance(content, Mapping) else ()
+    return {key: value for key, value in entries if isinstance(value, Tensor) and isinstance(key, str)}
+
+
+def _mappings_of(content: Any) -> list[str]:
+    entries = content.items() if isinstance(content, Mapping) else ()
+    return [key for key, value in entries if isinstance(key, str) and isinstance(value, Mapping)]
+
+
+def _listed(names: Iterable[Any]) -> str:
+    """A few of them."""
+    names = list(map(str, names))
+    return f"{', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -237,10 +295,14 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fitting(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Without the part of their names before the first dot, where all have the same and the rest are `own` names."""
-    first = {key.partition(".")[0] for key in state}
-    inner = {key.partition(".")[2]: value for key, value in state.items()}
-    return inner if len(first) == 1 and not own.keys() & state.keys() and own.keys() & inner.keys() else state
+    """Without the leading parts of their names that all have the same, where the rest are `own` names."""
+    inner = state
+    while not own.keys() & inner.keys():
+        first = {key.partition(".")[:2] for key in inner}
+        if len(first) != 1 or "." not in first.pop():
+            return state
+        inner = {key.partition(".")[2]: value for key, value in inner.items()}
+    return inner
 
 
 def _size(tensor: Tensor) -> str:

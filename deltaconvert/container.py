@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,35 @@ def load(path: str | Path, *, backend: str = "auto", device: str | torch.device 
     """
     path, device = Path(path), device_named(device)
     where = load_backend(backend, device)
-    data = path.read_bytes()
-    try:
-        network, tensors = _read(data)
-        del data
+    with _told_of(path):
+        network, tensors = _read(path.read_bytes())
         return _build(network, tensors, where, device)
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """What is wrong with a file names it."""
+    try:
+        yield
     except ContainerError as error:
         raise ContainerError(f"{path}: {error}") from error
-    except (DeltaConvertError, MemoryError):
+    except (DeltaConvertError, MemoryError, OSError):
         raise
     except Exception as error:  # what a wrong value in the right place comes to is torch's to say
         raise ContainerError(
             f"{path}: its description makes no network ({type(error).__name__}: {error}); convert it again"
         ) from error
+
+
+def paths_in(path: str | Path) -> set[str]:
+    """The paths of the nodes in the file, without planning it. What a plan adds has a path of them in its own: in
+    brackets, or before a dot. ContainerError and OSError as of load."""
+    path = Path(path)
+    found: set[str] = set()
+    with _told_of(path):
+        for node in _read(path.read_bytes())[0]["nodes"]:
+            found |= {node["name"], node.get("path", node["name"]), *node.get("parts", ())}
+    return found
 
 
 def device_named(name: str | torch.device) -> torch.device:

@@ -43,6 +43,19 @@ def told(recipe: Recipe) -> str:
     return ", ".join(parts)
 
 
+def doubted(recipe: Recipe) -> str | None:
+    """What cannot be meant: a mean of images in another range than the scale makes. None where nothing is wrong."""
+    top, mean = 255 * recipe.scale, max(map(abs, recipe.mean))
+    said = f"images are in 0..{top:.6g}, the mean is {_listed(recipe.mean)}"
+    if mean > top or max(map(abs, recipe.std)) > 2 * top:
+        return f"{said}, the deviation {_listed(recipe.std)}: --scale 1 leaves them in 0..255"
+    if top > 100 and 0 < mean <= 1:
+        return (
+            f"{said}, as of images in 0..1: leave --scale out, or give the --mean and --std of 0..{top:.6g}"
+        )
+    return None
+
+
 def to_json(recipe: Recipe) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value

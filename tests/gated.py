@@ -53,7 +53,9 @@ class Alone:
     """A Watch by itself, and what is stored of the frames that it looked at."""
 
     def __init__(self, gate: object, like: Tensor, threshold: float = LIMIT):
-        held = torch.tensor(threshold, dtype=torch.float64).to(like.dtype).item()  # as a map of this type holds it
+        held = (
+            torch.tensor(threshold, dtype=torch.float64).to(like.dtype).item()
+        )  # as a map of this type holds it
         self.watch = Watch(Gate.of(gate), tuple(like.shape), like.dtype, like.device, held)
         self.stored = torch.full(like.shape, math.nan, dtype=like.dtype, device=like.device)
 

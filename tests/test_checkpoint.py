@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from deltaconvert.checkpoint import build, load_into, read_state_dict
+from deltaconvert.checkpoint import build, load_into, read_state_dict, read_weights
 from deltaconvert.errors import CheckpointError, InputError
 
 
@@ -32,6 +32,38 @@ def test_weights_are_found_under_usual_keys(tmp_path, key):
     state = net().state_dict()
     torch.save({"epoch": 3, key: state, "optimizer": {"lr": torch.ones(1)}}, tmp_path / "net.pt")
     assert same(read_state_dict(tmp_path / "net.pt"), state)
+
+
+def test_of_several_weights_one_is_taken_and_the_others_are_named(tmp_path):
+    state, average = net().state_dict(), net().state_dict()
+    optimizer = {"state": {0: {"exp_avg": torch.ones(1)}}}
+    torch.save({"net": state, "ema": {"state_dict": average}, "optimizer": optimizer}, tmp_path / "net.pt")
+    taken = read_weights(tmp_path / "net.pt")
+    assert same(taken.state, average) and taken.entry == "ema.state_dict" and taken.others == ("net",)
+    taken = read_weights(tmp_path / "net.pt", "net")
+    assert same(taken.state, state) and taken.entry == "net" and taken.others == ("ema",)
+    with pytest.raises(CheckpointError, match=r"no entry 'emma'.*its entries are net, ema, optimizer"):
+        read_weights(tmp_path / "net.pt", "emma")
+    torch.save(state, tmp_path / "flat.pt")
+    assert read_weights(tmp_path / "flat.pt")[1:] == ("", ())
+    with pytest.raises(CheckpointError, match=r"no entry 'ema'.*none: leave it out"):
+        read_weights(tmp_path / "flat.pt", "ema")
+
+
+def test_an_entry_of_another_name_is_asked_for(tmp_path):
+    state = net().state_dict()
+    torch.save({"generator": state, "critic": net().state_dict(), "epoch": 3}, tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match="Give --entry generator or --entry critic"):
+        read_state_dict(tmp_path / "net.pt")
+    assert same(read_state_dict(tmp_path / "net.pt", "generator"), state)
+
+
+def test_a_dictionary_that_holds_itself(tmp_path):
+    endless = {"epoch": 3}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match="no weights but entries epoch, model"):
+        read_state_dict(tmp_path / "net.pt")
 
 
 def test_wrappers_in_wrappers_prefixes_and_entries_that_are_no_weights(tmp_path):
@@ -127,6 +159,10 @@ def test_a_prefix_of_all_names_goes_where_it_is_all_that_is_in_the_way():
         load_into(net(), {key: value for key, value in prefixed.items() if key != f"model.{first}"})
     with pytest.raises(CheckpointError, match=r"unexpected: model\."):
         load_into(net(), {**prefixed, "loss.weight": torch.ones(1)})
+    model = load_into(net(), {f"lightning.{key}": value for key, value in prefixed.items()})
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"a\.pt does not fit Sequential; .*\n.*\n.* unexpected: a, b"):
+        load_into(net(), {"a": torch.ones(1), "b": torch.ones(1)}, "a.pt")
 
 
 def test_long_lists_are_cut():

@@ -16,6 +16,7 @@ from deltaconvert.cli.options import (
     Json,
     Threshold,
     as_usage,
+    expect_video,
     gated,
     keep,
     needed,
@@ -26,7 +27,7 @@ from deltaconvert.cli.options import (
     usage_error,
     writable,
 )
-from deltaconvert.cli.show import note, print_json, working
+from deltaconvert.cli.show import note, print_json, warning, working
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
@@ -38,6 +39,9 @@ Checkpoint = Annotated[
         help="A network (ONNX, .pt2 of torch.export, TorchScript), or weights for --arch: a state_dict in "
         ".pt, .pth, .bin or .safetensors. Its content tells which."
     ),
+]
+Entry = Annotated[
+    str | None, typer.Option(help="Which weights, of a checkpoint that holds several: ema, net, ...")
 ]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.", callback=writable)]
 Random = Annotated[bool, typer.Option("--random", help="Convert untrained weights, without a checkpoint.")]
@@ -55,6 +59,7 @@ Trust = Annotated[bool, typer.Option("--trust", help="Let torch run the program 
 def convert(
     checkpoint: Checkpoint = None,
     arch: Arch = None,
+    entry: Entry = None,
     input: Input = None,
     output: Output = None,
     threshold: Threshold = None,
@@ -73,15 +78,15 @@ def convert(
     """Convert a network or a checkpoint into one file that needs no code of the network."""
     if (checkpoint is None) != random:
         raise usage_error("give either a CHECKPOINT or --random", "CHECKPOINT")
+    if random and entry is not None:
+        raise usage_error("names weights of a CHECKPOINT: untrained ones have none", "--entry")
     output = _own_file(output)
     keep(output, "--output", checkpoint, example)
     rules = gated(rules_of(threshold), gate)
     asked = None if input is None else shape_of(input)
     if example is not None:
-        from deltaconvert import video
-
-        video.read(example).close()  # a network may take half a minute to load: a wrong name is told before
-    network, arch, call = network_of(checkpoint, arch, asked, trust)
+        expect_video(str(example))
+    network, arch, call = network_of(checkpoint, arch, asked, trust, entry)
     shape = tuple(call[0].shape)
     import deltaconvert
     from deltaconvert import feed
@@ -99,6 +104,8 @@ def convert(
             "recipe": feed.to_json(recipe),
         }
         save(model, output)
+    if doubt := feed.doubted(recipe):
+        warning(f"that can hardly be meant: {doubt}")
     facts = _facts(model, output)
     if json_output:
         return print_json(facts)

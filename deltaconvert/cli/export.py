@@ -46,6 +46,8 @@ def export(
     """Write a converted network in a form for other programs."""
     if onnx is None and triton is None and pt2 is None:
         raise usage_error("is needed, or --triton, or --pt2", "--onnx")
+    if dense_above is not None and onnx is None and triton is None:
+        raise usage_error("is of ONNX files: a .pt2 computes what changed in any frame", "--dense-above")
     keep(onnx, "--onnx", file)
     keep(pt2, "--pt2", file)
     import deltaconvert

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaconvert.cli.options import as_usage, needed, rules_of, shape_of, usage_error
-from deltaconvert.cli.show import working
+from deltaconvert.cli.show import note, working
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
@@ -33,6 +33,7 @@ def opened(
     if file is not None:
         if not file.exists() and str(file) in model_zoo.names():
             raise usage_error(f"there is no file {file}: the network of that name is --arch {file}", "FILE")
+        expect_nodes(file, threshold)
         with working(f"loading {file}"):
             model = deltaconvert.load(file, backend=backend, device=device)
         recipe = feed.from_json(model.info["recipe"]) if "recipe" in model.info else None
@@ -53,20 +54,42 @@ def opened(
         return deltaconvert.convert(network.to(place), frame, threshold=rules, backend=backend), recipe
 
 
+def expect_nodes(file: Path, threshold: list[str] | None) -> None:
+    """A network may take half a minute to load: that it has no node of the name in a rule is said before, where the
+    file alone tells."""
+    from deltaconvert import container
+    from deltaconvert.thresholds import KINDS, refuse_unknown
+
+    named = [rule.rpartition("=")[0].strip() for rule in threshold or () if "=" in rule]
+    exact = [name for name in named if name not in KINDS and not set(name) & set("*?[(")]
+    if not exact:
+        return
+    paths = container.paths_in(file)
+    alone = [name for name in exact if not any(name.startswith(f"{path}.") for path in paths)]
+    with as_usage("--threshold"):
+        refuse_unknown(alone, paths, "threshold")
+
+
 def network_of(
-    file: Path | None, arch: str | None, shape: tuple[int, ...] | None, trust: bool
+    file: Path | None,
+    arch: str | None,
+    shape: tuple[int, ...] | None,
+    trust: bool = False,
+    entry: str | None = None,
 ) -> tuple[Any, str, tuple[Any, ...]]:
     """The dense network, its name, and an example call of the right shapes."""
     from deltaconvert.formats import NETWORKS, Kind, kind_of, load_network
 
     kind = Kind.WEIGHTS if file is None else kind_of(file)
     if file is not None and kind is not Kind.WEIGHTS:
-        if arch is not None and kind in NETWORKS:
-            raise usage_error(f"{file} holds its network itself: leave the name out", "--arch")
+        for given, option in ((arch, "--arch"), (entry, "--entry")):
+            if given is not None and kind in NETWORKS:
+                raise usage_error(f"{file} holds its network itself: leave the option out", option)
         network, call = load_network(file, input=shape, trust=trust)
         return network, file.name, call
-    which = ": these are weights, of which network? `deltaconvert zoo` lists some, yours is package.module:factory"
-    arch = needed(arch, "--arch", which if file else "")
+    which = "these are weights, of which network" if file else "which network"
+    names = "`deltaconvert zoo` lists some, yours is package.module:factory"
+    arch = needed(arch, "--arch", f": {which}? {names}")
     shape = needed(shape, "--input", ", such as 1x3x720x1280")
     import torch
 
@@ -75,7 +98,11 @@ def network_of(
     with as_usage("--arch"):
         dense = checkpoint.build(arch)
     if file is not None:
-        checkpoint.load_into(dense, checkpoint.read_state_dict(file))
+        weights = checkpoint.read_weights(file, entry)
+        checkpoint.load_into(dense, weights.state, file)
+        if weights.others:
+            ways = " or ".join(f"--entry {other}" for other in weights.others)
+            note(f"{file}: the weights are those of its entry {weights.entry}; it has others: {ways}")
     return dense, arch, (torch.empty(shape, device="meta"),)
 
 

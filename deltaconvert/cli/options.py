@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ Input = Annotated[
 Threshold = Annotated[
     list[str] | None,
     typer.Option(
-        help="The largest change that is dropped: 0.05, or 10% of a node's mean magnitude; or by kind or "
+        help="The largest change that is dropped: 0.05, 10/255, or 10% of a node's mean magnitude; or by kind or "
         "path: input=0.04 (repeat the option for several). 0 is exact."
     ),
 ]
@@ -137,7 +138,9 @@ def expect_video(source: str, folder: bool = False) -> None:
 
     if folder:
         next(inputs.images_of(source))
-    else:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a damaged frame: whoever reads it next tells it
         video.read(source).close()
 
 
@@ -173,6 +176,8 @@ def rules_of(given: Sequence[str] | None) -> Thresholds:
     rules: dict[str, float | str] = {}
     for rule in given or ():
         where, equals, amount = rule.rpartition("=")
+        if not equals and ":" in rule and not rule.endswith(".json"):
+            raise usage_error(f"{rule!r} is no rule: write it as {rule.replace(':', '=', 1)}", "--threshold")
         if not equals and len(given or ()) > 1:
             raise usage_error(
                 f"{rule!r} names no node: one threshold, or one file of them, stands alone", "--threshold"
@@ -201,8 +206,9 @@ def _settings(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _number_or_text(text: str) -> float | str:
-    """10% stays text; Thresholds says what is wrong with other text."""
+    """10/255 is a number. 10% stays text; Thresholds says what is wrong with other text."""
+    above, line, below = text.partition("/")
     try:
-        return float(text)
-    except ValueError:
+        return float(above) / float(below) if line else float(text)
+    except (ValueError, ZeroDivisionError):
         return text

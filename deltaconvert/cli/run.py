@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltaconvert.cli.networks import pixels_of
+from deltaconvert.cli.networks import expect_nodes, pixels_of
 from deltaconvert.cli.options import (
     Backend,
     Compare,
@@ -75,6 +75,7 @@ def run(
     from deltaconvert.watching.watch import resize, watch_video
 
     expect_video(video)
+    expect_nodes(file, threshold)
     if out is not None:
         videos.VideoWriter(out, 1, (2, 2)).discard()
     with working(f"loading {file}"):

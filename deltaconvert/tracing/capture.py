@@ -102,6 +102,8 @@ def _slip(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> st
         return (
             f" (it is {frames[0].dtype}, the weights are {dtype}: frame.to({dtype}), scaled as in training)"
         )
+    if len(frames) == 1 and frames[0].dim() == 3 and frames[0].shape[0] in (1, 3, 4):
+        return f" (if it is one image: frame[None], {'x'.join(map(str, (1, *frames[0].shape)))})"
     if len(frames) == 1 and frames[0].dim() in _CHANNELS_FIRST and frames[0].shape[-1] in (1, 3, 4):
         return f" (if its colours come last: {_CHANNELS_FIRST[frames[0].dim()]})"
     return ""

@@ -89,7 +89,9 @@ class Summary:
         return out
 
     def __str__(self) -> str:
-        lines = [f"{self.frames} frames of {self.width}x{self.height}"]
+        lines = [f"{self.frames} frame{'s' * (self.frames != 1)} of {self.width}x{self.height}"]
+        if self.frames == 1:
+            lines.append("  the first frame is computed in full: what is saved a longer video tells")
         if self.delta_ms:
             pixels, work = _mean(self.densities), _mean(self.works)
             lines.append(f"  changed pixels {pixels:.1%}, multiply-accumulates {work:.1%} of dense")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import NET, call, said
+from command_line import BACKEND, NET, call, said
 from typer.testing import CliRunner
 
 from deltaconvert.cli import app
@@ -25,6 +25,29 @@ def test_a_wrong_video_is_told_before_the_network_is_loaded(command, tmp_path, m
 def test_a_wrong_name_of_the_overlay_is_told_before_the_network_is_loaded(clip, tmp_path):
     text = said(call("run", "none.delta", "--video", clip, "--out", tmp_path / "a.txt", code=1))
     assert "a.txt: cannot be written as H.264" in text and list(tmp_path.iterdir()) == []
+
+
+def test_a_node_that_is_not_there_is_told_before_the_network_is_planned(converted, clip, monkeypatch):
+    from deltaconvert import container
+
+    monkeypatch.setattr(container, "_build", None)  # whoever plans it fails
+    for name, hint in (
+        ("foo", "explain() lists"),
+        ("features.1.con", "did you mean"),
+        ("features.1", "parts"),
+    ):
+        text = said(call("run", converted, "--video", clip, "--threshold", f"{name}=3", code=2))
+        assert f"'{name}' names no node" in text and hint in text
+    assert "'foo' names no node" in said(call("explain", converted, "--threshold", "foo=3", code=2))
+
+
+def test_a_node_that_the_plan_adds_is_not_refused(converted, clip):
+    import deltaconvert
+
+    names = deltaconvert.load(converted, backend="reference").names
+    rules = [rule for name in names for rule in ("--threshold", f"{name}=0.01")]
+    assert any("(" in name for name in names)
+    call("run", converted, "--video", clip, "--limit", 2, *rules, *BACKEND)
 
 
 def test_bench_names_the_extra_that_draws(converted, tmp_path, monkeypatch):
@@ -53,6 +76,12 @@ def test_export_names_the_extra_that_writes(tmp_path, monkeypatch, form):
         (["explain", "--arch", NET, "--input", "big"], "no size such as"),
         (["explain", "--arch", NET, "--threshold", "x"], "no threshold"),
         (["explain", "--arch", NET, "--threshold", "-1"], "not negative"),
+        (["run", "x", "--video", "y", "--threshold", "input:0.1"], "write it as input=0.1"),
+        (["run", "x", "--video", "y", "--threshold", "input=1/0"], "input='1/0' is no threshold"),
+        (["explain", "--arch", "./nets/mine.py:Net"], "of your own is nets.mine:Net"),
+        (["explain", "--arch", "mine.py:Net"], "Write it as mine:Net"),
+        (["convert", "--random", "--input", "1x3x8x8", "-o", "x"], "which network.*zoo"),
+        (["export", "x", "--pt2", "y.pt2", "--dense-above", "0.5"], "is of ONNX files"),
         (
             ["convert", "--random", "--arch", NET, "--input", "1x3x8x8", "-o", "x", "--gate", "smooth=4"],
             "odd",

@@ -185,3 +185,14 @@ def test_settings_of_a_gate_leave_the_others_as_they_are(converted, clip, tmp_pa
     assert gate_of("--gate", "dilate=0") == {"smooth": 3, "refresh": 300}
     assert gate_of("--threshold", 0.1, "--gate", "smooth=5") == {"smooth": 5, "dilate": 2, "refresh": 300}
     assert gate_of(*found, "--gate", "cut=0.5") == {"smooth": 3, "dilate": 2, "cut": 0.5}
+
+
+def test_one_frame_tells_nothing_of_what_is_saved(converted, clip):
+    text = call("run", converted, "--video", clip, "--limit", 1, *BACKEND).stdout
+    assert "1 frame of 96x64" in text and "a longer video tells" in text
+
+
+def test_a_fraction_is_a_threshold(converted, clip):
+    args = ["run", converted, "--video", clip, "--limit", 2, "--json", *BACKEND]
+    found = json.loads(call(*args, "--threshold", "input=10/255").stdout)
+    assert found["thresholds"]["input"] == 10 / 255

@@ -257,3 +257,9 @@ def test_inputs_that_no_file_can_hold(tmp_path):
     converted = deltaconvert.convert(network, (bag,), backend="reference")
     with pytest.raises(ContainerError, match=r"inputs hold a defaultdict.*Wrap the network"):
         converted.save(tmp_path / "net.delta")
+
+
+def test_the_paths_in_a_file_are_those_of_the_network(saved):
+    _, model, path = saved
+    planned = {name for name in model.names if "(" not in name}  # what only a plan has
+    assert planned and planned <= container.paths_in(path)
