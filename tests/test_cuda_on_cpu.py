@@ -154,6 +154,12 @@ def test_a_shuffle_of_a_frame():
     check(nn.PixelShuffle(2).eval(), (2, 8, 5, 7))
 
 
+def test_columns_that_only_see_padding():
+    """They are not marked where a pixel beside them changes, through two windows that may be seen as one."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, (3, 1), padding=1))
+    check(network.eval(), (2, 3, 13, 12))
+
+
 class Skips(nn.Module):
     """Two concatenations, maps of which are read by others as well, and one that cannot be in place."""
 

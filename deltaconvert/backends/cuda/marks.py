@@ -119,8 +119,10 @@ def _shows(reach: Reach, marks: Marks, other: Reach, source: Marks) -> bool:
 
 def seen_from(reach: Reach, marks: Marks) -> tuple[Reach, Marks]:
     """The same pixels, as seen through the window that made the marks, which they need not wait for then: two windows
-    of 3x3 behind each other are one of 5x5."""
+    of 3x3 behind each other are one of 5x5. What only sees padding would see through that into the map."""
     if not isinstance(reach, Window) or reach.transposed or reach.dilation != (1, 1) or marks.seen is None:
+        return reach, marks
+    if reach.orphans is not None:
         return reach, marks
     inner, source = marks.seen
     kernel = (reach.kernel[0] + inner.kernel[0] - 1, reach.kernel[1] + inner.kernel[1] - 1)
