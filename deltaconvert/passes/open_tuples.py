@@ -22,14 +22,19 @@ _EXTREMES: dict[Any, tuple[Any, Any]] = {
 _CHUNK = (torch.chunk, "chunk")
 _UNBIND = (torch.unbind, "unbind")
 _SPLIT = (torch.split, torch.functional.split, "split", "split_with_sizes", torch.split_with_sizes)
+_JOINS = (torch.cat, torch.concat, torch.concatenate, torch.stack)
+_SEEN = ("dtype", "device", "scale", "is_loose", "is_constant")  # of a map, and so of its part
 
 
 def open_tuples(gm: fx.GraphModule) -> fx.GraphModule:
     """Replace the parts of a chunk, a split, an unbind or a maximum by calls of their own, where all are taken one by
-    one.
+    one, or joined again.
 
     before:  t = chunk(x, 2, 1);  a = t[0];  b = t[1];  values, labels = max(x, 1)
     after:   a = x[:, 0:32];  b = x[:, 32:64];  values = amax(x, 1);  labels = argmax(x, 1)
+
+    before:  t = split(x, 3, 1);  a = t[0];  y = cat(t, 1)
+    after:   a = x[:, 0:3];  y = cat([x[:, 0:3], x[:, 3:6]], 1)
 
     before:  q, k, v = unbind(x, 0)
     after:   q = x[0];  k = x[1];  v = x[2]
@@ -42,17 +47,35 @@ def open_tuples(gm: fx.GraphModule) -> fx.GraphModule:
         source, sizes, dim = _arguments(node)
         shape = source.meta.get("shape") if isinstance(source, fx.Node) else None
         parts = _parts(node, sizes, dim, shape)
-        if parts is None or not all(_takes_one(user, len(parts)) for user in node.users):
+        if parts is None or not all(
+            _takes_one(user, len(parts)) or _joins(user, node) for user in node.users
+        ):
             continue
+        before = [slice(None)] * (dim % len(shape))
         for user in list(node.users):
-            with gm.graph.inserting_before(user):
-                index = (*[slice(None)] * (dim % len(shape)), parts[user.args[1]])
-                part = gm.graph.call_function(operator.getitem, (source, index))
-            part.meta = dict(user.meta)
-            user.replace_all_uses_with(part)
-            gm.graph.erase_node(user)
+            _take_parts(gm, user, node, source, [(*before, part) for part in parts])
         gm.graph.erase_node(node)
     return gm
+
+
+def _take_parts(
+    gm: fx.GraphModule, user: fx.Node, node: fx.Node, source: fx.Node, indices: list[Any]
+) -> None:
+    """In the place of t[0] x[:, 0:3]; in the place of t a list of all such."""
+    joins = _joins(user, node)
+    wanted = indices if joins else [indices[user.args[1]]]  # type: ignore[index]
+    with gm.graph.inserting_before(user):
+        parts = [gm.graph.call_function(operator.getitem, (source, index)) for index in wanted]
+    if not joins:
+        parts[0].meta = dict(user.meta)
+        user.replace_all_uses_with(parts[0])
+        gm.graph.erase_node(user)
+        return
+    for part, index in zip(parts, indices, strict=True):
+        shape = torch.empty(source.meta["shape"], device="meta")[index].shape
+        part.meta = {key: source.meta[key] for key in _SEEN if key in source.meta}
+        part.meta |= {"shape": tuple(shape), "macs": 0}
+    user.update_arg(0, parts)
 
 
 def _open_extremes(gm: fx.GraphModule, node: fx.Node) -> None:
@@ -114,3 +137,7 @@ def _takes_one(user: fx.Node, count: int) -> bool:
     return (
         user.target is operator.getitem and isinstance(user.args[1], int) and -count <= user.args[1] < count
     )
+
+
+def _joins(user: fx.Node, node: fx.Node) -> bool:
+    return user.target in _JOINS and bool(user.args) and user.args[0] is node

@@ -39,6 +39,7 @@ PARTS = {
     "dots": lambda m, x: x[:, 1:3, ...],
     "chunk": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1) if False else sum(x.chunk(2, 1)),
     "torch.chunk": lambda m, x: (lambda a, b: a * b)(*unpack(torch.chunk(x, 2, dim=1), 2)),
+    "split and joined": lambda m, x: (lambda t: torch.cat(t, 1) * torch.cat([t[1], t[0]], 1))(x.split(3, 1)),
     "chunks that do not divide": lambda m, x: unpack(x.chunk(4, dim=-3), 3)[2],
     "split": lambda m, x: unpack(x.split(4, dim=1), 2)[1],
     "split by sizes": lambda m, x: unpack(torch.split(x, [1, 2, 3], 1), 3)[1],
