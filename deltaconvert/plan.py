@@ -23,6 +23,7 @@ from deltaconvert.passes.keep_channels import keep_channels
 from deltaconvert.passes.open_tuples import open_tuples
 from deltaconvert.passes.place_thresholds import place_thresholds
 from deltaconvert.passes.propagate import propagate
+from deltaconvert.passes.split_norms import split_late_norms
 from deltaconvert.thresholds import Thresholds
 
 
@@ -58,6 +59,7 @@ def plan(
             adopt_operators,
             fold_padding,
             fold_batch_norm,
+            split_late_norms(frames),
             drop_expands,
             follow_layouts(streams, keep_dense),
             decide(streams, keep_dense),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltaconvert.ops.base import Operator, Shape, constant, find, spelled
+from deltaconvert.ops.base import Operator, Shape, constant, find, pair, spelled
 from deltaconvert.reach import Everything, Reach, stretched
 
 
@@ -29,6 +29,9 @@ class GroupNorm(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.groups or x.shape[1], self.weight, self.bias, self.eps)
+
+    def reaches(self, shapes: Sequence[Shape], out_shape: Shape) -> list[Reach]:
+        return [Everything(pair(out_shape[2:]))]
 
 
 class Statistics(Operator):

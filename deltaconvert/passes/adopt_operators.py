@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from deltaconvert.nodes import attribute_of, is_call, is_size, operator_of, path_of
 from deltaconvert.ops.base import Operator, StaysDense, find, known_modules
@@ -54,6 +55,8 @@ def _spelled(gm: fx.GraphModule, node: fx.Node, weights: set[fx.Node]) -> tuple[
         operator, inputs = spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
     except TypeError as error:  # a call that the spelling's signature does not take
         raise StaysDense(f"its call is unusual: {error}") from error
+    for each in (operator, *(part[0] for part in inputs if isinstance(part, tuple))):
+        _check_settings(each)
     reads = [read for part in inputs for read in (part[1] if isinstance(part, tuple) else [part])]
     if not reads or not all(isinstance(read, fx.Node) for read in reads):
         raise StaysDense("it reads no map")
@@ -62,6 +65,13 @@ def _spelled(gm: fx.GraphModule, node: fx.Node, weights: set[fx.Node]) -> tuple[
     if not weights.isdisjoint(reads):  # x * weight.relu(): likewise
         raise StaysDense("it reads what follows from weights")
     return operator, inputs
+
+
+def _check_settings(operator: Operator) -> None:
+    """F.conv2d(x, weight, groups=x.shape[1]): a number, once the plan has folded constants."""
+    for name, setting in operator.settings().items():
+        if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(setting)):
+            raise StaysDense(f"its {name} is computed in every frame")
 
 
 def adopt(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[Any]) -> fx.Node:

@@ -23,6 +23,10 @@ NORMS = {
         x, m.weight, m.bias, None, None, True, 0.1, 0.1, False
     ),
     "F.instance_norm": lambda m, x: F.instance_norm(x, weight=m.weight, eps=0.1),
+    # Known only once the plan has folded constants.
+    "groups from a size": lambda m, x: F.group_norm(x, x.shape[1] // 2),
+    "a computed weight": lambda m, x: F.group_norm(x, 2, m.weight * 2, m.bias.square()),
+    "eps from a size": lambda m, x: F.instance_norm(x, eps=1 / x.shape[1]),
     "stored statistics": nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
     "F.instance_norm, stored": lambda m, x: F.instance_norm(x, m.bias, m.weight, use_input_stats=False),
     "between convolutions": nn.Sequential(
