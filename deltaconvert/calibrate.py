@@ -1,10 +1,12 @@
 """calibrate: the thresholds with the least work within a budget of accuracy, found on a clip.
 
-Two ways (calibration/search.py). `front_to_back` is the paper's (DeltaCNN, section 4): from first to last layer each
-threshold is raised until the loss has grown by its layer's share of the budget. `allocate` begins with that, with
-layers that are all alike and with both crossed, measures for each threshold and for neighbouring ones what raising and
-lowering it does to the loss and to the work, gives the budget to those that save the most work for it, and settles the
-common scale by trying.
+There are two methods (calibration/search.py). `front_to_back` is the paper's (DeltaCNN, section 4): from the first
+layer to the last, each threshold is raised until the loss has grown by its layer's share of the budget.
+
+`allocate` starts from the best of these: that setting, thresholds whose errors are equally large at the output, crosses
+of both, and thresholds at the frame alone. It measures what raising and lowering each threshold, and runs of
+neighbouring ones, does to the loss and to the work; gives the budget to those that save most work for it; and finds
+their common scale by trying.
 """
 
 from __future__ import annotations
@@ -33,21 +35,22 @@ from deltaconvert.thresholds import Thresholds
 from deltaconvert.watching.inputs import inputs_of
 
 METHODS = ("allocate", "front_to_back")
-FRAMES = 40  # of a clip, where nobody says how many
-LONGER = 4  # times as many to check with
+FRAMES = 40  # of a clip, by default
+LONGER = 4  # times as many frames to check with
 FACTS = "loss checked work budget metric method frames trials cut_off milliseconds dense_milliseconds".split()
-SEARCHING = 0.7  # of the seconds; then the best so far, which may be far below the budget, is raised
+SEARCHING = 0.7  # share of the seconds; the rest is for raising the best so far up to the budget
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found: `model` is the network with these thresholds; give `thresholds`, or the file that `write` makes,
-    to convert(threshold=...).
+    """What was found.
 
-    loss, work: on the clip; work is the share of a dense frame's multiply-accumulates. trials: clips played for it.
-    cut_off: whether its seconds ended the search.
-    milliseconds, dense_milliseconds: of a frame, converted and dense, where the clock decided (before `check`).
-        checked: the loss on the frames of `check`.
+    model: the network with these thresholds.
+    thresholds: for convert(threshold=...), which also takes the file that `write` makes.
+    loss, work: on the clip; work is the share of a dense frame's multiply-accumulates.
+    trials: how often the clip was played. cut_off: whether `seconds` ended the search.
+    milliseconds, dense_milliseconds: of a frame, converted and dense, with by="time" (measured before `check`).
+    checked: the loss on the frames of `check`.
     """
 
     model: DeltaModel
@@ -69,7 +72,7 @@ class Calibration:
         self.thresholds.write(path, found=self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """What it came to, without the thresholds; None for what was not measured."""
+        """The results without the thresholds; None for what was not measured."""
         return {name: getattr(self, name) for name in FACTS}
 
     def __str__(self) -> str:
@@ -112,35 +115,33 @@ def calibrate(
 ) -> Calibration:
     """Find the thresholds of `delta` that stay within `budget` on a clip and do the least work; `delta` stays as it is.
 
-    A gate is found beside them. The guards that the model's own gate has (cut, refresh, max_density, nonfinite) stay,
-    and frames are tried under them.
+    A gate is searched for as well. The guards of the model's own gate (cut, refresh, max_density, nonfinite) stay, and
+    are in force in every trial.
 
-    frames: inputs of the network in their order, as it is called with them, or uint8 (H, W, 3) images where the model
-        knows how they become inputs; or a video file, a folder of images, an address, a camera's number. The first
-        `limit` are taken.
+    frames: consecutive inputs of the network, as it is called with them; or uint8 (H, W, 3) images, if the model knows
+        how they become inputs; or a video file, a folder of images, an address, a camera's number. The first `limit`
+        are taken.
     budget: the largest loss of the metric, against the dense network on the same frames.
     metric: relative_l2, nrmse (PSNR as a loss: 0.01 is 40 dB), top1, segmentation, detection, keypoints (see
         deltaconvert.metrics), or a function of two lists, our outputs and the dense ones, that gives a loss.
     decode: applied to every output before the metric sees it: boxes of a detector, labels of a segmentation.
-    guide: the metric that sensitivities are measured with; relative L2 of the outputs unless said. It should be smooth;
-        `metric` itself may be it.
-    by: "work", or "time": what was found is timed on the clip, as the model runs on its device, and thresholds that
-        cost more time than they save are left out. Give frames of the batch that you will run.
-    against: the dense network that is timed on the same frames, called as `delta` is: `torch.compile(model)`, say,
-        which may take half the time of torch's, which is timed unless it is given.
+    guide: the metric that sensitivities are measured with; by default relative L2 of the outputs. It should be smooth.
+    by: "work" or "time". With "time" the result is timed on the clip, on the model's device, and thresholds that cost
+        more time than they save are left out. Give frames of the batch size that you will run.
+    against: with by="time", the dense network to compare with, called as `delta` is: `torch.compile(model)`, for
+        example, which may take half the time of the eager network that is timed by default.
     method: "allocate" or "front_to_back".
     gates, rounds: what `allocate` tries at the input, and how often it allocates.
-    seconds: then it tries nothing more and takes the best so far: it may be the exact network's, if none was found yet.
-    check: other frames, or the same file: up to four times `limit`. What was found is lowered until it is within the
-        budget there as well: a few frames flatter thresholds, which freeze what moves later.
-    resume: a file that keeps every trial, so that a calibration that was cut off goes on where it was. Trials of other
-        weights, frames or guards count as other ones; functions are known by their names: if you change what one does,
-        name another file.
+    seconds: after these it takes the best so far, which is the exact network if nothing better was found yet.
+    check: other frames, or a longer part of the same file: up to four times `limit`. Thresholds are lowered until they
+        are within the budget there as well. A few frames alone make thresholds look better than they are.
+    resume: a file that keeps every trial, so that a calibration that was cut off can go on. Trials with other weights,
+        frames or guards are kept apart. Functions are known by their names: if you change one, name another file.
     at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
     progress: show a bar on a terminal, elsewhere a line on stderr now and then.
 
-    Nothing is drawn at random: the same frames give the same thresholds, unless `seconds` ends it. The clip should show
-    what the camera will, also the hard parts: a metric that still frames cannot lose on lets every threshold grow.
+    There is no randomness: the same frames give the same thresholds, unless `seconds` ends the search. The clip should
+    show what the camera will see, the hard parts included: where nothing is at stake every threshold may grow.
     """
     expect_converted(delta)
     _check(method, by, budget, seconds)
@@ -162,7 +163,9 @@ def calibrate(
         _expect_loss(trials, budget)
         search = Search(trials, budget, begin + SEARCHING * seconds)
         tell.expect(trials.count, search.expected(method, gates, rounds))
-        if by == "time":  # first, since the clock likes them best and the time may be short
+        if (
+            by == "time"
+        ):  # first, because thresholds at the frame alone are mostly the fastest, and time may run out
             with suppress(TimeoutError):
                 search.frames_alone(gates)
         setting, cut_off = _searched(search, method, gates, rounds, begin + seconds)
@@ -207,7 +210,7 @@ def _check(method: str, by: str, budget: float, seconds: float) -> None:
 
 
 def _expect_loss(trials: Trials, budget: float) -> None:
-    """A score that is best where it is highest is a slip that a search would answer with the worst thresholds."""
+    """Refuse a score, which is best where it is highest: the search would find the worst thresholds for it."""
     own = trials.dense_loss()
     if not own <= budget:
         raise InputError(
@@ -219,7 +222,7 @@ def _expect_loss(trials: Trials, budget: float) -> None:
 def _searched(
     search: Search, method: str, gates: Sequence[Gate], rounds: int, until: float
 ) -> tuple[Setting, bool]:
-    """What a method finds in its time, and whether that was not enough: then the best so far is raised until then."""
+    """(what the method found, whether time ran out): then the best so far is raised in the time that is left."""
     try:
         setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
     except TimeoutError:

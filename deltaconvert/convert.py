@@ -44,15 +44,13 @@ def convert(
         network's own code. It is copied, never modified.
     example: one input as the network takes it: a tensor (N C H W for maps; the images of a batch are streams), a tuple
         of positional inputs, or a dict of keyword inputs. A real frame is best: relative thresholds are measured on it.
-    threshold: the largest change that is dropped, at the input and at every activation; 0 is exact. A mapping sets
-        kinds and single nodes apart: {"input": 0.04, "activation": "10%", "gate": "1%", "layer1.*": 0.2}, where a
-        percentage is one of the node's mean magnitude on `example`. "statistics" are the means and deviations of
-        group and instance norms, "linear" are convolutions that no activation follows. Kinds go before parts of the
-        network that have their names: a part `input` is reached by the pattern "[i]nput". "10% weighted" goes by what
-        the next layers do with each channel; with "10% narrow" a change reaches one pixel of the next layer, not all
-        whose window holds it. A path that ends in .json is a file of thresholds, as calibrate makes it.
-    gate: how frames are looked at where they come in: Gate(smooth=5, refresh=300) or a dict of its settings. Of the
-        gate that a file of thresholds brings a dict changes these settings, a Gate takes its place.
+    threshold: the largest change that is dropped, at the input and at every activation; 0 is exact. "10%" is a share
+        of a node's mean magnitude on `example`. A mapping has rules by kind of node and by path:
+        {"input": 0.04, "activation": "10%", "gate": "1%", "layer1.*": 0.2}. A path that ends in .json is a file of
+        thresholds, as calibrate writes it. All kinds and forms of rules are in deltaconvert.thresholds and
+        docs/thresholds.md.
+    gate: how frames are compared at the input: Gate(smooth=5, refresh=300), or a dict of its settings. If a file of
+        thresholds has a gate, a dict changes these settings of it, and a Gate replaces it.
     backend: "reference", "cpu", "cuda", or "auto": the fastest one for the device of `example`.
     leaves: module classes or paths that run whole, as they are.
     keep_dense: paths of nodes, or patterns of them, that stay dense.
@@ -95,7 +93,7 @@ def convert(
 
 
 def _warn(device: torch.device, rules: Thresholds) -> None:
-    """What may not be meant. The warning names the line that called convert."""
+    """Warn of settings that are probably not meant; the warning names the line that called convert."""
     if is_casting(device):
         warnings.warn(
             "torch.autocast is on, and a converted network keeps the types of its weights: for half precision convert "
@@ -116,7 +114,7 @@ def _converted(
     leaves: Sequence[type[nn.Module] | str],
     build: Build,
 ) -> DeltaModel:
-    """The network as one graph; where it cannot be, as it was around its largest parts that can."""
+    """The network as one graph; if it cannot be, the dense network with its largest parts that can."""
     refusal = None
     try:
         traced = capture(model, *call, leaves)

@@ -51,7 +51,7 @@ class ExplainRow:
 
     @property
     def runs_as(self) -> str:
-        """Its kind, and why it is no faster one."""
+        """Its kind, and the reason if it is dense or runs outside the CUDA graph."""
         text = self.kind if self.reason is None else f"{self.kind}: {self.reason.splitlines()[0]}"
         return text if self.outside is None else f"{text}; after the CUDA graph: {self.outside}"
 
@@ -98,7 +98,7 @@ class Explanation:
 
     @property
     def conclusion(self) -> str:
-        """What stands below the table: the dense nodes with the way out, and the summary."""
+        """The text below the table: the dense nodes with the way out, and the summary."""
         return "\n".join([*self._dense(), self.summary])
 
     @property
@@ -114,7 +114,7 @@ class Explanation:
 
     @property
     def advice(self) -> list[tuple[float, list[ExplainRow], str]]:
-        """Dense nodes that have one way out together, with their share of the work; what does most comes first."""
+        """Dense nodes grouped by their way out, each group with its share of the work, the largest first."""
         groups: dict[str, list[ExplainRow]] = {}
         for row in self.islands:
             groups.setdefault(row.way_out or "", []).append(row)
@@ -122,7 +122,8 @@ class Explanation:
         return sorted(found, key=lambda group: -group[0])
 
     def with_parts(self, parts: Mapping[str, Explanation]) -> Explanation:
-        """The rows of each part, by path, before the island that holds it, which does what they do not."""
+        """Insert the rows of converted parts (path -> part) before the island that holds them, and take off their
+        work."""
         rows = []
         total = sum(row.macs for row in self.rows) or 1
         for row in self.rows:
@@ -142,14 +143,14 @@ class Explanation:
 
 
 def explain(program: Program) -> Explanation:
-    """What a program's plan says of each node, and its backend of what it runs where."""
+    """One row for each node, from the program's plan and from its backend."""
     nodes = list(program.plan.graph.graph.nodes)
     calls = [node for node in nodes if is_call(node)]
     total = sum(map(_macs, calls)) or 1
     before = _before_deltas(calls)
     rows = [_row(node, program, total, last=node not in before) for node in calls]
     (output,) = (node for node in nodes if node.op == "output")
-    return Explanation(rows, _read_by(output), still=program.still)
+    return Explanation(rows, _sources_of(output), still=program.still)
 
 
 def _row(node: fx.Node, program: Program, total: int, last: bool) -> ExplainRow:
@@ -166,7 +167,7 @@ def _row(node: fx.Node, program: Program, total: int, last: bool) -> ExplainRow:
         threshold=node.meta.get("threshold"),
         how=_how(node),
         state_bytes=0 if edge is None else edge.state_bytes(),
-        inputs=_read_by(node),
+        inputs=_sources_of(node),
         shape=node.meta.get("shape"),
         outside=program.outside.get(node.name),
         way_out=None if reason is None else way_out(reason, macs / total, last),
@@ -197,8 +198,8 @@ def _before_deltas(calls: Sequence[fx.Node]) -> set[fx.Node]:
     return before
 
 
-def _read_by(node: fx.Node) -> tuple[str, ...]:
-    """The paths of what a node reads but for weights. A frame's sparsify has the frame's own path, so that says it."""
+def _sources_of(node: fx.Node) -> tuple[str, ...]:
+    """The paths of what a node reads, without weights. Frames are marked: a frame's sparsify has the same path."""
     sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
     return tuple(
         f"frame {path_of(source)}" if source.op == "placeholder" else path_of(source) for source in sources

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import fx
 
-from deltaconvert.nodes import name_called, operator_of
+from deltaconvert.nodes import is_random, name_called, operator_of
 
-# Functions of torch and of Python's operator module give the same result for the same inputs, but for these.
-_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential", "empty")
+# Their functions give the same result for the same inputs, but for random ones.
 _PURE_HOMES = (
     "torch",
     "_operator",
@@ -26,7 +25,7 @@ _PURE_HOMES = (
 
 @dataclass
 class Step:
-    """What one node does in a frame. edge: of a sparsify, what the frame comes in by."""
+    """What one node does in a frame. edge: of a sparsify, the edge that the frame enters by."""
 
     node: fx.Node
     run: Callable[[Frame], None]
@@ -81,7 +80,7 @@ def is_pure(node: fx.Node) -> bool:
     if node.op == "call_module" or not node.all_input_nodes:
         return False
     name = name_called(node)
-    if name.endswith("_") or any(part in name for part in _RANDOM):
+    if name.endswith("_") or is_random(name):
         return False
     return node.op == "call_method" or getattr(node.target, "__module__", None) in (
         *_PURE_HOMES,

@@ -26,7 +26,7 @@ class Program:
     """
 
     def __init__(self, plan: Plan, backend: ModuleType, settled: dict[Any, Any] | None = None):
-        """settled: what programs of the same network found by trying; what this one finds is added."""
+        """settled: what programs of the same network found by measuring; what this one finds is added."""
         self.plan = plan
         self._backend: Backend = backend.Backend(settled)
         self._notes = backend.NAME
@@ -39,12 +39,13 @@ class Program:
         self._steps: list[Step] = []
         self.islands: dict[str, Island] = {}  # dense node name -> its step
         self.operators: list[Any] = []  # the backend's steps
-        self._frame_edges: list[Any] = []  # that nothing but a frame comes in by
+        self._frame_edges: list[Any] = []  # edges of frames, or of frames that were only cast or permuted
         for node in plan.graph.graph.nodes:
             self._bind(node)
 
     def run(self, frames: Sequence[Tensor]) -> list[Any]:
-        """The flat outputs. They may be state: nobody may write to them, and the next frame will; see `own`."""
+        """The flat outputs. They may be state, which the next frame overwrites and nobody else may write to; see
+        `own`."""
         frame = Frame([None] * len(self._slots), [True] * len(self._slots))
         for slot, tensor in zip(self._inputs, frames, strict=True):
             frame.values[slot] = tensor
@@ -52,17 +53,19 @@ class Program:
         return [output(frame.values) for output in self._outputs]
 
     def own(self, lent: Sequence[Any]) -> list[Any]:
-        """What `run` lent, for whoever keeps it: copies, but of frames that a network hands through as they came."""
+        """Copies of what `run` lent, for the caller to keep. Frames that the network only hands through are not
+        copied."""
         return [
             value if through else _copy(value) for value, through in zip(lent, self._through, strict=True)
         ]
 
     def count(self) -> Tensor:
-        """Once a frame. int64 (2, edges, 2): of this frame and of all so far, the pixels computed and changed."""
+        """Called once a frame. int64 (2, edges, 2): the pixels computed and changed, in this frame and in all so
+        far."""
         return self._backend.count(list(self.edges.values()))
 
     def reset(self, streams: slice = slice(None)) -> None:
-        """Forget what `streams` have seen: their next frame is computed in full. It wakes all."""
+        """Forget what `streams` have seen: their next frame is computed in full. All streams wake."""
         self.sleep(())
         for edge in self.edges.values():
             edge.reset(streams)
@@ -72,16 +75,16 @@ class Program:
             island.forget()
 
     def sleep(self, streams: Collection[int]) -> None:
-        """The images of `streams` are those of the frame before, until it is said again: nobody needs to look."""
+        """Until the next call, the images of `streams` are those of the frame before and need not be compared."""
         for edge in self._frame_edges:
             edge.sleep(streams)
 
     def forms(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
-        """What a stream's state is made of: of each edge dtype and (C, H, W)."""
+        """The form of a stream's state: dtype and (C, H, W) of each edge."""
         return {name: (edge.values.dtype, edge.values.shape[1:]) for name, edge in self._kept_edges()}
 
     def state_of(self, stream: int) -> dict[str, Tensor]:
-        """What `stream` has seen: of each edge the values, C H W."""
+        """The state of `stream`: the values of each edge, C H W."""
         return {name: edge.values[stream].clone() for name, edge in self._kept_edges()}
 
     def go_on_from(self, states: Iterable[tuple[int, Mapping[str, Tensor]]]) -> None:
@@ -90,7 +93,7 @@ class Program:
         for stream, state in states:
             for name, edge in self._kept_edges():
                 edge.put(stream, state[name])
-            for watch in self.watches.values():  # what it learnt of the noise is no part of a state
+            for watch in self.watches.values():  # learnt noise is not part of a state
                 watch.reset(slice(stream, stream + 1))
         for step in self.operators:
             step.rebuild()
@@ -155,7 +158,7 @@ class Program:
         self._steps.append(Step(node, lambda frame: edge.run(frame.values[source]), edge=edge))
 
     def _is_cast_on_the_way(self, node: fx.Node) -> bool:
-        """Bytes become floats for a sparsify alone, which casts them itself: frames of a camera, x.float() / 255."""
+        """A cast of bytes to floats that only a sparsify reads, which can cast itself: x.float() / 255 of a camera."""
         operator = operator_of(node)
         if not self._backend.takes_bytes or getattr(operator, "function", None) != "cast":
             return False
@@ -180,7 +183,7 @@ class Program:
     def _bind_island(self, node: fx.Node) -> None:
         def load(values: list[Any]) -> tuple[Any, Any]:
             loaded = fx.map_arg((node.args, node.kwargs), lambda n: values[self._slots[n]])
-            if node.meta.get("writes_inputs"):  # they must not reach what others keep
+            if node.meta.get("writes_inputs"):  # it gets copies, since others keep these inputs
                 return pytree.tree_map_only(Tensor, torch.clone, loaded)
             return loaded
 
@@ -221,7 +224,8 @@ def _map_of(meta: dict[str, Any]) -> Map:
 def threshold_of(meta: dict[str, Any]) -> Any:
     """What a step compares with: nothing (None), a number, or (C), one for each channel.
 
-    As the map's type holds it: torch rounds it so where it compares a number with a map on a CPU, a kernel does not.
+    The number is rounded to the map's type: torch does so where it compares a number with a map on a CPU, a kernel does
+    not.
     """
     amount = meta.get("threshold")
     if amount is None:

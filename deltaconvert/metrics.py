@@ -35,8 +35,8 @@ def relative_l2(ours: Sequence[Any], dense: Sequence[Any]) -> float:
 def apart(ours: Tensor, dense: Tensor) -> Tensor:
     """(3), float64, on their device: squares of the difference, of the dense values, and the largest difference.
 
-    The same NaN or infinity on both sides is no difference, one on a single side is infinitely far: a broken frame,
-    which comes out as the dense network has it, leaves no trace in what is summed up over many.
+    The same NaN or infinity on both sides is no difference, so that a broken frame that both networks pass on leaves no
+    trace in sums over many frames. NaN or infinity on one side alone is an infinite difference.
     """
     a, b = ours.to(torch.float64), dense.to(torch.float64)
     same = (a == b) | (a.isnan() & b.isnan())

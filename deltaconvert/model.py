@@ -41,8 +41,8 @@ class DeltaModel(Running):
     The images of a batch are streams, each with its own state. The first frame of a stream, and the first after
     reset(), is computed in full. Outputs are new tensors that no later frame writes to; lend() saves that copy.
 
-    On a GPU frames may come from any stream, also each from another one, and from host memory; a call returns before
-    its work is done. Calls from several threads take turns; models do not know of each other.
+    On a GPU frames may come from any CUDA stream, even each from another one, and from host memory; a call returns
+    before its work is done. Calls from several threads take turns. Models are independent of each other.
     """
 
     def _begin(self, frames: Sequence[Tensor]) -> None:
@@ -71,14 +71,14 @@ class DeltaModel(Running):
             if self._compiled is not None:
                 outputs = self._compiled(self._order, self._number, frames)
                 return self.signature.unflatten(outputs if isinstance(outputs, tuple) else [outputs])
-            # Of networks that return sizes of their frame, or as much as they find in it, which no operator of torch
-            # can. Asked for only here: it brings the compiler in, for seconds.
+            # The network returns sizes, or tensors whose sizes follow from values: no operator of torch can. Decorated
+            # only here, because that imports torch's compiler, which takes seconds.
             return self.signature.unflatten(torch.compiler.disable(self.frame)(frames))
         if torch.jit.is_tracing():
             raise DeltaConvertError(f"torch.jit.trace {KEEPS_NO_STATE}")
         if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
             raise DeltaConvertError(f"make_fx {KEEPS_NO_STATE}")
-        # torch says of the whole process that it is exporting: another thread's call is a frame.
+        # is_exporting is true for the whole process, so another thread may be calling with a real frame.
         if torch.compiler.is_exporting() and any(map(is_fake, frames)):
             raise DeltaConvertError(f"torch.export {KEEPS_NO_STATE}")
         return self.signature.unflatten(self.frame(frames))
@@ -86,8 +86,8 @@ class DeltaModel(Running):
     def lend(self, *args: Any, **kwargs: Any) -> Any:
         """The same call without a copy of the outputs: they are the network's own memory, to be read and no more.
 
-        The next frame writes to them. Read them on the stream of this call, before the next one. What is written to
-        them may stay in all later frames.
+        The next frame overwrites them: read them before it, on the CUDA stream of this call. Do not write to them: that
+        could stay in all later frames.
         """
         return self.signature.unflatten(self.lent_frame(self.signature.flatten(args, kwargs)))
 
@@ -95,7 +95,7 @@ class DeltaModel(Running):
 
     @property
     def _planned(self) -> fx.Graph:
-        """The plan of the size that it runs at now."""
+        """The graph of the plan for the current size."""
         return self._program.plan.graph.graph
 
     @property
@@ -113,17 +113,17 @@ class DeltaModel(Running):
 
     @property
     def inputs(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of each input, at the size that it runs now."""
+        """Shape and type of each input, at the current size."""
         return [(shape, dtype) for shape, (_, dtype, _) in zip(self._size, self._intake.forms, strict=True)]
 
     @property
     def rules(self) -> Mapping[str, Rule]:
-        """The threshold rules, those of the example frame resolved: what another size or a saved file goes by."""
+        """The threshold rules, percentages resolved on the example frame; another size or a saved file uses these."""
         return self._plans.thresholds.rules
 
     @property
     def gate(self) -> Gate:
-        """How frames are looked at where they come in."""
+        """How frames are compared at the input."""
         return self._plans.thresholds.gate or Gate()
 
     @property
@@ -174,8 +174,8 @@ class DeltaModel(Running):
     def monitor(self, every: int = 100, *, tile: int = 64, seed: int = 0) -> None:
         """From now on compute a random tile of every `every`th frame again, dense, and keep the difference; 0 stops.
 
-        stats().observed tells. tile: its side in pixels of the frame; where it lies follows from the seed. A look costs
-        what the network takes on the part of the frame that the tile depends on, which may be all of it.
+        stats().observed has the result. tile: its side in pixels of the frame. seed: of the tiles' places. A look costs
+        a dense run on the part of the frame that the tile depends on, which may be all of it.
         """
         for name, value, least in (("every", every, 0), ("tile", tile, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -218,7 +218,7 @@ class DeltaModel(Running):
         return model
 
     def _under(self, rules: Thresholds, frames: Sequence[Tensor]) -> DeltaModel:
-        """The same under other rules, its parts too; each measures on what it is called with for `frames`."""
+        """The same network, with its parts, under other rules. Percentages are measured on a call with `frames`."""
         self._intake.check(frames)
         frames = self._intake.bring(frames)
         if not self._parts:

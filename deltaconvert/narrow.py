@@ -1,9 +1,9 @@
-"""Narrow changes: those of some nodes are seen in the middle of the next window alone.
+"""Narrow changes: some nodes' changes are seen only in the middle of the next window.
 
-A change reaches all output pixels whose window holds it: a mask grows by a pixel with each 3x3 convolution, and behind
-a threshold most of what it grew by comes to little. Where a rule says `narrow` a change reaches one output pixel alone,
+A change reaches all output pixels whose window holds it, so that a mask grows by a pixel with each 3x3 convolution.
+With thresholds most of that growth matters little. Where a rule says `narrow`, a change reaches only one output pixel,
 as in submanifold sparse convolutions (Graham and van der Maaten, 2017, arXiv 1706.01307). The pixels around it keep
-what they hold until something changes in their own middle.
+their values until something changes in their own middle.
 
 before:  y = conv3x3(x)    a changed pixel of x makes nine of y candidates
 after:   the same, with x.meta["narrow"]: one of y. Each candidate still reads all of its window.
@@ -22,7 +22,7 @@ from deltaconvert.reach import Reach, narrowed
 
 
 def reaches_of(node: fx.Node) -> list[Reach]:
-    """For each input of a delta node which of its pixels an output pixel reads, and by which it is a candidate."""
+    """For each input of a delta node: which pixels an output pixel reads, and which make it a candidate."""
     operator = operator_of(node)
     assert operator is not None
     inputs: Sequence[Any] = node.args

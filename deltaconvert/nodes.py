@@ -46,6 +46,21 @@ def is_call(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method", "call_module")
 
 
+# Parts of the names of functions that give other results for the same inputs.
+_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential", "empty")
+_KNOWN_HOMES = ("torch", "builtins", "_operator", "math", "deltaconvert")
+
+
+def is_random(name: str) -> bool:
+    return any(part in name for part in _RANDOM)
+
+
+def is_foreign_function(function: Any) -> bool:
+    """It is neither torch's nor Python's: torch.fx.wrap keeps a network's own functions whole."""
+    home = getattr(function, "__module__", None) or "torch"  # torch's built-in functions do not say
+    return home.partition(".")[0] not in _KNOWN_HOMES
+
+
 def name_called(node: fx.Node) -> str:
     """relu of x.relu() and of torch.relu(x); "" where no function or method with a name is called."""
     return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))

@@ -26,8 +26,10 @@ class Lines:
 
 
 class Told:
-    """Called with each trial: what it came to, how many there were, what one takes, the least work within the budget.
-    show: where the text goes."""
+    """Called with each trial; makes a line of its result, the count, the time of one, and the best so far.
+
+    show: takes the line, the number of trials and how many are expected.
+    """
 
     def __init__(self, budget: float, show: Callable[[str, int, int], None]):
         self._budget, self._show = budget, show
@@ -63,7 +65,7 @@ def trials_told(wanted: bool, budget: float) -> Iterator[Told]:
         task, lines = bar.add_task("calibrating", total=None), Lines()
 
         def show(text: str, count: int, about: int) -> None:
-            # It is an estimate: a search that goes on beyond it is at its end all the time.
+            # `about` is an estimate: beyond it the bar stays full.
             bar.update(task, description=text, completed=count, total=max(count, about) if about else None)
             if wanted and not shown:
                 lines.tell(f"calibrating: {text}")

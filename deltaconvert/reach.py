@@ -91,9 +91,8 @@ class Window:
         return out if self.orphans is None else _with_orphans(out, self.orphans, mask)
 
     def narrowed(self) -> Window:
-        """The same, but a change is seen in the middle of the window alone: each input pixel reaches one output pixel,
-        or as many as share a stride. The window itself where that would leave pixels that reach none, or are reached by
-        none."""
+        """The same window, but changes are seen only in its middle: each input pixel reaches one output pixel. Returns
+        the window itself if some pixels would then reach none, or be reached by none."""
         parts = [self._middle(axis) for axis in (0, 1)]
         if self.transposed or None in parts:
             return self
@@ -158,7 +157,7 @@ class Sources:
         self.rows, self.cols = rows, cols
         inside = (rows >= 0).any(1).view(-1, 1) & (cols >= 0).any(1)
         self.orphans = None if bool(inside.all()) else ~inside
-        # The same on devices: to copy tables there waits for them.
+        # Copies of the tables on devices, made once: a copy would wait for the device.
         self._there: dict[torch.device, Sources] = {}
 
     @property
@@ -182,7 +181,7 @@ class Sources:
                 # A line of nothing behind the last one, which is where -1 leads.
                 out = F.pad(out, (0, 0, 0, 1) if dim == 2 else (0, 1))
                 table = table.remainder(out.shape[dim])
-            # Few lines of many taps: one pass over all of them takes less than one for each tap.
+            # With few lines of many taps, one pass over all taps is faster than a pass for each.
             if table.shape[1] > table.shape[0]:
                 out = _lines(out, dim, table.view(-1)).unflatten(dim, table.shape).any(dim + 1)
                 continue
@@ -202,17 +201,17 @@ class Sources:
 
 
 def narrowed(reach: Reach) -> Reach:
-    """A window by which changes are seen in its middle alone; other reaches are as narrow as they can be."""
+    """A window through whose middle alone changes are seen; other reaches are as narrow as they can be."""
     return reach.narrowed() if isinstance(reach, Window) else reach
 
 
 def overlooks(reach: Reach) -> bool:
-    """An output pixel can read a change that does not make it a candidate."""
+    """Whether an output pixel can read a change that does not make it a candidate."""
     return isinstance(reach, Window) and reach.seen is not reach
 
 
 def seen_by(reach: Reach) -> Reach:
-    """The reach by which masks are spread, a plain one."""
+    """The plain reach that spreads masks."""
     if not isinstance(reach, Window):
         return reach
     seen, ones = reach.seen, (1, 1)

@@ -39,9 +39,12 @@ class LayerStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """gates: for each gated input, by path, "held": pixels with NaN or infinity that were kept out so far, "cuts": full
-    frames after a cut so far, "waiting": tiles that wait for their turn now. observed: what a monitor saw, if one
-    looks."""
+    """What the frames so far did.
+
+    gates: by path of each gated input; "held": pixels with NaN or infinity that were kept out so far, "cuts": full
+        frames after a cut so far, "waiting": tiles that wait for their turn now.
+    observed: what the monitor found, if there is one.
+    """
 
     frames: int
     layers: list[LayerStats]
@@ -75,7 +78,8 @@ class Stats:
         return sum(layer.state_bytes for layer in self.layers)
 
     def with_parts(self, parts: Mapping[str, Stats]) -> Stats:
-        """The layers of each part, by path, before the island that holds it, which does what they do not."""
+        """Insert the layers of converted parts (path -> part) before the island that holds them, and take off their
+        work."""
         layers = []
         for layer in self.layers:
             inner = [
@@ -132,7 +136,7 @@ class Tally:
     """Counts of the frames so far. They stay on the device until somebody asks."""
 
     frames: int = 0
-    counted: Any = None  # int64 (2, edges, 2): of the last frame and of all, the pixels computed and changed
+    counted: Any = None  # int64 (2, edges, 2), as Program.count gives it
     ran: dict[str, int] = field(default_factory=dict)  # dense node name -> frames in which it ran
 
     def add(self, program: Program) -> None:
@@ -156,7 +160,7 @@ class Tally:
                 layers.append(self._layer(node, macs, streams * height * width, *counts[node.name], kept))
                 if "gate" in node.meta:
                     gates[path_of(node)] = program.watches[node.name].report()
-            elif macs and is_call(node):  # it runs or not: as a map of one pixel
+            elif macs and is_call(node):  # a dense node runs or not, like a map of one pixel
                 ran, runs = int(program.islands[node.name].ran), self.ran.get(node.name, 0)
                 layers.append(self._layer(node, macs, 1, (ran, ran), (runs, runs)))
         return Stats(self.frames, layers, gates)

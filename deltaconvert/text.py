@@ -44,7 +44,7 @@ def size_text(size: int) -> str:
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:
-    """1 thread, 2 threads."""
+    """counted(2, "thread") is "2 threads"."""
     return f"{count} {one if count == 1 else several or one + 's'}"
 
 

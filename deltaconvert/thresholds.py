@@ -31,21 +31,21 @@ KINDS = ("input", "activation", "linear", "gate", "statistics")
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Rules by kind of node (KINDS) and by the path of a node or a pattern of paths.
+    """Rules by kind of node, by path, and by pattern of paths; and the gate, None if none was asked for.
 
-    input: the frames themselves. activation: activations, and maps that come back from a dense island.
-    linear: convolutions that no activation follows: depthwise ones before their products, projections of residuals. The
-    paper truncates at activations alone; here what grew around a change can stop before the next layer, which is often
-    the larger one. Patterns of paths do not mean them.
-    gate: a 1x1 map that scales a larger one; when it moves, its whole map is recomputed.
-    statistics: the means and deviations of group and instance norms, in the units of the map that they normalise; a
-    percentage is one of their mean deviation. When one moves, the whole map is recomputed.
-    A path goes before a pattern, a later one before an earlier one, and both before the kind. A node that several calls
-    were fused into goes by the path of each of them.
+    The kinds (KINDS):
+    input       the frames themselves
+    activation  activations, and maps that come back from a dense island
+    linear      convolutions that no activation follows: depthwise ones before their products, projections of residuals.
+                The paper has thresholds at activations only; one here can stop what grew around a change before the
+                next layer, which is often a larger one.
+    gate        a 1x1 map that scales a larger one; when it moves, its whole map is recomputed
+    statistics  the means and deviations of group and instance norms, in the units of the map that they normalise;
+                percentages are of their mean deviation. When one moves, the whole map is recomputed.
 
-    The names of the kinds always mean the kinds. A node whose path is "input" is reached by a pattern: "[i]nput".
-
-    gate: how frames are looked at where they come in; None where nobody said.
+    A path takes precedence over a pattern, a later rule over an earlier one, and both over the kind; but patterns do
+    not apply to linear nodes. A node that several calls were fused into is reached by the path of each of them. The
+    name of a kind always means the kind: a node whose path is "input" is reached by the pattern "[i]nput".
     """
 
     rules: Mapping[str, Rule]
@@ -53,7 +53,7 @@ class Thresholds:
 
     @property
     def outlasts_refresh(self) -> bool:
-        """Narrow changes leave out what a refresh of the frame does not bring back."""
+        """There are narrow changes, and a refresh of the frame does not renew what they left out."""
         refreshed = self.gate is not None and self.gate.refresh > 0
         return refreshed and any(NARROW in _parts(rule)[1] for rule in self.rules.values())
 
@@ -100,8 +100,8 @@ class Thresholds:
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def at(self, kind: str | None, names: Sequence[str], scale: float) -> tuple[float, list[str]]:
-        """(threshold, words) of a node of that kind; `names` are its paths, its values have the mean magnitude `scale`.
-        A node of no kind has what its path says, and else none."""
+        """(threshold, words) of a node. names: its paths; scale: the mean magnitude of its values. A node without a
+        kind has only the rule of its path."""
         rule, by_path = self.rules.get(kind, 0.0) if kind else 0.0, None
         for pattern, candidate in self.rules.items():
             if pattern in KINDS:
@@ -114,11 +114,11 @@ class Thresholds:
         return _amount(rule, scale, names[0]), _parts(rule)[1]
 
     def with_gate(self, gate: Gate | Mapping[str, Any]) -> Thresholds:
-        """A Gate takes the place of the one that they have; a mapping changes single settings of it."""
+        """A Gate replaces the one that they have; a mapping changes single settings of it."""
         return replace(self, gate=Gate.of(gate, self.gate))
 
     def resolved(self, placed: Iterable[tuple[Sequence[str], Rule]]) -> Thresholds:
-        """These rules with the thresholds that they came to at nodes, given by their names, before all others."""
+        """These rules with what they came to at nodes, (names of a node, amount), which takes precedence."""
         exact = {as_rule(name): amount for names, amount in placed for name in names}
         rest = {name: rule for name, rule in self.rules.items() if name not in exact}
         return Thresholds(rest | exact, self.gate)
@@ -129,7 +129,7 @@ Threshold = Rule | Mapping[str, Rule] | PathLike[str] | Thresholds  # what conve
 
 
 def matches(pattern: str, names: Collection[str]) -> bool:
-    """Whether `pattern`, a path or a pattern of paths, means a node that goes by `names`."""
+    """Whether `pattern`, a path or a pattern of paths, matches a node that has these names."""
     if pattern in names:
         return True
     return _WILD.search(pattern) is not None and any(fnmatchcase(name, pattern) for name in names)

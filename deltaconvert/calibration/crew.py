@@ -1,4 +1,4 @@
-"""A function of many things, in several processes: for trials, which share nothing but the clip."""
+"""Apply a function to many items in several processes, for trials, which share only the clip."""
 
 from __future__ import annotations
 

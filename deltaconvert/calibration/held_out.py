@@ -12,10 +12,10 @@ TRIES = 12  # of a common factor
 
 
 def held_to(setting: Setting, found_on: Trials, others: Trials, budget: float) -> tuple[Setting, float]:
-    """The setting, times the largest factor found (1 or less) with which it is within the budget on the other frames as
-    well; exact where there is none. And what it loses there."""
+    """(setting, its loss on the other frames): scaled by the largest factor found, at most 1, that keeps the budget
+    there as well; the exact setting if none does."""
     pairs = zip(others.sites, found_on.sites, strict=True)
-    others.sites = [replace(site, scale=known.scale) for site, known in pairs]  # shares are of those
+    others.sites = [replace(site, scale=known.scale) for site, known in pairs]  # shares refer to these scales
     search = Search(others, budget)
     if not search.fits(setting):
         search.scaled([setting], TRIES, start=2.0)

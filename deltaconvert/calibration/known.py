@@ -1,4 +1,4 @@
-"""What is known of settings on a clip: so that none is tried twice, also by a later process."""
+"""Outcomes that are known, so that no setting is tried twice, not even by a later process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Known:
         return f"{self._clip}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def __len__(self) -> int:
-        """Of this clip, with all that an outcome depends on."""
+        """The number of outcomes of this clip."""
         return sum(key.startswith(self._clip) for key in self._outcomes)
 
     def __contains__(self, key: str) -> bool:
@@ -43,7 +43,7 @@ class Known:
 
 
 def _kept(file: Path) -> dict[str, Outcome]:
-    """The outcomes in a file. Of a last line that a kill or a full disk cut off, the file keeps nothing."""
+    """The outcomes in a file. A last line that was cut off, by a kill or a full disk, is removed from the file."""
     content = file.read_bytes()
     lines, torn = content.split(b"\n")[:-1], content.rpartition(b"\n")[2]
     foreign = InputError(f"{file} holds no trials of a calibration: name another file to go on from")

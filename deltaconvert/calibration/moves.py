@@ -1,4 +1,4 @@
-"""Settings made of others: what a search looks at next."""
+"""Settings made from others, for a search to try next."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ SPANS = (2, 4, 8)  # into so many runs of neighbours the layers are divided
 
 @dataclass(frozen=True)
 class Move:
-    """The threshold at a place times `factor`; turns: its changes narrow where they were wide, or wide again. And what
-    that adds to the square of the guide's loss and to the work."""
+    """A change of a setting at one site.
+
+    factor: of its threshold. turns: whether wide changes become narrow, and narrow ones wide.
+    loss, work: what the move was seen to add to the square of the guide's loss, and to the work.
+    """
 
     place: int
     factor: float = 1.0
@@ -25,13 +28,13 @@ class Move:
     work: float = 0.0
 
     def seen(self, before: Outcome, after: Outcome) -> Move:
-        """The same with what it was seen to do."""
+        """The move with the differences between two outcomes."""
         loss, work = after.guide**2 - before.guide**2, after.work - before.work
-        # That less work loses less is chance: others are not to spend it.
+        # Less work with less loss is chance: that loss must not be spent elsewhere.
         return replace(self, loss=loss if work > 0 else max(loss, 0.0), work=work)
 
     def of(self, setting: Setting, part: float = 1.0) -> Setting:
-        """The setting moved, or by a part of the way; of a turn there is no quarter."""
+        """The setting after this move, or after a part of it; a turn counts as done from one half on."""
         moved = setting.at(self.place, setting.shares[self.place] * self.factor**part)
         return moved.turned(self.place) if self.turns and part >= 0.5 else moved
 
@@ -40,11 +43,11 @@ class Move:
 
 
 def reallocated(setting: Setting, moves: Sequence[Move]) -> list[Setting]:
-    """Each threshold as it is or by one of its moves, so that the predicted work is least at the same predicted loss.
-    Predictions hold for small and for few moves: also the moves' root and their fourth root, and the half and the
-    quarter of them that promise most.
+    """At most one move for each threshold, so that the predicted work is least at the same predicted loss.
 
-    Squares of the guide's loss add up, errors of different layers being independent; so does saved work, nearly.
+    Predictions are good for small moves and for few of them, so there are five settings: all moves, all to their square
+    root and to their fourth root, and the most promising half and quarter of them. Predictions add up squares of the
+    guide's loss, since errors of different layers are independent, and saved work.
     """
     options = [[Move(place)] for place in range(len(setting.shares))]
     for move in moves:
@@ -74,8 +77,8 @@ def reallocated(setting: Setting, moves: Sequence[Move]) -> list[Setting]:
 
 
 def in_runs(setting: Setting, layers: Sequence[int], step: float) -> list[Setting]:
-    """Runs of neighbouring layers lower by `step`, higher, or higher by its square. What grows through a run of layers
-    no single one of them stops: each alone saves little."""
+    """Runs of neighbouring layers scaled by 1 / step, step and step ** 2. Changes that grow through several layers are
+    not stopped by a threshold at one of them."""
     found = []
     for spans in SPANS:
         bounds = [len(layers) * span // spans for span in range(spans + 1)]
@@ -86,10 +89,9 @@ def in_runs(setting: Setting, layers: Sequence[int], step: float) -> list[Settin
 
 
 def crossed(outer: Setting, inner: Setting, layers: Sequence[int]) -> list[Setting]:
-    """The gate, the input and the first and the last layers of one, those between of the other, cut in several places.
-    Behind a gate that lets little pass the first layers need hardly a threshold; the paper's way, which comes to the
-    later ones last, has found how much these bear. Where maps skip what lies between, the last ones are again a matter
-    of what the input lets pass."""
+    """Settings with the gate, the input and the first and last layers of `outer` and the layers between of `inner`, cut
+    in several places. Behind a gate that lets little pass, the first layers hardly need thresholds; `inner`, the
+    paper's setting, knows how much later ones bear. Skip connections bring what the input lets pass to the last."""
     cuts = sorted({int(len(layers) * part) for part in PARTS})
     runs = [layers[first : len(layers) - last] for first in cuts for last in cuts]
     pairs = list(enumerate(zip(outer.shares, inner.shares, strict=True)))
@@ -101,8 +103,8 @@ def crossed(outer: Setting, inner: Setting, layers: Sequence[int]) -> list[Setti
 
 
 def filled(setting: Setting, shares: Sequence[float]) -> Setting:
-    """Sites without a threshold get one by `shares`, as high among these as the middle one of the others is: no factor
-    raises a zero."""
+    """Sites without a threshold get one from `shares`, scaled as the median of the others: no factor could raise a
+    zero."""
     ratios = sorted(mine / other for mine, other in zip(setting.shares, shares, strict=True) if mine)
     if not ratios:
         return setting

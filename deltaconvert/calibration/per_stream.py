@@ -1,4 +1,4 @@
-"""What the streams of a trial compare with: they stand side by side in one batch, each with its own thresholds."""
+"""Thresholds, reaches and gates that differ from stream to stream, for trials that are streams of one batch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from deltaconvert.reach import Reach, narrowed
 
 
 def threshold_of(edge: Any, shares: Tensor | None, amounts: list[float], weighted: list[bool]) -> Any:
-    """What an edge compares with, for the amount of each stream: a number or (C) where all are the same, else
-    (N, 1 or C, 1, 1). weighted: streams whose amount is to be multiplied with `shares`, (C), where there are any."""
+    """The threshold of an edge for the amounts of its streams: a number or (C) if all are the same, else
+    (N, 1 or C, 1, 1). weighted: the streams whose amount is multiplied by `shares`, (C), if there are any."""
     by_channels = [wanted and shares is not None for wanted in weighted]
     shares = torch.ones(()) if shares is None else shares
     exact = 0.0 if isinstance(edge, reference.FrameEdge) else None
@@ -33,7 +33,7 @@ def threshold_of(edge: Any, shares: Tensor | None, amounts: list[float], weighte
 
 
 class Mixed:
-    """A reach side by side with the narrow one: each of some streams."""
+    """A reach that is narrow for some streams."""
 
     def __init__(self, reach: Reach, narrow: Sequence[bool], device: torch.device):
         self._both = reach, narrowed(reach)
@@ -45,14 +45,14 @@ class Mixed:
 
 
 def reach_of(reach: Reach, narrow: Sequence[bool], device: torch.device) -> Any:
-    """By which each stream sees the changes of an input."""
+    """The reach of an input, given which streams see its changes narrowly."""
     if not any(narrow) or narrowed(reach) is reach:
         return reach
     return narrowed(reach) if all(narrow) else Mixed(reach, narrow, device)
 
 
 class _Watches:
-    """Gates side by side, each of some streams."""
+    """Several gates, each for some streams of a batch."""
 
     def __init__(self, watches: list[Watch], streams: list[int]):
         self._watches, self._streams = watches, streams
@@ -67,11 +67,11 @@ class _Watches:
 
 
 def watch_of(edge: Any, gates: list[Gate], amounts: list[float]) -> Any:
-    """What looks at the frames of all streams; those in a row with the same gate are looked at together."""
+    """The gate for the frames of all streams; neighbouring streams with the same gate share one."""
     if not any(gate.to_json() for gate in gates):
         return None
     values, watches, streams = edge.values, [], []
-    images = len(values) // len(gates)  # of a setting: several, where one plays alone
+    images = len(values) // len(gates)  # of each setting; several if the clip has batches
     wide = torch.promote_types(values.dtype, torch.float32)
     for (gate, exact), group in groupby(
         zip(gates, amounts, strict=True), lambda pair: (pair[0], pair[1] == 0)

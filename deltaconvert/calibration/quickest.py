@@ -1,4 +1,4 @@
-"""By the clock: a threshold saves work, and to compare with it takes time. Those that cost more than they save go."""
+"""Choosing by the clock: a threshold saves work, but comparing takes time. Those that cost more than they save go."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SETTLES = 3  # frames that are not timed: full, recorded, played for the first t
 def quickest(
     search: Search, clock: Callable[[Setting], float], gates: Sequence[Gate] = ()
 ) -> tuple[Setting, float]:
-    """Of what a search found within its budget the quickest, and its milliseconds.
+    """The quickest setting that a search found within its budget, and its milliseconds.
 
-    The gates that come to the least work are timed, each with the thresholds found for it, and under `gates` the frames
-    alone. Then the quickest that has thresholds, without the quarter, the half and more of those that save the least
-    work, and between the best of these; what they lost is given back to the others.
+    Timed are: the gates with the least work, each with the thresholds found for it; `gates` without thresholds in the
+    layers; and the quickest setting that has thresholds without more and more of those that save least, the others
+    raised to spend the budget again.
     """
     known: dict[Setting, float] = {}
 
@@ -42,7 +42,7 @@ def quickest(
     leading = [*itertools.islice(_of_each_gate(search), CLOSEST)]
     for setting in (search.best(), *leading):
         time_of(setting)
-    with suppress(TimeoutError):  # then the quickest of those that were timed
+    with suppress(TimeoutError):  # when the time is over, the quickest so far
         alone = [setting for setting in search.frames_alone(gates) if search.fits(setting)]
         for setting in alone:
             time_of(setting)
@@ -53,7 +53,7 @@ def quickest(
 
 
 def _of_each_gate(search: Search) -> Iterator[Setting]:
-    """The least work within the budget under each gate with thresholds in the layers, the least of all first."""
+    """The setting with the least work for each gate that has thresholds in the layers, the least work first."""
     seen = set[Gate]()
     for setting in sorted(search.tried, key=lambda setting: search.tried[setting].work):
         if setting.gate not in seen and _placed(search, setting) and search.fits(setting):
@@ -62,12 +62,12 @@ def _of_each_gate(search: Search) -> Iterator[Setting]:
 
 
 def _placed(search: Search, setting: Setting) -> list[int]:
-    """Where it has thresholds, but for the input's."""
+    """The layers that have thresholds."""
     return [place for place in search.layers if setting.shares[place] > 0]
 
 
 def _left_out(search: Search, setting: Setting, time_of: Callable[[Setting], float]) -> None:
-    """Time the setting without more and more of its thresholds."""
+    """Time the setting with more and more of its thresholds left out."""
     placed = _placed(search, setting)
     works = [outcome.work for outcome in search.look_at([setting.at(place, 0.0) for place in placed])]
     order = [place for _, place in sorted(zip(works, placed, strict=True))]

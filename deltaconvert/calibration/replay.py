@@ -1,4 +1,4 @@
-"""The reference backend's frames on a GPU, recorded once and replayed: for trials, where launches take the time."""
+"""Frames of the reference backend as a CUDA graph, for trials, where launching kernels takes the time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from deltaconvert.lower import Program
 
 
 class Replay:
-    """Runs the frames of a reference program. After `forget` the next one runs as it is, the one after that is recorded
-    as a CUDA graph, and the rest are replayed: what the program compares with has to stay the same until then.
+    """Runs the frames of a reference program. The first one after `forget` runs eagerly, the second is recorded as a
+    CUDA graph, and the rest are replays of it: thresholds must not change between two calls of `forget`.
 
-    measured: what to know of each frame, recorded with it. A program that cannot be recorded, because it waits for the
-    device, runs as it is; `why_not` says so.
+    measured: computes something about each frame, and is recorded with it. A program that cannot be recorded, because
+    it waits for the device, runs eagerly; `why_not` then has the reason.
     """
 
     def __init__(self, program: Program, measured: Callable[[], Tensor]):
@@ -32,7 +32,7 @@ class Replay:
         self._frames, self._recorded = 0, False
 
     def run(self, frame: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The outputs, and what is measured. They stay as they are while other frames run."""
+        """The outputs, and what is measured: tensors that later frames do not write to."""
         self._frames += 1
         if self._frames == 2 and not self.why_not:
             self._record(frame)
@@ -45,7 +45,7 @@ class Replay:
         return [output.clone() for output in self._outputs], self._found.clone()
 
     def _record(self, frame: Sequence[Tensor]) -> None:
-        """A step makes new maps and leaves the old ones; the graph ends by copying them to where it began."""
+        """A step makes new maps. So the graph ends by copying them into the maps that it began with."""
         edges = list(self._program.edges.values())
         before = [edge.values for edge in edges]
         self._inputs = [x.clone() for x in frame]

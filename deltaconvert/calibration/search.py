@@ -1,5 +1,5 @@
-"""How `calibrate` looks for thresholds: the paper's way from front to back, and one that gives the budget to those
-thresholds that save the most work for it."""
+"""How `calibrate` searches for thresholds: the paper's way from front to back, and `allocate`, which gives the budget
+to the thresholds that save most work for it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from deltaconvert.calibration.trials import Trials
 from deltaconvert.gate import Gate
 
 INPUT_RUNGS = tuple(0.02 * 2**step for step in range(6))
-STARTS = (0.0125, 0.05, 0.2)  # of the magnitude at the middle one of the layers that are all alike
-CANDIDATES = 4  # of these that are looked at closer
-ALONE = 6  # gates that are looked at closer without thresholds behind them
-TRIES = 4  # of a common scale
+STARTS = (0.0125, 0.05, 0.2)  # factors for `alike` to begin with: shares of the magnitude at its median layer
+CANDIDATES = 4  # settings that are pursued further
+ALONE = 6  # gates that are pursued further without thresholds behind them
+TRIES = 4  # trials for a common scale
 # Work falls as this power of the loss, where thresholds are scaled as a whole (.2 to .3 in trials of six networks).
 TRADE = 0.25
-NO_LOSS, FAR = 0.01, 4.0  # of the budget: less is chance, more tells nothing of what is within it
+NO_LOSS, FAR = (
+    0.01,
+    4.0,
+)  # of the budget: a smaller loss is chance, a larger one says nothing about the budget
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
-STEP = 4.0  # by which one threshold is raised and lowered to see what it does; its root after a round that gave little
-LITTLE = 0.02  # of the work
-# Noise of one deviation must not pass `peak`, which smoothing has not made smaller: it grows with `smooth` and with the
-# root of `recent`.
+STEP = 4.0  # factor by which a threshold is raised and lowered on trial; its root after a round that gained little
+LITTLE = 0.02  # share of the work that is a small gain
+# `peak` applies to differences that were not smoothed, so it grows with `smooth` and with the root of `recent`: noise
+# must not exceed it.
 GATES = (
     Gate(),
     Gate(dilate=2),
@@ -50,9 +53,9 @@ GATES = (
 
 
 class Search:
-    """Walks through settings; `tried` holds those that were within the budget and those that were not.
+    """Searches among settings; `tried` holds all that were tried, with their outcomes.
 
-    until: of time.monotonic(); then nothing more is tried, and `allocate` has the best so far.
+    until: the time.monotonic() after which nothing more is tried.
     """
 
     def __init__(self, trials: Trials, budget: float, until: float = math.inf):
@@ -72,7 +75,7 @@ class Search:
         return outcome
 
     def look_at(self, settings: Sequence[Setting]) -> list[Outcome]:
-        """The outcome of each: side by side where the trials can. TimeoutError where the time is over."""
+        """The outcome of each, several at a time if the trials can. TimeoutError when the time is over."""
         part = len(settings) if self.until == math.inf else 2 * self.trials.at_once
         for first in range(0, len(settings), part or 1):
             some = settings[first : first + part]
@@ -108,19 +111,19 @@ class Search:
         return setting
 
     def _one_after_the_other(self, settings: Sequence[Setting]) -> Iterator[Outcome]:
-        """Their outcomes; as many as run at a time are tried ahead."""
+        """Their outcomes in order; as many are tried ahead as run at a time."""
         for first in range(0, len(settings), self.trials.at_once):
             yield from self.look_at(settings[first : first + self.trials.at_once])
 
     def allocate(self, gates: Sequence[Gate], rounds: int) -> Setting:
-        """The input and the layers together, then each layer apart, and the input again for the layers found."""
+        """First the input and the layers together, then each layer by itself, then the input again for these layers."""
         with suppress(TimeoutError):
             self.settled([self._beginning(gates)], gates, rounds)
         return self.spent()
 
     def _beginning(self, gates: Sequence[Gate]) -> Setting:
-        """The best of layers all alike in what they do to the end, layers as the paper has them, both in one, and
-        layers without thresholds: it is never worse than the paper's."""
+        """The best of four kinds of settings, so never worse than the paper's: layers whose errors are equally large at
+        the output, the paper's setting, crosses of both, and no thresholds in the layers."""
         shares = self.trials.alike()
         starts = self._starts([Setting(shares, gate=gate) for gate in gates])
         paper = self.front_to_back()
@@ -134,7 +137,7 @@ class Search:
         return self._leading([*starts, *alone, paper, *self._promising(both)[:CANDIDATES]])
 
     def _promising(self, settings: Sequence[Setting]) -> list[Setting]:
-        """Those first that promise the least work once they are scaled to the budget; those far beyond it last."""
+        """Sorted by the work that they promise once they are scaled to the budget; settings far beyond it come last."""
         self.look_at(settings)
 
         def promise(setting: Setting) -> tuple[bool, float]:
@@ -144,7 +147,8 @@ class Search:
         return sorted(settings, key=promise)
 
     def _leading(self, settings: Sequence[Setting]) -> Setting:
-        """The best of these with a common scale for the layers, each also weighted by channels, and narrow."""
+        """The best of these, each with the layers scaled to the budget, also weighted by channels and with narrow
+        changes."""
         words = list(itertools.product((False, True), (frozenset[int](), self.trials.narrowing)))
         every = [
             replace(setting, weighted=weighted, narrow=narrow)
@@ -154,15 +158,15 @@ class Search:
         return min(self.scaled(list(dict.fromkeys(every)), TRIES, but=self.inputs), key=self._rank)
 
     def frames_alone(self, gates: Sequence[Gate]) -> list[Setting]:
-        """Under the best gates the input's threshold that spends the budget, and none behind it: what changes there
-        goes through the whole network, as narrow as it came."""
+        """For the best gates, a threshold at the input that spends the budget, and none in the layers: what changes
+        there passes through the whole network, narrow."""
         alone = [replace(self.exact(), gate=gate, narrow=self.trials.narrowing) for gate in gates]
         found = self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in alone])
         return self.scaled(found[:ALONE], TRIES, start=math.sqrt(2))
 
     def _starts(self, alike: Sequence[Setting]) -> list[Setting]:
-        """For layers that are all alike, one of `alike` for each gate: the best gates and inputs with the layers at one
-        height, then these with the layers at others."""
+        """alike: one setting for each gate. The best gates and inputs with the layers at one of STARTS, then these with
+        the layers at all of them."""
         middle = self._with_inputs([setting.times(STARTS[1]) for setting in alike])
         gates = {setting.gate for setting in middle}
         settings = [setting.times(start) for setting in alike if setting.gate in gates for start in STARTS]
@@ -173,20 +177,20 @@ class Search:
         return self.at_the_budget([self._rungs(setting, INPUT_RUNGS) for setting in settings])[:CANDIDATES]
 
     def continued(self, begin: Sequence[Setting], gates: Sequence[Gate], rounds: int) -> Setting:
-        """From what was found for another budget to this one."""
+        """Continue from what was found for another budget."""
         with suppress(TimeoutError):
             alone = self.frames_alone(gates)[:CANDIDATES]
             self.settled([self._leading([*begin, *alone])], gates, rounds)
         return self.spent()
 
     def spent(self, tries: int = 2 * TRIES, start: float = 1.2) -> Setting:
-        """The best so far, scaled as a whole to what is left of the budget."""
+        """The best so far, scaled as a whole to spend what is left of the budget."""
         with suppress(TimeoutError):
             self.scaled([self.best()], tries, start=start)
         return self.best()
 
     def settled(self, leading: list[Setting], gates: Sequence[Gate], rounds: int) -> None:
-        """Each layer apart, in rounds, for each of some beginnings; now and then the gate and the input again."""
+        """Improve each of `leading` in rounds, layer by layer; in every third round the gate and the input as well."""
         steps = [STEP] * len(leading)
         for number in range(rounds):
             for place, setting in enumerate(leading):
@@ -199,7 +203,7 @@ class Search:
                 leading[place] = self.regated(best, gates) if number % 3 == 2 else best
 
     def regated(self, setting: Setting, gates: Sequence[Gate]) -> Setting:
-        """With the gate and the input's threshold that suit its layers best."""
+        """The setting with the gate and the input threshold that suit its layers best."""
         share = max((setting.shares[place] for place in self.inputs), default=0.0) or INPUT_RUNGS[0]
         rungs = [share * 2 ** (half / 2) for half in range(-3, 4)]
         found = self.at_the_budget([self._rungs(replace(setting, gate=gate), rungs) for gate in gates])
@@ -207,13 +211,13 @@ class Search:
         return min((setting, *self.scaled(others, TRIES, start=2.0)), key=self._rank)
 
     def at_the_budget(self, lines: Sequence[Sequence[Setting]]) -> list[Setting]:
-        """Each line is of settings that lose more and more; what lies on it where it loses the budget, by straight
-        lines between the trials. Those that promise the least work come first, those beyond the budget last."""
+        """Each line is a list of settings with growing loss. Of each line the setting, interpolated between trials,
+        whose loss is the budget; sorted by promised work, settings beyond the budget last."""
         self.look_at([setting for line in lines for setting in line])
         promised = []
         for line in lines:
             tried = [(setting, self.look(setting)) for setting in line]
-            # A higher input threshold may lose less: what hardly ever changes is at least of one piece.
+            # Loss need not grow along a line: an input that hardly ever changes may lose less than one that does.
             inside = [(outcome.work, setting) for setting, outcome in tried if outcome.loss <= self.budget]
             for (low, below), (high, above) in itertools.pairwise(tried):
                 if below.loss <= self.budget < above.loss:
@@ -246,8 +250,8 @@ class Search:
     def scaled(
         self, settings: Sequence[Setting], tries: int, but: Collection[int] = (), start: float = 4.0
     ) -> list[Setting]:
-        """Each setting, but for some sites, times the largest factor found within the budget: by steps of `start`, then
-        by halving the interval of its logarithm."""
+        """Each setting times the largest factor found within the budget, the sites `but` left as they are. Factors are
+        found by steps of `start`, then by bisection of the logarithm."""
         low: list[float | None] = [None] * len(settings)  # factors within and beyond the budget
         high, factors = list(low), [1.0] * len(settings)
         for _ in range(tries):
@@ -263,8 +267,8 @@ class Search:
         return [setting.times(below or factor, but) for setting, below, factor in ends]
 
     def reallocated(self, setting: Setting, step: float) -> list[Setting]:
-        """The budget moved between layers, by what each threshold lowered or raised by itself does, and each site's
-        changes being narrow or not."""
+        """Settings with the budget moved between layers: each threshold is lowered and raised by itself on trial, and
+        each site's changes are made narrow or wide."""
         base, places = self.look(setting), range(len(setting.shares))
         moves = [Move(place, factor) for place in places for factor in (1 / step, step, step**2)]
         moves += [Move(place, turns=True) for place in sorted(self.trials.narrowing)]
@@ -273,7 +277,7 @@ class Search:
         return reallocated(setting, [move.seen(base, outcome) for move, outcome in pairs])
 
     def _rank(self, setting: Setting) -> tuple[bool, float]:
-        """Those within the budget by their work, the others behind them by their loss."""
+        """Settings within the budget sort by work, before the others, which sort by loss."""
         outcome = self.look(setting)
         beyond = outcome.loss > self.budget
         return beyond, outcome.loss if beyond else outcome.work

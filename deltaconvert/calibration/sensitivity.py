@@ -1,4 +1,4 @@
-"""How far an error in a map reaches the end of the network: measured by going back through the dense one."""
+"""How much an error in a map changes the network's output, by backpropagation through the dense network."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def gains(
     frames: Sequence[Sequence[Tensor]],
     end: Callable[[list[Tensor]], Any],
 ) -> list[float]:
-    """For each node: what one unit of error in one value of its map adds to what `end` makes of the network's outputs,
-    root mean square over values, frames and random directions at the end; NaN where no gradient leads there from it,
-    none where none leads there at all.
+    """For each node: how much a unit of error in one value of its map adds to what `end` makes of the outputs, as the
+    root mean square over values, frames and random directions at the end. NaN for a node without a gradient; an empty
+    list if there is no gradient at all.
 
-    Errors of pixels and nodes count as small and independent of each other. Errors of a kind that all pixels share add
-    up to more behind a global pool; a trial shows it.
+    Errors are taken to be small and independent. Errors that all pixels share add up to more behind a global pool;
+    trials show that.
     """
     squares = dict.fromkeys(names, 0.0)
     draw = torch.Generator().manual_seed(0)

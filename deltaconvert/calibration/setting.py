@@ -1,4 +1,4 @@
-"""A setting of a network's thresholds, and what it comes to on a clip."""
+"""A setting of a network's thresholds, and its outcome on a clip."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from deltaconvert.gate import Gate
 
 @dataclass(frozen=True)
 class Setting:
-    """Thresholds to try. shares: of each site's scale, in the order of the sites; weighted: by channels, but at inputs.
-    gate: of the frames. narrow: the places of the sites whose changes are seen in the middle of windows alone."""
+    """Thresholds to try.
+
+    shares: of each site's scale, in the order of the sites.
+    weighted: whether thresholds are weighted by channels; at inputs they never are.
+    gate: of the frames.
+    narrow: the places of the sites whose changes are narrow.
+    """
 
     shares: tuple[float, ...]
     weighted: bool = False
@@ -20,7 +25,7 @@ class Setting:
     narrow: frozenset[int] = frozenset()
 
     def times(self, factor: float, but: Collection[int] = ()) -> Setting:
-        """Every share times a factor, but for those of some sites."""
+        """Every share times a factor, except at the sites `but`."""
         scaled = (share if place in but else share * factor for place, share in enumerate(self.shares))
         return replace(self, shares=tuple(scaled))
 
@@ -57,14 +62,14 @@ class Setting:
         }
 
     def padded(self, sites: int) -> Setting:
-        """With no thresholds at sites behind its own: kinds of sites that came later are the last."""
+        """With no thresholds at further sites: kinds of sites that were added later come last."""
         return replace(self, shares=(*self.shares, *[0.0] * (sites - len(self.shares))))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """loss: of the metric; guide: of the metric that sensitivities go by; work: share of a dense frame's
-    multiply-accumulates, the first frame left out."""
+    """loss: by the metric. guide: the loss by the metric that sensitivities are measured with. work: the share of a
+    dense frame's multiply-accumulates, without the first frame."""
 
     loss: float
     guide: float

@@ -31,7 +31,7 @@ def compared(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def sites_of(program: Program, frames: Iterable[Sequence[Tensor]]) -> list[Site]:
-    """In the order of the graph. Each of the frames, from the clip, is played as a first one."""
+    """The sites in the order of the graph. Each of the frames is played as a first frame to measure the scales."""
     nodes, seen = compared(program.plan.graph), list[list[float]]()
     for frame in frames:
         program.reset()

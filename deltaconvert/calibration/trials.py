@@ -1,4 +1,4 @@
-"""Trying thresholds out: one clip, the dense network's answers to it, and the loss and the work of any thresholds."""
+"""Tries thresholds on one clip: their loss against the dense network's outputs, and their work."""
 
 from __future__ import annotations
 
@@ -35,17 +35,20 @@ from deltaconvert.thresholds import KINDS, NARROW, WEIGHTED, Rule, Thresholds, a
 from deltaconvert.watching.measure import Difference
 
 Decode = Callable[[Any], Any]
-FARTHEST = 64.0  # between a share of `alike` and the middle one
+FARTHEST = 64.0  # largest factor between a share of `alike` and the median one
 
 
 class Trials:
-    """A clip to try settings on, on the reference backend, whose masks are what the work is counted by.
+    """A clip to try settings on, on the reference backend, whose masks the work is counted by.
 
-    frames: calls of the network's inputs. decode: what the metric is given of an output, to keep memory small.
-    file: outcomes are kept there, a line each, and known ones are not tried again.
-    workers, streams: settings that are tried at a time: in processes of one thread each, on the CPU; as streams of one
-    batch, which costs little more than one of them where launching kernels is what takes the time. replay: frames are
-    recorded as CUDA graphs, on a GPU. cost: of a node's whole map, to count the work by; its multiply-accumulates.
+    frames: flat inputs, one call each.
+    decode: makes of an output what the metric takes; applied at once, to save memory.
+    file: keeps outcomes, a line each; known ones are not tried again.
+    workers: settings that are tried at a time in processes of one thread each, on the CPU.
+    streams: settings that are tried at a time as streams of one batch. That costs little more than one where launching
+        kernels takes the time.
+    replay: whether frames are recorded as CUDA graphs, on a GPU.
+    cost: of a node's whole map, to count the work by; by default its multiply-accumulates.
     """
 
     def __init__(
@@ -118,12 +121,12 @@ class Trials:
         return [self._known[self._known.key(setting)] for setting in settings]
 
     def afresh(self, settings: Sequence[Setting]) -> list[Outcome]:
-        """The outcome of each, up to as many as run at a time, whatever is known of them, frame by frame."""
+        """The outcome of each, tried again without recorded graphs; at most as many as run at a time."""
         self.replay = None
         return self._try(settings)
 
     def thresholds(self, setting: Setting) -> Thresholds:
-        """The rules that convert takes. Nodes that only other sizes have go by the middle share of their kind."""
+        """The rules that convert takes. Nodes that exist only at other sizes get the median share of their kind."""
         rules: dict[str, Rule] = {}
         for kind in KINDS:
             found = sorted(
@@ -139,11 +142,14 @@ class Trials:
         return Thresholds(rules, self._guarded(setting.gate))
 
     def alike(self) -> tuple[float, ...]:
-        """Shares at which a change just dropped is as large an error at the end of the network at every site, 1 in the
-        middle; a site that no gradient leads to has that. The end is what `decode` makes of the outputs, or where that
-        has no gradient the outputs; where these have none, every share is 1, those of gates and statistics a tenth."""
+        """Shares at which a change that is just dropped makes an equally large error at the end of the network,
+        whatever the site; their median is 1, and so is the share of a site without a gradient. The end is what
+        `decode` makes of the outputs, or the outputs if that has no gradient. If these have none either, every share
+        is 1, and a tenth for gates and statistics."""
         graph = self._alone()
-        edges = {id(site.edge) for site in self.sites}  # whoever tries a few alone has taken the others out
+        edges = {
+            id(site.edge) for site in self.sites
+        }  # a caller that tries only some sites has removed the others
         names = [node.name for node in compared(graph) if id(self._program.edges[node.name]) in edges]
         found: list[float] = []
         for end in (self._end, list):
@@ -162,8 +168,8 @@ class Trials:
         )
 
     def place(self, settings: Sequence[Setting]) -> None:
-        """Give each stream of the program its thresholds, the last setting to those that are left over, and forget its
-        state."""
+        """Give each stream of the program the thresholds of its setting and reset it. Streams that are left over get
+        the last setting."""
         settings = [*settings, *[settings[-1]] * (self.streams - len(settings))]
         for place, site in enumerate(self.sites):
             edge, amounts = site.edge, [setting.shares[place] * site.scale for setting in settings]
@@ -185,7 +191,7 @@ class Trials:
     def play(
         self, settings: Sequence[Setting], frames: Iterable[Sequence[Tensor]], decode: Decode | None = None
     ) -> Iterator[tuple[list[Any], list[float]]]:
-        """Of each frame, for each setting, up to as many as there are streams: the decoded output and the work."""
+        """For each frame: the decoded output and the work of each setting; at most as many settings as streams."""
         self.place(settings)
         decode = decode or self._decode
         for frame in frames:
@@ -236,7 +242,7 @@ class Trials:
         return [_of_stream(output, stream) for stream in range(self.streams)], done
 
     def _guarded(self, gate: Gate) -> Gate:
-        """A gate to try, with the guards that the model has: trials play as the model will."""
+        """A gate to try, with the guards of the model, under which it will run."""
         return guarded(gate, by=self.model.gate)
 
     def _repeated(self, frame: Sequence[Tensor]) -> list[Tensor]:
@@ -263,7 +269,7 @@ class Trials:
         return self._decode(self.model.signature.unflatten(list(leaves)))
 
     def _fingerprint(self) -> str:
-        """Of all that an outcome depends on besides its setting; functions go by their names."""
+        """A digest of all that an outcome depends on besides its setting; functions by their names."""
         functions = [None if f is None else name_of(f) for f in (self.metric, self.guide, self._decode)]
         guards = self._guarded(Gate()).to_json()
         digest = hashlib.sha256(repr([[site.names for site in self.sites], functions, guards]).encode())
@@ -273,7 +279,7 @@ class Trials:
 
 
 def _rounded(share: float) -> float:
-    """To three digits: a gradient's last ones differ from run to run on a GPU, and a calibration that goes on knows its
+    """To three digits. The last ones of a gradient differ from run to run on a GPU, and a resumed calibration finds its
     trials by their shares."""
     return float(f"{share:.3g}")
 

@@ -12,10 +12,11 @@ from deltaconvert.nodes import sparsify
 
 
 class Work:
-    """Of a program of the reference backend, whose masks are what it counts by; islands are computed whole."""
+    """Counts the work of a program of the reference backend by its masks; islands count whole."""
 
     def __init__(self, program: Program, streams: int, cost: Callable[[fx.Node], float] | None = None):
-        """streams: that go apart; of one the images of its batch count together. cost: of a node's whole map."""
+        """streams: counted separately; with one, all images of the batch count together. cost: of a node's whole
+        map."""
         self._edges, self._streams = program.edges, streams
         nodes = [node for node in program.plan.graph.graph.nodes if node.target is not sparsify]
         costs = {node.name: (cost or _macs)(node) / streams for node in nodes}
@@ -28,7 +29,7 @@ class Work:
         self._costs = torch.tensor(a_pixel, dtype=torch.float64, device=device)
 
     def __call__(self) -> Tensor:
-        """(streams): of the last frame, on the device: nothing waits for it."""
+        """(streams): the work of the last frame, left on the device."""
         done = torch.stack([edge.candidates.sum((1, 2, 3)) for edge in self._edges.values()])
         found = ((done.double() * self._costs[:, None]).sum(0) + self._islands) / self._all
         return found if self._streams > 1 else found.mean(0, keepdim=True)

@@ -18,7 +18,7 @@ from deltaconvert.export.graph import DOMAIN, OPSET, Body, Scope
 from deltaconvert.export.ops import spell, why_not
 from deltaconvert.nodes import names_of, operator_of
 from deltaconvert.ops.arithmetic import Elementwise
-from deltaconvert.tracing.capture import ALONE
+from deltaconvert.tracing.capture import ONE_AT_A_TIME
 
 
 class Islands:
@@ -93,7 +93,7 @@ def refuse_loose(node: fx.Node) -> None:
 def _by_torch(island: fx.GraphModule, examples: tuple[Any, ...], path: str) -> onnx.ModelProto:
     file = io.BytesIO()
     try:
-        with ALONE, warnings.catch_warnings():
+        with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.onnx.export(island, examples, dynamo=True, verbose=False, opset_version=OPSET)

@@ -17,7 +17,7 @@ from deltaconvert.library.described import describe
 from deltaconvert.narrow import narrow_inputs
 from deltaconvert.nodes import attribute_of, densify, is_delta, names_of, operator_of, sparsify
 from deltaconvert.ops.fused import head_of
-from deltaconvert.tracing.capture import ALONE
+from deltaconvert.tracing.capture import ONE_AT_A_TIME
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
@@ -45,7 +45,7 @@ def program_of(delta: DeltaModel) -> tuple[torch.export.ExportedProgram, dict[st
         }
         frame = Frame(in_operators(found), delta.signature.unflatten)
         try:
-            with ALONE:
+            with ONE_AT_A_TIME:
                 program = torch.export.export(frame, (), inputs, strict=False)
         except Exception as error:
             raise ExportError(f"torch.export cannot write the network: {error}") from error

@@ -1,11 +1,11 @@
 """What an operator is, and how the spellings of one find it.
 
-An operator is an nn.Module with three rules, on maps of shape N C H W:
+An operator is an nn.Module with these rules, on maps of shape N C H W:
 
     forward(*values)              the dense operator; it is the meaning, every backend must equal it
     reaches(shapes, out_shape)    for each input, which of its pixels an output pixel reads (deltaconvert.reach)
     why_dense(shapes, out_shape)  None, or the reason why this call cannot run as a delta node
-    on_maps(layouts)              where the values are not N C H W: the operator that does the same to the maps
+    on_maps(layouts)              for values in other layouts than N C H W: the equivalent operator on the maps
 
 and `spelled` functions that turn the ways a network may write it (a module, a function, a method name) into it.
 Adding an operator is adding one file to this folder; `find` discovers it.
@@ -45,7 +45,7 @@ class Operator(nn.Module):
     copies:      an output pixel with a single source is `copied` from it: nearest interpolation, padding, crops.
     fill:        what lies outside the map for an operator with a window, and in pixels without a source.
     position_free: the same function at every pixel, so that a backend may compute any pixels apart from the rest.
-    narrows:     its window reads its own inputs, so that it may look at the middle alone (deltaconvert/narrow.py).
+    narrows:     its window is over its inputs, so that it may look at the middle only (deltaconvert/narrow.py).
     integers:    its maps may also hold integers or truth values: class labels, comparisons.
     """
 
@@ -84,19 +84,20 @@ class Operator(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no window")
 
     def copied(self, rows: Tensor) -> Tensor:
-        """What an operator that copies makes of its sources (n, C): they themselves, or some channels, (n, C')."""
+        """For operators that copy: (n, C) source pixels -> (n, C') output pixels, all channels or some."""
         return rows
 
     def of_parts(self, pixels: Tensor, inside: Tensor) -> Tensor:
-        """What parts of the first input's map give to `combined`: (parts, a power of two, C) -> (parts, K).
+        """Summaries of parts of the first input's map, for `combined`: (parts, a power of two, C) -> (parts, K).
 
-        inside: bool (parts, the same, 1); where it is not set, pixels repeat another one of the map. The same bits for
-        a part whatever lies beside it. Only operators whose result is one pixel may have one.
+        inside: bool (parts, the same, 1), not set where a pixel is only a filler. A part gives the same bits whatever
+        parts it is computed with. Only operators whose result is one pixel may have this.
         """
         raise NotImplementedError(f"{type(self).__name__} has no parts")
 
     def combined(self, parts: Tensor, counts: Tensor) -> Tensor:
-        """The result (N, C') from what each part of each stream gave (N, parts, K) and the pixels (parts) of each."""
+        """The result (N, C') from the summaries of each stream's parts (N, parts, K) and their numbers of pixels
+        (parts)."""
         raise NotImplementedError(f"{type(self).__name__} has no parts")
 
     def gains(self) -> Tensor | None:
@@ -168,12 +169,12 @@ def find(target: Any) -> Spelling | None:
 
 
 def is_known(module: nn.Module) -> bool:
-    """Its class has a spelling, and it does what its class does: hooks (of pruning, of spectral_norm) and methods of
-    its own (forward, a _conv_forward that pads in a circle) change that."""
+    """Its class has a spelling, and the instance does what its class does. Hooks (pruning, spectral_norm) change that,
+    and so do methods set on the instance (forward, a _conv_forward with circular padding)."""
     _discover()
     if type(module) not in _spellings or module._forward_hooks or module._forward_pre_hooks:
         return False
-    # YOLOs note layer.type, a word, on every layer: that is no method.
+    # Attributes that are no methods do not count: YOLOs set layer.type, a text, on every layer.
     own = (name for name, value in vars(module).items() if callable(value))
     return not any(callable(getattr(type(module), name, None)) for name in own)
 

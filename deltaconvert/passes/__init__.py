@@ -12,7 +12,7 @@ Pass = Callable[[fx.GraphModule], fx.GraphModule]
 
 
 def run_passes(gm: fx.GraphModule, passes: Sequence[Pass]) -> fx.GraphModule:
-    """Apply `passes` in order and check the graph after each. Its code is written once: it takes longer than a pass."""
+    """Apply `passes` in order and check the graph after each. Its Python code, the slow part, is generated once."""
     for rewrite in passes:
         gm = rewrite(gm)
         check_graph(gm, after=getattr(rewrite, "__name__", repr(rewrite)))

@@ -21,7 +21,7 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
     before:  y = conv(x) [padding_mode="reflect"]
     after:   p = Pad("reflect")(x);  y = Conv2d(p)
     """
-    weights: set[fx.Node] = set()  # and what follows from them, from sizes and types alone
+    weights: set[fx.Node] = set()  # weights, and what follows from them, sizes and types alone
     for node in list(gm.graph.nodes):
         if node.op == "get_attr":
             weights.add(node)
@@ -86,7 +86,7 @@ def adopt(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[An
 
 
 def _before(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[Any]) -> fx.Node:
-    """A call of `operator` before `node`, which it is a part of; rules that mean the one mean the other."""
+    """A call of `operator` before `node`, whose part it is: threshold rules for `node` apply to it as well."""
     kind = type(operator).__name__.lower()
     call = _call(gm, node, f"{node.name}_{kind}", operator, inputs)
     path = path_of(node)
@@ -115,10 +115,10 @@ def _is_free(gm: fx.GraphModule, target: str, node: fx.Node) -> bool:
 
 
 def _follows(node: fx.Node, weights: set[fx.Node]) -> bool:
-    """The value is made of `weights`, sizes and types: the same in every frame."""
+    """The value is made of `weights`, sizes and types, so that it is the same in every frame."""
     read = node.all_input_nodes
     if node.target in ("to", "type_as"):
-        read = read[:1]  # weight.to(x) has the type of x, and nothing else of it
+        read = read[:1]  # weight.to(x) takes the type of x and no values
     if node.target == "new_tensor":  # x.new_tensor([0.1, 0.2]) likewise
         return all(n in weights or is_size(n) for n in read[1:])
     return bool(read) and not is_size(node) and all(n in weights or is_size(n) or _is_type(n) for n in read)

@@ -1,4 +1,4 @@
-"""Arithmetic broadcasts by itself."""
+"""Expansions that arithmetic does not need, because it broadcasts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _EXPANDS = ("expand", "expand_as", torch.broadcast_to)
 
 
 def drop_expands(gm: fx.GraphModule) -> fx.GraphModule:
-    """Remove the expansion of a gate where all that reads it is arithmetic with a map of the full size. Elsewhere the
-    expansion of a map of one channel is that channel, several times.
+    """Remove the expansion of a gate that only arithmetic with a map of the full size reads. Elsewhere the expansion of
+    a map of one channel becomes an index of that channel, several times.
 
     before:  e = expand_as(gate, x);  y = mul(x, e)
     after:   y = mul(x, gate)

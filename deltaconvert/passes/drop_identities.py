@@ -1,4 +1,4 @@
-"""Calls that change nothing go."""
+"""Calls that change nothing are removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _METHODS = ("contiguous", "clone", "detach")
 
 def drop_identities(gm: fx.GraphModule) -> fx.GraphModule:
     """Remove dropout and stochastic depth (inference), contiguous, clone, detach, casts to the type that a value has
-    and padding by nothing. Views become reshapes, because they may read other memory then, and what reads pairs of
+    and padding by nothing. Without them memory may be laid out otherwise, so views become reshapes, and what reads
     neighbours in memory gets a contiguous of its own.
 
     before:  y = dropout(x, 0.5, training=False);  z = conv(y)

@@ -1,4 +1,4 @@
-"""Memory that nobody has written to holds zeros."""
+"""torch.empty and its kin hold zeros."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FILLED: dict[str | None, Any] = {
 
 
 def fill_empty(gm: fx.GraphModule) -> fx.GraphModule:
-    """What a network writes to is the same in every frame then, and no output shows what lay in memory before.
+    """Fill uninitialised memory, so that it is the same in every frame and no output shows what was there before.
 
     before:  room = x.new_empty(n, 4, h, w);  y = put(room, ..., x)
     after:   room = x.new_zeros(n, 4, h, w);  y = put(room, ..., x)

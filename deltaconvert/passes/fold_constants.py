@@ -38,8 +38,8 @@ def fold_constants(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _size_for(user: fx.Node, node: fx.Node, size: torch.Size) -> None:
-    """torch.fx makes a tuple of a torch.Size that is an argument, and that has no numel(). The network's own code reads
-    an attribute instead; of an output meta["sizes"] tells the places."""
+    """torch.fx turns a torch.Size in the arguments of a node into a tuple, which has no numel(). So the network's own
+    code reads an attribute instead, and meta["sizes"] says which outputs are sizes."""
     if user.op == "output":
         places = {place for place, output in enumerate(user.args[0]) if output is node}  # type: ignore[arg-type]
         user.meta["sizes"] = places | user.meta.get("sizes", set())

@@ -46,9 +46,13 @@ def follow_layouts(
 
 
 class _Walk:
-    """held: for each value that is a map in some layout: the map, and the layout. moved: the nodes that became maps.
-    likely: for values that dense calls made of such maps, how they are most likely laid out. A layout that is not the
-    author's is still exact: it only brings pixels together that change apart."""
+    """One walk over the graph.
+
+    held: for each value that is a map in some layout, the map and the layout.
+    moved: the nodes that became maps.
+    likely: the most likely layout of values that dense calls made of such maps. A wrong guess is still exact: it only
+        puts pixels together that change at different times.
+    """
 
     def __init__(self, gm: fx.GraphModule, streams: int, keep_dense: Sequence[str]):
         self.gm, self.streams, self.keep_dense = gm, streams, keep_dense
@@ -81,7 +85,7 @@ class _Walk:
         return found is not None
 
     def _take(self, node: fx.Node) -> bool:
-        """One place of a dimension that is made of channels, as in shuffles and attention: these channels of the map.
+        """An index into a dimension made of channels, as in shuffles and attention, takes these channels of the map.
 
         before:  t = reshape(permute(reshape(x, 2 C | H W), ...), 2 | C H W);  y = t[0]
         after:   y = x[:, [0, 2, 4, ...]]
@@ -104,7 +108,7 @@ class _Walk:
         return True
 
     def _move(self, node: fx.Node) -> bool:
-        """An operator that has a spelling on maps, where that is a delta node."""
+        """Replace an operator by its equivalent on maps, if that can be a delta node."""
         operator = operator_of(node)
         held = (
             [self._held(source) or self._expected(source, node) for source in node.args] if operator else []
@@ -117,8 +121,8 @@ class _Walk:
             return False
         given = [seen(source)._replace(shape=each.shape) for source, each in zip(maps, layouts, strict=True)]
         if why_dense(operator, given, seen(node), self.streams) is None:
-            # It is a delta node where it stands: only what stands between a delta node and it is worth moving it, and
-            # a dense value in another layout, whose rows are no rows of pixels.
+            # It can be a delta node where it is. Moving it pays only if a layout change lies between it and a delta
+            # node, or if it reads a dense value in a layout whose rows are no rows of pixels.
             stays = all(_as_operators(layout) is not None for layout in layouts)
             dense = any(self._held(source) is None for source in node.args)
             if stays or not (dense or any(map(self._is_delta, maps))):
@@ -142,7 +146,7 @@ class _Walk:
         return True
 
     def _gather(self, node: fx.Node) -> bool:
-        """N H W C whose channels are those of boxes of pixels, as where patches are merged: a map of its own.
+        """A value N H W C whose channels come from boxes of pixels, as in patch merging, becomes a map of its own.
 
         before:  t = flatten(permute(reshape(x, N C H 2 W 2), N H W 2 2 C), 3)
         after:   t = permute(pixel_unshuffle(x)[:, [0, 4, 1, 5, ...]], N H W C)
@@ -160,7 +164,7 @@ class _Walk:
         return True
 
     def _held(self, node: fx.Node) -> tuple[fx.Node, Layout] | None:
-        """The map behind a value. A frame and the result of a delta node hold themselves."""
+        """The map behind a value, and its layout. A frame and the result of a delta node are maps themselves."""
         if node in self.held:
             return self.held[node]
         shape, dtype = node.meta.get("shape"), node.meta.get("dtype")
@@ -198,7 +202,7 @@ class _Walk:
         return None if layout is None else (node, layout)
 
     def _map(self, node: fx.Node, layout: Layout) -> fx.Node:
-        """The map that a dense value in this layout is."""
+        """The dense value, which has this layout, as a map."""
         if node not in self.maps:
             self.likely[node] = layout
             self.maps[node] = self._insert(MapOf(layout.size, layout.dims), node, node)
@@ -254,12 +258,12 @@ class _Walk:
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    """Stands in the graph until an operator takes its place."""
+    """A placeholder in the graph until an operator takes its place."""
     return x
 
 
 def _as_operators(layout: Layout) -> list[Operator] | None:
-    """The delta operators that lay a map out like this; none of them where it is the map itself."""
+    """The delta operators that give a map this layout: none if it is the map's own, None if operators cannot."""
     if len(layout.dims) != 4 or not layout.in_order(layout.dims[0], 0):
         return None
     _, channels, height, width = layout.size

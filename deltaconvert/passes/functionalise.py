@@ -57,10 +57,9 @@ class WriteToView(Exception):
 def functionalise(gm: fx.GraphModule) -> fx.GraphModule:
     """Give every in-place write its out-of-place spelling; later readers read its result.
 
-    What was seen of x += y on the example (tracing/writes.py) goes before what the spelling tells: meta["rebinds"]
-    where x is no tensor, so that nothing is written; meta["unseen"] where no map that is read later shows the write;
-    meta["views"] and meta["is_same"] of calls whose names do not tell whose memory they give; meta["keeps"], the type
-    of x where x + y has another.
+    What a run on the example has shown (tracing/writes.py) takes precedence over the names of calls: meta["rebinds"],
+    x in x += y is no tensor, so nothing is written; meta["unseen"], no value that is read later shares the memory;
+    meta["views"] and meta["is_same"], whose memory a result is; meta["keeps"], the type of x where x + y has another.
 
     before:  y = conv(x);  r = relu_(y);  z = add(y, s)
     after:   y = conv(x);  r = relu(y);   z = add(r, s)
@@ -91,7 +90,7 @@ class _Writes:
         self._part_of: dict[fx.Node, tuple[fx.Node, Any]] = {}  # y[:, 0:2] -> y, (:, 0:2)
 
     def note(self, node: fx.Node) -> None:
-        """A node that writes nothing."""
+        """Note whose memory the result of a node is; the node writes nothing."""
         source = node.meta.get("views")
         if source is None and may_share(node):
             source = next(iter(node.all_input_nodes), None)
@@ -102,7 +101,8 @@ class _Writes:
             self._part_of[node] = node.args[0], node.args[1]  # type: ignore[assignment]
 
     def make(self, node: fx.Node, rewrite: Rewrite) -> None:
-        """`node` writes to its first input: `rewrite` makes it a value of its own, and what it is a part of another."""
+        """`node` writes to its first input. `rewrite` makes the result a value of its own; wholes that it is part of
+        get a put."""
         written = node.args[0]
         assert isinstance(written, fx.Node)
         wholes = [] if node.meta.get("unseen") else self._wholes(written, node)
@@ -133,7 +133,7 @@ class _Writes:
             self._join(part, self._root[self._part_of[part][0]])
 
     def _wholes(self, part: fx.Node, node: fx.Node) -> list[tuple[fx.Node, Any]]:
-        """What `part` is a part of, and that of, up to the last one that is read after `node`."""
+        """What `part` is a part of, and so on outwards, up to the last one that is read after `node`."""
         found = []
         while part in self._part_of:
             found.append(self._part_of[part])
@@ -170,10 +170,10 @@ def kept_type(node: fx.Node, written: Any, others: Sequence[Any]) -> torch.dtype
 
 
 def _in_the_type_written(node: fx.Node) -> fx.Node:
-    """`node`, or the cast behind it that gives what it writes the type of what it writes to."""
+    """`node`; or a cast behind it, if its result does not have the type of the tensor that it writes to."""
     values = [source.meta.get("val") for source in node.all_input_nodes]  # torch.export knows them
     kept = node.meta.get("keeps") or kept_type(node, values[0], values[1:])
-    if kept is None or node.target is put:  # which keeps it by itself
+    if kept is None or node.target is put:  # put keeps the type by itself
         return node
     with node.graph.inserting_after(node):
         cast = node.graph.call_method("to", (node, kept))
@@ -183,8 +183,8 @@ def _in_the_type_written(node: fx.Node) -> fx.Node:
 
 
 def _is_slice(index: Any) -> bool:
-    """It takes a part by numbers and slices, which torch makes a view of; not by tensors, lists or names, and not one
-    of several, as chunks[0] does."""
+    """Indexing by numbers and slices gives a view. Not by tensors, lists or names; and chunks[0], a number alone, may
+    pick from a tuple."""
     parts = index if isinstance(index, tuple) else (index,)
     return not isinstance(index, int) and all(
         isinstance(part, slice | int) or part is None or part is Ellipsis for part in parts
@@ -201,7 +201,7 @@ def writes_in_place(node: fx.Node) -> bool:
 
 
 def _in_place(node: fx.Node) -> Rewrite | None:
-    """None, or what makes `node` write to memory of its own."""
+    """None, or a function that makes `node` write to memory of its own."""
     if not node.args or not isinstance(node.args[0], fx.Node):
         return None
     if node.op == "call_method":
@@ -245,7 +245,7 @@ def _plain_function(node: fx.Node, target: Any) -> Rewrite | None:
 
 
 def says_in_place(name: str) -> bool:
-    """torch names what writes in place so: relu_, add_."""
+    """torch's names for writes in place: relu_, add_."""
     return name.endswith("_") and not name.endswith("__")
 
 
@@ -269,7 +269,7 @@ def _plain_overload(node: fx.Node, target: OpOverload) -> Rewrite | None:
 
 
 def may_share(node: fx.Node) -> bool:
-    """By its name its result can be its first input's memory."""
+    """Its name says that its result may share memory with its first input."""
     if node.op == "call_module":
         module = node.graph.owning_module.get_submodule(str(node.target))
         return not is_known(module)

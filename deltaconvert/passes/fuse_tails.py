@@ -60,7 +60,7 @@ def _chain(head: fx.Node) -> list[fx.Node]:
 
 
 def fuse(gm: fx.GraphModule, chain: Sequence[fx.Node]) -> None:
-    """One node for a chain in which each is read by the next one only; those may be fused ones themselves."""
+    """Replace a chain, in which each is read by the next one only, by one node. Its members may be fused themselves."""
     inputs: list[Any] = []
     stages: list[Operator] = []
     counts, slots, head_inputs = [], [], 0
@@ -87,7 +87,8 @@ def fuse(gm: fx.GraphModule, chain: Sequence[fx.Node]) -> None:
 
 
 def reads_alone(node: fx.Node, source: fx.Node) -> bool:
-    """The node alone reads what `source` makes, once, and no threshold stands between them, nor is it read narrowly."""
+    """`node` is the only reader of `source`, reads it once, and there is no threshold between them nor a narrow
+    mask."""
     alone = len(source.users) == 1 and node.args.count(source) == 1
     return alone and not source.meta.keys() & {"threshold", "narrow"}
 

@@ -10,8 +10,8 @@ from deltaconvert.passes.fuse_tails import fuse, reads_alone
 
 
 def join_elementwise(gm: fx.GraphModule) -> fx.GraphModule:
-    """An elementwise operator joins the activation that it alone reads, where no threshold stands between the two:
-    `fuse_tails` ends its chains at activations, since one may.
+    """Fuse an elementwise operator with the activation that only it reads, where no threshold was placed between them.
+    `fuse_tails` ended its chains at activations because there could have been one.
 
     before:  y = fused[conv, sigmoid](x);  z = sub(y, 0.5)
     after:   z = fused[conv, sigmoid, sub](x)

@@ -1,4 +1,4 @@
-"""Pairs of convolutions on large maps become one node: the map between is not stored, and made again at its border."""
+"""Pairs of convolutions on large maps become one node, which does not store the map between them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.passes.adopt_operators import adopt
 from deltaconvert.passes.fuse_tails import inherit, reads_alone
 
-# Of the map between. A pixel of the border around what changed is computed twice: of a box of 5 % of 360x480 pixels
-# that is 4 % of the work. Small maps have longer borders and take less memory.
+# Of the map between, at least. Pixels at the border of what changed are computed twice, 4 % of the work for a box of
+# 5 % of 360x480 pixels. Smaller maps have relatively longer borders, and less memory to save.
 BYTES = 32 << 20
 ACTIVATIONS = ("relu", "relu6", "hardtanh", "leaky_relu")
 
 
 def join_pairs(gm: fx.GraphModule) -> fx.GraphModule:
-    """A convolution joins the one that alone reads it, where no threshold stands between them and the map is large.
+    """Join two convolutions where only the second reads the first, without a threshold between, and the map is large.
 
     before:  y = fused[conv3x3, relu](x);  z = fused[conv3x3, relu](y)
     after:   z = fused[paired(fused[conv3x3, relu], conv3x3), relu](x)
@@ -39,7 +39,7 @@ def join_pairs(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _is_convolution(node: fx.Node) -> bool:
-    """Of float32, with a window of odd size in its middle, and with an activation behind it or nothing."""
+    """A float32 convolution whose window is odd and centred, with at most an activation behind it."""
     operator = operator_of(node) if node.meta.get("delta") else None
     if operator is None or node.meta["dtype"] != torch.float32:
         return False
@@ -56,7 +56,7 @@ def _is_convolution(node: fx.Node) -> bool:
 
 
 def join(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> None:
-    """`node`, which alone reads the convolution `source`, becomes both."""
+    """Replace the convolution `source` and `node`, its only reader, by one node."""
     first, second = operator_of(source), operator_of(node)
     assert first is not None and second is not None
     window, *tail = stages_of(second)

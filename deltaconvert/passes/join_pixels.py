@@ -13,7 +13,7 @@ from deltaconvert.reach import Pixel, Window
 
 
 def join_pixels(gm: fx.GraphModule) -> fx.GraphModule:
-    """A 1x1 convolution joins the delta node that it alone reads, where no threshold stands between the two.
+    """Fuse a 1x1 convolution with the delta node that only it reads, where there is no threshold between them.
 
     before:  y = fused[depthwise, relu](x);  z = fused[conv1x1, add](y, skip)
     after:   z = fused[depthwise, relu, conv1x1, add](x, skip)

@@ -22,12 +22,12 @@ Fits = Callable[[Sequence[Conv2d], torch.dtype], bool]
 
 
 def join_residuals(gm: fx.GraphModule, fits: Fits) -> fx.GraphModule:
-    """A depthwise convolution joins the 1x1 that it alone reads, where no threshold stands between them.
+    """Join a depthwise convolution with the 1x1 that only it reads, where there is no threshold between them.
 
     before:  y = fused[conv1x1, relu6](x);  z = fused[depthwise, relu6](y)
     after:   z = fused[paired(fused[conv1x1, relu6], depthwise), relu6](x)
 
-    fits: whether the backend computes two such convolutions, of a type of numbers, together.
+    fits: whether the backend can compute two such convolutions of this type together.
     """
     for node in list(gm.graph.nodes):
         own = _convolution(node)
@@ -45,7 +45,7 @@ def join_residuals(gm: fx.GraphModule, fits: Fits) -> fx.GraphModule:
 
 
 def _convolution(node: fx.Node) -> Conv2d | None:
-    """With an activation behind it or nothing."""
+    """The convolution of a node that is one, with at most an activation behind it."""
     operator: Operator | None = operator_of(node) if node.meta.get("delta") else None
     if operator is None or len(node.args) != 1:
         return None

@@ -1,4 +1,4 @@
-"""What takes the channels away becomes a map of one channel, and a squeeze behind it."""
+"""Reductions over the channels keep one channel, and a squeeze behind them removes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltaconvert.ops.base import find
 
 
 def keep_channels(gm: fx.GraphModule) -> fx.GraphModule:
-    """Let reductions over the channels of a map keep a dimension for them: only then are they maps.
+    """Let reductions over the channels of a map keep that dimension: only so is their result a map.
 
     before:  y = argmax(x, 1)
     after:   k = argmax(x, 1, keepdim=True);  y = squeeze(k, 1)

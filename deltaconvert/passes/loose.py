@@ -1,7 +1,7 @@
 """Loose sizes follow from values: those of x[x > 0], of nonzero, of boxes that were kept, and of what is made of them.
 
-They change from frame to frame, where a plan holds for one size. What makes one is run once more with a place less, and
-so is all that reads it: what comes out in another size is loose, too.
+They change from frame to frame, and a plan holds for one size. So the call that makes such a size is run again with one
+row less in its result, and so is everything that reads it: results whose size differs then are loose as well.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from deltaconvert.nodes import is_call, name_called, operator_of
+from deltaconvert.nodes import is_call, is_foreign_function, name_called, operator_of
 from deltaconvert.ops.base import is_known
 
-# Their results have as many places along the first dimension as values of a kind were found.
+# The first dimension of their results is as long as values of a kind were found.
 _PICKS = (
     "nonzero argwhere where masked_select unique unique_consecutive _unique2 bincount repeat_interleave nms batched_nms"
 ).split()
-_HOMES = ("torch", "builtins", "_operator", "math", "deltaconvert")
-_UNKNOWN = object()  # what did not run with a place less: a reshape to the size that was seen, say
+_UNKNOWN = object()  # a call that failed with a row less, such as a reshape to the size of the example
 
 
 class Loose(fx.Interpreter):
@@ -30,11 +29,13 @@ class Loose(fx.Interpreter):
 
     def __init__(self, gm: fx.GraphModule):
         super().__init__(gm)
-        self._others: dict[fx.Node, Any] = {}  # of loose values: with a place less
+        self._others: dict[fx.Node, Any] = {}  # loose values with a row less
 
     def is_loose(self, node: fx.Node, value: Any, is_constant: bool) -> bool:
-        """`node` has just run and gave `value`: a tensor whose size, or a number which, can be another in the next
-        frame. is_constant: it follows from weights and from sizes, some of which may be loose."""
+        """Whether `value`, which `node` has just given, is a number or has a size that can differ in the next frame.
+
+        is_constant: it follows from weights and from sizes, some of which may be loose.
+        """
         if not is_call(node):
             return False
         if not self._others.keys().isdisjoint(node.all_input_nodes):
@@ -47,9 +48,9 @@ class Loose(fx.Interpreter):
         return True
 
     def _made_loose(self, node: fx.Node, value: Any) -> Any:
-        """The value with a place less, if `node` makes loose sizes of others; else the value itself."""
+        """The value with a row less, if `node` makes loose sizes of settled ones; else the value itself."""
         name = _name(node)
-        if type(value) is int:  # x.sum().item(), which may come to be a size
+        if type(value) is int:  # x.sum().item(), which may be used as a size
             return value + 1
         if name in _PICKS and not self._is_settled(node, name):
             return pytree.tree_map_only(Tensor, _one_less, value)
@@ -58,13 +59,13 @@ class Loose(fx.Interpreter):
         if name in ("getitem", "index") and masks:
             return self._again(node, masks)
         if is_foreign(node) and any(user.op != "output" for user in node.users):
-            # Nobody knows what it does: another frame tells.
-            other = self._again(node, pytree.tree_map_only(Tensor, _turned, inputs))
+            # What it does is unknown: run it on another frame.
+            other = self._again(node, pytree.tree_map_only(Tensor, _negated, inputs))
             return value if other is _UNKNOWN else other
         return value
 
     def _again(self, node: fx.Node, inputs: dict[fx.Node, Any]) -> Any:
-        """What `node` gives with some of its inputs replaced."""
+        """The result of `node` with some of its inputs replaced."""
         given = {source: inputs.get(source, self.env[source]) for source in node.all_input_nodes}
         if not any(value is _UNKNOWN for value in given.values()):
             with suppress(Exception):
@@ -73,7 +74,7 @@ class Loose(fx.Interpreter):
         return _UNKNOWN
 
     def _is_settled(self, node: fx.Node, name: str) -> bool:
-        """The call is the one of that name whose result has a size that follows from those of its inputs."""
+        """The size of the result follows from those of the inputs in this form of the call: where(mask, x, y)."""
         if name == "where":
             return len(node.args) + len(node.kwargs) > 1
         if name != "repeat_interleave":
@@ -83,7 +84,7 @@ class Loose(fx.Interpreter):
         (repeats,) = (*node.args, node.kwargs.get("repeats"))[1:2]
         if not isinstance(repeats, fx.Node):
             return type(repeats) is int
-        # Numbers follow from sizes here: a loose one is not asked about.
+        # A number follows from sizes here; loose ones do not get this far.
         return type(self.env[repeats]) is int or repeats.meta["is_constant"]
 
 
@@ -94,8 +95,7 @@ def is_foreign(node: fx.Node) -> bool:
         return operator_of(node) is None and not is_known(module)
     if isinstance(node.target, OpOverload):
         return node.target.namespace not in ("aten", "prims", "deltaconvert")
-    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    return node.op == "call_function" and home not in _HOMES
+    return node.op == "call_function" and is_foreign_function(node.target)
 
 
 def _name(node: fx.Node) -> str:
@@ -108,7 +108,7 @@ def _is_mask(x: Any) -> bool:
 
 
 def _one_true_less(mask: Tensor) -> Tensor:
-    """One more where there is none."""
+    """The mask with its first true value cleared; with one set, if there is none."""
     other = mask.clone(memory_format=torch.contiguous_format)
     true = other.view(-1).nonzero()[:1]
     other.view(-1)[true if len(true) else slice(1)] = not len(true)
@@ -116,11 +116,11 @@ def _one_true_less(mask: Tensor) -> Tensor:
 
 
 def _one_less(x: Tensor) -> Tensor:
-    """One more where there is one or none."""
+    """x without its last row; two rows of zeros, if it has one or none."""
     return x[:-1] if x.dim() and len(x) > 1 else x.new_zeros((2, *x.shape[1:]))
 
 
-def _turned(x: Tensor) -> Tensor:
+def _negated(x: Tensor) -> Tensor:
     return -x if x.is_floating_point() else x.clone()
 
 

@@ -1,4 +1,4 @@
-"""Nodes remember the name that their author gave them."""
+"""Nodes keep the path that their author knows them by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def name_paths(gm: fx.GraphModule) -> fx.GraphModule:
     """
     taken: set[str] = set()
     for node in gm.graph.nodes:
-        if "path" in node.meta:  # of an exported program, which names its modules otherwise
+        if "path" in node.meta:  # set for an exported program, whose node names are torch.export's
             path = node.meta["path"]
         elif node.op == "call_module":
             path = str(node.target)

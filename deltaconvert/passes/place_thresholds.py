@@ -13,15 +13,19 @@ from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.reach import Everything
 from deltaconvert.thresholds import NARROW, WEIGHTED, Thresholds
 
-FARTHEST = 8.0  # between the threshold of a channel and the node's: one that nobody reads must not go blind
+FARTHEST = (
+    8.0  # largest factor between a channel's threshold and the node's: unread channels must still be seen
+)
 _TURNS = ("permute", "transpose", "movedim", "contiguous")
 
 
 def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.GraphModule]:
-    """A pass that writes meta["threshold"] where changes are compared with what is stored, and to meta["placed"]
-    which amount the rules gave to which names. A weighted threshold has meta["shares"], (C): what it is multiplied with
-    for each channel. A frame's sparsify has meta["gate"] if there is one. meta["narrow"] is True where the nodes behind
-    see a change in the middle of their windows alone (deltaconvert/narrow.py).
+    """A pass that decides where changes are compared with what is stored. It writes to meta:
+
+    threshold: the amount that a change must exceed; shares, (C): its factors for single channels, if it is weighted
+    placed:    which amount the rules gave to which names
+    gate:      at the sparsify of a frame, if there is one
+    narrow:    True where the next nodes see a change only in the middle of their windows (deltaconvert/narrow.py)
 
     Every sparsify compares, exactly at threshold 0. An activation, a gate, statistics or a convolution without an
     activation (linear) compare where their threshold is above 0; so does a chain that ends otherwise, where a rule
@@ -59,7 +63,7 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
 
 
 def kind_of(node: fx.Node) -> str | None:
-    """Which rules a node goes by; None where none do."""
+    """The kind of rules that apply to a node; None if none do."""
     operator = operator_of(node) if node.meta.get("delta") else None
     if isinstance(operator, Statistics):
         return "statistics"
@@ -77,19 +81,19 @@ def kind_of(node: fx.Node) -> str | None:
 
 
 def _is_read(node: fx.Node) -> bool:
-    """By a node that computes with deltas; the outputs of the network have no threshold."""
+    """A delta node reads it. Outputs of the network get no threshold."""
     return any(user.meta.get("delta") for user in node.users)
 
 
 def may_be_named(node: fx.Node) -> bool:
-    """It has no kind, and a threshold by its path alone: a chain that neither begins with a convolution nor ends
-    with an activation, as sums of products do."""
+    """Whether a node without a kind may get a threshold by its path: chains that neither begin with a convolution nor
+    end with an activation, such as sums of products."""
     chained = node.meta.get("delta") and isinstance(operator_of(node), Fused)
     return bool(chained) and kind_of(node) is None and node.meta["dtype"].is_floating_point
 
 
 def is_of_frame(node: fx.Node) -> bool:
-    """A frame, or one that was only cast and turned round: x.permute(0, 3, 1, 2).float()."""
+    """A frame, possibly cast or permuted: x.permute(0, 3, 1, 2).float()."""
     while node.op != "placeholder":
         cast = getattr(operator_of(node), "function", None) == "cast"
         if not cast and not (node.op == "call_method" and node.target in _TURNS):
@@ -99,7 +103,7 @@ def is_of_frame(node: fx.Node) -> bool:
 
 
 def _is_gate(node: fx.Node) -> bool:
-    """A small map that a larger one is multiplied or added with."""
+    """A small map that is broadcast to a larger one in arithmetic."""
     for user in node.users:
         operator = operator_of(user)
         if operator is None or not user.meta.get("delta"):
@@ -112,7 +116,7 @@ def _is_gate(node: fx.Node) -> bool:
 
 
 def shares(node: fx.Node) -> Tensor:
-    """(C): the share of a node's threshold that each channel has; small where the next layers read it by large weights.
+    """(C): the factor of a node's threshold for each channel; small where the next layers read it by large weights.
 
     A channel's gain is the L2 norm of the weights that read it; the shares are inverse to the gains, and 1 for a
     channel of the root mean square gain. Readers whose gains are not known count as reading all channels alike.

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.nodes import is_call, operator_of
+from deltaconvert.nodes import is_call, is_foreign_function, is_random, operator_of
 from deltaconvert.ops.base import Operator, is_known, mean_magnitude
 from deltaconvert.passes.loose import Loose
 from deltaconvert.tracing.twin import twin
 
-_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "empty", "exponential")
 _PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm")
 _WORKERS = (
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d bilinear einsum tensordot chain_matmul "
@@ -21,12 +20,11 @@ _WORKERS = (
     "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 ).split()
 
-# What these make has the shape and the type of their input, and nothing else of it.
+# Their result takes the shape and the type of their input, and no values.
 _LIKE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor")
 _JOINS = (torch.cat, torch.concat, torch.concatenate)
-# What a tensor is made of.
+# Attributes of a tensor that follow from its kind, not from its values.
 TYPES = ("dtype", "device", "is_nested", "is_sparse", "is_quantized", "is_cuda", "layout")
-_HOMES = ("torch", "builtins", "_operator", "math", "deltaconvert")
 
 
 def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphModule]:
@@ -50,7 +48,7 @@ def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphMo
 
 class _Observer(Loose):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A network's own module may remember calls: a copy of it runs."""
+        """A network's own module may keep something from call to call: a copy of it runs."""
         module = self.fetch_attr(target)
         own = not isinstance(module, Operator) and not is_known(module)
         return (twin(module) if own else module)(*args, **kwargs)
@@ -76,18 +74,18 @@ class _Observer(Loose):
         return value
 
     def _macs(self, node: fx.Node, value: Any) -> int:
-        """Multiply-accumulates on the example: sizes that are loose count as they are there."""
+        """Multiply-accumulates on the example, with loose sizes as they are there."""
         operator = operator_of(node)
         if operator is None:
             return self._product_macs(node, value)
         values = (*(self.env[source] for source in node.args), value)
-        if not all(isinstance(x, Tensor) for x in values):  # of x.dtype != y.dtype, of x * x.max().item()
+        if not all(isinstance(x, Tensor) for x in values):  # x.dtype != y.dtype, x * x.max().item()
             return 0
         *shapes, out_shape = (tuple(x.shape) for x in values)
         return operator.macs(shapes, out_shape)
 
     def _product_macs(self, node: fx.Node, value: Any) -> int:
-        """Of a matrix product: each value of the result sums over the input's last dimension."""
+        """Those of a matrix product, in which each value of the result sums over the input's last dimension."""
         if _name(node) not in _PRODUCTS or not isinstance(value, Tensor):
             return 0
         with_sum = _name(node) in ("addmm", "baddbmm") and len(node.args) > 1
@@ -95,14 +93,14 @@ class _Observer(Loose):
         return value.numel() * source.shape[-1] if isinstance(source, Tensor) else 0
 
     def _counted(self, node: fx.Node) -> tuple[Any, int]:
-        """What the node gives, and the multiply-accumulates that it takes."""
-        # It brings in the compiler: seconds, so only when needed.
+        """The node's result, and the multiply-accumulates that torch counted."""
+        # Imported here because it imports torch's compiler, which takes seconds.
         from torch.utils.flop_counter import FlopCounterMode
 
         try:
             with FlopCounterMode(display=False) as counter:
                 return super().run_node(node), counter.get_total_flops() // 2
-        except RuntimeError:  # a gradient is taken in it, which the counter cannot look into
+        except RuntimeError:  # it computes a gradient, where the counter fails
             return super().run_node(node), 0
 
 
@@ -112,9 +110,7 @@ def _hides_work(node: fx.Node) -> bool:
         return operator_of(node) is None
     if node.op not in ("call_function", "call_method"):
         return False
-    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    # torch.fx.wrap keeps a network's own functions whole.
-    return _name(node) in _WORKERS or home not in _HOMES
+    return _name(node) in _WORKERS or is_foreign_function(node.target)
 
 
 def _name(node: fx.Node) -> str:
@@ -137,8 +133,13 @@ def _is_constant(node: fx.Node) -> bool:
     if node.op == "call_module" and operator_of(node) is None:
         return False
     read = node.all_input_nodes
-    if node.op == "call_method" and name in ("to", "type_as"):  # weight.to(x) has the type of x alone
+    if node.op == "call_method" and name in (
+        "to",
+        "type_as",
+    ):  # weight.to(x) takes the type of x and no values
         read = read[:1]
-    if name in _LIKE and not any(user.target in _JOINS for user in node.users):  # which takes no constants
+    if name in _LIKE and not any(
+        user.target in _JOINS for user in node.users
+    ):  # a concatenation takes no constants
         read = read[1:]
-    return all(source.meta.get("is_constant") for source in read) and not any(r in name for r in _RANDOM)
+    return all(source.meta.get("is_constant") for source in read) and not is_random(name)

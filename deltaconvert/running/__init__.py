@@ -1,7 +1,13 @@
 """The last stage: a lowered network takes frame after frame, and keeps the state of their streams between them.
 
-run.py is a frame from its inputs to its outputs: intake.py checks them, plans.py has a plan for their size, turns.py
-lets calls of several threads follow each other, in types of their own (modes.py). snapshot.py is a stream's state as
-bytes, monitor.py the error of a running network, at a tile.py of it, and compiled.py a frame as an operator that
-torch.compile takes. frozen.py and memory.py are its refusals.
+run.py       one frame, from flat inputs to flat outputs, and the state of its streams
+intake.py    which frames a network takes
+plans.py     one plan for each size of frame
+turns.py     calls from several threads, one after the other
+modes.py     a frame keeps its own types under torch.autocast
+snapshot.py  the state of a stream as bytes
+monitor.py   the error of a running network, measured on one tile (tile.py) now and then
+compiled.py  a frame as one operator for torch.compile
+frozen.py    what a converted network refuses: other weights, types, devices
+memory.py    the error where the device's memory does not suffice
 """

@@ -17,10 +17,10 @@ from deltaconvert.layout import apart_from
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
 
-# Operators of torch take tensors and numbers, so that a model in a compiled graph goes by a number.
+# An operator of torch takes tensors and numbers only: a compiled graph knows its model by a number.
 _models: WeakValueDictionary[int, DeltaModel] = WeakValueDictionary()
 _numbers = itertools.count()
-# A model's own CUDA graph cannot be captured into another one. Early versions of torch have no word for that.
+# A model's CUDA graph cannot be captured into another one. Older versions of torch have no tag that says so.
 _OPTIONS: dict[str, Any] = (
     {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 )
@@ -37,8 +37,8 @@ def enrol(model: DeltaModel) -> int:
 def frame_operator(outputs: int) -> Any:
     """(order, the model's number, flat frames) -> the flat outputs of its next frame.
 
-    One for each number of outputs: torch cannot compile an operator that writes and returns a list. It does not write
-    to `order`, but says so, so that torch drops, merges and reorders no frames.
+    One operator for each number of outputs, because torch cannot compile one that writes and returns a list. It
+    declares that it writes to `order`, which it does not: that keeps torch from dropping, merging or reordering frames.
     """
     results = ", ".join(["Tensor"] * outputs)
     operator = torch.library.custom_op(

@@ -15,14 +15,14 @@ KEEPS_NO_STATE = "cannot keep a network's state: use deltaconvert.export_pt2 or 
 
 
 class Frozen(nn.Module):
-    """A module that stays as it is: DeltaConvertError, which says what to do, for whatever would change it."""
+    """A module that cannot be changed: what would change it raises DeltaConvertError, which says what to do instead."""
 
     def _homes(self) -> Iterable[tuple[torch.dtype, torch.device]]:
         """The types of its weights and inputs, and where they are."""
         raise NotImplementedError
 
     def _apply(self: M, fn: Any, recurse: bool = True) -> M:
-        """What `to`, `half`, `cuda` and the like come to: nothing, or an error."""
+        """torch calls this for `to`, `half`, `cuda` and the like: nothing changes, or it is an error."""
         for dtype, device in set(self._homes()):
             try:
                 after = fn(torch.empty(0, dtype=dtype, device=device))
@@ -49,7 +49,7 @@ class Frozen(nn.Module):
         )
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
-        """What load_state_dict of a network around it comes to: its own weights again, or an error."""
+        """torch calls this for load_state_dict of a network around it: the weights have to be the ones it has."""
         for name, own in self.state_dict().items():
             other = state_dict.get(prefix + name)
             if other is not None and not torch.equal(own, other.to(own)):

@@ -16,8 +16,8 @@ Sizes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Intake:
-    """The flat inputs of a network: of each the number of dimensions, type and device. Sizes may change from frame to
-    frame, unless the signature's graph holds for some alone."""
+    """The number of dimensions, type and device of each flat input. Sizes may change from frame to frame, unless the
+    network was captured for certain sizes only."""
 
     signature: Signature
     forms: tuple[tuple[int, torch.dtype, torch.device], ...]
@@ -51,7 +51,8 @@ class Intake:
                 raise InputError(f"input {place} has {dim} dimensions, not N C H W: it has no batch to widen")
 
     def bring(self, frames: Sequence[Tensor]) -> list[Tensor]:
-        """The frames on the network's device; torch keeps the pinned copy of one from host memory until it was read."""
+        """The frames on the network's device. Host memory goes through a pinned copy, which torch keeps until it was
+        read."""
         return [
             frame if frame.device == device else frame.pin_memory().to(device, non_blocking=True)
             for frame, (_, _, device) in zip(map(plain, frames), self.forms, strict=True)
@@ -94,7 +95,7 @@ def _check_frame(place: int, frame: Tensor, dim: int, dtype: torch.dtype, device
 
 
 def plain(frame: Tensor) -> Tensor:
-    """The values alone: no gradients, no methods of a subclass, and no minus that is still to be done in memory."""
+    """The values alone: no gradients, no subclass, and no lazy negation (torch's negative bit)."""
     if type(frame) is not Tensor or frame.requires_grad:
         frame = frame.detach().as_subclass(Tensor)
     return frame.resolve_neg() if frame.is_neg() else frame

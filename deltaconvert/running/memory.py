@@ -12,7 +12,7 @@ import torch
 
 from deltaconvert.errors import InputError
 
-# What the driver, CuPy, cuBLAS and cuDNN say on a card that others fill: only torch has a type of error for it.
+# How the driver, CuPy, cuBLAS and cuDNN say that memory ran out: only torch has an exception type for it.
 _WORDS = re.compile(
     r"CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|_ALLOC_FAILED"
 )
@@ -52,4 +52,4 @@ def let_go(error: BaseException) -> None:
     while cause is not None:  # a half-made state lives in the frames of the tracebacks
         traceback.clear_frames(cause.__traceback__)
         cause = cause.__cause__ or cause.__context__
-    gc.collect()  # and in graphs, which their nodes hold, as they hold them
+    gc.collect()  # graphs and their nodes refer to each other, so only the collector frees them

@@ -1,9 +1,9 @@
 """The error that a running network makes: random tiles of its output are computed again from scratch, now and then.
 
-What thresholds drop adds to no sum, but it reaches the output through all layers that follow, and a scene that creeps
-below every threshold is never taken over. The only way to see what that comes to is the dense network itself. It runs
-on the part of the frame that a tile's outputs depend on (`tile.py`), on the whole frame where that is all
-of it. What is found stays on the device until somebody asks.
+Errors of thresholds do not add up, but they pass through all later layers, and a scene that creeps below every
+threshold is never updated. Only the dense network can tell how large they are. It runs on the part of the frame that a
+tile's outputs depend on (`tile.py`), or on the whole frame where they depend on all of it. What is found stays on the
+device until somebody asks.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Observed:
 
 
 class Monitor:
-    """Looks at every `every`th frame of a network: at one tile of `tile` pixels, the same in each stream.
+    """Looks at one tile of `tile` pixels in every `every`th frame, at the same place in each stream.
 
-    dense: the network in its normal form. Where tiles lie follows from the seed alone.
+    dense: the network in its normal form. seed: of the places of the tiles.
     """
 
     def __init__(self, dense: fx.GraphModule, every: int, tile: int, seed: int):
@@ -65,18 +65,18 @@ class Monitor:
         self._draw = random.Random(seed)
         self._frames = 0
         self._views: dict[int, View] = {}  # by plan
-        # Of each look (3): squares of difference and dense, maximum.
+        # Three numbers of each look: squares of the difference, squares of the dense values, largest difference.
         self._each: deque[Tensor] = deque(maxlen=KEPT)
         self._sum: Tensor | None = None
         self._looks, self._recomputed = 0, 0.0
 
     def due(self) -> bool:
-        """Once a frame: whether it is one to look at."""
+        """Called once a frame: whether to look at this one."""
         self._frames += 1
         return self._frames % self.every == 0
 
     def prepare(self, plan: Plan, frames: Sequence[Tensor]) -> View:
-        """What is known of a plan, from its first look on."""
+        """Which parts of a frame matter for this plan; worked out at its first look."""
         if id(plan) not in self._views:
             self._views[id(plan)] = View(plan, self.dense, frames)
         return self._views[id(plan)]

@@ -17,9 +17,9 @@ from deltaconvert.tracing import parts
 
 
 class Plans:
-    """thresholds: the rules of all sizes; those that are relative to the first one's frame become numbers with it.
+    """thresholds: the rules for all sizes. Percentages become numbers with the first plan, on its frame.
 
-    settled: what programs find by trying, shared with other plans of the same network.
+    settled: what programs found by measuring, shared by all plans of the network.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Plans:
         return sizes in self._made
 
     def plan(self, frames: Sequence[Tensor]) -> Plan:
-        """For inputs of the size of `frames`, which run through the dense network once where it is new."""
+        """The plan for inputs of this size. A new size is planned by one run of `frames` through the dense network."""
         sizes = sizes_of(frames)
         if sizes not in self._made:
             with parts.dense_parts(self.graph):

@@ -41,7 +41,7 @@ class Running(Frozen):
         keep_dense: Sequence[str] = (),
         settled: dict[Any, Any] | None = None,
     ):
-        """settled: what its programs find by trying, shared with models of the same network."""
+        """settled: what programs found by measuring, shared by models of the same network."""
         super().__init__()
         self.graph = graph  # the dense network in its normal form, for every input size
         self.signature, self.keep_dense = signature, tuple(keep_dense)
@@ -90,7 +90,7 @@ class Running(Frozen):
         return self.frame_for(frames, lambda lent: lent)
 
     def frame_for(self, frames: Sequence[Tensor], taken: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """taken: what is handed out of such outputs, before another call may run."""
+        """taken: makes what the caller gets of the lent outputs, before another call may run."""
         self._intake.check(frames)
         # Outputs are ordinary tensors, and state made under inference_mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad(), self._turns.turn(), within_memory("a frame"):
@@ -142,11 +142,11 @@ class Running(Frozen):
     def frame_buffers(self) -> list[Tensor]:
         """Memory that frames are never copied from, flat: fill it and call the network with it.
 
-        On a CUDA device it belongs to the frame's graph, which the first frame makes; it stays the same until the size
-        changes. Write to it on the stream that calls the network: what is written before a call is its frame. Other
-        frames need no copy either that lie as the first one did, at an address that 32 divides, where the network does
-        no more with them than to compare them; the next thing on that stream may overwrite or free them. On other
-        devices these are new tensors.
+        On a CUDA device it belongs to the frame's graph, which the first frame makes, and stays the same until the size
+        changes. Write to it on the stream that calls the network: what was written before a call is its frame. Other
+        frames need no copy either if they have the layout of the first one and an address divisible by 32, and if the
+        network only compares them; they may be overwritten or freed by what follows on that stream. On other devices
+        these are new tensors.
         """
         found = self._program.buffers
         if found == []:
@@ -166,13 +166,14 @@ class Running(Frozen):
 
     @in_turn
     def sleep(self, streams: Collection[int]) -> None:
-        """Say that the images of `streams` (indices in the batch) are those of the frame before: nobody looks whether
-        they changed, until it is said again, or a stream starts over or goes on from a snapshot. A gate learns
-        nothing of them."""
+        """Declare that the images of `streams` (indices in the batch) are those of the frame before: they are not
+        compared, and a gate does not learn from them. It holds until the next call of `sleep`, or until a stream is
+        reset or restored."""
         if not isinstance(streams, Iterable):
             raise InputError(f"streams is {streams!r}: give a list of them, [{streams!r}]")
         count = self.streams
-        # All of a thousand cameras pass here in every step: a call for each would take longer than the rest of it.
+        # A pool of a thousand cameras passes all of them in every step: a call for each would take longer than the
+        # rest.
         for doubtful in [stream for stream in streams if type(stream) is not int or not 0 <= stream < count]:
             self._check_stream(doubtful)
         self._program.sleep(streams)
@@ -190,7 +191,7 @@ class Running(Frozen):
 
     @in_turn
     def restore(self, stream: int, taken: bytes) -> None:
-        """Let `stream` go on from a snapshot: its next frame recomputes what changed since the snapshot's last one.
+        """Let `stream` go on from a snapshot: its next frame recomputes what changed since the snapshot was taken.
 
         InputError, with the state untouched, for a snapshot of another network, size or backend.
         """

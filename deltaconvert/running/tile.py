@@ -22,8 +22,12 @@ ALIKE = 1e-3  # of the largest output: how far a part of a frame may be from the
 
 @dataclass(frozen=True)
 class Part:
-    """box: of the frame, to run the network on. maps: (place among the outputs, its tile in our output, in the box's
-    output); none: all outputs, and the box is the frame."""
+    """What a look computes again.
+
+    box: the part of the frame to run the network on; None is the whole frame, and all outputs are compared.
+    maps: for each output its place, the tile in the running network's output, and the tile in the box's output.
+    share: of the frame's pixels that are in the box.
+    """
 
     box: Box | None
     maps: list[tuple[int, Box, Box]]
@@ -68,7 +72,7 @@ class View:
             self.give_up()
 
     def give_up(self) -> Part:
-        """From now on the whole frame."""
+        """Look at the whole frame from now on."""
         self._maps = []
         return self._whole
 
@@ -107,8 +111,8 @@ class View:
         return Part(box, maps, area) if area < 1 else self._whole
 
     def _outputs(self) -> list[tuple[int, fx.Node]]:
-        """The outputs that are maps, and the strides of all nodes; nothing where an output is no map, or where a node
-        is none of those whose reaches are known."""
+        """The outputs, which all have to be maps whose reaches are known; else nothing. Notes the strides of all
+        nodes."""
         nodes = self._plan.graph.graph.nodes
         (output,) = (node for node in nodes if node.op == "output")
         for node in nodes:
@@ -155,8 +159,8 @@ class View:
         return needed
 
     def _holds(self, dense: fx.GraphModule, frames: Sequence[Tensor]) -> bool:
-        """Whether parts of a frame give what the whole frame gives there: not where coordinates depend on the frame's
-        size. This waits for the device, once."""
+        """Whether a part of a frame gives what the whole frame gives there. It does not where a network computes with
+        coordinates that depend on the frame's size. Tried once; it waits for the device."""
         draw = torch.Generator(device="cpu").manual_seed(0)
         levels = [1 if frame.is_floating_point() else 256 for frame in frames]
         noise = [

@@ -16,13 +16,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Turns:
-    """Calls of one model take turns: threads wait for each other, and on a GPU what a call launches follows all that
-    the calls before it launched; for that nothing waits on the host. Whatever autocast the caller is in, a turn has
-    the types that were planned."""
+    """Calls of one model take turns. Threads wait for each other on the host; on a GPU the work of a call follows that
+    of the calls before it, and the device alone waits. In a turn torch.autocast is off: types are those of the
+    plan."""
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._alone = threading.RLock()  # calls of a model call it again: stats in a frame
+        self._alone = threading.RLock()  # reentrant: a call may make another one, such as stats in a frame
         self._done: torch.cuda.Event | None = None  # of the last turn
 
     @contextmanager
@@ -45,7 +45,7 @@ class Turns:
 
 
 def in_turn(method: F) -> F:
-    """A method of a model that is one turn of its `_turns`."""
+    """Decorates a method of a model: all of it is one turn."""
 
     @wraps(method)
     def taking_turns(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,10 @@
 """The first stage: a network -> a torch.fx graph over flat tensors that equals it on the example.
 
-capture.py tries the ways in turn: trace.py symbolically (tracer.py on ranks.py; writes.py tells who sees what is
-written in place), exported.py by torch.export. Where none sees the network as a whole, parts.py takes its largest
-modules. twin.py copies a network, so that nothing of this leaves a trace in it; remembers.py tells which cannot be a
-graph.
+capture.py   tries the ways below in turn
+trace.py     symbolically, with torch.fx: tracer.py, which asks ranks.py for sizes, and stand_in.py, which stands in for
+             functions that torch.fx does not see; writes.py finds who sees what is written in place
+exported.py  by torch.export
+parts.py     neither sees the whole network: its largest modules that convert
+twin.py      copies of a network, so that nothing of this changes it
+remembers.py networks that keep something from call to call, which no graph can
 """

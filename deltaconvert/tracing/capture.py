@@ -19,9 +19,9 @@ from deltaconvert.tracing.remembers import remembers
 from deltaconvert.tracing.trace import Traced, trace
 from deltaconvert.tracing.twin import is_exported, twin
 
-# torch.fx and torch.export switch things of the whole process while they look on: one network at a time.
-ALONE = threading.RLock()
-OTHER = (
+# torch.fx and torch.export patch torch for the whole process while they trace: one network at a time.
+ONE_AT_A_TIME = threading.RLock()
+DIFFERS = (
     "computes something else than its traced graph, so it depends on more than its inputs (random numbers, as of "
     "F.dropout without training=self.training; counters; Python state; torch.autocast in it), or x += y writes to a "
     "map that it reads under another name: convert the deterministic part of it, or write x = x + y"
@@ -63,13 +63,13 @@ def capture(
             reasons.append(reason)
             continue
         return _explained(traced, reasons)
-    # The last reason says most; what torch.export said, too, but the first way and the last one ask the same tracer.
+    # The last reason says most. The first is left out: its way is the last one's, with less allowed to stay whole.
     told = dict.fromkeys(str(reason) for reason in reversed(reasons[1:]))
     raise UnsupportedModel("\n  ".join(told)) from reasons[-1]
 
 
 def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the network gives for the example, by a copy. UnsupportedModel if it would give another thing next time."""
+    """What a copy of the network gives for the example. UnsupportedModel if its next answer could differ."""
     used = _copy_of(network)
     try:
         expected = used(*copy.deepcopy(args), **copy.deepcopy(kwargs))
@@ -77,7 +77,7 @@ def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         raise
     except Exception as error:
         raise InputError(
-            f"the network does not run on the example{_slip(network, args, kwargs)}: {first_line(error)}"
+            f"the network does not run on the example{_likely_mistake(network, args, kwargs)}: {first_line(error)}"
         ) from error
     written = remembers(network, used, args, kwargs)
     if written:
@@ -91,8 +91,8 @@ def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 _CHANNELS_FIRST = {3: "frame.permute(2, 0, 1)[None]", 4: "frame.permute(0, 3, 1, 2)"}
 
 
-def _slip(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """What is likely wrong with an example that the network does not run on, in brackets; else nothing."""
+def _likely_mistake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """A likely reason, in brackets, why the network does not run on the example; or nothing."""
     if list in map(type, args):
         return " (a list is one input of it; a tuple is several)"
     frames = tensors_of((args, kwargs))
@@ -124,7 +124,7 @@ def _copy_of(network: nn.Module) -> nn.Module:
 def _of_program(
     program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
 ) -> Traced:
-    """Open sizes, and what follows from them, become numbers: those of the example."""
+    """A program with dynamic sizes is exported again, for the sizes of the example."""
     if is_dynamic(program):
         return _exported(program.module(), args, kwargs, expected)
     return read(program, args, kwargs)
@@ -139,7 +139,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], e
         try:
             other = twin(model)(*copy.deepcopy(images), **copy.deepcopy(named))
             traced = _checked(model, lambda: export_any_batch(model, images, named), images, named, other)
-            _check_turned(model, traced, args, kwargs)
+            _check_negated(model, traced, args, kwargs)
             return _checked(model, lambda: traced, args, kwargs, expected)
         except torch.OutOfMemoryError:
             raise
@@ -147,13 +147,13 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], e
             if "data-dependent" in str(error):
                 raise
     traced = export(model, args, kwargs)
-    _check_turned(model, traced, args, kwargs)
+    _check_negated(model, traced, args, kwargs)
     return traced
 
 
-def _check_turned(model: nn.Module, traced: Traced, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """As _checked on the negative frame. torch.export takes what dropout hands on for a copy, and a relu_() of it shows
-    in no example that is positive."""
+def _check_negated(model: nn.Module, traced: Traced, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """_checked on the negated frame. torch.export takes the output of dropout for a copy; a relu_() on it writes to the
+    input, which no positive example shows."""
     args, kwargs = pytree.tree_map_only(Tensor, lambda x: -x if x.is_floating_point() else x, (args, kwargs))
     try:
         expected = twin(model)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
@@ -173,19 +173,21 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
     """The traced graph is the network: equal outputs on the example, or UnsupportedModel."""
     frames = [frame.clone() for frame in tensors_of((args, kwargs))]
     try:
-        with ALONE:
+        with ONE_AT_A_TIME:
             traced = way()
-        got = traced.signature.unflatten(traced.graph.forward(*frames))  # to call it prints where it fails
+        got = traced.signature.unflatten(
+            traced.graph.forward(*frames)
+        )  # not graph(...), which prints a traceback where it fails
         leaves, spec = pytree.tree_flatten(expected)
         ours, our_spec = pytree.tree_flatten(got)
-        # To compare raises where torch.export left a fake tensor.
+        # The comparison raises RuntimeError where torch.export left a fake tensor.
         if spec == our_spec and all(map(_equal, leaves, ours)):
             return traced
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise UnsupportedModel(f"its captured graph does not run: {first_line(error)}") from error
-    raise UnsupportedModel(f"{type(network).__name__} {OTHER}")
+    raise UnsupportedModel(f"{type(network).__name__} {DIFFERS}")
 
 
 def _equal(a: Any, b: Any) -> bool:

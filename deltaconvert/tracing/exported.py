@@ -32,8 +32,8 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 
 
 def export_any_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-    """The same for these sizes and any batch, which is what all inputs begin with. torch takes a batch of one for a
-    constant, so give two.
+    """The same for any batch, the first dimension of all inputs. Give an example with two images or more: torch.export
+    takes a batch of one for a constant.
 
     UnsupportedModel also where the graph depends on the batch.
     """
@@ -48,7 +48,7 @@ def _program(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **shapes: Any
 ) -> ExportedProgram:
     try:
-        # A copy: forward caches what it computes on some networks, and under export those are no real tensors.
+        # A copy: some networks cache what forward computes, and under export that is no real tensor.
         with quiet():  # the reason is in the exception
             return torch.export.export(twin(model), args, kwargs, strict=False, **shapes)
     except Exception as error:
@@ -56,7 +56,7 @@ def _program(
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs of a call by the names of forward, as torch.export wants to hear of them."""
+    """The inputs of a call by the names of their parameters of forward, as torch.export wants them."""
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     named: dict[str, Any] = {}
     for name, parameter in inspect.signature(model.forward).parameters.items():
@@ -75,7 +75,9 @@ def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
     frames = tensors_of(leaves)
     try:
         graph = _flat(program, leaves, frames)
-    except WriteToView:  # functionalise's way is short and keeps names; torch's own knows every view
+    except (
+        WriteToView
+    ):  # functionalise is shorter and keeps names; torch's own decompositions know every view
         graph = _flat(program.run_decompositions({}), leaves, frames)
     outputs: Any = graph.graph.output_node().args[0]
     constants = {i: value for i, value in enumerate(outputs) if not isinstance(value, fx.Node)}
@@ -89,7 +91,7 @@ def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def is_dynamic(program: ExportedProgram) -> bool:
-    """Some side of an input may have several lengths."""
+    """Some size of an input is open."""
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     return any(type(side) is not int for v in values if isinstance(v, Tensor) for side in v.shape)
 

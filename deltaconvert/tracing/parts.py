@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Build = Callable[[Traced, list[Tensor], str], "DeltaModel"]  # its last input: the path of what was traced
-
-
 WHOLE = "network"  # the path of a network that is an island as a whole
 
 
 class Part(nn.Module):
-    """A module in a network that runs as it was: converted, or dense for calls that it was not converted for."""
+    """Stands in a dense network for one of its modules: converted, and dense for calls that it was not converted
+    for."""
 
     def __init__(self, dense: nn.Module, delta: DeltaModel):
         super().__init__()
@@ -87,8 +86,8 @@ def find_parts(model: nn.Module, traced: Traced, call: Call, build: Build) -> di
 def _largest(module: nn.Module, call: Call, prefix: str, build: Build) -> dict[str, DeltaModel]:
     """The largest modules in `module` that convert, by path.
 
-    Only those with a convolution, which one call of `module` calls once, on maps of all of its images: what runs on
-    regions or several times has no last frame to go on from.
+    Only modules with a convolution that a call of `module` calls once, on maps of all its images. What runs on regions,
+    or several times, has no last frame to compare with.
     """
     images = _images(call)
     found: dict[str, DeltaModel] = {}
@@ -114,7 +113,7 @@ def _largest(module: nn.Module, call: Call, prefix: str, build: Build) -> dict[s
 
 
 class _Around(nn.Module):
-    """Calls a module, so that one that is an operator itself is a call in a graph too."""
+    """Calls a module. So a module that is a single operator becomes a call in a graph as well."""
 
     def __init__(self, part: nn.Module):
         super().__init__()
@@ -125,7 +124,7 @@ class _Around(nn.Module):
 
 
 def within(gm: fx.GraphModule, path: str) -> None:
-    """Name the nodes of a part's graph, part.0.conv and the like, as the network does."""
+    """Rename the nodes of a part's graph (part.0.conv) to their paths in the network."""
     for node in gm.graph.nodes:
         inner = [name.split(".") for name in names_of(node)]
         names = [".".join([path, *name[name[0] == "part" :]]) for name in inner]
@@ -142,7 +141,7 @@ def _images(call: Call) -> int | None:
 
 
 def calls_of(module: nn.Module, paths: Sequence[str], call: Call) -> dict[str, Call]:
-    """What one call of `module` calls the modules at `paths` with; nothing for those that it calls more than once."""
+    """The inputs of the modules at `paths` in one call of `module`, for those that it calls exactly once."""
     found: dict[str, list[Call]] = {path: [] for path in paths}
     model = twin(module)
 
@@ -176,7 +175,7 @@ def install(gm: nn.Module, parts: Mapping[str, DeltaModel]) -> None:
 
 @contextmanager
 def dense_parts(gm: nn.Module) -> Iterator[None]:
-    """For as long as a plan is made, which counts the work of the dense modules and plays a frame."""
+    """Inside, the dense modules are in their places: a plan counts their work and runs a frame."""
     parts = parts_of(gm)
     for path, part in parts.items():
         _put(gm, path, part.dense)

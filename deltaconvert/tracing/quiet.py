@@ -1,4 +1,4 @@
-"""Attempts that may fail say so to whoever tries; torch would print pages about each."""
+"""Silences torch while something is tried that may fail: it prints pages about each failure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager, redirect_stderr
 
 @contextmanager
 def without_logs() -> Iterator[None]:
-    """What torch's loggers would print stays unsaid, such as the traceback of an operator that refuses its inputs."""
+    """torch's loggers print nothing, such as the traceback of an operator that refuses its inputs."""
     loggers = [
         logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"
     ]
     speaking = [logger for logger in loggers if not logger.disabled]
-    # Of loggers that come with what is imported meanwhile: they pass on what they have to say.
+    # Loggers that are imported meanwhile are not in the list; they pass their messages to these handlers.
     handlers = [(handler, handler.level) for logger in loggers for handler in logger.handlers]
     for logger in speaking:
         logger.disabled = True
@@ -33,7 +33,7 @@ def without_logs() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nor is there a warning, or a word on stderr: torch.export prints the graph that it has got so far."""
+    """No warnings and nothing on stderr either: torch.export prints the graph that it has so far."""
     with without_logs(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

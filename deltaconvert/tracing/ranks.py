@@ -1,7 +1,7 @@
-"""How many dimensions the values of a graph have and which sizes, asked while it is traced.
+"""The ranks and sizes of a graph's values, asked for while it is traced.
 
-A network may go by that in Python, `if x.dim() == 3`, `*x.shape[2:]` or `assert x.shape[1] == 3`, and still be one
-graph for all sizes of frames; by `if x.shape[2] % 8`, and be one for all sizes at which it does the same.
+A network may decide by them in Python and still be one graph for all sizes of frames (`if x.dim() == 3`,
+`*x.shape[2:]`, `assert x.shape[1] == 3`), or for all sizes with the same answer (`if x.shape[2] % 8`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deltaconvert.tracing.quiet import without_logs
 
 
 class Ranks:
-    """Runs what is traced so far on tensors without values; each call goes on where the last one stopped."""
+    """Runs the graph as far as it is traced on fake tensors; each call goes on where the last one stopped."""
 
     def __init__(self, root: nn.Module, frames: Sequence[Tensor]):
         self._root, self._frames = root, frames
@@ -26,10 +26,10 @@ class Ranks:
         self._unknown: set[fx.Node] = set()
 
     def value(self, node: fx.Node) -> Any:
-        """A number or a tensor without values; None where that cannot be told."""
+        """A number or a fake tensor; None where it cannot be told."""
         if node.op == "placeholder":
             return self._frames[list(node.graph.nodes).index(node)]
-        if self._run is None:  # few networks ask, and the mode brings in the compiler: seconds
+        if self._run is None:  # made late: the mode imports torch's compiler (seconds), and few networks ask
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             self._run = fx.Interpreter(self._root, garbage_collect_values=False, graph=node.graph)
             self._run.args_iter = iter([self._mode.from_tensor(frame) for frame in self._frames])

@@ -1,7 +1,7 @@
-"""Networks that remember: a call writes to them what changes the answer of the next one.
+"""Networks that remember: what a call writes to them changes the answer of the next call.
 
-A frame average, a hidden state that the module keeps to itself, a counter of frames. What a graph computes follows from
-its inputs alone, so such a network equals its graph on the first frame and on no other.
+Examples are a frame average, a hidden state, a counter of frames. A graph computes from its inputs alone, so such a
+network would equal its graph on the first frame and on no other.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def remembers(
 ) -> list[str]:
     """The attributes that a call writes, where they change what the next call gives; none for most networks.
 
-    used: a copy of `network` after the call on (args, kwargs). Where anything in it was written, both answer another
-    frame, the mirrored one: a network that keeps sizes, grids or the number of calls does so without a difference.
-    """
+    used: a copy of `network` after the call on (args, kwargs). Where the call wrote anything, both answer another
+    frame, the mirrored one. Networks that only cache sizes or grids, or count calls, give the same answer."""
     written = _written(network, used)
     if not written:
         return []
@@ -68,7 +67,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal in value. What cannot be compared counts as written: two more calls tell."""
+    """Equal in value. What cannot be compared counts as written; the next two calls decide."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list | tuple | deque):

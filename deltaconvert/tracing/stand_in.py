@@ -1,5 +1,6 @@
-"""What a network computes with while it is traced stands in for tensors and sizes, also where Python or torch look at
-what a value is and torch.fx does not hear of the call."""
+"""Replacements, while a network is traced, for functions of torch whose calls torch.fx does not see.
+
+They get proxies in place of tensors and sizes, and record the call or answer for the example."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Functions = dict[Place, Function]
 
 
 class Kind(type):
-    """Of a class in the place of another, `usual`: only calls of it tell them apart."""
+    """Metaclass of a class that stands in for another, `usual`: isinstance and issubclass see no difference, calls
+    do."""
 
     usual: type
 
@@ -36,7 +38,7 @@ class _Size(metaclass=Kind):
     usual = torch.Size
 
 
-# torch takes sizes one by one if the first of them is a number.
+# Functions that take sizes one by one; torch then asks the first of them for a number.
 _SIZES: list[Place] = [
     *((torch, name) for name in ("zeros", "ones", "empty")),
     *(
@@ -51,9 +53,10 @@ _SETATTR: Place = (nn.Module, "__setattr__")
 
 
 class StandIns:
-    """Functions in the place of some of torch's, for the whole process as torch.fx has it. torch reads sizes before it
-    looks for who overrides the call, so that neither __torch_function__ nor a mode of the thread hears of them; of
-    torch.tensor a mode would, and of every other call with it. finfo is a class that asks nobody.
+    """Replaces some functions of torch, for the whole process, as torch.fx does with modules.
+
+    Neither __torch_function__ nor a mode would do: torch reads sizes before it looks for overrides. A mode would see
+    torch.tensor, but every other call as well. finfo is a class, and asks for no overrides.
 
     torch.zeros(x.shape[0], 4, *x.shape[2:])     a call in the graph
     torch.tensor([x.shape[2], x.shape[3]])       likewise
@@ -65,9 +68,10 @@ class StandIns:
     def __init__(
         self, value_of: Callable[[fx.Proxy], Any], assign: Callable[[nn.Module, str, fx.Proxy], bool]
     ):
-        """value_of: on the example; None for what cannot be told. assign: False leaves it to the module."""
+        """value_of: a value on the example, None where it cannot be told. assign: False where the module does it
+        itself."""
         self._value_of = value_of
-        get_overridable_functions()  # torch keeps that list: it must not be of ours
+        get_overridable_functions()  # torch caches this list: it must not hold our functions
         places = (*_SIZES, *_NUMBERS, *_LIMITS, _SIZE, _SETATTR)
         self._usual = {(home, name): getattr(home, name) for home, name in places}
         self._ours: Functions = {place: self._on_the_example(place) for place in _LIMITS}
@@ -80,11 +84,11 @@ class StandIns:
         return _switched(self._ours)
 
     def resting(self) -> AbstractContextManager[None]:
-        """While torch loads parts of itself: they may keep functions that they find."""
+        """While torch imports parts of itself, which may keep the functions that they find."""
         return _switched(self._usual)
 
     def _on_the_example(self, place: Place) -> Function:
-        """The function, of what its arguments are there."""
+        """The function, called with the values that its arguments have on the example."""
         usual = self._usual[place]
 
         def known(proxy: fx.Proxy) -> Any:
@@ -141,7 +145,7 @@ def _switched(functions: Functions) -> Iterator[None]:
         yield
     finally:
         for (home, name), own in before.items():
-            if own is None:  # it has that from its base
+            if own is None:  # inherited
                 delattr(home, name)
             else:
                 setattr(home, name, own)

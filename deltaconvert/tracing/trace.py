@@ -27,7 +27,7 @@ from deltaconvert.tracing.writes import is_island, watch_augmented, watch_island
 class Traced:
     """A traced network: its graph over flat tensors, its signature, and the modules that had to stay whole.
 
-    opaque: module path -> why it was not traced. how: a sentence on the way that the graph was found, and why that one.
+    opaque: module path -> why it was not traced. how: a sentence that says which way found the graph, and why.
     """
 
     graph: fx.GraphModule
@@ -86,7 +86,7 @@ def trace(
 def _traced(
     model: nn.Module, module: fx.GraphModule, tracer: Tracer, spec: pytree.TreeSpec, opaque: dict[str, str]
 ) -> Traced:
-    """What came out, without the calls that nothing reads. spec: of the call's inputs."""
+    """The result, without calls that nothing reads. spec: of the call's inputs."""
     assert tracer.outputs is not None
     outputs, out_spec = tracer.outputs
     constants = {i: o for i, o in enumerate(outputs) if not isinstance(o, fx.Proxy | Tensor)}
@@ -96,7 +96,9 @@ def _traced(
     for node in module.graph.nodes:
         if node.op == "call_module" and node.target in opaque:
             node.meta["why_dense"] = opaque[str(node.target)]
-    sizes = getattr(model, "meta", {}).get("sizes")  # of a network that was recorded for these alone
+    sizes = getattr(model, "meta", {}).get(
+        "sizes"
+    )  # a network recorded from a file knows the only sizes it takes
     return Traced(module, Signature(spec, tracer.constants, out_spec, constants, sizes), opaque)
 
 

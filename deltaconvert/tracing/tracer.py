@@ -29,9 +29,9 @@ _HOMES = ("torch", "operator", "_operator", "math", "builtins", "deltaconvert")
 class Value(fx.Proxy):
     """What a network computes with while it is traced.
 
-    x += y is recorded as what it is for tensors, a write to x; torch's own proxies record x + y. How many dimensions x
-    has is a number, and so is how many sizes. Where `if`, `int` or `float` wants a number, and that follows from sizes,
-    it is the example's, and the graph asserts it; where it follows from weights, it is theirs.
+    x += y is recorded as a write to x, which it is for tensors; torch's own proxies record x + y. The number of
+    dimensions of x is a plain number, and so is the length of its shape. Where `if`, `int` or `float` wants a number
+    that follows from sizes, it is the example's, and the graph asserts it; one that follows from weights is known.
     """
 
     tracer: Tracer
@@ -47,7 +47,7 @@ class Value(fx.Proxy):
 
     @property
     def _is_param(self) -> bool:
-        """nn.Parameter asks for that what is a tensor."""
+        """isinstance(x, nn.Parameter) asks tensors for this."""
         return isinstance(self.tracer.value(self.node), nn.Parameter)
 
     @property
@@ -96,7 +96,7 @@ class _Attribute(fx.proxy.Attribute, Value):
     """x.shape, or x.view of x.view(...)."""
 
     def __getattr__(self, name: str) -> Any:
-        """The kind of a device is a word, which torch.autocast wants as such."""
+        """x.device.type is text, which torch.autocast needs as such."""
         kind = self.tracer.kind_of_device(self.node) if name == "type" and self.attr == "device" else None
         return super().__getattr__(name) if kind is None else kind
 
@@ -116,11 +116,11 @@ for _function, _plain in OUT_OF_PLACE.items():
 class Tracer(fx.Tracer):
     """Traces into everything but operators that deltaconvert knows, and modules and functions asked to stay whole.
 
-    torch.fx looks on through the modules of the whole process: what other threads call meanwhile runs as it is.
+    torch.fx patches modules for the whole process: calls that other threads make meanwhile run as they are.
     """
 
     def __init__(self, args: Any, kwargs: Any, keep: Sequence[Any], opaque: dict[str, str], closed: set[Any]):
-        """closed: functions that torch.fx.wrap keeps whole, and that stay so."""
+        """closed: functions of torch.fx.wrap that cannot be traced into."""
         super().__init__()
         self._call = args, kwargs
         self._keep, self._opaque, self._closed = tuple(keep), opaque, closed
@@ -131,12 +131,11 @@ class Tracer(fx.Tracer):
         self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
         self.constants: dict[int, Any] = {}
         self._ranks: list[Ranks] = []
-        self._asks = False  # for a rank: modules run then
-        self._told: set[fx.Node] = set()  # whose dimensions the network was told
-        self._of_weights: dict[fx.Node, bool] = {}  # follows from weights alone
-        self._assigned: dict[
-            int, tuple[Tensor, fx.Proxy]
-        ] = {}  # by id: a module's tensor, what forward put there
+        self._asks = False  # while a value is worked out, modules run and are not traced
+        self._told: set[fx.Node] = set()  # nodes whose rank the network used, and the graph asserts
+        self._of_weights: dict[fx.Node, bool] = {}  # whether a node follows from weights alone
+        # A module's tensor, by its id, and what forward assigned in its place.
+        self._assigned: dict[int, tuple[Tensor, fx.Proxy]] = {}
         self._stand_ins = StandIns(lambda proxy: self.value(proxy.node), self._assign)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -181,7 +180,7 @@ class Tracer(fx.Tracer):
             raise
 
     def _opens(self, function: Any) -> bool:
-        """It is one of the network's own, which torch.fx.wrap would keep whole."""
+        """Whether to trace into it: a function of the network's own that torch.fx.wrap would keep whole."""
         home = getattr(function, "__module__", None) or ""
         own = isinstance(function, FunctionType) and home.partition(".")[0] not in _HOMES
         return own and function not in self._closed
@@ -201,19 +200,18 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _assign(self, module: nn.Module, name: str, value: fx.Proxy) -> bool:
-        """self.mean = self.mean.type_as(x), where mean is a tensor: it stays, since the graph reads it by its name, and
-        forward reads `value` from now on. False where it is none."""
+        """self.mean = self.mean.type_as(x) in forward: the module keeps its tensor, which the graph reads by its name,
+        and forward gets `value` from now on. False where the attribute is no tensor: the module then assigns it."""
         before = vars(module).get(name, module._buffers.get(name))
         if value.tracer is not self or not isinstance(before, Tensor):  # another thread traces with torch.fx
             return False
         path = self.path_of_module(module)
-        if self.is_leaf_module(
-            module, path
-        ):  # which reads its own: self.norm.running_mean = x.mean((0, 2, 3))
+        # self.norm.running_mean = x.mean((0, 2, 3)): norm stays whole, and would read its own tensor.
+        if self.is_leaf_module(module, path):
             raise TypeError(f"forward assigns to {path}.{name}, of a module that stays whole")
         if id(before) not in self._assigned:
             vars(module).pop(name, None)
-            # As a buffer it is read by way of getattr below; not by another name that it may have.
+            # As a buffer it is read through getattr above, by this name; other names of the tensor keep their own.
             before = module._buffers[name] = before.detach()
         self._assigned[id(before)] = before, value
         return True
@@ -259,7 +257,7 @@ class Tracer(fx.Tracer):
         return device.type if isinstance(device, torch.device) else None
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Of `if x.shape[2] > 8`; not of what values decide, nor the number of images."""
+        """The answer of `if x.shape[2] > 8`. What values or the number of images decide cannot be traced."""
         value = self._number(obj)
         return super().to_bool(obj) if value is None else bool(value)
 
@@ -272,8 +270,8 @@ class Tracer(fx.Tracer):
         return value
 
     def _number(self, obj: fx.Proxy) -> float | None:
-        """What follows from sizes: as on the example, where it is the same for one image more. The graph asserts it.
-        What follows from weights is a number in itself."""
+        """A number that follows from weights; or from sizes, if it is the same with one more image: then it is the
+        example's, and the graph asserts it."""
         weight = self.weight(obj.node)
         if weight is not None and weight.numel() == 1:
             return weight.item()
@@ -284,7 +282,7 @@ class Tracer(fx.Tracer):
         return value
 
     def weight(self, node: fx.Node) -> Tensor | None:
-        """What a network computes of its parameters alone; None where anything else goes in."""
+        """The value of a node that is computed from parameters alone; None for any other."""
         for each in node.graph.nodes:
             if each not in self._of_weights:
                 inputs = each.all_input_nodes if each.op in ("call_function", "call_method") else []
@@ -305,11 +303,11 @@ class Tracer(fx.Tracer):
         return made[node]
 
     def value(self, node: fx.Node) -> Any:
-        """On the example; None where that cannot be told."""
+        """The value on the example; None where it cannot be told."""
         return self._values(node)[0]
 
     def _values(self, node: fx.Node) -> tuple[Any, Any]:
-        """On the example, and on one image more."""
+        """The values on the example, and with one more image."""
         self._asks = True
         with self._stand_ins.resting():
             value, other = (ranks.value(node) for ranks in self._ranks)
@@ -345,12 +343,12 @@ class Tracer(fx.Tracer):
 
 
 def _one_more(frame: Tensor) -> Tensor:
-    """One image more in the batch."""
+    """The frame with one more image in the batch."""
     return torch.cat((frame, frame[-1:])) if frame.dim() else frame
 
 
 def _line_of_the_network() -> str:
-    """The innermost one, of the calls that are running."""
+    """The innermost line of the running calls that is the network's own."""
     for frame, line in traceback.walk_stack(None):
         file = frame.f_code.co_filename
         if is_the_networks(file):

@@ -14,8 +14,8 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def twin(network: M) -> M:
-    """A copy of its own, in the same modes. Tensors that a graph of gradients made come as values: torch refuses to
-    copy them, and torch.nn.utils.weight_norm and pruning leave such weights behind."""
+    """A deep copy in the same modes (training or not). Tensors with a gradient history, as torch.nn.utils.weight_norm
+    and pruning leave them, are copied as values: torch refuses to copy them otherwise."""
     results = [
         value
         for module in network.modules()
@@ -32,13 +32,12 @@ def twin(network: M) -> M:
 
 
 def is_exported(model: nn.Module) -> bool:
-    """The module of a program of torch.export: it says that it trains whatever it was made in, and refuses eval()."""
+    """The module of a program of torch.export: it always claims to be in training mode, and refuses eval()."""
     return isinstance(model, fx.GraphModule) and "eval" in vars(model)
 
 
 def uncompiled(network: nn.Module) -> nn.Module:
-    """What torch.compile or a data-parallel wrapper was called with: the network, or a copy that has its compiled parts
-    as they were."""
+    """The network without wrappers of torch.compile and data parallelism; a copy, if parts of it are wrapped."""
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return uncompiled(network.module)
     if "_orig_mod" in network._modules:
@@ -54,10 +53,10 @@ def uncompiled(network: nn.Module) -> nn.Module:
 
 
 def with_plain_weights(network: M) -> M:
-    """The same network, changed: what weight_norm, spectral_norm, pruning and other parametrizations make of its
-    weights in every call is a weight.
+    """Changes the network: what weight_norm, spectral_norm, pruning and other parametrizations compute of its weights
+    in every call becomes the weight.
 
-    torch's remove_parametrizations is not for this: it changes the class, which the copies of a module share.
+    Not by torch's remove_parametrizations, which changes the class that all copies of a module share.
     """
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):

@@ -1,4 +1,4 @@
-"""Writes in place in a traced graph: one run of it on the example tells who sees them."""
+"""Writes in place in a traced graph: running it once on the example shows which values they change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FACTS = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_gra
 
 
 def watch_augmented(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """See what each x += y is: only values tell maps from sizes, and who shares memory.
+    """Note what each x += y is; only values tell tensors from sizes, and which tensors share memory.
 
     meta["rebinds"]: x is no tensor (n = x.shape[2]; n += 1). meta["unseen"]: no tensor that is read later shares
     memory with x, such as another part of the same chunk. meta["keeps"], also of x.add_(y) and x.gt_(0): the type
@@ -54,7 +54,7 @@ def watch_augmented(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[st
 
 
 def watch_views(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """See whose memory the results of calls are, where names do not tell: x.mT, x.unflatten, dropout in eval mode.
+    """Note whose memory a result is, where the name of the call does not tell: x.mT, x.unflatten, dropout in eval mode.
 
     meta["views"]: the input that shares memory with the result. meta["is_same"]: it is the very same values.
     """
@@ -65,7 +65,7 @@ def watch_views(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, A
 
 
 def watch_islands(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """See which modules that stay whole write to their inputs.
+    """Find the modules that stay whole and write to their inputs.
 
     WriteToView, naming the module around it, where something reads such an input later: only that module as a whole
     sees the write. Where nothing does, meta["writes_inputs"] tells that the module needs inputs of its own.
@@ -95,7 +95,7 @@ class _AugmentedWatch(fx.Interpreter):
         return super().run_node(n)
 
     def _read_later(self, node: fx.Node) -> Any:
-        """The value, or the parts of it that are: parts[1] does not read parts[0]."""
+        """The value, or of a tuple the parts that are read later: parts[1] does not read parts[0]."""
         value, users = self.env[node], [user for user in node.users if user not in self._ran]
         if isinstance(value, tuple) and all(u.target is operator.getitem for u in users):
             return [value[u.args[1]] if isinstance(u.args[1], int | slice) else value for u in users]
