@@ -1,8 +1,9 @@
-// What a step computed at its candidates, compared with the stored map: the pixels that changed are stored and marked.
+// The end of a step whose kernel does not compare: its results at the candidates are compared with the stored map, and
+// the pixels that changed are stored and marked.
 #include "frame.cuh"
 #include "threshold.cuh"
 
-// Bring C values into the second-level cache. A warp does it.
+// Bring C values into the second-level cache. Called by a whole warp.
 __device__ __forceinline__ void prefetch(const value* from, int C) {
 #if __CUDA_ARCH__ >= 800
     for (int c = (threadIdx.x & 31) * 8 * VECTOR; c < C; c += 32 * 8 * VECTOR)
@@ -13,7 +14,7 @@ __device__ __forceinline__ void prefetch(const value* from, int C) {
 __device__ __forceinline__ bool stands(const number*) { return true; }
 __device__ __forceinline__ bool stands(number threshold) { return threshold >= 0; }
 
-// Whether a pixel of C channels, sc apart, moved by more than the threshold. A warp looks at it.
+// Whether a pixel of C channels, sc apart, moved by more than the threshold. Called by a whole warp.
 __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, const value* stored, int C,
                                               Threshold threshold, bool vectors) {
     const int lane = threadIdx.x & 31;
@@ -29,8 +30,8 @@ __device__ __forceinline__ bool pixel_differs(const value* fresh, long long sc, 
     return __any_sync(~0u, moved);
 }
 
-// Store the listed pixels of `fresh` (any strides) that changed, and mark them. A warp is a pixel.
-// A threshold below 0: all of them changed and are marked already. early: the list is older than the kernel before this one.
+// Store the listed pixels of `fresh` (any strides) that changed, and mark them; a warp for each pixel.
+// threshold: below 0 all listed pixels count as changed, and are marked already. early: see `begin`.
 extern "C" __global__ void commit(const value* fresh, long long sn, long long sc, long long sh, long long sw,
                                   value* stored, int pitch, u32* mask, int* changed, const int* list,
                                   const int* count, int C, int H, int W, Threshold threshold, int early) {

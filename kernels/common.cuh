@@ -67,8 +67,8 @@ struct __align__(16) Vector { value of[VECTOR]; };
 
 __device__ __forceinline__ Vector load(const value* from) { return *(const Vector*)from; }
 
-// Whether two values differ by more than the threshold, as in backends/reference.py; NaN does. `differs`: at 0 bits are
-// compared.
+// Whether two values differ by more than the threshold, as in backends/reference.py; NaN always does. `differs`
+// compares bits where the threshold is 0.
 __device__ __forceinline__ bool exceeds(value fresh, value stored, number threshold) {
     const number change = get(put(get(fresh) - get(stored)));
     return !((change < 0 ? -change : change) <= threshold);
@@ -83,10 +83,10 @@ __device__ __forceinline__ int sum_of_warp(int value) {
     return value;
 }
 
-// A kernel may start while those before it in the stream still run (programmatic dependent launch, from compute
-// capability 9.0 on), to get ready: weights, parameters, lists. It calls this in all threads that read what others wrote,
-// and in block 0 whatever there is to do: so no kernel ends before the one before it, and what any of them wrote may be
-// read after this call. Nothing may be written before it.
+// Wait until the kernel before this one in the stream has ended. From compute capability 9.0 on a kernel may start
+// earlier (programmatic dependent launch) and get ready: it reads weights, parameters and lists. Every thread that
+// reads what other kernels wrote calls this first, and block 0 always calls it. So no kernel ends before the one before
+// it, and after the call all earlier kernels' writes can be read. Nothing may be written before the call.
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -94,8 +94,8 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// The first thing that a kernel with a list does. early: the list was complete before this kernel could start, so that
-// the next one may start right away; else this one waits for it first. `Backend.is_early` knows which.
+// Called first by a kernel that walks a list. early: the list was complete before this kernel could start, so the next
+// kernel may start right away; else this one waits for its list. `Backend.is_early` knows which.
 __device__ __forceinline__ void begin(int early) {
     if (!early) return wait_for_predecessor();
 #if __CUDA_ARCH__ >= 900

@@ -1,6 +1,6 @@
-// The end of a kernel that computes listed pixels one by one. With COMPARE it stores, and marks, only pixels of which a
-// channel moved by more than a threshold: VOTERS threads of a warp, side by side, hold a pixel; they vote, and one of them
-// marks it. A source includes tail.cuh before this.
+// The end of a kernel that computes listed pixels one by one. With COMPARE it stores and marks only pixels of which a
+// channel moved by more than the threshold. VOTERS neighbouring threads of a warp hold a pixel: they vote, and one of
+// them marks it. A source includes tail.cuh before this.
 #include "threshold.cuh"
 
 #ifndef COMPARE
@@ -15,7 +15,7 @@ __device__ __forceinline__ int threads_of_pixel(int channels) {
     return COMPARE ? VOTERS : (channels + WIDTH - 1) / WIDTH;
 }
 
-// Where pixels are marked. list: of their places, *count so far; or null, where nobody wants it.
+// Where pixels are marked. list: gets their places, *count of them so far; null if no step needs it.
 struct Marks {
     u32* mask;
     int* changed;  // of each stream
@@ -34,7 +34,7 @@ __device__ __forceinline__ OfBlock& of_block() {
 }
 #endif
 
-// All threads of a block call it before they keep anything.
+// Called by all threads of a block before they store anything.
 __device__ __forceinline__ void begin_marks() {
 #if COMPARE
     for (int i = threadIdx.x; i < STREAMS; i += blockDim.x) of_block().changed[i] = 0;
@@ -43,7 +43,7 @@ __device__ __forceinline__ void begin_marks() {
 #endif
 }
 
-// And this when they have.
+// Called by all threads of a block when they have stored everything.
 __device__ __forceinline__ void end_marks(const Marks& marks) {
 #if COMPARE
     OfBlock& block = of_block();
@@ -57,7 +57,7 @@ __device__ __forceinline__ void end_marks(const Marks& marks) {
 #endif
 }
 
-// What a thread compares with, which is asked for before a sum begins. to: where its channels lie; or null.
+// The stored values that a thread compares with, loaded before a sum begins. to: where its channels lie; or null.
 __device__ __forceinline__ Pack before(const value* to) { return COMPARE && to ? *(const Pack*)to : Pack{}; }
 
 // Finish channels from `first` on of a pixel and store them.
@@ -76,7 +76,7 @@ __device__ __forceinline__ void keep(number (&v)[WIDTH], const Operand* __restri
     if ((__ballot_sync(pixel, moved) & pixel) == 0) return;
     if (to) *(Pack*)to = fresh;
     if (lane) return;
-    const int y = place / OW, x = place - y * OW;  // y goes on over the streams
+    const int y = place / OW, x = place - y * OW;  // y counts rows of all streams
     atomicOr(marks.mask + y * ((OW + 31) / 32) + x / 32, 1u << (x & 31));
     OfBlock& block = of_block();
     atomicAdd(stream < STREAMS ? block.changed + stream : marks.changed + stream, 1);

@@ -1,7 +1,7 @@
 // Convolution of any kind, pixel by pixel: depthwise, grouped, transposed, any number of channels, any type.
 //
-// A thread sums its channels over taps and inputs in that order, whatever else changed. kernels/conv_tiles.cu is the
-// fast one for what tensor cores can do.
+// A thread sums its channels over taps and inputs in that order, whatever else changed. It is the general way;
+// kernels/conv_tiles.cu is the fast one for what tensor cores can do.
 #include "tail.cuh"
 
 struct Head {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& h, int plac
                 } else {
 #pragma unroll
                     for (int j = 0; j < WIDTH; j++) {
-                        const int channel = (c + j) / h.outputs * h.inputs + input;  // pads of the output: past the map
+                        const int channel = (c + j) / h.outputs * h.inputs + input;  // padded outputs: past the map
                         if (channel < h.pitch) v[j] += get(pixel[channel]) * weight[j];
                     }
                 }

@@ -1,17 +1,17 @@
-// A convolution to 64 channels at most and a 1x1 convolution behind it that alone reads them, on Hopper's tensor cores:
-// what the first one makes of 64 listed pixels stays in shared memory, rounded as it would be stored.
+// Two convolutions in one kernel, on Hopper's tensor cores: one to at most 64 channels, and a 1x1 convolution that is
+// its only reader. The result of the first for 64 listed pixels stays in shared memory, rounded as it would be stored.
 //
-// The weights of both stay in shared memory, too. A block is two halves with tiles of their own, which take turns at what
-// the multiprocessor has: four warps of each multiply and finish, four load (kernels/gang.cuh). The rows of the first
-// sum pass through SLOTS; with ALSO the last steps of them are those of a second map, which is added to the second sum
-// by a 1x1 convolution of its own. 64 channels of the second sum are made and stored at a time.
+// The weights of both stay in shared memory as well. A block is two halves, each with tiles of its own, so that one
+// multiplies while the other loads or stores: in each, four warps multiply and finish, and four load
+// (kernels/gang.cuh). The rows of the first sum pass through SLOTS. With ALSO the last steps are those of a second map,
+// which a 1x1 convolution of its own adds to the second sum. The second sum is made and stored 64 channels at a time.
 //
-// Where few pixels changed several blocks share the channels of a tile; each makes all of the first sum.
+// Where few pixels changed, several blocks share the channels of a tile, and each makes all of the first sum.
 //
-// Sums are made in the order of kernels/few.cuh: the bits are those of two launches.
+// Sums are made in the order of kernels/few.cuh, so that the bits are those of two launches.
 //
-// Launch: 512 threads; shared memory: FIRST_STEPS + GROUPS * (1 + ALSO_STEPS) + 2 * (SLOTS + 1) times 8 KB, and what struct
-// Rest holds. Only for sm_90a.
+// Launch: 512 threads; shared memory: 8 KB * (FIRST_STEPS + GROUPS * (1 + ALSO_STEPS) + 2 * (SLOTS + 1)), and
+// sizeof(Rest). Only for sm_90a.
 #include "tensor.cuh"
 
 #ifndef SLOTS
@@ -70,10 +70,10 @@ struct Rest {
     struct Half : Gang<64, SLOTS> {
         Tap taps[STEPS];
     } half[HALVES];
-    u64 first_weights, weights;  // barriers: they are there
+    u64 first_weights, weights;  // barriers that these have arrived
 };
 
-// A warp's 16 rows of the first sum, finished, where the second one reads them.
+// Finish a warp's 16 rows of the first sum, and put them where the second one reads them.
 __device__ __forceinline__ void keep_between(const float (&sums)[32], const float* bias, u32 to) {
     const int lane = threadIdx.x & 31, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
 #pragma unroll
@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__((HALVES * (THREADS + LOADERS)), 1)
         }
         if (next >= tiles) return;
         arrive(finished + turn * 8);
-        meet(3 + half, THREADS);  // all have multiplied what lies `between`
+        meet(3 + half, THREADS);  // `between` is free: all have multiplied it
         tile = next, turn = (turn + 1) % TURNS;
     }
 }

@@ -1,14 +1,14 @@
-// Convolution in single precision as it is, by ordinary instructions: BM listed pixels, wherever they lie, times BN output
+// Convolution in strict single precision, without tensor cores: BM listed pixels, wherever they lie, times BN output
 // channels, or tiles of 64 x 64 where few are listed. taps.cuh says how the rows of the product are gathered, here in
 // pieces of 16 bytes.
 //
-// A warp has 4 x 8 threads, each TM x TN sums: rows 4 apart, and packs of four neighbouring channels, so that they are
-// finished from registers, while the first copies of the next tile are on their way. What bounds a tile beside the
-// multiplications is what is read of shared memory: TM + TN vectors for 4 * TM * TN products.
+// A warp is 4 x 8 threads with TM x TN sums each: rows 4 apart, and packs of four neighbouring channels. So they are
+// finished from registers, while the first copies of the next tile arrive. Beside the multiplications, reading shared
+// memory bounds a tile: TM + TN vectors for 4 * TM * TN products.
 //
-// A sum adds up its products one after the other, whatever the tile. Where few pixels change, the SPLIT blocks of a cluster
-// share the steps, and their sums meet in shared memory; else a block computes all SPLIT sums itself and adds them in the
-// same order: a pixel's bits depend on nothing else that changed.
+// A sum adds its products in one order, whatever the tile. Where few pixels change, the SPLIT blocks of a cluster share
+// the steps, and their sums meet in shared memory; else a block computes all SPLIT sums itself and adds them in the
+// same order. So a pixel's bits do not depend on what else changed.
 #include "taps.cuh"
 
 #ifndef BM
@@ -47,8 +47,8 @@ struct Work {
     int listed, OH, OW;
 };
 
-// BATCH packs of a tile from `first` on, `apart` from each other: their loads do not wait for each other. of_pack: adds a
-// pack's sums.
+// BATCH packs of a tile from `first` on, `apart` from each other: their loads do not wait for each other. of_pack: adds
+// a pack's sums.
 template <class T, class Sum>
 __device__ __forceinline__ void finish(const Work& work, const Head& h, const Corner* corners, int first_channel, int first,
                                        int apart, Sum of_pack) {
@@ -119,7 +119,7 @@ template <class T> __device__ __forceinline__ void run(char* memory, const Head*
             for (int chunk = 0; chunk < 8; chunk += 2) {
                 const typename T::Places there = T::places_of(stage, chunk + 1);
                 T::multiply(sums, even, here, odd, there);
-                if (chunk == 6) {  // the next stage is read from here on, and nobody reads the one before this
+                if (chunk == 6) {  // from here on the next stage is read, and the last one is free
                     wait<STAGES - 3>();
                     __syncthreads();
                     gather.load(step + STAGES - 1);

@@ -1,13 +1,13 @@
 // Convolution as a product of matrices on tensor cores: BM listed pixels, wherever they lie, times BN output channels.
 // taps.cuh says how rows are gathered, here in pieces of PIECE bytes.
 //
-// Where few pixels change, a few blocks would stream all the weights, and a multiprocessor draws 30 GB/s from the cache
-// whatever it does. So the SPLIT blocks of a cluster share the steps; their sums meet in shared memory. Where many pixels
-// change, a block computes all SPLIT sums itself and adds them in the same order: a pixel's bits depend on nothing else
-// that changed.
+// Where few pixels change, few blocks would stream all the weights, and a multiprocessor cannot read more than 30 GB/s
+// from the cache. So the SPLIT blocks of a cluster share the steps, and their sums meet in shared memory. Where many
+// pixels change, a block computes all SPLIT sums itself and adds them in the same order. So a pixel's bits do not
+// depend on what else changed.
 //
-// TYPE 1 computes in TF32; kernels/conv_exact.cu does not round. Below compute capability 8.0 kernels/conv.cu runs
-// instead; clusters need 9.0.
+// TYPE 1 computes in TF32, which rounds; kernels/conv_exact.cu does not. Needs compute capability 8.0 (below it
+// kernels/conv.cu runs); clusters need 9.0.
 #include "taps.cuh"
 
 #ifndef BM
@@ -100,7 +100,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
         }
         const char* weights_at = h.weight + ((size_t)(first_n + thread / 8) * h.steps + first_step) * STEP + thread % 8 * 16;
         const size_t weights_apart = (size_t)(THREADS / 8) * h.steps * STEP;
-        Tap tap = h.taps[min(first_step, h.steps - 1) * PIECES + piece];  // of the next step: known before it is needed
+        Tap tap = h.taps[min(first_step, h.steps - 1) * PIECES + piece];  // of the next step, read ahead
         const auto load_pixels = [&](int step) {
             const u32 a = stages + step % STAGES * STAGE;
 #pragma unroll
@@ -125,7 +125,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
 #pragma unroll
         for (int step = 0; step < STAGES - 1; step++)
             if (step < steps) load_weights(step);
-        if (early && block == first_block) wait_for_predecessor();  // it wrote the pixels, and nothing else read so far
+        if (early && block == first_block) wait_for_predecessor();  // it wrote the pixels, nothing read before
 #pragma unroll
         for (int step = 0; step < STAGES - 1; step++) {
             if (step < steps) load_pixels(step);

@@ -1,23 +1,24 @@
 // Convolution on Hopper's tensor cores: BM listed pixels, wherever they lie, times BN output channels.
 //
-// A step of the sum is 128 bytes of each row, in pieces of 16 bytes that a table takes to (tap, channel). Threads
-// gather the rows, 0 outside the map; the weights lie in the order they are needed, so that one bulk copy brings a
-// step's. Both land in shared memory as wgmma reads it, 128 bytes a row, swizzled. A stage is BM rows and BN rows.
+// A step of the sum is 128 bytes of each row, in pieces of 16 bytes; a table says which tap and channels a piece is.
+// Threads gather the rows, 0 outside the map. The weights lie in memory in the order of the steps, so that one bulk
+// copy brings those of a step. Both land in shared memory as wgmma reads it, 128 bytes a row, swizzled: a stage is BM
+// rows of pixels and BN rows of weights.
 //
-// A block takes every gridDim.x-th tile. While a tile is finished the first steps of the next are on their way. A map
-// that is added to the sums is loaded beside the steps, as far as registers go.
+// A block takes every gridDim.x-th tile. While it finishes a tile, the first steps of the next one are loaded. A map
+// that is added to the sums is loaded during the steps, as far as registers suffice.
 //
-// Where few pixels changed large tiles would leave most of the GPU idle. SMALL: as long as tiles of 64 x 64 all run at a
-// time, they are taken; they make the same sums in the same order. SPLIT: then the blocks of a cluster share the steps of
-// a sum, as in kernels/conv_tiles.cu; else a block does all shares, and adds them in the same order.
+// Where few pixels changed, large tiles would leave most of the GPU idle. With SMALL, tiles of 64 x 64 are taken as
+// long as all of them run at a time; they make the same sums in the same order. With SPLIT, the blocks of a cluster
+// then share the steps of a sum, as in kernels/conv_tiles.cu; else a block does all shares, and adds them in the same
+// order.
 //
-// WHOLE: where all pixels are listed kernels/whole.cuh does the work. Else kernels/many.cuh in blocks of 128 rows, and
-// in blocks of 64 rows kernels/few.cuh, whose four more warps do all of the loading.
+// The work is done by kernels/whole.cuh where all pixels are listed (with WHOLE), else by kernels/many.cuh in blocks of
+// 128 rows, and by kernels/few.cuh in blocks of 64 rows, which have four more warps for loading.
 //
-// Launch: 2 * BM threads, 128 more where BM is 64. Shared memory: STAGES * (BM + BN) * 128 + BM * 17 (21 with MANY_TAPS)
-// + BN * 8 + SMALL_STAGES * 8 + 8 + STEP_TAPS * 8 * even(steps) bytes, where BM is 64 BM * 9 + (BN + SMALL_STAGES) * 8 + 56
-// more, BM * 4 more with ALSO, 256 more with COMPARE, and what whole.cuh says.
-// Only for sm_90a.
+// Launch: 2 * BM threads, 128 more where BM is 64. Shared memory: STAGES * (BM + BN) * 128 + BM * 17 (21 with
+// MANY_TAPS) + BN * 8 + SMALL_STAGES * 8 + 8 + STEP_TAPS * 8 * even(steps) bytes, where BM is 64 BM * 9 + (BN +
+// SMALL_STAGES) * 8 + 56 more, BM * 4 more with ALSO, 256 more with COMPARE, and what whole.cuh says. Only for sm_90a.
 #include "tensor.cuh"
 
 #ifndef BM  // a cluster shares sums of 64 rows alone
@@ -93,8 +94,8 @@
 #include "whole.cuh"
 #endif
 
-// Bring the weights into the second-level cache while the kernels before this one run: from frame to frame they do not
-// stay there.
+// Bring the weights into the second-level cache while the kernels before this one run. They do not stay there from
+// frame to frame.
 __device__ __forceinline__ void prefetch_weights(const Head& h, int channels) {
     const int whole = (channels + BN - 1) / BN * BN, rows = whole * even(h.steps);
     const int share = (rows + gridDim.x - 1) / gridDim.x, first = blockIdx.x * share;
@@ -122,8 +123,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__((IN_BLOCK), AT_ONCE)
     const bool fits = !COMPARE || channels <= 64;  // a tile of 64 x 64
     const int few = (work.listed + 63) / 64 * ((channels + 63) / 64);  // tiles of 64 x 64
 #if SPLIT > 1
-    // In steps of a block. Large tiles read less from the cache for each product, small ones keep more multiprocessors
-    // busy.
+    // Times in steps of a block. Large tiles read less from the cache for each product, small ones keep more
+    // multiprocessors busy.
     const int many = (work.listed + BM - 1) / BM * ((channels + BN - 1) / BN);
     if (rounds(many * SPLIT) * (h.steps / SPLIT + START_TOGETHER) < rounds(many) * (h.steps + START)) {
         if (fits && few * SPLIT * AT_ONCE <= (int)gridDim.x) return walk<64, SMALL_STAGES, true>(h, work);

@@ -1,9 +1,9 @@
-// The counts of a frame, and of all frames.
+// How many pixels were computed and changed, in a frame and in all frames.
 #include "frame.cuh"
 
-// The counts of a frame, for every edge: counted[2 * edge] pixels were computed and counted[2 * edge + 1] changed; and
-// behind those of all edges the same of all frames.
-// computed: the counter of each edge; changed: the first of its `streams` counters.
+// counted: for every edge the pixels computed, counted[2 * edge], and changed, counted[2 * edge + 1], in this frame;
+// behind these the same for all frames so far. computed: the counter of each edge; changed: the first of its `streams`
+// counters.
 __device__ __forceinline__ void tally_edge(const int* counters, const int* computed, const int* changed,
                                            const int* streams, long long* counted, int edges, int edge) {
     long long sum = 0;

@@ -1,9 +1,9 @@
-// Depthwise convolution of listed pixels. A thread is WIDTH channels and RUN pixels that follow each other in the list,
-// and every so many of those; where they fit, the weights of its channels stay in registers. Pixels that lie side by
-// side, as most of a list do, share what they read. A pixel sums over taps in their order, whatever else changed.
+// Depthwise convolution of listed pixels. A thread computes WIDTH channels of RUN consecutive pixels of the list at a
+// time; the weights of its channels stay in registers if they fit. Pixels that lie side by side, as most of a list do,
+// share what they read. A pixel sums over taps in their order, whatever else changed.
 //
-// STAGED: where more pixels are listed than the grid's threads take at once, or the window is large, tiles of the map come
-// into shared memory first, where a pixel is read once for all that listed ones need of it.
+// STAGED: where more pixels are listed than the grid's threads take at once, or where the window is large, tiles of the
+// map are brought into shared memory first, so that a pixel is read once for all outputs that need it.
 #include "depthwise.cuh"
 
 #ifndef KH
@@ -27,12 +27,12 @@
 constexpr int TAPS = KH * KW;
 constexpr bool HOLD = TAPS * WIDTH * sizeof(number) <= 288;
 constexpr int ROWS_AT_ONCE = HOLD ? KH : 1;
-// STAGED: tiles for lists of any length. Measured (H100, half; benchmarks/results/depthwise_tiles.json): 5x5 on 96 channels
-// at 68x120, batch 8, 1 % and 20 % of the pixels 27 and 36 us pixel by pixel, 9 and 13 in tiles; 3x3 is faster pixel by
-// pixel as long as all run at once.
+// STAGED: tiles for lists of any length. Measured (H100, half; benchmarks/results/depthwise_tiles.json): 5x5 on 96
+// channels at 68x120, batch 8, 1 % and 20 % of the pixels 27 and 36 us pixel by pixel, 9 and 13 in tiles; 3x3 is faster
+// pixel by pixel as long as all run at once.
 constexpr bool ALWAYS_TILES = TAPS > 9 && !COMPARE;
 
-// v: of PIXELS side by side, the first of which reads from row `top` and column `left` on, at `from`.
+// v: the sums of PIXELS pixels side by side, the first of which reads from row `top` and column `left` on, at `from`.
 template <int PIXELS, bool BESIDE>
 __device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, number (&held)[HOLD ? TAPS : 1][WIDTH],
                                     const value* weights, const value* from, int top, int left) {
@@ -64,8 +64,8 @@ __device__ __forceinline__ void sum(number (&v)[PIXELS][WIDTH], const Head& h, n
 #include "depthwise_tiles.cuh"
 #endif
 
-// out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
-// than the kernel before this one; bits: the same pixels, one each, or null; the others: struct Marks.
+// out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: see
+// `begin`; bits: the listed pixels as a mask, or null; the others: struct Marks.
 extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
     depthwise(const Head* __restrict__ head, const Operand* __restrict__ operands, value* out, int pitch, int channels,
               const int* list, const int* count, int OH, int OW, int early, u32* mask, int* changed,
@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
         } else {
 #pragma unroll 1
             for (int p = 0; p < RUN && first + p < listed; p++) {
-                int place = places[0];  // places[p], which stay in registers
+                int place = places[0];  // places[p], by selection: an index would move the array out of registers
 #pragma unroll
                 for (int q = 1; q < RUN; q++) place = p == q ? places[q] : place;
                 const value* from = corner(place, n, top, left);

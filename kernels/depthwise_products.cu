@@ -1,13 +1,13 @@
-// Depthwise convolution of listed pixels on tensor cores, in half or bfloat16: a tap of 8 channels is their product with
-// a matrix that has the weights on its diagonal and is 0 elsewhere. An instruction makes a tap of 16 pixels, where 32
-// threads would convert and multiply for four. Seven of eight products are by 0: a channel that is no finite number makes
-// its pixel's other 7 NaN.
+// Depthwise convolution of listed pixels on tensor cores, in half or bfloat16. A tap of 8 channels is their product
+// with a matrix that has the weights on its diagonal and 0 elsewhere. One instruction makes a tap of 16 pixels; in the
+// same time 32 threads could convert and multiply for four. Seven of eight products are by 0, so a channel that is
+// infinite or NaN makes the other 7 of its pixel NaN.
 //
-// A warp is 16 channels of a tile's 16 pixels across and half of its rows. A row of the tile with its shift is read once
-// for all rows of the output that it is a tap of. Sums go over taps in their order, whatever else changed; they are not
-// those of depthwise.cu to the bit, so a layer is always computed by one of them.
+// A warp computes 16 channels of a tile's 16 columns and half of its rows. A row of the tile is read once for each
+// shift, for all output rows that it is a tap of. Sums go over taps in their order, whatever else changed. They differ
+// from those of depthwise.cu in the last bits, so a layer is always computed by the same one of the two.
 //
-// Where few pixels are listed, a tile is computed for one of them.
+// Where few pixels are listed, a tile is computed even for a single one.
 #include "depthwise.cuh"
 
 #ifndef KH
@@ -23,17 +23,17 @@
 #define THREADS 128
 
 #if __CUDA_ARCH__ >= 800 && (TYPE == 2 || TYPE == 3)
-constexpr int TAPS = KH * KW, SLOT = 32, ROW_PART = 16;  // all of a tile's
+constexpr int TAPS = KH * KW, SLOT = 32, ROW_PART = 16;  // channels of a slot; columns of a tile
 #include "staged.cuh"
 
-constexpr int ROWS = HIGH / 2 < 1 ? 1 : HIGH / 2, IN_ROWS = rows_in(ROWS);  // of a warp, made and read
+constexpr int ROWS = HIGH / 2 < 1 ? 1 : HIGH / 2, IN_ROWS = rows_in(ROWS);  // that a warp makes, and that it reads
 #if TYPE == 2
 #define PRODUCT "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"
 #else
 #define PRODUCT "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32"
 #endif
 
-// Pixels that are SW apart lie behind each other, eight of them in different banks.
+// Pixels that are SW apart are neighbours here, and eight of them lie in different banks.
 __device__ __forceinline__ int piece_at(int col, int piece) {
     const int slot = col / SW + col % SW * (IN_W / SW);
     return slot * PIECES + (piece ^ (slot >> 1 & 3));
@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
                 if (channel < h.pitch) bias[half][j] = h.bias[channel];
             }
         }
-        int shifts[KW];  // where this thread's pixel lies that is read with each shift
+        int shifts[KW];  // where the pixel lies that this thread reads for each shift
 #pragma unroll
         for (int k = 0; k < KW; k++) shifts[k] = piece_at((lane & 15) * SW + k, of_warp / VECTOR + lane / 16) * 16;
         const auto sum = [&](int k, int n, int top, int left) {

@@ -1,11 +1,10 @@
-// Tiles of depthwise.cu: a block brings one into shared memory, of which it reads what listed pixels read, and sums up
-// its listed pixels while the copies of its next tile are on their way. A pixel is SLOT channels there, those of LANES
-// threads; with COMPARE all of them, and fewer rows. A thread sums up RUN pixels of a row at a time, where one of them is
-// listed.
+// The tiles of depthwise.cu. A block brings the pixels that a tile's listed pixels read into shared memory, and sums
+// them up while the next tile is copied. A pixel has SLOT channels there, those of LANES threads; with COMPARE it has
+// all, and tiles have fewer rows. A thread sums up RUN pixels of a row together if one of them is listed.
 constexpr int SLOT = COMPARE ? VOTERS * WIDTH : 32, LANES = SLOT / WIDTH, ROW_PART = RUN;
 #include "staged.cuh"
 
-// Runs side by side read RUN * SW columns apart, and in different banks.
+// Neighbouring runs read RUN * SW columns apart, in different banks.
 __device__ __forceinline__ int piece_at(int col, int piece) {
     return (col ^ (col / (RUN * SW) & 1)) * PIECES + piece;
 }
@@ -14,7 +13,8 @@ struct Shared : Tiles {
     u8 order[2][32];  // of a tile's runs: even ones and odd ones
 };
 
-// v: of RUN pixels side by side; begin: the first value that they read, in an odd run of a row or an even one.
+// v: the sums of RUN pixels side by side; begin: the first value that they read; odd_run: whether it is an odd run of a
+// row.
 __device__ __forceinline__ void sum_up(number (&v)[RUN][WIDTH], const number (&held)[TAPS][WIDTH], const value* begin,
                                        int odd_run) {
     const value *evens = begin + odd_run * SLOT, *odds = begin - odd_run * SLOT;  // as `slot_of` has them

@@ -1,14 +1,14 @@
 // Tiles of conv_exact.cu: what its four warps multiply, and the copies into shared memory that they wait for.
 //
-// An instruction that multiplies reads three registers, and of each of two banks one at a time: of a row's value, which is
-// kept for all channels, of a weight and of a sum. So a vector of weights is of two values of two channels: those of a
-// channel lie in one bank, and its sums in the other one.
+// A multiply-add reads three registers, a pixel's value, a weight and a sum, and one register at a time from each of
+// two banks; the value is kept for all channels. So a vector of weights holds two values of two channels each: a
+// channel's weights lie in one bank, and its sums in the other.
 
 // Lanes of a warp: what they read of shared memory at once is merged where lanes 1 or 2 apart read the same.
 __device__ __forceinline__ int lane_m() { return (threadIdx.x >> 1 & 1) + (threadIdx.x >> 3 & 2); }
 __device__ __forceinline__ int lane_n() { return (threadIdx.x & 1) + (threadIdx.x >> 1 & 6); }
 
-// Volatile, so that compilers leave them where they are: they would bring weights right before they are needed.
+// Volatile, so that compilers do not move these loads to right before they are needed.
 __device__ __forceinline__ void read(float (&v)[4], u32 from) {
     asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
@@ -29,8 +29,8 @@ template <int rows, int channels, int across> struct Tile {
         float4 parts[SPLIT > 1 ? PACKS : 1][SPLIT > 1 ? THREADS : 1];
     };
     typedef float Sums[TM][TN];
-    // What a thread has read ahead of what it multiplies: the weights of a chunk, four values of the sum, and its first
-    // row. A vector of weights is of two channels, and two values.
+    // What a thread has read ahead: the weights of a chunk, which is four values of the sum, and its first row. A
+    // vector of weights has two values of two channels.
     struct Ahead {
         float weights[TN / 2][2][4], row[4];
     };
@@ -57,7 +57,7 @@ template <int rows, int channels, int across> struct Tile {
         for (int j = 0; j < TN; j++) read_weights(ahead, places, j);
         read_row(ahead, places, 0);
     }
-    // Multiply a chunk, and read the next one meanwhile.
+    // Multiply a chunk while the next one is read.
     __device__ __forceinline__ static void multiply(Sums& sums, Ahead& now, const Places& here, Ahead& next,
                                                     const Places& there) {
 #pragma unroll
@@ -85,17 +85,18 @@ template <int rows, int channels, int across> struct Tile {
     }
 };
 
-// The copies of a tile, of which a thread does a piece of every THREADS / 8 rows.
+// The copies of a tile. A thread copies a piece of every (THREADS / 8)-th row.
 template <class T> struct Gather {
     typename T::Shared& shared;
     const int first_step, steps;
     const Corner* corners;
     const char* weights;
-    Tap tap;  // of the next step: known before it is needed
+    Tap tap;  // of the next step, read ahead
 
     __device__ __forceinline__ static int piece() { return threadIdx.x % 8; }
     __device__ __forceinline__ static int first_row() { return threadIdx.x / 8; }
-    // The first steps of a tile. wait: for what wrote the pixels; nothing else read so far.
+    // The first steps of a tile. wait: whether to wait for the kernel that wrote the pixels; what was read before is
+    // older.
     __device__ __forceinline__ void start(int turn, int first_channel, bool wait) {
         const Head& h = shared.head;
         corners = shared.corners[turn];

@@ -1,15 +1,16 @@
 // Blocks of 64 rows, for few pixels: four warps multiply and finish, four load.
 //
-// A slot of shared memory holds a step. Those that load fill it when it is `released`, those that multiply read it when it
-// has `arrived`; nobody meets at a barrier of the block. Those that load are up to TURNS - 1 tiles ahead.
+// A slot of shared memory holds a step. The loading warps fill it when it is `released`, the multiplying warps read it
+// when it has `arrived`; there is no barrier of the whole block. Loading may be up to TURNS - 1 tiles ahead.
 //
-// Copies say by themselves that they are there, where wgmma reads them (BY_THEMSELVES). Where rows are read into registers
-// to be rounded, threads wait for their copies LATE steps behind, so that others are on their way: racecheck does not
-// follow copies that arrive by themselves. They are 4 % faster (docs/performance_tried.md).
+// BY_THEMSELVES: copies that wgmma reads signal their arrival themselves, which is 4 % faster
+// (docs/performance_tried.md). Where rows are read into registers to be rounded, threads wait for their own copies
+// instead, LATE steps after they started them: racecheck cannot follow copies that signal by themselves.
 //
-// SPLIT: the blocks of a cluster share the steps of a sum where that is faster. A block finishes some of the rows.
+// SPLIT: the blocks of a cluster share the steps of a sum where that is faster. Each block then finishes some of the
+// rows.
 
-// Finishes the sums of a cluster: each block some of the rows.
+// Finishes the sums of a cluster; each block takes some of the rows.
 template <int M, int N> struct Together {
     static constexpr int OWN = (M / SPLIT * (N / WIDTH) + THREADS - 1) / THREADS, EARLY = !ADDS ? 0 : OWN < 4 ? OWN : 4;
     static constexpr int PITCH = N + 8;  // of a row; keeps a warp's stores in different banks
@@ -45,7 +46,7 @@ template <int M, int N> struct Together {
             *(float2*)(to + j * 8 + 8 * PITCH) = make_float2(sums[j * 4 + 2], sums[j * 4 + 3]);
         }
         cluster_barrier();
-        float v[OWN][WIDTH] = {};  // all are asked for before the first one is finished
+        float v[OWN][WIDTH] = {};  // all are loaded before the first one is finished
 #pragma unroll
         for (int i = 0; i < OWN; i++)
 #pragma unroll
@@ -71,8 +72,8 @@ template <int M, int N> struct Together {
     }
 };
 
-// Compute all that is listed in tiles of 64 pixels times N channels, in S slots. TOGETHER: the blocks of a cluster share
-// each sum.
+// Compute all listed pixels in tiles of 64 pixels times N channels, with S slots. TOGETHER: whether the blocks of a
+// cluster share each sum.
 template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     constexpr int M = 64, STAGE = (M + N) * STEP, WARPS = THREADS / 32;
     constexpr bool OPEN = !ROUNDS;  // a step is still multiplied while the next one is waited for
@@ -91,7 +92,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     Rows<M, N>& rows = *(Rows<M, N>*)(memory + BYTES);
     const u32 stages = shared_address(memory);
     const u32 arrived = stages + BYTES + (int)sizeof(rows), released = arrived + S * 8;  // barriers of each slot
-    const u32 known = released + S * 8, finished = known + TURNS * 8;  // and of each turn: its tile is written down; done
+    const u32 known = released + S * 8, finished = known + TURNS * 8;  // of each turn: its tile is described; it is done
     Tap* const taps = (Tap*)(memory + BYTES + sizeof(rows) + 2 * (S + TURNS) * 8);
     const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread >> 5, 0);
     const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
@@ -120,13 +121,13 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     __syncthreads();
 
     if (warp >= WARPS) {
-        // This thread's copies of the step that was `before` slots back are there.
+        // This thread's copies of the step `before` slots back have arrived.
         const auto announce = [&](int slot, int before) {
             publish();
             arrive(arrived + (slot < before ? slot - before + S : slot - before) * 8);
         };
         u32 phase = 1;
-        int ask = warp - WARPS;  // the next step whose weights this warp asks for
+        int ask = warp - WARPS;  // the next step whose weights this warp loads
         arrive(known);
         for (int described = 1;; described++) {
             const int next = tile + stride;
@@ -135,7 +136,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
             if (described == 1 && work.early) {
                 for (; ask < S && ask < steps; ask += LOADERS / 32)
                     gather.load_weights(ask, slot_at(ask), arrived + ask * 8);
-                wait_for_predecessor();  // it wrote the pixels, and nothing else read so far
+                wait_for_predecessor();  // it wrote the pixels; all that was read before is older
             }
             Tap tap = gather.tap_of(0);
             for (int step = 0; step < steps; step++) {
@@ -157,14 +158,14 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
                 if (++slot == S) slot = 0, phase ^= 1;
                 if (step == min(S, steps) - 1 && next < total) {
                     turn = (turn + 1) % TURNS;
-                    await(finished + turn * 8, described / TURNS & 1 ^ 1);  // what was there before
+                    await(finished + turn * 8, described / TURNS & 1 ^ 1);  // the tile that had this turn before
                     gather.describe(next, turn);
                     arrive(known + turn * 8);
                     gather.look_up(next + stride);
                 }
             }
             if (!BY_THEMSELVES) one_by_one<LATE - 1>([&](int open) { if (open < steps) announce(slot, open + 1); });
-            if (BY_THEMSELVES && next >= total) wait_for_copies();  // a thread stays until they are there
+            if (BY_THEMSELVES && next >= total) wait_for_copies();  // a thread must not end before its copies
             if (TOGETHER) cluster_barrier(), cluster_barrier();
             if (next >= total) return;
             meet(2, LOADERS);
@@ -177,7 +178,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
     for (int tiles = 0;; tiles++) {
         const int next = tile + stride;
         int first_n = tile % blocks_n * N;
-        asm volatile("" : "+r"(first_n));  // here, and not behind the steps, where it is needed
+        asm volatile("" : "+r"(first_n));  // computed here, not after the steps, where it is needed
         float sums[N / 2], totals[IN_SHARES ? N / 2 : 1] = {};
         int more = 0, share = 1;
         await(known + turn * 8, tiles / TURNS & 1);
@@ -190,7 +191,7 @@ template <int N, int S, bool TOGETHER> __device__ __forceinline__ void walk(cons
         for (int step = 0; step < steps; step++) {
             const int before = slot == 0 ? S - 1 : slot - 1;
             await(arrived + slot * 8, phase);
-            if (BY_THEMSELVES) publish();  // to wgmma what the copies wrote
+            if (BY_THEMSELVES) publish();  // makes what the copies wrote visible to wgmma
             Rounded rounded;
             load_rounded(rounded, slot_at(slot));
             start_multiplying();

@@ -44,13 +44,14 @@ __device__ __forceinline__ bool moved(const Pack& fresh, const Pack& stored, con
     return any_differs(fresh, stored, work.threshold, first);
 }
 
-// `any` of so many threads side by side, a power of two, in a warp.
+// Whether `moved` holds in any of so many neighbouring threads of a warp, a power of two.
 __device__ __forceinline__ bool vote(bool any, int threads) {
     const int lane = threadIdx.x & 31, first = lane / threads * threads;
     return (__ballot_sync(~0u, any) >> first & ~0u >> (32 - threads)) != 0;
 }
 
-// Of the first STREAMS the pixels that a block marks are counted in shared memory. rows: struct Rows of kernels/gather.cuh.
+// The pixels that a block marks in the first STREAMS streams are counted in shared memory. rows: see
+// kernels/gather.cuh.
 template <typename Rows> __device__ __forceinline__ int* counts_of(Rows& rows) {
 #if COMPARE
     return rows.counts;
@@ -63,7 +64,7 @@ template <typename Rows> __device__ __forceinline__ void begin_counts(Rows& rows
     for (int i = threadIdx.x; i < STREAMS; i += blockDim.x) rows.counts[i] = 0;
 #endif
 }
-// By the THREADS that marked, which meet at barrier `number` of theirs.
+// Called by the THREADS that marked, which meet at barrier `number`.
 template <typename Rows> __device__ __forceinline__ void end_counts(const Work& work, Rows& rows, int number = 1) {
 #if COMPARE
     meet(number, THREADS);
@@ -72,8 +73,8 @@ template <typename Rows> __device__ __forceinline__ void end_counts(const Work& 
 #endif
 }
 
-// Mark listed pixels that moved, up to a lane each. Neighbours in a list mostly lie in one word and one stream: those of
-// each word are marked together.
+// Mark listed pixels that moved, at most one for each lane. Neighbours in a list mostly lie in one word of the mask:
+// the pixels of each word are marked together.
 __device__ __forceinline__ void mark(const Work& work, int* counts, int place, bool moved) {
     const int lane = threadIdx.x & 31, y = place / work.OW, x = place - y * work.OW;  // y goes on over the streams
     const int word = y * ((work.OW + 31) / 32) + x / 32;
@@ -91,14 +92,14 @@ __device__ __forceinline__ void mark(const Work& work, int* counts, int place, b
             atomicAdd(work.changed + n, __popc(bits));
     }
 }
-// Of 64 rows that were multiplied a warp has 16: a thread two neighbouring channels of every eight, in rows lane / 4 and
-// lane / 4 + 8. The four threads of a row hand them round, so that each has a pack of every CHUNK channels.
+// Of the 64 rows of a product a warp has 16: a thread holds two neighbouring channels of every eight, in rows lane / 4
+// and lane / 4 + 8. The four threads of a row exchange them, so that each has a pack of every CHUNK channels.
 #define CHUNK (4 * WIDTH)
 __device__ __forceinline__ int first_of_lane() {  // the pack's first channel in the chunk
     const int lane = threadIdx.x & 31;
     return WIDTH == 8 ? lane % 4 * 8 : lane % 2 * 8 + lane % 4 / 2 * 4;
 }
-// Lanes `bit` apart: the lower one gives its b for the other's a.
+// An exchange between lanes `bit` apart: the lower one gives its b for the other's a.
 __device__ __forceinline__ void exchange(float (&a)[2], float (&b)[2], int bit) {
     const bool upper = threadIdx.x & bit;
 #pragma unroll
@@ -123,12 +124,12 @@ template <int n> __device__ __forceinline__ void hand_round(float (&pack)[WIDTH]
     for (int j = 0; j < WIDTH; j++) pack[j] = of[j / 2][j % 2];
 }
 
-// Finishes what a warp multiplied: 16 rows of a tile, CHANNELS channels. A map that is added to them is loaded beside the
-// steps, as far as SPARE registers go. SHARED: other warps have more channels of the same rows.
+// Finishes what a warp multiplied: 16 rows of a tile, CHANNELS channels. A map that is added to them is loaded during
+// the steps, as far as SPARE registers suffice. SHARED: other warps hold more channels of the same rows.
 template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
     static constexpr int CHUNKS = CHANNELS / CHUNK, FIT = SPARE / 8 < CHUNKS ? SPARE / 8 : CHUNKS;
     static constexpr int EARLY = !ADDS || FIT < 1 ? 0 : FIT;
-    // What is compared with is asked for beside the steps, too.
+    // The stored values to compare with are loaded during the steps, too.
     static constexpr bool STORED = COMPARE && (CHUNKS == 1 || SPARE / 8 >= CHUNKS);
     const Work& work;
     const int* places;  // of the tile's rows
@@ -153,8 +154,8 @@ template <int CHANNELS, int SPARE, bool SHARED> struct Finisher {
             if (place >= 0 && c < work.channels) stored[STORED ? i / 2 : 0][i % 2] = *work.at(place, c);
         }
     }
-    // Finish a pack of a row; false where it has none, and what is finished is nothing: without a branch packs are
-    // finished side by side. (place, c): where it belongs.
+    // Finish a pack of a row; false if the row has none, and the result is meaningless. There is no branch, so that
+    // packs are finished in parallel. (place, c): where it belongs.
     __device__ __forceinline__ bool make(Pack& pack, int& place, int& c, const float (&sums)[CHANNELS / 2],
                                          const float* bias, int chunk, int lower) const {
         float v[WIDTH];

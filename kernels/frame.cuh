@@ -12,12 +12,12 @@ typedef value seen;
 __device__ __forceinline__ value arrived(seen v) { return v; }
 #endif
 
-// Where a frame lies. A graph's kernels have fixed arguments, and each frame may lie elsewhere: its address then stands
-// at `at`, and `frame` is how far behind it the first value is. To be called after wait_for_predecessor.
+// The address of a frame. A graph's kernels have fixed arguments, but each frame may lie elsewhere: then its address is
+// stored at `at`, and `frame` is the offset of the first value. To be called after wait_for_predecessor.
 __device__ __forceinline__ const seen* found(const seen* frame, const u64* at) {
     const seen* const lies = at ? (const seen*)(*at + (u64)frame) : frame;
 #ifdef __CUDA_ARCH__
-    __builtin_assume(__isGlobal(lies));  // not in shared memory, which a load would have to find out
+    __builtin_assume(__isGlobal(lies));  // so that loads need not find out whether it is shared memory
 #endif
     return lies;
 }

@@ -1,11 +1,11 @@
 // A gang: four warps that multiply and finish tiles of 64 rows, and four that load what they multiply, as in
-// kernels/few.cuh; the weights of all steps are in shared memory already. Gangs of a block take turns at what the
-// multiprocessor has.
+// kernels/few.cuh; the weights of all steps are in shared memory already. A block has several gangs, so that one
+// multiplies while another loads or stores.
 //
-// What passes through the slots of its ring, and how often for a tile, is known to its Loads: ByTaps, or those of
+// Its Loads know what passes through the slots of its ring, and how many slots a tile takes: ByTaps, or those of
 // kernels/octets.cuh.
 
-// Pixels tap by tap: a step of the sum fills a slot.
+// Loads pixels tap by tap: each step of the sum fills a slot.
 template <int N> struct ByTaps : Gather<64, N> {
     static constexpr int SLOT = 64 * STEP;
     __device__ __forceinline__ void load_step(int step, u32 to) { this->load_pixels(this->tap_of(step), to); }
@@ -22,7 +22,7 @@ template <int N, int MOST> struct __align__(16) Gang {
             set_up(shared_address(known + t), LOADERS), set_up(shared_address(finished + t), THREADS);
     }
 
-    // By the warps that load, from the tile that was described first. barrier: of the gang alone.
+    // Called by the loading warps, from the tile that was described first. barrier: of this gang.
     template <int IN_RING, typename Loads>
     __device__ __forceinline__ void load(Loads& loads, const Work& work, int steps, u32 ring, int tile, int stride,
                                          int barrier) {
@@ -43,25 +43,26 @@ template <int N, int MOST> struct __align__(16) Gang {
                 if (++slot == IN_RING) slot = 0, phase ^= 1;
                 if (step == min(IN_RING, steps) - 1 && next < loads.total) {
                     turn = (turn + 1) % TURNS;
-                    await(finished + turn * 8, described / TURNS & 1 ^ 1);  // what was there before
+                    await(finished + turn * 8, described / TURNS & 1 ^ 1);  // the tile that had this turn before
                     loads.describe(next, turn);
                     arrive(known + turn * 8);
                     loads.look_up(next + stride);
                 }
             }
-            if (next >= loads.total) return wait_for_copies();  // a thread stays until they are there
+            if (next >= loads.total) return wait_for_copies();  // a thread must not end before its copies
             meet(barrier, LOADERS);
             tile = next;
         }
     }
 
-    // Of what passes through the ring, by the warps that multiply. multiply(sums, step, slot): starts the products of a step.
+    // Called by the multiplying warps for what passes through the ring. multiply(sums, step, slot) starts a step's
+    // products.
     template <int IN_RING, typename Multiply>
     __device__ __forceinline__ void sum_up(float (&sums)[N / 2], const Multiply& multiply, int steps, int& slot, u32& phase) {
         const u32 arrived = shared_address(this->arrived), released = shared_address(this->released);
         for (int step = 0; step < steps; step++) {
             await(arrived + slot * 8, phase);
-            publish();  // to wgmma what the copies wrote
+            publish();  // makes what the copies wrote visible to wgmma
             start_multiplying();
             multiply(sums, step, slot);
             end_of_step();
@@ -73,7 +74,7 @@ template <int N, int MOST> struct __align__(16) Gang {
         arrive(released + (slot == 0 ? IN_RING - 1 : slot - 1) * 8);
     }
 
-    // By the warps that multiply, as `load`. there: barrier of the weights. SPARE: registers, as in Finisher.
+    // Called by the multiplying warps. there: the barrier of the weights. SPARE: registers, as in Finisher.
     template <int IN_RING, int SPARE, typename Multiply>
     __device__ __forceinline__ void finish(const Multiply& multiply, const Work& work, int steps, u32 there, int tile,
                                            int total, int stride, int barrier) {

@@ -1,7 +1,7 @@
-// How LOADS threads gather a tile: what is known of its listed pixels, and the copies of a step's pixels and weights.
+// How LOADS threads gather a tile: facts about its listed pixels, and the copies of a step's pixels and weights.
 struct __align__(8) Tap {
     int offset;  // from the row's first pixel, in pieces
-    int bit;     // of Rows::inside; the last one past the last tap; kh * kw for a second map
+    int bit;     // of Rows::inside; the last bit for pieces past the last tap, bit kh * kw for a second map
 };
 struct Head {
     const char* at;      // N x H x W pixels, `pitch` pieces apart
@@ -21,7 +21,8 @@ typedef u32 Bits;
 
 __device__ __forceinline__ int even(int steps) { return (steps + 1) / 2 * 2; }
 
-// Of a tile of M pixels and N channels. What is there in turns belongs to later tiles while one is finished.
+// Facts about a tile of M pixels and N channels. Some have TURNS copies, since later tiles are loaded while one is
+// finished.
 template <int M, int N> struct Rows {
     float bias[TURNS][N];
     Bits inside[M];  // a bit for each tap
@@ -41,7 +42,7 @@ template <int M, int N> struct Gather {
     const Head& h;
     const Work& work;
     Rows<M, N>& rows;
-    // Of all steps of this block: a load from memory in a step would be waited for by the fence of the next one.
+    // The taps of all steps of this block: a load from memory in a step would hold up the fence of the next one.
     Tap* const taps;
     const int loader, blocks_n, total, first_step;  // this thread among those that load; tiles of all channels, of all
     const char *base[OF_THREAD], *also[ALSO ? OF_THREAD : 1];  // this thread's piece of the first tap, and of the second map
@@ -53,13 +54,13 @@ template <int M, int N> struct Gather {
     __device__ __forceinline__ void load_taps(int steps) {
         for (int i = loader; i < steps * STEP_TAPS; i += LOADS) taps[i] = h.taps[first_step * STEP_TAPS + i];
     }
-    // Ask for what `describe` writes down: a thread a row, and a channel.
+    // Load what `describe` writes down; a thread takes a row, and a channel.
     __device__ __forceinline__ void look_up(int tile) {
         const int at = tile / blocks_n * M + loader;
         if (tile < total && loader < N) bias_there = h.bias[tile % blocks_n * N + loader];
         place = tile < total && loader < M && at < work.listed ? work.list[at] : -1;
     }
-    // Write down the tile that was looked up, if there is one.
+    // Write down the facts about the tile that was looked up, if there is one.
     __device__ __forceinline__ void describe(int tile, int turn) {
         if (COMPARE && loader < M / 32) rows.moved[turn][loader] = 0;
         if (tile >= total) return;
@@ -82,13 +83,13 @@ template <int M, int N> struct Gather {
         rows.inside[loader] = place < 0 ? 0 : taps_inside;
         rows.places[turn][loader] = place;
     }
-    // Read what was written down of the rows that this thread gathers.
+    // Read the facts about the rows that this thread gathers.
     __device__ __forceinline__ void take(int tile) {
 #pragma unroll
         for (int r = 0; r < OF_THREAD; r++) {
             const int row = loader / PIECES + r * (LOADS / PIECES), piece = STEP_TAPS > 1 ? 0 : loader % PIECES;
             base[r] = h.at + ((long long)rows.base[row] + piece) * PIECE;
-            asm("" : "+l"(base[r]));  // a sum by itself, or each step adds up its parts
+            asm("" : "+l"(base[r]));  // keep the sum in a register, or every step adds its parts again
             inside[r] = rows.inside[row];
 #if ALSO
             also[r] = h.also + ((long long)rows.also[row] + piece) * PIECE;
@@ -98,7 +99,7 @@ template <int M, int N> struct Gather {
         const int n = tile % blocks_n * N;
         weights = h.weight + (((size_t)(n / BN) * even(h.steps) + first_step) * BN + n % BN) * STEP;
     }
-    // By one warp; they take turns, since the one that asks is slower in that step.
+    // Called by one warp at a time in turn, since the warp that loads weights is slower in that step.
     __device__ __forceinline__ void load_weights(int step, u32 to, u32 barrier) {
         if (loader % 32 == 0)
             bulk_copy(to + M * STEP, weights + (size_t)step * (BN * STEP), N * STEP, barrier);

@@ -1,8 +1,8 @@
 // Group and instance norms: the moments of a map in boxes, the statistics of its groups from those, and their use.
 //
-// moments: of each channel of a box the mean and the sum of squares around it, a box by a block. statistics: a group of
-// a stream by a block. Threads sum every so many values and are added in a tree: an order that depends on nothing that
-// changed.
+// moments: the mean of each channel in a box and the sum of squares around it; a block for each box. statistics: a
+// block for each group of a stream. Threads take values in a fixed stride, and their sums are added in a tree: an order
+// that does not depend on what changed.
 #include "tail.cuh"
 
 #ifndef LANES
@@ -10,7 +10,7 @@
 #endif
 #define THREADS 256
 
-// Of `rows`, which normalises: groups of channels, whose means and then deviations lie in `statistics`.
+// The parameters of `rows`, which normalises. statistics: the means of all groups of channels, then their deviations.
 struct Head {
     const value* at;
     const value* statistics;
@@ -42,7 +42,7 @@ struct Groups {
 
 __device__ __forceinline__ int within(int first, int length, int end) { return min(first + length, end) - first; }
 
-// The sum over the threads with the same place modulo `lanes`, for all of them.
+// The sum over the threads with the same place modulo `lanes`; each of them gets it.
 template <int lanes> __device__ __forceinline__ number sum_of(number mine) {
     __shared__ number sums[THREADS];
     const int thread = threadIdx.x, lane = thread % lanes, first = thread / lanes;

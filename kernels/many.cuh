@@ -1,11 +1,11 @@
-// Blocks of 128 rows: all threads load, multiply and finish. While a tile is finished the first steps of the next are on
-// their way.
+// Blocks of 128 rows: all threads load, multiply and finish. While a tile is finished, the first steps of the next one
+// are loaded.
 
-// Compute all that is listed in tiles of M pixels times N channels, in S stages, P steps at a time.
+// Compute all listed pixels in tiles of M pixels times N channels, in S stages, P steps at a time.
 template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const Head& h, const Work& work) {
     // A step is still multiplied while the next one is waited for, where its pixels are not in registers.
     constexpr bool OPEN = P == 1 && S >= 4 && !ROUNDS;
-    constexpr int STAGE = (M + N) * STEP, AHEAD = S - P - OPEN;  // steps on their way
+    constexpr int STAGE = (M + N) * STEP, AHEAD = S - P - OPEN;  // steps that are being loaded
     constexpr int GROUP_N = N * M / 64 * 128 / THREADS;        // channels of a warpgroup, which multiplies 64 rows
     constexpr int SPARE = REGISTERS - GROUP_N / 2 - (ROUNDS ? 16 * P : 0) - 48;
     static_assert(P <= 2 && AHEAD >= P, "two steps at a time, others on their way");
@@ -14,7 +14,8 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
     extern __shared__ __align__(1024) char memory[];
     Rows<M, N>& rows = *(Rows<M, N>*)(memory + BYTES);
     const u32 stages = shared_address(memory), arrived = stages + BYTES + (int)sizeof(rows);
-    // The compiler is to see that a warp agrees about its number, so that addresses of tiles need no vector registers.
+    // A shuffle, so that the compiler sees that it is the same for the whole warp: addresses of tiles then stay
+    // uniform.
     const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread >> 5, 0), group = warp / 4;
     const int group_m = group % (M / 64) * 64, group_n = group / (M / 64) * GROUP_N;
     const int blocks_n = (work.channels + N - 1) / N, total = (work.listed + M - 1) / M * blocks_n;
@@ -42,7 +43,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
             const int to = (load_slot + step) % S;
             if (step < steps && warp == step % (LOADS / 32)) gather.load_weights(step, stages + to * STAGE, arrived + to * 8);
         }
-        if (first && work.early) wait_for_predecessor();  // it wrote the pixels, and nothing else read so far
+        if (first && work.early) wait_for_predecessor();  // it wrote the pixels; all that was read before is older
 #pragma unroll
         for (int step = 0; step < AHEAD; step++) {
             if (step < steps) load_step(step);
@@ -67,7 +68,7 @@ template <int M, int N, int S, int P> __device__ __forceinline__ void walk(const
         finisher.load_early();
         for (int step = 0; step < steps; step += P) {
             wait<AHEAD - P>();
-            publish();  // what was loaded is seen by all after the next barrier
+            publish();  // makes what was loaded visible to all after the next barrier
             int slots[P];
 #pragma unroll
             for (int p = 0; p < P; p++) {

@@ -1,9 +1,9 @@
 // Masks of changed pixels: one bit a pixel, a row of W pixels in (W + 31) / 32 words whose last bits are 0; and lists
 // of pixels, which the computing kernels walk. Which pixels of a mask an output pixel reads: reach.cuh.
 //
-// `changed` holds the number of changed pixels of each stream, 0 before a frame. A stream in which nothing changed
-// costs no look at its mask, and one in which everything did is a mask of ones, whatever the operator: that is all
-// that a first frame is (deltaconvert/reach.py).
+// `changed` holds the number of changed pixels of each stream, 0 before a frame. The mask of a stream in which nothing
+// changed is not read. Where everything changed the result is a mask of ones, whatever the operator: that is all that
+// makes a first frame (deltaconvert/reach.py).
 #include "frame.cuh"
 #include "reach.cuh"
 
@@ -15,10 +15,10 @@ struct Listing {
     int* changed;
     int* list;
     int* count;
-    int first, inputs;  // its reaches
-    int behind;         // it reads the bits of a listing before it
-    int turn;           // words of 32 pixels of those before it, in warps
-    int kept, unused;   // where its bits are kept in shared memory, in words; or -1
+    int first, inputs;  // its reaches: the first of them, and how many
+    int behind;         // whether it reads the bits of a listing before it
+    int turn;           // warps of work of the listings before it, 32 words of 32 pixels each
+    int kept, unused;   // where its bits are kept in shared memory, in words; -1: they are not
     int H, W;
 };
 
@@ -37,7 +37,7 @@ __device__ __forceinline__ Listing* parameters(const u64* table, int longs) {
 __device__ __forceinline__ int before_in_block(int* count, int& total, int& first) {
     __shared__ int totals[33];
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-    __syncthreads();  // whoever called before has read them
+    __syncthreads();  // threads of the last call have read them
     if (lane == 0) totals[warp] = total;
     __syncthreads();
     int before = 0;
@@ -52,12 +52,12 @@ __device__ __forceinline__ int before_in_block(int* count, int& total, int& firs
     return before;
 }
 
-// Write the places of a word's pixels, the first of which is `place`, each lane its own.
+// Write the places of the pixels in this lane's word, the first of which is `place`.
 __device__ __forceinline__ void write_own(int* to, u32 word, int place) {
     for (; word; word &= word - 1) *to++ = place + __ffs(word) - 1;
 }
 
-// The same, a word of the warp at a time, a lane a pixel: for words of many pixels.
+// The same for words of many pixels: one word of the warp at a time, with a lane for each pixel.
 __device__ __forceinline__ void write_together(int* list, int start, u32 word, int place) {
     const int lane = threadIdx.x & 31;
     for (u32 left = __ballot_sync(~0u, word != 0); left; left &= left - 1) {
@@ -90,8 +90,8 @@ __device__ __forceinline__ void write_words(int* list, int start, u32 word, int 
         write_own(list + start, word, place);
 }
 
-// The same for all warps of a block, which add to the list's count together: what thousands of warps add to one number
-// takes 2 ns each. How many candidates they have.
+// The same for all warps of a block together, which add to the list's count once: thousands of additions to one number
+// take 2 ns each. Returns how many candidates they have.
 __device__ __forceinline__ int list_block(const Listing& to, u32 word, int place) {
     int total, start, before = before_in_warp(word, total);
     before += before_in_block(to.count, total, start);
@@ -99,7 +99,7 @@ __device__ __forceinline__ int list_block(const Listing& to, u32 word, int place
     return total;
 }
 
-// 32 words of a mask, which a warp looks at: this lane's word, and its first pixel.
+// Of the 32 words of a mask that a warp looks at, the one of this lane, and its first pixel.
 struct Turn {
     int mine, words, y, x;
     __device__ __forceinline__ Turn(const Listing& to, int mine) : mine(mine) {
@@ -109,7 +109,7 @@ struct Turn {
     __device__ __forceinline__ int place(const Listing& to, int n) const { return (n * to.H + y) * to.W + x; }
 };
 
-// This lane's word of the candidates of a listing. A warp calls it.
+// This lane's word of a listing's candidates. Called by a whole warp.
 __device__ __forceinline__ u32 word_of(const Listing& to, const Reach* reaches, int n, const Turn& at) {
     const int lane = threadIdx.x & 31, row_words = words_of(to.W), first = at.mine - lane;
     u32 word = 0;
@@ -138,12 +138,12 @@ __device__ __forceinline__ u32 word_of(const Listing& to, const Reach* reaches, 
     return word;
 }
 
-// The candidates of several steps. blockIdx.y is a stream, a warp 32 words of its mask at a time.
+// The candidates of several steps. blockIdx.y is the stream; a warp takes 32 words of its mask at a time.
 //
-// At threshold 0 masks depend on masks alone, so those of a whole network are known before its first convolution. Large
-// masks are a launch each.
+// At threshold 0 masks depend on masks alone, so those of a whole network are made before its first convolution. Large
+// masks have a launch of their own.
 //
-// then_list: list them too; else `list` does, with more blocks, and no mask waits for it.
+// then_list: whether to list them as well; else `list` does, with more blocks, and no mask waits for it.
 extern "C" __global__ void __launch_bounds__(256) spread(const u64* table, int longs, int listings, int then_list) {
     const Listing* all = parameters(table, longs);
     const Reach* reaches = (const Reach*)(all + listings);
@@ -151,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(256) spread(const u64* table, int l
     const int n = blockIdx.y;
     for (int k = 0; k < listings; k++) {
         const Listing& to = all[k];
-        // Each listing begins with other blocks, so that those of a launch are made side by side.
+        // Each listing begins with different blocks, so that the listings of a launch are made side by side.
         const u32 blocks = gridDim.x, before = (to.turn * 32 + blockDim.x - 1) / blockDim.x % blocks;
         const int words = to.H * words_of(to.W), block_of_it = (blockIdx.x + blocks - before) % blocks;
         for (int block = block_of_it * blockDim.x; block < words; block += blocks * blockDim.x) {
@@ -169,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(256) spread(const u64* table, int l
     }
 }
 
-// Bring a word into shared memory; until `arrived` it is on its way.
+// Start the copy of a word into shared memory; `arrived` waits for it.
 __device__ __forceinline__ void bring(u32* to, const u32* from) {
 #if __CUDA_ARCH__ >= 800
     const u32 place = (u32)__cvta_generic_to_shared(to);
@@ -185,15 +185,15 @@ __device__ __forceinline__ void arrived() {
     __syncthreads();
 }
 
-// The listing of a launch that a turn of a warp belongs to, from k on; or `listings`.
+// The listing that a warp's turn belongs to, searched from k on; `listings` if it is past all of them.
 __device__ __forceinline__ int listing_of(const Listing* all, int listings, int k, int turn) {
     while (k < listings && turn >= all[k].turn + (words_of(all[k].W) * all[k].H + 31) / 32) k++;
     return k;
 }
 
-// Small masks, one after the other, are the work of one block for each stream: 0.3 us each, where blocks that meet take
-// 2 to 3. It waits for the device's memory twice, however many they are: for the masks of others that they follow from,
-// which come into shared memory with the counts, and for the places in the lists, of which it asks for all at once.
+// Small masks are made one after the other by one block for each stream: 0.3 us each, where several blocks that meet
+// take 2 to 3. However many they are, the block waits for the device's memory twice: for the masks that they follow
+// from, which come into shared memory with the counts, and for the places in the lists, which it reserves all at once.
 extern "C" __global__ void __launch_bounds__(1024)
     spread_alone(const u64* table, int longs, int listings, int then_list) {
     Listing* all = parameters(table, longs);
@@ -256,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     }
 }
 
-// The lists of what was found. blockIdx.y is a stream, a warp takes every `warps`-th 32 words of it.
+// List the pixels of masks. blockIdx.y is the stream; a warp takes 32 words at a time.
 extern "C" __global__ void list(const u64* table, int longs, int listings) {
     const Listing* all = parameters(table, longs);
     wait_for_predecessor();

@@ -1,8 +1,8 @@
-// Means of windows, or the largest of their values, each by a whole block: of a map in boxes, and of such means, which
-// stand for a box of pixels each.
+// Means of windows, or the largest of their values; a whole block for each window. The windows are the boxes that a map
+// is divided into, or cover such means, each of which stands for a box of pixels.
 //
-// A thread sums every so many pixels of a window, the threads of a warp add up in pairs, then the warps one by one: an
-// order that depends on nothing that changed.
+// A thread sums the pixels of a window in a fixed stride, the threads of a warp add up in pairs, then the warps one by
+// one: an order that does not depend on what changed.
 #include "tail.cuh"
 
 #ifndef LANES
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
         for (int j = 0; j < WIDTH; j++) v[j] = LARGEST ? -(number)(1.0 / 0.0) : 0;
         if (c < channels) {
             for (int begun = first; begun < rows * cols; begun += AT_ONCE * apart) {
-                Pack taps[AT_ONCE];  // all of them on their way at once
+                Pack taps[AT_ONCE];  // so many loads are in flight at once
                 number pixels[AT_ONCE];
 #pragma unroll
                 for (int k = 0; k < AT_ONCE; k++) {
@@ -69,12 +69,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
                 }
             }
         }
-        // The threads of a warp hand theirs round, then the first ones add up the warps'.
+        // The sums of a warp's threads are added by shuffles, those of the warps by the first threads.
 #pragma unroll
         for (int others = LANES; others < 32; others *= 2)
 #pragma unroll
             for (int j = 0; j < WIDTH; j++) v[j] = joined(v[j], __shfl_xor_sync(~0u, v[j], others));
-        turn ^= 1;  // a slow thread may still read the last window's
+        turn ^= 1;  // a slow thread may still read the sums of the last window
         if (thread % 32 < LANES)
 #pragma unroll
             for (int j = 0; j < WIDTH; j++) sums[turn][j][thread / 32 * LANES + lane] = v[j];

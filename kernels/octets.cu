@@ -1,4 +1,4 @@
-// The octets of a mask: eight pixels of a row, from a multiple of eight on, of which one or more are marked.
+// The octets of a mask: eight pixels of a row, aligned to eight, of which at least one is marked.
 #include "common.cuh"
 
 #define OF_WARP 128  // words of a mask that a warp looks at, eight at a time: a lane an octet
@@ -8,8 +8,8 @@ __device__ __forceinline__ u32 octets_in(u32 word) {
     return __popc(word & 0x01010101);
 }
 
-// bits: `words` words of 32 pixels, `across` of them a row of W pixels, a multiple of eight. list: place / 8 and the eight
-// bits of each octet; count: of them, 0 before. The order is the hardware's, words of a warp together.
+// bits: `words` words of 32 pixels, `across` of them for a row of W pixels, a multiple of eight. list: for each octet
+// place / 8 and its eight bits; count: how many, 0 before. The order of the list is not deterministic.
 extern "C" __global__ void __launch_bounds__(256) octets(const u32* bits, u32* list, int* count, int words, int across, int W) {
     __shared__ int before[8], first;
     wait_for_predecessor();
@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(256) octets(const u32* bits, u32* l
             sum += octets_in(of[i]);
         }
         sum = sum_of_warp(sum);
-        __syncthreads();  // whoever was before has read them
+        __syncthreads();  // the last round's numbers have been read
         if (lane == 0) before[warp] = sum;
         __syncthreads();
         if (threadIdx.x == 0) {

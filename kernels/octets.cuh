@@ -1,13 +1,13 @@
-// Neighbours share what they read: convolution with windows of WINDOW x WINDOW, stride 1, where changed pixels lie close
-// together. An octet is eight pixels of a row that begin at a multiple of eight; a list has those with a listed pixel
-// (kernels/octets.cu).
+// Convolution with windows of WINDOW x WINDOW, stride 1, where changed pixels lie close together, so that neighbours
+// share what they read. An octet is eight pixels of a row, aligned to eight; the list has the octets with a listed
+// pixel (kernels/octets.cu).
 //
-// A tile is eight octets, wherever they lie. For each row of the window an octet's pixels and those beside them come into
-// shared memory once; the rows that a tap multiplies begin as many pixels further on, and those of the next octet ACROSS
-// pixels behind those of the last. Rows that are not listed are multiplied and thrown away. Sums are made in the order of
-// kernels/few.cuh.
+// A tile is eight octets, wherever they lie. For each row of the window, an octet's pixels and those beside them are
+// loaded into shared memory once. The matrix of a tap begins as many pixels further on as the tap; the rows of the next
+// octet follow ACROSS pixels behind those of the last. Rows of pixels that are not listed are multiplied and dropped.
+// Sums are made in the order of kernels/few.cuh.
 //
-// Maps are a multiple of eight wide, a pixel is STEP bytes, the window is padded to the same size.
+// The width of maps is a multiple of eight, a pixel is STEP bytes, and padding keeps the size.
 #define WINDOW 3
 #define ACROSS (8 + WINDOW - 1)
 
@@ -21,7 +21,7 @@ struct ByOctets {
     const int listed, loader, total;
     const char* base[OF_THREAD];  // this thread's chunks, in the row of the window that is first
     u32 inside;                   // a bit for each of them and each row of the window
-    u32 octet;                    // of the tile that was looked up last, and of this thread's row
+    u32 octet;                    // of this thread's row, in the tile that was looked up last
     float bias_there;
 
     __device__ __forceinline__ void look_up(int tile) {
@@ -62,7 +62,7 @@ struct ByOctets {
     }
 };
 
-// 64 rows of a slot, swizzled: those of an octet lie behind each other, those of the next one ACROSS rows further on.
+// The matrix of 64 rows in a slot, swizzled: those of an octet are consecutive, those of the next octet ACROSS rows on.
 __device__ __forceinline__ u64 octets_from(u32 at) {
     return (u64)(at >> 4 & 0x3fff) | 1ull << 16 | (u64)(ACROSS * STEP >> 4) << 32 | 1ull << 62;
 }

@@ -1,5 +1,5 @@
-// Functions of all channels of a pixel. LANES threads of a warp do a pixel: each takes every so many vectors of its
-// channels, and what they find is joined in a tree, in an order that depends on nothing that changed.
+// Functions of all channels of a pixel, computed by LANES threads of a warp. Each takes vectors of channels in a fixed
+// stride, and their results are joined in a tree, in an order that does not depend on what changed.
 #include "tail.cuh"
 
 enum Function { SOFTMAX, LOG_SOFTMAX, NORMALIZE, LAYER_NORM, ARGMAX, ARGMIN, AMAX, AMIN, SUM, MEAN, VAR, STD, VECTOR_NORM };
@@ -43,7 +43,7 @@ __device__ __forceinline__ number sum_of(number mine) {
     for (int apart = LANES / 2; apart > 0; apart /= 2) mine += __shfl_xor_sync(~0u, mine, apart);
     return mine;
 }
-// Whether a comes before b; NaN comes first, as torch has it.
+// Whether a ranks before b; NaN ranks first, as in torch.
 __device__ __forceinline__ bool wins(number a, number b) { return a != a ? b == b : LEAST ? a < b : a > b; }
 __device__ __forceinline__ number best_of(number mine) {
 #pragma unroll
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(256) over_channels(const Head* __re
     const Head h = *head;
     for (int first = blockIdx.x * at_once; first < total; first += gridDim.x * at_once) {
         const int i = first + threadIdx.x / LANES;
-        const int place = list[min(i, total - 1)];  // all threads of a warp come along
+        const int place = list[min(i, total - 1)];  // threads past the list compute as well, for the warp's shuffles
         const value* pixel = h.at + (size_t)place * h.pitch;
         number a = 0, b = 0;
         if (PLACE) {

@@ -1,7 +1,7 @@
-// A map that leaves the delta graph, N C H W: listed pixels are laid out anew, the others stand.
+// A map that leaves the delta graph, N C H W: listed pixels are copied from N H W C, the others stay as they are.
 #include "tail.cuh"
 
-// A thread is WIDTH channels of a pixel; pixels of a list mostly lie side by side, so that a warp writes whole lines.
+// A thread takes WIDTH channels of a pixel. Listed pixels mostly lie side by side, so that a warp writes whole lines.
 extern "C" __global__ void __launch_bounds__(256)
     planes(const value* from, int pitch, value* to, const int* list, const int* count, int C, int H, int W) {
     wait_for_predecessor();

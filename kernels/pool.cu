@@ -15,7 +15,7 @@
 struct Head {
     const value* at;  // N x H x W
     int pitch, H, W, kh, kw, sh, sw, ph, pw, dh, dw;
-    int with_padding, divisor;  // of an average: count the padding; or divide by this, if not 0
+    int with_padding, divisor;  // of an average: whether padding counts; what to divide by instead, if not 0
 };
 #include "rows.cuh"
 __device__ __forceinline__ number powered(number v) {
@@ -65,7 +65,7 @@ __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& parameters,
     for (int j = 0; j < WIDTH; j++) {
         v[j] /= divisor;
         if (NORM == 0) continue;
-        v[j] *= kh * kw;  // as torch has it: also of windows that reach over the edge
+        v[j] *= kh * kw;  // as torch does, also for windows that reach over the edge
         if (NORM != 1) v[j] = NORM == 2 ? sqrt(v[j]) : pow(v[j], 1 / (number)NORM);
     }
 }

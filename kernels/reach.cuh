@@ -1,5 +1,5 @@
-// Which output pixels read a change: masks of the inputs (one bit a pixel) -> 32 pixels of a row at a time where there are
-// words for it, else one by one.
+// Which output pixels read a change, from the masks of the inputs (one bit a pixel): by words of 32 pixels of a row for
+// common reaches, else pixel by pixel.
 enum { PIXEL, WINDOW, TRANSPOSED, SOURCES, EVERYTHING };
 
 // Which pixels of one input an output pixel reads; deltaconvert.reach, packed by backends/cuda/listings.py.
@@ -8,11 +8,11 @@ struct Reach {
     const int* changed;
     const int* rows;  // SOURCES: OH x row_taps, OW x col_taps
     const int* cols;
-    const int* spans;  // SOURCES: the first of the columns that 32 output pixels read, of each 32; null if they lie apart
+    const int* spans;  // SOURCES: for each 32 output pixels the first column that they read; null if these lie apart
     int kind, H, W, kh, kw, sh, sw, ph, pw, dh, dw, row_taps, col_taps;
-    int of;  // which listing of the same launch makes the mask; or -1
-    int kept;    // where another launch's mask is kept in shared memory, in words; or -1
-    int copies;  // whether it comes there for this one
+    int of;  // the listing of the same launch that makes the mask; or -1
+    int kept;    // where the mask of another launch is kept in shared memory, in words; or -1
+    int copies;  // whether this reach has it copied there
 };
 
 // The 32 bits of a row of `words` words from column `first` on, wherever that is.
@@ -31,7 +31,7 @@ __device__ __forceinline__ int row_of(const Reach& r, int y, int i) {
     return row % r.sh ? -1 : row / r.sh;
 }
 
-// Whether an output pixel reads a change. Pixel by pixel: for reaches that have no words below.
+// Whether an output pixel reads a change, for reaches that `candidates` below does not know.
 __device__ __forceinline__ bool reads_change(const Reach& r, int n, int y, int x) {
     const int words = words_of(r.W);
     const u32* mask = r.mask + (size_t)n * r.H * words;
@@ -84,7 +84,7 @@ __device__ __forceinline__ u32 even(u32 bits) {
     return (bits | bits >> 8) & 0xffff;
 }
 
-// The other way round: 16 bits, a 0 behind each.
+// The reverse: 16 bits with a 0 behind each.
 __device__ __forceinline__ u32 apart(u32 bits) {
     bits = (bits | bits << 8) & 0x00ff00ff;
     bits = (bits | bits << 4) & 0x0f0f0f0f;
@@ -97,12 +97,12 @@ __device__ __forceinline__ u32 apart(u32 bits) {
 __device__ __forceinline__ u32 near(const Reach& r, const u32* mask, int y, int first, int wide) {
     const bool zeros = r.kind == TRANSPOSED;
     const int words = words_of(r.W), at = first >> 5, stride = zeros ? 1 : r.sw;
-    u32 seen[4] = {};  // what the window's rows hold from word `at` on
+    u32 seen[4] = {};  // the union of the window's rows from word `at` on
     int cols[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) cols[k] = min(max(zeros ? (at + k) >> 1 : at + k, 0), words - 1);
     for (int top = 0; top < r.kh; top += 4) {
-        u32 read[4][4];  // all of them on their way at once
+        u32 read[4][4];  // all of these loads are in flight at once
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int row = row_of(r, y, top + i);
@@ -142,8 +142,8 @@ __device__ __forceinline__ u32 candidates(const Reach& r, int n, int y, int x) {
     return word;
 }
 
-// The same for tables whose columns lie near each other, by a warp: (y, x) is the first pixel of a lane's word, y past
-// the map where there is none.
+// The same for tables whose columns lie near each other. Called by a whole warp; (y, x) is the first pixel of a lane's
+// word, with y past the map if it has none.
 __device__ __forceinline__ u32 listed_sources(const Reach& r, int n, int y, int x, int H, int W) {
     const int words = words_of(r.W), lane = threadIdx.x & 31;
     const u32* mask = r.mask + (size_t)n * r.H * words;

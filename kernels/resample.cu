@@ -1,4 +1,4 @@
-// Interpolation: a sum over the rows and columns that tables list, with their weights; or the largest of them.
+// Interpolation and adaptive pooling: a weighted sum, or the maximum, over the rows and columns that tables list.
 #include "tail.cuh"
 
 #ifndef LARGEST  // of the values, else their sum

@@ -1,13 +1,13 @@
-// The frame of a kernel that computes listed pixels one by one: a thread is WIDTH channels of a pixel.
+// The kernel around a function that computes listed pixels one by one; a thread takes WIDTH channels of a pixel.
 //
-// A source includes this after it defined `struct Head`, its parameters in device memory; its `head` fills `v`, the
-// values of the channels c .. c + WIDTH - 1 of pixel (y, x) of stream n.
+// A source first defines `struct Head`, its parameters in device memory, and includes this. Its function `head` fills
+// `v` with channels c .. c + WIDTH - 1 of pixel (y, x) of stream n.
 #include "compare.cuh"
 
 __device__ __forceinline__ void head(number (&v)[WIDTH], const Head& h, int place, int n, int y, int x, int c);
 
-// out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: it is older
-// than the kernel before this one; the others: struct Marks.
+// out: N x OH x OW pixels of `channels`, `pitch` values apart; list: places of pixels, *count of them; early: see
+// `begin`; the others: struct Marks.
 extern "C" __global__ void __launch_bounds__(256) rows(const Head* __restrict__ h, const Operand* __restrict__ operands,
                                                        value* out, int pitch, int channels,
                                                        const int* list, const int* count, int OH, int OW, int early,

@@ -1,8 +1,8 @@
 // Dense values -> delta: compare with the stored map, store, mark.   stored: N H W C; frame: any strides.
-// A thread is PIXELS pixels of a row, blockIdx.y a stream; a row has threads for whole words of its mask.
+// A thread takes PIXELS pixels of a row; blockIdx.y is the stream. A row has threads for whole words of its mask.
 //
-// Nearly every pixel stands still, so what counts is to have many loads on their way: the pixels of a row lie side by
-// side in the frame, and a stored one is one load.
+// Nearly every pixel is unchanged, so what counts is to have many loads in flight: the pixels of a thread lie side by
+// side in the frame, and a stored pixel is one load.
 #include "frame.cuh"
 
 #ifndef PIXELS
@@ -23,7 +23,7 @@ extern "C" __global__ void sparsify(const seen* frame, const u64* at, long long 
     wait_for_predecessor();
     frame = found(frame, at);
     const int words = words_of(W), n = blockIdx.y;
-    const bool looks = awake[n];  // the image of a stream that sleeps is the one that was compared before
+    const bool looks = awake[n];  // a stream that sleeps has the image of the frame before
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) * PIXELS, y = i / (words * 32), x = i - y * words * 32;
     u32 moved = 0;  // a bit of each pixel
     if (looks && y < H && x < W) {

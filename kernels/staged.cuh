@@ -1,8 +1,8 @@
-// Tiles of a map that convolutions bring into shared memory: where listed pixels are, which pixels they read, and the walk
-// of a block over its tiles, the copies of the next one on their way. A pixel is SLOT channels there; ROW_PART pixels of
+// Tiles of a map in shared memory, for depthwise convolutions: which tiles have listed pixels, what these read, and a
+// block's walk over its tiles, with the next one copied meanwhile. A pixel has SLOT channels there; ROW_PART pixels of
 // a row are summed up together.
 //
-// A source includes this behind SLOT and ROW_PART, and says then where a tile's pieces of 16 bytes lie.
+// A source defines SLOT and ROW_PART, includes this, and then defines where a tile's pieces of 16 bytes lie.
 constexpr int PIECES = SLOT * sizeof(value) / 16;
 constexpr int ROOM = 40 << 10;  // bytes; what a block marks lies beside it
 constexpr int WIDE = 16, RUNS = WIDE / ROW_PART, IN_W = ((WIDE - 1) * SW + KW + 1) / 2 * 2;
@@ -21,9 +21,9 @@ struct Corner {
 };
 struct __align__(16) Tiles {  // of those that a block looks at together, one for each of its threads
     Vector staged[2][IN_H * IN_W * PIECES];
-    Columns read[2][IN_H];    // pixels that are read, of a tile and the next one
+    Columns read[2][IN_H];    // which pixels are read, of this tile and of the next one
     Corner corners[THREADS];
-    u32 runs[THREADS];        // those with listed pixels, a bit each
+    u32 runs[THREADS];        // which runs have listed pixels, a bit each
     u16 rows[THREADS][HIGH];  // listed pixels
     int found[THREADS / 32];  // tiles of each warp
 };
@@ -51,7 +51,7 @@ __device__ __forceinline__ void wait_for_all_but_the_last() {
 #endif
 }
 
-// Look at a tile for each thread, `apart` from each other, and keep those with listed pixels; how many.
+// Each thread looks at a tile, `apart` from each other; those with listed pixels are kept. Returns how many.
 __device__ __forceinline__ int find(Tiles& shared, const u32* listed, int tile, int apart, int total, int OH, int OW) {
     const int across = (OW + WIDE - 1) / WIDE, down = (OH + HIGH - 1) / HIGH, words = (OW + 31) / 32;
     const int mine = tile + threadIdx.x * apart, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -85,7 +85,7 @@ __device__ __forceinline__ int find(Tiles& shared, const u32* listed, int tile, 
     return found;
 }
 
-// The columns of a tile that its listed pixels read in row `row`.
+// The columns that a tile's listed pixels read in row `row` of it.
 __device__ __forceinline__ Columns read_by(const u16 (&rows)[HIGH], int row) {
     u32 listed = 0;
 #pragma unroll
@@ -105,7 +105,7 @@ __device__ __forceinline__ Columns read_by(const u16 (&rows)[HIGH], int row) {
     return read;
 }
 
-// Bring what tile k of those found reads into shared memory. (top, left): the first pixel that it reads, in `image`.
+// Copy what tile k of those found reads into shared memory. (top, left): the first pixel that it reads, in `image`.
 __device__ __forceinline__ void bring(Tiles& shared, const Head& h, int k, const value* image, int top, int left,
                                       bool has_channels) {
     constexpr int PIXELS = IN_H * IN_W, AT_A_TIME = THREADS / PIECES;
@@ -121,9 +121,9 @@ __device__ __forceinline__ void bring(Tiles& shared, const Head& h, int k, const
     }
 }
 
-// The tiles of a block, one after the other, of SLOT channels from `first` on. ready(k): called before tile k is there, for
-// what is known without it; sum(k, n, top, left): when it is. early: the bits are older than the kernel before this one,
-// so that only the map waits for it.
+// Walk over the tiles of a block, SLOT channels from `first` on. ready(k) is called before tile k has arrived, for what
+// does not need it; sum(k, n, top, left) when it has. early: the bits were complete before this kernel could start, so
+// that only the map has to be waited for.
 template <typename Ready, typename Sum>
 __device__ __forceinline__ void walk(Tiles& shared, const Head& h, int first, bool has_channels, const u32* listed,
                                      int team, int teams, int OH, int OW, int early, const Ready& ready,

@@ -1,8 +1,8 @@
-// Blocks whose weights stay in shared memory, for sums of few steps: of what a tile of 64 channels draws from the
-// second-level cache a third to a half are weights otherwise.
+// Blocks whose weights stay in shared memory, for sums of few steps. Otherwise weights are a third to a half of what a
+// tile of 64 channels reads from the second-level cache.
 //
-// A block is STAY gangs (kernels/gang.cuh), each with a ring of slots and tiles of its own. A tile holds all channels. With
-// OCTETS kernels/octets.cuh does the work where changes lie close together.
+// A block is STAY gangs (kernels/gang.cuh), each with a ring of slots and tiles of its own. A tile holds all channels.
+// With OCTETS, kernels/octets.cuh does the work where changes lie close together.
 //
 // Launch: STAY * 256 threads; shared memory: steps * BN * 128 + STAY * (STAGES * 8 KB + sizeof(Gang) + 8 * STEP_TAPS *
 // steps) + 16 bytes. Only for types that need no rounding.
@@ -10,21 +10,21 @@
 #define RING (STAGES * 64 * STEP)  // bytes of a gang's
 
 #if OCTETS
-// Of a hundred pixels in the octets so many or more are listed where octets are walked. Measured (64 > 64 channels, half,
-// H100, 2 % of 16.6 million pixels, compared, us by octets and tap by tap): all 82 and 93, 70 % of them, at random, 104 and
-// 91, 50 % 154 and 104.
+// Octets are used if at least so many percent of their pixels are listed. Measured (64 > 64 channels, half, H100, 2 %
+// of 16.6 million pixels, with a threshold; us by octets and tap by tap): all of the octets' pixels listed 82 and 93,
+// 70 % of them at random 104 and 91, 50 % 154 and 104.
 #ifndef CLOSE
 #define CLOSE 80
 #endif
 #include "octets.cuh"
 
-// All blocks have read how many octets there are once the last of them says so: the next list begins at 0.
+// Called by each block when it has read how many octets there are; the last one resets the count for the next list.
 __device__ __forceinline__ void have_read(int* counts) {
     if (threadIdx.x == 0 && atomicInc((u32*)counts + 1, gridDim.x - 1) == gridDim.x - 1) counts[0] = 0;
 }
 #endif
 
-// octets: a list, counts: how many, and how many blocks have read that.
+// octets: a list; counts: how many octets, and how many blocks have read that.
 __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32* octets, int* counts) {
     constexpr int N = BN, WARPS = THREADS / 32, SPARE = REGISTERS - N / 2 - 48;
     typedef Gang<N, STAGES> Own;
@@ -34,7 +34,7 @@ __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32*
     const u32 weights = shared_address(memory), ring = weights + h.steps * (N * STEP) + gang * RING;
     Own* const gangs = (Own*)(memory + h.steps * (N * STEP) + STAY * RING);
     Own& own = gangs[gang];
-    u64* const there = (u64*)(gangs + STAY);  // barrier: the weights are
+    u64* const there = (u64*)(gangs + STAY);  // barrier: the weights have arrived
 #if OCTETS
     const int octets_listed = counts[0];
     const bool close = (long long)octets_listed * 8 * CLOSE <= (long long)work.listed * 100;

@@ -1,6 +1,6 @@
-// The rows of a convolution's product that kernels/conv_tiles.cu and conv_exact.cu gather: for each listed pixel and tap
-// the input pixel's channels, 0 outside the map. A step of the sum is STEP bytes of every row, in pieces that a table
-// takes to (tap, channel).
+// How kernels/conv_tiles.cu and conv_exact.cu gather the rows of a convolution's product: for each listed pixel and tap
+// the input pixel's channels, 0 outside the map. A step of the sum is STEP bytes of every row, in pieces; a table says
+// which tap and channel a piece is.
 #include "tensor.cuh"
 
 #ifndef TRANSPOSE  // with its stride, which divides in every step
@@ -21,7 +21,7 @@ struct Head {
     int pitch, H, W, sh, sw, ph, pw, steps;
 };
 
-// Where the first tap of a listed pixel reads: rows of the images before its own, row and column.
+// Where the first tap of a listed pixel reads: the rows of the images before its own, its row and column.
 struct __align__(16) Corner {
     int place, above, y, x;
 };
@@ -31,7 +31,7 @@ __device__ __forceinline__ Corner corner_of(const Head& h, int place, int OH, in
     return {place, n * h.H, place < 0 ? -20000 : top, left};
 }
 
-// What a tap reads, or anything where that is not `inside` the map.
+// The address that a tap reads; any address if it is not `inside` the map.
 __device__ __forceinline__ const char* source(const Head& h, const Corner& corner, const Tap& tap, bool& inside) {
     int y = corner.y + tap.dy, x = corner.x + tap.dx;
     inside = tap.channel >= 0;
@@ -44,7 +44,7 @@ __device__ __forceinline__ const char* source(const Head& h, const Corner& corne
     return inside ? from : h.at;
 }
 
-// Copy `bytes` behind the computation; 0 where not `inside`.
+// Copy `bytes` asynchronously; 0 where not `inside`.
 template <int bytes> __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
     const int taken = inside ? bytes : 0;
     if (bytes == 16)

@@ -1,5 +1,5 @@
-// What the convolutions on tensor cores share: stages of shared memory that copies fill behind the computation, rows of
-// STEP bytes in them, and the sums of a cluster.
+// What the convolutions on tensor cores share: stages of shared memory that are filled by asynchronous copies, with
+// rows of STEP bytes, and the sums of a cluster.
 //
 // SPLIT blocks of a cluster share the steps of a sum where that is faster; kernels/conv_tiles.cu says when and why.
 #include "tail.cuh"
@@ -31,7 +31,7 @@ __device__ __forceinline__ void load_matrices(u32 (&m)[4], u32 from) {
                  : "memory");
 }
 
-// Single precision to TF32, to nearest: without, the tensor cores cut the last 13 bits off.
+// Single precision to TF32, rounded to nearest: the tensor cores would cut off the last 13 bits.
 __device__ __forceinline__ void round_to_tf32(u32 (&m)[4]) {
 #pragma unroll
     for (int j = 0; j < 4; j++) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(m[j]) : "f"(__uint_as_float(m[j])));
@@ -45,8 +45,8 @@ __device__ __forceinline__ void add_four(float (&to)[WIDTH], int first, float4 f
 }
 
 #if SPLIT > 1
-// Everyone in the cluster is here, and sees what the others wrote to shared memory. Ordering that memory alone saves
-// waiting for all that was written to the device's; compilers know how from CUDA 12.7 on.
+// All threads of the cluster meet, and see what the others wrote to shared memory. To order only that memory saves
+// waiting for writes to the device's memory; compilers can from CUDA 12.7 on.
 __device__ __forceinline__ void cluster_barrier() {
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1207
     asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
@@ -57,8 +57,8 @@ __device__ __forceinline__ void cluster_barrier() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Add four sums that lie at `from` in the shared memory of block `rank` of the cluster, if somebody uses them: nothing
-// else waits until they are here, and reading from a block that has ended is a fault.
+// Add the four sums at `from` in the shared memory of block `rank` of the cluster, if they are used. Nothing else waits
+// for this read, and reading from a block that has ended is a fault.
 __device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank, bool used = true) {
     u32 there;
     float4 four = {};
@@ -74,7 +74,7 @@ __device__ __forceinline__ void cluster_barrier() {}
 __device__ __forceinline__ void add_from(float (&to)[WIDTH], int first, const float* from, int rank, bool used = true) {}
 #endif
 
-// How often every block of the grid works until `blocks` are done.
+// How many rounds the grid takes for `blocks` blocks of work.
 __device__ __forceinline__ int rounds(int blocks) { return (blocks + gridDim.x - 1) / gridDim.x; }
 
 // 16-byte chunk `chunk` of a row of STEP bytes; rows are swizzled so that eight of them touch all banks.

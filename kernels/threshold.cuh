@@ -1,8 +1,8 @@
-// What a change is compared with: a threshold for all channels, or WEIGHTED, one for each of them, up to a whole vector. A
+// The threshold of a change: one for all channels, or with WEIGHTED one for each channel, padded to a whole vector. A
 // source includes common.cuh before this.
 
-// Whose marked pixels a block counts in shared memory, and adds up at its end: what thousands of warps add to one number of
-// the device's memory takes 2 ns each. Those of streams behind them go there one by one.
+// The number of streams whose marked pixels a block counts in shared memory, to add them up at its end: thousands of
+// additions to one number in the device's memory take 2 ns each. Further streams are counted there one by one.
 #define STREAMS 64
 
 #ifndef WEIGHTED
@@ -14,7 +14,8 @@ typedef const number* Threshold;
 typedef number Threshold;
 #endif
 
-// Of a channel. One threshold of 0 for all compares bits, those of single channels never do, as in backends/reference.py.
+// Whether a channel differs. A single threshold of 0 compares bits, thresholds of channels never do, as in
+// backends/reference.py.
 __device__ __forceinline__ bool differs(value fresh, value stored, number threshold, int) {
     return differs(fresh, stored, threshold);
 }
@@ -37,7 +38,7 @@ __device__ __forceinline__ float high_of(u32 pair) { return get((value)(pair >> 
 #define IN_PAIRS 0
 #endif
 
-// Of any of the channels from `first` on that a Vector or a Pack holds.
+// Whether any of the channels in a Vector or a Pack, from `first` on, differs.
 template <typename Values>
 __device__ __forceinline__ bool any_differs(const Values& fresh, const Values& stored, number threshold, int) {
     bool any = false;

@@ -1,4 +1,4 @@
-// A pixel shuffle whose map leaves the delta graph: a pixel of the input is UP x UP pixels of each plane, N C H W.
+// A pixel shuffle whose result leaves the delta graph, N C H W: an input pixel is UP x UP pixels of each plane.
 #include "common.cuh"
 
 #ifndef UP
@@ -15,9 +15,9 @@ union Box {
     Run runs[RUNS];
 };
 
-// list: pixels of the input that changed, *count of them, `before` in each stream. computed, changed: the same, in
-// pixels of the output. C, H, W: of the output's planes, the input. A thread is a pixel: a warp writes rows of
-// neighbours.
+// list: pixels of the input that changed, *count of them; before: how many in each stream. computed, changed: the same
+// counts for the output. C: planes of the output; H, W: the input's size. A thread for each pixel: a warp writes rows
+// of neighbours.
 extern "C" __global__ void __launch_bounds__(256)
     unfold(const value* from, int pitch, value* to, const int* list, const int* count, const int* before, int* computed,
            int* changed, int N, int C, int H, int W) {

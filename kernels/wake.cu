@@ -1,12 +1,13 @@
-// Whether there is anything to do behind the comparisons of a frame. A file of its own, for drivers without such nodes.
+// Whether anything changed in a frame, for a conditional node of the graph. A file of its own, because older drivers
+// have no such nodes and cannot link it.
 #include "counters.cuh"
 
-// Of the driver: gives a conditional node of the graph that this kernel is part of its value, which is 0 before.
+// A function of the driver: sets a conditional node of this kernel's graph, which is 0 before.
 extern "C" __device__ void cudaGraphSetConditional(u64 node, u32 value);
 
-// One block, behind the comparisons of a frame, those of the `frames` edges in `of_frames`: where a pixel changed the rest
-// of the frame runs, which is `node` (backends/cuda/skipping.py). Where none did that was all, and it is counted; with 0
-// edges it is not.
+// One block, behind the comparisons of a frame with the `frames` edges in `of_frames`. If a pixel changed, it lets the
+// rest of the frame run, which is `node` (backends/cuda/skipping.py). Else the frame ends here, and is counted (unless
+// there are 0 edges to count).
 extern "C" __global__ void wake(const int* counters, const int* __restrict__ computed, const int* __restrict__ changed,
                                 const int* __restrict__ streams, long long* counted, int edges,
                                 const int* __restrict__ of_frames, int frames, u64 node) {

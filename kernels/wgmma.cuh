@@ -1,7 +1,7 @@
-// The instructions of Hopper that conv_wgmma.cu, conv_behind.cu and their headers are made of: copies into shared memory,
-// barriers that count bytes, and products of matrices in it. Of TYPE and PIECE; only for sm_90a.
+// Hopper's instructions for conv_wgmma.cu, conv_behind.cu and their headers: copies into shared memory, barriers that
+// count bytes, and products of matrices in shared memory. For TYPE and PIECE; only for sm_90a.
 
-// Copy a piece behind the computation; 0 where not `inside`.
+// Copy a piece asynchronously; 0 where not `inside`.
 __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
     const int taken = inside ? PIECE : 0;
     if (PIECE == 16)
@@ -9,7 +9,7 @@ __device__ __forceinline__ void copy(u32 to, const void* from, bool inside) {
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(taken) : "memory");
 }
-// What this thread wrote to shared memory is seen by wgmma and by bulk copies after the next barrier.
+// Make what this thread wrote to shared memory visible to wgmma and to bulk copies after the next barrier.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u32 barrier) {
@@ -21,22 +21,23 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u
 __device__ __forceinline__ void set_up(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// In the rings of few.cuh and gang.cuh by each thread: racecheck knows nothing of one that arrives for its warp.
+// Every thread arrives in the rings of few.cuh and gang.cuh: racecheck does not know a thread that arrives for its
+// warp.
 __device__ __forceinline__ void arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// When all copies that this thread has asked for so far are there; it counts as one of the arrivals.
+// Arrive when all copies that this thread has started so far are complete.
 __device__ __forceinline__ void arrive_with_copies(u32 barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-// Wait for the last copies, the oldest first; `open` of those behind it may be on their way.
+// Wait for the last `open` + 1 things in flight one by one, the oldest first, and call then(how many are left) after each.
 template <int open, typename Then> __device__ __forceinline__ void one_by_one(const Then& then) {
     wait<open>();
     then(open);
     if constexpr (open > 0) one_by_one<open - 1>(then);
 }
-// Some warps of a block: `threads` of them, by barrier `number` of its own.
+// A barrier of some warps of a block, `threads` threads, with barrier `number`.
 __device__ __forceinline__ void meet(int number, int threads) {
     if (threads == THREADS + LOADERS)
         __syncthreads();
@@ -75,8 +76,8 @@ __device__ __forceinline__ void await(u32 barrier, u32 phase) {
     R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
         "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// multiply: 32 bytes of 64 rows, in shared memory or in registers, times 32 bytes of n rows of weights in shared memory;
-// to be added to the sums if `more`.
+// multiply: 32 bytes of 64 rows, in shared memory or in registers, times 32 bytes of n rows of weights in shared
+// memory. more: whether to add to the sums.
 #define MULTIPLY(n, sums, results, registers, a, b, more, b2, more2)                                          \
     __device__ __forceinline__ void multiply(float(&sum)[n / 2], u64 rows, u64 weights, int add) {             \
         asm volatile("{ .reg .pred p; setp.ne.b32 p, " more ", 0;\n" WGMMA(#n) " {" results "}, " a ", " b      \
@@ -100,10 +101,11 @@ template <int open> __device__ __forceinline__ void wait_for_sums() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(open) : "memory");
 }
 
-// Rows of STEP bytes, swizzled: what wgmma calls 128-byte swizzle, eight rows 1024 bytes after the last eight.
+// A matrix of rows of STEP bytes, with wgmma's 128-byte swizzle: every eight rows are 1024 bytes.
 __device__ __forceinline__ u64 matrix(u32 at) { return (u64)(at >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
 
-// A step of 64 rows at `a`, a warpgroup's: rounded to TF32 they are multiplied from registers, others where they lie.
+// Multiply a step of a warpgroup's 64 rows at `a`. Rows to be rounded to TF32 are multiplied from registers, others in
+// place.
 #define ROUNDS (TYPE == 1 && ROUND)
 #if ROUNDS
 typedef u32 Rounded[4][4];

@@ -1,14 +1,15 @@
-// Where all pixels are listed neighbours share what they read: convolution with windows of WHOLE x WHOLE, stride 1.
+// Convolution with windows of WHOLE x WHOLE, stride 1, where all pixels are listed, so that neighbours share what they
+// read.
 //
-// A tile is 64 pixels of HIGH rows. With FLAT it is 64 * HIGH pixels one behind the other, where maps lie behind each other
-// with a row and a column of zeros between them: so narrow maps fill tiles. For 128 bytes of each pixel at a time (all 64
-// of short ones), a tile's pixels and those around it come into shared memory once; the rows that tap (i, k) multiplies
-// begin i rows and k pixels further on, at any of the swizzled rows. Weights pass through SLOTS, or stay there if all of
-// them fit. Sums are made in the order of `walk`.
+// A tile is HIGH rows of 64 pixels. With FLAT it is 64 * HIGH consecutive pixels, where maps are thought to follow each
+// other with a row and a column of zeros between them, so that narrow maps fill tiles. 128 bytes of each pixel at a
+// time (or all 64, if it has no more), a tile's pixels and those around it are loaded into shared memory once. The
+// matrix of tap (i, k) begins i rows and k pixels further on, at any of the swizzled rows. Weights pass through SLOTS,
+// or stay there if all of them fit. Sums are made in the order of `walk`.
 //
-// Two blocks of a multiprocessor take turns: one multiplies while the other one waits for its pixels or finishes.
+// Two blocks share a multiprocessor: one multiplies while the other waits for its pixels or finishes.
 //
-// All threads of a block multiply, those too that load for `walk`.
+// All threads of a block multiply, also those that only load for `walk`.
 //
 // Launch: as conv_wgmma.cu; HALO_BYTES + SLOTS * (BN * 128 + 16) bytes of shared memory.
 #ifndef EACH  // rows of a tile that a warpgroup multiplies
@@ -42,7 +43,7 @@ __device__ __forceinline__ u64 pixels_from(u32 halo, int pixel, int bytes) {
 
 __device__ __forceinline__ void whole(const Head& h, const Work& work) {
     constexpr int TAPS = WHOLE * WHOLE, WARPS = ALL / 32;
-    constexpr int IN_STEP = STEP / PART, STEPS = (TAPS + IN_STEP - 1) / IN_STEP;  // taps of a step, steps of all taps
+    constexpr int IN_STEP = STEP / PART, STEPS = (TAPS + IN_STEP - 1) / IN_STEP;  // taps in a step, steps for all taps
     extern __shared__ __align__(1024) char memory[];
     const u32 halo = shared_address(memory), weights = halo + HALO_BYTES;
     const u32 full = weights + SLOTS * BN * STEP, empty = full + SLOTS * 8;
@@ -50,7 +51,7 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
     const int blocks_n = (work.channels + BN - 1) / BN, across = (work.OW + 63) / 64, down = (work.OH + HIGH - 1) / HIGH;
     const int flat_tiles = (h.images * (work.OH + 1) * FLAT + 64 * HIGH - 1) / (64 * HIGH);
     const int total = (FLAT ? flat_tiles : h.images * down * across) * blocks_n;
-    // The pixel of the map that row `pixel` of a tile makes, or that lies at a place around it; -1 outside.
+    // The pixel of the map that is row `pixel` of a tile, or a place around it; -1 outside the map.
     const auto at = [&](int tile, int pixel, bool around) {
         int n, y, x;
         if (FLAT) {
@@ -143,10 +144,10 @@ __device__ __forceinline__ void whole(const Head& h, const Work& work) {
                         more = 1;
                     }
                     end_of_step();
-                    wait_for_sums<IN_PLACE ? 1 : 0>();  // its registers, or the slot of the step before it, are free then
+                    wait_for_sums<IN_PLACE ? 1 : 0>();  // frees its registers, or the slot of the step before
                 }
                 if (lane == 0 && done > 0) arrive(empty + (slot ? slot - 1 : slots - 1) * 8);
-                if (thread == 0 && done > 1) load_weights();  // where the step before the last one was
+                if (thread == 0 && done > 1) load_weights();  // into the slot of the step before the last one
                 done++;
                 if (++slot == slots) slot = 0, phase ^= !stay;
             }
