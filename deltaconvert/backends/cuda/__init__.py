@@ -1,13 +1,13 @@
-"""cuda: kernels/*.cu on the changed pixels, a frame as one CUDA graph.
+"""The cuda backend: kernels/*.cu compute the changed pixels, and a frame is one CUDA graph.
 
-State, masks, lists of pixels and their counts stay on the device, and nothing in a frame waits for it: grids are fixed
-when the graph is captured, and a kernel walks as much of its list as there is. A map is N H W C in memory.
+State, masks, lists of pixels and their counts stay on the device, and the host never waits for it in a frame: grids are
+fixed when the graph is captured, and a kernel walks as much of its list as there is. A map is N H W C in memory.
 
-Lists of candidates are made ahead, for all steps that a mask decides about (`marks.py`); a step is then one launch that
-computes and stores its list. Steps whose candidates are another step's by construction share it. What has no kernel of
-its own is computed whole by torch, inside the graph, and its candidates are stored.
+Lists of candidates are made ahead, for all steps that depend on the same mask (`marks.py`); a step is then one launch
+that computes and stores the pixels of its list. Steps that have the same candidates by construction share a list. An
+operator without a kernel is computed whole by torch, inside the graph, and its candidates are stored.
 
-    the plan      sums, slices, behind, concats, siblings, passing, shuffles: what is done to it, and noted on its nodes
+    the plan      sums, slices, behind, concats, siblings, passing, shuffles: passes, and notes on nodes
     a frame       recording (its graph), capturable, skipping (still frames), in_place (where it is read)
     changes       edges (maps, comparisons), gates, marks (masks), listings (of pixels)
     a step        steps, heads (which kernel), tail and functions (what is compiled into it), means, norms, launches
@@ -66,7 +66,7 @@ PASSES = (
     note_passing,
     note_last_shuffles,
 )
-COUNTERS = 1 << 19  # half of them at most are marks (`cleared`)
+COUNTERS = 1 << 19  # at most half of them for marks (`cleared`)
 
 
 class Backend:
@@ -81,20 +81,21 @@ class Backend:
         self._edges: list[Edge] = []
         self._scratch: dict[tuple[torch.dtype, int], Tensor] = {}
         self._recording: Recording | None = None
-        self._passed = 1  # the scratch that the last map was passed on in
-        self._joined_maps: dict[str, Tensor] = {}  # of concatenations whose inputs are parts of them
+        self._passed = 1  # the scratch memory (1 or 2) that holds the map passed on last
+        self._joined_maps: dict[str, Tensor] = {}  # of concatenations whose inputs are computed in place
         self._siblings: dict[str, Siblings] = {}
-        self._behind: dict[int, Listings] = {}  # a source -> the lists that it decides about
+        self._behind: dict[int, Listings] = {}  # source -> the lists that follow from its mask
         self.listed: dict[tuple[Hashable, ...], Listing] = {}  # by what they follow from (`listings.key_of`)
         self.place = 0  # of the next step among all
-        self._side: torch.cuda.Stream | None = None  # where lists are made beside the first steps
-        self._joined = False  # the next launch waits for something there
-        self._events: list[torch.cuda.Event] = []  # of this frame's launches there
-        self._awaited = 0  # so many of them
-        self.launches = 0  # so far, by this backend
-        self._ended = 0  # so many of them have when the next kernel starts
+        # The stream on which lists are made beside the first steps.
+        self._side: torch.cuda.Stream | None = None
+        self._joined = False  # whether the next launch waits for that stream
+        self._events: list[torch.cuda.Event] = []  # after this frame's launches on that stream
+        self._awaited = 0  # how many of them were waited for
+        self.launches = 0  # kernels launched so far
+        self._ended = 0  # how many of them have ended for certain when the next kernel starts
         self.kernel = lru_cache(maxsize=None)(kernel_for)
-        self._held: list[Marks] | None = None  # whose lists wait
+        self._held: list[Marks] | None = None  # marks whose lists are not made yet; see `lists_held`
         self.tuner = Tuner(partial(Launch, self))
 
     def sparsify(self, kept: Map, watch: Watch | None) -> FrameEdge:
@@ -130,7 +131,7 @@ class Backend:
             return InBoxes(boxes, Step(self, operator, reaches, [boxes.edge, *inputs[1:]], edge))
 
     def _with_siblings(self, step: Step, notes: dict[str, Any]) -> Step:
-        """The step, told of those that it is launched with."""
+        """Tell the step of the ones that it may be launched together with."""
         if "together" in notes:
             name, count = notes["together"]
             step.siblings = self._siblings.setdefault(name, Siblings(count))
@@ -182,7 +183,7 @@ class Backend:
         self._behind.setdefault(source, Listings()).add(listing)
 
     def list_behind(self, marks: Marks) -> None:
-        """Make the lists that depend on a node that has just compared, and on none that comes later."""
+        """Make the lists whose last source is the node that has just compared."""
         listings = self._behind.get(marks.source)
         if self._held is not None:
             self._held.append(marks)
@@ -191,7 +192,7 @@ class Backend:
 
     @contextmanager
     def lists_held(self) -> Iterator[list[Marks]]:
-        """Lists behind these marks are not made inside, but by who asks for them later."""
+        """Inside, the lists behind these marks are not made; whoever needs them makes them later."""
         self._held = []
         try:
             yield self._held
@@ -200,7 +201,7 @@ class Backend:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """What is launched inside starts when all before it has ended."""
+        """Inside, a launch starts only when all before it have ended."""
         self._ended = self.launches
         yield
 
@@ -213,7 +214,7 @@ class Backend:
         shared_bytes: int | None = None,
         early: bool = False,
     ) -> None:
-        """early: the next kernel may start before this one has waited for the one before it (`kernels/common.cuh`)."""
+        """early: the next kernel may start before this one has waited for its predecessor (`kernels/common.cuh`)."""
         self.launches += 1
         kernel(grid, threads, *args, overlap=not self._joined, shared_bytes=shared_bytes)
         if self._joined or not early:
@@ -222,7 +223,7 @@ class Backend:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is launched inside, up to the last `mark`, runs beside what is launched after, until `join`."""
+        """What is launched inside, up to the last `mark`, runs in parallel to what is launched after, until `join`."""
         here, launches, ended = torch.cuda.current_stream(), self.launches, self._ended
         if self._side is None:
             self._side = own_stream(here.device)
@@ -239,13 +240,14 @@ class Backend:
         return len(self._events)
 
     def join(self, mark: int | None = None) -> None:
-        """The next launch waits for what was launched aside up to a mark, or for all of it, and starts when all before
-        it has ended."""
+        """Let the next launch wait for what was launched aside, up to a mark or all of it. It starts when all before it
+        have ended."""
         last = len(self._events)
         wanted = last if mark is None else mark
         if wanted > self._awaited:
-            # The one behind it is most likely there, but for the first two: half as many waits. Measured (ResNet-50,
-            # half, H100, 1, 5 and 25 %): 0.271, 0.354, 0.679 ms, behind the first alone 0.276, 0.354, 0.672.
+            # Except for the first two, the next mark has most likely been reached as well: to wait for that one halves
+            # the waits. Measured (ResNet-50, half, H100, 1, 5 and 25 %): 0.271, 0.354, 0.679 ms, except for the first
+            # alone 0.276, 0.354, 0.672.
             self._awaited = min(wanted + int(wanted > 2), last)
             torch.cuda.current_stream().wait_event(self._events[self._awaited - 1])
             self._joined = True
@@ -255,9 +257,9 @@ class Backend:
         return listed.launch <= self._ended
 
     def scratch(self, edge: Edge, place: int = 0) -> Tensor:
-        """Memory of the shape and strides of an edge's values, the same for every step: valid until the next call.
+        """Memory of the shape and strides of an edge's values, shared by all steps: valid until the next call.
 
-        place: which of several such; 0 is for maps that are compared, 1 and 2 for those that are passed on in turn.
+        place: which of three; 0 for maps that are compared later, 1 and 2 in turn for maps that are passed on.
         """
         n, channels, height, width = edge.values.shape
         size = n * height * width * edge.pitch
@@ -268,13 +270,13 @@ class Backend:
         return kept[:size].view(n, height, width, edge.pitch)[..., :channels].permute(0, 3, 1, 2)
 
     def pass_on(self, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> None:
-        """An input that the step alone reads, pixel by pixel and no others than it has, gives up its own memory."""
+        """Let an input use shared memory, if only this step reads it, and reads the same pixels that it computes."""
         (reach, marks), *others = needed(
             [(r, source.marks) for r, source in zip(reaches, inputs, strict=True)]
         )
         for source in inputs:
             if source.passes and source.marks is marks and isinstance(reach, Pixel) and not others:
-                self._passed = 3 - self._passed  # its own input may be in the other one
+                self._passed = 3 - self._passed  # the input of that step may be in the other one
                 source.pass_on(self.scratch(source, self._passed))
 
     def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
@@ -292,12 +294,12 @@ class Backend:
 
     @property
     def outside(self) -> dict[str, str]:
-        """Nodes that the graph could not hold, and why; known after the first frame."""
+        """Nodes that run outside of the graph, and why; known after the first frame."""
         return {} if self._recording is None else self._recording.outside
 
     @property
     def still(self) -> str | None:
-        """What a still frame skips, or why nothing; known after the first frame."""
+        """What a still frame skips, or why it skips nothing; known after the first frame."""
         return None if self._recording is None else self._recording.still
 
     @property
@@ -309,7 +311,7 @@ class Backend:
         return self._counted
 
     def start(self) -> None:
-        """Before the steps of a frame."""
+        """Called before the steps of a frame."""
         self._events, self._awaited, self._ended = [], 0, self.launches
         if self._counters is not None:
             clear = self.kernel("counters.cu", "clear", torch.float32)
@@ -317,7 +319,7 @@ class Backend:
             self.launch(clear, grid, THREADS, self._counters, np.int32(self._used))
 
     def finish(self) -> None:
-        """Behind the steps: gather the counts of all edges, and add them to those of the frames before."""
+        """Called after the steps: gather the counts of all edges, and add them to those of earlier frames."""
         self.join()
         if self._counters is None:
             return
@@ -339,8 +341,8 @@ class Backend:
         self.launch(tally, grid, THREADS, self._counters, *self._places, self._counted, np.int32(edges))
 
     def wake(self, finish: bool, node: np.uint64) -> None:
-        """Enter a conditional node of the graph if a frame changed since the start (`skipping.py`); finish: else that
-        was all of the frame."""
+        """Run the body of a conditional node of the graph only if a frame has changed (`skipping.py`). finish:
+        otherwise the frame ends there."""
         self.join()
         assert self._counters is not None and self._counted is not None
         self.launch(

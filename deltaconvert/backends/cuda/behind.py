@@ -1,4 +1,4 @@
-"""A convolution and the 1x1 convolution behind it that alone reads it, in one kernel (kernels/conv_behind.cu)."""
+"""A convolution and the 1x1 convolution that is its only reader, in one kernel (kernels/conv_behind.cu)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deltaconvert.ops.pointwise import Pointwise
 from deltaconvert.passes.fuse_tails import fuse, reads_alone
 from deltaconvert.reach import Window
 
-MOST_TAPS = 30  # each has a bit of 32, as have the second map and what lies outside
+MOST_TAPS = 30  # of 32 bits, one for each tap, one for the second map and one for pixels outside
 
 
 def join_behind(gm: fx.GraphModule) -> fx.GraphModule:
-    """A 1x1 convolution joins the convolution that it alone reads, where no threshold stands between the two and their
-    kernel computes both.
+    """Fuse a 1x1 convolution with the convolution that only it reads, where there is no threshold between them and the
+    kernel can compute both.
 
     before:  y = fused[conv3x3, relu](x);  z = fused[conv1x1, add, relu](y, skip)
     after:   z = fused[conv3x3, relu, conv1x1, add, relu](x, skip)

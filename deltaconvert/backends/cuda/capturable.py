@@ -16,7 +16,7 @@ _COPIES = ("_to_copy", "copy_")
 
 
 def run_and_judge(step: Any, frame: Any, device: torch.device) -> str | None:
-    """Run a step of a first frame; None if a graph may hold it, else why not."""
+    """Run a step of a first frame. None if a graph can hold it, else the reason."""
     if step.island is None or step.island.edge is not None:
         step(frame)
         return None
@@ -29,7 +29,7 @@ def run_and_judge(step: Any, frame: Any, device: torch.device) -> str | None:
 
 
 class _Watch(TorchDispatchMode):
-    """Looks at every call of torch in this thread; torch's own watch on waiting is for all threads at once."""
+    """Looks at every call of torch in this thread. torch's own warning about waits applies to all threads at once."""
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -60,12 +60,12 @@ def _why_not(func: Any, given: Any, result: Any, device: torch.device) -> str | 
     tensors = [x for x in pytree.tree_leaves((given, result)) if isinstance(x, Tensor)]
     if torch.Tag.data_dependent_output in func.tags or name in _WAITING:
         return f"{name} waits for the device"
-    if "index" in name:  # by integers nothing depends on values, whatever the tag says
+    if "index" in name:  # with integers no size depends on values, whatever the tag says
         by_values = any(isinstance(x, Tensor) and x.dtype in _MASKS for x in pytree.tree_leaves(given[0][1:]))
     else:
         by_values = torch.Tag.dynamic_output_shape in func.tags
     if by_values:
         return f"the size of what {name} makes depends on values"
-    # A single value on the host is a constant to the device, but for one that is copied there.
+    # A single value on the host is a constant for the device, unless it is copied there.
     elsewhere = [x.device for x in tensors if x.device != device and (x.dim() or name in _COPIES)]
     return f"{name} has to do with {elsewhere[0]}" if elsewhere else None

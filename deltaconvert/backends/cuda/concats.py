@@ -1,4 +1,4 @@
-"""Concatenations in place: their inputs are computed where the joined map lies."""
+"""Concatenations in place: their inputs are computed in the memory of the joined map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import Fused, head_of
 from deltaconvert.passes.adopt_operators import adopt
 
-NOTES = "cuda"  # of a node, for Backend.step
+NOTES = "cuda"  # the key of a node's meta for notes to Backend.step
 
 
 class Spaced(Concat):
@@ -30,7 +30,7 @@ class Spaced(Concat):
 
 
 def join_concats(gm: fx.GraphModule) -> fx.GraphModule:
-    """Tell the inputs of a concatenation, and itself, whose memory they are part of.
+    """Note on a concatenation and its inputs whose memory they are part of.
 
     before:  a = conv(x);  b = conv(y);  z = concat(a, b)
     after:   the same, with a.meta["cuda"]["part"] = ("z", shape of z, 0), b's = ("z", shape of z, channels of a)
@@ -53,7 +53,7 @@ def join_concats(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _fits(node: fx.Node) -> bool:
-    """Inputs are steps that are part of no other map."""
+    """The inputs are steps, and part of no other map."""
     meta, sources = node.meta, _sources(node)
     if not meta.get("delta") or "threshold" in meta or len(set(sources)) < len(sources):
         return False
@@ -68,13 +68,13 @@ def _fits(node: fx.Node) -> bool:
 
 
 def _in_vectors(node: fx.Node) -> bool:
-    """Each input begins where a vector of 16 bytes does."""
+    """Each input begins at a multiple of a vector of 16 bytes."""
     return all(source.meta["shape"][1] % vector_of(node.meta["dtype"]) == 0 for source in _sources(node)[:-1])
 
 
 def _spaced(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Maps of 28 channels end within a vector. With zeros between them they can lie in one memory all the same, where
-    convolutions alone read it.
+    """Maps of 28 channels end within a vector. They can still lie in one memory, with zeros between them, if only
+    convolutions read it.
 
     before:  z = concat(a, b);  y = conv(z)
     after:   z = spaced(a, b);  y = conv(z), with weights for the zeros, which are 0
@@ -98,14 +98,14 @@ def _rounded(count: int, every: int) -> int:
 
 
 def _only_convolves(user: fx.Node, node: fx.Node) -> bool:
-    """It reads the map by a convolution that all channels go into."""
+    """The node reads the map only as the input of a convolution of one group."""
     operator = operator_of(user) if user.meta.get("delta") else None
     head = None if operator is None else head_of(operator)
     return type(head) is Conv2d and head.groups == 1 and user.args[0] is node and node not in user.args[1:]
 
 
 def _reading(operator: object, counts: Sequence[int], every: int) -> Conv2d | Fused:
-    """The same operator on maps with zeros behind so many channels each."""
+    """The same operator for maps with zeros after every so many channels."""
     if isinstance(operator, Fused):
         head = _reading(operator.head, counts, every)
         stages = [head, *list(operator.stages)[1:]]

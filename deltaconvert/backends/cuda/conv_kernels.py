@@ -1,4 +1,4 @@
-"""A convolution for each of its kernels: its weights in the order the kernel reads them, its parameters, its launch."""
+"""For each kernel that computes convolutions: the weights in the order that it reads, its parameters, its launch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deltaconvert.backends.cuda.layout import (
 )
 from deltaconvert.reach import Window
 
-SHARED_BYTES = 228 << 10  # of a multiprocessor; a block takes 1 KB for itself
+SHARED_BYTES = 228 << 10  # of a multiprocessor; every block reserves 1 KB of it
 
 
 @dataclass
@@ -40,11 +40,12 @@ class Head:
     cluster: int = 1  # blocks of a cluster
     channels: int = 0  # that it makes; what is fused behind it may make more
     up: tuple[int, int] = (1, 1)  # rows and columns made of a listed pixel, which is then one of the input
-    compares: bool = False  # with the threshold, stores and marks; else it stores all that it makes
-    may_compare: bool = True  # of those that do where a warp holds a pixel
-    reads_bits: bool = False  # of the list, whose pixels it finds in tiles
-    octets: bool = False  # it walks those of its list as well (`octets.py`)
-    more: tuple[Any, ...] = ()  # arguments behind those of every kernel
+    # It compares with the threshold, stores and marks; else it stores all that it computes.
+    compares: bool = False
+    may_compare: bool = True  # whether it can, for kernels that compare where a warp holds a pixel
+    reads_bits: bool = False  # it also reads the mask of its list, to find listed pixels in tiles
+    octets: bool = False  # it can walk the octets of its list (`octets.py`)
+    more: tuple[Any, ...] = ()  # further arguments, after those that every kernel has
 
 
 def by_pixel(operator: Any, window: Window | None, source: Any, edge: Any) -> Head:
@@ -162,7 +163,7 @@ def blocks_at_once(shared_bytes: int) -> int:
 
 
 def as_tf32(x: Tensor) -> Tensor:
-    """Rounded to nearest as the device rounds the other factor (cvt.rna): ties away from zero."""
+    """Rounded to TF32 as the device rounds the other factor (cvt.rna): to nearest, ties away from zero."""
     return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Convolutions: which kernels and tiles can compute one, and the fastest of them."""
+"""Convolutions: which kernels and tiles can compute one, and which of them is fastest."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def conv(
     if also is not None:
         layer += f" and {tuple(also[1].values.shape)} {also[0].stride}"
     if not _on_tensor_cores(operator, edge):
-        layer = f"exact {layer}"  # the same in TF32 is another choice
+        layer = f"exact {layer}"  # chosen apart from the same layer in TF32
     best: Head = tuner.best(layer, ways, inputs, edge, tail)
     return best
 
 
 def linear(operator: MapLinear, inputs: Sequence[Any], edge: Any, tuner: Any, tail: Tail) -> Head:
-    """Of maps of one pixel: a 1x1 convolution. Elsewhere a matrix product of torch is faster."""
+    """A linear layer on maps of one pixel is a 1x1 convolution. On larger maps torch's matrix product is faster."""
     (source,) = inputs
     on_pixels = Conv2d(operator.weight.unflatten(1, (-1, 1, 1)), operator.bias, (1, 1), (0, 0), (1, 1), 1)
     if source.values.shape[2:] != (1, 1) or edge.values.device.type != "cuda":
@@ -119,8 +119,8 @@ def candidates(
 def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
     """The macros of kernels/conv_wgmma.cu that are worth measuring for a sum of so many steps.
 
-    Wide tiles are also small ones where few pixels changed, so that those alone are tried for few channels.
-    """
+    Wide tiles turn into small ones where few pixels changed, so small ones by themselves are tried for few channels
+    only."""
     shapes, in_parts = [(128, 64, 3), (64, 64, 4), (64, 64, 6)], [(64, 64, 6)]
     if channels <= 32:
         shapes = [(128, 32, 3), (64, 32, 4), (64, 32, 6)]
@@ -144,8 +144,8 @@ def _wgmma_tiles(steps: int, channels: int) -> dict[str, dict[str, int]]:
 
 
 def _stay_tiles(steps: int, width: int, in_octets: bool, compares: bool) -> dict[str, dict[str, int]]:
-    """The macros of kernels/conv_wgmma.cu with kernels/stay.cuh, where the weights leave room for a tile's steps; and
-    with octets as well (`octets.py`).
+    """The macros of kernels/conv_wgmma.cu with kernels/stay.cuh, if the weights leave room for the steps of a tile,
+    with and without octets (`octets.py`).
 
     Measured on an H100 (64 > 64 channels, all pixels, in octets): three gangs take 2484 us where two take 2586, and
     3912 for 3236 where they compare, for want of registers.
@@ -164,8 +164,8 @@ def _stay_tiles(steps: int, width: int, in_octets: bool, compares: bool) -> dict
 
 
 def fits_whole(operator: Any, window: Window, source: Any) -> bool:
-    """Whether kernels/whole.cuh can compute a convolution where all pixels are listed: windows whose neighbours share
-    what they read, channels in whole steps or half of one."""
+    """Whether kernels/whole.cuh can compute a convolution where all pixels are listed: its windows overlap, and
+    channels are whole steps or half of one."""
     pixel = depth_of(source) * source.values.dtype.itemsize
     if pixel % STEP and pixel != STEP // 2:
         return False
@@ -202,7 +202,7 @@ def _whole_tiles(channels: int, window: Window, source: Any) -> dict[str, dict[s
 
 
 def _flat(window: Window, source: Any) -> int:
-    """FLAT of kernels/whole.cuh: where rows of 64 pixels would compute more than all pixels behind each other do."""
+    """FLAT of kernels/whole.cuh, if rows of 64 pixels would compute more than consecutive pixels do."""
     height, width = source.values.shape[2:]
     in_rows = -(-height // 2) * 2 * -(-width // 64) * 64
     flat = window.padding == (1, 1) and width <= 126 and (height + 1) * (width + 1) < in_rows
@@ -212,7 +212,7 @@ def _flat(window: Window, source: Any) -> int:
 def up_of(operator: Any) -> tuple[int, int]:
     """Rows and columns that each pixel becomes under a transposed convolution whose windows lie side by side.
 
-    Such a one is a 1x1 convolution that makes all of them; elsewhere (1, 1).
+    Such a convolution is a 1x1 convolution that makes all of these. (1, 1) for any other.
     """
     if not is_transposed(operator) or operator.groups > 1 or operator.weight.shape[1] % 8:
         return (1, 1)
@@ -246,7 +246,7 @@ def adds_maps(first: Any, second: Any, dtype: torch.dtype, device: torch.device)
     parts = first, second
     wide = all(pitch_of(part.weight.shape[1], dtype) * dtype.itemsize >= 16 for part in parts)
     on_pixels = second.weight.shape[2:] == (1, 1) and second.padding == (0, 0)
-    # Each tap has a bit of 32, as have the second map and what lies outside.
+    # Of 32 bits, one for each tap, one for the second map and one for pixels outside.
     few_taps = first.weight[0, 0].numel() <= 30
     return wide and on_pixels and few_taps and all(part.groups == 1 for part in parts)
 
@@ -256,19 +256,19 @@ def _on_tensor_cores(operator: Any, edge: Any) -> bool:
 
 
 def _multiplies(edge: Any) -> bool:
-    """Its device has tensor cores that our kernels use."""
+    """The device has tensor cores that our kernels can use."""
     return torch.cuda.get_device_capability(edge.values.device) >= (8, 0)
 
 
 def _may_round(dtype: torch.dtype) -> bool:
-    """Tensor cores multiply it: a short type, or float32 where torch may take TF32 for it."""
+    """Tensor cores may multiply it: a short type, or float32 where torch allows TF32."""
     return dtype in (torch.float16, torch.bfloat16) or (
         dtype == torch.float32 and torch.backends.cudnn.allow_tf32
     )
 
 
 def _in_exact_tiles(operator: Any, edge: Any) -> bool:
-    """Single precision as it is, by kernels/conv_exact.cu."""
+    """Whether kernels/conv_exact.cu computes it, in strict single precision."""
     return bool(
         edge.values.dtype == torch.float32
         and operator.groups == 1

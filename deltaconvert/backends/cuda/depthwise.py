@@ -1,4 +1,4 @@
-"""Depthwise convolutions for each of their kernels: which can compute one, and its parameters."""
+"""Depthwise convolutions: which kernels can compute one, and their parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THREADS_OF_CHANNELS = [(8, 1, 3), (8, 2, 3), (4, 4, 4), (2, 8, 4), (2, 4, 4)]
 def ways_by_channel(
     operator: Any, window: Window | None, source: Any, edge: Any, multiplies: bool
 ) -> dict[str, Callable[[], Head]]:
-    """By name. multiplies: the device has tensor cores."""
+    """Ways to compute a depthwise convolution, by name. multiplies: whether the device has tensor cores."""
     parts = operator, window, source, edge
     threads = threads_of_channels(operator, edge)
     ways: dict[str, Callable[[], Head]] = {
@@ -34,7 +34,7 @@ def ways_by_channel(
 
 
 def threads_of_channels(operator: Any, edge: Any) -> list[tuple[int, int, int]]:
-    """Those of THREADS_OF_CHANNELS that compare, where a threshold decides and any does."""
+    """THREADS_OF_CHANNELS; with a threshold only those that can compare, if any can."""
     vector, taps = vector_of(edge.values.dtype), operator.weight[0, 0].numel()
     comparing = [
         thread
@@ -112,8 +112,8 @@ def _depthwise(
 
 
 def has_products(operator: Any, window: Window | None, source: Any, edge: Any) -> bool:
-    """Whether kernels/depthwise_products.cu computes a depthwise convolution: windows of up to 5x5, whose weights a
-    thread holds, one stride of at most 2, whole vectors from pixel to pixel."""
+    """Whether kernels/depthwise_products.cu computes a depthwise convolution: windows up to 5x5, whose weights a thread
+    can hold, the same stride of at most 2 for both axes, and pixels of whole vectors."""
     pitch, _, _, kh, kw, sh, sw, _, _, *dilation = window_of(source, window)
     dtype = edge.values.dtype
     fits = max(kh, kw) <= 5 and dilation == [1, 1] and sh == sw <= 2 and pitch % 8 == 0 == edge.pitch % 8
@@ -121,8 +121,8 @@ def has_products(operator: Any, window: Window | None, source: Any, edge: Any) -
 
 
 def compares_depthwise(taps: int, edge: Any, wide: int) -> bool:
-    """Whether the threads of a pixel are a warp's, and hold the weights of `wide` channels: read again for each pixel
-    those of 5x5 windows on 96 channels made of 6 us 55, where `commit` takes 5."""
+    """Whether the threads of a pixel are in one warp, and hold the weights of `wide` channels. To read these again for
+    each pixel took 55 us in place of 6 for 5x5 windows on 96 channels, where `commit` takes 5."""
     lanes = lanes_of_pixel(edge.values.shape[1], wide)
     return (
         has_threshold(edge)

@@ -38,14 +38,16 @@ class Edge:
         joins: bool = False,
         passes: bool = False,
     ):
-        """memory: N H W and channels, where others lie beside it; is_part: the memory is another edge's; joins: it is
-        made of other edges. passes: see `passing.py`."""
+        """memory: N H W C, if it is part of a larger map; is_part: the memory belongs to another edge; joins: other
+        edges are parts of it. passes: see `passing.py`."""
         n, channels, height, width = kept.shape
         self.threshold = kept.threshold
-        self.of_boxes: tuple[int, int, int] | None = None  # side, H, W: a pixel is the mean of a box of a map
-        self.beside = 0  # bytes of what a step keeps beside it
-        self.planes: Planes | None = None  # where the values are needed as a dense map
-        self.expected: Any = None  # until the first frame: where it can change if one of `tuning.boxes` does
+        # Side, H, W: each pixel is the mean of a box of a map of that size.
+        self.of_boxes: tuple[int, int, int] | None = None
+        self.beside = 0  # bytes that its step keeps beside it
+        self.planes: Planes | None = None  # its values as a dense map, if they are needed
+        # Until the first frame: where it can change if one of `tuning.boxes` changes.
+        self.expected: Any = None
         if memory is None:
             pitch = pitch_of(channels, kept.dtype)
             memory = torch.zeros(n, height, width, pitch, dtype=kept.dtype, device=kept.device)
@@ -57,7 +59,7 @@ class Edge:
         self.reset(slice(None))
 
     def reset(self, streams: slice) -> None:
-        if self.is_kept and not self._joins:  # else its parts do, and what lies between them stays 0
+        if self.is_kept and not self._joins:  # else its parts are filled, and what lies between them stays 0
             fill_unseen(self.values[streams])
 
     def put(self, stream: int, values: Tensor) -> None:
@@ -67,7 +69,7 @@ class Edge:
             self.planes.put(stream, values)
 
     def pass_on(self, memory: Tensor) -> None:
-        """Compute into memory that others use as well: what it holds is gone with the next step."""
+        """Use memory that other edges use as well, which the next step overwrites."""
         self.values, self.is_kept = memory, False
 
     @property
@@ -77,7 +79,7 @@ class Edge:
 
     @cached_property
     def limits(self) -> Tensor | np.generic:
-        """What kernels compare with: a number, below 0 where there is no threshold; or one for each channel."""
+        """The threshold as kernels take it: a number, below 0 if there is none; or one for each channel."""
         if not isinstance(self.threshold, Tensor):
             return number_of(-1.0 if self.threshold is None else self.threshold, self.values.dtype)
         whole = -self.values.shape[1] % 8
@@ -90,11 +92,11 @@ class Edge:
 
     @property
     def changed(self) -> bool:
-        """Always true: to know it would wait for the device."""
+        """Always true: to find out would be to wait for the device."""
         return True
 
     def dense(self) -> Tensor:
-        """N C H W in memory, read-only. Of a step it is the same tensor in every frame."""
+        """The values N C H W, to be read only. For a step's edge it is the same tensor in every frame."""
         if self.planes is None:
             return self.values.clone(memory_format=torch.contiguous_format)
         return self.planes.current()
@@ -106,15 +108,15 @@ class Edge:
 
 
 class Planes:
-    """The values of a step's edge as a dense map, N C H W: what a frame computed is laid out anew."""
+    """The values of a step's edge as a dense map, N C H W. Only what a frame computed is copied."""
 
     def __init__(self, backend: Backend, edge: Edge, computed: Listed):
         self._backend, self._edge, self._computed = backend, edge, computed
-        self._values: Tensor | None = None  # nobody asked yet
+        self._values: Tensor | None = None  # made when it is first needed
 
     def current(self) -> Tensor:
         edge = self._edge
-        if edge.values.is_contiguous():  # a pixel a stream lies as it would in a dense map
+        if edge.values.is_contiguous():  # maps of one pixel: the layouts are the same
             return edge.values
         if self._values is None:
             self._values = edge.values.clone(memory_format=torch.contiguous_format)
@@ -144,7 +146,7 @@ class Planes:
 
 
 class FrameEdge(Edge):
-    """A delta that dense values come in by, or bytes that become such values on the way.
+    """A delta that is made from dense values, or from bytes that become such values on the way.
 
     watch: the gate that decides what is new, if there is one.
     """
@@ -162,7 +164,7 @@ class FrameEdge(Edge):
         self._looks = Looks(backend, self, watch) if watch is not None and has_kernels(watch) else None
 
     def sleep(self, streams: Collection[int]) -> None:
-        """These streams' images are those of the frame before, until it is said again."""
+        """Until the next call, the images of these streams are those of the frame before."""
         if self.watch is not None:
             self.watch.sleep(streams)
             return
@@ -170,7 +172,7 @@ class FrameEdge(Edge):
 
     @property
     def is_by_kernels(self) -> bool:
-        """Whether frames come in by kernels of ours alone, which are told where they lie."""
+        """Whether only our own kernels read the frame: these can be told its address."""
         return self.watch is None or self._looks is not None
 
     def run(self, frame: Tensor) -> None:
@@ -210,7 +212,7 @@ class FrameEdge(Edge):
         )
 
     def _run_watched(self, watch: Watch, frame: Tensor) -> None:
-        """By torch, inside the graph."""
+        """Compare a frame by a gate, with torch, inside the graph."""
         frame, mask = watch.look(frame.to(self.values.dtype), self.values)
         self.values.copy_(torch.where(mask, frame, self.values))
         self.marks.put(mask)

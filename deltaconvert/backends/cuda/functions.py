@@ -1,4 +1,4 @@
-"""Functions of one value as text of CUDA: those of deltaconvert/ops/pointwise.py that are rarer than activations."""
+"""Functions of one value as CUDA code: those of deltaconvert/ops/pointwise.py that are no activations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _softplus(v: str) -> str:
     return f"({v} > 20 ? {v} : log1p(exp({v})))"
 
 
-# Comparisons are written so that NaN goes through, as it does in torch.
+# Comparisons are written so that NaN passes through, as in torch.
 RARE: dict[str, Callable[..., str]] = {
     "selu": lambda v: _elu(v, 1.6732632423543772848, 1.0507009873554804934),
     "celu": lambda v, alpha=1.0: _elu(v, alpha, rate=1 / alpha),

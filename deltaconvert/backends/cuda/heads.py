@@ -54,7 +54,7 @@ def head_and_tail(
     if stages and makes_places(first):
         raise NoKernel("places of channels with something fused behind them")
     at = next((i for i, (stage, _, _) in enumerate(stages) if isinstance(stage, (Conv2d, ConvSum))), -1)
-    inner, behind = stages[: at + 1], stages[at + 1 :]  # up to a second convolution, and what is behind it
+    inner, behind = stages[: at + 1], stages[at + 1 :]  # up to a second convolution, and the rest
     read = own + sum(count for _, count, _ in inner)
     mine, others = inputs[:read], inputs[read:]
     tail = Tail(channels, edge.values.dtype, edge.values.device)
@@ -73,7 +73,7 @@ def head_and_tail(
 
 
 def _stages_of(operator: Operator, inputs: int) -> tuple[Operator, int, list[tuple[Operator, int, int]]]:
-    """The first operator, how many of the inputs are its own, and (operator, further inputs, slot) of those behind."""
+    """(the first operator, how many inputs it has, (operator, further inputs, slot) for each operator behind it)."""
     if not isinstance(operator, Fused):
         return operator, inputs, []
     behind = list(operator.stages)[1:]
@@ -90,7 +90,7 @@ def _reading(
     tuner: Any,
     tail: Tail,
 ) -> Head:
-    """An operator that reads more than its own pixel. inner: what stands between it and a second convolution."""
+    """The kernel of an operator that reads more than its own pixel. inner: the operators up to a second convolution."""
     if inner:
         assert isinstance(first, Conv2d)
         return both(inner, first, reaches[0], inputs, edge)
@@ -102,7 +102,7 @@ def _reading(
 
 
 def _types_fit(operator: Operator, source: Any, edge: Any) -> bool:
-    """Kernels make the type that they read, but for channels' places and for moments, which are more exact."""
+    """A kernel writes the type that it reads; exceptions are places of channels, and moments, which are more exact."""
     types = source.values.dtype, edge.values.dtype
     if makes_places(operator):
         return types[0] in TYPES and edge.threshold is None
@@ -114,7 +114,7 @@ def _of_moments(operator: Any) -> bool:
 
 
 def _same_map(inputs: Sequence[Any], edge: Any, tail: Tail, stage: Operator) -> Head:
-    """An elementwise operator: `v` is one of its inputs, the others are operands."""
+    """An elementwise operator without one before it: `v` is one of its inputs, the others are operands."""
     whole = [i for i, source in enumerate(inputs) if source.values.shape == edge.values.shape]
     if not whole:
         raise NoKernel("no input of the output's size")
@@ -194,7 +194,7 @@ def _adaptive(operator: AdaptivePool2d, reaches: Sequence[Any], inputs: Sequence
 
 
 def _averaging(table: Tensor) -> Tensor:
-    """What each row of a box counts for; one that a table repeats, where boxes differ in size, counts once."""
+    """The weight of each row of a box. A row that the table repeats, because boxes differ in size, counts once."""
     weights = torch.ones(table.shape, dtype=torch.float64)
     weights[:, 1:][table[:, 1:] == table[:, :1]] = 0
     return weights / weights.sum(1, keepdim=True)
@@ -232,7 +232,8 @@ def _copied(operator: Any, reaches: Sequence[Any], inputs: Sequence[Any], edge: 
 
 
 def _channels_of(operator: Any, channels: int, device: torch.device) -> Tensor:
-    """int64 (C'): the channels that an operator copies, in their order; -1 for a constant. Asked of itself, twice."""
+    """int64 (C'): the channels that an operator copies, in order; -1 for a constant. Found by two runs of the
+    operator."""
     copy = operator.copied if operator.copies else lambda x: operator(x[..., None, None])[..., 0, 0]
     places = torch.arange(channels, dtype=torch.float64, device=device).view(1, -1)
     once, again = copy(places), copy(places + channels)

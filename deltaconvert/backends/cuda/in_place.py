@@ -1,5 +1,5 @@
-"""Frames read where they lie. A CUDA graph's kernels have fixed arguments, so the address of a frame stands on the
-device: it is written there before the graph, where it is another than the last one's, and nothing is copied."""
+"""Frames that are read in place. A CUDA graph's kernels have fixed arguments, so the address of a frame is kept on the
+device. It is written there before the graph if it has changed, and the frame is not copied."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deltaconvert.layout import memory_of
 from deltaconvert.nodes import sparsify
 from deltaconvert.passes.views import kind_of
 
-ALIGNED = 32  # bytes: the longest that a kernel reads of a frame at once are four doubles
+ALIGNED = 32  # bytes: at most four doubles are read at once
 
 
 class Addresses:
-    """The addresses of a network's inputs, as its kernels find them."""
+    """The addresses of a network's inputs, on the device, where its kernels read them."""
 
     def __init__(self, inputs: Collection[Tensor], device: torch.device):
         self._on_device = torch.zeros(len(inputs), dtype=torch.int64, device=device)
@@ -27,7 +27,7 @@ class Addresses:
         self.tell(inputs)
 
     def tell(self, inputs: Collection[Tensor]) -> None:
-        """What is launched from now on reads these."""
+        """Let what is launched from now on read these frames."""
         self._memories = [memory_of(frame) for frame in inputs]
         for place, frame in enumerate(inputs):
             if self._told[place] != frame.data_ptr():
@@ -35,8 +35,8 @@ class Addresses:
                 self._on_device[place].fill_(self._told[place])  # the number travels with the launch
 
     def of(self, frame: Tensor) -> tuple[np.uint64, np.uint64]:
-        """The first parameters of a kernel that reads a frame, `frame` and `at` of kernels/frame.cuh: for an input, or
-        one that was only turned round, it is found where the input's address stands."""
+        """The parameters `frame` and `at` of a kernel that reads a frame (kernels/frame.cuh). An input, also a
+        permuted one, is found by its address on the device."""
         memory, address = memory_of(frame), frame.data_ptr()
         if memory not in self._memories:
             return np.uint64(address), np.uint64(0)
@@ -55,8 +55,8 @@ def read_in_place(steps: Sequence[Any], slots: Collection[int]) -> set[int]:
 
 
 def _is_only_compared(node: fx.Node, steps: Mapping[fx.Node, Any]) -> bool:
-    """Nothing reads a frame but kernels that compare it with what is stored. It may be turned round before, and bytes
-    become values on the way; the caller who gets it back as an output gets his own."""
+    """Only kernels that compare a frame with what is stored read it. It may be permuted or cast from bytes before
+    that. A caller that gets it back as an output gets the tensor that it gave."""
     for user in node.users:
         if user.op == "output":
             fine = node.op == "placeholder"
@@ -71,6 +71,6 @@ def _is_only_compared(node: fx.Node, steps: Mapping[fx.Node, Any]) -> bool:
 
 
 def lies_as(frame: Tensor, other: Tensor) -> bool:
-    """Whether kernels made for one can read the other: they lie in the same order, whole and aligned."""
+    """Whether kernels made for one can read the other: the same order in memory, without gaps, and aligned."""
     strides = zip(frame.shape, frame.stride(), other.stride(), strict=True)
     return frame.data_ptr() % ALIGNED == 0 and all(a == b for size, a, b in strides if size > 1)

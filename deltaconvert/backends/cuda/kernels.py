@@ -27,8 +27,8 @@ TYPES = {
     torch.float16: 2,
     torch.bfloat16: 3,
 }  # TYPE of kernels/common.cuh
-NON_BLOCKING = 1  # of a stream: it does not wait for the default one
-EXACT = ("conv_wgmma.cu", "conv_behind.cu")  # sources for one architecture only
+NON_BLOCKING = 1  # flag of a stream that does not wait for the default one
+EXACT = ("conv_wgmma.cu", "conv_behind.cu")  # sources that are compiled for one architecture only
 _PACKAGE = Path(__file__).resolve().parents[2]
 # In the wheel the sources lie inside the package, in a checkout beside it.
 _FOLDERS = (_PACKAGE / "kernels", _PACKAGE.parent / "kernels")
@@ -54,19 +54,19 @@ def why_not(device: torch.device) -> str | None:
 
 
 class Kernel:
-    """A compiled kernel. One that calls wait_for_predecessor (kernels/common.cuh) starts while the one before it in the
-    stream still runs, where the device and the driver's bindings can do that."""
+    """A compiled kernel. If it calls wait_for_predecessor (kernels/common.cuh), it starts while the kernel before it
+    in the stream still runs, provided that the device and the driver's bindings support that."""
 
     def __init__(self, source: str, name: str, macros: Mapping[str, Any], shared_bytes: int = 0):
         options = tuple(sorted((k, str(v)) for k, v in macros.items()))
         self.name, self._shared_bytes = name, shared_bytes
         self._module = _compiled(source, options, torch.cuda.current_device())
-        self._waits = source_of(source).count("wait_for_predecessor()") > 2  # two are in common.cuh
+        self._waits = source_of(source).count("wait_for_predecessor()") > 2  # common.cuh has two of these
 
     @cached_property
     def _function(self) -> Any:
         function = self._module.result().get_function(self.name)
-        if self._shared_bytes > 48 << 10:  # others may launch the same one with more
+        if self._shared_bytes > 48 << 10:  # the largest of all launches of the kernel
             most = max(function.max_dynamic_shared_size_bytes, self._shared_bytes)
             function.max_dynamic_shared_size_bytes = most
         return function
@@ -131,7 +131,7 @@ def _launch_early(
     shared_bytes: int,
     args: Sequence[np.generic],
 ) -> None:
-    """Programmatic dependent launch; CuPy knows no launch attributes."""
+    """Programmatic dependent launch by the driver's API, since CuPy has no launch attributes."""
     attribute = driver.CUlaunchAttribute()
     attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     attribute.value.programmaticStreamSerializationAllowed = 1
@@ -141,7 +141,7 @@ def _launch_early(
     config.sharedMemBytes = shared_bytes
     config.hStream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
     config.attrs, config.numAttrs = [attribute], 1
-    values = np.zeros(len(args), np.uint64)  # of each argument the first bytes
+    values = np.zeros(len(args), np.uint64)  # each argument in the first bytes of a word
     for i, arg in enumerate(args):
         values[i : i + 1].view(arg.dtype)[0] = arg
     pointers = values.ctypes.data + 8 * np.arange(len(args), dtype=np.uint64)
@@ -175,12 +175,11 @@ def on_current_stream(device: torch.device) -> Iterator[None]:
 
 
 def own_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream that nobody else has, to capture in. Torch gives each of its 32 out again and again: what one thread
-    launches in a stream in which another one captures becomes part of that graph, or fails.
+    """A stream of its own, to capture in. torch hands out 32 streams in turn; a launch in a stream in which another
+    thread captures becomes part of that graph, or fails.
 
-    It is never destroyed, and given out again when nobody has it any more: torch's allocator remembers in which stream
-    memory was used, and waits for that stream when it gives segments back (`torch.cuda.empty_cache`).
-    """
+    It is never destroyed, only handed out again when it is free: torch's allocator remembers the streams in which
+    memory was used, and waits for them when it gives segments back (`torch.cuda.empty_cache`)."""
     free, cupy = _free_streams(device), _cupy()
     try:
         handle = free.pop()
@@ -193,7 +192,7 @@ def own_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class _Lent:
-    """Lies with a stream, and puts it back when that is gone."""
+    """Attached to a stream object; gives the stream back when the object is gone."""
 
     def __init__(self, handle: int, free: list[int]):
         self._handle, self._free = handle, free
@@ -209,9 +208,9 @@ def _free_streams(device: torch.device) -> list[int]:
 
 @cache
 def source_of(name: str) -> str:
-    """The text of a kernel with its own headers inlined: CuPy's disk cache does not see what an #include reads.
+    """The text of a kernel with its own headers inlined, because CuPy's disk cache does not notice changes in headers.
 
-    A header stands where it is first named, whatever #if is around that: what several others need is named before them.
+    A header is inlined where it is first named, even inside an #if: what several headers need has to be named earlier.
     """
     folder = next(folder for folder in _FOLDERS if (folder / "common.cuh").exists())
     seen: set[str] = set()
@@ -232,7 +231,7 @@ def source_of(name: str) -> str:
 
 @cache
 def _compiled(source: str, macros: tuple[tuple[str, str], ...], device: int) -> Future[Any]:
-    """Compiled beside the caller: a network's kernels take as long as the slowest of them."""
+    """Compiled in another thread, so that a network's kernels take as long as the slowest of them."""
     return _compilers().submit(_compile, source, macros, device)
 
 
@@ -256,7 +255,7 @@ def _compile(source: str, macros: tuple[tuple[str, str], ...], device: int) -> A
 
 
 def _exactly(code: str, options: tuple[str, ...]) -> Any:
-    """Compiled for this very architecture, sm_90a: CuPy's own way names sm_90, which has no wgmma."""
+    """Compiled for sm_90a: CuPy itself compiles for sm_90, which has no wgmma."""
     cupy = _cupy()
     nvrtc = cupy.cuda.nvrtc
     options = (*options, f"-arch=sm_{cupy.cuda.Device().compute_capability}a", "-ftz=true")

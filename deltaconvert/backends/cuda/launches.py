@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from deltaconvert.backends.cuda.edges import Edge
 
 THREADS = 256
-# Blocks of the kernels that walk a list: enough to fill the device, few enough that a still frame's cost nothing.
+# Blocks of the kernels that walk a list: enough to fill the device, few enough to cost nothing in a still frame.
 BLOCKS_PER_PROCESSOR = 8
 NONE = np.uint64(0)  # an address
-COMPARING = ("rows", "depthwise")  # kernels that end as kernels/compare.cuh says
+COMPARING = ("rows", "depthwise")  # kernels that end with kernels/compare.cuh
 
 
 class Launch:
@@ -41,7 +41,7 @@ class Launch:
         macros = {"WIDTH": min(vector, edge.pitch), **head.macros, **tail.macros()}
         macros["FULL"] = int(channels % macros["WIDTH"] == 0)
         self.compares, self._more = head.compares, head.more
-        self._marks: Marks | None = None  # that it makes, and lists where somebody wants that
+        self._marks: Marks | None = None  # that it makes, and lists if a step needs the list
         if head.name in COMPARING:
             lanes = lanes_of_pixel(channels, macros["WIDTH"])
             self.compares = head.may_compare and may_compare(edge, lanes)
@@ -66,7 +66,7 @@ class Launch:
 
     @property
     def form(self) -> Hashable:
-        """Launches of the same form are of one kernel."""
+        """Launches of the same form can be one launch."""
         return self._kept[0].source, self._pitch, self._threads, *sorted(self._macros.items())
 
     @property
@@ -76,9 +76,9 @@ class Launch:
 
     @cached_property
     def blocks(self) -> int:
-        """Of a kernel of tiles as many as run at a time: the next one cannot start before the last of them has. A pool
-        of a large map is faster by more than run at once (H100: 85 us, by five a multiprocessor 117). Clusters do not
-        fill every multiprocessor."""
+        """The number of blocks. For a kernel of tiles as many as run at a time, since the next kernel can start only
+        when all have started. A pool of a large map is faster with more (H100: 85 us; with five a multiprocessor 117).
+        Clusters do not fill every multiprocessor."""
         if self._cluster == 1 and not self._kept[0].reads_bits:
             return self._most
         if self._cluster == 1:
@@ -124,7 +124,7 @@ class Launch:
 
 
 class Together:
-    """Launches of kernels/depthwise.cu of one form, and of one list, in one: blockIdx.y is which."""
+    """Several launches of kernels/depthwise.cu, of one form and one list, as one: blockIdx.y tells them apart."""
 
     def __init__(self, launches: Sequence[Launch]):
         self._first, self._launches = launches[0], launches
@@ -132,7 +132,7 @@ class Together:
 
     @cached_property
     def _heads(self) -> Tensor:
-        """struct Sibling of each; once all steps are made, as the next one may give a map other memory."""
+        """struct Sibling of each. Made after all steps, because a later step may give a map other memory."""
         packed = [
             launch.packed + struct.pack("=Q2i", launch.edge.values.data_ptr(), launch.edge.pitch, 0)
             for launch in self._launches
@@ -146,19 +146,19 @@ class Together:
 
 
 def may_compare(edge: Edge, lanes: int) -> bool:
-    """Whether a kernel with so many threads for a pixel compares it: they are of one warp, and can be counted."""
+    """Whether a kernel with so many threads for a pixel can compare: they have to be in one warp."""
     n, _, height, width = edge.values.shape
     return has_threshold(edge) and lanes <= 32 and n * height * width * lanes < 2**32
 
 
 def kernel_for(source: str, name: str, dtype: torch.dtype, shared_bytes: int = 0, **macros: Any) -> Kernel:
-    # Maps of integers are moved, and compared by their bits: any type of their size will do.
+    # Maps of integers are only moved and compared by bits, so any type of their size will do.
     kind = TYPES[dtype] if dtype in TYPES else {8: 0, 4: 1, 2: 2, 1: 4}[dtype.itemsize]
     return Kernel(source, name, {"TYPE": kind, **macros}, shared_bytes)
 
 
 def blocks_of(edge: Edge, shared_bytes: int = 0) -> int:
-    """Blocks that walk a list: as many as run at a time."""
+    """How many blocks walk a list: as many as run at a time."""
     at_once = BLOCKS_PER_PROCESSOR if shared_bytes == 0 else blocks_at_once(shared_bytes)
     return at_once * processors_of(edge)
 

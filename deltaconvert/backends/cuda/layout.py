@@ -11,12 +11,12 @@ from torch import Tensor
 from deltaconvert.ops.conv_transpose import ConvTranspose2d
 from deltaconvert.reach import Window
 
-STEP = 128  # bytes of a row in a step of the sum, in kernels/conv_tiles.cu and conv_wgmma.cu
+STEP = 128  # bytes of a row in one step of the sum, in kernels/conv_tiles.cu and conv_wgmma.cu
 
 
 def pitch_of(channels: int, dtype: torch.dtype) -> int:
-    """Values from one pixel to the next: whole vectors of 16 bytes, so that any of them can be read at once; four
-    values where a frame has fewer channels."""
+    """The distance between two pixels, in values: whole vectors of 16 bytes, so that each can be read at once; four
+    values for a frame with fewer channels."""
     if channels <= 4:
         return 4
     vector = vector_of(dtype)
@@ -24,14 +24,14 @@ def pitch_of(channels: int, dtype: torch.dtype) -> int:
 
 
 def vector_of(dtype: torch.dtype) -> int:
-    """Values of 16 bytes, which a thread reads at once."""
+    """The number of values in 16 bytes, which a thread reads at once."""
     return max(1, 16 // dtype.itemsize)
 
 
 def runs_begin(frame: Tensor, pixels: int, dims: Sequence[int]) -> bool:
-    """Whether runs of so many pixels of a row begin where the device can read them at once.
+    """Whether runs of so many pixels of a row are aligned, so that the device can read them at once.
 
-    dims: whose steps lead from one such run to another.
+    dims: the dimensions whose strides lead from one run to another.
     """
     apart = (frame.stride(dim) for dim in dims if frame.shape[dim] > 1)
     at = frame.data_ptr() // frame.dtype.itemsize
@@ -39,7 +39,7 @@ def runs_begin(frame: Tensor, pixels: int, dims: Sequence[int]) -> bool:
 
 
 def depth_of(source: Any) -> int:
-    """Values of a pixel that a sum reads; a map that is part of another has more from one pixel to the next."""
+    """The values of a pixel that a sum reads; the pitch is larger if the map is part of another."""
     return pitch_of(source.values.shape[1], source.values.dtype)
 
 

@@ -20,13 +20,13 @@ from deltaconvert.backends.cuda.marks import Listed, Marks
 from deltaconvert.backends.cuda.tail import device_bytes
 from deltaconvert.reach import Everything, Pixel, Reach, Sources, Window
 
-THREADS = 1024  # of a block that works alone
+THREADS = 1024  # of a block that makes small masks alone
 TABLE_BYTES = 40 << 10  # of shared memory, for the parameters of a launch
-OWN_BYTES = 1 << 10  # more than what `spread` declares itself
+OWN_BYTES = 1 << 10  # more than the shared memory that `spread` declares itself
 LISTING_BYTES, REACH_BYTES = 72, 104
-SMALL = THREADS + THREADS // 4  # words of a mask that a block alone makes in about the time of a launch
+SMALL = THREADS + THREADS // 4  # words of a mask that one block makes in about the time of a launch
 TOGETHER = 4 * SMALL  # words after which another launch begins
-BROUGHT = 4 * THREADS  # words of a mask that a block alone brings into shared memory before it reads them
+BROUGHT = 4 * THREADS  # largest mask, in words, that a block copies into shared memory before it reads it
 _KINDS = {Pixel: 0, Sources: 3, Everything: 4}  # the enum of kernels/reach.cuh; windows are 1, transposed 2
 
 
@@ -45,12 +45,12 @@ class Listing:
 
     @property
     def words(self) -> int:
-        """Of 32 pixels, in a stream's mask."""
+        """The number of words, 32 pixels each, in a stream's mask."""
         return self.bits[0].numel()
 
     @property
     def turns(self) -> int:
-        """Of a warp, to see all of them."""
+        """The number of turns that a warp takes to see all words."""
         return -(-self.words // 32)
 
     @property
@@ -67,7 +67,7 @@ class Listing:
 
 
 def key_of(pairs: Sequence[tuple[Reach, Marks]]) -> tuple[Hashable, ...]:
-    """Steps of the same key have the same candidates: branches that begin with windows of one size on one map."""
+    """Steps with the same key have the same candidates, such as branches that begin with equal windows on one map."""
 
     def shape(reach: Reach) -> Hashable:
         if isinstance(reach, Window):
@@ -79,7 +79,7 @@ def key_of(pairs: Sequence[tuple[Reach, Marks]]) -> tuple[Hashable, ...]:
 
 
 class Listings:
-    """The listings behind one source. The first launch is waited for, the others run beside the steps before theirs."""
+    """The listings behind one source. The first launch is waited for; the others run in parallel to the first steps."""
 
     def __init__(self) -> None:
         self._listings: list[Listing] = []
@@ -89,7 +89,7 @@ class Listings:
         self._listings.append(listing)
 
     def run(self, backend: Any) -> None:
-        backend.join()  # these may read what was made aside
+        backend.join()  # these listings may read what was made aside
         if not self._launches:
             self._launches = [_Launch(part) for part in parts_of(self._listings)]
         first, *others = self._launches
@@ -105,7 +105,7 @@ class Listings:
 
 
 class _Launch:
-    """levels: one of large masks, or several of small ones."""
+    """levels: one level of large masks, or several levels of small ones."""
 
     def __init__(self, levels: Sequence[Sequence[Listing]]):
         self._listings = [listing for level in levels for listing in level]
@@ -142,13 +142,13 @@ class _Launch:
 
 
 def parts_of(listings: Sequence[Listing]) -> list[list[list[Listing]]]:
-    """The levels of each launch: a large one alone, small ones together while their parameters have room and the steps
-    that wait for the first of them do not wait long for the last."""
+    """The levels of each launch. A large level has one of its own; small ones share one as long as their parameters
+    fit, and the steps that wait for the first of them do not wait long for the last."""
     parts: list[list[list[Listing]]] = []
     room = words = 0
     for level in in_levels(listings):
         size = sum(listing.table_bytes for listing in level)
-        if size > TABLE_BYTES:  # more inputs than a network has
+        if size > TABLE_BYTES:  # a node with more inputs than any network has
             parts += [[[listing]] for listing in level]
             room = 0
             continue
@@ -166,7 +166,7 @@ def is_small(level: Sequence[Listing]) -> bool:
 
 
 def _effort(listing: Listing) -> int:
-    """Of a word: some reaches are looked at bit by bit (`has_words` in kernels/reach.cuh)."""
+    """The effort for a word, which is larger for reaches that go bit by bit (`has_words` in kernels/reach.cuh)."""
     return 1 if all(_has_words(reach) for reach, _ in listing.pairs) else 16
 
 
@@ -181,9 +181,9 @@ def _has_words(reach: Reach) -> bool:
 
 
 def spans_of(cols: Tensor) -> Tensor | None:
-    """(W + 31) / 32: the first of the columns that each 32 output pixels read (cols: W x taps, -1 for none).
+    """(W + 31) / 32: the first column that each 32 output pixels read (cols: W x taps, -1 for none).
 
-    None where those of any 32 pixels do not fit in 32 columns.
+    None if any 32 pixels read columns that are further apart than 32.
     """
     padded = F.pad(cols, (0, 0, 0, -len(cols) % 32), value=-1).view(-1, 32 * cols.shape[1])
     first = torch.where(padded < 0, padded.max() + 1, padded).amin(1)
@@ -191,10 +191,10 @@ def spans_of(cols: Tensor) -> Tensor | None:
 
 
 def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int]:
-    """The parameters of `spread`: its listings, then their reaches; and the words of `room` that masks are kept in."""
+    """(the parameters of `spread`: its listings, then their reaches; how many words of `room` keep masks)."""
     packed, reaches, turn, kept = b"", b"", 0, 0
     places: dict[Marks, int] = {}
-    brought: dict[Marks, int] = {}  # of the masks that are made elsewhere, where they are kept
+    brought: dict[Marks, int] = {}  # where masks that are made elsewhere are kept
     for i, level in enumerate(levels):
         for j, listing in enumerate(level):
             fits = kept + listing.words <= room
@@ -220,7 +220,7 @@ def table_of(levels: Sequence[Sequence[Listing]], room: int) -> tuple[bytes, int
 
 
 def in_levels(listings: Sequence[Listing]) -> list[list[Listing]]:
-    """By the number of listings that one waits for. A listing comes behind those that it reads."""
+    """The listings in levels, each after those that it reads."""
     depth: dict[Marks, int] = {}
     for listing in listings:
         depth[listing.marks] = 1 + max((depth.get(marks, -1) for _, marks in listing.pairs), default=-1)
@@ -233,8 +233,8 @@ def in_levels(listings: Sequence[Listing]) -> list[list[Listing]]:
 def pack(reach: Reach, marks: Marks, place: tuple[int, int, bool]) -> tuple[bytes, list[Tensor]]:
     """struct Reach of kernels/reach.cuh, and the tables whose addresses it holds.
 
-    place: of the listing that makes the marks among those of the launch, or -1; where a mask of another launch is kept,
-    or -1; whether it comes there for this reach.
+    place: (the listing of this launch that makes the marks, or -1; where the mask of another launch is kept, or -1;
+    whether this reach copies it there).
     """
     window, taps, tables = (0,) * 8, (0, 0), []
     if isinstance(reach, Window):

@@ -1,4 +1,4 @@
-"""Masks of changed pixels on the device, and which of them show what others do."""
+"""Masks of changed pixels on the device, and which of them cover others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from deltaconvert.reach import Pixel, Reach, Window
 
-# Of a window instead of several. Measured (ResNet-50, H100): none 0.309 ms at 1 % and 1.57 at 100 %, 7 0.287 and 1.585,
-# 13 0.296 and 1.61.
+# The largest window that replaces several (`seen_from`). Measured (ResNet-50, H100): none 0.309 ms at 1 % and 1.57 at
+# 100 %, 7 0.287 and 1.585, 13 0.296 and 1.61.
 WIDEST = 7
 
 
@@ -20,10 +20,12 @@ WIDEST = 7
 class Marks:
     """The changed pixels of an edge.
 
-    bits: int32 (N, H, (W + 31) / 32), one a pixel; changed: int32 (N), how many of each stream. source: the place among
-    the steps of the last node that compares of those that they depend on. listed: the list of them, where there is one.
-    seen: the one window that they are seen by, and where from. covers: Marks whose pixels are always among these.
-    can_list: the kernel that marks them can list them as well; own: that list, where somebody wants it.
+    bits: int32 (N, H, (W + 31) / 32), one bit a pixel. changed: int32 (N), how many in each stream.
+    source: the last comparing node that they depend on, by its place among the steps.
+    listed: a list of them, if there is one.
+    seen: the marks, and the window on them, that these follow from.
+    covers: Marks whose pixels are always among these.
+    can_list: whether the kernel that makes the marks can list them as well; own: that list, if a step needs it.
     """
 
     size: tuple[int, int]
@@ -37,13 +39,13 @@ class Marks:
     own: Listed | None = None
 
     def dense(self) -> Tensor:
-        """bool (N, 1, H, W). A frame that changes nothing leaves the bits of the one before."""
+        """bool (N, 1, H, W). Where nothing changed, the bits are still those of the frame before."""
         places = torch.arange(32, dtype=torch.int32, device=self.bits.device)
         marked = (self.bits[..., None] >> places & 1).bool().flatten(2)[..., : self.size[1]].unsqueeze(1)
         return marked & (self.changed > 0).view(-1, 1, 1, 1)
 
     def put(self, mask: Tensor) -> None:
-        """Mark what torch found, bool (N, 1, H, W)."""
+        """Set the marks from bool (N, 1, H, W)."""
         self.bits.copy_(bits_of(mask))
         self.changed.copy_(mask.sum((1, 2, 3)))
 
@@ -57,7 +59,7 @@ class Marks:
 
 @dataclass(eq=False, kw_only=True)
 class Enlarged(Marks):
-    """Of a map with `factor` x `factor` pixels for each of another's, whose size and bits these are."""
+    """Marks of a map with `factor` x `factor` pixels for each pixel of another, whose size and bits these are."""
 
     factor: int
 
@@ -70,13 +72,13 @@ class Enlarged(Marks):
 class Listed:
     """A list of pixels on the device.
 
-    launch: how many kernels had been launched when it was made. bits: the same pixels as Marks have them, or None.
+    launch: how many kernels had been launched when it was made. bits: the same pixels as a mask, or None.
     """
 
     places: Tensor  # int32
     count: Tensor  # int32 (1)
     launch: int = 0
-    aside: int = 0  # what Backend.join must wait for, where it is made beside the steps that do not need it
+    aside: int = 0  # the mark that Backend.join must wait for, if it is made aside
     bits: Tensor | None = None
 
 
@@ -94,7 +96,7 @@ def list_of(mask: Tensor) -> Listed:
 
 
 def needed(pairs: Sequence[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:
-    """Without the inputs whose changes, as far as they are read, are among those that another one shows."""
+    """The inputs without those whose changes another input covers, as far as they are read."""
     kept: list[tuple[Reach, Marks]] = []
     for reach, marks in pairs:
         if any(_shows(r, m, reach, marks) for r, m in kept):
@@ -105,9 +107,8 @@ def needed(pairs: Sequence[tuple[Reach, Marks]]) -> list[tuple[Reach, Marks]]:
 
 
 def _shows(reach: Reach, marks: Marks, other: Reach, source: Marks) -> bool:
-    """Whether each pixel that sees a change of `source` through `other` is among those that see one of `marks` through
-    `reach`: a 1x1 convolution with stride 2 beside a 3x3 one that is read pixel by pixel, a shortcut beside a 3x3
-    convolution of the same pixels."""
+    """Whether `marks` seen through `reach` cover `source` seen through `other`. Examples: a 1x1 convolution with
+    stride 2 beside a 3x3 one that is read pixel by pixel, a shortcut beside a 3x3 convolution of the same pixels."""
     if isinstance(other, Pixel):
         return keeps_places(reach) and marks.cover(source)
     if not isinstance(reach, Pixel) or marks.seen is None or not isinstance(other, Window):
@@ -118,8 +119,8 @@ def _shows(reach: Reach, marks: Marks, other: Reach, source: Marks) -> bool:
 
 
 def seen_from(reach: Reach, marks: Marks) -> tuple[Reach, Marks]:
-    """The same pixels, as seen through the window that made the marks, which they need not wait for then: two windows
-    of 3x3 behind each other are one of 5x5. What only sees padding would see through that into the map."""
+    """The same pixels as one window on earlier marks, so that they need not wait for these: two windows of 3x3, one
+    after the other, are one of 5x5. Not where some pixels only see padding: the larger window sees into the map."""
     if not isinstance(reach, Window) or reach.transposed or reach.dilation != (1, 1) or marks.seen is None:
         return reach, marks
     if reach.orphans is not None:
@@ -133,14 +134,14 @@ def seen_from(reach: Reach, marks: Marks) -> tuple[Reach, Marks]:
 
 
 def _is_centred(window: Window) -> bool:
-    """It sees as far in all directions, on a map of the same size: what lies outside of the map cuts nothing off."""
+    """A window that reaches equally far in all directions, on a map of the same size."""
     sides = zip(window.kernel, window.padding, window.dilation, window.stride, strict=True)
     alike = all(k % 2 and p == k // 2 and d == s == 1 for k, p, d, s in sides)
     return alike and not window.transposed and window.in_size == window.out_size
 
 
 def keeps_places(reach: Reach) -> bool:
-    """Every changed pixel of the input is a candidate itself."""
+    """Whether every changed pixel of the input is a candidate itself."""
     if isinstance(reach, Window):
         offsets = zip(reach.kernel, reach.padding, reach.dilation, strict=True)
         return (
@@ -166,6 +167,6 @@ def _holds(outer: Window, inner: Window) -> bool:
 
 
 def _taps(window: Window) -> list[set[int]]:
-    """Of the rows and of the columns, from the output pixel's own place."""
+    """The taps of rows and of columns, relative to the output pixel."""
     sides = zip(window.kernel, window.padding, window.dilation, strict=True)
     return [{k * dilation - padding for k in range(kernel)} for kernel, padding, dilation in sides]

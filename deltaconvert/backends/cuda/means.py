@@ -1,4 +1,4 @@
-"""Means, maxima and moments of whole maps, in boxes: a change reads its own box again, and the boxes are few."""
+"""Means, maxima and moments of whole maps, by boxes: a change reads only its own box again, and there are few boxes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from deltaconvert.ops.resample import AdaptivePool2d
 from deltaconvert.reach import Window
 
 THREADS = 256  # of kernels/mean.cu
-AT_ONCE = 8  # pixels of a thread that are on their way together
-PIXELS = 16  # that a thread sums: enough to have many loads on their way, few enough to be done soon
+AT_ONCE = 8  # loads of a thread that are in flight together
+PIXELS = 16  # that a thread sums: enough to have many loads in flight, few enough to be done soon
 
 
 class BoxMeans:
-    """What a step asks of an operator: the mean of each box of side x side pixels; the last ones may be smaller.
+    """As an operator: the mean of each box of side x side pixels; the last boxes may be smaller.
 
     kind: "avg"; or "max", the largest value instead.
     """
@@ -38,12 +38,12 @@ class BoxMeans:
         return Window(box, box, (0, 0), (1, 1), (height, width), out)
 
     def form(self, source: Any) -> tuple[int, torch.dtype]:
-        """Channels and type of what it makes."""
+        """Channels and type of the result."""
         return source.values.shape[1], source.values.dtype
 
 
 class BoxMoments(BoxMeans):
-    """Of each channel of a box the mean, behind all of these the sums of squares around it."""
+    """As an operator: the mean of each channel in a box, and behind all means the sums of squares around them."""
 
     def __init__(self, side: int):
         super().__init__(side, "moments")
@@ -54,7 +54,7 @@ class BoxMoments(BoxMeans):
 
 
 class InBoxes:
-    """A step on the means of a map's boxes, which it keeps itself."""
+    """A step that reads the means of a map's boxes, which it computes and keeps itself."""
 
     def __init__(self, boxes: Any, step: Any):
         self._boxes, self._step, self.edge = boxes, step, step.edge
@@ -65,7 +65,7 @@ class InBoxes:
         self._step.run()
 
     def rebuild(self) -> None:
-        """From maps that somebody put there."""
+        """Compute the boxes again, after the maps of edges were replaced."""
         edge = self._boxes.edge
         with on_current_stream(edge.values.device):
             self._boxes.compute(every_pixel(edge))
@@ -79,7 +79,7 @@ def every_pixel(edge: Any) -> Listed:
 
 
 def boxes_of(operator: Operator, source: Any, edge: Any) -> BoxMeans | None:
-    """What is kept of boxes where an operator, or the head of a fused one, takes all of a large map together."""
+    """What to keep of each box, if an operator, or the head of a fused one, reduces a whole large map."""
     head = head_of(operator)
     whole = isinstance(head, AdaptivePool2d) and tuple(edge.values.shape[2:]) == (1, 1)
     if source.values.dtype not in TYPES or not (whole or isinstance(operator, Statistics)):
@@ -103,8 +103,9 @@ def _largest_side(fits: Callable[[int], bool]) -> int:
 
 
 def lanes_of(channels: int, dtype: torch.dtype, pixels: int | None = None) -> int:
-    """Threads side by side, each with a vector of channels. pixels: of a window, where there are few windows: then as
-    few threads as it takes for each to ask for its pixels at once."""
+    """How many neighbouring threads share a pixel, each with a vector of channels. pixels: of a window, if there are
+    few
+    windows: then so few that each thread loads all of its pixels at once."""
     vectors = -(-channels * dtype.itemsize // 16)
     lanes = min(32, 1 << (vectors - 1).bit_length())
     while pixels is not None and lanes > 4 and pixels * lanes > THREADS * AT_ONCE:

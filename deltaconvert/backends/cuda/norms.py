@@ -22,7 +22,7 @@ _ORDERS = {1: 1, 2: 2, float("inf"): 0}  # ORDER of kernels/over_channels.cu
 
 
 def makes_places(operator: Any) -> bool:
-    """Whether it makes a map of int64 out of any other."""
+    """Whether its result is a map of int64 whatever it reads."""
     return isinstance(operator, OverChannels) and operator.function in PLACES
 
 
@@ -121,7 +121,7 @@ def statistics(operator: Statistics, reaches: Any, inputs: Sequence[Any], edge: 
 
 
 def _affine(operator: Normalise | ChannelNorm, source: Any) -> tuple[Tensor, Tensor]:
-    """Weights and biases, whole vectors; ones and zeros where there are none."""
+    """Weights and biases, padded to whole vectors; ones and zeros if there are none."""
     number = torch.float64 if source.values.dtype == torch.float64 else torch.float32
     channels = source.values.shape[1]
     found = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deltaconvert.backends.cuda import Backend
     from deltaconvert.backends.cuda.edges import Edge
 
-MOST = 1 << 27  # pixels: an eighth of them and eight bits are a word
+MOST = 1 << 27  # pixels: a word holds an octet's number and eight bits
 BLOCK = 1024  # words of a mask
 
 
@@ -41,7 +41,7 @@ class Octets:
         )
         self._backend = backend
         self.places = torch.zeros(n * height * width // 8, dtype=torch.int32, device=device)
-        # How many; and how many blocks of the kernel have read that: the last one sets both to 0.
+        # How many octets, and how many blocks have read that number; the last one sets both to 0.
         self.counts = torch.zeros(2, dtype=torch.int32, device=device)
 
     def run(self, listed: Listed) -> None:

@@ -1,4 +1,4 @@
-"""Maps that are read once, by the step behind the one that makes them: they need no memory of their own."""
+"""Maps that only the next step reads need no memory of their own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from deltaconvert.nodes import operator_of, sparsify
 
 
 def note_passing(gm: fx.GraphModule) -> fx.GraphModule:
-    """Tell the nodes whose map the next step alone reads. Where that one computes the same pixels, which shows when
-    lists are made, the map is passed on in memory that all such steps share: depthwise convolutions of MobileNetV2 hold
-    a third of its state.
+    """Note the nodes whose map only the next step reads. If that step computes the same pixels, which shows when lists
+    are made, the map is passed on in memory that all such steps share. The depthwise convolutions of MobileNetV2 would
+    hold a third of its state.
 
     before:  y = depthwise(x);  z = conv1x1(y)
     after:   the same, with y.meta["cuda"]["passes"] = True

@@ -22,26 +22,27 @@ if TYPE_CHECKING:
 
 
 class Recording:
-    """The steps of one program. The first frame runs them one by one and captures them; later ones replay the graph.
+    """Plays the steps of one program. The first frame runs them one by one and captures them; later ones replay the
+    graph.
 
-    What cannot be captured (a module with Python code of its own, an operator that waits for the device), and what
-    depends on it, runs after the graph, one launch at a time: `outside` names those nodes and says why. So does what
-    compares behind a step that compares there: a list is made with the last comparison before it in the network.
+    What cannot be captured (a module with its own Python code, an operator that waits for the device) runs after the
+    graph, one launch at a time, and so does what depends on it: `outside` names these nodes and why. Steps that compare
+    after such a comparing step run there as well, because a list is made after the last comparison before it.
 
-    What a still frame need not do is a part of the graph that it skips (`skipping.py`), if that is worth it: `still`
-    says so.
+    If it is worth it, a still frame skips a part of the graph (`skipping.py`); `still` says what.
     """
 
     def __init__(self, device: torch.device, backend: Backend):
         self._device, self._backend = device, backend
-        self._known = False  # what the graph holds
+        self._known = False  # whether it is known what the graph holds
         self.inputs: dict[int, torch.Tensor] = {}  # slot -> memory that frames can be read from
-        self.addresses: Addresses  # where they are
-        self._in_place: set[int] = set()  # the slots whose frames need not lie in it
+        self.addresses: Addresses  # the addresses of frames that are read in place
+        self._in_place: set[int] = set()  # slots whose frames are read in place
         self._graph: torch.cuda.CUDAGraph | None = None
         # Kept as long as the graph: cuBLAS has a workspace for each stream, which the graph goes on using.
         self._side: torch.cuda.Stream | None = None
-        self._kept: tuple[torch.cuda.Stream, Any] | None = None  # of a graph with a part that is skipped
+        # The inner stream and memory of a graph with a part that is skipped.
+        self._kept: tuple[torch.cuda.Stream, Any] | None = None
         self._late: list[Any] = []
         self.outside: dict[str, str] = {}
         self.still: str | None = None  # what a still frame skips, or why nothing; known after the first
@@ -81,11 +82,12 @@ class Recording:
         self._known = True
 
     def _run_and_sort(self, steps: Sequence[Any], frame: Any) -> tuple[list[Any], list[int]]:
-        """Run the frame. The steps that a graph can hold, and how many launches each took; the others are late."""
-        waiting: dict[fx.Node, str] = {}  # the late ones' nodes, and why
+        """Run the frame. Returns the steps that a graph can hold and how many launches each took; the others are
+        late."""
+        waiting: dict[fx.Node, str] = {}  # nodes of late steps, and why
         early, launches = [], []
         self._late = []
-        compares_late: fx.Node | None = None  # the first of them
+        compares_late: fx.Node | None = None  # the first late node that compares
         for step in steps:
             before = self._backend.launches
             reason = run_and_judge(step, frame, self._device)
@@ -103,7 +105,7 @@ class Recording:
         return early, launches
 
     def _capture_best(self, steps: Sequence[Any], launches: Sequence[int]) -> None:
-        """launches: of each step, as far as they are ours."""
+        """launches: how many of our kernels each step launched."""
         first = behind_frames(steps)
         count = sum(launches[first:])
         why_not = None
@@ -124,7 +126,7 @@ class Recording:
             self._capture(steps)
 
     def _capture(self, steps: Sequence[Any], skipped: Sequence[Any] = ()) -> None:
-        """skipped: the steps behind the others, if a still frame skips them."""
+        """skipped: the last steps, if a still frame skips them."""
         if not steps:
             return
         assert self._side is not None
@@ -150,7 +152,8 @@ class Recording:
     def _capture_parts(
         self, around: torch.cuda.Stream, compared: Sequence[Any], skipped: Sequence[Any]
     ) -> None:
-        """The steps up to the last that compares a frame; and the part of the graph with its lists and those behind."""
+        """Capture the steps up to the last that compares a frame, then the conditional part: its lists and later
+        steps."""
         assert self._side is not None
         for step in compared[:-1]:
             step(self._still)
@@ -180,7 +183,7 @@ class Recording:
                 self._backend.finish()
 
     def _taken(self, slot: int, frame: torch.Tensor) -> torch.Tensor:
-        """The frame where it is read: where it lies, if nothing speaks against that, else in the graph's memory."""
+        """The frame as the graph reads it: in place if possible, else copied into the graph's memory."""
         own = self.inputs[slot]
         if frame is own or (slot in self._in_place and lies_as(frame, own)):
             return frame
@@ -188,7 +191,7 @@ class Recording:
 
 
 def _waits_for(node: fx.Node, waiting: Collection[fx.Node], compares_late: fx.Node | None) -> str | None:
-    """Why a step that a graph could hold runs after it all the same, or None."""
+    """The reason why a step that a graph could hold runs after it, or None."""
     late = [source for source in node.all_input_nodes if source in waiting]
     if late:
         return f"it reads {', '.join(map(path_of, late))}"

@@ -1,4 +1,4 @@
-"""Pixel shuffles that end a network: their pixels go where the output is read from, by the list of their input."""
+"""Pixel shuffles that end a network write changed pixels directly to the output, by the list of their input."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PIXEL_BYTES = 192  # that a thread of kernels/unfold.cu holds
 
 
 def note_last_shuffles(gm: fx.GraphModule) -> fx.GraphModule:
-    """Tell the pixel shuffles whose maps only leave the delta graph. An upscaler's last map is its largest: sixteen
-    times the pixels of the one before, which would be marked and listed, stored, and laid out anew.
+    """Note the pixel shuffles whose maps only leave the delta graph. An upscaler's last map is its largest, with
+    sixteen times the pixels of the one before: it would be marked, listed, stored, and copied to N C H W.
 
     before:  y = pixel_shuffle(x);  out = densify(y)
     after:   the same, with y.meta["cuda"]["leaves"] = True
@@ -37,7 +37,7 @@ def note_last_shuffles(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def plane_memory(kept: Map) -> Tensor:
-    """Memory of an edge, N H W C, that is a dense map N C H W."""
+    """Memory for an edge that has the order N C H W."""
     return torch.zeros(kept.shape, dtype=kept.dtype, device=kept.device).permute(0, 2, 3, 1)
 
 
@@ -80,6 +80,6 @@ class LastShuffle:
 
 
 def planes_at_once(channels: int, box_bytes: int) -> int:
-    """Planes whose boxes of a pixel a thread of `unfold` reads at once: whole vectors, as far as its registers go."""
+    """How many planes a thread of `unfold` writes for a pixel at once: whole vectors, as far as registers suffice."""
     fits = (n for n in range(channels, 0, -1) if channels % n == 0 and n * box_bytes <= PIXEL_BYTES)
     return next((n for n in fits if n == channels or n * box_bytes % 16 == 0), 1)

@@ -1,4 +1,4 @@
-"""Depthwise convolutions that do not wait for each other, in one launch: branches of blocks, pyramids and heads."""
+"""Independent depthwise convolutions in one launch: branches of blocks, pyramids and heads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def note_siblings(gm: fx.GraphModule) -> fx.GraphModule:
-    """Put depthwise convolutions of one form behind each other, if none waits for another, and say how many they are.
+    """Move independent depthwise convolutions of one form next to each other, and note how many they are.
 
     before:  a = depthwise(x);  y = conv1x1(a);  b = depthwise(x);  z = conv1x1(b)
     after:   a = depthwise(x);  b = depthwise(x);  y = conv1x1(a);  z = conv1x1(b),
@@ -42,7 +42,7 @@ def note_siblings(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _form_of(node: fx.Node) -> tuple[Any, ...] | None:
-    """What those of a launch share; None for a node that is computed alone."""
+    """What the convolutions of a launch have in common; None for a node that is launched by itself."""
     operator = operator_of(node) if node.meta.get("delta") else None
     if operator is None or "threshold" in node.meta:
         return None
@@ -58,7 +58,7 @@ def _form_of(node: fx.Node) -> tuple[Any, ...] | None:
 
 
 def _joins(group: list[fx.Node], node: fx.Node) -> bool:
-    """Move the node behind the group, or the group before the node, where what is read and who reads it allows that."""
+    """Move the node to the end of the group, or the group before the node, if their inputs and readers allow that."""
     place = {other: i for i, other in enumerate(node.graph.nodes)}
     if all(place[source] < place[group[0]] for source in node.all_input_nodes):
         group[-1].append(node)
@@ -72,8 +72,8 @@ def _joins(group: list[fx.Node], node: fx.Node) -> bool:
 
 
 class Siblings:
-    """Steps that may be one launch, which is the last one's. Those that turn out to compute other pixels, or by another
-    kernel, are launched by themselves."""
+    """Steps that may be one launch, made by the last of them. A step that turns out to have other pixels or another
+    kernel is launched by itself."""
 
     def __init__(self, count: int):
         self._missing = count

@@ -1,11 +1,10 @@
-"""A still frame skips what stands behind its comparison, which is the body of a conditional node of the frame's graph.
+"""A still frame skips all steps after its comparison: they are the body of a conditional node of the frame's graph.
 
 before:  compare > lists > convolutions ... > counts
 after:   compare > wake > if a pixel changed: (lists > convolutions ...) > counts
 
-Counters are 0 at the start of every frame, so where the body did not run they say that nothing changed, and what it
-would have written stands.
-"""
+Counters are 0 at the start of every frame. So if the body did not run, they say that nothing changed, and the results
+of the frame before are still valid."""
 
 from __future__ import annotations
 
@@ -20,23 +19,24 @@ from torch import fx
 from deltaconvert.backends.cuda.kernels import bindings, on_current_stream
 from deltaconvert.nodes import densify, is_delta, sparsify
 
-OLDEST = 12040  # of drivers with such nodes
-# Launches of a part that is skipped. Measured (H100, half, 1080p, batch 1; benchmarks/results/gpu_still.json), us with
-# and without: EfficientNet-B0, 134 launches, still 29 and 315, at 1 % 1521 and 1505; ResNet-50, 55 launches, still 28
-# and 110, at 1 % 315 and 300, which is too dear.
+OLDEST = 12040  # version of the first driver with such nodes
+# Launches that a skipped part has at least. Measured (H100, half, 1080p, batch 1; benchmarks/results/gpu_still.json),
+# us with and without: EfficientNet-B0, 134 launches, still 29 and 315, at 1 % 1521 and 1505; ResNet-50, 55 launches,
+# still 28 and 110, at 1 % 315 and 300, which is too dear.
 WORTH = 60
-# Images of a frame from which on it takes half as many launches more, since it is still only if all of them are: of
-# eight cameras' frames (FastestDet, 80 launches; docs/performance_tried.md) the node took 16 of 556 us, none was still.
+# From so many images a frame on it takes half as many launches more, because a frame is still only if all images are.
+# Of eight cameras' frames (FastestDet, 80 launches; docs/performance_tried.md) none was still, and the node took 16 of
+# 556 us.
 MANY = 8
 
 
 def worth_skipping(launches: int, images: int) -> bool:
-    """Whether a part of so many launches is skipped where a frame is still."""
+    """Whether still frames skip a part of so many launches."""
     return launches >= WORTH * (1.5 if images >= MANY else 1)
 
 
 def behind_frames(steps: Sequence[Any]) -> int:
-    """How many steps there are up to the last that compares a frame; all, if one behind it reads a frame as well."""
+    """The number of steps up to the last that compares a frame; all steps, if a later one reads a frame as well."""
     if not steps:
         return 0
     of_frames: set[fx.Node] = set()  # dense values that follow from a frame and from no delta
@@ -55,9 +55,8 @@ def body(
 ) -> Iterator[None]:
     """While a graph is captured in `around`: a conditional node of it, whose body is what the stream `inside` captures.
 
-    memory: a pool of the body's own, since what lies in it outlives frames without it. wake: launches a kernel that
-    gives the node, by its handle, a value other than 0 where the body is to run.
-    """
+    memory: a pool of the body's own, since its contents have to outlive frames in which it does not run. wake:
+    launches a kernel that sets the node, by its handle, to a value other than 0 if the body is to run."""
     driver = bindings()
     if driver is None or _done(driver.cuDriverGetVersion()) < OLDEST:
         raise RuntimeError("a conditional node needs cuda-bindings, and a driver for CUDA 12.4")
@@ -90,7 +89,7 @@ def body(
 
 
 def _captured(driver: Any, stream: Any) -> tuple[Any, Any, Any]:
-    """The graph that a stream captures, and what the next node of it follows, with what is known of those edges."""
+    """The graph that a stream captures, the nodes that its next node depends on, and the data of those edges."""
     ask = getattr(driver, "cuStreamGetCaptureInfo_v3", driver.cuStreamGetCaptureInfo)
     _, _, graph, before, edges, _ = _done(ask(stream))
     return graph, before, edges

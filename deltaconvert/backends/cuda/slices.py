@@ -1,9 +1,8 @@
-"""Channels that are taken out of a map, and maps that are joined: 1x1 convolutions do both on their way.
+"""1x1 convolutions also take channels out of a map, and join maps, by weights of 1 and 0.
 
-A ShuffleNet splits a map, convolves one half and joins it to the other in every block, where few channels change hands
-and each step waits for a launch. Sums in half and bfloat16 carry a value through a weight of 1 as it is. Channels with
-a weight of 0 must be finite: one that overflowed makes the sums of its pixel NaN, which it would have reached a block
-later.
+In every block a ShuffleNet splits a map, convolves one half and joins it to the other. Few channels are moved, and each
+step costs a launch. In half and bfloat16 a sum with a weight of 1 is the value itself. Channels with a weight of 0 have
+to be finite: one that overflowed makes the sums of its pixel NaN, one block earlier than it would anyway.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from deltaconvert.ops.pool import MaxPool2d
 from deltaconvert.passes.adopt_operators import adopt
 from deltaconvert.passes.fuse_tails import inherit, reads_alone
 
-# Channels up to which a 1x1 convolution waits for its pixels and not for its products: twice as many of those, half of
-# them by 0, are free.
+# Up to so many channels a 1x1 convolution waits for its pixels, not for its products: twice as many products, half of
+# them by 0, cost nothing.
 MOST_CHANNELS = 256
 _ORDERS = (Channels, ChannelIndex, ChannelShuffle)  # of the channels of a map
 _OUT_OF_BOUNDS = ("relu", "relu6", "sigmoid", "hardsigmoid")  # activations that are never below 0
@@ -36,7 +35,7 @@ _OUT_OF_BOUNDS = ("relu", "relu6", "sigmoid", "hardsigmoid")  # activations that
 
 @dataclass
 class Part:
-    """A map as the product of another one's channels: weight (C', C), bias (C') or None, and what is applied then."""
+    """A map as a 1x1 convolution of another: weight (C', C), bias (C') or None, and the activations behind it."""
 
     made_by: fx.Node
     source: fx.Node
@@ -49,13 +48,13 @@ class Part:
         return len(self.weight)
 
     def takes(self, tail: Sequence[Pointwise]) -> bool:
-        """Applied to the part instead of its own, `tail` gives the same."""
+        """Whether `tail` gives the same result as the part's own tail."""
         if self.tail is not None:
             return [stage.settings() for stage in self.tail] == [stage.settings() for stage in tail]
         return not tail or (_is_relu(tail) and is_never_negative(self.source))
 
     def widened(self, first: int, channels: int) -> Conv2d:
-        """As channels from `first` on of so many."""
+        """The part as channels `first` and following of a map of so many channels."""
         weight = self.weight.new_zeros(channels, self.weight.shape[1])
         weight[first : first + self.channels] = self.weight
         bias = weight.new_zeros(channels)
@@ -65,7 +64,7 @@ class Part:
 
 
 def join_pixel_concats(gm: fx.GraphModule) -> fx.GraphModule:
-    """Two maps that are joined, each by a 1x1 convolution or taken out of another one's channels, become one sum.
+    """Two maps that are joined, each a 1x1 convolution or channels of another map, become one sum.
 
     before:  a = channels(x, 0::2);  b = fused[conv1x1, relu](y);  z = concat(a, b)
     after:   z = fused[sum(conv1x1, conv1x1), relu](y, x), with weights of 1 and 0 for x
@@ -79,7 +78,7 @@ def join_pixel_concats(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _join(gm: fx.GraphModule, node: fx.Node, parts: Sequence[Part]) -> None:
-    """If their kernel computes it."""
+    """Replace the concatenation, if the kernel can compute the sum."""
     left, right = parts
     channels = left.channels + right.channels
     convolved = [part for part in parts if part.tail is not None]
@@ -87,7 +86,7 @@ def _join(gm: fx.GraphModule, node: fx.Node, parts: Sequence[Part]) -> None:
         return
     of_left, of_right = left.widened(0, channels), right.widened(left.channels, channels)
     first, second, both = left, right, (of_left, of_right)
-    if first is not convolved[0]:  # it goes by the name of a convolution
+    if first is not convolved[0]:  # the sum gets the path of a convolution
         first, second, both = right, left, (of_right, of_left)
     tail = first.tail or []
     fits = adds_maps(*both, dtype=node.meta["dtype"], device=node.meta["device"])
@@ -114,8 +113,8 @@ def _part_of(node: Any, user: fx.Node) -> Part | None:
 
 
 def fold_orders(gm: fx.GraphModule) -> fx.GraphModule:
-    """A 1x1 convolution reads the map that its channels are taken out of, with weights of 0 for the others; what takes
-    all channels of a convolution in another order takes its rows so.
+    """Let a 1x1 convolution of some channels read the whole map, with weights of 0 for the others; and let a
+    convolution whose channels are put in another order make them in that order.
 
     before:  a = channels(x, 1::2);  y = fused[conv1x1, relu](a);  z = shuffle(y)
     after:   z = fused[conv1x1, relu](x)
@@ -135,7 +134,7 @@ def fold_orders(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _read_whole(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> None:
-    """The convolution of `node` reads what `source` takes channels out of."""
+    """Let the convolution of `node` read the map that `source` takes channels out of."""
     whole = source.args[0]
     head, *tail = stages_of(operator_of(node))  # type: ignore[arg-type]
     channels = whole.meta["shape"][1]  # type: ignore[union-attr]
@@ -150,7 +149,7 @@ def _read_whole(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> None:
 
 
 def _reorder(gm: fx.GraphModule, source: fx.Node, node: fx.Node) -> None:
-    """The convolution of `source` makes its channels as `node` puts them in order."""
+    """Let the convolution of `source` make its channels in the order that `node` puts them in."""
     head, *tail = stages_of(operator_of(source))  # type: ignore[arg-type]
     taken = taken_by(operator_of(node), source)  # type: ignore[arg-type]
     parts = [head.first, head.second] if isinstance(head, ConvSum) else [head]
@@ -174,7 +173,7 @@ def _with_tail(head: Operator, tail: Sequence[Operator]) -> Operator:
 
 
 def taken_by(operator: Operator, source: Any) -> Tensor:
-    """int64 (C'): the channels of a map that an operator on channels alone makes its own of. Asked of itself."""
+    """int64 (C'): which channels of its input an operator copies. Found by running the operator."""
     device = operator.index.device if isinstance(operator, ChannelIndex) else "cpu"
     places = torch.arange(source.meta["shape"][1], dtype=torch.float64, device=device)
     taken: Tensor = operator(places.view(1, -1, 1, 1)).flatten().long()
@@ -196,7 +195,7 @@ def _on_pixels(weight: Tensor, bias: Tensor | None) -> Conv2d:
 
 
 def carries(node: fx.Node) -> bool:
-    """Its sums are of numbers that hold a value of a map as it is."""
+    """Its sums are in a type that holds every value of a map exactly."""
     return node.meta["dtype"] in (torch.float16, torch.bfloat16)
 
 

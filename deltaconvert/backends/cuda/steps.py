@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from deltaconvert.backends.cuda.siblings import Siblings
 
 
-# Pixels of a map whose marks are listed by the kernel that makes them, and not by a launch. Measured (H100, half, nine
-# convolutions of 32 channels, four of them depthwise; benchmarks/results/gpu_lists.json, rows below 0.2 million pixels
-# are of a busy machine), us a frame by the kernel and by launches: 0.92 million 139 and 148 at 1 %, 176 and 185 at 5 %,
-# 1190 and 1225 at 100 %; 2.07 million 310 and 316 at 5 %, 809 and 807 at 25 %, 2677 and 2593 at 100 %.
+# Up to so many pixels, a map's marks are listed by the kernel that makes them, without a launch for the list. Measured
+# (H100, half, nine convolutions of 32 channels, four of them depthwise; benchmarks/results/gpu_lists.json, rows below
+# 0.2 million pixels are of a busy machine), us a frame by the kernel and by launches: 0.92 million 139 and 148 at 1 %,
+# 176 and 185 at 5 %, 1190 and 1225 at 100 %; 2.07 million 310 and 316 at 5 %, 809 and 807 at 25 %, 2677 and 2593 at
+# 100 %.
 SMALL = 1 << 20
 
 
@@ -36,12 +37,11 @@ Pairs = list[tuple[Reach, Marks]]
 
 
 def candidates_of(backend: Backend, reaches: Sequence[Reach], inputs: Sequence[Edge], edge: Edge) -> Listed:
-    """The list of pixels that a step computes, from its inputs' marks by its reaches; and the edge's own marks.
+    """The list of pixels that a step computes, and the marks of its edge.
 
-    In this order: the list of the one input that is read pixel by pixel, another step's list that follows from the same
-    marks by the same windows, or one of its own, which is made ahead. Without a threshold a step changes all that it
-    computes, so that its marks are those of that list; with one it marks what its own kernel finds.
-    """
+    The list is, in this order: that of its only input, if it is read pixel by pixel; that of another step with the same
+    windows on the same marks; one of its own, made ahead. Without a threshold everything computed counts as changed,
+    and the marks are those of the list; with one the step's kernel marks what it finds."""
     read = [(seen_by(reach), source.marks) for reach, source in zip(reaches, inputs, strict=True)]
     pairs = [seen_from(reach, marks) for reach, marks in needed(read)]
     for found in (_inputs_list, _another_steps_list):
@@ -62,7 +62,7 @@ def _inputs_list(backend: Backend, pairs: Pairs, edge: Edge) -> Listed | None:
         return first.listed
     if first.listed is None or not _is_small(edge):
         return None
-    # What it compares is listed, and its own marks wait for nobody to clear them.
+    # Its changes are listed by its own kernel, and its marks are cleared with the counters.
     return first.listed if _marked_by_itself(backend, first.bits, first.size, edge) else None
 
 
@@ -80,7 +80,7 @@ def _another_steps_list(backend: Backend, pairs: Pairs, edge: Edge) -> Listed | 
 
 
 def _own_list(backend: Backend, read: Pairs, pairs: Pairs, edge: Edge) -> Listed:
-    """Behind the last source of all that it follows from."""
+    """A list made right after the last source that it depends on."""
     n, _, height, width = edge.values.shape
     compared, behind = edge.threshold is not None, max(marks.source for _, marks in pairs)
     source = backend.place if compared else behind
@@ -104,7 +104,7 @@ def _is_small(edge: Edge) -> bool:
 
 
 def _marked_by_itself(backend: Backend, like: Tensor, size: tuple[int, int], edge: Edge) -> bool:
-    """Give an edge marks that its step's kernel makes, in memory that is cleared for it, if there is some."""
+    """Give an edge marks that its step's kernel makes, in memory that each frame clears, if there is room."""
     device = edge.values.device
     bits = backend.cleared(like.shape, device)
     if bits is None:
@@ -126,7 +126,7 @@ def changes_of(backend: Backend, edge: Edge) -> Listed:
 
 
 def room_for(backend: Backend, edge: Edge, bits: Tensor) -> Listed:
-    """An empty list that any of an edge's pixels fit into, of those that `bits` mark."""
+    """An empty list with room for all pixels of an edge. bits: the mask of the same pixels."""
     n, _, height, width = edge.values.shape
     places = torch.zeros(n * height * width, dtype=torch.int32, device=edge.values.device)
     return Listed(places, backend.counter(1, places.device), bits=bits)
@@ -144,16 +144,16 @@ class Step:
         edge: Edge,
         in_place: bool = False,
     ):
-        """in_place: the inputs are parts of the edge already."""
+        """in_place: the inputs are parts of the edge's memory already."""
         self.operator, self.inputs, self.edge = operator, inputs, edge
         spreads = (reach.spread(source.expected) for reach, source in zip(reaches, inputs, strict=True))
         edge.expected = reduce(torch.logical_or, spreads)
         self.candidates = candidates_of(backend, reaches, inputs, edge)
         backend.pass_on(reaches, inputs)
-        self._rows = self.candidates  # what the kernel walks
+        self._rows = self.candidates  # the list that the kernel walks
         edge.computed, edge.planes = self.candidates.count, Planes(backend, edge, self.candidates)
         self._backend = backend
-        self.siblings: Siblings | None = None  # that it is launched with
+        self.siblings: Siblings | None = None  # the group that it may be launched with
         self.launch: Launch | None = None
         self.run_alone: Callable[[], None]
         if in_place:
@@ -170,7 +170,7 @@ class Step:
                 self._rows = changes_of(backend, inputs[0])
 
     def rebuild(self) -> None:
-        """Nothing is kept beside the edges."""
+        """A step keeps nothing beside its edges."""
 
     def run(self) -> None:
         self._backend.join(max(self.candidates.aside, self._rows.aside))
@@ -180,13 +180,13 @@ class Step:
             self.siblings.run(self)
 
     def compute(self, candidates: Listed) -> None:
-        """The pixels of a list, at once into the state."""
+        """Compute the pixels of a list directly into the state."""
         assert self.launch is not None
         self.launch(self.edge.values, candidates)
 
     def _listed(self, launch: Launch) -> None:
-        """Candidates alone. A threshold decides about whole pixels, so a kernel that has not all of their channels at
-        hand leaves them in scratch."""
+        """Compute the candidates by the kernel. A threshold decides about whole pixels: a kernel that does not hold all
+        channels of a pixel leaves its results in scratch memory for `commit`."""
         edge = self.edge
         if edge.threshold is None:
             launch(edge.values, self._rows)
@@ -201,7 +201,8 @@ class Step:
             self._commit(fresh)
 
     def _whole(self) -> None:
-        """By torch; cuDNN's faster algorithms for transposed convolutions add in any order."""
+        """Compute the whole map by torch; without cuDNN's algorithms for transposed convolutions that add in any
+        order."""
         with torch.backends.cudnn.flags(
             enabled=True, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32
         ):

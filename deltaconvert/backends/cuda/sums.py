@@ -1,4 +1,4 @@
-"""Convolutions that are added become one sum over both: their maps are never stored, and one launch makes them."""
+"""Two convolutions that are added become one sum over both: one launch, and neither map is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deltaconvert.passes.fuse_tails import inherit, reads_alone
 
 
 def join_sums(gm: fx.GraphModule) -> fx.GraphModule:
-    """A convolution joins the one that alone reads it and adds it, where one of them is 1x1 and their kernel adds maps.
+    """Join a convolution with its only reader, a convolution that adds it, if one of them is 1x1 and the kernel can.
 
     before:  y = conv1x1(a);  z = fused[conv1x1, add, relu](b, y)
     after:   z = fused[sum(conv1x1, conv1x1), relu](a, b)
@@ -35,7 +35,7 @@ def join_sums(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _adds_a_map(operator: Fused) -> bool:
-    """Behind the convolution, before all else."""
+    """The addition of a map comes first after the convolution."""
     add = operator.stages[1]
     return (
         isinstance(operator.head, Conv2d)

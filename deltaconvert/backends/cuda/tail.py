@@ -1,4 +1,5 @@
-"""The elementwise operators behind a kernel, as text of CUDA (FINISH in kernels/tail.cuh) and the operands it reads."""
+"""The elementwise operators behind a kernel as CUDA code (FINISH in kernels/tail.cuh), and the operands that it
+reads."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ NAMES = "abcd"
 
 
 class NoKernel(Exception):
-    """An operator, or a use of it, that has no kernel: torch computes it whole."""
+    """Raised for an operator, or a use of it, without a kernel: torch then computes it whole."""
 
 
 class Tail:
-    """Text that turns `v` into the result, and up to four operands."""
+    """CUDA code that turns `v` into the result, and up to four operands."""
 
     def __init__(self, channels: int, dtype: torch.dtype, device: torch.device):
         self.channels, self.device, self._dtype = channels, device, dtype
@@ -124,7 +125,7 @@ def _clamped(v: str, low: float | None, high: float | None) -> str:
 
 
 def _hard(v: str) -> str:
-    # As torch's kernel has it, whatever the type: 1/6 in single precision.
+    # As in torch's kernel for every type: 1/6 in single precision.
     return f"({_clamped(f'({v} + 3)', 0, 6)}) * (1.0f / 6)"
 
 
@@ -140,7 +141,7 @@ def _softplus(v: str, beta: float, threshold: float) -> str:
     return f"{scaled} > {literal(threshold)} ? {v} : log1p(exp({scaled})) / {literal(beta)}"
 
 
-# Comparisons are written so that NaN goes through, as it does in torch.
+# Comparisons are written so that NaN passes through, as in torch.
 _FUNCTIONS: dict[str, Callable[..., str]] = {
     "relu": lambda v: f"{v} < 0 ? (number)0 : {v}",
     "relu6": lambda v: _clamped(v, 0, 6),

@@ -1,7 +1,7 @@
 """The fastest of several kernels for a layer: measured once on this GPU, then read from disk.
 
-A choice decides in which order a sum is added, so it must not change from run to run: where it cannot be kept on disk
-nothing is measured, and the first candidate is taken.
+The choice decides the order of a sum, so it must not change from run to run. If choices cannot be kept on disk, nothing
+is measured, and the first candidate is taken.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# That a choice depends on.
+# The sources that a choice depends on.
 SOURCES = (
     "conv_wgmma.cu",
     "conv_tiles.cu",
@@ -44,18 +44,19 @@ SOURCES = (
     "depthwise_products.cu",
     "octets.cu",
 )
-# Boxes of the frame, by their share of it, that a choice is measured for, the usual one first, and what a second counts
-# there: few pixels are what frames should have. Who is slower than the best by SLOW at the usual one is out.
+# The boxes that a choice is measured for, by their share of the frame, the usual one first; and the weight of the time
+# of each: most frames should change few pixels. A candidate slower than the best by SLOW at the usual box is not
+# chosen.
 BOXES = {0.05: 5.0, 0.01: 5.0, 0.25: 1.0, 1.0: 1.0}
 SLOW = 2.0
 REPEATS = 5
-LONG = 5e-4  # seconds of a kernel that needs fewer runs
+LONG = 5e-4  # seconds from which on a kernel is measured by fewer runs
 
 
 class Tuner:
     """Chooses among kernels for one program.
 
-    launch(head, tail, edge): its kernel, being compiled beside the caller.
+    launch(head, tail, edge): the kernel, which is compiled in another thread.
     """
 
     def __init__(self, launch: Callable[[Head, Tail, Any], Callable[[Tensor, Listed], None]]):
@@ -96,17 +97,18 @@ class Tuner:
 
 
 def moving(head: Head) -> Head:
-    """A kernel whose pixels all move: measured again and again they would otherwise be compared, and never stored."""
+    """The kernel with a threshold that every pixel exceeds: repeated runs would otherwise change and store nothing."""
     if not head.compares:
         return head
     *marks, limits = head.more
-    return replace(head, more=(*marks, limits - limits - 1))  # nothing is within a threshold below 0
+    # A threshold below 0, which every change exceeds.
+    return replace(head, more=(*marks, limits - limits - 1))
 
 
 class Choices:
-    """What was measured, in a JSON file: {layer: name of the candidate}.
+    """Choices by layer in a JSON file: {layer: name of the candidate}.
 
-    path: None where there is no place for it.
+    path: None if there is no place for a file.
     """
 
     def __init__(self, path: Path | None):
@@ -120,11 +122,11 @@ class Choices:
         seconds: Callable[[str, int], float],
         weights: Mapping[int, float],
     ) -> str:
-        """The candidate for a layer; seconds(name, box) measures one, and counts as often as weights[box] says."""
+        """The candidate for a layer. seconds(name, box) measures one; weights: how much each box counts."""
         if self.path is None or len(names) == 1:
             return names[0]
         if self._known.get(layer) not in names:
-            self._known = {**self._known, **self._read()}  # another process may have been faster
+            self._known = {**self._known, **self._read()}  # another process may have chosen meanwhile
         if self._known.get(layer) not in names:
             self._keep(layer, _fastest(names, seconds, weights), names)
         return self._known[layer] if self.path is not None else names[0]
@@ -134,11 +136,11 @@ class Choices:
             assert self.path is not None
             found = json.loads(self.path.read_text())
             return {str(layer): str(name) for layer, name in found.items()}
-        except (AssertionError, OSError, ValueError, AttributeError):  # none yet, or not ours: measured again
+        except (AssertionError, OSError, ValueError, AttributeError):  # no file yet, or not one of ours
             return {}
 
     def _keep(self, layer: str, name: str, names: Sequence[str]) -> None:
-        """Write a choice down, unless another process did so while this one measured: then its choice counts."""
+        """Write down a choice, unless another process has done so while this one measured: then that choice counts."""
         assert self.path is not None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +158,7 @@ class Choices:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """While others wait who change the same file. Systems without flock (Windows) do without."""
+    """Inside, no other process changes the file. Without flock (Windows) there is no such lock."""
     with open(path.with_suffix(".lock"), "w") as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -164,7 +166,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def choices_for(device: torch.device) -> Choices:
-    """Those of a GPU and of a version of the kernels, in $XDG_CACHE_HOME/deltaconvert (~/.cache/deltaconvert)."""
+    """The choices for a GPU and a version of the kernels, in $XDG_CACHE_HOME/deltaconvert (~/.cache/deltaconvert)."""
     version = hashlib.sha256(
         "".join([deltaconvert.__version__, *map(source_of, SOURCES)]).encode()
     ).hexdigest()
@@ -174,7 +176,7 @@ def choices_for(device: torch.device) -> Choices:
 
 
 def _fastest(names: Sequence[str], seconds: Callable[[str, int], float], weights: Mapping[int, float]) -> str:
-    """The one that takes least, over all boxes."""
+    """The candidate that takes least time over all boxes."""
     usual, *others = weights
     times = {name: weights[usual] * seconds(name, usual) for name in names}
     bound = SLOW * min(times.values())
@@ -186,7 +188,7 @@ def _fastest(names: Sequence[str], seconds: Callable[[str, int], float], weights
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-3) -> float:
-    """Of one call, as it takes in a CUDA graph of several."""
+    """The seconds of one call, measured in a CUDA graph of several."""
     side, here = own_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(here)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
@@ -209,7 +211,8 @@ def seconds_of(run: Callable[[], Any], device: torch.device, budget: float = 4e-
             event.record()
         side.synchronize()
     here.wait_stream(side)
-    with alone():  # freed while another thread begins a capture it takes that one's random state away
+    # Else freeing the graph could reset the random state of a capture that another thread begins.
+    with alone():
         del graph
     spans = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
     return statistics.median(spans) / 1e3 / calls
@@ -231,9 +234,10 @@ def box(size: Sequence[int], share: float, device: torch.device) -> Tensor:
 
 
 def weights_of(expected: Tensor) -> dict[int, float]:
-    """What a second counts at each box; expected: what becomes of `boxes` in a map. Equal ones are measured once."""
+    """The weight of each box. expected: the changed pixels in a map for each of `boxes`; equal ones are measured
+    once."""
     weights: dict[int, float] = {}
-    first: dict[int, int] = {}  # of so many pixels
+    first: dict[int, int] = {}  # number of pixels -> the first box with as many
     for box, (pixels, weight) in enumerate(
         zip(expected.flatten(1).sum(1).tolist(), BOXES.values(), strict=True)
     ):

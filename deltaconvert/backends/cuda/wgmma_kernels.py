@@ -28,26 +28,26 @@ from deltaconvert.reach import Window
 Also = tuple[Conv2d, Any]  # a 1x1 convolution that is added to another one, and the map that it reads
 ROWS = 64  # of a tile of kernels/conv_behind.cu
 MATRIX_BYTES = ROWS * STEP
-STREAMS = 64  # whose marks a block of kernels/conv_wgmma.cu counts in shared memory
+STREAMS = 64  # for which a block of kernels/conv_wgmma.cu counts marks in shared memory
 NOTHING_TO_COMPARE = (np.uint64(0), np.uint64(0), np.float32(0))  # marks, their count, threshold
 
 
 @dataclass
 class Order:
-    """In which order a sum adds up the pieces of the pixels of a window, then those of a pixel of a second map: (tap,
-    piece of its pixel) of each.
+    """The order in which a sum adds the pieces of a window's pixels, then those of a second map's pixel: each piece is
+    a (tap, piece of its pixel).
 
-    Where a pixel's channels are whole steps, the taps of the same channels follow each other: most of what a tap reads
-    is what its neighbour has just read.
-    """
+    If a pixel's channels are whole steps, all taps of the same channels follow each other, since most of what a tap
+    reads was just read for its neighbour."""
 
     pieces: list[tuple[int, int]]
-    of_window: int  # so many of them
+    of_window: int  # how many pieces belong to the window
     taps: int  # of the window; a second map's is one more
     in_step: int
-    alike: bool  # those of a step are of one tap
-    offsets: list[int]  # of taps, in pieces
-    # In struct Head of kernels/gather.cuh: from `pitch` on, but for the number of steps, and from `also_pitch` on.
+    alike: bool  # whether the pieces of a step are always of one tap
+    offsets: list[int]  # of each tap, in pieces
+    # Parts of struct Head of kernels/gather.cuh: from `pitch` on, without the number of steps; and from `also_pitch`
+    # on.
     window: tuple[int, ...]
     second: tuple[int, ...]
 
@@ -55,7 +55,8 @@ class Order:
     def of(cls, operator: Any, window: Window | None, source: Any, also: Also | None = None) -> Order:
         _, _, kh, kw = operator.weight.shape
         values = piece_of(source) // source.values.dtype.itemsize
-        apart, depth = source.pitch // values, depth_of(source) // values  # from pixel to pixel; of a pixel
+        # The distance of two pixels, and the length of a pixel, in pieces.
+        apart, depth = source.pitch // values, depth_of(source) // values
         in_step = STEP // piece_of(source)
         group = in_step if depth % in_step == 0 else depth
         pieces = [
@@ -134,7 +135,7 @@ def by_wgmma(
 ) -> Head:
     """kernels/conv_wgmma.cu
 
-    up: of a transposed convolution that is `operator`, one on pixels.
+    up: the factor of a transposed convolution that is computed as `operator`, a 1x1 convolution.
     """
     dtype, outputs, width = edge.values.dtype, len(weight_rows(operator)), tile["BN"]
     order = Order.of(operator, window, source, also)
@@ -191,7 +192,7 @@ def _walk_bytes(tile: dict[str, int], order: Order, taps: int, adds: bool, compa
     slots = stages // (128 * STEP)  # of the smallest tile
     of_rows = rows * ((21 if order.taps > 31 else 17) + (4 if adds else 0)) + width * 8
     of_rows += 4 * STREAMS if compares else 0
-    if _loaders(tile):  # two tiles more are written down, and each slot has two barriers
+    if _loaders(tile):  # TURNS is 4 in place of 2, and each slot has two barriers
         of_rows += rows * 9 + width * 8 + slots * 8 + 56
     return stages + of_rows + (slots + 1) * 8 + 8 * taps
 
@@ -227,7 +228,7 @@ def by_both(
 ) -> Head:
     """kernels/conv_behind.cu
 
-    between: what stands between the two convolutions. also: is added to the one behind.
+    between: the operators between the two convolutions. also: a 1x1 convolution that is added to the second.
     """
     dtype, device = edge.values.dtype, edge.values.device
     order = Order.of(operator, window, source, also)
@@ -263,7 +264,7 @@ def also_steps(also: Also | None) -> int:
 
 
 def slots_of_both(steps: int, groups: int, also: int) -> int:
-    """As many as there is room for, 0 where those are too few."""
+    """As many slots as there is room for; 0 if that is too few."""
     fits = [
         slots
         for slots in range(3 + also, 10)
@@ -305,6 +306,6 @@ def _bias_of(operator: Any, also: Also | None, length: int, device: torch.device
 
 
 def _second_map(operator: Conv2d, source: Any) -> tuple[int, ...]:
-    """From `also_pitch` on, in struct Head."""
+    """The part of struct Head from `also_pitch` on."""
     pieces = source.pitch * source.values.dtype.itemsize // piece_of(source)
     return (pieces, *source.values.shape[2:], *operator.stride, source.values.data_ptr())
