@@ -1,8 +1,8 @@
 """The first stage: a network -> a torch.fx graph over flat tensors that equals it on the example.
 
 capture.py   tries the ways below in turn
-trace.py     symbolically, with torch.fx: tracer.py, which asks ranks.py for sizes, and stand_in.py, which stands in for
-             functions that torch.fx does not see; writes.py finds who sees what is written in place
+trace.py     symbolically, with torch.fx. Its tracer.py asks ranks.py for sizes; stand_in.py and asking.py handle what
+             torch.fx does not see; writes.py finds who sees what is written in place
 exported.py  by torch.export
 parts.py     neither sees the whole network: its largest modules that convert
 twin.py      copies of a network, so that nothing of this changes it

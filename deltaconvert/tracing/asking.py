@@ -1,4 +1,4 @@
-"""Who asks what a value is: a stand-in says so to the network's own lines alone."""
+"""Finds out who asks for the type of a value: a stand-in gives it only to the network's own lines."""
 
 from __future__ import annotations
 
