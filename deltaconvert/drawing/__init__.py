@@ -1,1 +1,1 @@
-"""What converted networks do, to look at: marked frames, graphs, times, pages of HTML."""
+"""Pictures of what converted networks do: marked frames, graphs, times, pages of HTML."""

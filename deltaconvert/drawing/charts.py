@@ -1,4 +1,4 @@
-"""What a page draws: lines over the frames as SVG, shares as colours, pictures as addresses inside the page."""
+"""The parts of a page: line charts as SVG, shares as colours, pictures as data URLs."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def shaded(shares: Tensor) -> Tensor:
 
 
 def ramp() -> Tensor:
-    """(1, 101): the shares 0 to 1, to show what a colour means."""
+    """(1, 101): the shares 0 to 1, for a legend of the colours."""
     return torch.linspace(0, 1, 101)[None]
 
 
 def picture(image: Tensor, kind: str = "JPEG") -> str:
-    """uint8 (H, W, 3) as the address of a picture inside the page."""
+    """uint8 (H, W, 3) as a data URL."""
     from PIL import Image
 
     drawn, out = Image.fromarray(image.cpu().numpy()), io.BytesIO()

@@ -1,4 +1,4 @@
-"""explain() as one page that needs no network: what runs as deltas, what does not and why, what to expect."""
+"""explain() as one self-contained page: what runs as deltas, what does not and why, what to expect."""
 
 from __future__ import annotations
 

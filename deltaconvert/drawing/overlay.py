@@ -15,7 +15,8 @@ LABEL_HEIGHT = 1 / 24  # of the frame: readable in a small preview
 def overlay(frame: Tensor, mask: Tensor, *, label: str | None = None) -> Tensor:
     """Mark the changed pixels of a frame.
 
-    frame: uint8 (H, W, 3), RGB.    mask: bool (H, W), true where a pixel changed, on the same device.
+    frame: uint8 (H, W, 3), RGB.
+    mask: bool (H, W), true where a pixel changed, on the same device.
     label: text for the upper left corner (left out when Pillow is not installed).
     Returns a new uint8 (H, W, 3): changed pixels 45 % orange with a 1-pixel outline, the rest dim and greyer.
     """
@@ -39,7 +40,9 @@ def overlay(frame: Tensor, mask: Tensor, *, label: str | None = None) -> Tensor:
 def heatmap(frame: Tensor, heat: Tensor, *, label: str | None = None) -> Tensor:
     """Show how often pixels changed: grey where they did not, from dark red to yellow where they did.
 
-    frame: uint8 (H, W, 3), RGB.    heat: float (H, W), 0 to 1.    label: as for `overlay`.
+    frame: uint8 (H, W, 3), RGB.
+    heat: float (H, W), 0 to 1.
+    label: as for `overlay`.
     """
     grey = frame.float().mean(2, keepdim=True) * 0.45
     warmth = heat.clamp(0, 1).sqrt().unsqueeze(2)

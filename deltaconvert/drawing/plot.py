@@ -40,12 +40,12 @@ def check(out: str | Path) -> None:
 
 
 def draw(panels: Sequence[Panel], out: str | Path) -> None:
-    """Time against density, one panel beside the other; the ending of `out` says how: .svg, .png, .pdf."""
+    """Plot time against density, with the panels side by side; the ending of `out` is the format: .svg, .png, .pdf."""
     check(out)
     import matplotlib
     from matplotlib.figure import Figure
 
-    # The same numbers make the same file: names by this salt, no date.
+    # So that the same numbers give the same file: a fixed salt for names, and no date.
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "deltaconvert", "svg.fonttype": "none"}):
         figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.3), layout="constrained")
         engines = sorted({name for panel in panels for name in panel.dense})  # not every run has all of them

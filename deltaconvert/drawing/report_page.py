@@ -1,4 +1,4 @@
-"""A run on a video as one self-contained HTML page: what changed where, what it cost, how far from dense it is."""
+"""A run on a video as one self-contained HTML page: what changed where, what it cost, how far it is from dense."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Page:
         Path(path).write_text(template.render(**self._content()), encoding="utf-8")
 
     def _keep(self, number: int, seen: Seen) -> None:
-        """The calmest, the busiest, and between them the one closest to halfway."""
+        """Keep the calmest frame, the busiest, and the one closest to the middle of both."""
         self.pictures.append((seen.density, number, seen.frame, seen.mask))
         if len(self.pictures) > 3:
             self.pictures.sort(key=lambda picture: picture[:2])
@@ -120,7 +120,7 @@ class Page:
         }
 
     def _said(self, frames: Sequence[Frame]) -> str:
-        """When, where and beside what it ran."""
+        """When and where it ran, and what it was compared with."""
         here, device = environment(), self.model.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else here["processor"]
         said = (
@@ -184,7 +184,7 @@ class Page:
         return charts
 
     def _rows(self) -> list[dict[str, str]]:
-        """Of each node, over all frames but the first."""
+        """A row for each node, over all frames but the first."""
         explained = {row.path: row for row in self.model.explain().rows if row.kind != "densify"}
         rows = []
         for seen in zip(*self.layers[1:], strict=True):
@@ -210,7 +210,7 @@ class Page:
 
 
 def require() -> None:
-    """DeltaConvertError where what a page is made with is missing: better said before the run than after it."""
+    """DeltaConvertError if a package that makes pages is missing: better said before the run than after it."""
     try:
         import jinja2  # noqa: F401
         import PIL  # noqa: F401

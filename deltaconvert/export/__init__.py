@@ -1,4 +1,12 @@
-"""export: a converted network as a file for other programs."""
+"""export: a converted network as a file for other programs.
+
+planned.py    what every form starts from: a plan for one size; names.py has the names of inputs, outputs and states
+onnx_file.py  the ONNX file: network.py writes its graph, branches.py the dense and the sparse half of it; ops/ spells
+              operators in ONNX, sparse/ has the ways to compute candidates, masks.py the masks; islands.py lets torch
+              write dense parts, crossover.py says where the dense half is faster, graph.py builds nodes
+triton.py     a model repository around the ONNX file
+pt2.py        a program of torch.export
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Whole networks in files: ONNX, programs of torch.export (.pt2) and TorchScript; docs/checkpoints.md."""
+"""Whole networks in files: ONNX, programs of torch.export (.pt2) and TorchScript; see docs/checkpoints.md.
+
+kind.py       what a file is, by its content
+onnx_file.py, exported_file.py, torchscript_file.py    one for each kind; archive.py opens their zip files
+record.py     writes down the functions of torch that a network calls
+rehearse.py   runs a graph from a file without memory first
+"""
 
 from __future__ import annotations
 

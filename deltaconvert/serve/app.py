@@ -1,4 +1,4 @@
-"""app: the door. HTTP in, JSON out, on Starlette; what it accepts is in limits.py.
+"""The HTTP server, on Starlette: frames in, JSON out. What it accepts is in limits.py.
 
 GET    /streams/NAME              its frames, drops, latency, density, memory and worker, as GET /streams has them
 PUT    /streams/NAME              take in a stream; {"url": "rtsp://... or file://...", "loop": false} if it is to
@@ -41,8 +41,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deltaconvert.serve.fleet import Fleet
 from deltaconvert.serve.limits import Limits, Pace, Refused
 
-OPEN = ("/healthz",)  # what needs no token
-BODIES = 16  # of the largest size, that may be held at a time
+OPEN = ("/healthz",)  # paths that need no token
+BODIES = 16  # how many bodies of the largest size may be held at a time
 ARRIVES = 30.0  # seconds that a body may take
 NO_TOKEN = "this server asks for its token: Authorization: Bearer TOKEN, or in a browser ?token=TOKEN"
 
@@ -52,8 +52,8 @@ def app(
 ) -> Starlette:
     """The ASGI application. token: what every request but /healthz has to bring; None asks for none.
 
-    hosts: the names that it answers to, None to any: a page that a user of this machine looks at may send its requests
-    to 127.0.0.1, under the name that it came from.
+    hosts: the host names that it answers to; None for any. A web page that somebody on this machine looks at could send
+    requests to 127.0.0.1, but under its own host name.
     """
     door = _Door(fleet, limits)
     routes = [
@@ -96,7 +96,7 @@ class _Door:
         self._fleet, self._limits = fleet, limits
         self._paces: dict[str, Pace] = {}
         self._held = 0  # bytes of bodies
-        self._known: set[str] = set()  # streams that a request was answered for
+        self._known: set[str] = set()  # streams for which a request was answered
         self._new: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of those that none was
 
     async def page(self, _: Request) -> Response:
@@ -112,7 +112,7 @@ class _Door:
     async def stream(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
         found = await self._fleet.stats()
-        if name not in found:  # either it is not there, or its worker comes back, which a call waits for
+        if name not in found:  # it does not exist, or its worker is restarting, which a call waits for
             await self._fleet.call(name, "result")
             found = await self._fleet.stats()
         if name not in found:
@@ -135,7 +135,7 @@ class _Door:
         if given != (str, int):
             raise Refused(400, 'the body has to be {"url": "..."}, {"worker": 0} or nothing')
         unknown = sorted(set(wanted) - {"url", "loop", "worker"})
-        if unknown:  # a slip of the keyboard would take in a stream without a source
+        if unknown:  # a mistyped key would make a stream without a source
             raise Refused(400, f"the body has {unknown[0]!r}: it takes url, loop and worker")
         source = self._limits.source(wanted["url"]) if "url" in wanted else None
         async with self._taken_in(name):
@@ -192,20 +192,20 @@ class _Door:
                     number = newest
                     yield b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture + b"\r\n"
 
-        # nginx would collect pictures before it hands them on.
+        # Else nginx would buffer pictures before it passes them on.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         kind = "multipart/x-mixed-replace; boundary=frame"
         return StreamingResponse(parts(), media_type=kind, headers=headers)
 
     @asynccontextmanager
     async def _taken_in(self, name: str) -> AsyncIterator[None]:
-        """A stream that is new is forgotten where what it came with is refused: an image that is none, an address where
-        nobody answers. Others who bring the same stream meanwhile wait for that."""
+        """Inside, a new stream is dropped again if its request is refused, because of a broken image or an address that
+        does not answer. Other requests for the same new stream wait."""
         if name in self._known:
             try:
                 yield
             except Refused as error:
-                if error.status == 404:  # somebody dropped it meanwhile: whoever comes next takes it in
+                if error.status == 404:  # it was dropped meanwhile: the next request makes it anew
                     self._known.discard(name)
                 raise
             return
@@ -223,7 +223,8 @@ class _Door:
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, as long as it and all that are held are within the limit, and in time; nothing beyond is read."""
+        """The body of a request. Refused, without reading on, if it or all bodies together exceed a limit, or if it is
+        late."""
         data, most = bytearray(), self._limits.max_bytes
         try:
             with anyio.move_on_after(ARRIVES) as time_of_it:
@@ -242,7 +243,7 @@ class _Door:
 
 
 class _Metrics(Collector):
-    """What Prometheus sees: one sample a stream."""
+    """The metrics for Prometheus, with one sample a stream."""
 
     def __init__(self, stats: dict[str, dict[str, Any]], alive: list[bool]):
         self._stats, self._alive = stats, alive
@@ -274,7 +275,7 @@ class _Metrics(Collector):
 
 
 class _Guard:
-    """Answers itself where `refusal` has an answer to a request; /healthz is open to all."""
+    """Middleware that answers a request itself if `refusal` returns an answer; /healthz is open to all."""
 
     def __init__(self, app: ASGIApp, refusal: Callable[[Request], Response | None]):
         self._app, self._refusal = app, refusal
@@ -296,7 +297,7 @@ def _without_token(token: str, request: Request) -> Response | None:
 
 
 def _to_others(hosts: Container[str], request: Request) -> Response | None:
-    """Refuses what was sent to another name than this server's."""
+    """Refuses requests that were sent to another host name than this server's."""
     named = request.headers.get("host", "")
     with suppress(ValueError):
         if urlsplit(f"//{named}").hostname in hosts:

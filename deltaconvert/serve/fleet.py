@@ -1,10 +1,10 @@
-"""Fleet: one or many workers, and which of them each stream sticks to.
+"""Fleet: one or many workers, and which worker has which stream.
 
-`Local` has one worker in this process. `Rays` has one Ray actor a worker: this machine's processes, or those of a
-cluster that RAY_ADDRESS names, spread over its machines. A stream goes to the worker with the fewest streams and stays
-there. A worker that dies is started anew by Ray with nothing in it; its streams join it again, and their next frame is
-a full one. So nothing needs to be stored, and no call is repeated that may have run: only one that met a dead worker
-is, or one that came back while nobody asked, and does not know the stream.
+`Local` has one worker in this process. `Rays` has a Ray actor for each worker, on this machine or spread over the
+machines of the cluster that RAY_ADDRESS names. A new stream goes to the worker with the fewest streams and stays there.
+A worker that dies is restarted by Ray, empty; its streams join it again, and their next frame is a full one. So nothing
+needs to be stored. A call that may have run is never repeated, only one that found its worker dead, or restarted and
+without the stream.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from deltaconvert.serve.limits import Refused
 from deltaconvert.serve.worker import Worker
 
 RESTART = 120.0  # seconds that a dead worker may take to come back
-PAUSE = 0.2  # seconds between two looks at it
-PROMPT = 2.0  # seconds that a worker has to say that it is there
-STATS = 10.0  # and to say how its streams are, which waits for a step
-ASKED = 8  # times, that a call is for a stream whose worker does not know it
-A_LITTLE = 0.001  # of a CPU, that each asks for: Ray gives all that ask for nothing to one machine
+PAUSE = 0.2  # seconds between two tries to reach it
+PROMPT = 2.0  # seconds that a worker has to answer that it is alive
+STATS = 10.0  # seconds that it has for its statistics, which wait for a step
+ASKED = 8  # times that a call is made to a worker that does not know the stream
+A_LITTLE = 0.001  # CPUs that each asks for: Ray would put all workers that ask for none on one machine
 PLACED = 60  # seconds that Ray may take to find a place for all of them
 CALLS = 256  # of one worker at a time; most of them wait, for a result or for a picture
 
@@ -87,10 +87,10 @@ class Local:
 
 
 class Rays:
-    """Workers as Ray actors, streams sticking to them."""
+    """Workers as Ray actors. A stream stays on its worker."""
 
     def __init__(self, workers: int, gpus: float = 0, **options: Any):
-        """gpus: of each worker; options: of Worker. InputError where there are fewer, or a worker cannot start."""
+        """gpus: for each worker; options: of Worker. InputError if there are fewer, or if a worker cannot start."""
         import ray
 
         self._ray = ray
@@ -149,7 +149,8 @@ class Rays:
         return result
 
     async def join(self, stream: str) -> None:
-        """Several requests may bring a new stream at once: it has one place, and all wait until it is there."""
+        """Several requests may bring the same new stream at once: it gets one place, and all wait until it has
+        joined."""
         if stream not in self._places:
             held = list(self._places.values())
             place = self._places[stream] = min(range(len(self._workers)), key=held.count)
@@ -173,8 +174,8 @@ class Rays:
         await self._forget(place, stream)
 
     async def move(self, stream: str, place: int) -> None:
-        """Take a stream to another worker, where it goes on from a snapshot; what the server reads for it is read there
-        from then on."""
+        """Move a stream to another worker, where it goes on from a snapshot. A source that the server reads for it is
+        read there from then on."""
         if not 0 <= place < len(self._workers):
             raise Refused(400, f"there is no worker {place}: they are 0 to {len(self._workers) - 1}")
         snapshot, before = await self.call(stream, "snapshot"), self._places[stream]
@@ -187,7 +188,7 @@ class Rays:
         await self._forget(before, stream)
 
     async def stats(self) -> dict[str, dict[str, Any]]:
-        """Without the streams of a worker that does not answer now."""
+        """The statistics of all streams, but for those of a worker that does not answer now."""
         places = range(len(self._workers))
         found = await asyncio.gather(*(self._stats(place) for place in places))
         return {
@@ -205,7 +206,7 @@ class Rays:
         self._ray.util.remove_placement_group(self._group)
 
     async def _ask(self, place: int, method: str, *args: Any) -> Any:
-        """Call a worker. One that is found dead is waited for, gets its streams back, and is asked once more."""
+        """Call a worker. If it is dead, wait for its restart, give it its streams back, and call it once more."""
         dead = (self._ray.exceptions.ActorDiedError, self._ray.exceptions.ActorUnavailableError)
         try:
             return await self._remote(place, method, *args)
@@ -220,14 +221,14 @@ class Rays:
         raise Refused(503, f"worker {place} does not come back")
 
     async def _revive(self, place: int) -> None:
-        """Give a worker that started anew its streams back; many may ask for that at once."""
+        """Give a restarted worker its streams back; many calls may need that at once."""
         task = self._reviving.get(place)
         if task is None or task.done():
             task = self._reviving[place] = asyncio.create_task(self._give_back(place))
         await asyncio.shield(task)
 
     async def _give_back(self, place: int) -> None:
-        """What the worker refuses now is no fault of who asks. One that never died has all of its streams."""
+        """A refusal here is not the caller's fault, and is ignored. A worker that never died has all of its streams."""
         held = await self._remote(place, "held")
         for stream in [stream for stream, where in self._places.items() if where == place]:
             with suppress(Refused):
@@ -248,7 +249,8 @@ class Rays:
 
     async def _answers(self, place: int) -> bool:
         try:
-            await asyncio.wait_for(self._revive(place), PROMPT)  # cameras that nobody asks for go on, too
+            # So that cameras that no request asks for go on as well.
+            await asyncio.wait_for(self._revive(place), PROMPT)
             return bool(await asyncio.wait_for(self._remote(place, "alive"), PROMPT))
         except Exception:
             return False

@@ -1,4 +1,4 @@
-"""Images that strangers send, and pictures that they get back."""
+"""Decodes images from clients, and makes the pictures that they get."""
 
 from __future__ import annotations
 

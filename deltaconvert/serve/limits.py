@@ -1,4 +1,4 @@
-"""What a server accepts. Every number that a client could push is bounded here."""
+"""What a server accepts: every number that a client could make large is bounded here."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Refused(DeltaConvertError):
 
 
 def without_password(text: str) -> str:
-    """An address, or a message with one, as others may see it."""
+    """An address, or a message that contains one, without its password."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
 class Pace:
-    """Whether the frames of a stream come no faster than its limit. Networks hold frames up and bring them in bunches,
-    so that one may come early by EARLY seconds."""
+    """Whether the frames of a stream come no faster than its limit. Networks delay frames and deliver them in bunches,
+    so a frame may come EARLY seconds early."""
 
     EARLY = 0.5
 
@@ -81,7 +81,7 @@ class Limits:
         folder = self.files.resolve()
         try:
             named = folder / unquote(url.removeprefix("file://")).lstrip("/")
-            path = named.resolve()  # links may lead out
+            path = named.resolve()  # links may lead out of the folder
             there = path.is_relative_to(folder) and path.is_file()
         except (OSError, ValueError):  # a name that no file can have
             there = False

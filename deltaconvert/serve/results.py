@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-MOST_NUMBERS = 4096  # of one tensor; a larger one is summed up
+MOST_NUMBERS = 4096  # of one tensor; a larger one is summarised
 TOP = 5
 
 

@@ -19,8 +19,10 @@ RETRY, LONGEST = 0.5, 30.0  # seconds until a lost camera is tried again: at fir
 
 
 class Source:
-    """status: its address while it is read; why it is not, where it is lost or failed; None when it has ended. Neither
-    a password is shown nor where files lie."""
+    """Reads a video or a camera in a thread.
+
+    status: the address while it is read; the reason if it is lost or has failed; None when it has ended. It shows
+    neither passwords nor paths of files."""
 
     def __init__(
         self,
@@ -33,8 +35,8 @@ class Source:
     ):
         """address: as video.read takes it. put: what is called with each frame, uint8 (H, W, 3).
 
-        loop: a file is read again and again. A camera is tried again when it is lost; patient: also when it does not
-        answer now, which else is a VideoError.
+        loop: whether a file is read again and again. A lost camera is always tried again; patient: so is one that does
+        not answer at the start, which is a VideoError otherwise.
         """
         self._address, self._put, self._loop, self._max_fps = address, put, loop, max_fps
         self._live, self._stop = video.is_address(address), threading.Event()
@@ -49,7 +51,7 @@ class Source:
         threading.Thread(target=self._run, args=(reader,), name=name, daemon=True).start()
 
     def stop(self) -> None:
-        """No frame but one that is on its way comes after it."""
+        """After it comes at most one more frame, which is being read."""
         self._stop.set()
 
     def _run(self, reader: video.VideoReader | None) -> None:
@@ -60,12 +62,13 @@ class Source:
                     self._feed(reader)
                 reader = self._again()
             self.status = None
-        except Exception as error:  # whoever looks is told, since nobody waits for this thread
+        except Exception as error:  # shown in the status, since nobody waits for this thread
             self.status = f"ended: {self._shown(str(error))}"
 
     def _feed(self, reader: video.VideoReader) -> None:
-        """All frames, whether or not the network keeps up: a file's as fast as it plays. A camera's come by themselves;
-        those beyond the limit are left out, since who waits falls behind it."""
+        """Hand on all frames, whether or not the network keeps up. Those of a file come at its own rate. A camera sets
+        its
+        own pace: frames beyond the limit are dropped, because to wait would be to fall behind."""
         due = time.monotonic()
         try:
             for frame in reader:
@@ -83,7 +86,7 @@ class Source:
                 raise
 
     def _again(self) -> video.VideoReader | None:
-        """A file from its beginning, a lost camera when it answers; None if nobody wants more."""
+        """The file from its beginning, or a lost camera when it answers again; None if no more frames are wanted."""
         if not self._live:
             return video.read(self._address) if self._loop and not self._stop.is_set() else None
         pause = RETRY

@@ -29,18 +29,18 @@ from deltaconvert.watching.watch import resize
 
 PATIENCE = 30.0  # seconds that a request waits for its frame's result
 LOOKED_AT = 5.0  # seconds that a stream is drawn after somebody asked for its picture
-NEWER = 1.0  # seconds that a picture waits for a newer frame
-DECODED = 8  # images at a time, each as large as max_pixels allows
-LATENCIES = 256  # of each stream, that percentiles are taken of
+NEWER = 1.0  # seconds that a request for a picture waits for a newer frame
+DECODED = 8  # images that are decoded at a time, each up to max_pixels
+LATENCIES = 256  # of each stream, for its percentiles
 
 
 @dataclass
 class _Camera:
-    """What a worker knows of a stream beside its slot."""
+    """What a worker knows of a stream besides its slot in the pool."""
 
     shown: Tensor | None = None  # uint8 (H, W, 3), the newest frame as the network takes it
     result: dict[str, Any] = field(default_factory=dict)
-    density: float = 0.0  # of its own last frame: others may have had a step since
+    density: float = 0.0  # of its last frame; later steps may have been for other streams
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
     picture: bytes = b""
     looked_at: float = -math.inf
@@ -81,8 +81,8 @@ class Worker:
         self._cameras: dict[str, _Camera] = {}
         self._joining = threading.Lock()
         self._decoding = threading.BoundedSemaphore(DECODED)
-        self._leaving = threading.Lock()  # no stream goes between a step and the look at its results
-        self._new = threading.Condition()  # a frame was put, a step ended, or the worker closes
+        self._leaving = threading.Lock()  # no stream leaves between a step and the handling of its results
+        self._new = threading.Condition()  # notified when a frame was put, a step ended, or the worker closes
         self._closed = False
         self._thread = threading.Thread(target=self._steps, name="steps", daemon=True)
         self._thread.start()
@@ -101,10 +101,10 @@ class Worker:
             self._pool.drop(stream)
             del self._cameras[stream]
         with self._new:
-            self._new.notify_all()  # who waits for a frame of it
+            self._new.notify_all()  # for requests that wait for a frame of it
 
     def reset(self, stream: str) -> None:
-        """Its next frame is full."""
+        """Compute its next frame in full."""
         with _refusing(404):
             self._pool.reset(stream)
 
@@ -113,13 +113,13 @@ class Worker:
             return self._pool.snapshot(stream)
 
     def frame(self, stream: str, data: bytes, kind: str) -> dict[str, Any]:
-        """Run an image; the result of it, or of a newer one that took its place.
+        """Run an image and return its result, or that of a newer image that replaced it.
 
         Refused for one that cannot be decoded, that the network raises on, or that takes too long.
         """
         camera = self._camera(stream)
 
-        def gone() -> bool:  # dropped meanwhile, or moved: then it is to be asked there
+        def gone() -> bool:  # dropped meanwhile, or moved: then its new worker has to be asked
             return self._cameras.get(stream) is not camera
 
         with self._decoding:
@@ -136,7 +136,7 @@ class Worker:
         return result
 
     def watch(self, stream: str, address: str, loop: bool = False, patient: bool = False) -> None:
-        """Read a video or a camera into a stream, as Source does, in place of what was read before."""
+        """Read a video or a camera into a stream, as Source does, instead of what was read before."""
         camera = self._camera(stream)
         with _refusing(422):
             source = Source(
@@ -150,7 +150,7 @@ class Worker:
         camera.source = source
 
     def result(self, stream: str) -> dict[str, Any]:
-        """Of the last frame; empty before the first."""
+        """The result of the last frame; empty before the first."""
         return self._camera(stream).result
 
     def picture(self, stream: str, after: int = 0) -> tuple[int, bytes]:
@@ -163,7 +163,7 @@ class Worker:
         return camera.result.get("frame", 0), camera.picture
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """Of each stream: frames, dropped, failed, density, state_bytes, latency and its percentiles in seconds."""
+        """For each stream: frames, dropped, failed, density, state_bytes, latency and its percentiles in seconds."""
         found = {}
         for stream, stats in self._pool.stats().items():
             camera = self._cameras.get(str(stream))
@@ -181,7 +181,7 @@ class Worker:
         return found
 
     def held(self) -> dict[str, bool]:
-        """The streams, and of each whether something is read into it."""
+        """The streams, and whether something is read into each."""
         return {stream: camera.source is not None for stream, camera in list(self._cameras.items())}
 
     def alive(self) -> bool:
@@ -231,7 +231,7 @@ class Worker:
                 self._new.notify_all()
 
     def _finish(self, stream: str, result: Result, since: float, image: Tensor | None) -> None:
-        """since: when the step gave it; a GPU may still be at work on it."""
+        """Finish the results of a step. since: when the step returned; a GPU may still be working on them."""
         camera = self._cameras[stream]
         found: dict[str, Any] = {"stream": stream, "frame": result.number}
         if result.error is not None:
@@ -245,7 +245,7 @@ class Worker:
             camera.density = int(changed.count_nonzero()) / changed.numel()
             if image is not None and time.monotonic() - camera.looked_at < LOOKED_AT:
                 camera.picture = images.marked(image, changed, stream, outputs)
-        except Exception as error:  # the thread serves others too
+        except Exception as error:  # the thread serves other streams as well
             camera.result = {**found, "error": f"its result cannot be shown: {error}"}
         else:
             camera.result = {**found, "latency": latency, "outputs": outputs}

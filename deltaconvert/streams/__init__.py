@@ -1,6 +1,6 @@
-"""Many cameras on one network: a pool in which each has a place of a batch.
+"""Many cameras on one network: a pool in which each camera has a place in a batch.
 
-pool.py is what a user sees; batch.py, the network planned for so many places; arrivals.py, frames on their way to it.
+pool.py is what a user calls; batch.py has the network planned for a number of places, arrivals.py the frames that wait.
 """
 
 from deltaconvert.streams.pool import Result, StreamPool, StreamStats

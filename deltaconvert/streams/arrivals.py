@@ -1,4 +1,4 @@
-"""Frames on their way to the network: brought to its device as they arrive, beside what runs there."""
+"""Brings frames to the network's device as they arrive, in parallel to what runs there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from torch import Tensor
 
 
 class Arrivals:
-    """Brings frames to a device on a stream of its own, so that no step waits for a copy that could have been done
-    while the one before it ran. On the CPU there is nothing to do.
+    """Brings frames to a device on a CUDA stream of its own, so that no step waits for a copy that could have been made
+    during the step before. On the CPU there is nothing to do.
 
-    What is done for each frame is little, since one thread may serve a thousand cameras: those from the device are
-    noted by the stream that made them, or not at all where that reads them too, and what keeps the memory of all frames
-    of a step is one event.
-    """
+    One thread may serve a thousand cameras, so little is done for each frame: frames on the device are noted by the
+    stream that made them, or not at all if the same stream reads them, and one event keeps the memory of all frames of
+    a step."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -38,7 +37,7 @@ class Arrivals:
         self._read: deque[tuple[torch.cuda.Event, Sequence[Any]]] = deque()
 
     def bring(self, frames: list[Tensor]) -> list[Tensor]:
-        """The frames on the device, or on their way there; from any thread."""
+        """The frames on the device, or being copied there. Called from any thread."""
         if self._stream is None:
             return frames
         on_device = [frame for frame in frames if frame.is_cuda]
@@ -50,7 +49,7 @@ class Arrivals:
             return [frame.to(self._device, non_blocking=True) for frame in frames]
 
     def wait(self) -> None:
-        """What is launched from now on finds the frames that were brought before."""
+        """Let what is launched from now on wait for the frames that were brought before."""
         if self._stream is None:
             return
         address = torch._C._cuda_getCurrentRawStream(self._index)
@@ -66,7 +65,7 @@ class Arrivals:
             here.wait_stream(self._before)
 
     def keep(self, frames: Sequence[Any]) -> None:
-        """Until what was launched so far has read these frames, whatever they are nested in."""
+        """Keep the memory of these frames, however nested, until what was launched so far has run."""
         if self._stream is None:
             return
         here = self._at(torch._C._cuda_getCurrentRawStream(self._index))

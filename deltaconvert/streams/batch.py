@@ -1,4 +1,4 @@
-"""Batch: a converted network that is planned for so many streams, and the memory that it reads their frames from."""
+"""Batch: a converted network planned for a number of streams, and the memory that it reads their frames from."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from deltaconvert.errors import InputError
 from deltaconvert.model import DeltaModel
 from deltaconvert.streams.arrivals import Arrivals
 
-# Up to here outputs stay rows of one tensor, which lives as long as any of them.
+# Up to this size outputs stay rows of one tensor, which lives as long as any of them.
 SHARED_BYTES = 1 << 20
 
 
 class Batch:
-    """Streams have places in it, from 0 on."""
+    """A network for a number of streams, each with a place, counted from 0."""
 
     def __init__(self, model: DeltaModel, streams: int, arrivals: Arrivals):
-        """model: it stays as it is. InputError if one of its outputs is not one row a stream.
+        """model: it is not changed. InputError if one of its outputs is not one row a stream.
 
-        The network runs once: places that nobody has are settled, kernels compiled.
+        The network runs once, so that kernels are compiled and empty places need no work later.
         """
         self.model, self._arrivals = model.for_streams(streams), arrivals
         with torch.inference_mode(False):  # else frames could only be written to under it
@@ -38,7 +38,8 @@ class Batch:
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Sequence[Tensor]]] = {}
 
     def _checked(self, blank: list[Tensor]) -> list[Tensor]:
-        """What frames are written to: the network's own buffers, where it has them, once its outputs were seen."""
+        """Check the outputs by a first run. Returns what frames are written to: the network's own buffers, if it has
+        any."""
         args, kwargs = self.model.signature.call(blank)
         with torch.no_grad():
             outputs = self.model(*args, **kwargs)
@@ -57,7 +58,7 @@ class Batch:
         return Batch(self.model, streams, self._arrivals)
 
     def take_over(self, before: Batch) -> None:
-        """Frames and state of all streams of a narrower one, at the same places."""
+        """Take over frames and state of all streams of a narrower batch, at the same places."""
         for wide, narrow in zip(self._frames, before._frames, strict=True):
             wide[: len(narrow)] = narrow
         self.model.take_over(before.model)
@@ -74,9 +75,8 @@ class Batch:
     def run(
         self, places: Sequence[int], frames: Sequence[Sequence[Tensor]], starts: Mapping[int, bytes | None]
     ) -> list[Any]:
-        """Run one frame of the network, with new frames at these places while the others rest; the output of each of
-        them, a batch of one. starts: places that do not go on from their state, but from a snapshot, or with a full
-        frame."""
+        """Run one frame of the network with new frames at these places, while the others sleep. Returns their outputs,
+        each a batch of one. starts: the places that begin from a snapshot, or with a full frame."""
         resting = self._places.difference(places)
         self.model.sleep(resting)  # and wait for the step before
         self._arrivals.wait()
@@ -88,7 +88,7 @@ class Batch:
             else:
                 self.model.restore(place, snapshot)
         if starts:
-            self.model.sleep(resting)  # who starts over has waked all
+            self.model.sleep(resting)  # a reset or restore has waked all
         try:
             columns = self.model.frame_for(self._frames, partial(self._rows_of, places))
         finally:
@@ -103,11 +103,11 @@ class Batch:
             rows[place].zero_()
 
     def _rows_of(self, places: Sequence[int], outputs: Sequence[Any]) -> list[Sequence[Any]]:
-        """Of each flat output what it is for each place, in memory that the next frame does not write to."""
+        """For each flat output its part for each place, in memory that the next frame does not write to."""
         return [self._rows_at(places, number, output) for number, output in enumerate(outputs)]
 
     def _rows_at(self, places: Sequence[int], number: int, output: Any) -> Sequence[Any]:
-        """Large ones are copies each by itself: else the last output of a stream that sleeps would keep those of all
+        """Large rows are copied one by one: otherwise the last output of a sleeping stream would keep the rows of all
         others in memory."""
         if not isinstance(output, Tensor):
             return _leaves_at(places, output)
@@ -120,8 +120,9 @@ class Batch:
         return own
 
     def _views(self, places: Sequence[int], number: int, output: Tensor) -> list[Tensor]:
-        """Rows of an output. One that is the same tensor in every frame, as those of a CUDA graph are, has them all
-        from its second frame on: they would take a step a microsecond each."""
+        """Views of an output's rows. If it is the same tensor in every frame, as with a CUDA graph, they are made
+        once, in
+        the second frame: each takes a microsecond."""
         last, views = self._outputs.get(number, (None, ()))
         if last is None or last() is not output:
             self._outputs[number] = weakref.ref(output), ()
@@ -133,7 +134,7 @@ class Batch:
 
 
 def _leaves_at(places: Sequence[int], output: Any) -> Sequence[Any]:
-    """The same of what is no tensor: a number, or what an island returns."""
+    """The same for outputs that are no tensors: numbers, and what islands return."""
     leaves, spec = pytree.tree_flatten(output)
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         return [output] * len(places)

@@ -31,9 +31,9 @@ from deltaconvert.streams.batch import Batch
 class _Slot:
     """A stream's place in the batch.
 
-    fresh: its next frame does not go on from what the slot holds, but from `snapshot`, or is full.
+    fresh: whether its next frame starts from `snapshot`, or is full, instead of going on from the slot's state.
     waiting: the newest frame that no step has taken, as flat tensors of batch 1.
-    taken: the frame that the last step took, by its number.
+    taken: the number of the frame that the last step took.
     """
 
     index: int
@@ -71,8 +71,9 @@ class Result(NamedTuple):
     """What a step made of a stream's frame.
 
     number: the frame's, as `put` gave it. output: as the dense network gives it for a batch of one.
-    error: what the network raised on it, then there is no output; the stream and the others go on from full frames.
-    latency: seconds from `put` until the step returned; a GPU may be at work then: whoever reads the output waits.
+    error: what the network raised on it; then there is no output, and this and the other streams go on with full
+    frames.
+    latency: seconds from `put` until the step returned. A GPU may still be working then; reading the output waits.
     """
 
     number: int
@@ -89,7 +90,7 @@ class StreamPool:
     """
 
     def __init__(self, model: DeltaModel, streams: int = 1, *, limit: int = 1024):
-        """model: converted for any batch; it stays as it is. streams: how many there is room for at once.
+        """model: converted for any batch size; it is not changed. streams: how many there is room for from the start.
 
         limit: the largest number of streams, and of slots: memory may hold 80 where it does not hold 128.
         InputError for a network whose outputs are not one row a stream.
@@ -100,8 +101,8 @@ class StreamPool:
         self._limit = limit
         self._slots: dict[Hashable, _Slot] = {}
         self._waiting: dict[Hashable, _Slot] = {}  # those with a frame that no step has taken
-        self._book = threading.Lock()  # of slots and waiting frames; never held while the network runs
-        self._running = threading.RLock()  # of the network and its state
+        self._book = threading.Lock()  # guards slots and waiting frames; never held while the network runs
+        self._running = threading.RLock()  # guards the network and its state
         self._joining = threading.Lock()  # one stream joins at a time; it may take as long as converting
         self._arrivals = Arrivals(model.device)
         self._batch = Batch(model, min(limit, 1 << (streams - 1).bit_length()), self._arrivals)
@@ -124,10 +125,9 @@ class StreamPool:
     def join(self, stream: Hashable, snapshot: bytes | None = None) -> None:
         """Give `stream` a slot; its first frame is full, or goes on from a snapshot that `snapshot` took.
 
-        Where no slot is free, the network is planned for twice as many, beside the steps that other threads run; the
-        streams in it keep their state. Planning takes a part of the time of converting: ask for room in time.
-        StreamError, with all other streams as they were, if the stream is in the pool, at the limit, or where memory
-        does not suffice.
+        If no slot is free, the network is planned for twice as many, while other threads run steps; its streams keep
+        their state. Planning takes a part of the time of converting, so ask for room in time. StreamError, with all
+        other streams as they were, if the stream is in the pool already, at the limit, or if memory does not suffice.
         """
         with self._joining:
             if stream in self._slots:
@@ -143,7 +143,7 @@ class StreamPool:
                 wider.take_over(self._batch)
                 self._batch = wider
             index = min(set(range(self.capacity)) - {slot.index for slot in self._slots.values()})
-            if snapshot is not None:  # what does not fit is refused here; it counts from the first frame on
+            if snapshot is not None:  # refused here if it does not fit; used with the first frame
                 self._batch.model.restore(index, snapshot)
             with self._book:
                 self._slots[stream] = _Slot(index, snapshot)
@@ -164,10 +164,10 @@ class StreamPool:
     def put(self, stream: Hashable, *args: Any, **kwargs: Any) -> int:
         """Hand over a stream's newest frame: one call of the network, for a batch of one image. Returns its number.
 
-        It replaces a frame that no step has taken, which counts as dropped. Frames from host memory are on their way to
-        the device at once. From pinned memory, and on the network's own device, they are read where they lie until the
-        work of the step that takes them has ended: what follows that step on its stream may write to them, and the host
-        once it has an output.
+        It replaces a frame that no step has taken, which counts as dropped. A frame from host memory is copied to the
+        device at once. One in pinned memory, or on the network's device, is read in place until the work of its step
+        has
+        ended: what follows that step on its CUDA stream may overwrite it, and the host may once it has an output.
         InputError, with the stream as it was, for one that does not fit.
         """
         batch = self._batch
@@ -188,7 +188,7 @@ class StreamPool:
         return bool(self._waiting)
 
     def step(self) -> dict[Hashable, Result]:
-        """Run one frame of the network over all streams; the results of those whose frame waited, none if none did."""
+        """Run one frame of the network over all streams. Returns the results of the streams whose frame waited."""
         with self._running:
             with self._book:
                 taken, self._waiting = self._waiting, {}
@@ -217,7 +217,7 @@ class StreamPool:
             return self._batch.model.input_masks()[self._slot(stream).index]
 
     def snapshot(self, stream: Hashable) -> bytes:
-        """What a stream has seen, for `join` in another pool; see DeltaModel.snapshot."""
+        """The state of a stream, for `join` in another pool; see DeltaModel.snapshot."""
         with self._running:
             slot = self._slot(stream)
             if slot.snapshot is not None:
@@ -227,7 +227,7 @@ class StreamPool:
             return self._batch.model.snapshot(slot.index)
 
     def stats(self) -> dict[Hashable, StreamStats]:
-        """Of each stream. On CUDA this waits for the device."""
+        """Statistics of each stream. On CUDA this waits for the device."""
         with self._running:
             slots, model = dict(self._slots), self._batch.model
             state = model.state_bytes // self.capacity
@@ -254,8 +254,8 @@ class StreamPool:
     def _computed(
         self, taken: Mapping[Hashable, _Slot], frames: Mapping[Hashable, list[Tensor]]
     ) -> dict[Hashable, Exception]:
-        """Run frames of the streams `taken`; returns what the network raised on which. Over which of several it did
-        nobody knows: then each stream runs by itself, while the others stand still."""
+        """Run frames of the streams `taken`; returns the errors of the streams on which the network raised. If it
+        raises on several streams together, each runs again by itself, while the others sleep."""
         try:
             self._run(taken, frames)
         except Exception as error:
@@ -268,7 +268,7 @@ class StreamPool:
         return {}
 
     def _run(self, taken: Mapping[Hashable, _Slot], frames: Mapping[Hashable, list[Tensor]]) -> None:
-        """If the network raises, the places of these streams are blank and start over."""
+        """If the network raises, the places of these streams are cleared and start over."""
         slots = list(taken.values())
         starts = {slot.index: slot.snapshot for slot in slots if slot.fresh}
         try:

@@ -16,5 +16,5 @@ def import_av() -> ModuleType:
 
 
 def reason_of(error: Exception) -> str:
-    """What FFmpeg says, without the file's name."""
+    """FFmpeg's reason for an error, without the file's name."""
     return str(getattr(error, "strerror", None) or error)

@@ -47,7 +47,8 @@ class VideoReader(Iterator[Tensor]):
     """The frames of a video in order, each a new uint8 tensor (height, width, 3), RGB; a context manager too.
 
     width, height: of the frames, in pixels, upright (a phone's rotation mark is applied).
-    fps: frames a second.    frames: how many there should be, None where nothing says so (live sources).
+    fps: frames a second.
+    frames: how many there should be; None if that is not known (live sources).
     source: as it was given.
     """
 
@@ -96,13 +97,13 @@ class VideoReader(Iterator[Tensor]):
         return frame
 
     def peek(self) -> Tensor:
-        """The first frame, before it is taken: to measure on it what the frames are to be run with."""
+        """The first frame without taking it, for what has to be measured on a frame before the run."""
         if self._count or self._next is None:
             raise VideoError(f"{self.source}: its first frame is taken already")
         return self._next
 
     def close(self) -> None:
-        """Let go of the file or the camera; iterating on gives no more frames."""
+        """Close the file or the camera; iterating on gives no more frames."""
         self._next = None
         self._decoded = iter(())
         self._declared = None

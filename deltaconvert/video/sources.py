@@ -19,7 +19,7 @@ def is_address(source: str | Path | int) -> bool:
 
 
 def locate(source: str | Path | int) -> tuple[str, dict[str, Any]]:
-    """What to hand to av.open for a source, and its options."""
+    """The arguments of av.open for a source."""
     text = str(source)
     if text.isdecimal():
         return _camera(int(text))
@@ -55,7 +55,7 @@ def _camera(index: int) -> tuple[str, dict[str, Any]]:
 
 
 def why_not_open(source: str | Path | int, error: Exception) -> str:
-    """What to tell a user whose source raised `error`, and what to look at."""
+    """A message for the user whose source raised `error`, with what to check."""
     text, reason = str(source), reason_of(error)
     if text.isdecimal():
         return f"camera {text}: cannot be opened ({reason}); is another program using it? may you read it?"

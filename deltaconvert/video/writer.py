@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class VideoWriter:
     """Write frames to an H.264 file (libx264, yuv420p: plays everywhere), as a context manager.
 
-    path: its ending picks the container (.mp4, .mkv, .mov, ...).    size: (width, height) of the frames.
-    crf: quality, 0 lossless to 51, smaller is better.
+    path: its ending is the container (.mp4, .mkv, .mov, ...).
+    size: (width, height) of the frames.
+    crf: quality, from 0 (lossless) to 51; smaller is better.
 
     An odd width or height is padded by repeating the last column or row: yuv420p shares colour in 2x2 blocks.
     The file gets its name only when it is complete: until then, and after an error, an old one stays.
@@ -111,7 +112,7 @@ class VideoWriter:
             raise VideoError(f"{self.path}: {reason}") from error
 
     def discard(self) -> None:
-        """Give up: nothing is written, and an old file stays."""
+        """Write nothing; an old file stays."""
         self._closed = True
         with contextlib.suppress(Exception):  # a half-made file may not close cleanly; it goes anyway
             self._container.close()

@@ -1,5 +1,7 @@
-"""A converted network at a video: where frames come from, what they cost beside the dense network, and what is shown.
+"""Runs a converted network on a video, times it against the dense network, and shows what changed.
 
-inputs.py makes frames of whatever a user has, demo.py a clip for who has none; watch.py plays them through the network,
-measure.py times it against the dense one, and speed.py foretells that in seconds.
+inputs.py   frames from files, folders, cameras or tensors
+watch.py    plays frames through the network, beside the dense one
+measure.py  times both; speed.py predicts the speed from a measurement of seconds
+demo.py     what `deltaconvert demo` does, on the clip that scene.py renders
 """

@@ -1,4 +1,4 @@
-"""The first minute: a rendered clip, a converted network on it beside the dense one, a video of what changed."""
+"""`deltaconvert demo`: renders a clip, runs a converted network on it beside the dense one, and writes an overlay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltaconvert.watching.measure import environment
 from deltaconvert.watching.scene import render_clip
 from deltaconvert.watching.watch import watch_video
 
-# Untrained: what the network says about a picture means nothing, what it costs is the same.
+# Untrained: its outputs mean nothing, but it costs as much as a trained network.
 NETWORK = "resnet18"
 # Sensor noise reaches 5 of 255 (3 sigma); after the network's normalisation that is 5 / 255 / 0.225 = 0.09.
 THRESHOLD: dict[str, float | str] = {"input": 0.09, "activation": "20%"}
@@ -35,7 +35,8 @@ def run_demo(
 ) -> tuple[dict[str, Any], str]:
     """Render the clip, convert a network, run both on it, and write overlay.mp4 and summary.json to `folder`.
 
-    size, seconds: of the clip, where it is not there yet.    say: is told what happens.
+    size, seconds: of the clip, if it has to be rendered.
+    say: called with what happens.
     Returns what summary.json holds, and the same as text.
     """
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Frames from wherever they are, as a network takes them: calls, images, a video, a folder of images, a camera."""
+"""Frames as a network takes them, from calls, images, a video, a folder of images or a camera."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 def inputs_of(model: DeltaModel, frames: Any, limit: int | None = None) -> list[list[Tensor]]:
     """The tensors of each call, in order, at most `limit` calls.
 
-    frames: calls of the network, as convert's example is given; uint8 (H, W, 3) images, which the recipe in the
-    model's file makes inputs of (of the network's size, if it has one only); or where to read such images: a path, an
-    address, a camera's number.
+    frames: calls of the network, like convert's example; or uint8 (H, W, 3) images, from which the model's recipe makes
+    inputs (of the network's size, if it has only one); or where such images are: a path, an address, a camera's number.
     """
     source = images_of(frames) if isinstance(frames, str | os.PathLike | int) else frames
     if isinstance(source, Tensor) or not isinstance(source, Iterable):
@@ -33,7 +32,7 @@ def inputs_of(model: DeltaModel, frames: Any, limit: int | None = None) -> list[
 
 
 def images_of(source: str | os.PathLike[str] | int) -> Iterator[Tensor]:
-    """uint8 (H, W, 3): of a video, or of the images in a folder, by name."""
+    """uint8 (H, W, 3) images of a video, or of the files in a folder, sorted by name."""
     if not isinstance(source, int) and Path(source).is_dir():
         files = sorted(file for file in Path(source).iterdir() if file.suffix.lower() in IMAGES)
         if not files:

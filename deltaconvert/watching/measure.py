@@ -1,4 +1,4 @@
-"""Measuring a converted network against the dense one, and saying what was measured on."""
+"""Measures a converted network against the dense one, and notes the environment of a measurement."""
 
 from __future__ import annotations
 

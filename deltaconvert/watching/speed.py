@@ -1,4 +1,4 @@
-"""How much faster a converted network is to be expected on this machine: a short measurement, and what it stands on."""
+"""The speed to expect of a converted network on this machine, from a short measurement."""
 
 from __future__ import annotations
 

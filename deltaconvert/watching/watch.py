@@ -1,4 +1,4 @@
-"""A converted network watches a video, beside the dense one and into an overlay if asked."""
+"""Runs a converted network on a video; if asked, beside the dense one, and with an overlay of what changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deltaconvert.video import VideoReader, VideoWriter
 from deltaconvert.watching.measure import BASELINE, Dense, Difference, quantile, timed
 
 Prepare = Callable[[Tensor], Tensor]
-COOLING = 0.9  # of a pixel's heat is left a frame later: half of it after seven
+COOLING = 0.9  # share of a pixel's heat that is left a frame later: half after seven frames
 MARKS = ("mask", "heatmap")
 
 
@@ -30,8 +30,8 @@ MARKS = ("mask", "heatmap")
 class Seen:
     """One frame. frame: uint8 (H, W, 3); mask: bool (H, W), the pixels that changed; density: their share.
 
-    work: share of the dense multiply-accumulates; outputs: the network's, and times in milliseconds;
-    dense and dense_ms: the same of the dense network, None without a comparison.
+    work: the share of the dense multiply-accumulates. outputs, delta_ms: the network's outputs, and its milliseconds;
+    dense, dense_ms: the same of the dense network, None without a comparison.
     """
 
     frame: Tensor
@@ -46,7 +46,7 @@ class Seen:
 
 @dataclass
 class Summary:
-    """What a video came to. The first frame is always computed in full: densities and times leave it out."""
+    """A summary of a video. Densities and times leave out the first frame, which is always computed in full."""
 
     width: int
     height: int
@@ -111,12 +111,12 @@ class Summary:
 def watch(
     model: DeltaModel, frames: Iterable[Tensor], prepare: Prepare, *, dense: Dense | None = None
 ) -> Iterator[Seen]:
-    """Run the network on uint8 (H, W, 3) frames, RGB; with `dense` that too, taking turns at going first."""
+    """Run the network on uint8 (H, W, 3) frames, RGB. dense: also run this, the two taking turns at going first."""
     for number, frame in enumerate(frames):
         x = prepare(frame).to(model.device)
         args, kwargs = model.signature.call([x])
         theirs, dense_ms = None, None
-        # At first the dense one goes second: what does not fit a frame is said by the converted one.
+        # In the first frame the dense one goes second: the converted one explains what does not fit.
         if dense is not None and number % 2 == 1:
             theirs, dense_ms = timed(dense, x)
         with warnings.catch_warnings():
@@ -153,9 +153,11 @@ def watch_video(
 ) -> Summary:
     """Run the network on a video.
 
-    compare: run the dense network beside it.    size: (width, height) that frames are resized to first.
-    out: a video with the changed pixels marked. marks: "mask", those of each frame, or "heatmap", those of the last
-    frames, the warmer the more often.    progress: wraps the frames, to show how far it is.
+    compare: whether to run the dense network beside it.
+    size: (width, height) that frames are resized to first.
+    out: a video to write, with the changed pixels marked.
+    marks: "mask" marks those of each frame, "heatmap" those of the last frames, the warmer the more often.
+    progress: wraps the frames, to show how far it is.
     """
     if len(model.example) != 1 or len(model.example[0][0]) != 4:
         raise InputError(f"the network takes {len(model.example)} inputs, a video feeds one image at a time")
