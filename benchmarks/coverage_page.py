@@ -85,8 +85,9 @@ any frame, as a part of the largest value of that output. A *match* differs by l
 network amplifies the rounding of float32, both run in float64 (marked 64) and differ by less than {ROUNDING_DOUBLE:g}
 there, or by less than ten times what the dense output moves by when each weight moves by its last bit (*its own*).
 Detectors keep boxes however unsure they are, R-CNNs ten of them. timm: of each family with convolutions the smallest
-variant and the largest one of up to 45 million parameters, and a few that were asked for by name. *Work in deltas* is
-the share of all multiply-accumulates; a *pure CNN* multiplies no maps with each other (attention) and mixes no tokens.
+variant and the largest one of up to 45 million parameters; and, asked for by name, the smallest of most networks whose
+names differ by more than numbers and words of size. *Work in deltas* is the share of all multiply-accumulates; a *pure
+CNN* multiplies no maps with each other (attention) and mixes no tokens.
 
 """
 
