@@ -1,4 +1,4 @@
-"""The places where a delta graph can run. reference is the meaning; the others are faster spellings of it."""
+"""Where a delta graph can run: `reference` defines the meaning, `cpu` and `cuda` compute the same faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who captures a CUDA graph does it alone."""
+"""Captures of CUDA graphs, one thread at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _LOCK = threading.Lock()  # of the process, as torch's capture is
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One thread at a time: torch waits for the device before it captures, which fails while another one does. And no
-    garbage is collected: an old model's graph, when it is freed, ends any capture."""
+    """Inside, no other thread captures: torch waits for the device before a capture, which fails during another one.
+    The garbage collector is off, because freeing an old model's graph ends any capture."""
     with _LOCK:
         collects = gc.isenabled()
         gc.disable()

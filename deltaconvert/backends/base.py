@@ -1,4 +1,4 @@
-"""What every backend gives: edges that hold the maps, steps that renew them, and the play of a frame.
+"""The interface of a backend: edges hold the maps, steps compute them, and `play` runs a frame.
 
 A backend is a module with a NAME, PASSES (what it does to a plan before its nodes become steps) and a Backend.
 """
@@ -24,8 +24,8 @@ Amount = float | Tensor
 class Map:
     """A feature map to keep, N C H W.
 
-    threshold: None where every candidate counts as a change; else the largest change that is dropped, of all channels
-    or of each.
+    threshold: the largest change that is dropped, for all channels or for each; None if every candidate counts as a
+    change.
     """
 
     shape: Shape
@@ -35,7 +35,8 @@ class Map:
 
 
 class Backend(Protocol):
-    """Makes the steps of one program. takes_bytes: its deltas read bytes where their values are floats."""
+    """Makes the steps of one program, and plays its frames. takes_bytes: whether `sparsify` can cast bytes to
+    floats."""
 
     takes_bytes: bool
 
@@ -45,14 +46,14 @@ class Backend(Protocol):
 
     @property
     def still(self) -> str | None:
-        """What a still frame skips of that graph, or why nothing; None where there is none."""
+        """What a still frame skips of that graph, or why it skips nothing; None if there is no graph."""
 
     @property
     def buffers(self) -> dict[int, Tensor] | None:
-        """The memory that every frame is read from, by slots; empty before the first one; None where there is none."""
+        """The memory that frames are read from, by slot; empty before the first frame; None if there is none."""
 
     def sparsify(self, kept: Map, watch: Watch | None) -> Any:
-        """The edge that dense values come in by. watch: the gate that decides what is new, if there is one."""
+        """The edge that is made from dense values. watch: the gate that decides what is new, if there is one."""
 
     def step(
         self,
@@ -62,17 +63,19 @@ class Backend(Protocol):
         kept: Map,
         notes: dict[str, Any],
     ) -> Any:
-        """The step of one operator, its edge at `.edge`. notes: what it settled, kept for the plan's next program."""
+        """The step of one operator, with its edge in `.edge`. notes: what it found by measuring, for the plan's next
+        program."""
 
     def play(self, steps: Sequence[Callable[[Any], None]], frame: Any) -> None:
         """Run one frame."""
 
     def count(self, edges: Sequence[Any]) -> Tensor:
-        """Once a frame. int64 (2, edges, 2): of this frame and of all so far, the pixels computed and changed."""
+        """Called once a frame. int64 (2, edges, 2): the pixels computed and changed, in this frame and in all so
+        far."""
 
 
 class StepByStep:
-    """The part of a Backend that is the same wherever a frame is no CUDA graph: its steps run one after the other."""
+    """A Backend whose steps run one after the other: one without CUDA graphs."""
 
     def __init__(self) -> None:
         self._total: Tensor | int = 0

@@ -1,4 +1,5 @@
-"""reference: plain torch on any device. Computes everything, keeps what changed. It is the meaning of a delta graph."""
+"""The reference backend: plain torch on any device. It computes everything and keeps what changed, which defines the
+meaning of a delta graph."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Edge:
     """One delta: the map as it stands (values, N C H W) and the pixels that changed in this frame (mask, N 1 H W)."""
 
-    is_kept = True  # until the next frame; on CUDA some maps are not
+    is_kept = True  # whether the next frame needs the map; on CUDA some maps are passed on
 
     def __init__(self, kept: Map):
         self.threshold = kept.threshold
@@ -47,7 +48,7 @@ class Edge:
 
     @property
     def changed(self) -> bool:
-        """Whether anything changed; always true where to know it would wait for the device."""
+        """Whether anything changed; always true on a GPU, where finding out would wait for the device."""
         return True
 
     def counts(self) -> tuple[Tensor, Tensor]:
@@ -64,8 +65,8 @@ class Edge:
 def fill_unseen(stored: Tensor) -> None:
     """Fill a part of the state with a NaN that differs from every value of a frame.
 
-    The next frame is a mask of ones by that, and a pixel that it forgot to compute shows. The NaN is another one than
-    arithmetic makes: a frame may hold that. Maps of integers are never compared; they become the least one.
+    So the next frame is a mask of ones, and a pixel that was not computed would show. The NaN differs from the one that
+    arithmetic makes, which a frame may hold. Maps of integers are never compared; they get the least integer.
     """
     if not stored.is_floating_point():
         stored.fill_(False if stored.dtype == torch.bool else torch.iinfo(stored.dtype).min)
@@ -78,7 +79,7 @@ def fill_unseen(stored: Tensor) -> None:
 def differs(new: Tensor, stored: Tensor, threshold: Amount) -> Tensor:
     """bool (N, 1, H, W): pixels in which some channel moved by more than `threshold`; NaN differs from everything.
 
-    At threshold 0 bits are compared, so that -0.0 after 0.0 is a change and a NaN that stays is none.
+    At threshold 0 bits are compared: -0.0 after 0.0 is a change, and the same NaN again is none.
     """
     if isinstance(threshold, Tensor):
         threshold = threshold.view(-1, 1, 1) if threshold.dim() == 1 else threshold
@@ -112,14 +113,14 @@ class Backend(StepByStep):
 
 
 class FrameEdge(Edge):
-    """A delta that dense values come in by. watch: the gate that decides what is new, if there is one."""
+    """A delta that is made from dense values. watch: the gate that decides what is new, if there is one."""
 
     def __init__(self, kept: Map, watch: Watch | None):
         self.watch = watch
         super().__init__(kept)
 
     def sleep(self, streams: Collection[int]) -> None:
-        """These streams' images are those of the frame before; without a gate they are compared all the same."""
+        """The images of these streams are those of the frame before; without a gate they are compared anyway."""
         if self.watch is not None:
             self.watch.sleep(streams)
 
@@ -139,7 +140,7 @@ class Step:
         self.operator, self.reaches, self.inputs, self.edge = operator, reaches, inputs, edge
 
     def rebuild(self) -> None:
-        """Make anew what is kept beside the edges: their values came from elsewhere."""
+        """Compute again what is kept beside the edges, after their values were replaced."""
 
     def run(self) -> None:
         candidates = self.reaches[0].spread(self.inputs[0].mask)

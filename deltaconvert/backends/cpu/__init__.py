@@ -1,13 +1,13 @@
-"""cpu: the same deltas on any machine, at a cost that follows the changed pixels.
+"""The cpu backend: its cost follows the changed pixels.
 
 State is N H W C in memory, so that a map is also a matrix of rows, one a pixel: a list of pixels is a batch of 1x1
 images, a list of tiles with their halo a batch of small ones, and the operator itself computes either. Lists are cut
 into chunks of a few fixed sizes: oneDNN prepares itself once for each, scratch memory stays in the cache, and the bits
 of a pixel cannot depend on how many others changed.
 
-Each step chooses at plan time how it computes, and runs both ways once on random maps (see Sparse.settle): the sparse
-way and the dense operator may only replace each other where they agree to the last bit, and the one run tells from
-which share of candidates on the dense operator is faster.
+At plan time each step runs both ways on random maps (see Sparse.settle): by pixels, and by the dense operator. They may
+replace each other only if they agree to the last bit. The run also tells from which share of candidates on the dense
+operator is faster.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ KINDS: tuple[type[Step], ...] = (
 )  # the first that fits an operator runs it
 
 
-Settled = dict[Any, dict[str, Any]]  # what steps settled by trying, by what they are
+Settled = dict[Any, dict[str, Any]]  # description of a step -> what it found by measuring
 
 
 def why_slow() -> str | None:
-    """What is missing here for speed; None where nothing is."""
+    """What is missing on this machine for speed; None if nothing is."""
     if loops.FOUND:
         return None
     return (
@@ -89,7 +89,7 @@ def why_slow() -> str | None:
 
 
 class Backend(StepByStep):
-    """Makes the steps of one program; they share scratch memory and the tables of tiles of one geometry."""
+    """Makes the steps of one program, which share scratch memory, and tables of tiles where their geometry is equal."""
 
     takes_bytes = True
 
@@ -121,34 +121,34 @@ class Backend(StepByStep):
         return step
 
     def _tried(self, step: Sparse) -> dict[str, Any]:
-        """What the step comes to settle, tried on as few streams as count; of equal steps once."""
+        """Let a step settle, on as few streams as suffice; equal steps only once."""
         shapes = [(step.together, *edge.values.shape[1:]) for edge in (*step.inputs, step.edge)]
         stores_all = step.edge.threshold is None and not step.edge.keeps_others
         key = (type(step), _outline(step.operator), *shapes, step.edge.values.dtype, stores_all)
         if key not in self._settled:
             notes: dict[str, Any] = {}
             step.of_few_streams().settle(notes)
-            self._settled[key] = notes  # whole: other threads may look
+            self._settled[key] = notes  # assigned when complete, because other threads may read it
         return self._settled[key]
 
     def _kind(self, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> type[Step]:
         convolves = any(isinstance(stage, Conv2d | ConvTranspose2d) for stage in stages_of(operator))
         if convolves and not can_pack(inputs[0].values):
-            return Step  # outside oneDNN the order of a sum depends on where its pixels lie in memory
+            return Step  # outside of oneDNN the order of a sum depends on the pixels' addresses
         return next(kind for kind in KINDS if kind.fits(operator, reaches, inputs))
 
     def count(self, edges: Sequence[Any]) -> Tensor:
         return self.with_total(torch.tensor([edge.counts() for edge in edges], dtype=torch.int64))
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Uninitialised memory, the same for every step: valid until the next call."""
+        """Uninitialised memory that all steps share: valid until the next call."""
         size = math.prod(shape)
         if dtype not in self._scratch or self._scratch[dtype].numel() < size:
             self._scratch[dtype] = torch.empty(size, dtype=dtype)
         return self._scratch[dtype][:size].view(tuple(shape))
 
     def every(self, count: int) -> Tensor:
-        """int64, the list of so many pixels: all of a map. Not to be written to."""
+        """int64, the list of all pixels of a map with so many. Not to be written to."""
         if len(self._every) < count:
             self._every = torch.arange(count)
         return self._every[:count]
@@ -158,7 +158,7 @@ class Backend(StepByStep):
 
 
 def _outline(operator: Any) -> Any:
-    """The operator without the values of its weights: what its speed and its order of summation depend on."""
+    """A key for an operator without the values of its weights, which do not affect its speed or order of summation."""
     if isinstance(operator, Fused):
         return tuple(map(_outline, operator.stages)), tuple(operator.counts), tuple(operator.slots)
     if isinstance(operator, Paired):

@@ -1,4 +1,4 @@
-"""Average pools whose windows hold more or fewer pixels of the map."""
+"""Average pools whose windows hold different numbers of pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deltaconvert.reach import Reach, Window
 
 
 class Averages(Tiles):
-    """Average pools with ceil_mode, or that do not count their padding: a sum for each window, and its divisor."""
+    """Average pools with ceil_mode, or that do not count padding: a sum for each window, divided by its own divisor."""
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:

@@ -1,4 +1,4 @@
-"""The dense way of steps that compute: the whole map at once, or in bands that are stored one after the other."""
+"""The dense way of a step: the whole map at once, or in bands that are stored one after the other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.reach import Everything, Pixel, Reach, Window
 
-# The C library gives blocks above 32 MB back to the system, and the next frame pages them in again; bands stay in the
-# cache until they are stored, but oneDNN sets itself up for each. 16->96 channels at 360x640: 55 ms whole and 24 in
-# bands on Zen 4, 56 and 38 on Zen 3.
+# The C library gives blocks above 32 MB back to the system, and the next frame pages them in again. Bands stay in the
+# cache until they are stored, but oneDNN has to set itself up for each. 16->96 channels at 360x640: 55 ms whole and 24
+# in bands on Zen 4, 56 and 38 on Zen 3.
 BAND_BYTES = 8 << 20  # of a band's output
-# What bands may take of the time of the whole map. By itself a layer finds the memory that it freed a moment ago, in a
-# frame it does not: 64->64 with 3x3 at 360x480 takes 57 to 84 ms whole and 47 in bands, alone 46 both (Xeon).
+# How long bands may take, compared with the whole map. A layer that is measured alone finds the memory that it freed a
+# moment ago, in a frame it does not: 64->64 with 3x3 at 360x480 takes 57 to 84 ms whole and 47 in bands, alone 46 both
+# (Xeon).
 GAIN = 1.1
 
 
@@ -52,7 +53,7 @@ class Computing(Sparse):
         return Bands(self._compute, self.reaches, self.edge, height) if convolves else None
 
     def _row_bytes(self) -> int:
-        """What is made for a row of the output: of the widest map on the way."""
+        """Bytes that are made for a row of the output, in the widest map on the way."""
         _, channels, _, width = self.edge.values.shape
         tail = stages_of(self.operator)[1:]
         widest = max([channels, *(int(s.weight.shape[0]) for s in tail if isinstance(s, Conv2d))])
@@ -70,7 +71,8 @@ class Computing(Sparse):
 
 
 class Bands:
-    """Horizontal bands of one map. All have one height, the last one starts further up: oneDNN prepares itself once."""
+    """Horizontal bands of a map. All have the same height, so that oneDNN sets itself up once: the last starts further
+    up."""
 
     def __init__(self, compute: Compute, reaches: Sequence[Reach], edge: Edge, height: int):
         self._compute, self._reaches, self._edge = compute, reaches, edge
@@ -96,7 +98,7 @@ class Bands:
                 out[own, :, start:end] = self._compute.band([first, *beside], above, below)
 
     def _rows(self, source: Tensor, start: int) -> tuple[Tensor, int, int]:
-        """The rows that a band reads, and how many are missing above and below."""
+        """The rows that a band reads, and how many rows of padding are above and below."""
         first = start * self._stride - self._padding
         end = first + (self._height - 1) * self._stride + self._dilation * (self._kernel - 1) + 1
         above, below = max(0, -first), max(0, end - source.shape[2])

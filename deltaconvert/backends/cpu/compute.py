@@ -36,8 +36,8 @@ class Compute:
         self._heads, counts, slots = len(widths), [], []
         if isinstance(operator, Fused):
             self._heads, counts, slots = operator.head_inputs, operator.counts, operator.slots
-        self.epilogue = Epilogue()  # what the head's own call does after it
-        self._takes = 0  # the inputs of the tail that the head's own epilogue takes
+        self.epilogue = Epilogue()  # what the head's call does after the convolution
+        self._takes = 0  # how many inputs of the tail that epilogue takes
         self._local: Callable[..., Tensor] = head if grid is None else head.on_windows
         self._whole: Callable[..., Tensor] = lambda *inputs: self._own(apply(head, inputs), inputs)
         taps = "" if grid is None else grid.taps
@@ -64,7 +64,7 @@ class Compute:
         return self.tail(as_rows(self._whole(*points)), inputs[self._heads :])
 
     def windows(self, windows: Tensor, tiles: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The head alone: (tiles * window_pixels, C) -> (tiles * tile_pixels, C')."""
+        """Only the head: (tiles * window_pixels, C) -> (tiles * tile_pixels, C')."""
         assert self._grid is not None
         if self._on_rows:
             return self._product(windows.view(len(tiles), -1), others)
@@ -76,7 +76,7 @@ class Compute:
         return self._grid.crop(as_rows(self._local(images, *beside)), tiles)
 
     def tail(self, value: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """What comes after the head, on its rows (n, C') in memory of their own."""
+        """The operators after the head, on its rows (n, C'), which may be overwritten."""
         others = others[self._takes :]
         for link in self._links:
             place = as_column if isinstance(link, _Convolution) else as_points
@@ -89,14 +89,14 @@ class Compute:
         return self.behind(self._whole, values)
 
     def band(self, values: Sequence[Tensor], above: int, below: int) -> Tensor:
-        """As whole, on some rows of each map; so many rows of zeros belong above and below those of the first."""
+        """As whole, on some rows of each map, with rows of zeros above and below those of the first."""
         first = values[0]
         if above or below:
             first = F.pad(first.permute(0, 2, 3, 1), (0, 0, 0, 0, above, below)).permute(0, 3, 1, 2)
         return self.behind(self._band, [first, *values[1:]])
 
     def behind(self, head: Callable[..., Tensor], values: Sequence[Tensor]) -> Tensor:
-        """As whole, with another way to compute the head."""
+        """As whole, with a given way to compute the head."""
         first = self._heads + self._takes
         value, others = head(*values[:first]), values[first:]
         for link in self._links:
@@ -108,12 +108,12 @@ class Compute:
         return as_rows(self._local(*map(as_column, (rows, *others[: self._takes]))))
 
     def _own(self, value: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """The tail writes to the value: it must not be a view of what an edge stores."""
+        """Copy the value if it is a view of an edge's map, because the tail overwrites it."""
         return apart_from(value, inputs) if self._links else value
 
 
 class _Convolution:
-    """A 1x1 convolution in a tail, with what oneDNN does in its epilogue."""
+    """A 1x1 convolution in a tail, with its epilogue."""
 
     def __init__(self, conv: Conv2d, takes: int, epilogue: Epilogue, orders: dict[Any, bytes]):
         self.takes, self._packed = takes, PackedConv(conv, (0, 0), epilogue, orders)

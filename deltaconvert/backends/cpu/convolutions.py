@@ -1,4 +1,4 @@
-"""Convolutions: exactly the candidates, from the map as it lies, stored as they are made."""
+"""Convolutions that compute exactly the candidates, read from the map in place and stored directly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deltaconvert.reach import Everything, Pixel, Reach, Window
 
 
 class Chained(Step):
-    """A step of chains: all pixels are one more list of them, to the same bits."""
+    """A step that computes by chains: the whole map is just another list of pixels, with the same bits."""
 
     def run(self) -> None:
         if not any(source.count for source in self.inputs):
@@ -34,27 +34,27 @@ class Chained(Step):
             pixels = listed(candidates) if pixels is None else pixels
             if len(pixels):
                 self._compute(candidates, pixels, len(pixels))
-            else:  # a stride steps over all that changed
+            else:  # a stride may skip everything that changed
                 self.edge.stand_still()
 
     def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:
-        """Compute the candidates, so many, and commit them. pixels: their list; None for all."""
+        """Compute a number of candidates and commit them. pixels: their list; None for all."""
         raise NotImplementedError
 
     def _is_full(self, place: int) -> bool:
-        """All pixels of an input changed, so all of the output can have."""
+        """Whether all pixels of an input changed, so that all of the output can have changed."""
         source = self.inputs[place]
         return source.count == source.pixel_count and not isinstance(self.reaches[place], Everything)
 
     @property
     def _in_place(self) -> bool:
-        """A chain can compare rows as it stores them, or has nothing to compare."""
+        """Whether the chain itself can compare rows as it stores them, or nothing has to be compared."""
         return self.edge.threshold is None or self.edge.limits is not None
 
     def _renew(
         self, compute: Callable[..., None], candidates: Tensor, pixels: Tensor | None, count: int
     ) -> None:
-        """As _compute, where compute(limits=..., marks=...) stores the rows of the edge as Chain.run does."""
+        """As _compute, by a function compute(limits=..., marks=...) that stores the edge's rows as Chain.run does."""
         edge = self.edge
         if edge.limits is None:
             compute(limits=None, marks=None)
@@ -70,9 +70,10 @@ class Chained(Step):
 
 
 class Convolutions(Chained):
-    """A convolution with its tail. The same code computes any list of pixels and all of them, to the same bits.
+    """A convolution with its tail. The same code computes any list of pixels, or all, with the same bits.
 
-    What of the tail is no convolution, addition of a map or simple activation torch does, on chunks of rows.
+    Operators of the tail other than convolutions, additions of maps and simple activations are done by torch on chunks
+    of rows.
     """
 
     @classmethod
@@ -100,8 +101,8 @@ class Convolutions(Chained):
         self._chunk = max(64, CHUNK_BYTES // (4 * max(rows)))
 
     def _linked(self) -> list[tuple[Chain | Elementwise, int]]:
-        """What the operator's stages become, and how many further inputs each takes: convolutions that follow one
-        another are one chain, with what they take on of the stages behind them."""
+        """The links that compute the operator's stages, and how many further inputs each takes. Consecutive
+        convolutions are one chain, with those stages behind them that a chain can do."""
         stages, widths = self._stages(), self._widths()
         fused = isinstance(self.operator, Fused)
         counts, slots = ([0, *self.operator.counts], [0, *self.operator.slots]) if fused else ([0], [0])
@@ -122,7 +123,7 @@ class Convolutions(Chained):
         return links + self._closed(chain, first=not links)
 
     def _closed(self, chain: Sequence[Stage], *, first: bool) -> list[tuple[Chain | Elementwise, int]]:
-        """The link of a chain that goes no further, if it has begun. first: it reads the input."""
+        """Close the chain that was begun, if there is one. first: whether it reads the input."""
         if not chain:
             return []
         made = self._first_chain(chain) if first else fastest(chain, None, self._scratch)
@@ -140,7 +141,7 @@ class Convolutions(Chained):
 
     @property
     def _window(self) -> Window | None:
-        """By which the first stage reads; None where it reads single pixels."""
+        """The window of the first stage; None if it reads single pixels."""
         return self.reaches[0] if isinstance(self.reaches[0], Window) else None
 
     def _compute(self, candidates: Tensor, pixels: Tensor | None, count: int) -> None:

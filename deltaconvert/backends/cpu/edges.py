@@ -13,7 +13,7 @@ from deltaconvert.backends.reference import fill_unseen
 from deltaconvert.layout import apart_from
 
 WORDS = (torch.complex128, torch.float64)
-# Of a map's pixels: where more changed, all of it is laid out as a dense map. On two Zen 4 cores all of 2 channels at
+# Share of a map's pixels: if more changed, the whole map is copied to N C H W. On two Zen 4 cores all of 2 channels at
 # 720p takes 0.51 ms, a tenth of it 0.90 one by one, a hundredth 0.15; of 21 channels at 360x640 3.5, 1.2 and 0.15.
 FEW = 1 / 16
 
@@ -21,7 +21,7 @@ FEW = 1 / 16
 class Edge:
     """One delta: values (N, C, H, W; channels last in memory), mask (N, 1, H, W), and the list of changed pixels.
 
-    Masks are never written after they were made: edges share them.
+    A mask is never written to after it was made, because edges share masks.
     """
 
     is_kept = True
@@ -36,13 +36,13 @@ class Edge:
         self.rows = self.values.permute(0, 2, 3, 1).view(-1, channels)
         self.pixel_count = n * height * width
         self.limits = self._limits()
-        self._laid_out: Tensor | None = None  # nobody asked yet
+        self._laid_out: Tensor | None = None  # made when it is first needed
         self._none = torch.zeros(n, 1, height, width, dtype=torch.bool)
         self.stand_still()
         self.reset(slice(None))
 
     def _limits(self) -> Tensor | None:
-        """(C), the threshold of each channel; None where there is none, or no loop compares with it."""
+        """(C), the threshold of each channel; None if there is none, or if no compiled loop can compare with it."""
         amount, channels = self.threshold, self.rows.shape[1]
         if amount is None or not loops.FOUND or self.values.dtype not in loops.DTYPES:
             return None
@@ -60,7 +60,7 @@ class Edge:
             self._laid_out[stream] = values
 
     def draw(self) -> None:
-        """Random values, to try a step on."""
+        """Fill the map with random values, to try a step on."""
         if self.values.is_floating_point():
             self.values.uniform_(-1, 1)
         else:
@@ -73,7 +73,7 @@ class Edge:
     def mark(
         self, mask: Tensor, computed: int, count: int | None = None, pixels: Tensor | None = None
     ) -> None:
-        """This frame's mask; `computed` pixels were computed for it."""
+        """Set this frame's mask; `computed`: how many pixels were computed."""
         self.mask, self._pixels, self.computed = mask, pixels, computed
         self.count = int(mask.count_nonzero()) if count is None else count
 
@@ -85,7 +85,7 @@ class Edge:
         return self._pixels
 
     def adopt(self, new: Tensor, candidates: Tensor, inputs: Sequence[Edge]) -> None:
-        """Commit a map that the dense operator computed as a whole."""
+        """Commit a whole map that the dense operator computed."""
         new = apart_from(new.permute(0, 2, 3, 1).contiguous(), (edge.values for edge in inputs))
         rows = new.view(self.rows.shape)
         if self.threshold is None:
@@ -118,7 +118,8 @@ class Edge:
         return self.computed, self.count
 
     def dense(self) -> Tensor:
-        """N C H W in memory, read-only, asked for in every frame in which a pixel changed: these are laid out anew."""
+        """The map N C H W, read-only. Called in every frame in which a pixel changed; only changed pixels are
+        copied."""
         if self.values.is_contiguous():  # a map of one channel lies as it would in a dense map
             return self.values
         if self._laid_out is None:
@@ -137,7 +138,7 @@ class Edge:
 
 
 def store(rows: Tensor, places: Tensor, new: Tensor) -> None:
-    """rows[places] = new, by the widest words that rows are made of: torch copies one after the other.
+    """rows[places] = new, by the widest words that rows consist of, since torch copies word by word.
 
     8192 rows of 64 floats on a Zen 3 core: 490 us by floats, 240 by words of 16 bytes.
     """
@@ -148,7 +149,7 @@ def store(rows: Tensor, places: Tensor, new: Tensor) -> None:
 
 
 def planar(pixels: Tensor, shape: Sequence[int]) -> Tensor:
-    """int64 (n * C), where the values of these rows stand in a map (N, C, H, W) that lies in this order."""
+    """int64 (n * C), the places of these rows' values in a contiguous map (N, C, H, W)."""
     _, channels, height, width = shape
     plane = height * width
     # Pixel p of stream s is element p of each of the stream's channel planes.
@@ -163,7 +164,7 @@ def listed(mask: Tensor) -> Tensor:
 
 
 def any_set(mask: Tensor) -> bool:
-    """Whether a contiguous mask has any bit, by words of eight: 0.1 ms for a frame of 720p, where any() takes 1."""
+    """Whether a contiguous mask has any bit set, by words of eight: 0.1 ms for a frame of 720p; any() takes 1."""
     flat = mask.view(-1)
     even = len(flat) // 8 * 8
     return bool(even and flat[:even].view(torch.int64).amax()) or bool(flat[even:].any())
@@ -179,7 +180,7 @@ def moved(by: Tensor, threshold: Amount) -> Tensor:
 class Commit:
     """Stores computed rows; with a threshold only those candidates that moved.
 
-    candidates: given where rows of others are computed with theirs.
+    candidates: given if rows of other pixels are computed as well.
     """
 
     def __init__(self, edge: Edge, candidates: Tensor | None):
@@ -213,7 +214,7 @@ class Commit:
         if edge.threshold is None:
             edge.mark(candidates, computed, None if pixels is None else len(pixels), pixels)
             return
-        if not self._stored:  # no candidate at all where a stride steps over the changes
+        if not self._stored:  # there was no candidate: a stride skipped all changes
             edge.mark(self._mask, computed, 0)
             return
         stored = self._stored[0] if len(self._stored) == 1 else torch.cat(self._stored)

@@ -1,4 +1,4 @@
-"""Operators of single pixels, to the same bits wherever a value lies."""
+"""Operators of single pixels whose bits do not depend on where in memory a value lies."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from deltaconvert.ops.local_response_norm import LocalResponseNorm
 from deltaconvert.ops.over_channels import OverChannels
 from deltaconvert.ops.pointwise import Pointwise
 
-# Functions of torch that round once, or not at all, and so to the same bits by vectors and one by one.
+# Functions of torch that round at most once, so that vectors and single values give the same bits.
 EXACT = (
     *("relu", "relu6", "leaky_relu", "hardtanh", "clamp", "abs", "neg", "square", "sqrt", "reciprocal"),
     *("threshold", "hardshrink", "floor", "ceil", "round", "trunc", "sign", "nan_to_num", "isnan"),
     *("logical_not", "bitwise_not", "cast"),
 )
-# Those of arithmetic that do not.
+# Functions of arithmetic for which that does not hold.
 ROUNDED = ("pow", "floor_divide", "remainder", "fmod")
 GRAIN = 32768  # values that torch gives to one thread
 VECTOR = 64  # values of two of the widest vectors, at the smallest dtype
 
 
 class Elementwise:
-    """A stage of a tail. Where it has an in-place spelling it writes to the value, which is nobody else's."""
+    """A stage of a tail. It works in place if it can: the value belongs to it."""
 
     in_order = False
 
@@ -46,9 +46,9 @@ class Elementwise:
 
 
 def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> Tensor:
-    """An operator of single pixels, to the same bits wherever a value lies. Input `own` may be overwritten."""
+    """Apply an operator of single pixels with the same bits wherever a value lies. Input `own` may be overwritten."""
     if isinstance(stage, OverChannels):
-        # Rows are summed one by one; where a dimension lies behind the channels the order depends on the map.
+        # In rows the channels are summed one by one. In a map with dimensions behind them the order depends on the map.
         (x,) = inputs
         rows = stage.rows(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]))
         return rows.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
@@ -73,10 +73,11 @@ def apply(stage: Operator, inputs: Sequence[Tensor], own: int | None = None) -> 
 
 
 def steadily(function: Callable[..., Tensor], *operands: Any) -> Tensor:
-    """A function of each value of maps (channels last or rows) and numbers, to the same bits wherever a value lies.
+    """Apply a function of each value of maps (channels last or rows) and numbers, with the same bits wherever a value
+    lies.
 
-    torch computes exp and its kin by vectors, and what is left over at the end of a thread's share one by one, to other
-    bits. Pieces that fill vectors and threads evenly leave nothing over.
+    torch computes exp and the like by vectors, and the rest of a thread's share one by one, with other bits. Here the
+    values are cut so that vectors and threads have no rest.
     """
     maps = [x for x in operands if isinstance(x, Tensor) and x.dim() > 0]
     n, channels, height, width = shape = torch.broadcast_shapes(*(x.shape for x in maps))

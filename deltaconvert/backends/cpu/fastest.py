@@ -1,4 +1,5 @@
-"""Which way a chain of convolutions is computed. Its geometry alone decides: bits do not depend on a measurement."""
+"""Chooses how a chain of convolutions is computed, by its geometry alone, so that bits never depend on a
+measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where frames come in: what differs from what is stored is stored, listed and marked."""
+"""The edge of a frame: pixels that differ from what is stored are stored, listed and marked."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deltaconvert.gate import Watch
 
 
 class FrameEdge(Edge):
-    """A delta that dense values come in by. It keeps the last values in their own memory layout as well: comparing
-    goes through both from end to end, and only changed pixels are turned into rows.
+    """A delta that is made from dense values. It also keeps the last values in the layout of the frame, so that both
+    can be compared from end to end, and only changed pixels are converted to rows.
 
     watch: the gate that decides what is new, if there is one."""
 
@@ -28,7 +28,7 @@ class FrameEdge(Edge):
         self.stored, self.watch = torch.empty(kept.shape, dtype=kept.dtype), watch
         super().__init__(kept)
         self._asleep: Collection[int] = ()
-        self._frame: Tensor | None = None  # the newest one, where it comes in another form
+        self._frame: Tensor | None = None  # the newest frame, if it had to be converted
         self._integer = INTEGER[kept.dtype.itemsize]
 
     def reset(self, streams: slice) -> None:
@@ -44,7 +44,7 @@ class FrameEdge(Edge):
         return super().state_bytes() + self.stored.nbytes + held
 
     def sleep(self, streams: Collection[int]) -> None:
-        """These streams' images are those of the frame before, until it is said again."""
+        """Until the next call, the images of these streams are those of the frame before."""
         self._asleep = streams
         if self.watch is not None:
             self.watch.sleep(streams)
@@ -72,8 +72,8 @@ class FrameEdge(Edge):
             self.mark(changed, self.pixel_count, count, pixels)
 
     def _in_form(self, frame: Tensor) -> Tensor:
-        """In the type and layout of what is stored: bytes of a camera, channels last. Images of streams that sleep may
-        be older ones."""
+        """The frame in the type and layout of what is stored; it may be bytes, or channels last. The images of sleeping
+        streams may be older ones."""
         if frame.dtype == self.stored.dtype and frame.is_contiguous():
             return frame
         if self._frame is None:
@@ -83,7 +83,8 @@ class FrameEdge(Edge):
         return self._frame
 
     def _look(self, frame: Tensor, changed: Tensor | None) -> None:
-        """All of it in one walk through the frame; `changed` if a gate has judged it."""
+        """Compare, list, mark and store in one walk through the frame. changed: the mask, if a gate has judged the
+        frame."""
         awake = torch.tensor(sorted(self._awake), dtype=torch.int64)
         mask = changed
         if mask is None:
@@ -102,7 +103,7 @@ class FrameEdge(Edge):
         self.rows.index_copy_(0, pixels, new.view(len(pixels), -1))
 
     def _seen_by(self, watch: Watch, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """As Watch.look: each stream by itself, those that sleep not at all."""
+        """As Watch.look, stream by stream, without those that sleep."""
         changed = torch.zeros_like(frame[:, :1], dtype=torch.bool)
         if gates.has_loops(watch, frame.dtype):
             gates.look(watch, sorted(self._awake), frame, self.stored, changed)

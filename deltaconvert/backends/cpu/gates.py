@@ -1,4 +1,4 @@
-"""Gates by loops on torch's threads, of the streams that have a new frame; see deltaconvert/gate.py, the meaning.
+"""Gates as compiled loops on torch's threads, for streams with a new frame. deltaconvert/gate.py defines the meaning.
 
 In torch a frame of 640x360 that is smoothed over 9 pixels takes 68 ms on a Zen 3 core.
 """
@@ -18,15 +18,15 @@ from deltaconvert.gate import Watch
 
 
 def has_loops(watch: Watch, dtype: torch.dtype) -> bool:
-    """What is learnt of noise, means over frames and a ceiling on what changes are left to torch."""
+    """Whether loops can do a gate: learning noise, means over frames and a ceiling on changes are left to torch."""
     gate = watch.gate
     plain = gate.noise == 0 and gate.recent == 1 and gate.max_density == 1 and gate.nonfinite == "pass"
     return loops.FOUND and plain and dtype in loops.DTYPES
 
 
 def look(watch: Watch, streams: Sequence[int], frame: Tensor, stored: Tensor, changed: Tensor) -> None:
-    """Mark in `changed` (N, 1, H, W), which is empty, where to store `frame` (N, C, H, W) of these streams: as
-    Watch.look."""
+    """Mark in `changed` (N, 1, H, W), which is empty, which pixels of `frame` (N, C, H, W) to store for these streams,
+    as Watch.look does."""
     gate = watch.gate
     other = _judge(watch, streams, frame, stored, changed)
     for stream, differs in zip(streams, other, strict=True):

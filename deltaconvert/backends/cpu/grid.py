@@ -14,8 +14,8 @@ from deltaconvert.backends.cpu.native import loops
 class Grid:
     """The tiles of one output map, and the windows of input pixels that they read.
 
-    taps: "" where a window is the box that a tile reads; else a tile is one pixel and its window holds the taps alone:
-    "row" lays them out one window after the other, "strip" side by side, in an image as high as the kernel.
+    taps: "" if a window is the box that a tile reads. Otherwise a tile is one pixel, and its window holds only the
+    taps: "row" puts windows one after the other, "strip" side by side, in an image as high as the kernel.
 
     Tiles never reach over the map's edge: the last one of a row or column starts further in instead, and computes some
     pixels a second time, to the same bits.
@@ -63,7 +63,7 @@ class Grid:
 
     @property
     def tiles(self) -> int:
-        """Of all streams."""
+        """The number of tiles in all streams."""
         return len(self._writes)
 
     def touched(self, mask: Tensor, pixels: Tensor | None = None) -> Tensor:
@@ -101,7 +101,7 @@ class Grid:
         return table.reshape(-1)
 
     def crop(self, rows: Tensor, tiles: Tensor) -> Tensor:
-        """What the operator made of the windows -> the pixels of `tiles`; a transposed window makes more than those."""
+        """The operator's result for the windows -> the pixels of `tiles`; a transposed window gives more than these."""
         if self._crop is None:
             return rows
         first = torch.arange(len(tiles)).view(-1, 1) * self._result_pixels
@@ -115,8 +115,9 @@ class Grid:
 class _Axis(NamedTuple):
     """The tiles along one axis.
 
-    reads (tiles, window): what their windows read, outside of the map too. makes: pixels that the operator makes of a
-    window; keeps (tiles, edge): those of them that are the tile's, and writes (tiles, edge), where they go.
+    reads (tiles, window): what the windows read, which may be outside of the map.
+    makes: how many pixels the operator makes of a window.
+    keeps, writes (tiles, edge): which of them belong to the tile, and where they go.
     """
 
     reads: Tensor
@@ -150,7 +151,7 @@ def _transposed_axis(size: int, edge: int, kernel: int, stride: int, padding: in
 
 
 def _starts(size: int, edge: int) -> Tensor:
-    """Of each tile its first pixel; the last one starts further in where the others leave less than an edge."""
+    """The first pixel of each tile; the last tile starts further in if less than a whole one is left."""
     return (torch.arange(-(-size // edge)) * edge).clamp(max=size - edge)
 
 

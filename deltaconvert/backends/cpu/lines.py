@@ -1,4 +1,4 @@
-"""Adaptive and global pools: what each line of the map comes to is kept, and only touched lines are read again."""
+"""Adaptive and global pools: the result of each line of the map is kept, and only touched lines are read again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltaconvert.ops.base import Operator, pair
 from deltaconvert.ops.resample import AdaptivePool2d
 from deltaconvert.reach import Reach
 
-# Pixels of a line where a whole row is pooled to one: fewer are read again for one change, more have fewer results.
+# Pixels of a line, if a whole row is pooled to one: short lines mean less to read again, long ones fewer results.
 SHORTEST, LONGEST = 8, 32
 
 
@@ -47,7 +47,7 @@ class Lines(Step):
     def _update(self, candidates: Tensor, pixels: Tensor | None) -> None:
         source, size = self.inputs[0], self.edge.values.shape[2:]
         self._read(source.rows, source.mask)
-        streams = source.mask.flatten(1).any(1).nonzero().view(-1)  # those that rest are as they were
+        streams = source.mask.flatten(1).any(1).nonzero().view(-1)  # the others are unchanged
         results = self._results.index_select(0, streams).permute(0, 3, 1, 2)
         if self.operator.kind == "avg":
             results = results.double()  # there may be thousands of lines to add up

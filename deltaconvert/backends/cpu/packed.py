@@ -1,4 +1,4 @@
-"""Convolutions in oneDNN with weights in its own order, and with what follows them fused into them."""
+"""Convolutions in oneDNN with weights in its own order, and with following operators fused into them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ class Epilogue:
 
 
 class PackedConv:
-    """A convolution whose weights lie in oneDNN's own order: torch would bring them there in every call.
+    """A convolution whose weights are kept in oneDNN's own order; torch would reorder them in every call.
 
-    The order can depend on the size of the input. Most sizes share one: weights are kept once for each order. Packing
-    takes milliseconds, also to find out the order alone, so equal convolutions share what they found in `orders`. The
-    operators are Inductor's; where a build of torch lacks them, can_pack says no. As there, a fused relu or hardtanh
-    makes a number of NaN.
+    The order can depend on the size of the input, but most sizes share one: weights are kept once for each order. Even
+    to find out the order takes milliseconds, so equal convolutions share `orders`. The operators are Inductor's, which
+    some builds of torch lack (can_pack). As in Inductor, a fused relu or hardtanh turns NaN into a number.
     """
 
     def __init__(self, conv: Conv2d, padding: tuple[int, int], epilogue: Epilogue, orders: dict[Any, bytes]):
@@ -74,7 +73,7 @@ class PackedConv:
 
 
 def can_pack(example: Tensor) -> bool:
-    """oneDNN takes this map, and torch has the operators for packed weights."""
+    """Whether oneDNN takes this map, and torch has the operators for packed weights."""
     return bool(
         (example.dtype == torch.float32 or (example.dtype == torch.bfloat16 and has_bfloat16()))
         and torch.backends.mkldnn.is_available()
@@ -86,17 +85,17 @@ def can_pack(example: Tensor) -> bool:
 
 
 def has_bfloat16() -> bool:
-    """The CPU multiplies bfloat16 itself. Elsewhere oneDNN widens it in every call, or refuses it."""
+    """Whether the CPU multiplies bfloat16 itself. Without that oneDNN widens it in every call, or refuses it."""
     return has_amx() or _asks("_is_avx512_bf16_supported")
 
 
 def has_amx() -> bool:
-    """It multiplies tiles of bfloat16, many times as fast as pairs of them."""
+    """Whether the CPU multiplies tiles of bfloat16 (AMX), many times as fast as pairs of them."""
     return _asks("_is_amx_tile_supported")
 
 
 def _asks(name: str) -> bool:
-    """A question that torch answers from 2.6 on."""
+    """The answer of a function that torch has from 2.6 on."""
     return bool(getattr(torch.cpu, name, bool)())
 
 
@@ -117,7 +116,7 @@ def absorb(
 
 
 def adds_map(stage: Operator, channels: int, widths: Sequence[int | None]) -> bool:
-    """It adds a map of so many channels. widths: those of its further inputs, None for a gate."""
+    """Whether it adds a map of so many channels. widths: the channels of its further inputs, None for a gate."""
     return isinstance(stage, Arithmetic) and stage.function == "add" and list(widths) == [channels]
 
 

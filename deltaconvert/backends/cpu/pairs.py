@@ -1,4 +1,4 @@
-"""Two convolutions one after the other; what lies between them is made where it is read, in memory that all share."""
+"""Two convolutions, one after the other; the map between them is made in bands, in memory that all steps share."""
 
 from __future__ import annotations
 
@@ -74,9 +74,10 @@ class Pairs(Chained):
         commit.finish(candidates, wanted, count)
 
     def _bands(self, made: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """(some of those wanted, the rows between that they read, the pixel that the first of these is of).
+        """(some of the wanted pixels, the rows of the map between that they read, the pixel of the first of these
+        rows).
 
-        A band begins where the list goes on. Lines that the one before it has made as well are moved, not made again.
+        A band begins where the list goes on. Lines that the last band has made as well are moved, not made again.
         """
         (in_height, width), (height, out_width) = self._window.in_size, self._window.out_size
         stride, padding = self._window.stride[0], self._window.padding[0]
@@ -100,5 +101,5 @@ class Pairs(Chained):
 
 
 def _place(pixels: Tensor, pixel: int) -> int:
-    """Where in a list in order it stands, or would."""
+    """The place of a pixel in a sorted list, or where it would be."""
     return int(np.searchsorted(pixels.numpy(), pixel))

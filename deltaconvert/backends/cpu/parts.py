@@ -1,4 +1,4 @@
-"""Operators of a whole map that are combined from what each part of it gives."""
+"""Operators of a whole map that are combined from summaries of its parts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.ops.base import Operator
 from deltaconvert.reach import Everything, Reach
 
-# Pixels of a part: a row of them in memory. Fewer are read again for one change; more have fewer results to combine.
+# Pixels of a part, consecutive in memory. With fewer there is less to read again, with more there are fewer summaries.
 PART = 64
 
 
 class Parts(Step):
-    """Means, deviations and their kind: each part of the map keeps what it gives, and touched parts are read again.
+    """Means, deviations and the like: the summary of each part is kept, and only touched parts are read again.
 
     Nothing is accumulated: a result follows from the map as it stands, whatever came before it.
     """
@@ -65,7 +65,7 @@ class Parts(Step):
         commit.finish(candidates, streams, len(streams))
 
     def _measure(self, parts: Tensor) -> Tensor:
-        """(parts, K), what each of `parts` gives."""
+        """(parts, K), the summary of each of `parts`."""
         rows, found = self.inputs[0].rows, []
         for chunk in chunks(parts, self._sizes):
             pixels = rows.index_select(0, self._reads.index_select(0, chunk).view(-1))

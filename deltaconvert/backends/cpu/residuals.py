@@ -1,4 +1,4 @@
-"""Inverted residuals: of the wide map between 1x1 and depthwise a few lines of a strip exist at a time."""
+"""Inverted residuals: of the wide map between 1x1 and depthwise only a few lines of a strip exist at a time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from deltaconvert.ops.fused import head_of, stages_of
 from deltaconvert.ops.paired import Paired
 from deltaconvert.reach import Reach, Window
 
-RING_BYTES = 256 << 10  # of the lines that a window reads of a strip: half of a Zen 3 core's own cache
-SHARES, FEWEST_LINES = 4, 8  # for each thread, and of a share: the lines around it are made twice
+RING_BYTES = 256 << 10  # for the lines of a strip that a window reads: half of a Zen 3 core's own cache
+SHARES = 4  # for each thread
+FEWEST_LINES = 8  # of a share: the lines around it are made twice
 
 
 class Strips(Chain):
@@ -63,7 +64,7 @@ class Strips(Chain):
 
 
 class Residuals(Convolutions):
-    """A convolution of single pixels, a depthwise one that alone reads it, and their tail."""
+    """A 1x1 convolution, the depthwise one that is its only reader, and their tail."""
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:

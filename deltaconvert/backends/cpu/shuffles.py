@@ -17,7 +17,7 @@ from deltaconvert.reach import Reach
 
 
 class Shuffles(Copies):
-    """Pixel shuffle: of C * factor * factor channels an output pixel takes every (factor * factor)-th."""
+    """Pixel shuffle: an output pixel takes every (factor * factor)-th of C * factor * factor channels."""
 
     @classmethod
     def fits(cls, operator: Operator, reaches: Sequence[Reach], inputs: Sequence[Edge]) -> bool:

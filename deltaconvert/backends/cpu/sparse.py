@@ -1,4 +1,4 @@
-"""Steps with a sparse way beside the dense operator, and how they choose between the two."""
+"""Steps that have a sparse way besides the dense operator, and how they choose between the two."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from deltaconvert.backends.cpu.edges import Commit, Edge, listed
 from deltaconvert.backends.cpu.steps import Step
 from deltaconvert.backends.reference import fill_unseen
 
-# Two orders of summation agree on a random value more often than not: fewer values than this prove nothing.
+# Two orders of summation mostly agree on a random value, so that fewer values than this prove nothing.
 ENOUGH_VALUES = 4096
-# Streams are computed one by one where their maps have so many pixels: more at a time are no faster, and take as many
-# times as long to try. Of smaller maps several are computed at a time: they share the reading of weights.
+# Streams are computed one by one if their maps have so many pixels: more at a time are no faster, and take longer to
+# try. Streams with smaller maps are computed several at a time, because they share the reading of weights.
 ENOUGH_PIXELS = 1024
-RUNS = 3  # the best of them counts: what disturbs a run only ever makes it slower
+RUNS = 3  # the best of them counts, since disturbances only make a run slower
 
 
 class Sparse(Step):
-    """A step that can compute its candidates alone, and leaves it to the dense operator where that is faster."""
+    """A step that can compute only its candidates, and uses the dense operator where that is faster."""
 
     def __init__(self, *bound: Any):
-        self.sizes: tuple[int, ...] = ()  # of chunks; none where there is no sparse way after all
-        self.backwards: bool | None = None  # take the list from its end; None where pieces never overlap
+        self.sizes: tuple[int, ...] = ()  # of chunks; empty if there is no usable sparse way
+        # Whether to take the list from its end; None if pieces never overlap.
+        self.backwards: bool | None = None
         self.dense_from = 0.0  # share of computed pixels from which the dense operator runs
-        self._dense_found: dict[str, Any] = {}  # measured once, however often sparse ways are tried
+        self._dense_found: dict[str, Any] = {}  # measured once for all sparse ways that are tried
         super().__init__(*bound)
         # The streams that the dense operator takes at a time.
         self.together = few_streams(self.edge.values.shape) if self.sizes else len(self.edge.values)
@@ -40,7 +41,7 @@ class Sparse(Step):
             self._compute_all(candidates)
 
     def _compute_all(self, candidates: Tensor) -> None:
-        """The dense operator's way; commit the candidates."""
+        """Compute by the dense operator, and commit the candidates."""
         edge = self.edge
         if self.together == len(edge.values) or edge.threshold is not None or edge.keeps_others:
             edge.adopt(self._dense(), candidates, self.inputs)
@@ -50,13 +51,13 @@ class Sparse(Step):
         edge.mark(candidates, edge.pixel_count)
 
     def _sparse(self, candidates: Tensor, pixels: Tensor | None) -> bool:
-        """Compute the candidates and commit them; False if the dense operator should."""
+        """Compute the candidates and commit them. False, with nothing done, if the dense operator should."""
         raise NotImplementedError
 
     def _by_pixels(
         self, candidates: Tensor, pixels: Tensor | None, compute: Callable[[Tensor], Tensor]
     ) -> bool:
-        """The sparse way of steps that compute any list of pixels: (n) -> (n, C'). False as _sparse says it."""
+        """The sparse way of steps that compute any list of pixels: (n) -> (n, C'). False as in _sparse."""
         if pixels is None:
             pixels = listed(candidates)
         if len(pixels) >= self.dense_from * self.edge.pixel_count:
@@ -72,7 +73,8 @@ class Sparse(Step):
         return made[0] if len(made) == 1 else torch.cat(made)
 
     def _in_groups(self) -> Iterator[Tensor]:
-        """The map, some streams at a time: a larger batch could have other bits than the one that was tried."""
+        """Compute the map for some streams at a time, since a larger batch could have other bits than what was
+        tried."""
         groups = (source.values.split(self.together) for source in self.inputs)
         return (self._whole(maps) for maps in zip(*groups, strict=True))
 
@@ -99,8 +101,8 @@ class Sparse(Step):
     def settle(self, notes: dict[str, Any]) -> None:
         """Decide at plan time between the sparse way and the dense operator; the state starts over after it.
 
-        Where their bits differ the sparse way computes every frame: switching would make a pixel's value depend on
-        how much changed elsewhere. So would chunk sizes whose bits differ, and then only the smallest is used.
+        If their bits differ, the sparse way computes every frame, because a switch would make a pixel's value depend on
+        how much changed elsewhere. So would sizes of chunks whose bits differ: then only the smallest is used.
         """
         if not self.sizes:
             return
@@ -109,7 +111,8 @@ class Sparse(Step):
         self.dense_from, self.sizes = notes["dense_from"], notes["sizes"]
 
     def _compare(self) -> dict[str, Any]:
-        """What is decided by, from a run of both ways on random maps; the fastest chunks whose bits agree are kept."""
+        """Run both ways on random maps, and return what the decision needs; keep the fastest chunks whose bits
+        agree."""
         edge, every = self.edge, torch.ones_like(self.edge.mask)
         for source in self.inputs:
             source.draw()
@@ -131,13 +134,13 @@ class Sparse(Step):
         return {"dense_from": share} | found
 
     def _sparse_bits(self, every: Tensor) -> tuple[Tensor, bool]:
-        """(all rows as the sparse way makes them; whether tiles that share a pixel agree on it).
+        """(all rows as the sparse way makes them; whether tiles that share a pixel agree about it).
 
-        Where a size of chunks gives other bits than the rest the smallest alone is left in `sizes`.
+        If a size of chunks gives other bits than the rest, only the smallest is left in `sizes`.
         """
         sparse, steady = self._bits(self.sizes, every), True
         if self.backwards is not None:
-            self.backwards = True  # of two tiles that share a pixel, the other one writes last
+            self.backwards = True  # so that of two tiles that share a pixel the other one writes last
             steady = _same(sparse, self._bits(self.sizes, every))
             self.backwards = False
         few = torch.zeros_like(every)
@@ -151,26 +154,26 @@ class Sparse(Step):
         return sparse, steady
 
     def _bits(self, sizes: tuple[int, ...], mask: Tensor) -> Tensor:
-        """The rows after the sparse way computed a mask in chunks of these sizes, and nothing else."""
+        """The rows after the sparse way computed only the pixels of a mask, in chunks of these sizes."""
         self.dense_from, self.sizes = 2.0, sizes
         fill_unseen(self.edge.rows)
         self._sparse(mask, None)
         return self.edge.rows.clone()
 
     def _sparse_seconds(self) -> float:
-        """Of a pixel that the sparse way computes, measured on the upper quarter of the map."""
+        """The seconds of a pixel that the sparse way computes, measured on the upper quarter of the map."""
         edge = self.edge
         quarter = torch.zeros_like(edge.mask)
         quarter[:, :, : -(-quarter.shape[2] // 4)] = True
         return best_of(RUNS, lambda: self._sparse(quarter, None)) / max(edge.computed, 1)
 
     def _dense_way(self, every: Tensor) -> dict[str, Any]:
-        """How the dense operator runs best, and the seconds of a pixel."""
+        """How the dense operator runs best, and its seconds for a pixel."""
         return {"dense_seconds": best_of(RUNS, lambda: self._compute_all(every)) / self.edge.pixel_count}
 
 
 def few_streams(shape: Sequence[int]) -> int:
-    """So many streams of a map (N, C, H, W) have enough pixels, if there are as many; they divide N."""
+    """How many streams of a map (N, C, H, W) have enough pixels together; a divisor of N."""
     streams, plane = shape[0], shape[2] * shape[3]
     enough = (few for few in range(1, streams) if streams % few == 0 and few * plane >= ENOUGH_PIXELS)
     return next(enough, streams)

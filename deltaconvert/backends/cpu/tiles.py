@@ -17,22 +17,22 @@ from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.fused import head_of
 from deltaconvert.reach import Reach, Window
 
-# How a list of pixels can be computed: (size of a tile, how taps are laid out where a tile is one pixel; see Grid).
-# Tiles save most of the gathering and compute some pixels in vain. A row of taps is the fastest matrix product, a strip
-# of them keeps the order in which the dense operator sums up, so that it can take over where many pixels change.
-# 256->256 3x3 on two Zen 3 cores: tiles 85 GMAC/s, a row 75, a strip 60, the dense operator 80.
-# Below 128 channels wide tiles are tried too, which fill oneDNN's registers better: 64->64 on one Zen 3 core runs at
-# 30 GMAC/s in tiles of 4x4, at 37 in 3x12, 34 in 6x6, 37 in 12x12.
+# How a list of pixels can be computed: (size of a tile, layout of the taps if a tile is one pixel; see Grid). Tiles
+# have least to gather, but compute some pixels in vain. A row of taps is the fastest matrix product. A strip keeps the
+# order in which the dense operator sums, so that this can take over where many pixels change. 256->256 3x3 on two Zen
+# 3 cores: tiles 85 GMAC/s, a row 75, a strip 60, the dense operator 80. Below 128 channels wide tiles are tried as
+# well, which fill oneDNN's registers better: 64->64 on one Zen 3 core runs at 30 GMAC/s in tiles of 4x4, at 37 in
+# 3x12, 34 in 6x6, 37 in 12x12.
 Way = tuple[tuple[int, int], str]
 TILES, WIDE, ROW, STRIP = ((4, 4), ""), ((3, 12), ""), ((1, 1), "row"), ((1, 1), "strip")
 TILES_BYTES = 4 << 20
-# From so many channels on taps are tried beside tiles: below, gathering nine of them costs more than tiles waste.
+# From so many channels on taps are tried as well; below, gathering nine of them costs more than tiles waste.
 TAPS_FROM_CHANNELS = 128
-# A chunk of what a product reads. Few rows leave it waiting for its weights: ResNet-50 at 720p, a box of 5 %, takes
+# Bytes that a product reads for a chunk. With few rows it waits for its weights: ResNet-50 at 720p, a box of 5 %, takes
 # 257 ms with 2 MB of taps, 206 with 8, 220 with 16 (Zen 4).
 PRODUCT_BYTES = 8 << 20
-PATCH = 0.1  # share of the map whose pixels change, in one square: tiles waste a border around it
-NEVER_DENSE = 1.5  # what it is worth that the dense operator can take over
+PATCH = 0.1  # share of the map that changes on trial, in one square: tiles waste a border around it
+NEVER_DENSE = 1.5  # factor on the cost of a way that the dense operator can never replace
 
 
 class Tiles(Computing):
@@ -53,7 +53,7 @@ class Tiles(Computing):
         if self._product:
             self._ways += [STRIP, ROW] if many else [WIDE]
         if isinstance(head, Conv2d) and max(window.dilation) > 1:
-            self._ways = [STRIP]  # the box around dilated taps is mostly holes
+            self._ways = [STRIP]  # the box around dilated taps is mostly unused
         self._fill = self.operator.fill
         self._compute_by(self._ways[0])
 
@@ -75,7 +75,7 @@ class Tiles(Computing):
         most = CHUNK_ROWS // self._grid.tile_pixels
         room = PRODUCT_BYTES if self._product else TILES_BYTES
         largest = 1 << max(3, min(most, room // bytes_each).bit_length() - 1)
-        # Never one alone: a batch of one takes another way through torch, to other bits.
+        # Never a single tile: torch computes a batch of one in another way, with other bits.
         self.sizes = sizes_below(largest, 2, self._grid.tiles)
         self.backwards = False if self._grid.overlaps else None
         self.bind(Compute(self.operator, self._widths(), self.backend.orders, self._grid))
@@ -91,7 +91,7 @@ class Tiles(Computing):
             self._compute_by(way)
             found.append(super()._compare() | {"way": way})
         if not any(notes["steady"] for notes in found):
-            # Tiles that share pixels disagree about them: tiles of one pixel share none.
+            # Tiles that share pixels disagree about them; tiles of one pixel share none.
             way = STRIP if isinstance(head_of(self.operator), Conv2d) else ((1, 1), "")
             self._compute_by(way)
             found.append(super()._compare() | {"way": way})
@@ -100,7 +100,7 @@ class Tiles(Computing):
         return best
 
     def _cost(self, notes: dict[str, Any]) -> float:
-        """Of a candidate, by what a settling run found."""
+        """The cost of a candidate, from what a settling run found."""
         edge = max(1.0, (PATCH * self.edge.pixel_count) ** 0.5)
         height, width = notes["way"][0]
         waste = (edge + height - 1) / edge * (edge + width - 1) / edge
@@ -127,5 +127,5 @@ class Tiles(Computing):
         return True
 
     def _placed(self, value: Tensor, places: Tensor) -> Tensor:
-        """What the head still has to do that depends on where a pixel lies."""
+        """What the head still has to do that depends on the place of a pixel."""
         return value

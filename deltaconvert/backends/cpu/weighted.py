@@ -21,7 +21,7 @@ from deltaconvert.reach import Reach, Sources
 class Weighted(Sparse):
     """Bilinear, bicubic and area interpolation: each pixel sums its sources, row by row, as one bag of weighted rows.
 
-    torch's own sum has another order, so this one computes full frames too.
+    torch sums in another order, so full frames are computed in this way as well.
     """
 
     @classmethod
@@ -38,7 +38,7 @@ class Weighted(Sparse):
         if not self._agrees(head, reach, weights):
             return
         _, _, height, width = values.shape
-        # Of each output pixel of a stream: its sources, and what they count for.
+        # For each output pixel of a stream: its sources and their weights.
         rows, cols = (reach.rows * width).int()[:, None, :, None], reach.cols.int()[None, :, None, :]
         self._source_plane, self._plane = height * width, len(reach.rows) * len(reach.cols)
         self._bags = (rows + cols).reshape(self._plane, -1)
@@ -46,7 +46,7 @@ class Weighted(Sparse):
         self.sizes = self._row_chunks()
 
     def _agrees(self, head: Interpolate, reach: Sources, weights: tuple[Tensor, Tensor]) -> bool:
-        """The weights make a map what the operator makes it: what torch does beside them, it does whole."""
+        """Whether the weights give what the operator gives. If they do not, torch computes the whole map."""
         sizes = height, width = self.inputs[0].values.shape[2:]
         waves = torch.arange(height * width, dtype=weights[0].dtype).sin().view(1, 1, height, width)
         rows, cols = (

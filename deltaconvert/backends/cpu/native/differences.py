@@ -1,4 +1,4 @@
-"""What differs between frames and what is stored: found, listed and stored in one walk on torch's threads."""
+"""Finds, lists and stores the pixels of a frame that differ from what is stored, in one walk on torch's threads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from deltaconvert.backends.cpu.native.machine_code import compiled, shared
 from deltaconvert.backends.reference import INTEGER
 
-PIECE = 4096  # pixels that a thread takes at a time: their flags stay in the innermost cache
-MANY = 1 / 4  # of a frame's pixels: where so many changed, no list of them is made
+PIECE = 4096  # pixels that a thread takes at a time, so that their flags stay in the innermost cache
+MANY = 1 / 4  # share of a frame's pixels: if so many changed, they are not listed
 
 
 def look(
@@ -28,8 +28,8 @@ def look(
     """Find the pixels at which a channel of frame (N, C, H, W) differs from `stored`, mark them in mask (N, 1, H, W),
     and copy them to `stored` and to rows (N * H * W, C). Returns how many there are, and their list if they are few.
 
-    streams: those to look at. limit: by more than so much; None for any difference of bits. A NaN differs from all.
-    judged: the mask says already which.
+    streams: those to look at. limit: the largest difference that does not count; None for any difference of bits. A NaN
+    differs from everything. judged: whether the mask is already given.
     """
     if limit is None:
         integer = INTEGER[frame.itemsize]
@@ -64,7 +64,7 @@ def _look(
     found: Any,
     counts: Any,
 ) -> None:
-    """Pieces `first` to `last` of the streams. The pixels of a piece are listed in its own part of `found`."""
+    """Do pieces `first` to `last` of the streams. The pixels of a piece are listed in its own part of `found`."""
     channels, plane = frame.shape[1], frame.shape[2]
     pieces = -(-plane // PIECE)
     for piece in range(first, last):
@@ -87,7 +87,7 @@ def _look(
             continue
         listed, count = found[stream * plane + start : stream * plane + end], 0
         for i in range(len(own)):
-            listed[count] = stream * plane + start + i  # kept if the next one does not take its place
+            listed[count] = stream * plane + start + i  # overwritten by the next one, unless it is counted
             count += own[i]
         counts[piece] = count
         for c in range(channels):

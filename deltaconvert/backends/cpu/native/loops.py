@@ -1,7 +1,7 @@
 """Loops over lists of pixels, compiled by numba where it is installed (the extra "cpu").
 
-What one of them does takes torch five to ten calls, each of which walks its data once more: to compare what was
-computed with what is stored, say, and to store what moved. Without numba the cpu backend does the same by torch.
+For what one of them does, such as comparing computed rows with stored ones and storing those that moved, torch takes
+five to ten calls, each of which walks the data again. Without numba the cpu backend does the same by torch.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def renew(
     *,
     whole: bool = False,
 ) -> Tensor:
-    """Store those of `new` (n, C) in rows[places] that moved by more than `limits` (C) in some channel.
+    """Store those rows of `new` (n, C) in rows[places] that moved by more than `limits` (C) in some channel.
 
-    candidates: bool (pixels), the only ones that may move; None for all. whole: `new` is a row for each row of `rows`.
-    mask: bool (pixels), where they are marked. Returns their places, each once.
+    candidates: bool (pixels), the only pixels that may move; None for all. whole: `new` has a row for each row of
+    `rows`.
+    mask: bool (pixels), where moved pixels are marked. Returns their places, each once.
     """
     moved = np.empty(len(places), dtype=np.int64)
     may = places.new_empty(0, dtype=torch.bool) if candidates is None else candidates
@@ -80,7 +81,7 @@ def _renew(
         if over:
             for c in range(channels):
                 old[c] = row[c]
-            if not mask[place]:  # a NaN moves as often as its pixel is named
+            if not mask[place]:  # a NaN would be listed each time that its pixel is
                 mask[place] = True
                 moved[count] = place
                 count += 1
@@ -96,7 +97,7 @@ def touched(pixels: Tensor, size: Pair, edges: Pair, counts: Pair, streams: int)
 
 @compiled
 def _touched(pixels: Any, size: Pair, edges: Pair, counts: Pair, flags: Any, found: Any) -> int:
-    count, line, first = 0, -size[1], 0  # `first` is the first tile of the line of pixels that we are on
+    count, line, first = 0, -size[1], 0  # first: the first tile of the current line of pixels
     for pixel in pixels:
         if pixel < line or pixel >= line + size[1]:
             stream, y = divmod(pixel // size[1], size[0])

@@ -1,6 +1,6 @@
 """Loops compiled by numba, where it is installed (the extra "cpu"): on one thread, or by shares on torch's.
 
-Numba compiles a loop in a second or two when it is first called, and keeps that on disk.
+Numba compiles a loop in a second or two when it is first called, and keeps the result on disk.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ Loop = Callable[..., Any]
 
 
 def compiled(loop: Loop) -> Loop:
-    """The loop as machine code, from its first call on: to import numba takes time and memory."""
+    """The loop as machine code, compiled at its first call, because importing numba takes time and memory."""
     machine_code = cache(lambda: _compile(loop))
     return lambda *arguments: machine_code()(*arguments)
 
 
 def shared(loop: Loop) -> Loop:
-    """As `compiled`, of a loop(thread, first, last, ...) that does items first to last of its work; it must not raise.
+    """As `compiled`, for a loop(thread, first, last, ...) that does items first to last of its work; it must not raise.
 
-    It is called as loop(items, grain, ...): torch's threads take `grain` items at a time, whoever is free. What becomes
-    of an item must not depend on the others, and no two may write to one place. Scratch memory goes by `thread`, which
-    is below torch.get_num_threads().
-    """
+    The result is called as loop(items, grain, ...): torch's threads take `grain` items at a time, whichever is free.
+    The result of an item must not depend on other items, and no two may write to the same place. `thread`, which is
+    below torch.get_num_threads(), tells scratch memory apart."""
     machine_code = cache(lambda: _compile(_in_shares(loop)))
 
     def call(items: int, grain: int, *arguments: Any) -> None:
@@ -44,26 +43,27 @@ def shared(loop: Loop) -> Loop:
 
 
 def _compile(loop: Loop) -> Loop:
-    """Products and sums that oneDNN rounds once are rounded once."""
+    """Compile with contraction: a product and a sum may be rounded once, as oneDNN does."""
     from numba import njit
 
     loop.__qualname__ += f"_{digest(FOLDER)}"
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(loop)
-    except RuntimeError:  # there is no folder that it may write to
+    except RuntimeError:  # there is no folder for it to write to
         return njit(**options)(loop)
 
 
 @cache
 def digest(folder: Path) -> str:
-    """Of the sources there. A loop is kept by its name and the age of its own file, but calls what stands in others."""
+    """A digest of the sources in this folder. numba keeps a loop by its name and the age of its file, but it calls
+    others."""
     sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
     return hashlib.sha256(sources).hexdigest()[:16]
 
 
 def _in_shares(loop: Loop) -> Loop:
-    """A function that does all items of a loop. It is named after the loop: by that numba keeps it on disk."""
+    """A function that does all items of a loop, with the loop's name, by which numba keeps it on disk."""
     from deltaconvert.backends.cpu.native.regions import share_out
 
     code = _all_items.__code__.replace(

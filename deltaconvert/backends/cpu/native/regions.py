@@ -15,7 +15,7 @@ NUMBERS = (types.intp,) * 4  # pool, threads, items, grain
 
 @intrinsic
 def share_out(typing: Any, loop: Any, pool: Any, threads: Any, items: Any, grain: Any, arguments: Any) -> Any:
-    """loop(thread, first, last, *arguments) for all items, `grain` at a time, each time on a thread that is free.
+    """Call loop(thread, first, last, *arguments) for all items, `grain` at a time, each time on a free thread.
 
     pool: the address of GOMP_parallel; 0 for this thread alone. In C:
 
@@ -27,7 +27,7 @@ def share_out(typing: Any, loop: Any, pool: Any, threads: Any, items: Any, grain
         }
         GOMP_parallel(region, &call, threads, 0);
 
-    with additions that no other thread can come between. What the loop raises is lost: nobody could catch it there.
+    with atomic additions. Exceptions of the loop are lost: nothing could catch them there.
     """
     kinds = (types.intp, types.intp, types.intp, *arguments.types)
     loop.get_call_type(typing, kinds, {})

@@ -1,4 +1,4 @@
-"""The inner loop of a depthwise convolution as vector instructions, which numba's own loops do not become.
+"""The inner loop of a depthwise convolution as vector instructions, which numba does not make of its own loops.
 
 Some channels of a block of pixels stay in registers from the first tap to the last:
 

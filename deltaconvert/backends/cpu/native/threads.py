@@ -1,8 +1,7 @@
-"""The threads of torch: where its OpenMP library is, so that our loops run on the same ones.
+"""Finds torch's OpenMP library, so that our loops run on torch's threads.
 
-A second pool would spin against torch's for the cores. What runs on torch's finds them awake: an empty region takes 2
-to 3 us on two Zen 3 cores, 5 behind a convolution, 20 to 40 after milliseconds of work on one thread.
-"""
+A second pool of threads would compete with torch's for the cores, and torch's threads are awake: an empty region takes
+2 to 3 us on two Zen 3 cores, 5 after a convolution, 20 to 40 after milliseconds of work on one thread."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ import torch
 
 
 class Pool:
-    """address: of GOMP_parallel, as GCC's and Clang's OpenMP have it; 0 where torch has other threads, or none."""
+    """address: of GOMP_parallel, which GCC's and Clang's OpenMP have; 0 if torch has other threads, or none."""
 
     def __init__(self) -> None:
         self.address = _address()
@@ -24,7 +23,7 @@ class Pool:
             os.register_at_fork(after_in_child=self._lost)
 
     def _lost(self) -> None:
-        """A forked process has none of its parent's threads, and OpenMP would wait for them forever."""
+        """Called in a forked process, which has none of its parent's threads: OpenMP would wait for them forever."""
         self.address = 0
 
     @property
@@ -50,7 +49,7 @@ def _address() -> int:
 
 
 def _libraries() -> list[str | None]:
-    """Where torch's own calls find it: on Linux first in what all libraries share, then in its dependencies."""
+    """Where torch itself finds the library: on Linux first among the global symbols, then in its dependencies."""
     folder = Path(torch.__file__).parent / "lib"
     own: list[str | None] = [str(path) for path in sorted(folder.glob("libtorch_cpu.*"))]
     return [None, *own] if sys.platform == "linux" else own

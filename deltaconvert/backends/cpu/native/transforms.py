@@ -4,9 +4,9 @@ Four pixels in a square, of which each reads 3x3, read 4x4 together:
 
     out = A' [ (G g G') * (B' d B) ] A        d: 4x4 read, g: 3x3 weights, out: 2x2, * number by number
 
-which are 16 products for each pair of channels where the definition has 36. Written out, an output's sum holds no value
-outside its own 3x3: the others are not cancelled, they never come in. So a pixel's bits depend on its own window alone,
-whatever NaN lies beside it.
+which are 16 products for each pair of channels, where the definition has 36. Written out, the sum of an output contains
+only values of its own 3x3 window: others are not cancelled, they never appear. So a pixel's bits depend on its own
+window alone, whatever NaN lies beside it.
 
 It imports numba's compiler, so it is imported where a kernel is made.
 """
