@@ -30,7 +30,7 @@ AFTER = {  # what a stage does to its sum, and the same by torch
     "channels, out, after",
     [
         *((1, 1, "relu"), (3, 20, "nothing"), (8, 7, "relu"), (4, 12, "relu6"), (5, 16, "hardtanh")),
-        *((33, 24, "leaky"), (16, 41, "relu"), (7, 96, "leaky")),
+        *((33, 24, "leaky"), (16, 41, "relu"), (7, 96, "leaky"), (32, 1, "relu"), (64, 3, "leaky")),
     ],
 )
 def test_one_stage(geometry, channels, out, after):
@@ -249,3 +249,27 @@ def test_changes_that_no_output_reads(behind):
         frame[:, :, place[0], place[1]] += 1
         model(frame)
         assert_close(model(frame), network(frame).detach())
+
+
+class _Denoises(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return x - self.conv(x)
+
+
+@pytest.mark.parametrize("channels", (1, 6, 32))
+def test_what_it_is_taken_from(channels):
+    """Its sums with another sign are added to the map: the same bits, and no step but one."""
+    network = _Denoises(channels).eval()
+    frame = torch.rand(1, channels, 17, 21)
+    together = deltaconvert.convert(network, frame, backend="cpu")
+    alone = deltaconvert.convert(network.conv, frame, backend="cpu")
+    (step,) = together._program.operators
+    assert step._direct, "a chain stores its rows itself"
+    for place in (0, 5):
+        frame = frame.clone()
+        frame[:, :, place : place + 3, 4:9] = torch.rand(1, channels, 3, 5)
+        assert_same_bits(together(frame), frame - alone(frame), f"box at {place}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from deltaconvert.backends.cpu.native import jobs as j
 from deltaconvert.backends.cpu.native.threads import pool
 from deltaconvert.backends.cpu.packed import adds_map, has_amx
+from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.ops.pointwise import Pointwise
@@ -46,19 +47,40 @@ class Stage:
 
 
 def stage_of(
-    conv: Conv2d, followers: Sequence[Operator], counts: Sequence[int], widths: Sequence[int | None]
+    conv: Conv2d,
+    followers: Sequence[Operator],
+    counts: Sequence[int],
+    widths: Sequence[int | None],
+    slots: Sequence[int] = (),
 ) -> tuple[Stage, int]:
     """(the convolution with what it takes on of `followers`, how many of them that is).
 
-    counts: the further inputs that each follower takes; widths: their channels in order, None for a gate.
+    counts: the further inputs that each follower takes; widths: their channels in order, None for a gate; slots: the
+    place of the running value among a follower's inputs.
     """
-    by_channel = is_depthwise(conv)
-    adds = not by_channel and followers and adds_map(followers[0], len(conv.weight), widths[: counts[0]])
-    taken = int(bool(adds))
+    by_channel, adds = is_depthwise(conv), False
+    if followers and not by_channel:
+        beside = widths[: counts[0]]
+        subtracted = _subtracts(followers[0], len(conv.weight), beside, slots)
+        adds = subtracted or adds_map(followers[0], len(conv.weight), beside)
+        conv = _negated(conv) if subtracted else conv
+    taken = int(adds)
     after = _activation(followers[taken]) if taken < len(followers) else None
     if by_channel and after is not None and "slope" in after:
         after = None
-    return Stage(conv, bool(taken), **(after or {})), taken + (after is not None)
+    return Stage(conv, adds, **(after or {})), taken + (after is not None)
+
+
+def _subtracts(stage: Operator, channels: int, widths: Sequence[int | None], slots: Sequence[int]) -> bool:
+    """It takes the running value from a map of so many channels."""
+    subtracts = isinstance(stage, Arithmetic) and stage.function == "sub"
+    return subtracts and list(widths) == [channels] and slots[:1] == [1]
+
+
+def _negated(conv: Conv2d) -> Conv2d:
+    """Its sums are those of the convolution with another sign, to the bit."""
+    bias = None if conv.bias is None else -conv.bias
+    return Conv2d(-conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def is_depthwise(conv: Conv2d) -> bool:

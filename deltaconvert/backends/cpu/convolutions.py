@@ -112,7 +112,8 @@ class Convolutions(Chained):
         while at < len(stages):
             stage, more, takes = stages[at], 1, counts[at]
             if isinstance(stage, Conv2d):
-                own, taken = stage_of(stage, stages[at + 1 :], counts[at + 1 :], widths[place:])
+                after = slice(at + 1, None)
+                own, taken = stage_of(stage, stages[after], counts[after], widths[place:], slots[after])
                 chain.append(own)
                 more, takes = 1 + taken, int(own.adds)
             else:

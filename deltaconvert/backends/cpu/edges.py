@@ -78,6 +78,11 @@ class Edge:
         self.count = int(mask.count_nonzero()) if count is None else count
 
     @property
+    def known(self) -> Tensor | None:
+        """The list of changed pixels, if there is one already."""
+        return self._pixels
+
+    @property
     def pixels(self) -> Tensor:
         """int64, the rows of the changed pixels."""
         if self._pixels is None:

@@ -85,7 +85,7 @@ class Step:
         if loops.FOUND and isinstance(reach, Window) and not reach.transposed and reach.orphans is None:
             if place not in self._spreads:
                 self._spreads[place] = Spread(reach)
-            return self._spreads[place](mask, onto)
+            return self._spreads[place](mask, onto, self.inputs[place].known)
         mask = reach.spread(mask)
         return mask if onto is None else mask | onto
 

@@ -27,21 +27,39 @@ class Spread:
         numbers = (window.kernel, window.stride, window.padding, window.dilation)
         self._geometry = np.array(numbers, dtype=np.int64)
 
-    def __call__(self, mask: Tensor, onto: Tensor | None = None) -> Tensor:
-        """bool (N, 1, H, W) -> bool (N, 1, H', W'). onto: a mask of that size, whose pixels are taken along."""
+    def __call__(self, mask: Tensor, onto: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
+        """bool (N, 1, H, W) -> bool (N, 1, H', W'). onto: a mask of that size, whose pixels are taken along.
+
+        pixels: the mask's, where they are listed: other lines than theirs are not looked at.
+        """
         (height, width), streams = self._size, len(mask)
         out = torch.empty(streams, 1, height, width, dtype=torch.bool)
         arrays = (x.numpy() for x in (mask, out, out[:0] if onto is None else onto))
         lines = np.empty((pool().count, mask.shape[3]), dtype=np.uint8)
-        _spread(streams * height, max(1, GRAIN // width), *arrays, self._geometry, lines)
+        most = mask.numel()
+        first, last = (0, most) if pixels is None else (int(pixels.numpy().min()), int(pixels.numpy().max()))
+        some = first // mask.shape[3], last // mask.shape[3]
+        _spread(streams * height, max(1, GRAIN // width), *arrays, self._geometry, lines, *some)
         return out
 
 
 @shared
 def _spread(
-    thread: int, first: int, last: int, mask: Any, out: Any, onto: Any, geometry: Any, lines: Any
+    thread: int,
+    first: int,
+    last: int,
+    mask: Any,
+    out: Any,
+    onto: Any,
+    geometry: Any,
+    lines: Any,
+    top: int,
+    bottom: int,
 ) -> None:
-    """Lines `first` to `last` of `out`: the lines that each reads are joined, and then the columns."""
+    """Lines `first` to `last` of `out`: the lines that each reads are joined, and then the columns.
+
+    top, bottom: the first and the last line of the mask with any pixel.
+    """
     (kernel_y, kernel_x), (stride_y, stride_x), (padding_y, padding_x), (dilation_y, dilation_x) = geometry
     read, written, more, line = mask.view(np.uint8), out.view(np.uint8), onto.view(np.uint8), lines[thread]
     height, width = out.shape[2], out.shape[3]
@@ -52,6 +70,9 @@ def _spread(
             own[:] = more[stream, 0, y]
         else:
             own[:] = 0
+        above = stream * mask.shape[2] + y * stride_y - padding_y
+        if above > bottom or above + (kernel_y - 1) * dilation_y < top:
+            continue
         line[:] = 0
         for tap in range(kernel_y):
             row = y * stride_y - padding_y + tap * dilation_y

@@ -32,6 +32,7 @@ def _products(kind: type[Vectors]) -> Any:
         vectors: Any,
         goes_past: Any,
         table: Any,
+        ahead: Any,
         taps: Any,
         depth: Any,
         odd: Any,
@@ -43,11 +44,11 @@ def _products(kind: type[Vectors]) -> Any:
         after: Any,
     ) -> None:
         if goes_past:
-            past(table, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
+            past(table, ahead, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
         elif vectors == 2:
-            wide(table, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
+            wide(table, ahead, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
         else:
-            slim(table, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
+            slim(table, ahead, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
 
     return multiply
 
@@ -66,14 +67,17 @@ def product_of(
     writes: Any,
     adds: Any,
     past: Any,
+    ahead: Any,
 ) -> None:
     """One panel of channels of a block of ROWS pixels: sums over `taps` pieces of `depth` floats, which `reads` lists
-    from this block on; `writes` and `adds` list the rows of all blocks."""
+    from this block on; `writes` and `adds` list the rows of all blocks. ahead: `reads` has as many rows of the next one
+    behind its own."""
     table, to = reads.ctypes.data, writes.ctypes.data + 8 * ROWS * block
     add = adds.ctypes.data + 8 * ROWS * block if stage[j.ADDS] else 0
     after = floats(stage[j.ACTIVATION], 3)
     weights, bias, column = panel[j.WEIGHTS], panel[j.BIAS], stage[j.BYTES] * panel[j.COLUMN]
     vectors, odd = panel[j.VECTORS], stage[j.ODD]
+    ahead = table + 8 * ROWS if ahead else table
     if stage[j.ALONG] and stage[j.BYTES] == 2:
         few = stage[j.CHANNELS]
         _along_narrow(table, taps, depth, few, weights, bias, to, add, after[0], after[1], after[2])
@@ -81,9 +85,9 @@ def product_of(
         few = stage[j.CHANNELS]
         _along(table, taps, depth, few, weights, bias, to, add, after[0], after[1], after[2])
     elif stage[j.BYTES] == 2:
-        _multiply_narrow(vectors, past, table, taps, depth, odd, weights, bias, to, column, add, after)
+        _multiply_narrow(vectors, past, table, ahead, taps, depth, odd, weights, bias, to, column, add, after)
     else:
-        _multiply(vectors, past, table, taps, depth, odd, weights, bias, to, column, add, after)
+        _multiply(vectors, past, table, ahead, taps, depth, odd, weights, bias, to, column, add, after)
 
 
 @in_share
@@ -167,9 +171,10 @@ def finish(
                     pieces = job[j.TAPS_Y]
                 elif s == 0 and whole[block]:
                     pieces, depth = job[j.TAPS_Y], depth * job[j.TAPS_X]
-                product_of(
-                    stage, panel, pieces, depth, block, reads[block * taps * ROWS :], writes, adds, past
-                )
+                # Rows of a map come from memory; what a window reads was mostly read for the block before.
+                ahead = s == 0 and p == 0 and taps == 1 and block + 1 < blocks
+                own = reads[block * taps * ROWS :]
+                product_of(stage, panel, pieces, depth, block, own, writes, adds, past, ahead)
         if not last:
             reads[: blocks * ROWS] = writes[: blocks * ROWS]
         elif not kept:

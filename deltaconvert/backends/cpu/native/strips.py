@@ -137,7 +137,8 @@ def _make(job: Any, own: Any, line: Any, left: Any, found: Any, ring: Any, reads
     for p in range(stage[j.PANELS]):
         panel = ints(stage[j.PANEL_TABLE] + p * 8 * j.PANEL, j.PANEL)
         for block in range(blocks):
-            s.product_of(stage, panel, 1, stage[j.DEPTH], block, reads[block * ROWS :], writes, writes, False)
+            own = reads[block * ROWS :]
+            s.product_of(stage, panel, 1, stage[j.DEPTH], block, own, writes, writes, False, False)
 
 
 @in_share
