@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deltaconvert.calibration.held_out import held_to
+from deltaconvert.calibration.held_out import held_to, in_parts
 from deltaconvert.calibration.quickest import dense_milliseconds, milliseconds, quickest
 from deltaconvert.calibration.search import GATES, Search
 from deltaconvert.calibration.setting import Setting
@@ -37,7 +37,9 @@ from deltaconvert.watching.inputs import inputs_of
 METHODS = ("allocate", "front_to_back")
 FRAMES = 40  # of a clip, by default
 LONGER = 4  # times as many frames to check with
-FACTS = "loss checked work budget metric method frames trials cut_off milliseconds dense_milliseconds".split()
+FACTS = (
+    "loss checked checked_before work budget metric method frames trials cut_off milliseconds dense_milliseconds"
+).split()
 SEARCHING = 0.7  # share of the seconds; the rest is for raising the best so far up to the budget
 
 
@@ -50,7 +52,9 @@ class Calibration:
     loss, work: on the clip; work is the share of a dense frame's multiply-accumulates.
     trials: how often the clip was played. cut_off: whether `seconds` ended the search.
     milliseconds, dense_milliseconds: of a frame, converted and dense, with by="time" (measured before `check`).
-    checked: the loss on the frames of `check`.
+    checked: the loss on the frames of `check`, or on the worst of their parts.
+    checked_before: the same before thresholds were lowered for it. Above the budget, it tells that the clip lacks what
+        the frames of `check` show.
     """
 
     model: DeltaModel
@@ -65,6 +69,7 @@ class Calibration:
     trials: int
     milliseconds: float | None = None
     checked: float | None = None
+    checked_before: float | None = None
     dense_milliseconds: float | None = None
     cut_off: bool = False
 
@@ -76,12 +81,19 @@ class Calibration:
         return {name: getattr(self, name) for name in FACTS}
 
     def __str__(self) -> str:
-        checked = "" if self.checked is None else f", {self.checked:.4g} on the frames to check with"
         return (
             f"{self.metric} {self.loss:.4g} of {self.budget:.4g}, multiply-accumulates {self.work:.1%} of dense "
             f"({self.frames} frames, {counted(self.trials, 'trial')}{', cut off' if self.cut_off else ''})"
-            f"{checked}{self._speed()}"
+            f"{self._check()}{self._speed()}"
         )
+
+    def _check(self) -> str:
+        if self.checked is None or self.checked_before is None:
+            return ""
+        told = f", {self.checked:.4g} on the frames to check with"
+        if self.checked_before <= self.budget:
+            return told
+        return f"{told}, for which thresholds were lowered: it was {self.checked_before:.4g}"
 
     def _speed(self) -> str:
         ours, dense = self.milliseconds, self.dense_milliseconds
@@ -109,6 +121,7 @@ def calibrate(
     limit: int = FRAMES,
     seconds: float = math.inf,
     check: Any = None,
+    check_parts: int = 1,
     resume: str | Path | None = None,
     at_once: int = 1,
     progress: bool = True,
@@ -135,6 +148,8 @@ def calibrate(
     seconds: after these it takes the best so far, which is the exact network if nothing better was found yet.
     check: other frames, or a longer part of the same file: up to four times `limit`. Thresholds are lowered until they
         are within the budget there as well. A few frames alone make thresholds look better than they are.
+    check_parts: divides the frames of `check` into so many consecutive parts, each of which has to keep the budget by
+        itself. The mean of all frames hides the part that loses most.
     resume: a file that keeps every trial, so that a calibration that was cut off can go on. Trials with other weights,
         frames or guards are kept apart. Functions are known by their names: if you change one, name another file.
     at_once: trials at a time: processes of one thread on the CPU, streams of one batch on a GPU, each with its state.
@@ -145,21 +160,23 @@ def calibrate(
     """
     expect_converted(delta)
     _check(method, by, budget, seconds)
+    _expect_parts(check, check_parts)
     begin = time.monotonic()
     clip = inputs_of(delta, frames, limit)
     others = None if check is None else inputs_of(delta, check, LONGER * limit)
+    if others is not None and len(others) < check_parts:
+        raise InputError(f"check_parts={check_parts}: there are {counted(len(others), 'frame')} to check with")
     judge = metric_of(metric)
     with trials_told(progress, budget) as tell:
         trials_on = partial(
             Trials,
             delta,
-            metric=judge,
             decode=decode,
             guide=guide,
             workers=at_once if delta.device.type == "cpu" else 1,
             streams=1 if delta.device.type == "cpu" else at_once,
         )
-        trials = trials_on(clip, told=tell, file=None if resume is None else Path(resume))
+        trials = trials_on(clip, judge, told=tell, file=None if resume is None else Path(resume))
         _expect_loss(trials, budget)
         search = Search(trials, budget, begin + SEARCHING * seconds)
         tell.expect(trials.count, search.expected(method, gates, rounds))
@@ -169,14 +186,15 @@ def calibrate(
             with suppress(TimeoutError):
                 search.frames_alone(gates)
         setting, cut_off = _searched(search, method, gates, rounds, begin + seconds)
-        took = dense = checked = None
+        took = dense = held = None
         if by == "time":
             setting, took = quickest(
                 search, lambda setting: milliseconds(delta, trials.thresholds(setting), clip), gates
             )
             dense = dense_milliseconds(delta, clip, against)
         if others is not None:
-            setting, checked = held_to(setting, trials, trials_on(others), budget)
+            held = held_to(setting, trials, trials_on(others, in_parts(judge, check_parts)), budget)
+            setting = held.setting
     outcome = trials(setting)
     thresholds = trials.thresholds(setting)
     args, kwargs = delta.signature.call(clip[0])
@@ -192,7 +210,8 @@ def calibrate(
         frames=len(clip),
         trials=len(search.tried),
         milliseconds=took,
-        checked=checked,
+        checked=None if held is None else held.loss,
+        checked_before=None if held is None else held.before,
         dense_milliseconds=dense,
         cut_off=cut_off,
     )
@@ -207,6 +226,13 @@ def _check(method: str, by: str, budget: float, seconds: float) -> None:
         raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
     if not seconds > 0:
         raise InputError(f"seconds={seconds!r}: the search needs some")
+
+
+def _expect_parts(check: Any, parts: int) -> None:
+    if parts < 1:
+        raise InputError(f"check_parts={parts!r}: 1 is all frames of check together")
+    if check is None and parts > 1:
+        raise InputError(f"check_parts={parts} divides the frames of check=, and none were given")
 
 
 def _expect_loss(trials: Trials, budget: float) -> None:

@@ -87,6 +87,9 @@ Check = Annotated[
     str | None,
     typer.Option(help="Another video: lower what was found until it keeps the budget there as well."),
 ]
+CheckParts = Annotated[
+    int, typer.Option(min=1, help="So many parts of --check have to keep the budget, each by itself.")
+]
 AtOnce = Annotated[
     int,
     typer.Option(min=1, help="Trials at a time: processes on the CPU, streams of one batch on a GPU."),
@@ -110,6 +113,7 @@ def calibrate(
     frames: Frames = 40,
     seconds: Seconds = None,
     check: Check = None,
+    check_parts: CheckParts = 1,
     at_once: AtOnce = 1,
     resume: Resume = None,
     size: Size = None,
@@ -129,6 +133,8 @@ def calibrate(
     for clip in (video, check):
         if clip is not None:
             expect_video(clip, folder=True)
+    if check is None and check_parts > 1:
+        raise usage_error("it divides the frames of --check, and there is none", "--check-parts")
     model = _loaded(file, device)
     pixels = pixels_of(model, pixels)
     import deltaconvert
@@ -146,6 +152,7 @@ def calibrate(
             limit=frames,
             seconds=seconds or math.inf,
             check=None if check is None else _frames(check, pixels),
+            check_parts=check_parts,
             resume=resume,
             at_once=at_once,
         )

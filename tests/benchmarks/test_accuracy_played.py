@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy_check, accuracy_time
+from benchmarks import accuracy_answers, accuracy_check, accuracy_time
 from benchmarks.curves import host
 from benchmarks.curves.run import Run, played_here
 from benchmarks.tasks.labels import error_among_the_first, same_class
@@ -80,6 +80,17 @@ def test_on_a_processor_a_setting_ends_where_it_cannot_be_chosen(task, options):
     run.until = 0.0
     assert host.play(run, trials, settings | again)  # all known
     assert not host.play(run, trials, {("ours", 4): everywhere})
+
+
+def test_a_classifiers_answers_are_told_by_their_changes():
+    outputs = [torch.tensor([[1.0, 0.0, high]]) for high in (0.0, 0.0, 3.0, 0.0)]
+    facts = accuracy_answers.told(outputs)
+    assert facts["classes"] == {0: 3, 2: 1} and facts["changes"] == 2
+    (first, second, _) = outputs[0].softmax(1)[0].tolist()
+    assert facts["ahead"] == pytest.approx([first - second] * 2, abs=1e-4)
+    dense, ours = [0] * 20 + [1] * 20, [0] * 22 + [1] * 16 + [2] * 2  # two late, two wrong where nothing changes
+    expected = {"frames": 40, "near a change": 11, "differ": 4, "differ near a change": 2}
+    assert accuracy_answers.differing(ours, dense) == expected
 
 
 def test_what_a_setting_has_to_beat():

@@ -45,6 +45,8 @@ def test_calibrate(small, clip):
         600,
         "--check",
         clip,
+        "--check-parts",
+        2,
         "--json",
     )
     result = call("calibrate", small, "--video", clip, "--frames", 3, *options)
@@ -62,6 +64,7 @@ def test_calibrate_at_another_size_than_the_videos(small, clip):
     whole = json.loads(call(*args, "--video", clip).stdout)
     half = json.loads(call(*args, "--video", clip, "--check", clip, "--size", "48x32").stdout)
     assert not whole["cut_off"] and half["checked"] is not None and half["loss"] != whole["loss"]
+    assert "there is none" in said(call(*args, "--video", clip, "--check-parts", 2, code=2))
     assert "no size such as 640x360" in said(call(*args, "--video", clip, "--size", "48", code=2))
     applied = call(*args, "--video", clip, "--size", "48x32", "--apply")
     assert "was for an input of 1x3x64x96 and is for 1x3x32x48 now" in said(applied)
