@@ -165,7 +165,9 @@ def calibrate(
     clip = inputs_of(delta, frames, limit)
     others = None if check is None else inputs_of(delta, check, LONGER * limit)
     if others is not None and len(others) < check_parts:
-        raise InputError(f"check_parts={check_parts}: there are {counted(len(others), 'frame')} to check with")
+        raise InputError(
+            f"check_parts={check_parts}: there are {counted(len(others), 'frame')} to check with"
+        )
     judge = metric_of(metric)
     with trials_told(progress, budget) as tell:
         trials_on = partial(

@@ -54,7 +54,10 @@ def test_each_part_of_the_frames_keeps_the_budget_by_itself(delta):
     lost = {}
     for parts in (1, 2):
         found = deltaconvert.calibrate(delta, clip(), **options, check_parts=parts)
-        ours, dense = [found.model(frame) for frame in frames], [network()(frame).detach() for frame in frames]
+        ours, dense = (
+            [found.model(frame) for frame in frames],
+            [network()(frame).detach() for frame in frames],
+        )
         lost[parts] = relative_l2(ours[:6], dense[:6])
         whole = relative_l2(ours, dense)
         assert found.checked == pytest.approx(lost[2] if parts == 2 else whole, rel=1e-3) and whole <= 0.02
