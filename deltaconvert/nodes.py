@@ -52,7 +52,7 @@ _KNOWN_HOMES = ("torch", "builtins", "_operator", "math", "deltaconvert")
 
 
 def is_random(name: str) -> bool:
-    return any(part in name for part in _RANDOM)
+    return any(part in name for part in _RANDOM) and name != "normalize"
 
 
 def is_foreign_function(function: Any) -> bool:

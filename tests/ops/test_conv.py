@@ -67,6 +67,7 @@ SPELLINGS = {
     "function": Call(lambda m, x: F.conv2d(x, m.w, m.b, stride=2, padding=(1, 0)), w=WEIGHT, b=BIAS),
     "torch.conv2d": Call(lambda m, x: torch.conv2d(input=x, weight=m.w, padding="same"), w=WEIGHT),
     "groups from a size": Call(lambda m, x: F.conv2d(x, m.w[:, :1], groups=x.shape[1]), w=WEIGHT),
+    "normalised weight": Call(lambda m, x: F.conv2d(x, F.normalize(m.w, dim=1)), w=WEIGHT),
     "positional": Call(lambda m, x: F.conv2d(x, m.w, m.b, (1, 2), 1, 2, 1), w=WEIGHT, b=BIAS),
     "parameter": Call(lambda m, x: F.conv2d(x, m.w), w=nn.Parameter(WEIGHT.clone())),
     "keyword": Call(lambda m, x: m.conv(input=x), conv=nn.Conv2d(2, 4, 3)),
