@@ -17,7 +17,8 @@ device launches by itself jumps to address 0 where a tool has changed it.
 What torch does is not judged, and watched only where it must be; dense convolutions run on the CPU, since racecheck
 dies in cuDNN's kernels where it does not watch them, and takes minutes where it does. Nor is what the driver's
 interface answers judged: cuda-bindings asks for functions that an older driver has not, and is told so. At the end of
-each run comes a kernel with a fault that the tool must find; memcheck may say nothing of it, and is asked once more.
+each run comes a kernel with a fault that the tool must find. memcheck may say nothing of it: it meets it several times,
+for which it must not end the context with the kernel, and who is silent all the same is asked once more.
 """
 
 from __future__ import annotations
@@ -75,10 +76,12 @@ class Place(NamedTuple):
     gpus: Iterator[str]  # in turn, as CUDA_VISIBLE_DEVICES calls them
 
 
-# Of a block: kernels/conv_wgmma.cu has up to 79, in three gangs. synccheck does not come to its end where it is told of
-# fewer than a block has.
+# Barriers of a block: kernels/conv_wgmma.cu has up to 79, in three gangs. synccheck does not come to its end where it
+# is told of fewer than a block has.
 OPTIONS = {
-    tool: ["--num-cuda-barriers", count] for tool, count in (("synccheck", "128"), ("racecheck", "65536"))
+    "memcheck": ["--destroy-on-device-error", "kernel"],
+    "racecheck": ["--num-cuda-barriers", "65536"],
+    "synccheck": ["--num-cuda-barriers", "128"],
 }
 # Seconds for a process to begin: on a busy host torch alone takes over half a minute to import.
 ATTACH = "600"
