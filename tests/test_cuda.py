@@ -302,3 +302,7 @@ def test_who_asks_for_a_gpu_is_not_told_that_tests_were_skipped(monkeypatch, req
     monkeypatch.setenv("DELTACONVERT_NEEDS_GPU", "1")
     with pytest.raises(pytest.fail.Exception, match="needs a CUDA device"):
         request.getfixturevalue("gpu")
+    hook = request.config.pluginmanager.hook.pytest_sessionstart
+    (begin,) = (each.function for each in hook.get_hookimpls() if "tests/conftest.py" in each.plugin_name)
+    with pytest.raises(pytest.exit.Exception, match=r"needs a CUDA device; `make test` runs"):
+        begin()
