@@ -2,7 +2,7 @@
 #   PY=python3.12                 the Python to make it with
 #   VENV=.venv                    where it goes
 #   TORCH='torch==2.8.0'          another torch; TORCH_FROM='--index-url ...' where from
-#   EXTRAS=cuda13,dev             the package's extras (pyproject.toml)
+#   EXTRAS=cuda13,dev             the package's extras (pyproject.toml); demo takes cpu,demo in place of dev
 #   WORKERS=2                     test processes
 
 PY      ?= python3
@@ -36,7 +36,8 @@ help: ## list the targets
 
 setup: $(VENV)/.ready ## make the virtual environment, with the CPU build of torch where there is no GPU
 
-demo: setup ## convert a network, run it on a video, show what was saved (writes demo/)
+# Where all of it is there, that does; else a demo needs neither Ray nor what tests need.
+demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo) ## convert a network, run it on a video, show what was saved (writes demo/)
 	$(BIN)/deltaconvert demo --folder demo
 
 test: setup ## run the tests, but for the slow ones and those that need a GPU
@@ -77,9 +78,16 @@ $(BIN)/python:
 
 # Frozen after torch is in, so that nothing the package asks for can replace it; by the version that pip knows: PyPI's
 # build for CUDA is 2.13.0 there and 2.13.0+cu130 in torch.__version__, which pip finds nowhere.
-$(VENV)/.ready: pyproject.toml | $(BIN)/python
+define install
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH_FROM) '$(TORCH)'
 	$(BIN)/python -c 'import importlib.metadata as had; print("torch==" + had.version("torch"))' > $(VENV)/constraints.txt
-	$(PIP) install -c $(VENV)/constraints.txt -e '.[$(EXTRAS)]'
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[$(1)]'
 	@$(BIN)/python -c 'import torch; gpu = torch.cuda.is_available(); print("torch", torch.__version__, "with a GPU" if gpu else "on the CPU")'
 	@touch $@
+endef
+
+$(VENV)/.ready: pyproject.toml | $(BIN)/python
+	$(call install,$(EXTRAS))
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(call install,$(subst dev,cpu$(comma)demo,$(EXTRAS)))

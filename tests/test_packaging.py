@@ -156,6 +156,19 @@ def test_setup_takes_torch_and_cupy_for_the_drivers_cuda(tmp_path, driver, torch
 
 
 @needs_make
+def test_a_demo_installs_no_more_than_it_needs(tmp_path):
+    def said():
+        command = ["make", "-n", "demo", f"VENV={tmp_path}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "cpu,demo]" in said() and "dev]" not in said()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    (tmp_path / ".ready").touch()
+    assert "pip" not in said(), "what make setup made has all that it needs"
+
+
+@needs_make
 def test_setup_freezes_torch_at_the_version_that_pip_knows(tmp_path):
     """PyPI's build for CUDA calls itself 2.13.0 and, in torch.__version__, 2.13.0+cu130."""
     site, python = tmp_path / "site", tmp_path / "venv" / "bin" / "python"

@@ -2,7 +2,8 @@
 
 GET    /streams/NAME              its frames, drops, latency, density, memory and worker, as GET /streams has them
 PUT    /streams/NAME              take in a stream; {"url": "rtsp://... or file://...", "loop": false} if it is to
-                                  be read by the server; {"worker": 1} if it is to move to that one
+                                  be read by the server, whose state is answered; {"worker": 1} if it is to move to
+                                  that one
 POST   /streams/NAME/frames       a JPEG, a PNG or raw RGB bytes; the result of it as JSON. Takes the stream in
 GET    /streams/NAME/result       the last result
 GET    /streams/NAME/picture      what it sees, its changed pixels marked: a JPEG
@@ -138,12 +139,13 @@ class _Door:
         if unknown:  # a mistyped key would make a stream without a source
             raise Refused(400, f"the body has {unknown[0]!r}: it takes url, loop and worker")
         source = self._limits.source(wanted["url"]) if "url" in wanted else None
+        answer = {"stream": name}
         async with self._taken_in(name):
             if "worker" in wanted:
                 await self._fleet.move(name, wanted["worker"])
             if source is not None:
-                await self._fleet.call(name, "watch", source, bool(wanted.get("loop")))
-        return JSONResponse({"stream": name}, 201)
+                answer["source"] = await self._fleet.call(name, "watch", source, bool(wanted.get("loop")))
+        return JSONResponse(answer, 201)
 
     async def delete(self, request: Request) -> Response:
         name = self._limits.stream_name(request.path_params["name"])
@@ -199,8 +201,8 @@ class _Door:
 
     @asynccontextmanager
     async def _taken_in(self, name: str) -> AsyncIterator[None]:
-        """Inside, a new stream is dropped again if its request is refused, because of a broken image or an address that
-        does not answer. Other requests for the same new stream wait."""
+        """Inside, a new stream is dropped again if its request is refused, because of a broken image or a file that is
+        no video. Other requests for the same new stream wait."""
         if name in self._known:
             try:
                 yield

@@ -184,7 +184,7 @@ class Rays:
         await self._ask(place, "join", stream, snapshot)
         self._places[stream] = place
         if stream in self._sources:
-            await self._ask(place, "watch", stream, *self._sources[stream], True)
+            await self._ask(place, "watch", stream, *self._sources[stream])
         await self._forget(before, stream)
 
     async def stats(self) -> dict[str, dict[str, Any]]:
@@ -235,7 +235,7 @@ class Rays:
                 if stream not in held and stream not in self._joining:
                     await self._remote(place, "join", stream)
                 if stream in self._sources and not held.get(stream):
-                    await self._remote(place, "watch", stream, *self._sources[stream], True)
+                    await self._remote(place, "watch", stream, *self._sources[stream])
 
     async def _forget(self, place: int, stream: str) -> None:
         with suppress(Refused):  # it may have been forgotten there with the worker

@@ -21,8 +21,10 @@ RETRY, LONGEST = 0.5, 30.0  # seconds until a lost camera is tried again: at fir
 class Source:
     """Reads a video or a camera in a thread.
 
-    status: the address while it is read; the reason if it is lost or has failed; None when it has ended. It shows
-    neither passwords nor paths of files."""
+    status: the address while it is read; the reason if a camera has not answered yet, is lost or has failed; None when
+    it has ended. It shows neither passwords nor paths of files.
+    reads: whether the status is the address.
+    """
 
     def __init__(
         self,
@@ -47,8 +49,13 @@ class Source:
         except VideoError as error:
             if not (patient and self._live):
                 raise VideoError(self._shown(str(error))) from error
-        name = f"read {self.status}"
+            self.status = self._tried_again("no answer yet", error)
+        name = f"read {self._shown(address)}"
         threading.Thread(target=self._run, args=(reader,), name=name, daemon=True).start()
+
+    @property
+    def reads(self) -> bool:
+        return self.status == self._shown(self._address)
 
     def stop(self) -> None:
         """After it comes at most one more frame, which is being read."""
@@ -56,11 +63,11 @@ class Source:
 
     def _run(self, reader: video.VideoReader | None) -> None:
         try:
-            reader = reader or self._again()
+            reader = reader or self._again("no answer yet")
             while reader is not None:
                 with closing(reader):
                     self._feed(reader)
-                reader = self._again()
+                reader = self._again("lost")
             self.status = None
         except Exception as error:  # shown in the status, since nobody waits for this thread
             self.status = f"ended: {self._shown(str(error))}"
@@ -85,8 +92,11 @@ class Source:
             if not self._live:
                 raise
 
-    def _again(self) -> video.VideoReader | None:
-        """The file from its beginning, or a lost camera when it answers again; None if no more frames are wanted."""
+    def _again(self, state: str) -> video.VideoReader | None:
+        """The file from its beginning, or the camera when it answers; None if no more frames are wanted.
+
+        state: of the camera until then, which the status shows.
+        """
         if not self._live:
             return video.read(self._address) if self._loop and not self._stop.is_set() else None
         pause = RETRY
@@ -94,12 +104,15 @@ class Source:
             try:
                 reader = video.read(self._address)
             except VideoError as error:
-                self.status = f"lost, tried again: {self._shown(str(error))}"
+                self.status = self._tried_again(state, error)
                 pause = min(2 * pause, LONGEST)
             else:
                 self.status = self._shown(self._address)
                 return reader
         return None
+
+    def _tried_again(self, state: str, error: VideoError) -> str:
+        return f"{state}, tried again: {self._shown(str(error))}"
 
     def _shown(self, text: str) -> str:
         return without_password(text if self._live else text.replace(self._address, Path(self._address).name))

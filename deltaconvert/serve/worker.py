@@ -135,19 +135,24 @@ class Worker:
             raise Refused(422, result["error"])
         return result
 
-    def watch(self, stream: str, address: str, loop: bool = False, patient: bool = False) -> None:
-        """Read a video or a camera into a stream, as Source does, instead of what was read before."""
+    def watch(self, stream: str, address: str, loop: bool = False) -> str | None:
+        """Read a video or a camera into a stream, as Source does, instead of what was read before; its status.
+
+        A camera that does not answer is waited for. It is refused only if the stream reads another source, which goes
+        on.
+        """
         camera = self._camera(stream)
         with _refusing(422):
             source = Source(
                 address,
                 lambda frame: self._put(stream, frame),
                 loop=loop,
-                patient=patient,
+                patient=camera.source is None or not camera.source.reads,
                 max_fps=self._limits.max_fps,
             )
         camera.stop()
         camera.source = source
+        return source.status
 
     def result(self, stream: str) -> dict[str, Any]:
         """The result of the last frame; empty before the first."""

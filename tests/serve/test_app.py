@@ -180,17 +180,34 @@ def test_refused_and_nobody_is_harmed(serving, expected, data, headers, status):
 def test_what_was_refused_takes_no_place(serving, expected, clip):
     """A slip in a stream's first request: it may be tried again, and its place is free."""
     client = serving(max_streams=1, files=clip.parent)
+    (clip.parent / "text.mp4").write_text("no video")
     assert client.post("/streams/a/frames", content=b"nonsense", headers=PNG).status_code == 422
     assert client.post("/streams/b/frames", content=png(frame(0)), headers={}).status_code == 415
-    assert client.put("/streams/c", json={"url": "rtsp://127.0.0.1:9/nobody"}).status_code == 422
+    assert client.put("/streams/c", json={"url": "file:///text.mp4"}).status_code == 422
     assert client.put("/streams/d", json={"worker": 7}).status_code == 400
     assert client.get("/streams").json() == {}
     answer = client.post("/streams/e/frames", content=png(frame(1)), headers=PNG)
     torch.testing.assert_close(values(answer), expected(frame(1)))
     # One that was here stays, whatever comes later.
     assert client.post("/streams/e/frames", content=b"nonsense", headers=PNG).status_code == 422
-    assert client.put("/streams/e", json={"url": "rtsp://127.0.0.1:9/nobody"}).status_code == 422
+    assert client.put("/streams/e", json={"url": "file:///text.mp4"}).status_code == 422
     assert client.get("/streams/e/result").json()["frame"] == 1
+
+
+def test_a_camera_that_does_not_answer_yet(serving, clip):
+    """It is taken in, and its state is told; where another one is read, that one goes on."""
+    client = serving(files=clip.parent)
+    nobody = {"url": "rtsp://user:secret@127.0.0.1:9/nobody"}
+    answer = client.put("/streams/gate", json=nobody)
+    assert answer.status_code == 201
+    source = answer.json()["source"]
+    assert source.startswith("no answer yet, tried again: rtsp://127.0.0.1:9/nobody: cannot be opened")
+    assert client.get("/streams/gate").json()["source"] == source
+    assert client.get("/streams/gate/result").json() == {}
+    assert client.put("/streams/gate", json={"url": "file:///clip.mp4", "loop": True}).status_code == 201
+    until(lambda: client.get("/streams/gate").json()["frames"] > 0)
+    assert client.put("/streams/gate", json=nobody).status_code == 422
+    assert client.get("/streams/gate").json()["source"] == "clip.mp4"
 
 
 def test_a_new_stream_that_several_bring(file, expected):

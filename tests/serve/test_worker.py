@@ -68,22 +68,27 @@ def test_a_lost_camera_is_tried_until_it_answers(worker, monkeypatch, fails):
 
 
 def test_a_camera_that_never_answered(worker, monkeypatch):
-    """It is refused; of a worker that started anew it is wanted all the same."""
-    answers = []
+    """It is waited for, and said to be; its frames come when it answers."""
+    answers, tried = [], []
 
     def read(source):
+        tried.append(source)
         if not answers:
             raise VideoError(f"{source}: cannot be opened")
         return Playing(fails=False)
 
     monkeypatch.setattr(video, "read", read)
-    with pytest.raises(Refused, match="cannot be opened"):
-        worker.watch("a", URL)
-    assert worker.stats()["a"]["source"] is None
-    worker.watch("a", URL, patient=True)
-    until(lambda: "lost" in str(worker.stats()["a"]["source"]))
+    status = worker.watch("a", URL)
+    assert status == "no answer yet, tried again: rtsp://camera/1: cannot be opened"
+    assert worker.stats()["a"]["source"] == status
+    tried.clear()
+    until(lambda: len(tried) > 3)
+    assert worker.stats()["a"]["source"] == status, "it was never there, so it is not lost"
     answers.append(1)
     until(lambda: worker.stats()["a"]["frames"] > 0)
+    until(lambda: worker.stats()["a"]["source"] == "rtsp://camera/1")
+    answers.clear()
+    until(lambda: str(worker.stats()["a"]["source"]).startswith("lost"))
 
 
 def test_a_refused_address_leaves_what_is_read(worker, monkeypatch):
