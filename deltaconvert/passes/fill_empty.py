@@ -15,6 +15,8 @@ _FILLED: dict[str | None, Any] = {
     "empty_like": torch.zeros_like,
     "new_empty": "new_zeros",
 }
+# How a new tensor lies in memory, which a map of zeros has no say in; a file could not hold it.
+_OF_MEMORY = ("memory_format", "layout", "pin_memory")
 
 
 def fill_empty(gm: fx.GraphModule) -> fx.GraphModule:
@@ -30,5 +32,5 @@ def fill_empty(gm: fx.GraphModule) -> fx.GraphModule:
         if filled is not None:
             node.op = "call_method" if isinstance(filled, str) else "call_function"
             node.target = filled
-            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name not in _OF_MEMORY}
     return gm

@@ -101,8 +101,9 @@ def _spellings(node: fx.Node, name: str) -> list[Call]:
         found.append((name, args, kwargs))
     if hasattr(F, name):
         found.append((getattr(F, name), args, kwargs))
-    if name.startswith("linalg_") and hasattr(torch.linalg, name[7:]):
-        found.append((getattr(torch.linalg, name[7:]), args, kwargs))
+    for home, module in (("linalg_", torch.linalg), ("fft_", torch.fft)):
+        if name.startswith(home) and hasattr(module, name.removeprefix(home)):
+            found.append((getattr(module, name.removeprefix(home)), args, kwargs))
     return found
 
 
@@ -211,6 +212,7 @@ _SPECIAL: dict[str, Callable[..., Call]] = {
     "__and__": lambda x, y: (operator.and_, (x, y), {}),
     "__or__": lambda x, y: (operator.or_, (x, y), {}),
     "__xor__": lambda x, y: (operator.xor, (x, y), {}),
+    "zero": lambda x: (torch.zeros_like, (x,), {}),
     "sym_size": lambda x, dim: ("size", (x, dim), {}),
     **{name: lambda x, **_: ("clone", (x,), {}) for name in _COPIES},
 }
