@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Node
 
 from deltaconvert.layout import Atom, Layout
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, spelled
@@ -121,3 +122,22 @@ def _einsum(equation: Any, *operands: Any) -> tuple[Operator, list[Any]]:
     if of_x.index(inner) == 1 and len(of_x) == 4:
         return Conv2d(weight[:, :, None, None], None, (1, 1), (0, 0), (1, 1), 1), [x]
     raise reason
+
+
+@spelled(torch.tensordot)
+def _tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> tuple[Operator, list[Any]]:
+    """Over the last dimension; over another one the result is no map, for its channels come last."""
+    reason = StaysDense("it is no product of the last dimension with a matrix of weights")
+    of_a, of_b = constant(dims, "dims") if isinstance(dims, list | tuple) else (range(-dims, 0), range(dims))
+    of_a, of_b = ([place] if isinstance(place, int) else list(place) for place in (of_a, of_b))
+    if (
+        not isinstance(a, Node)
+        or not isinstance(b, Tensor)
+        or b.dim() != 2
+        or len(of_a) != 1
+        or out is not None
+    ):
+        raise reason
+    if of_a[0] not in (-1, len(a.meta.get("shape", ())) - 1):
+        raise reason
+    return Linear(b if of_b[0] % 2 else b.t(), None), [a]

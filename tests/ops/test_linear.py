@@ -49,6 +49,10 @@ ON_CHANNELS = {
     "einsum": lambda m, x: torch.einsum("bhwc,oc->bhwo", x.permute(0, 2, 3, 1), m.linear.weight).permute(
         0, 3, 1, 2
     ),
+    "tensordot": lambda m, x: torch.tensordot(x.permute(0, 2, 3, 1), m.linear.weight.t(), 1).movedim(3, 1),
+    "tensordot by places": lambda m, x: torch.tensordot(
+        x.permute(0, 2, 3, 1), m.linear.weight, dims=([3], [-1])
+    ).movedim(3, 1),
     "einsum of a map": lambda m, x: torch.einsum("bchw, oc -> bohw", x, m.linear.weight),
     "einsum, weights first": lambda m, x: torch.einsum("co,bchw->bohw", m.linear.weight.t(), [x][0]),
     "a gated block": lambda m, x: m.linear(gated(m, m.wide(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2),
@@ -142,6 +146,14 @@ DENSE = {
     "rows of the map": (lambda m, x: m.width(x.flatten(1, 2)), "not N C H W"),
     "a computed weight": (lambda m, x: F.linear(x, x[0, 0]), "its weight is computed in every frame"),
     "a product of maps": (lambda m, x: x @ x.transpose(2, 3), "no product with a matrix of weights"),
+    "tensordot of another dimension": (
+        lambda m, x: torch.tensordot(x, m.rows.weight, dims=([2], [1])),
+        "no product of the last dimension",
+    ),
+    "tensordot of several": (
+        lambda m, x: torch.tensordot(x, m.rows.weight, dims=([3, 2], [0, 1])),
+        "no product of the last dimension",
+    ),
     "einsum of maps": (
         lambda m, x: torch.einsum("bchw,bdhw->bcd", x, x),
         "no product with a matrix of weights",
