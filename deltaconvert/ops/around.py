@@ -1,4 +1,5 @@
-"""A constant that is one number throughout, such as torch.zeros(n, 4, h, w), is padding of the map beside or in it."""
+"""A constant beside a map or around it is padding, where it is one number such as torch.zeros(n, 4, h, w). Another
+one, such as coordinates, takes the place of padding."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from deltaconvert.ops.arithmetic import OfThree
 from deltaconvert.ops.base import Operator, StaysDense
 from deltaconvert.ops.pad import Pad
 
@@ -17,26 +19,53 @@ Padded = tuple[Operator, list[Any]]
 
 def padded_beside(tensors: Sequence[Any], dim: int) -> list[Any]:
     """The maps among `tensors`, which are joined along `dim`: each with its part of the constants, or as it is."""
-    number, shapes = _number_in([t for t in tensors if isinstance(t, Tensor)]), [_shape(t) for t in tensors]
-    if (
-        number is None
-        or len({(_dtype(t), len(shape)) for t, shape in zip(tensors, shapes, strict=True)}) != 1
-    ):
+    shapes = [_shape(t) for t in tensors]
+    if len({(_dtype(t), len(shape)) for t, shape in zip(tensors, shapes, strict=True)}) != 1:
         raise StaysDense("it joins constants")
     rank = len(shapes[0])
     dim %= max(rank, 1)
     if not max(1, rank - 3) <= dim or len({(*shape[:dim], *shape[dim + 1 :]) for shape in shapes}) != 1:
         raise StaysDense(f"it joins constants along dimension {dim}")
-    parts: list[tuple[Node, list[int]]] = []  # a map, how much is before it and how much behind it
-    first = 0
+    parts: list[tuple[Node, list[Tensor], list[Tensor]]] = []  # a map, what is before it and what behind it
+    first: list[Tensor] = []
     for t in tensors:
         if isinstance(t, Node):
-            parts.append((t, [0 if parts else first, 0]))
-        elif parts:
-            parts[-1][1][1] += t.shape[dim]
+            parts.append((t, [] if parts else first, []))
         else:
-            first += t.shape[dim]
-    return [_pad(t, {dim: pads}, number) if any(pads) else t for t, pads in parts]
+            (parts[-1][2] if parts else first).append(t)
+    return [_between(*part, dim) for part in parts]
+
+
+def _between(inner: Node, before: list[Tensor], behind: list[Tensor], dim: int) -> Node | Padded:
+    """`inner` with constants on both sides of it along `dim`."""
+    constants = before + behind
+    if not constants:
+        return inner
+    number, rank = _number_in(constants), len(_shape(inner))
+    pads = [sum(t.shape[dim] for t in side) for side in (before, behind)]
+    padded = _pad(inner, {dim: pads}, number or 0.0)
+    if number is not None:
+        return padded
+    if rank != 4:
+        raise StaysDense("it joins constants")
+    hole = constants[0].new_zeros(()).expand(_shape(inner))
+    around = _narrowed(torch.cat([*before, hole, *behind], dim), dim)
+    if len(around) != 1:
+        raise StaysDense("it joins constants that differ from stream to stream")
+    places = torch.arange(around.shape[dim], device=around.device)
+    is_inner = (places >= pads[0]) & (places < len(places) - pads[1])
+    return OfThree("where", is_inner.view([-1 if at == dim else 1 for at in range(rank)]), None, around), [
+        padded
+    ]
+
+
+def _narrowed(constant: Tensor, dim: int) -> Tensor:
+    """Of length 1 along all dimensions but `dim` along which it repeats itself."""
+    for at in range(constant.dim()):
+        one = constant.narrow(at, 0, 1)
+        if at != dim and torch.equal(constant, one.expand_as(constant)):
+            constant = one
+    return constant.clone()
 
 
 def padded_within(constant: Tensor, index: Sequence[Any], inner: Node) -> Padded:

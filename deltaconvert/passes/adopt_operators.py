@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from deltaconvert.nodes import attribute_of, is_call, is_size, operator_of, path_of
+from deltaconvert.nodes import attribute_of, is_call, is_size, name_called, operator_of, path_of
 from deltaconvert.ops.base import Operator, StaysDense, find, known_modules
-from deltaconvert.passes.propagate import TYPES
+from deltaconvert.passes.propagate import LIKE, TYPES
 
 
 def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
@@ -33,8 +35,7 @@ def adopt_operators(gm: fx.GraphModule) -> fx.GraphModule:
         except StaysDense as reason:
             node.meta["why_dense"] = str(reason)
         else:
-            reads = [_before(gm, node, *part) if isinstance(part, tuple) else part for part in inputs]
-            node = adopt(gm, node, operator, reads)
+            node = adopt(gm, node, operator, _reads(gm, node, path_of(node), inputs))
         if follows:
             weights.add(node)
     gm.graph.eliminate_dead_code()
@@ -55,9 +56,9 @@ def _spelled(gm: fx.GraphModule, node: fx.Node, weights: set[fx.Node]) -> tuple[
         operator, inputs = spelling(*args, **kwargs) if module is None else spelling(module, *args, **kwargs)
     except TypeError as error:  # a call that the spelling's signature does not take
         raise StaysDense(f"its call is unusual: {error}") from error
-    for each in (operator, *(part[0] for part in inputs if isinstance(part, tuple))):
+    for each in _operators(operator, inputs):
         _check_settings(each)
-    reads = [read for part in inputs for read in (part[1] if isinstance(part, tuple) else [part])]
+    reads = list(_read_by(inputs))
     if not reads or not all(isinstance(read, fx.Node) for read in reads):
         raise StaysDense("it reads no map")
     if any(map(is_size, reads)):  # x * x.shape[1]: a number, once the plan has folded constants
@@ -85,13 +86,42 @@ def adopt(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[An
     return call
 
 
-def _before(gm: fx.GraphModule, node: fx.Node, operator: Operator, inputs: list[Any]) -> fx.Node:
-    """A call of `operator` before `node`, whose part it is: threshold rules for `node` apply to it as well."""
+def _operators(operator: Operator, inputs: Sequence[Any]) -> Iterator[Operator]:
+    """The operator of a call, and those before it that are its part."""
+    yield operator
+    for part in inputs:
+        yield from _operators(*part) if isinstance(part, tuple) else ()
+
+
+def _read_by(inputs: Sequence[Any]) -> Iterator[Any]:
+    """The inputs of a call, or what operators before it read."""
+    for part in inputs:
+        yield from _read_by(part[1]) if isinstance(part, tuple) else [part]
+
+
+def _reads(gm: fx.GraphModule, node: fx.Node, path: str, inputs: Sequence[Any]) -> list[Any]:
+    """The inputs of a call as nodes, with the operators before it put into the graph."""
+    return [_before(gm, node, path, *part) if isinstance(part, tuple) else part for part in inputs]
+
+
+def _before(gm: fx.GraphModule, node: fx.Node, path: str, operator: Operator, inputs: list[Any]) -> fx.Node:
+    """A call of `operator` before `node`, whose part it is: threshold rules for `node` apply to it as well. path: of
+    what reads it."""
     kind = type(operator).__name__.lower()
-    call = _call(gm, node, f"{node.name}_{kind}", operator, inputs)
-    path = path_of(node)
-    call.meta = {"path": f"{path}.{kind}", "parts": (path,)}
+    reads = _reads(gm, node, f"{path}.{kind}", inputs)
+    call = _call(gm, node, f"{node.name}_{kind}", operator, reads)
+    call.meta = {"path": f"{path}.{kind}", "parts": (path_of(node),), **_known(operator, reads)}
     return call
+
+
+def _known(operator: Operator, reads: Sequence[fx.Node]) -> dict[str, Any]:
+    """What propagate would see of the result, once it has been."""
+    if not all({"shape", "dtype", "device"} <= read.meta.keys() for read in reads):
+        return {}
+    of_reads = [(read.meta["shape"], read.meta["dtype"], read.meta["device"]) for read in reads]
+    with torch.no_grad():
+        result = operator(*(torch.zeros((), dtype=t, device=on).expand(size) for size, t, on in of_reads))
+    return {"shape": tuple(result.shape), "dtype": result.dtype, "device": result.device}
 
 
 def _call(gm: fx.GraphModule, node: fx.Node, name: str, operator: Operator, inputs: list[Any]) -> fx.Node:
@@ -119,7 +149,7 @@ def _follows(node: fx.Node, weights: set[fx.Node]) -> bool:
     read = node.all_input_nodes
     if node.target in ("to", "type_as"):
         read = read[:1]  # weight.to(x) takes the type of x and no values
-    if node.target == "new_tensor":  # x.new_tensor([0.1, 0.2]) likewise
+    if name_called(node) in LIKE:  # x.new_tensor([0.1, 0.2]) likewise, torch.zeros_like(x) its size as well
         return all(n in weights or is_size(n) for n in read[1:])
     return bool(read) and not is_size(node) and all(n in weights or is_size(n) or _is_type(n) for n in read)
 

@@ -21,8 +21,7 @@ _WORKERS = (
 ).split()
 
 # Their result takes the shape and the type of their input, and no values.
-_LIKE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor")
-_JOINS = (torch.cat, torch.concat, torch.concatenate)
+LIKE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor")
 # Attributes of a tensor that follow from its kind, not from its values.
 TYPES = ("dtype", "device", "is_nested", "is_sparse", "is_quantized", "is_cuda", "layout")
 
@@ -138,8 +137,6 @@ def _is_constant(node: fx.Node) -> bool:
         "type_as",
     ):  # weight.to(x) takes the type of x and no values
         read = read[:1]
-    if name in _LIKE and not any(
-        user.target in _JOINS for user in node.users
-    ):  # a concatenation takes no constants
+    if name in LIKE:
         read = read[1:]
     return all(source.meta.get("is_constant") for source in read) and not is_random(name)

@@ -108,6 +108,37 @@ JOINED_CONSTANTS = {
 }
 
 
+OF_SEVERAL_NUMBERS = {
+    "coordinates": lambda m, x: torch.cat([x, _coordinates(x)], 1).relu(),
+    "between": lambda m, x: torch.cat([_table(m, x), x, _coordinates(x), x * 2], 1),
+    "zeros and ones": lambda m, x: torch.cat([torch.ones_like(x[:, :1]), x, torch.zeros_like(x)], 1),
+    "zeros, ones beside the next": lambda m, x: torch.cat(
+        [x, torch.zeros_like(x), x.abs(), torch.ones_like(x)], 1
+    ),
+    "rows": lambda m, x: torch.cat([x, torch.arange(x.shape[3]).to(x).expand(*x.shape[:2], 3, -1)], 2),
+    "N H W C": lambda m, x: (
+        torch.cat([t.permute(0, 2, 3, 1) for t in (x.relu(), _table(m, x))], 3).movedim(3, 1) * 2
+    ),
+    "minus zero": lambda m, x: torch.cat([x.relu() * -1, _table(m, x)], 1).reciprocal(),
+}
+
+
+def _table(m, x):
+    return m.table.expand(x.shape[0], -1, -1, -1)
+
+
+def _coordinates(x):
+    """As CoordConv has them."""
+    rows, cols = torch.arange(x.shape[2]).to(x), torch.linspace(-1, 1, x.shape[3]).to(x)
+    return torch.stack(torch.meshgrid(rows, cols, indexing="ij")).expand(x.shape[0], -1, -1, -1)
+
+
+@pytest.mark.parametrize("name", OF_SEVERAL_NUMBERS)
+def test_joined_with_constants(backend, name):
+    module = Call(OF_SEVERAL_NUMBERS[name], table=torch.randn(1, 3, *A[2:]))
+    check_operator(module, A, threshold=0.1, backend=backend)
+
+
 @pytest.mark.parametrize("name", JOINED_CONSTANTS)
 def test_joined_with_a_number(backend, name):
     """A recurrent network's first state."""
@@ -170,7 +201,7 @@ def test_an_activation_behind_a_slice_leaves_the_map_alone(backend):
 DENSE = {
     "cat along the width": (lambda m, x: torch.cat([x, x], 3), "along dimension 3"),
     "cat along the batch": (lambda m, x: torch.cat([x, x]), "its output has batch 4"),
-    "cat with a constant": (lambda m, x: torch.cat([x, m.map], 1), "it joins constants"),
+    "cat with a constant": (lambda m, x: torch.cat([x, m.map], 1), "from stream to stream"),
     "cat of matrices": (lambda m, x: torch.cat([x.flatten(2), x.flatten(2)], 1), "not N C H W"),
     "cat of three dimensions": (lambda m, x: torch.cat([x.flatten(2), x.flatten(2)], -3), "not N C H W"),
     "one channel": (lambda m, x: x[:, 1], "something else than a slice"),
