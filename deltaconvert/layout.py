@@ -98,7 +98,20 @@ class Layout:
         first, left = 0, index % self.shape[dim]
         for atom in reversed(self.dims[dim]):
             first, left = first + left % atom.size * atom.step, left // atom.size
-        others = [*self.dims[:dim], (), *self.dims[dim + 1 :]]
+        return self._of_channels(first, dim, ())
+
+    def narrow(self, dim: int, places: range) -> tuple[list[int], Layout] | None:
+        """Some places of dimension `dim`, as select has one. None where it is not one atom of channels."""
+        if len(self.dims[dim]) != 1 or self.dims[dim][0].axis != 1:
+            return None
+        ((_, step, _),) = self.dims[dim]
+        return self._of_channels(
+            places.start * step, dim, _joined([Atom(1, step * places.step, len(places))])
+        )
+
+    def _of_channels(self, first: int, dim: int, left: Dim) -> tuple[list[int], Layout]:
+        """The channels that are there where `left` is left of dimension `dim`, from `first` on; their map's layout."""
+        others = [*self.dims[:dim], left, *self.dims[dim + 1 :]]
         kept = sorted((atom.step, atom.size) for each in others for atom in each if atom.axis == 1)
         channels, steps = [first], {}
         for step, size in kept:

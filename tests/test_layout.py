@@ -74,6 +74,19 @@ def test_a_place_of_channels(data):
         assert torch.equal(taken.lay(own[:, channels]), value.select(dim, index).unsqueeze(dim))
     else:
         assert found is None
+    start, stop, step = (
+        data.draw(st.integers(0, 6)),
+        data.draw(st.integers(1, 12)),
+        data.draw(st.integers(1, 4)),
+    )
+    places = range(value.shape[dim])[start:stop:step]
+    found = layout.narrow(dim, places) if places else None
+    if places and 1 <= order[dim] <= len(factors):
+        channels, taken = found
+        part = value.transpose(0, dim)[start:stop:step].transpose(0, dim)
+        assert torch.equal(taken.lay(own[:, channels]), part)
+    else:
+        assert found is None
 
 
 def test_spread_out():

@@ -15,7 +15,7 @@ from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.rearrange import MapOf, Rearrange
 from deltaconvert.passes.adopt_operators import adopt
 from deltaconvert.passes.decide import Seen, seen, why_dense
-from deltaconvert.passes.views import kind_of, order_of, place_taken
+from deltaconvert.passes.views import kind_of, order_of, place_taken, places_taken
 from deltaconvert.thresholds import matches
 
 
@@ -85,16 +85,19 @@ class _Walk:
         return found is not None
 
     def _take(self, node: fx.Node) -> bool:
-        """An index into a dimension made of channels, as in shuffles and attention, takes these channels of the map.
+        """An index or a slice of a dimension made of channels, as in shuffles and attention, takes these channels of
+        the map.
 
         before:  t = reshape(permute(reshape(x, 2 C | H W), ...), 2 | C H W);  y = t[0]
         after:   y = x[:, [0, 2, 4, ...]]
+
+        before:  t = transpose(reshape(x, N H W | heads | 3 C), 1, 2);  q = t[..., :C]
+        after:   q = x[:, [0, 1, ..., 3 C, 3 C + 1, ...]]
         """
         held = self.held.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        picked = place_taken(self.gm, node) if held is not None else None
-        if held is None or picked is None or node.meta.get("shape") is None:
+        if held is None or node.meta.get("shape") is None:
             return False
-        found = held[1].select(*picked)
+        found = self._taken(node, held[1])
         if found is None or any(matches(pattern, names_of(node)) for pattern in self.keep_dense):
             return False
         channels, taken = found
@@ -106,6 +109,15 @@ class _Walk:
         self.held[call] = call, layout
         self.moved.add(call)
         return True
+
+    def _taken(self, node: fx.Node, layout: Layout) -> tuple[list[int], Layout] | None:
+        """The channels, and how they are laid out. Slices of all channels in order are left to operators."""
+        place, places = place_taken(self.gm, node), places_taken(node)
+        if place is not None:
+            return layout.select(*place)
+        if places is None or layout.in_order(layout.dims[places[0]], 1):
+            return None
+        return layout.narrow(*places)
 
     def _move(self, node: fx.Node) -> bool:
         """Replace an operator by its equivalent on maps, if that can be a delta node."""

@@ -1,4 +1,4 @@
-"""Calls that lay values out anew: reshapes, permutes, one place of a dimension."""
+"""Calls that lay values out anew: reshapes, permutes, some places of a dimension."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from deltaconvert.nodes import attribute_of, name_called
+from deltaconvert.nodes import attribute_of, name_called, operator_of
+from deltaconvert.ops.channels import Channels
+from deltaconvert.ops.places import WHOLE, Crop
 
 _RESHAPES = "view reshape flatten ravel unflatten squeeze unsqueeze view_as reshape_as".split()
 _PERMUTES = "permute transpose swapaxes swapdims movedim moveaxis t".split()
@@ -21,6 +23,8 @@ def kind_of(node: fx.Node) -> str | None:
         return None
     if node.target is operator.getitem:
         return "reshape" if _keeps_all(node) else None
+    if node.target is getattr:
+        return "permute" if node.args[1] in ("mT", "T") else None
     name = name_called(node)
     if node.op == "call_function" and getattr(torch, name, None) is not node.target:
         return None
@@ -55,6 +59,22 @@ def place_taken(gm: fx.GraphModule, node: fx.Node) -> tuple[int, int] | None:
         value = attribute_of(place)
         place = int(value) if value.numel() == 1 and not value.is_floating_point() else None
     return (dim, place) if type(dim) is int and type(place) is int else None
+
+
+def places_taken(node: fx.Node) -> tuple[int, range] | None:
+    """(dimension, places) of an operator that takes a slice of one dimension and leaves the others whole."""
+    taken, source = operator_of(node), node.args[0] if node.args else None
+    if isinstance(taken, Channels):
+        bounds = [(taken.start, taken.stop, taken.step), WHOLE, WHOLE]
+    elif isinstance(taken, Crop):
+        bounds = [taken.channels, taken.rows, taken.cols]
+    else:
+        return None
+    dims = [dim for dim, bound in enumerate(bounds, 1) if bound != WHOLE]
+    if len(dims) != 1 or not isinstance(source, fx.Node) or source.meta.get("shape") is None:
+        return None
+    places = range(source.meta["shape"][dims[0]])[slice(*bounds[dims[0] - 1])]
+    return (dims[0], places) if places and places.step > 0 else None
 
 
 def order_of(node: fx.Node) -> list[int]:

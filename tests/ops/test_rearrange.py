@@ -35,6 +35,16 @@ DELTA = {
         .view(2, 24, 4, 6)
         .relu()
     ),
+    "heads that hold their own queries and keys": lambda m, x: (
+        lambda q, k: (q * k.sigmoid()).transpose(1, 2).reshape(2, 4, 6, 6).permute(0, 3, 1, 2) * 2
+    )(*x.relu().permute(0, 2, 3, 1).reshape(-1, 24, 3, 4).transpose(1, 2).chunk(2, 3)),
+    "every other channel of a head": lambda m, x: (
+        x.relu().flatten(2).transpose(1, 2).view(2, 24, 3, 4)[..., 1::2].flatten(2).mT.view(2, 6, 4, 6) + 1
+    ),
+    "some of the heads": lambda m, x: (
+        x.relu().flatten(2).view(2, 3, 4, 24).transpose(1, 2)[:, :, 1:].transpose(1, 2).reshape(2, 8, 4, 6)
+        * 2
+    ),
     "means of channels in N H W C": lambda m, x: (
         (lambda t: t - t.mean(-1, keepdim=True))(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu()
     ),
