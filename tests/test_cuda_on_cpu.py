@@ -304,6 +304,29 @@ def test_joined_numbers_and_channels_that_repeat():
     assert whole(check(network, (2, 6, 12, 19))) == []
 
 
+def test_joined_coordinates():
+    """A constant that differs from pixel to pixel: torch takes it, and the mask is that of the map."""
+    network = Call(
+        lambda m, x: m.conv(
+            torch.cat([x.relu(), torch.linspace(-1, 1, x.shape[3]).expand(x.shape[0], 1, *x.shape[2:])], 1)
+        ),
+        conv=nn.Conv2d(7, 4, 3, padding=1),
+    ).eval()
+    assert whole(check(network, (2, 6, 12, 19))) == ["Fused"]
+
+
+def test_heads_of_one_atom_of_channels():
+    def forward(m, x):
+        n, _, height, width = x.shape
+        heads = m.qk(x).permute(0, 2, 3, 1).reshape(n, height * width, 2, 8).transpose(1, 2)
+        q, k = heads.chunk(2, 3)
+        return m.last((q * k.sigmoid()).transpose(1, 2).reshape(n, height, width, 8).permute(0, 3, 1, 2))
+
+    network = Call(forward, qk=nn.Conv2d(6, 16, 1), last=nn.Conv2d(8, 4, 3, padding=1)).eval()
+    model = check(network, (2, 6, 12, 19))
+    assert whole(model) == [] and not model.explain().islands
+
+
 def whole(model: deltaconvert.DeltaModel) -> list[str]:
     """The operators that torch computes."""
     steps = [getattr(step, "_step", step) for step in model._program.operators]

@@ -261,6 +261,16 @@ def test_propagate():
     )
 
 
+@pytest.mark.parametrize("mask", [None, torch.zeros(36, 36)])
+def test_propagate_counts_attention(mask):
+    def attend(m, x):
+        tokens = m.conv(x).flatten(2).transpose(1, 2)[:, None]
+        return F.scaled_dot_product_attention(tokens, tokens, tokens[..., :2], mask)
+
+    gm = graph(attend, propagate([X]))
+    assert node_of(gm, "scaled_dot_product_attention").meta["macs"] == 2 * 36 * 36 * (4 + 2)
+
+
 def test_drop_expands():
     gate = lambda m, x: m.conv(x).mean((2, 3), keepdim=True)
     passes = (adopt_operators, propagate([X]), drop_expands)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from deltaconvert.nodes import is_call, is_foreign_function, is_random, operator_of
-from deltaconvert.ops.base import Operator, is_known, mean_magnitude
+from deltaconvert.ops.base import Operator, Shape, is_known, mean_magnitude
 from deltaconvert.passes.loose import Loose
 from deltaconvert.tracing.twin import twin
 
@@ -43,6 +44,15 @@ def propagate(frames: Sequence[Tensor]) -> Callable[[fx.GraphModule], fx.GraphMo
         return gm
 
     return propagate
+
+
+def _attention_flops(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
+    """Of the scores and of their product with the values."""
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+# torch counts none here.
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 class _Observer(Loose):
@@ -97,7 +107,7 @@ class _Observer(Loose):
         from torch.utils.flop_counter import FlopCounterMode
 
         try:
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
                 return super().run_node(node), counter.get_total_flops() // 2
         except RuntimeError:  # it computes a gradient, where the counter fails
             return super().run_node(node), 0
