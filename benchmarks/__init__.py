@@ -1,5 +1,7 @@
-"""One script per claim. A script finds its own folder first in sys.path, and there `import onnx` and numba's `import
-coverage` would take the files of these names: what imports this package does without the folder."""
+"""Benchmarks: one script for each claim of the documentation.
+
+Python puts a script's own folder first in sys.path. There, `import onnx` and numba's `import coverage` would find the
+scripts of these names, so importing this package takes the folder out of sys.path."""
 
 import sys
 from pathlib import Path

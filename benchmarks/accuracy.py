@@ -1,18 +1,19 @@
-"""What accuracy costs: trained networks on real clips of ../shared/data, thresholds calibrated on other frames.
+"""How much work is saved for how much accuracy: trained networks on real clips of ../shared/data.
 
     python benchmarks/accuracy.py --out FOLDER [--tasks pets,bottle] [--device cuda] [--frames 200] [--seconds 300]
 
-For each task one row for each way and strength: the share of a dense frame's multiply-accumulates, counted by the
-reference backend's masks, and the task's score on the test frames, against the truth where there is one and else
-against the dense network. `ours` and `paper` are calibrated by the same metric to the same budgets, which is their
-curve; the other ways have a strength of their own. FOLDER/TASK.json gets the rows as they come, FOLDER/TASK_WAY.json
-the thresholds for convert(threshold=...); a second run takes up where the first one stopped.
+Each task has one row for each way of saving work and each strength. A row has the share of a dense frame's
+multiply-accumulates, counted by the reference backend's masks, and the task's score on the test frames: against the
+truth where there is one, otherwise against the dense network. `ours` and `paper` are calibrated by the same metric to
+the same budgets, which give their curves; every other way has a strength of its own. Rows are written to
+FOLDER/TASK.json as they are measured, thresholds for convert(threshold=...) to FOLDER/TASK_WAY.json. A second run
+continues where the first one stopped.
 
-The rule, written down before any test frame was played: both ways see the same calibration frames, are judged by the
-same smooth metric and get budgets so many times what one threshold of `spent` for all layers costs (restoration: the
-accepted loss, in dB), up to where they lose more than is accepted. Gates, steps and all else that is chosen follow from
-calibration frames. What a score counts follows from the dense network alone (see Task). `--rehearse` plays frames
-between those of the calibration instead of the test's: for choices.
+The rule, written down before any test frame was played: both ways see the same calibration frames and are judged by
+the same smooth metric. Their budgets are multiples of what one threshold of `spent` for all layers costs (restoration:
+of the accepted loss, in dB), up to where they lose more than is accepted. Gates, steps and everything else that is
+chosen follow from calibration frames. What a score counts follows from the dense network alone (see Task). To try out
+choices, `--rehearse` plays frames between those of the calibration instead of the test frames.
 """
 
 from __future__ import annotations

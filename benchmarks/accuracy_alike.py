@@ -1,8 +1,11 @@
-"""Where calibrate begins, on calibration frames: python benchmarks/accuracy_alike.py --tasks juggle,highway --out FILE
+"""Which thresholds calibrate should begin with, judged on calibration frames.
 
-All layers by one number: as a share of each map's magnitude (`magnitude`), and so that what is dropped comes to the
-same error at the end of the network (`end`, Trials.alike), both without thresholds at convolutions that no activation
-follows, and with ones twice as high there (`linear`). The same gate and input threshold for all; no test frame.
+    python benchmarks/accuracy_alike.py --tasks juggle,highway --out FILE
+
+One number sets all layers, in two ways: as a share of each map's magnitude (`magnitude`), or so that what each layer
+drops causes the same error at the end of the network (`end`, Trials.alike). Both are tried without thresholds at
+convolutions that no activation follows, and with thresholds twice as high there (`linear`). Gate and input threshold
+are the same for all. No test frame is played.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""A threshold at the input and none behind it, on calibration frames: python benchmarks/accuracy_alone.py --out FILE
+"""What a threshold at the input alone does, judged on calibration frames.
 
-What passes the gate goes through the whole network: with the surroundings that each layer adds (`wide`), or as it came
-(`narrow`). Each under gates that take more and more around a change along; no test frame.
+    python benchmarks/accuracy_alone.py --out FILE
+
+What passes the gate goes through the whole network, either with the surroundings that each layer adds (`wide`) or
+without them (`narrow`). Each is tried with gates that include a growing area around every change. No test frame is
+played.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""The thresholds that do the least work at the accepted loss, of what accuracy.py has played; and fewer of them.
+"""Picks from what accuracy.py has played the thresholds that do the least work at the accepted loss.
 
     python benchmarks/accuracy_best.py [--tasks pets,juggle] [--fewer] [--play pets=35] --out FOLDER
 
-FOLDER/TASK_best.json for gpu_accuracy.py, from benchmarks/results/accuracy/TASK.json. Shares become thresholds by the
-magnitudes of maps on the calibration frames; no test frame is played.
+Reads benchmarks/results/accuracy/TASK.json and writes FOLDER/TASK_best.json for gpu_accuracy.py. Shares become
+thresholds by the magnitudes of maps on the calibration frames; no test frame is played.
 
---fewer: a threshold takes time to compare with. FOLDER/TASK-COUNT_best.json are without the COUNT of them that save the
-least work on the calibration frames, by eighths, as calibrate(by="time") leaves them out; FOLDER/TASK_fewer.json says
-what each comes to there. --play: the test frames without so many, into the same file.
+--fewer: comparing with a threshold takes time, so some save less than they cost. Each FOLDER/TASK-COUNT_best.json lacks
+the COUNT thresholds that save the least work on the calibration frames, in steps of an eighth, as calibrate(by="time")
+leaves them out; FOLDER/TASK_fewer.json has the work and loss of each. --play PETS=35: adds to the same file the test
+frames, played without that many thresholds.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def fewer(run: Run, trials: Trials) -> dict[str, Any]:
 
 
 def played(run: Run, trials: Trials, facts: dict[str, Any], count: int) -> dict[str, Any]:
-    """The row of the test frames without the first `count` thresholds."""
+    """The row of the test frames, played without the first `count` thresholds."""
     found = run.best(trials)
     assert found is not None
     places = {site.names[0]: place for place, site in enumerate(trials.sites)}

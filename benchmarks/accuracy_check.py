@@ -1,18 +1,18 @@
-"""What calibration found, held to a long run of frames before the test: of what both ways tried, what still scores.
+"""Checks what calibration found on a long run of frames before the test frames, and keeps what still scores.
 
     python benchmarks/accuracy_check.py --task bottle --out FOLDER
 
-after `accuracy.py --tasks bottle [--tried] --out FOLDER`. Thresholds are found by a smooth metric on a few runs of some
-frames, and a classifier's answers need not follow. Here all frames between those of the calibration are played, none of
-the test's, and the task's own score is taken on them. For each way, and for so many times the accepted loss, the
-candidate with the least work whose score there loses no more goes to the test: the rows `ours checked` and
-`paper checked`. On a processor the cpu backend plays, and candidates of ours end where they cannot be chosen any more.
-A second run takes up where the first one stopped.
+Run it after `accuracy.py --tasks bottle [--tried] --out FOLDER`. Calibration finds thresholds by a smooth metric on a
+few short runs of frames, and a classifier's answers need not follow that metric. This script plays all frames between
+those of the calibration, none of the test, and takes the task's own score on them. For each way, and for each of LEVELS
+times the accepted loss, the candidate that does the least work and loses no more than that goes to the test: the rows
+`ours checked` and `paper checked`. On a processor the cpu backend plays, and a candidate of ours is abandoned as soon
+as it cannot be chosen any more. A second run continues where the first one stopped.
 
-Candidates of the paper: what its procedure found for each budget, and that with all thresholds lower and higher by
-common factors. Ours: these as well, since the search begins with them too; what the search found for each budget, by
-the same factors, and (--tried) to be the least work for its loss under each gate; and, as it crosses its settings with
-the paper's, the paper's layers under each gate.
+Candidates of the paper: what its procedure found for each budget, also with all thresholds multiplied by common
+factors. Candidates of ours: the paper's, since our search begins with them too; what our search found for each budget,
+with the same factors; with --tried, whatever did the least work for its loss under each gate; and the paper's layers
+under each gate, since the search combines its settings with the paper's.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from deltaconvert.calibration.trials import Trials
 from deltaconvert.gate import Gate
 
 FACTORS = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)  # of all thresholds of a setting
-# Of the paper's layers under each gate: the input's share, and what theirs are multiplied with.
+# For the paper's layers under each gate: the input's share, and the factor of their thresholds.
 INPUT, HIGHER = 0.03, (1.0, 3.0)
 LEVELS = (0.5, 1.0, 2.0, 4.0)  # times the accepted loss
-APART = 0.06  # of the work, between candidates of one gate
+APART = 0.06  # two candidates of one gate differ by at least this share of the work
 Candidates = dict[tuple[str, float], Setting]
 
 
@@ -76,7 +76,7 @@ def check(options: argparse.Namespace) -> None:
     candidates = candidates_of(run, trials)
     print(f"{len(candidates)} candidates on {len(rehearsal.task.test)} frames", flush=True)
     if not options.choose:
-        rehearsal.kept["noise"] = []  # is not looked at
+        rehearsal.kept["noise"] = []  # not used here
         rehearsal.look_at_dense()
         if not played(rehearsal, trials, candidates):
             print("the time was over before all were played: run it again, it goes on from there", flush=True)
@@ -96,7 +96,9 @@ def check(options: argparse.Namespace) -> None:
 
 
 def played(run: Run, trials: Trials, candidates: Candidates) -> bool:
-    """Whether all were. On a processor, the paper's first, since its rows are candidates of both ways; then ours, as
+    """Plays all candidates; whether it got to the end.
+
+    On a processor, the paper's first, since its rows are candidates of both ways; then ours, as
     far as one can still have less work than what is chosen."""
     if run.device.type != "cpu":
         run.play(trials, candidates, replay=True)
@@ -111,13 +113,13 @@ def played(run: Run, trials: Trials, candidates: Candidates) -> bool:
 
 
 def to_beat(rows: Sequence[dict]) -> float:
-    """The least work of ours at the lowest level: the other levels' is no more."""
+    """The least work of ours at the lowest level; at the other levels it cannot be more."""
     chosen = best_of(rows)
     return chosen["ours checked", LEVELS[0]]["work"] if ("ours checked", LEVELS[0]) in chosen else math.inf
 
 
 def forget_earlier(kept: dict) -> None:
-    """What was chosen here before, by fewer candidates."""
+    """Remove what an earlier run of this script chose from fewer candidates."""
     kept["rows"] = [row for row in kept["rows"] if "checked" not in row["way"]]
     kept["settings"] = {name: found for name, found in kept["settings"].items() if "checked" not in name}
 
@@ -132,7 +134,7 @@ def candidates_of(run: Run, trials: Trials) -> Candidates:
 
 
 def searched(run: Run, trials: Trials, way: str) -> list[Setting]:
-    """What the searches of one way found, but for what was chosen here before."""
+    """What the searches of one way found, without what this script chose."""
     names = [name for name in run.kept["settings"] if name.startswith(way) and "checked" not in name]
     return [Setting.of(run.kept["settings"][name]).padded(len(trials.sites)) for name in names]
 
@@ -142,8 +144,8 @@ def higher_and_lower(found: Sequence[Setting]) -> list[Setting]:
 
 
 def ours(tried: Sequence[dict], paper: Sequence[Setting], inputs: Sequence[int]) -> list[Setting]:
-    """Of each gate the settings that no other beats in loss and work, some work apart; and the paper's layers, as they
-    are and higher, under each gate."""
+    """For each gate, the settings that no other beats in both loss and work, at least APART in work from each other;
+    and the paper's layers, as they are and higher, under each gate."""
     known: dict[Gate, list[dict]] = {}
     for trial in tried:
         known.setdefault(Gate.of(trial["gate"]), []).append(trial)
@@ -163,7 +165,7 @@ def ours(tried: Sequence[dict], paper: Sequence[Setting], inputs: Sequence[int])
 
 
 def best_of(rows: Sequence[dict]) -> dict[tuple[str, float], dict]:
-    """For each way and level the row with the least work; fewer where two levels have the same."""
+    """For each way and level the row with the least work; a row that wins at several levels is listed once."""
     found: dict[tuple[str, float], dict] = {}
     for way, mine in (("ours", ("ours", "paper")), ("paper", ("paper",))):
         seen: list[dict] = []

@@ -1,15 +1,17 @@
-"""Accuracy against time, on this processor or on a GPU: the rows of accuracy.py, timed.
+"""Accuracy against time: times the rows of accuracy.py on this processor or on a GPU.
 
     python benchmarks/accuracy_clock.py --tasks pets,highway --out FOLDER
     python benchmarks/accuracy_clock.py --device cuda --enlarged --batch 8 --kept KEPT --out FOLDER
 
-The loss and the work of a row are those of results/accuracy/TASK.json, of the test frames (`by time`: the thresholds of
-accuracy_by_time, which a GPU's clock chose). Here some of these frames in a row are timed, with the dense engines
-beside every curve: on a processor frame by frame at the task's own size, on a GPU a batch of the clip at several places
-as gpu_accuracy.py has it, `--enlarged` to 1080p. What has no thresholds takes the time of the best dense engine: on
-every 2nd, 3rd or 5th frame, on the share of the frames that a whole-frame gate lets through, or on smaller frames. To
-compare frames and to shrink them is not timed, in favour of these ways. FOLDER/TASK.json has the rows with their
-milliseconds, for accuracy_page.py; a second run takes up where the first one stopped.
+The loss and the work of a row are those of the test frames in results/accuracy/TASK.json (`by time`: those of the
+thresholds in accuracy_by_time, which were chosen by a GPU's clock). This script times a run of these frames, and the
+dense engines in the same run. On a processor the frames come one by one at the task's own size; on a GPU a batch holds
+the clip at several places, as in gpu_accuracy.py, and `--enlarged` makes its frames 1080p.
+
+The ways without thresholds are given the time of the best dense engine: on every 2nd, 3rd or 5th frame, on the share
+of the frames that a whole-frame gate lets through, or on smaller frames. The time to compare or shrink frames is left
+out, which favours these ways. FOLDER/TASK.json has the rows with their milliseconds, for accuracy_page.py. A second run
+continues where the first one stopped.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def main() -> None:
 def curve(
     run: Run, clock_of: Any, options: argparse.Namespace, known: Sequence[Row]
 ) -> Iterator[dict[str, Any]]:
-    """What is to be written, after every row. known: the rows of a run that was cut off."""
+    """Yields what is to be written, after every row. known: the rows of a run that was interrupted."""
     begin = time.monotonic()
     with_thresholds = points(run, options.furthest)
     clock: Clock = clock_of(run, options, [thresholds for _, thresholds in with_thresholds])

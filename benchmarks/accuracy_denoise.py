@@ -1,23 +1,27 @@
-"""Denoise's thresholds by the clock, chosen by a rule that was written down first.
+"""Chooses the thresholds of the denoiser by time, by a rule that was written down first.
 
     python benchmarks/accuracy_denoise.py --device cuda --out FOLDER
 
-The rule (19:28 on 2026-11-27, committed before anything was played by it). Candidates are gates with a threshold at the
-input and none behind it: averages over 9x9 pixels and 4, 8 or 12 frames, 24, 32 or 40 pixels taken along, at HEIGHTS of
-the noise of a mean of so many frames. What passes of enlarged frames, at the middle of the network's twenty layers,
-says which is quicker. In this order, the least first, candidates play the whole calibration range, 250 frames in a row,
-under three draws of noise; every fifth frame is scored beside the dense network. Losses are told for each draw and each
-fifth of the range: fifteen. The first candidate whose **worst** stays within the 0.1 dB that is accepted is the choice.
-No frame of the test is looked at for that.
+The rule (19:28 on 2026-11-27, committed before anything was played by it):
 
-It is the third rule. The second had the same candidates and order, and asked for the mean of the fifteen and some of
-their standard deviations: as if people walked by chance. It left .004 dB, and what it chose lost .105 in the test, less
-than its own worst fifth, .108. Of the calibration alone: where the second rule tried ten candidates, a fifth's mean
-over the draws is above the worst of the four other fifths in 1 of 50 cases. That two choices had been seen to fail in
-the test cannot be unlearnt; so what this one chooses also plays FRESH frames, on which no gate had been played.
+- Candidates are gates with a threshold at the input and none behind it. They average over 9x9 pixels and 4, 8 or 12
+  frames, include 24, 32 or 40 pixels around a change, and have thresholds of HEIGHTS times the noise that is left in
+  the mean of that many frames.
+- Candidates are ordered by how many pixels of enlarged frames pass at the middle of the network's twenty layers: the
+  fewer pass, the quicker is the network.
+- In this order, each plays the whole calibration range, 250 frames in a row, under three draws of noise. Every fifth
+  frame is scored beside the dense network. That gives fifteen losses: for each draw, one for each fifth of the range.
+- The first candidate whose **worst** loss stays within the accepted 0.1 dB is chosen. No test frame is looked at.
 
-What was chosen, the second rule's choice and the gate that was known before then play the 200 test frames, the 195
-behind them and the fresh ones under three draws, every frame scored: FOLDER/denoise.json says what came of it, and
+It is the third rule. The second had the same candidates and order, but asked that the mean of the fifteen losses plus
+some of their standard deviations stay within 0.1 dB, as if the motion in a clip were random. It left a margin of
+.004 dB, and its choice lost .105 in the test: less than in its own worst fifth of the calibration, .108. On the
+calibration alone, over ten candidates that the second rule tried, a fifth's mean over the draws is above the worst of
+the four other fifths in 1 of 50 cases. This rule was written by somebody who had seen two choices fail in the test. So
+its choice also plays FRESH frames, on which no gate had been played.
+
+The choice, the second rule's choice and the gate that was known before then play the 200 test frames, the 195 behind
+them and the fresh ones under three draws, with every frame scored. FOLDER/denoise.json has the results, and
 FOLDER/denoise_best.json is what was chosen, whatever it loses there.
 """
 
@@ -111,7 +115,7 @@ def played_by_rule(task: Task, options: argparse.Namespace) -> Iterator[tuple[st
 
 
 class Draw:
-    """Frames in a row under one draw of noise, and the dense network's error on every so many of them."""
+    """Frames in a row under one draw of noise, and the dense network's errors on every `every`th of them."""
 
     def __init__(self, task: Task, numbers: Sequence[int], device: str, every: int):
         self.task, self.every = task, every
@@ -120,13 +124,13 @@ class Draw:
         self.dense = self.errors(self.frames)
 
     def errors(self, stored: Sequence[Tensor]) -> list[float]:
-        """Mean squared, of the scored frames."""
+        """The mean squared error of each scored frame."""
         clean = (self.pictures[place].mean(1, keepdim=True) / 255 for place in self.scored)
         found = (self.task.network(stored[place]).clamp(0, 1) for place in self.scored)
         return [float((a - b).square().mean()) for a, b in zip(found, clean, strict=True)]
 
     def losses(self, gate: Gate, threshold: float, runs: int) -> tuple[list[float], float]:
-        """(dB lost in each of so many equal parts, the share of the work)"""
+        """(dB lost in each of `runs` equal parts of the frames, the share of the work)"""
         stored, work = played(self.task.network, looked(self.frames, gate, threshold))
         ours, part = self.errors(stored), len(self.scored) // runs
         pairs = [
@@ -146,7 +150,7 @@ def told(gate: Gate, threshold: float) -> dict[str, Any]:
 
 
 def passes(frames: Sequence[Tensor], gate: Gate, threshold: float) -> float:
-    """The share of the pixels at the middle of the network, behind the frames in which averages settle."""
+    """The share of the pixels that are computed in the middle of the network, once the gate's averages have settled."""
     masks = looked(frames, gate, threshold)
     return statistics.mean(
         float(grown(mask, MIDDLE).float().mean()) for place, (_, mask) in enumerate(masks) if place >= SETTLED

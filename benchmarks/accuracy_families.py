@@ -1,12 +1,13 @@
-"""Families of settings by the clock of a GPU: each setting of a file at several heights, on the test frames.
+"""Chooses among families of settings by a GPU's clock; a family is a setting and multiples of its thresholds.
 
     python benchmarks/accuracy_families.py play FAMILIES --task pets --out FOLDER
     python benchmarks/accuracy_families.py choose FOLDER --task pets --known THRESHOLDS
 
-FAMILIES has for each task a list of settings with `factors`, times which all of its thresholds play the test: a curve.
-Of each family the highest counts that, as all lower ones, loses no more than is accepted: FOLDER/TASK-N.json. `choose`
-times these on the calibration's part of the clip, enlarged, batch 8: the quickest that loses no more there than a tenth
-above the known thresholds is FOLDER/TASK_best.json, for gpu_accuracy.py.
+FAMILIES has for each task a list of settings with `factors`. `play` multiplies all thresholds of a setting with each
+factor and plays the test frames, which gives a curve. From each family it keeps the largest factor that, like all
+smaller ones, loses no more than is accepted: FOLDER/TASK-N.json. `choose` times these on the calibration's part of the
+clip, enlarged, at batch 8. The quickest that loses at most a tenth more there than the known thresholds becomes
+FOLDER/TASK_best.json, for gpu_accuracy.py.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from benchmarks.curves.run import Run, played_on
 from benchmarks.tasks import TASKS
 from deltaconvert.calibration.setting import Setting
 
-CALIBRATION = {"denoise": 120, "upscale": 45}  # frames, by whose magnitudes shares become thresholds; else
+CALIBRATION = {
+    "denoise": 120,
+    "upscale": 45,
+}  # frames by whose magnitudes shares become thresholds; other tasks:
 FEW = 24
-MORE = 1.1  # times what the known thresholds lose in enlarged frames
+MORE = 1.1  # a choice loses at most so many times what the known thresholds lose in enlarged frames
 
 
 def main() -> None:
@@ -75,7 +79,7 @@ def play(options: argparse.Namespace) -> None:
 
 
 def highest(curve: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The last row before the first that loses more than is accepted: a lucky one behind it does not count."""
+    """The last row before the first that loses more than is accepted; a lucky row after that does not count."""
     best = None
     for row in curve:
         if row["loss"] > row["accepted"]:

@@ -1,9 +1,11 @@
-"""Denoising by its gate alone, on a CPU: python benchmarks/accuracy_gate.py --out FILE --threshold 0.016
+"""What the denoiser's gate alone does, computed quickly on a CPU.
 
-Without thresholds in the layers the outputs are the dense network's of the stored frame, and masks follow from the
-gate's by the layers' reach. So 200 frames of full size need no network but for those that are scored, every tenth.
-The work is exact, the score is that of the scored frames. Test frames and noise are those of accuracy.py; `--rehearse`
-plays 50 frames in a row of the calibration's range instead.
+    python benchmarks/accuracy_gate.py --out FILE --threshold 0.016
+
+Without thresholds in the layers, an output is what the dense network makes of the stored frame, and all masks follow
+from the gate's by the layers' reach. So the network only has to run on the frames that are scored, every tenth of 200
+of full size. The work is exact; the score is that of the scored frames. Test frames and noise are those of accuracy.py;
+`--rehearse` plays 50 frames of the calibration's range instead.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from benchmarks.cpu import environment
 from benchmarks.tasks import TASKS, Task
 from deltaconvert.gate import Gate, Watch, grown
 
-EVERY = 10  # frames: one of so many is scored
+EVERY = 10  # every so many frames, one is scored
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def inputs_of(task: Task, numbers: Sequence[int], **size: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Clean pictures (1, 3, H, W) and the noisy frames of them."""
+    """Clean pictures (1, 3, H, W) and their noisy frames."""
     pictures = [picture.permute(2, 0, 1)[None].float() for picture in task.frames(numbers)]
     return pictures, [task.prepare(picture, **size) for picture in pictures]
 
@@ -74,7 +76,7 @@ def play(task: Task, numbers: Sequence[int], gate: Gate | None, threshold: float
 
 
 def looked(frames: Sequence[Tensor], gate: Gate, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is stored after each frame, and what passed."""
+    """For each frame: what is stored after it, and the mask of what passed."""
     stored = torch.full_like(frames[0], float("nan"))
     watch = Watch(gate, tuple(stored.shape), torch.float32, stored.device, threshold)
     for frame in frames:
@@ -84,7 +86,7 @@ def looked(frames: Sequence[Tensor], gate: Gate, threshold: float) -> Iterator[t
 
 
 def played(network: nn.Module, looks: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], float]:
-    """What was stored after each frame, and the share of the work of those behind the first."""
+    """What was stored after each frame, and the share of the work, over all frames after the first."""
     macs = [layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     stored, work = [], []
     for frame, mask in looks:
@@ -96,7 +98,7 @@ def played(network: nn.Module, looks: Iterable[tuple[Tensor, Tensor]]) -> tuple[
 
 
 def psnr(network: nn.Module, pictures: Sequence[Tensor], stored: Sequence[Tensor], every: int) -> float:
-    """Of every so many frames, in dB, of their mean squared error."""
+    """In dB, from the mean squared error over every EVERYth frame."""
     pairs = list(zip(pictures, stored, strict=True))[every - 1 :: every]
     errors = [
         (network(frame).clamp(0, 1) - picture.mean(1, keepdim=True) / 255).square().mean()
@@ -106,7 +108,7 @@ def psnr(network: nn.Module, pictures: Sequence[Tensor], stored: Sequence[Tensor
 
 
 def shares(mask: Tensor, layers: int) -> list[float]:
-    """Of the pixels, those that each layer computes: all are convolutions of 3 x 3."""
+    """The share of the pixels that each layer computes; all layers are 3x3 convolutions."""
     found = []
     for _ in range(layers):
         mask = grown(mask, 1)

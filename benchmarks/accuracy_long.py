@@ -1,9 +1,9 @@
-"""Whether a loss grows without end: a task's test frames back and forth, without a reset.
+"""Whether the loss keeps growing: plays a task's test frames back and forth without a reset.
 
     python benchmarks/accuracy_long.py --task upscale --calibration 45 --passes 6 --out FILE
 
-What each pass loses of the PSNR against the truth, with the setting that calibrate found for `--budget` and with the
-first one that it began with, without narrow changes. Nothing is chosen by it.
+For each pass: how much PSNR against the truth is lost, with the setting that calibrate found for `--budget` and with
+the first setting that its search began with, without narrow changes. Nothing is chosen by this.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What accuracy.py or accuracy_clock.py wrote, as curves and as a table: against work, or against time.
+"""Draws what accuracy.py or accuracy_clock.py wrote, as curves and as a table, against work or against time.
 
 python benchmarks/accuracy_page.py FOLDER [--svg docs/accuracy.svg]
 """
@@ -58,10 +58,10 @@ def tasks_of(folder: Path) -> dict[str, list[Row]]:
 
 
 def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "loss") -> float:
-    """The least work of a way at `times` the accepted loss: where its curve crosses it.
+    """The least work of a way at `times` the accepted loss, where its curve crosses that loss.
 
-    A score of some hundred frames jumps, by 0.01 in average precision: a curve is made to rise with less work (isotonic
-    regression), so that a point that is better than its neighbours by chance counts with them.
+    The score of a few hundred frames is noisy: average precision jumps by 0.01. So the loss is made to rise as work
+    falls (isotonic regression), and a point that is better than its neighbours by chance is averaged with them.
     """
     curves = curves_of(rows, way)
     if not curves:
@@ -72,7 +72,11 @@ def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "los
         for row, level in zip(curve, rising([row[loss_of] for row in curve]), strict=True):
             accepted = times * row["accepted"]
             if level > accepted:
-                if way in ("ours", "paper", "one threshold"):  # all strengths between two exist
+                if way in (
+                    "ours",
+                    "paper",
+                    "one threshold",
+                ):  # these can have any strength between two points
                     work += (accepted - loss) / (level - loss) * (row["work"] - work)
                 break
             work, loss = row["work"], level
@@ -113,7 +117,7 @@ def rising(values: Sequence[float]) -> list[float]:
 
 
 def way_of(row: Row) -> str:
-    """Without its budget: ours 0.3 is ours."""
+    """The name without the budget: "ours 0.3" becomes "ours"."""
     return next((way for way in TIMED if row["way"].startswith(way)), row["way"])
 
 
@@ -135,7 +139,7 @@ def side_by_side(tasks: dict[str, list[Row]]) -> str:
 
 
 def plain(tasks: dict[str, list[Row]]) -> str:
-    """The least work at the accepted loss of the usual score, where the task's own is a firmer one."""
+    """The least work at the accepted loss of the usual score, for tasks with a stricter score of their own."""
     lines = [["task", "calibrate", "paper's procedure", "calibrate / paper's"], ["---"] * 4]
     for task, rows in tasks.items():
         if any(row["plain_loss"] != row["loss"] for row in rows):
@@ -159,14 +163,14 @@ def table(tasks: dict[str, list[Row]]) -> str:
 
 
 def least_told(work: float) -> str:
-    """The least work of a way; in words where it loses too much at all it was played at, or was not played."""
+    """The least work of a way, or words if it always loses too much or was not played."""
     if math.isnan(work):
         return NOT_PLAYED
     return f"{work:.3f}".lstrip("0") if work < 0.999 else LOSES_MORE
 
 
 def time_table(tasks: dict[str, list[Row]]) -> str:
-    """Milliseconds at the accepted loss, by way; the last column is how many times as fast as dense the best is."""
+    """Milliseconds at the accepted loss, by way; the last column is dense's time over that of the fastest way."""
     head = ("task", "dense", *(name for _, _, name in TIMED.values()), "times as fast")
     lines = [head, ["---"] * len(head)]
     for task, rows in tasks.items():
@@ -178,7 +182,7 @@ def time_table(tasks: dict[str, list[Row]]) -> str:
 
 
 def time_told(ms: float, dense: float) -> str:
-    """In words where a way was not timed, loses more at all its points, or is not quicker than the dense network."""
+    """The milliseconds of a way, or words if it was not timed, always loses too much, or is not quicker than dense."""
     if math.isnan(ms):
         return NOT_TIMED
     if math.isinf(ms):
@@ -188,7 +192,7 @@ def time_told(ms: float, dense: float) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """What loss is drawn against: a share, what is drawn, and from where to where."""
+    """What the loss is drawn against: its key in a row, its label and its limits."""
 
     name: str
     share: Callable[[Row], float]
@@ -200,7 +204,7 @@ WORK = Axis("multiply-accumulates", lambda row: row["work"], STYLES, (0.02, 1.05
 
 
 def draw(tasks: dict[str, list[Row]], out: Path, axis: Axis = WORK) -> None:
-    """Loss against a share, one panel a task; what is accepted is a dotted line."""
+    """Loss against work or time, one panel for each task; a dotted line is the accepted loss."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,13 +1,13 @@
-"""Thresholds by the clock of a GPU: of what calibrate finds within a budget, what is quickest at 1080p, batch 8.
+"""Chooses thresholds by a GPU's clock: the quickest at 1080p and batch 8 that calibrate finds within a budget.
 
     python benchmarks/accuracy_time.py --tasks pets,juggle [--budgets 0.75,1] [--search-seconds 60] --out FOLDER
 
-For each task `calibrate`'s search goes on from the settings of benchmarks/results/accuracy/TASK.json, on the
-calibration frames, to some budgets, and its choice by the clock follows (calibration/quickest.py): a frame of eight
-images, enlarged, as gpu_accuracy.py times it. What loses more in these than the known thresholds does not count. Then
-the test frames are played with what was chosen for each budget. FOLDER/TASK_time.json has all that was timed and the
-rows of the test; FOLDER/TASK_best.json, for gpu_accuracy.py, are the quickest thresholds that lose no more there than
-is accepted. FOLDER/TASK_trials.jsonl keeps the trials: a search that was cut off goes on.
+For each task, `calibrate`'s search continues from the settings of benchmarks/results/accuracy/TASK.json on the
+calibration frames, towards several budgets. Then calibration/quickest.py chooses by time: it times a frame of eight
+enlarged images, as gpu_accuracy.py does, and rules out what loses more in these than the known thresholds. Last, the
+test frames are played with the choice for each budget. FOLDER/TASK_time.json has everything that was timed and the rows
+of the test. FOLDER/TASK_best.json, for gpu_accuracy.py, has the quickest thresholds that lose no more than is accepted
+in the test. FOLDER/TASK_trials.jsonl keeps the trials, so that an interrupted search can continue.
 """
 
 from __future__ import annotations
@@ -89,15 +89,18 @@ def of_task(task: Task, options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """ms: of a frame of enlarged images. lost: relative L2 of the task's features there."""
+    """ms: of a frame of enlarged images. lost: relative L2 of the task's features in it."""
 
     ms: float
     lost: float
 
 
 class Race:
-    """The quickest setting for each budget, of those that lose no more in enlarged frames than the least work of the
-    known ones does: a gate's pixels are smaller there, and what is small for it must not win by that."""
+    """The quickest setting for each budget.
+
+    A setting only counts if it loses no more in enlarged frames than the known setting with the least work does. A
+    gate's windows cover less of an enlarged picture; without this rule, gates that miss small things there would win.
+    """
 
     def __init__(self, run: Run, trials: Trials, clock: Clock):
         self.run, self.trials, self.clock, task = run, trials, clock, run.task
@@ -107,7 +110,7 @@ class Race:
         self.own = task.budget or trials(everywhere.times(task.spent)).loss
         self.facts: dict[str, Any] = {"task": task.name, "budget": self.own, "timed": [], "rows": []}
         self.facts |= environment() | {"gpu": torch.cuda.get_device_name()}
-        self.tried: dict[Setting, Outcome] = {}  # for one budget counts for all
+        self.tried: dict[Setting, Outcome] = {}  # what was timed for one budget counts for all
         self.seen: dict[Setting, Seen] = {}
         self.start = time.monotonic()
 

@@ -2,12 +2,11 @@
 
     python benchmarks/bursts.py [--device cuda [--by kernels,torch]] [--networks resnet50,mobilenetv2] --out FILE
 
-A clip is calm frames, in which a box of fresh texture moves, and bursts: a lamp that is switched on or off (every pixel
-moves by the same) and a cut (every pixel is another), in turn. Each burst is followed until nothing waits any more.
-Rows: the median of the calm frames, the longest frame of each burst and the most work in one, how many frames a burst
-takes, and the dense network's frame. On a GPU kernels/ceiling.cu chooses tiles; with `--by kernels,torch`, torch too:
-a network of each, one behind the other.
-"""
+A clip alternates between calm frames, in which a box of fresh texture moves, and bursts: in turn a lamp that is
+switched on or off (every pixel changes by the same amount) and a cut (every pixel is new). Each burst is followed
+until no tile waits any more. Rows have the median of the calm frames, the longest frame and the most work of each
+burst, how many frames a burst takes, and the dense network's frame. On a GPU, kernels/ceiling.cu chooses tiles; `--by
+kernels,torch` also measures a second network for which torch chooses them."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ from deltaconvert.watching.measure import Dense, environment, timed
 
 CEILINGS = (1.0, 0.25, 0.1, 0.05)
 SIZES = {"cpu": (360, 640), "cuda": (1080, 1920)}
-BURSTS, CALM, BOX = 6, 12, 0.12  # a box of so much of either side
+BURSTS, CALM, BOX = 6, 12, 0.12  # BOX: sides of the moving box, as a share of the frame's
 LONGEST = 200  # frames of a burst, at most
 
 
@@ -103,7 +102,7 @@ def burst_times(name: str, ceiling: float, by: str, options: argparse.Namespace)
 
 
 def timed_alone(model: deltaconvert.DeltaModel, frame: Tensor) -> tuple[Any, float]:
-    """As `timed`, when the frame has been made: on a GPU that still runs when it is handed out."""
+    """As `timed`, once the frame exists: on a GPU it may still be computed when it is handed out."""
     if frame.is_cuda:
         torch.cuda.synchronize()
     return timed(model, frame)
@@ -114,7 +113,7 @@ def waiting(model: deltaconvert.DeltaModel) -> int:
 
 
 class Clip:
-    """Frames made as they are asked for, from a seed; `picture` is what stands still."""
+    """Frames made on request from a seed; `picture` is the still background."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device, numbers: torch.dtype):
         self._shape, self._device, self._numbers = shape, device, numbers

@@ -1,4 +1,4 @@
-"""What serves cameras in benchmarks/streams.py: the dense network, or a StreamPool."""
+"""The servers that benchmarks/streams.py measures: the dense network in batches, or StreamPools."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def fastest(
 
 
 class Pooled:
-    """StreamPools that take turns, each with its share of the cameras; those that do not play sleep in their slots."""
+    """StreamPools that take turns, each with its share of the cameras; cameras that do not play keep their slots."""
 
     def __init__(self, delta: deltaconvert.DeltaModel, capacity: int, pools: int = 1):
         each = -(-capacity // pools)
@@ -91,8 +91,8 @@ class Pooled:
         self._last: dict[int, Tensor] = {}
 
     def begin(self, cameras: int) -> None:
-        """Those that were here stay: what they show first is new all the same. A trial that was cut short may have left
-        frames behind."""
+        """Cameras of the last trial keep their slots; their first frame is entirely new all the same. An aborted trial
+        may have left frames behind."""
         self._last.clear()
         for pool in self.pools:
             pool.step()
@@ -119,8 +119,8 @@ class Pooled:
         return list(results)
 
     def steps(self, images: list[list[Tensor]]) -> dict[int, float]:
-        """Milliseconds from the start of a step of so many frames to its end, in a pool that does nothing else: the
-        median of five, each with the frames behind those of the one before."""
+        """Milliseconds of a step, by its number of frames, in a pool that does nothing else: the median of five steps,
+        each with the next frames."""
         pool, number, found = self.pools[0], 0, {}
         cameras = [camera for camera in self._last if self._of(camera) is pool]
         for count in [*(1 << power for power in range(0, 12, 2)), len(cameras)]:
@@ -146,9 +146,11 @@ class Pooled:
         cameras: int,
         features: Callable[[Any], Any] | None,
     ) -> dict[str, Any]:
-        """How far outputs, or what `features` makes of them, are from the dense network's, for the last frame of some
-        cameras; memory; and of a frame but a camera's first the share of its pixels that changed and of a dense frame's
-        work that it took."""
+        """Error, memory and work.
+
+        The error is that of the outputs, or of what `features` makes of them, against the dense network, for the last
+        frame of some cameras. Shares of changed pixels and of a dense frame's work are those of all frames but each
+        camera's first."""
         seen = features or nn.Identity()
         self.begin(cameras)
         difference, density, before = measure.Difference(), [], (0, 0)
@@ -179,7 +181,7 @@ class Pooled:
         return self.pools[camera % len(self.pools)]
 
     def _work(self) -> tuple[int, int]:
-        """Multiply-accumulates of all steps so far, and of as many dense ones."""
+        """Multiply-accumulates of all steps so far, and what the dense network would take for them."""
         layers = [layer for pool in self.pools for layer in pool._batch.model.stats().layers]
         done = sum(layer.total_macs_done for layer in layers)
         return done, done + sum(layer.total_macs_skipped for layer in layers)

@@ -1,4 +1,4 @@
-"""Cameras in real time: whether a server answers so many of them, and the most that it does."""
+"""Plays cameras in real time: whether a server keeps up with a number of them, and the largest number."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from deltaconvert.watching import measure
 BUDGET_MS = 33.0
 WARM = 0.7  # seconds
 APART = 17  # frames of its clip from one camera to the next
-JOINING = 32  # cameras whose first frames come together
-HOPELESS = 0.03  # of the frames late: the trial ends
+JOINING = 32  # so many cameras bring their first frames together
+HOPELESS = 0.03  # share of late frames at which a trial is aborted
 
 
 class Server(Protocol):
@@ -30,7 +30,7 @@ class Server(Protocol):
     def put(self, camera: int, frame: Tensor) -> None: ...
 
     def launch(self) -> Sequence[int]:
-        """Start a step; the cameras whose frames it took."""
+        """Start a step and return the cameras whose frames it took."""
 
 
 class Trial:
@@ -47,7 +47,7 @@ class Trial:
         self._expected = count * options.seconds * options.fps
         server.begin(count)
         gc.collect()
-        gc.freeze()  # else a collection looks at all that torch.compile left: it takes longer than a frame may
+        gc.freeze()  # or a collection walks through all that torch.compile left, which takes longer than a frame may
         self._join()
         self._play(warm, options.seconds)
 
@@ -117,8 +117,10 @@ class Trial:
 
 
 def most(trial: Callable[[int], Any], guess: int, limit: int, part: float = 0.2) -> dict[str, Any]:
-    """The largest number of cameras that fits, within one or 2.5 %: from a guess outwards, then bisected. part: of the
-    guess, by which it may be wrong."""
+    """The largest number of cameras that fits, to within one or 2.5 %: searched outwards from a guess, then bisected.
+
+    part: the error that the guess may have, as a share of it.
+    """
     tried: dict[int, Any] = {}
 
     def fits(count: int) -> bool:

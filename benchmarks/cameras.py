@@ -43,8 +43,8 @@ WAY_OUT = (
     "benchmarks/README.md says what lies there. Without it: --networks resnet50 --clips VIDEO ..., whose weights are "
     "random, on videos of yours"
 )
-# Frames of each clip: some far apart, so that what does not move with them shows, most of them in a row, as they are
-# played; those from the first on are.
+# Frames of each clip for calibration: some far apart, to show what changes slowly, and most of them in a row, as in
+# play. Played are the frames from a case's `first` on.
 CALIBRATED, CHECKED = ((*range(first, first + 28, 7), *range(first + 28, first + 38)) for first in (60, 20))
 GATES = (
     Gate(),
@@ -54,7 +54,7 @@ GATES = (
     Gate(smooth=9, peak=18.0, dilate=8),
     Gate(smooth=9, peak=18.0, dilate=12),
     Gate(smooth=9, peak=9.0, dilate=12, weak=0.25),
-)  # some of calibrate's: those that kernels know
+)  # those of calibrate's gates that kernels know
 
 
 INPUTS = (0.01, 0.02, 0.04, 0.08, 0.16)  # of the frame's mean magnitude
@@ -62,7 +62,7 @@ SCALES = (0.3, 1.2, 4.8)  # of the layers
 
 
 class OfBytes(nn.Module):
-    """uint8 frames (N, H, W, 3) to what the network was trained on: times `scale`, minus `shift`, by channel."""
+    """Turns uint8 frames (N, H, W, 3) into inputs of the network: times `scale`, minus `shift`, by channel."""
 
     def __init__(self, network: nn.Module, scale: Sequence[float], shift: Sequence[float]):
         super().__init__()
@@ -78,11 +78,12 @@ class OfBytes(nn.Module):
 class Case:
     """A network, and how its thresholds are calibrated.
 
-    sites: where it has any, beside the input: few and where masks have grown, since behind each of them lists are made
-    anew. narrow: there are none, and no mask grows but in the gate, so that layers of one size share their lists.
-    budget: relative L2 of the outputs, or of what `features` makes of them. head: what is left out, the mean over the
-    map and what follows it, where the scores hardly see what moves and would let thresholds grow.
-    slots: of a pool on a GPU of 80 GB, as many as it holds. files, first: the clips, and the first frame of them.
+    sites: layers with thresholds, besides the input. They are few and lie where masks have grown, since behind each of
+    them lists are made anew. narrow: instead of any such layer, masks grow in the gate alone, so that layers of one
+    size share their lists. budget: relative L2 of the outputs, or of what `features` makes of them. head: the part of
+    the network that is left out: the mean over the map and what follows. Its scores hardly depend on what moves, so
+    thresholds would grow too large. slots: as many as a pool on a GPU of 80 GB holds. files, first: the clips, and the
+    first frame that is played.
     """
 
     make: Callable[[], nn.Module]
@@ -112,7 +113,7 @@ def trained(name: str, scale: float, shift: float) -> nn.Module:
     return OfBytes(zoo.load(name), [scale] * 3, [shift] * 3)
 
 
-# What each block of MobileNetV2 gives to the next: a sum or a convolution, few channels to compare.
+# What each block of MobileNetV2 passes to the next: a sum or a convolution with few channels to compare.
 SUMS = {block: f"add_{n}".removesuffix("_0") for n, block in enumerate((3, 5, 6, 8, 9, 10, 12, 13, 15, 16))}
 BLOCKS = {block: SUMS.get(block, f"conv.{1 if block == 1 else 2}.0") for block in range(1, 18)}
 CASES = {
@@ -138,14 +139,14 @@ CASES = {
         slots=512,
     ),
 }
-# One street, and the thresholds that docs/accuracy.md has scored there, on its frames from the 400th on.
+# The clip of a street from its 400th frame on, with the thresholds that docs/accuracy.md has scored on these frames.
 CASES["fastestdet_pets"] = replace(
     CASES["fastestdet"], files=("pets_vtest_480x360.mp4",), first=400, slots=1024
 )
 
 
 def expect_clips(names: Iterable[str], own: Sequence[Path]) -> None:
-    """SystemExit for videos that are not there. own: videos that are played instead of the networks' clips."""
+    """Exit with a message if videos are missing. own: videos to play instead of the networks' clips."""
     for path in own or [VIDEOS / file for name in names for file in CASES[name].files]:
         if not path.exists():
             raise SystemExit(f"there is no {path}" + (f". {WAY_OUT}" if not own else ""))
@@ -156,7 +157,7 @@ def clips(
 ) -> list[list[Tensor]]:
     """Frames (1, H, W, 3) of every clip, as a decoder leaves them: in the memory of the host, pinned for a GPU.
 
-    own: videos that are played instead, from their beginning.
+    own: videos to play instead, from their beginning.
     """
     pixels = tuple(map(int, size.split("x"))) if size else SIZES.get(name, SIZE)
     case, found = CASES[name], []
@@ -172,14 +173,14 @@ def clips(
 
 
 def scaled(frame: Tensor, size: tuple[int, ...], device: str) -> Tensor:
-    """Bilinear, every pixel of a frame by itself: the codec's noise stays in it, as it does for a player."""
+    """Scaled bilinearly without smoothing: the codec's noise stays in a frame, as in a player."""
     image = F.interpolate(frame.permute(2, 0, 1)[None].to(device).float(), size, mode="bilinear")
     image = image.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
     return image.pin_memory() if device == "cuda" else image
 
 
 def calibrate(name: str, options: argparse.Namespace) -> None:
-    """Thresholds within the budget, on a batch of all clips, of other frames than are played; written as they come."""
+    """Find thresholds within the budget on a batch of all clips, on other frames than are played, and write them."""
     case, device = CASES[name], options.device
     budget, costs = options.budget or case.budget, options.costs and json.loads(options.costs.read_text())
     model = case.make().eval().to(device)
@@ -221,15 +222,15 @@ def calibrate(name: str, options: argparse.Namespace) -> None:
 
 
 def of_bytes(found: Thresholds, scale: float) -> Thresholds:
-    """What a network's frames are compared with, for the same network on bytes, times `scale` for it; and narrow
-    changes in place of the thresholds behind."""
+    """Thresholds for the same network on bytes: those of the input divided by `scale`, and narrow changes instead of
+    the layers' thresholds."""
     rules = {"input": float(found.rules["input_0"]) / scale, "activation": "0 narrow", "linear": "0 narrow"}
     return Thresholds(rules, found.gate)
 
 
 def found_by(search: Search, alike: Sequence[float], rounds: int) -> Iterator[Setting]:
-    """The best so far, again and again: of layers that are all alike, under each gate and input's threshold; then of
-    each layer by itself. `allocate` without the paper's way from front to back, which would take half of the trials."""
+    """Yields the best thresholds so far: first one for all layers, under each gate and threshold of the input; then one
+    for each layer. It is `allocate` without the paper's way from front to back, which would take half of the trials."""
     start, (place,) = Setting(tuple(alike)), search.inputs
     lines = [
         [replace(start.times(scale), gate=gate).at(place, share) for scale in SCALES]
@@ -245,7 +246,7 @@ def found_by(search: Search, alike: Sequence[float], rounds: int) -> Iterator[Se
 
 
 def found_for_frames(search: Search) -> Iterator[Setting]:
-    """A threshold for the frames and none behind it: what changed is as wide as the gate made it, all the way."""
+    """Yields a threshold for the frames and none behind it: changes stay as wide as the gate made them."""
     alone, (place,) = replace(search.exact(), narrow=search.trials.narrowing), search.inputs
     lines = [[replace(alone, gate=gate).at(place, share) for share in INPUTS] for gate in GATES]
     search.scaled(search.at_the_budget(lines)[:4], 6, start=1.5)
@@ -258,7 +259,7 @@ def trials_of(
     frames: Sequence[list[Tensor]],
     costs: Mapping[str, float] | None = None,
 ) -> Trials:
-    """On a clip, with the case's sites alone. costs: of whole maps, by path, to count the work by."""
+    """Trials on a clip with the case's sites alone. costs: work of each layer on a whole map, by path."""
 
     def cost(node: fx.Node) -> float:
         return sum((costs or {}).get(name, 0.0) for name in names_of(node))

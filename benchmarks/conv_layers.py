@@ -2,9 +2,9 @@
 
     python benchmarks/conv_layers.py [--layers NAME,...] [--types half,tf32,float] [--batches 1,8] [--out FILE]
 
-Each variant computes the listed pixels of a box that covers so much of the map; a time is the median over replays of a
-CUDA graph that holds several launches. cuDNN is channels_last with cudnn.benchmark, for the whole map, without the
-activation and the added map. The table is in microseconds.
+Each variant computes the listed pixels of boxes that cover several shares of the map. A time is the median over replays
+of a CUDA graph that holds several launches. cuDNN runs in channels_last with cudnn.benchmark on the whole map, without
+the activation and the added map. The table is in microseconds.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def variants(
 
 
 class Layer:
-    """One convolution with its maps, and ways to compute it."""
+    """One convolution with its maps, and the ways to compute it."""
 
     def __init__(self, spec: tuple[Any, ...], batch: int, kind: str, depthwise: bool = False):
         inputs, outputs, kernel, stride, height, width, self.added = spec
@@ -248,7 +248,7 @@ def main() -> None:
 
 
 def compile_all(kinds: list[str]) -> None:
-    """All variants, beside each other."""
+    """Compile all variants in parallel."""
     torch.zeros(1, device="cuda")
     launches = []
     for kind in kinds:

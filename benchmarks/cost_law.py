@@ -2,8 +2,8 @@
 
     python benchmarks/cost_law.py benchmarks/results/gpu.json       a table, for docs/performance_tables.md
 
-work: the share of the network's multiply-accumulates at changed pixels. a is what a frame costs in which nothing
-changes, b what the whole network costs on top: b against the dense network's time is how well the work itself runs.
+work is the share of the network's multiply-accumulates at changed pixels. a is the cost of a frame in which nothing
+changes, b what the whole network costs on top: b against the dense network's time says how well the work itself runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.gpu_record import by_unit, dense_ms, markdown
 
 
 class Law(NamedTuple):
-    """a and b in milliseconds; off: the largest error of a point, as a share of it."""
+    """a and b are in milliseconds; off is the largest error of a measured point, as a share of it."""
 
     a: float
     b: float
@@ -28,7 +28,7 @@ class Law(NamedTuple):
 
 
 def fit(points: Sequence[tuple[float, float]]) -> Law:
-    """Of (work, milliseconds): the law of the least squares of relative errors, so that short frames count too."""
+    """Fit (work, milliseconds) by the least squares of relative errors, so that short frames count too."""
     ones = sum(1 / t**2 for _, t in points)
     works = sum(w / t**2 for w, t in points)
     squares = sum(w * w / t**2 for w, t in points)
@@ -41,7 +41,7 @@ def fit(points: Sequence[tuple[float, float]]) -> Law:
 
 
 def of(rows: Sequence[dict[str, Any]]) -> Law:
-    """Of a unit's boxes at threshold 0."""
+    """The law of a unit's boxes at threshold 0."""
     boxes = [row for row in rows if row["density"] is not None and row["threshold"] == 0]
     return fit([(row["work"], row["delta_ms"]) for row in boxes])
 

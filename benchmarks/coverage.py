@@ -2,15 +2,17 @@
 
     python benchmarks/coverage.py                        # all of benchmarks/zoos.py that are not in the results yet
     python benchmarks/coverage.py 'timm.res*' --again    # those that match, anew
-    python benchmarks/coverage.py --workers 16 --stop 240   # what 16 cores do in 240 s; the rest is for the next run
+    python benchmarks/coverage.py --workers 16 --stop 240   # what 16 cores finish in 240 s; the rest in the next run
     python benchmarks/coverage.py --docs                 # docs/coverage.md from the results
 
-Each network has random weights, its norms the statistics of a frame (a fresh network multiplies branches by zero and
-would hide their errors), and a process of its own with limits on time and memory. It is converted at threshold 0 and
-plays 6 frames of odd size: first, still, a patch, one pixel, two corners, all. `difference` is the largest one to the
-dense network, as a part of the largest value of that output. Up to 1e-5 that is rounding. Random networks can amplify
-rounding without bounds, so what differs by more is judged in float64, where it is a match up to 1e-9, or ten times what
-the dense network's own output moves by when each weight moves by its last bit.
+Each network runs in a process of its own with limits on time and memory. Its weights are random, and its norms have the
+statistics of a frame, since a freshly made network multiplies branches by zero and would hide their errors. It is
+converted at threshold 0 and plays 6 frames of odd size: the first, a still one, a patch, one pixel, two corners, all.
+
+`difference` is the largest difference from the dense network, as a share of that output's largest value. Up to 1e-5 it
+is rounding. Random networks can amplify rounding without bounds, so a network that differs by more is judged in
+float64. There it matches up to 1e-9, or up to ten times what the dense network's own output moves by when each weight
+moves by its last bit.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from benchmarks.coverage_page import ROUNDING, ROUNDING_DOUBLE, matches, page
 from benchmarks.gpu_record import here_and_now
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
-LARGE = 300e6  # parameters; such a network would still run when all others have ended
+LARGE = 300e6  # parameters: networks that get 4 threads, or they would still run when all others have ended
 SIZES = ((97, 129), (96, 160), (224, 224), (256, 256))  # the first that the network runs on
 
 
@@ -90,7 +92,7 @@ def main() -> None:
 
 
 def _cost(name: str, known: dict[str, Any]) -> float:
-    """About how many seconds a network takes."""
+    """A rough estimate of the seconds that a network takes."""
     return known[name]["seconds"] if name in known else zoos.parameters(name) / 2e6
 
 
@@ -112,9 +114,12 @@ def line(row: dict[str, Any]) -> str:
 def apart(
     tasks: dict[str, Any], workers: int, seconds: float, gigabytes: float, stop: float = float("inf")
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, what the task returns) as they end, each from a process of its own; {"error": ...} where it fails or takes
-    too much. `tasks` are ordered by what they cost: one worker in four begins at the costly end, so that no long one is
-    left for last. What still runs `stop` seconds after the start ends without a word."""
+    """Run each task in a process of its own; yields (name, what the task returned) as tasks end.
+
+    A task that fails or takes too much gives {"error": ...}. `tasks` are ordered by their cost: one worker in four
+    begins at the costly end, so that no long one is left for last. Tasks that still run `stop` seconds after the start
+    are killed, and give nothing.
+    """
     waiting, running, began = list(tasks.items()), {}, time.time()
     slots = list(range(workers))
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +181,7 @@ def examine(build: Any, backends: list[str]) -> dict[str, Any]:
 
 
 def _play(build: Any, backends: list[str], dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, float]]:
-    """What the network converts to on the first backend; and by how much it differs on each, over the video."""
+    """What the network converts to on the first backend, and how much it differs on each backend over the video."""
     torch.manual_seed(0)
     model = build().eval()
     if sum(p.numel() for p in model.parameters()) > LARGE:
@@ -285,8 +290,8 @@ def clip(size: tuple[int, int]) -> list[Tensor]:
 
 
 def settle(model: nn.Module, inputs: Any) -> None:
-    """Weights like trained ones: constant parameters (gains of zero, layer scales of 1e-6) become random ones around
-    one or zero, and every batch norm takes the statistics of `inputs`."""
+    """Make weights more like trained ones: constant parameters (gains of zero, layer scales of 1e-6) become random
+    values around one or zero, and every batch norm takes the statistics of `inputs`."""
     for name, parameter in model.named_parameters():
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
             around = 0.0 if name.endswith("bias") else 1.0

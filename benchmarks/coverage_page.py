@@ -9,7 +9,7 @@ from typing import Any
 Row = dict[str, Any]
 ROUNDING, ROUNDING_DOUBLE = 1e-5, 1e-9  # of the largest output
 MIXERS = ("mixer_", "gmixer_", "gmlp_", "resmlp_", "sequencer")  # linear layers or LSTMs over all pixels
-ATTENTION = tuple(  # families that multiply maps with each other; what torch counts of it depends on the kernel
+ATTENTION = tuple(  # families that multiply maps with each other; how much of that torch counts depends on the kernel
     "beit botnet cait coat convit cpubone crossvit csatv2 davit deit edgenext efficientformer efficientvit eva fastvit "
     "gcvit halonet hiera levit lowformer maxvit mobilenetv4_hybrid mobilenetv5 mobilevit mvitv2 nest nextvit pit_ pvt "
     "samvit swiftformer swin test_vit tiny_vit twins visformer vit volo xcit".split()
@@ -111,11 +111,11 @@ def _summary(package: str, rows: dict[str, Row]) -> tuple[Any, ...]:
 
 
 def matches(row: Row) -> bool:
-    """Equal up to rounding, on every backend; random networks may amplify that of float32, so float64 decides then."""
+    """Whether a network equals itself up to rounding on every backend, in float32 or at least in float64."""
     if "error" in row or row["finite"] < 0.99:
         return False
     names = [name for name in row if name.startswith("difference") and not name.endswith("_double")]
-    own = row.get("sensitivity", 0.0)  # one that nearly drowns in rounding could hide errors: no match
+    own = row.get("sensitivity", 0.0)  # a network that nearly drowns in rounding could hide errors: no match
     double = max(ROUNDING_DOUBLE, 10 * own if own < 1e-3 else 0.0)
     return all(row[name] < ROUNDING or row.get(f"{name}_double", float("inf")) < double for name in names)
 

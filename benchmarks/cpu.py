@@ -1,16 +1,17 @@
-"""CPU speed: a converted network against every dense engine that a user has, interleaved in one run.
+"""CPU speed: a converted network against the dense engines that a user could run, interleaved in one run.
 
     python benchmarks/cpu.py [--networks resnet50,mobilenetv2] [--densities 0,1,5,25,100] [--repeats 7] [--out FILE]
-    python benchmarks/cpu.py merge A.json B.json --out benchmarks/results/cpu.json   runs of one machine and version
-    python benchmarks/cpu.py table benchmarks/results/cpu.json                       the tables of the README
+    python benchmarks/cpu.py merge A.json B.json --out benchmarks/results/cpu.json   joins runs of one machine and
+    version python benchmarks/cpu.py table benchmarks/results/cpu.json                       the tables of the README
     python benchmarks/cpu.py plot benchmarks/results/cpu.json --out docs/speed.svg   the same as a picture
 
-A textured box moves over a still textured background; it has fresh texture in every frame. All engines of engines.py
-get the same frame one after the other, each frame in another order. Two cases:
+A box with fresh texture in every frame moves over a still textured background. All engines of engines.py get the same
+frame one after the other, in an order that changes from frame to frame. There are two cases:
 
     exact      threshold 0, at every density: masks grow with depth
-    truncated  a threshold at the activations at which they do not: the smallest share of the magnitude of each at
-               which a box of --truncate-at percent changes what it covers of the last map, or up to 20 % more
+    truncated  a threshold at the activations that keeps masks from growing: the smallest share of each activation's
+               magnitude at which a box of --truncate-at percent changes at most 20 % more of the last map than it
+               covers
 
 Peak memory is that of fresh processes (memory.py). Writes JSON with date, command, versions and processor.
 """
@@ -46,8 +47,8 @@ from deltaconvert.watching import measure
 
 SIZES = {"resnet50": (1, 3, 720, 1280), "mobilenetv2": (1, 3, 720, 1280), "dncnn": (1, 1, 360, 480)}
 WARM = 2  # the first frame is computed in full, the second is the first of its kind
-PERCENTS = (0.1, 1000.0)  # where the truncating threshold is looked for
-GROWTH = 1.2  # a mask may still grow so much: behind the last convolution often stands no activation
+PERCENTS = (0.1, 1000.0)  # the truncating threshold is searched in this range
+GROWTH = 1.2  # so much growth is accepted: often no activation follows the last convolution
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
     for name in options.networks.split(","):
         facts["networks"][name], rows = measure_network(name, options)
         facts["results"] += rows
-        if options.out:  # after every network: an hour's work should not hang on the last one
+        if options.out:  # after every network, so that an interruption costs one network and not an hour
             options.out.write_text(json.dumps(facts, indent=1) + "\n")
     print(tables(facts))
 
@@ -181,12 +182,12 @@ def rotated(keys: list[str], by: int) -> list[str]:
 
 
 def last_mask(delta: deltaconvert.DeltaModel) -> Tensor:
-    """bool (N, 1, H, W), of the last map: the last one with more than a pixel, not what was pooled from it."""
+    """The mask, bool (N, 1, H, W), of the last map that has more than one pixel."""
     return [mask for mask in delta.masks().values() if mask[0].numel() > 1][-1]
 
 
 def grows(delta: deltaconvert.DeltaModel) -> bool:
-    """Whether the last map changed beyond the pixels that the changed pixels of the frame lie in."""
+    """Whether the last map changed beyond the pixels that the frame's changed pixels lie in."""
     frame, last = next(iter(delta.masks().values())), last_mask(delta)
     covered = F.adaptive_max_pool2d(frame.float(), last.shape[2:])
     return float(last.sum()) > GROWTH * float(covered.sum())
@@ -207,7 +208,7 @@ def truncating(model: nn.Module, base: Tensor, density: float) -> float:
 
 
 def memory(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What fresh processes came to, see memory.py."""
+    """Peak memory of fresh processes, see memory.py."""
     script = str(Path(__file__).with_name("memory.py"))
     command = [sys.executable, script, name, "--json", "--threads", str(options.threads)]
     command += ["--size", options.size] if options.size else []
@@ -278,7 +279,7 @@ def profile(delta: deltaconvert.DeltaModel, frame: Tensor, after: Tensor) -> Non
 
 
 def environment() -> dict[str, Any]:
-    """measure.environment() of this script, its commit, and what a CPU's times depend on besides."""
+    """measure.environment() of this script, its commit, and what else a CPU's times depend on."""
     command, capability = shlex.join(["python", *sys.argv]), torch.backends.cpu.get_cpu_capability()
     numba = version("numba") if loops.FOUND else None  # see backends/cpu/native/
     own = {"command": command, "commit": here_and_now()["commit"], "capability": capability, "numba": numba}
@@ -289,7 +290,7 @@ def environment() -> dict[str, Any]:
 
 
 def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One file of several runs, whose rows keep the order of the files. Every row is of one run."""
+    """Several runs joined into one record; rows keep the order of the files."""
     alike = ("deltaconvert", "torch", "processor", "threads")
     versions = {(*(run[key] for key in alike), run.get("dtype")) for run in runs}
     if len(versions) > 1:

@@ -1,11 +1,10 @@
-"""How near runs of cpu.py come to the bound that their work sets: dense time x share of the work / delta time.
+"""How close runs of cpu.py come to the bound set by their work: dense time x share of the work / delta time.
 
     python benchmarks/cpu_bounds.py benchmarks/results/cpu.json [MORE.json ...]
 
-The share is of the multiply-accumulates at pixels that can change, in an exact conversion. Tiles compute more than
-these, so of all given runs the one that computed least tells: it has to be of the same network, size and box, on
-whatever machine. Dense is the fastest engine of the row. Prints Markdown.
-"""
+The share of the work is that of the multiply-accumulates at pixels that can change in an exact conversion. Tiles
+compute more than these, so the share is taken from the run that computed least, among all given runs of the same
+network, size and box on any machine. Dense is the fastest engine of the row. Prints Markdown."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def shares(runs: Sequence[dict[str, Any]]) -> dict[Key, float]:
-    """Of all work, the least that any run computed."""
+    """The least share of the work that any run computed, by network, size and box."""
     least: dict[Key, float] = {}
     for run in runs:
         for key, row in exact(run):

@@ -1,8 +1,8 @@
-"""What a user can run instead of a converted network: the same dense network in torch and in other runtimes.
+"""The alternatives to a converted network: the same dense network in torch and in other runtimes.
 
-An engine takes a frame and gives the call to time: bringing the frame into the engine's own layout is not timed. All
-compute in the network's type with the given number of threads, and none may differ from torch by more than
-TOLERANCES says. Of a network's outputs all are computed, and the first is what a call gives.
+An engine is given a frame and returns the call to time, so that bringing the frame into the engine's own layout is not
+timed. All engines compute in the network's type with the given number of threads, and may differ from torch by at most
+TOLERANCES. They compute all outputs of a network; the call returns the first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deltaconvert.signature import tensors_of
 
 Engine = Callable[[Tensor], Callable[[], Tensor]]
 
-# Of the largest value. Float32's sums in another order differ by 1e-6, by 1e-2 where an engine computes in bfloat16.
+# As a share of the largest value. Another order of float32 sums differs by 1e-6, an engine in bfloat16 by 1e-2.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 
 
@@ -44,7 +44,7 @@ class Network:
 
     @cached_property
     def onnx_file(self) -> str:
-        """In float32, whatever the network's type: the runtimes' own CPU code knows no other file."""
+        """Export in float32 whatever the network's type, since the runtimes' CPU code reads no other file."""
         path = Path(self._folder.name) / "network.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -56,7 +56,7 @@ class Network:
 
 @dataclass
 class Engines:
-    """Those that run the network here; for each its version and seconds to prepare; the others with the reason."""
+    """The engines that run the network here, with version and seconds to prepare; and why the others do not."""
 
     ready: dict[str, Engine] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Engines:
 
 
 def prepare(network: Network, wanted: list[str]) -> Engines:
-    """Build the wanted engines, run each once and hold its output against torch's."""
+    """Build the wanted engines, run each once and compare its output with torch's."""
     found = Engines()
     with torch.inference_mode():
         expected = tensors_of(network.model(network.frame))[0]
@@ -81,9 +81,7 @@ def prepare(network: Network, wanted: list[str]) -> Engines:
         except ImportError as error:
             found.skipped[name] = f'{error}; pip install "deltaconvert[bench]"'
             continue
-        except (
-            Exception
-        ) as error:  # whatever a runtime or a compiler refuses, the others can still be measured
+        except Exception as error:  # if one runtime or compiler refuses, the others can still be measured
             found.skipped[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             continue
         error = difference(got, expected)
@@ -130,7 +128,7 @@ def _onnxruntime(network: Network) -> tuple[Engine, str]:
         raise NotImplementedError("its convolutions on a CPU are float32's")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = network.threads
-    # Its threads would go on spinning for the next frame, and slow down whoever is timed next.
+    # Its threads would keep spinning in wait of the next frame, and slow down the engine that is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(network.onnx_file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -148,7 +146,7 @@ def _openvino(network: Network) -> tuple[Engine, str]:
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": network.threads,
-        # Unasked it takes bfloat16 where the processor has it.
+        # By default it takes bfloat16 where the processor has it.
         "INFERENCE_PRECISION_HINT": "f32" if network.frame.dtype == torch.float32 else "bf16",
     }
     core = openvino.Core()

@@ -1,9 +1,9 @@
-"""Seconds until the first output on a GPU: of a process that finds no caches (cold), then of others (warm).
+"""Seconds until the first output on a GPU: in a process that finds no caches (cold), then in others (warm).
 
     python benchmarks/first_frame.py [--units resnet50:half:1,...] --out FILE
 
-Cold, every kernel is compiled and every convolution's tile is chosen by measurement. Warm, both are read from the
-caches of the cold process, in a folder of their own, and the rest is left: tracing, planning, cuDNN's start, capture.
+A cold process compiles every kernel and measures which tile suits each convolution. A warm one reads both from the cold
+one's caches, which lie in a temporary folder; tracing, planning, cuDNN's start and capturing remain.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def child(unit: str) -> dict[str, float]:
     model, frame = model_and_frame(Unit.of(unit))
     torch.cuda.synchronize()
     times["network"] = time.perf_counter()
-    with searching(False):  # as torch has it, if nobody asks for it: a baseline does
+    with searching(False):  # torch's default; only a baseline would turn the search on
         delta = deltaconvert.convert(model, frame)
         times["convert"] = time.perf_counter()
         delta(frame)

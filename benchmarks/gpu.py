@@ -1,22 +1,21 @@
 """GPU speed, dense against delta in one run: a textured box moves over a still textured background, and real clips.
 
     python benchmarks/gpu.py --out FILE [--units resnet50:half:1,...] [--kept FOLDER --ahead 6] [--seconds 420]
-    python benchmarks/gpu.py --queue UNITS --out FILE    units of a file that the processes of several GPUs share
-    python benchmarks/gpu.py merge FILE --out RECORD     units of FILE that are whole replace those of the record
-    python benchmarks/gpu.py readme RECORD               the table of the README
-    python benchmarks/gpu.py table RECORD                all of it
+    python benchmarks/gpu.py --queue UNITS --out FILE    takes units from a file that the processes of several GPUs
+    share python benchmarks/gpu.py merge FILE --out RECORD     puts the complete units of FILE into the record python
+    benchmarks/gpu.py readme RECORD               the table of the README python benchmarks/gpu.py table RECORD
+    all of it
 
 A unit is a network, a type of numbers and a batch; clips are played at batch 1, and with the units of --clips-of. Units
-are measured one by one, the most telling first, and written to FILE as each is done. FILE is read first, and what it
-holds is not measured again: a run may be cut into slices, and one unit that fails costs no other. Dense engines are
-those of gpu_dense.py; each case times the best of them again beside the converted network. Neither pays for copying
-frames to where it reads them, nor outputs out of the memory of its graph (`lend`). No engine of cuDNN is searched for
-while a network is converted: it computes none.
+are measured one by one, the most telling first, and each is written to FILE when it is done. What FILE already holds is
+not measured again, so a run may be cut into slices, and a unit that fails costs no other. Dense engines are those of
+gpu_dense.py; each case times the best of them again beside the converted network. Neither side pays for copying frames
+to where it reads them or outputs out of the memory of its graph (`lend`). cuDNN's search for its fastest convolution is
+off while a network is converted, since the converted network does not use them.
 
-`floor` is the least a frame can take on this GPU: its bytes (candidates read and written once, weights of the layers
-that have any) over the rate of a large copy, or its operations over that of a large product. `efficiency` is dense time
-times the share of multiply-accumulates at changed pixels over delta time.
-"""
+`floor` is the least that a frame can take on this GPU: its bytes (candidates read and written once, weights of the
+layers that have any) at the rate of a large copy, or its operations at the rate of a large product. `efficiency` is
+dense time times the share of multiply-accumulates at changed pixels over delta time."""
 
 from __future__ import annotations
 
@@ -67,15 +66,18 @@ from benchmarks.gpu_record import (
     by_unit,
     here_and_now,
     merge,
-    of_worth,
+    most_telling_first,
     read,
     readme,
     tables,
 )
 
-DISTURBED, TRIES = 0.05, 3  # dense takes so much more or less than before: somebody else was at work, again
-FRAME_BYTES = 2e9  # that frames may take: large networks leave no more
-GREY_LEVELS = 10  # the input threshold of clips: what a codec adds stays below it
+DISTURBED, TRIES = (
+    0.05,
+    3,
+)  # if dense takes so much more or less than before, another process disturbed it: try again
+FRAME_BYTES = 2e9  # what frames may take; large networks leave no more
+GREY_LEVELS = 10  # the input threshold of clips; a codec's noise stays below it
 # They do not fit into 80 GB beside their dense network, which is timed before them and after them.
 APART = (Unit("unet", "tf32", 8),)
 
@@ -101,7 +103,9 @@ def measure_all(options: argparse.Namespace) -> None:
     if options.queue:
         units = taken(options.queue)
     else:
-        asked = [Unit.of(text) for text in options.units.split(",")] if options.units else of_worth()
+        asked = (
+            [Unit.of(text) for text in options.units.split(",")] if options.units else most_telling_first()
+        )
         missing = [unit for unit in asked if unit not in by_unit(facts)]
         if options.ahead:
             missing = compile_ahead(
@@ -128,7 +132,7 @@ def measure_all(options: argparse.Namespace) -> None:
 
 
 def taken(queue: Path) -> Iterator[Unit]:
-    """Units of a file, one a line: who takes the first one strikes it out."""
+    """Takes units from a file that has one in each line: the first line, which it removes."""
     while True:
         with queue.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -229,7 +233,7 @@ def at_threshold(
     shared: dict[str, Any],
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """shared: what the unit's rows have in common."""
+    """The rows at one threshold. shared: what the unit's rows have in common."""
     rows: list[dict[str, Any]] = []
     converted = None
     for case, density, frames in cases(unit, base, threshold, options):
@@ -242,7 +246,7 @@ def at_threshold(
         compare(found)
         found["error"] = _error(output, dense.eager, last)
         if density not in (None, 0.05):
-            found["layers"] = []  # or the record gets long
+            found["layers"] = []  # keeps the record short
         rows.append({**shared, "case": case, "density": density, "threshold": threshold, **found})
         told = "{delta_ms:.3f} ms, dense {dense_ms:.3f}, {ratio:.2f}x, e {efficiency:.2f}".format(**found)
         print(f"{unit} {case}: {told}", flush=True)
@@ -250,9 +254,10 @@ def at_threshold(
 
 
 class Dense:
-    """The dense network on one frame: the milliseconds of each of its engines, and the best of them at hand.
+    """The dense network on one frame: the milliseconds of each of its engines, and the best engine.
 
-    beside: it stays, to be timed again beside the converted network; else it is dropped, to make room for that one.
+    beside: whether that engine stays, to be timed again beside the converted network. Otherwise it is dropped to make
+    room for that network.
     """
 
     def __init__(
@@ -273,25 +278,25 @@ class Dense:
         torch.cuda.empty_cache()
 
     def now(self) -> float:
-        """Milliseconds of the best engine."""
+        """Milliseconds of the best engine, timed now or, if it was dropped, earlier."""
         return self.ms[self.best] if self._beside is None else median_ms(self._beside, self._frame)
 
 
 def compare(row: dict[str, Any]) -> None:
-    """What follows from its times."""
+    """Add to a row what follows from its times and dense's."""
     row["ratio"] = row["dense_ms"] / row["delta_ms"]
     row["efficiency"] = row["ratio"] * row["work"]
 
 
 class Converted:
-    """A network that has played its first frame: the seconds that took, the bytes that stay, and the most at a time."""
+    """A network that has played its first frame: the seconds it took, the bytes that stay allocated, and the peak."""
 
     def __init__(self, model: torch.nn.Module, base: Tensor, threshold: float):
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-        with alone(), searching(False):  # a first frame measures its tiles
+        with alone(), searching(False):  # a first frame measures which tiles to use
             start = time.perf_counter()
             kept = {"input": threshold} if threshold else 0.0
             self.delta = deltaconvert.convert(model, base, threshold=kept)
@@ -305,7 +310,7 @@ class Converted:
 def played(
     converted: Converted, frames: Sequence[Tensor], limits: dict[str, Any]
 ) -> tuple[Any, Tensor, dict[str, Any]]:
-    """(the last output, its frame, what frames took and did), from a full frame on; the first three settle."""
+    """(the last output, its frame, times and work), playing from a full frame on; the first three settle."""
     delta = converted.delta
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
@@ -355,7 +360,7 @@ def cases(
 
 
 def code() -> str:
-    """Of the kernels and of what launches them: rows of other code are not of one run."""
+    """A hash of the kernels and of what launches them: only rows of the same code belong to one run."""
     files = sorted([*(ROOT / "kernels").glob("*.cu*"), *(ROOT / "deltaconvert/backends/cuda").glob("*.py")])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
@@ -367,7 +372,7 @@ def model_and_frame(unit: Unit) -> tuple[torch.nn.Module, Tensor]:
 
 
 def _error(output: Any, dense: Run, frame: Tensor) -> float:
-    """The largest difference in the first output, of its largest value; computed in parts, since memory may be full."""
+    """The largest difference in the first output as a share of its largest value, computed in parts to save memory."""
     parts = frame.split(-(-len(frame) // 8))
     with searching(False):
         expected = torch.cat([torch.utils._pytree.tree_leaves(dense(part))[0] for part in parts])

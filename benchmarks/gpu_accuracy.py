@@ -1,13 +1,15 @@
-"""Trained networks at calibrated thresholds on a GPU: batch 8 of real clips at 1080p, against the best dense network.
+"""Times trained networks at calibrated thresholds on a GPU: real clips at 1080p and batch 8, against the best dense
+engine.
 
     python benchmarks/gpu_accuracy.py FOLDER [--tasks pets,road] [--batch 8] --out FILE
 
-FOLDER is what accuracy.py wrote: the thresholds are those of FOLDER/TASK_best.json, which do the least work at the loss
-that is accepted. Where there is none, since no thresholds lost so little, the network is converted exactly. The images
-of a batch are the clip at eight places, enlarged to 1080p. Dense engines are those of gpu_dense.py, all in half
-precision; its output is not copied out of the graph's memory, nor is the converted network's (`lend`). The loss is the
-relative L2 of the task's features against the dense network's on the same frames, as large as they are timed and of the
-size at which thresholds were found: a gate's pixels are smaller in a larger frame.
+The thresholds are those of FOLDER/TASK_best.json, which do the least work at the accepted loss. If there is no such
+file, because no thresholds lost so little, the network is converted exactly. The images of a batch are the clip at
+eight places, enlarged to 1080p. Dense engines are those of gpu_dense.py, all in half precision. Neither side copies its
+output out of the memory of its graph (`lend`).
+
+The loss is the relative L2 of the task's features against the dense network's on the same frames. It is measured at the
+timed size and at the size at which thresholds were found, since a gate's windows cover less of an enlarged picture.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ SIZES = {"pets": (1088, 1920), "highway": (1088, 1920), "juggle": (1089, 1921), 
 DEVICE = "cuda"
 APART = 20  # frames between the images of a batch
 FIRST = 6  # frames that settle: full, captured, played
-# Times `recent`, where a gate averages over frames: until then less passes (denoise .24, then .26).
+# A gate that averages frames settles after so many times `recent`: until then less passes (denoise .24, then .26).
 AVERAGED = 2
 
 
@@ -97,7 +99,7 @@ def measure(task: Task, thresholds: Path, options: argparse.Namespace) -> dict[s
 def at_batch(
     task: Task, thresholds: Path, batch: int, beside: bool, options: argparse.Namespace
 ) -> dict[str, Any] | None:
-    """beside: dense is timed again behind the converted network; else it is gone by then, and was timed before."""
+    """beside: the dense network stays, to be timed again after the converted one; else it is dropped first."""
     rules = thresholds if thresholds.exists() else 0.0
     first = settling(rules)
     frames = batches(task, task.test, batch, options.frames + first, size_of(task))
@@ -133,7 +135,7 @@ def at_batch(
     delta.reset()
     row["features_relative_l2"] = loss(task, delta, model, frames)
     count = len(frames)
-    del delta, frames  # what follows needs their memory
+    del delta, frames  # the next steps need their memory
     row["features_relative_l2_own_size"] = loss_at_own_size(task, model, rules, batch, count)
     return row
 
@@ -146,7 +148,7 @@ def free_memory() -> None:
 def converted(
     model: torch.nn.Module, frame: Tensor, rules: Path | float
 ) -> tuple[deltaconvert.DeltaModel, list[Launch]]:
-    """The network after its first frame, and the launches of that, named by their layers."""
+    """The network after its first frame, and that frame's launches, named by their layers."""
     delta = deltaconvert.convert(model, frame, threshold=rules)
     with noted() as found:
         delta(frame)
@@ -154,7 +156,7 @@ def converted(
 
 
 def played(delta: deltaconvert.DeltaModel, frames: Sequence[Tensor], first: int) -> tuple[list[float], float]:
-    """(milliseconds of each frame behind the `first`, their share of a dense frame's multiply-accumulates)"""
+    """(milliseconds of each frame after the `first`, their share of a dense frame's multiply-accumulates)"""
     for frame in frames[:first]:
         delta(frame)
     before = delta.stats()
@@ -172,20 +174,20 @@ def settling(rules: Thresholds | Path | float) -> int:
 
 
 def loss(task: Task, delta: Run, model: Run, frames: list[Tensor]) -> float:
-    """The mean of the frames behind the first."""
+    """The mean loss of the frames after the first."""
     return statistics.mean([loss_of_frame(task, delta, model, frame) for frame in frames][1:])
 
 
 def loss_at_own_size(
     task: Task, model: torch.nn.Module, rules: Path | float, batch: int, count: int
 ) -> float:
-    """Of frames that are not enlarged: as large as those on which the thresholds were found."""
+    """The loss on frames that are not enlarged, of the size at which the thresholds were found."""
     frames = batches(task, task.test, batch, count, size=None)
     return loss(task, deltaconvert.convert(model, frames[0], threshold=rules), model, frames)
 
 
 def loss_of_frame(task: Task, delta: Run, model: Run, frame: Tensor) -> float:
-    """Of the task's features, image by image where they are maps: those of an upscaler take much memory."""
+    """The loss of the task's features, image by image if they are maps: those of an upscaler take much memory."""
     ours = task.features(delta(frame))
     if isinstance(ours, Tensor) and ours.dim() == 4:
         theirs = [task.features(model(image)) for image in frame.split(1)]
@@ -194,7 +196,7 @@ def loss_of_frame(task: Task, delta: Run, model: Run, frame: Tensor) -> float:
 
 
 def steps_of(delta: deltaconvert.DeltaModel, frames: list[Tensor], launches: list[Launch]) -> dict[str, Any]:
-    """What the kernels, and the layers, add to a frame: microseconds, under torch's profiler."""
+    """The microseconds that each kernel, and each layer, adds to a frame under torch's profiler."""
     events = timeline(delta, frames)
     names = [event.name.split("(")[0] for event in events]
     kernels = by_layer(events, [Launch(name, name) for name in names])
@@ -216,8 +218,7 @@ def batches(
     size: tuple[int, int] | None,
     kind: torch.dtype = torch.float16,
 ) -> list[Tensor]:
-    """(batch, C, H, W): the frames from `batch` places of those numbers on, one after the other, of a size or of the
-    task's own."""
+    """`count` inputs (batch, C, H, W) of `size` or the task's own; each image of a batch begins elsewhere."""
     first = min(numbers)
     apart = min(APART, (len(numbers) - count) // max(batch - 1, 1))
     wanted = {first + place * apart + step for place in range(batch) for step in range(count)}

@@ -1,8 +1,8 @@
-"""What torch compiles for benchmarks/gpu.py: before anything is measured, side by side, kept in files.
+"""Compiles the baselines of benchmarks/gpu.py in parallel, before anything is measured, and keeps them in files.
 
-torch.compile takes half a minute for a network and minutes with max-autotune, nearly all of it on the CPU. Each is
-compiled by a process of its own, which has the GPU to itself while it times candidates (`gpu_dense.alone`). Measuring
-beside them was tried: a frame of 12 ms took up to 27.
+torch.compile takes half a minute for a network, and minutes with max-autotune, nearly all of it on the CPU. Each
+network is compiled by a process of its own, which has the GPU to itself while it times candidates (`gpu_dense.alone`).
+Nothing is measured meanwhile: when that was tried, a frame of 12 ms took up to 27.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.gpu_record import Unit
 def compile_ahead(
     units: Sequence[Unit], modes: Sequence[str], kept: Path, at_once: int, seconds: float
 ) -> list[Unit]:
-    """Compile what is not in `kept`, in at most so many seconds; the units, those without all of it last."""
+    """Compile what is not in `kept`, in at most `seconds`; returns the units, those that still lack something last."""
     missing = [(unit, mode) for unit in units for mode in modes if not kept_file(kept, unit, mode).exists()]
     until = time.monotonic() + seconds
 
@@ -43,7 +43,7 @@ def kept_file(kept: Path, unit: Unit, mode: str) -> Path:
 
 
 def kept_files(kept: Path | None, unit: Unit, modes: Sequence[str]) -> dict[str, Path]:
-    """By mode, what is there."""
+    """The file of each mode that has been compiled."""
     if kept is None:
         return {}
     files = {mode: kept_file(kept, unit, mode) for mode in modes}

@@ -1,10 +1,9 @@
-"""What a frame costs on a GPU when it is read where it lies, when it is copied first, and when it lies in the graph's
-own memory (frame_buffers()).
+"""Whether a frame is best read in place on a GPU, copied first, or written to the graph's own memory (frame_buffers()).
 
     python benchmarks/gpu_copy.py [--units resnet50:half:1,resnet50:half:8] [--out FILE]
 
-A still frame and a box of 5 %, frames N C H W and channels last, and as bytes. One network each, the ways in turns,
-medians in microseconds. Frames come from three tensors in turn: each call has another address than the last.
+Times still frames and boxes of 5 %, as N C H W, in channels last and as bytes: one network for each way, the ways in
+turns, medians in microseconds. Frames come from three tensors in turn, so that no call has the address of the last.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The dense networks that benchmarks/gpu.py compares with, and what the GPU at hand can do at all.
+"""The dense engines that benchmarks/gpu.py compares with, and the rates that this GPU reaches at best.
 
-Dense is the traced network in its normal form (batch norm folded) in channels_last with cudnn.benchmark on. Every
-engine but the first is a CUDA graph of its own that is replayed on one frame: no engine pays for copying frames in.
+Dense is the traced network in its normal form (batch norm folded), in channels_last with cudnn.benchmark on. Every
+engine but the first is a CUDA graph of its own that is replayed on one frame, so no engine pays for copying frames in.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from deltaconvert.tracing.trace import trace
 
 TYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float": torch.float32}
 Run = Callable[[Tensor], Any]
-# What torch.compile is told; none replays a graph of its own, and the first is what "reduce-overhead" computes with. In
-# the second 1x1 convolutions are products of matrices, as max-autotune has them, without its search.
+# Options of torch.compile. None makes torch replay a graph of its own. The first is what "reduce-overhead" computes
+# with; the second turns 1x1 convolutions into matrix products, like max-autotune, but without its search.
 MODES: dict[str, dict[str, Any]] = {
     "compile": {"mode": "default"},
     "products": {"options": {"conv_1x1_as_mm": True}},
     "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
 }
-# Cycles for each frame: 0.3 ms, where calls took 0.12 ms on a quiet host and 0.2 on a busy one.
+# The device sleeps so many cycles for each frame: 0.3 ms. Calls took 0.12 ms on a quiet host and 0.2 on a busy one.
 AHEAD = 600_000
-# A median is one of so many milliseconds, and of at least and at most so many times.
+# A median covers about so many milliseconds, and at least and at most so many calls.
 SPAN, LEAST, MOST = 150.0, 5, 100
 
 
 def network(name: str, kind: str) -> nn.Module:
-    """A zoo network with random weights, and float32 products as `kind` has them from here on."""
+    """A zoo network with random weights. Sets the process's precision of float32 products to that of `kind`."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def network(name: str, kind: str) -> nn.Module:
 
 @contextmanager
 def searching(best: bool) -> Iterator[None]:
-    """Whether cuDNN looks for its fastest convolution, which takes seconds and gigabytes, for a shape that is new."""
+    """Whether cuDNN searches its fastest convolution for each new shape, which takes seconds and gigabytes."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = best
     try:
@@ -68,14 +68,14 @@ def channels(model: nn.Module) -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """The GPU for this process among those that ask for it: a measurement, or the timing of a compiler's candidates."""
+    """Holds the GPU's lock for this process: to measure, or to time a compiler's candidates."""
     with (Path(tempfile.gettempdir()) / f"deltaconvert-gpu-{card()}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def card() -> str:
-    """Which GPU of the host it is, as all of its processes are told: "0" or what CUDA_VISIBLE_DEVICES says."""
+    """The name of the GPU among those of the host: what CUDA_VISIBLE_DEVICES says, or "0"."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").replace("/", "-")
 
 
@@ -83,16 +83,16 @@ def card() -> str:
 def engines(
     model: nn.Module, frame: Tensor, modes: Sequence[str], kept: Mapping[str, Path] | None = None
 ) -> Iterator[tuple[str, Run]]:
-    """The ways to run the dense network on frames like `frame`, each with its name; the first takes any frame.
+    """Yields the ways to run the dense network on frames like `frame`, with their names; the first takes any frame.
 
-    kept: by mode, the file of what torch compiled: read if it is there, else written.
+    kept: for each mode the file of what torch compiled, which is read if it exists and written otherwise.
     """
     eager, frame = _eager(model, frame)
     yield "eager", eager
     yield "graph", captured(eager, frame)
     for name in modes:
         file = kept.get(name) if kept else None
-        CacheArtifactManager.clear()  # torch tells of all that it compiled since
+        CacheArtifactManager.clear()  # torch saves all that it compiled since this call
         there = file is not None and file.exists()
         if file is not None and there:
             torch.compiler.load_cache_artifacts(lzma.decompress(file.read_bytes()))
@@ -106,7 +106,7 @@ def engines(
 def raced(runs: Iterator[tuple[str, Run]], frame: Tensor) -> tuple[dict[str, float], dict[str, Run]]:
     """(milliseconds of each engine, the first engine and the fastest one by name) on a frame in channels_last.
 
-    What has lost is dropped before the next engine is made: a graph of a large network holds gigabytes.
+    An engine that has lost is dropped before the next one is made: a graph of a large network holds gigabytes.
     """
     times: dict[str, float] = {}
     left: dict[str, Run] = {}
@@ -123,7 +123,7 @@ def raced(runs: Iterator[tuple[str, Run]], frame: Tensor) -> tuple[dict[str, flo
 
 @torch.no_grad()
 def warm(model: nn.Module, frame: Tensor, mode: str, kept: Path) -> None:
-    """Compile, and keep what came of it. cuDNN's convolutions are candidates in max-autotune alone."""
+    """Compile, and keep the result. cuDNN's convolutions are candidates in max-autotune alone."""
     eager, frame = _eager(model, frame)
     with candidates_alone(), searching(mode == "max-autotune"):
         compiled(eager, mode)(frame)
@@ -131,18 +131,18 @@ def warm(model: nn.Module, frame: Tensor, mode: str, kept: Path) -> None:
 
 
 def keep(file: Path) -> None:
-    """Write what torch compiled since it was last told to forget that."""
+    """Write what torch compiled since its artifacts were last cleared."""
     artifacts = torch.compiler.save_cache_artifacts()
     if artifacts is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         packed = file.with_suffix(".part")
         packed.write_bytes(lzma.compress(artifacts[0], preset=4))
-        packed.rename(file)  # whoever finds it finds all of it
+        packed.rename(file)  # so that no process finds half a file
 
 
 @contextmanager
 def candidates_alone() -> Iterator[None]:
-    """Inductor times its candidates, and runs what it compiled, on a GPU that nobody else uses."""
+    """Makes Inductor time its candidates, and run what it compiled, while no other process uses the GPU."""
     from torch._inductor.output_code import CompiledFxGraph
     from torch._inductor.runtime.benchmarking import benchmarker
 
@@ -150,7 +150,7 @@ def candidates_alone() -> Iterator[None]:
 
     def in_turn(call: Callable[..., Any]) -> Callable[..., Any]:
         def waits(*args: Any, **kwargs: Any) -> Any:
-            if inside:  # what runs for the first time times candidates as well
+            if inside:  # a first run times candidates as well
                 return call(*args, **kwargs)
             with alone():
                 inside.append(True)
@@ -158,7 +158,7 @@ def candidates_alone() -> Iterator[None]:
                     return call(*args, **kwargs)
                 finally:
                     inside.clear()
-                    torch.cuda.empty_cache()  # for those who are next
+                    torch.cuda.empty_cache()  # for the next process
 
         return waits
 
@@ -194,7 +194,7 @@ def captured(run: Run, frame: Tensor) -> Run:
         output = run(frame)
 
     def replay(_: Tensor, read: tuple[Any, ...] = (run, frame)) -> Any:
-        graph.replay()  # reads what `read` holds: freed, its memory could be gone
+        graph.replay()  # reads the memory of `read`, which therefore must not be freed
         return output
 
     return replay
@@ -205,10 +205,9 @@ def timed(
 ) -> tuple[list[float], float, Any]:
     """(milliseconds of each frame on the device, of a call on the host, the last output).
 
-    The frames are queued one after the other; a frame's time lies between two events. The device sleeps first, so that
-    the host is ahead of it. Where a busy host falls behind, the device comes to a frame before its call: such a frame
-    waits, and its time is left out, unless all of them do. place: puts a frame where it is read from, as a decoder
-    would, before its time starts.
+    The frames are queued one after the other, each between two events. The device sleeps first, so that the host gets
+    ahead of it. If a busy host falls behind, the device has to wait for a call; such frames are left out, unless all of
+    them waited. place: puts a frame where it is read from, as a decoder would, before its time starts.
     """
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in frames]
     host, waited = 0.0, []
@@ -230,7 +229,7 @@ def timed(
 
 
 def repeats(ms: float) -> int:
-    """How often what takes so long is timed: a median of the short ones needs more."""
+    """How often a call of so many milliseconds is timed: medians of short ones need more calls."""
     return int(min(MOST, max(LEAST, SPAN / ms)))
 
 
@@ -240,7 +239,7 @@ def median_ms(run: Run, frame: Tensor) -> float:
 
 
 def ceilings(kind: str) -> dict[str, float]:
-    """What this GPU reaches: bytes a second of a large copy, operations a second of a large product in `kind`."""
+    """Bytes per second in a large copy, and operations per second in a large product of `kind`, on this GPU."""
     large = torch.rand(1 << 28, device="cuda")
     other = torch.empty_like(large)
     copies = median_ms(lambda _: other.copy_(large), large)

@@ -1,4 +1,4 @@
-"""The least that a frame of a converted network takes on a GPU: bytes that it moves, operations that it does."""
+"""The least time that a converted network's frame can take on a GPU, from the bytes it moves and its operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import deltaconvert
 
 
 def floor_ms(delta: deltaconvert.DeltaModel, limits: Mapping[str, float]) -> float:
-    """Of the last frame, by its bytes or its operations, at the rates of `gpu_dense.ceilings`."""
+    """The least milliseconds of the last frame, by its bytes or its operations at the rates of `gpu_dense.ceilings`."""
     moved, operations = (sum(of_a_kind) for of_a_kind in zip(*work_by_layer(delta).values(), strict=True))
     return max(moved / limits["bytes_per_second"], operations / limits["flops_per_second"]) * 1e3
 

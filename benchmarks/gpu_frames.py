@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py plays: a box of fresh texture that moves over a still one, and real clips."""
+"""The frames that benchmarks/gpu.py plays: a box of fresh texture that moves over a still one, and real clips."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ def _decoded(path: Path, count: int) -> list[Tensor]:
 
 
 def there_and_back(frames: Sequence[Tensor]) -> Iterator[Tensor]:
-    """On from the first of them, which was just played, for ever: each is next to the one before it."""
+    """Yields frames forwards and backwards without end, starting behind the first, which was just played."""
     return itertools.cycle([*frames[1:], *reversed(frames[:-1])])

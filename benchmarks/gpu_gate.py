@@ -1,9 +1,9 @@
-"""What a gate costs on a GPU: batch 8 of 1080p, half, by the kernels of kernels/gate.cu and by torch, interleaved.
+"""What a gate costs on a GPU, at 1080p, batch 8 and half precision: kernels/gate.cu against torch, interleaved.
 
     python benchmarks/gpu_gate.py --out FILE
 
-A scene under noise, and a box that moves through it; behind the gate there is one convolution with stride 2, in both.
-Gates with a ceiling also see a lamp go on, after which tiles wait in all frames that are timed.
+The frames show a noisy scene with a moving box. In both cases, the gate is followed by one convolution with stride 2.
+For gates with a ceiling a lamp is switched on as well, so that tiles wait in all frames that are timed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the CUDA backend is to reach, and what the record says of it: a table for docs/performance.md.
+"""The goals of the CUDA backend, and whether the record meets them: a table for docs/performance.md.
 
-Two sets of goals, all at threshold 0 and against the best dense network of the run. A goal over several units names the
-ones that miss it, and of those that meet it the worst; units that were not measured are counted. e is `efficiency` of
-benchmarks/gpu.py.
+There are two sets of goals, all at threshold 0 and against the best dense engine of the run. For a goal over several
+units the table names those that miss it, or the worst of those that meet it, and counts the units that were not
+measured. e is `efficiency` of benchmarks/gpu.py.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import cost_law
-from benchmarks.gpu_record import NAMES, Unit, by_unit, dense_ms, markdown, of_worth
+from benchmarks.gpu_record import NAMES, Unit, by_unit, dense_ms, markdown, most_telling_first
 
 Row = dict[str, Any]
-LONG = 2.0  # milliseconds: the first set asks for e where dense takes longer
+LONG = 2.0  # milliseconds: the first set has goals for e where dense takes longer
 FIRST, SECOND = "first", "second"
 
 
 class Goal(NamedTuple):
-    """`value` of each unit's rows, and the case it is of, is to be at least, or at most, `bound`."""
+    """`value`, which gives a number and its case from a unit's rows, has to be at least, or at most, `bound`."""
 
     set: str
     what: str
@@ -28,7 +28,7 @@ class Goal(NamedTuple):
     value: Callable[[list[Row]], tuple[float, str]]
     bound: float
     at_least: bool = True
-    long: bool = False  # only where dense takes over LONG
+    long: bool = False  # only for units whose dense network takes longer than LONG
 
     @property
     def text(self) -> str:
@@ -39,7 +39,7 @@ class Goal(NamedTuple):
 
 
 def the(key: str, case: str) -> Callable[[list[Row]], tuple[float, str]]:
-    """What one case came to."""
+    """The value of one case."""
     return lambda rows: next((row[key], "") for row in rows if row["case"] == case)
 
 
@@ -49,12 +49,12 @@ def worst_efficiency(rows: list[Row]) -> tuple[float, str]:
 
 
 def everything_changed(rows: list[Row]) -> tuple[float, str]:
-    """Times dense."""
+    """The time of a frame that changes everywhere, as a multiple of dense's."""
     return 1 / the("ratio", "100%")(rows)[0], ""
 
 
 def slope(rows: list[Row]) -> tuple[float, str]:
-    """b of the cost law, times dense."""
+    """b of the cost law, as a multiple of dense's time."""
     return cost_law.of(rows).b / dense_ms(rows), ""
 
 
@@ -67,7 +67,7 @@ def _faster(set: str, kind: str, batch: int, case: str, times: float) -> Goal:
     return Goal(set, what, _units([kind], batch, "resnet50"), the("ratio", case), times)
 
 
-ALL = of_worth()
+ALL = most_telling_first()
 ALONE = [unit for unit in ALL if unit.batch == 1]
 WIDE = _units(["half", "tf32"], 8, "resnet50", "unet", "dncnn", "deeplabv3_resnet50")
 NARROW = [*_units(["half"], 8, "mobilenetv2", "efficientnet_b0"), *_units(["half"], 32, "hrnet_w32")]

@@ -1,9 +1,9 @@
-"""Who lists marked pixels on a GPU, the kernel that marks them or a launch of its own: SMALL of backends/cuda/steps.py.
+"""Up to which size the kernel that marks pixels should also list them: SMALL of backends/cuda/steps.py.
 
     python benchmarks/gpu_lists.py [--out FILE]
 
-Frames through depthwise convolutions and 1x1 behind them, each with a threshold, on maps of growing size; both ways in
-turns, medians. Microseconds.
+The alternative is a launch of its own that lists them. Both ways play frames in turns through depthwise and 1x1
+convolutions with thresholds, on maps of growing size. Prints medians in microseconds.
 """
 
 from __future__ import annotations

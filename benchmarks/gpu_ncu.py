@@ -27,7 +27,7 @@ METRICS = {"alone_us": "gpu__time_duration.sum", "dram_bytes": "dram__bytes.sum"
 
 
 def by_ncu(unit: Unit, densities: Sequence[float]) -> dict[float, list[dict[str, Any]]]:
-    """Of each density, the kernels of a frame in their order: name, and METRICS."""
+    """For each density, the kernels of a frame in their order, with name and METRICS."""
     tool = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
     how = "--csv --print-units base --profile-from-start off --cache-control none --clock-control none --metrics"
     percents = ",".join(f"{100 * density:g}" for density in densities)
@@ -58,8 +58,8 @@ def read_ncu(text: str) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def play(unit: Unit, densities: Sequence[float]) -> None:
-    """For ncu: the last frame of each density."""
-    with mock.patch.object(skipping, "WORTH", sys.maxsize):  # ncu does not see kernels that a graph may skip
+    """Plays what ncu looks at: the last frame of each density."""
+    with mock.patch.object(skipping, "WORTH", sys.maxsize):  # ncu cannot see kernels that a graph may skip
         delta, frames, _ = prepared(unit)
     for density in densities:
         *before, last = frames(density)

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_pages.py
 
-Each stands between `<!-- gpu: its name -->` and `<!-- gpu: end -->`.
+Each table stands between `<!-- gpu: its name -->` and `<!-- gpu: end -->`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def rewritten(text: str) -> str:
-    """A page, its tables as the records have them now."""
+    """A page with its tables written anew from the records."""
     record, profiles = _read("gpu"), _read("gpu_profile")
     tables = {
         "networks": gpu_record.readme(record),
@@ -49,12 +49,12 @@ def rewritten(text: str) -> str:
 
 
 def measured(record: dict[str, Any]) -> str:
-    """Where, when and against what, in a few sentences."""
+    """Where, when and against what the record was measured, in a few sentences."""
     units = gpu_record.by_unit(record)
     runs: dict[str, list[str]] = {}
     for unit, rows in units.items():
         runs.setdefault(f"{rows[0]['date']} at {rows[0]['commit']}", []).append(str(unit))
-    # The run that most are of goes by the number of its units.
+    # The run with most units is given with their number, the others with their names.
     (most, all_of_it), *others = sorted(runs.items(), key=lambda run: -len(run[1]))
     told = [
         f"{most}: {len(all_of_it)} of {len(units)} units",

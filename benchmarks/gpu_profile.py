@@ -1,16 +1,19 @@
-"""Where a frame's time goes on a GPU: what each group of layers takes, what it would take at best, and the gap.
+"""Where a frame's time goes on a GPU: what each group of layers takes, the least it could take, and the gap.
 
     python benchmarks/gpu_profile.py --out FILE [--units resnet50:half:8,...] [--ncu 5,100] [--seconds 250]
     python benchmarks/gpu_profile.py table FILE
 
-A group is the layers of one kind on maps of one size. Frames are those of gpu.py, and run as they always do: one CUDA
-graph whose kernels start early. `now` is what each kernel adds to the chain, from the end of the kernel before it to
-its own: they sum to the frame. Only where the GPU idles for longer than any kernel waits for another, which torch's
-profiler makes it do between the copy of a frame and its graph, the time is left out. `floor` is what its bytes or its
-operations take at the rate of a large copy or product (gpu.py). At the densities of --ncu, Nsight Compute runs each
-kernel alone: `alone` is how long that takes, `memory` and `products` what share of those rates it reaches then.
+A group is the layers of one kind on maps of one size. Frames are those of gpu.py and run as usual: in one CUDA graph
+whose kernels start early.
 
-FILE is read first: units that it holds are not measured again.
+now      what a kernel adds to the chain, from the end of the kernel before it to its own end; these sum to the frame.
+         Only idle time longer than any kernel waits for another is left out: torch's profiler causes it between the
+         copy of a frame and its graph
+floor    what its bytes or its operations take at the rate of a large copy or product (gpu.py)
+alone    at the densities of --ncu: how long it takes when Nsight Compute runs it alone; `memory` and `products` are the
+         shares of those rates that it reaches then
+
+Units that FILE already holds are not measured again.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(unit: Unit, densities: Sequence[float], ncu: Sequence[float]) -> dict[str, Any]:
-    """What a unit's kernels take at each density, by group of layers."""
+    """The time of a unit's kernels at each density, by group of layers."""
     limits = ceilings(unit.type)
     delta, frames, launches = prepared(unit)
     by_itself = by_ncu(unit, ncu) if ncu else {}
@@ -83,7 +86,7 @@ def measure(unit: Unit, densities: Sequence[float], ncu: Sequence[float]) -> dic
         chain = by_layer(events, launches)
         groups = grouped(delta, groups_of, chain, limits)
         for name, found in by_layer_alone(by_itself.get(density, []), launches).items():
-            group = groups.get(groups_of(name), {})  # a still frame skips groups that ncu plays
+            group = groups.get(groups_of(name), {})  # a still frame skips some groups, but not under ncu
             for key, value in found.items():
                 group[key] = group.get(key, 0.0) + value
         rows.append(
@@ -116,7 +119,7 @@ def grouped(
 
 
 class Groups:
-    """Kind and size of map of a layer."""
+    """The group of each layer: its kind and the size of its map."""
 
     def __init__(self, delta: Any):
         self._names: dict[str, str] = {}
@@ -139,7 +142,7 @@ def kind_of(operator: Any) -> str:
 
 
 def tables(facts: dict[str, Any]) -> str:
-    """Markdown: of each unit `floor / now / gap` in microseconds, by group and density; then what ncu found."""
+    """Markdown: for each unit `floor / now / gap` in microseconds, by group and density; then what ncu found."""
     parts = []
     for unit in facts["units"]:
         name = Unit(unit["network"], unit["type"], unit["batch"])

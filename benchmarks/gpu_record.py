@@ -1,7 +1,7 @@
-"""The record of benchmarks/gpu.py: what a unit is, how a JSON file grows, and its tables.
+"""The record of benchmarks/gpu.py: its units, how its JSON file grows, and its tables.
 
-A row says by itself when, where and by which command it was measured, and the commit of the code: a record may hold
-units of several runs. A unit is one run's, always: its ratios are.
+A record may hold units of several runs, so each row says when, where, by which command and at which commit it was
+measured. All rows of a unit are of one run, so that its ratios are.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 import deltaconvert
 
 SIZES = {"hrnet_w32": (384, 288)}
-SIZE = (1080, 1920)  # of all others
-BOXES = ("still", "1%", "5%", "10%", "25%", "50%", "100%")  # of a whole unit
+SIZE = (1080, 1920)  # of all other networks
+BOXES = ("still", "1%", "5%", "10%", "25%", "50%", "100%")  # the cases of a complete unit
 OF_A_RUN = ("date", "command")
 NAMES = {
     "resnet50": "ResNet-50",
@@ -73,8 +73,8 @@ class Unit(NamedTuple):
         return SIZES.get(self.network, SIZE)
 
 
-def of_worth() -> list[Unit]:
-    """All units, the most telling first: types and batches in turn, the networks side by side."""
+def most_telling_first() -> list[Unit]:
+    """All units: first ResNet-50 and a batch of poses, then all networks for one type and batch after the other."""
     networks = ("resnet50", "mobilenetv2", "efficientnet_b0", "unet", "deeplabv3_resnet50", "dncnn")
     large = [Unit(n, kind, batch) for batch in (1, 8) for kind in ("half", "tf32") for n in networks]
     poses = [Unit("hrnet_w32", kind, batch) for kind in ("half", "tf32") for batch in (32, 1, 64)]
@@ -99,7 +99,7 @@ def environment() -> dict[str, str]:
 
 
 def here_and_now() -> dict[str, str]:
-    """Of a row: when and from which code. A tree without git is told its commit by $DELTACONVERT_COMMIT."""
+    """The date and commit of a row. Without git, $DELTACONVERT_COMMIT has to say which commit this is."""
     known = os.environ.get("DELTACONVERT_COMMIT")
     if not known:
         told = subprocess.run(
@@ -113,7 +113,7 @@ def here_and_now() -> dict[str, str]:
 
 
 def read(out: Path | None, rows: str = "results") -> dict[str, Any]:
-    """The facts of an earlier slice on the same GPU and versions, or fresh ones without `rows`."""
+    """The facts of an earlier slice of this run on the same GPU and versions; otherwise fresh ones without `rows`."""
     facts = environment()
     if out is None or not out.exists():
         return {**facts, rows: []}
@@ -124,7 +124,7 @@ def read(out: Path | None, rows: str = "results") -> dict[str, Any]:
 
 
 def merge(record: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(the record with each whole unit of `new` in the place of its own, what was done to each unit)."""
+    """(the record, in which each complete unit of `new` replaces the old one; what was done to each unit)."""
     for key in ("gpu", "torch", "cuda"):
         if record[key] != new[key]:
             raise SystemExit(f"{key} is {record[key]} in the record and {new[key]} in the new file")
@@ -136,9 +136,11 @@ def merge(record: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], 
             continue
         told.append(f"{unit}: {'replaced' if unit in units else 'new'}")
         units[unit] = rows
-    order = {unit: place for place, unit in enumerate(of_worth())}
+    order = {unit: place for place, unit in enumerate(most_telling_first())}
     ordered = sorted(units, key=lambda unit: order.get(unit, len(order)))
-    kept = {key: value for key, value in record.items() if key not in OF_A_RUN}  # rows have their own
+    kept = {
+        key: value for key, value in record.items() if key not in OF_A_RUN
+    }  # rows have their own date and commit
     return {**kept, "results": [row for unit in ordered for row in units[unit]]}, told
 
 
@@ -168,7 +170,11 @@ def tables(facts: dict[str, Any]) -> str:
 
 def _details(row: dict[str, Any]) -> tuple[str, ...]:
     case = row["case"] + (f", threshold {row['threshold']:.2g}" if row["threshold"] else "")
-    of_last = ("work", "efficiency", "roofline")  # the last frame's: a clip's frames are not alike
+    of_last = (
+        "work",
+        "efficiency",
+        "roofline",
+    )  # these are the last frame's only, and a clip's frames differ
     numbers = (
         f"{row[key]:.3g}" if row["density"] is not None or key not in of_last else ""
         for key in ("delta_ms", "p99_ms", "host_ms", "ratio", *of_last)
@@ -178,14 +184,18 @@ def _details(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def beside_the_ratio(facts: dict[str, Any]) -> str:
-    """Memory, and of boxes of 5 % and 100 % how even frames are and how near they come to the least they can take."""
+    """Memory; and for boxes of 5 % and 100 % how even frames are and how close they come to the least possible time."""
     head = ["unit", "state, GB", "peak, GB"]
     head += [f"{case}: {what}" for case in ("5 %", "100 %") for what in ("ms", "p99", "of the roofline")]
     body = []
     for unit, rows in by_unit(facts).items():
         of = {row["case"]: row for row in rows if row["density"] is not None}
         state, peak = (f"{of['100%'][key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))
-        line = [str(unit), state, peak if "frames" in rows[0] else ""]  # test frames were in it before
+        line = [
+            str(unit),
+            state,
+            peak if "frames" in rows[0] else "",
+        ]  # older rows counted the test frames in
         for row in (of["5%"], of["100%"]):
             line += [f"{row['delta_ms']:.3g}", f"{row['p99_ms']:.3g}", f"{row['roofline']:.0%}"]
         body.append(line)
@@ -213,17 +223,17 @@ def _clip(row: dict[str, Any] | None) -> list[str]:
 
 
 def readme(facts: dict[str, Any]) -> str:
-    """The table of the README: how many times faster each box is."""
+    """The table of the README: how many times faster than dense each box is."""
     return _shown(facts, lambda row: times_faster(row["ratio"]))
 
 
 def milliseconds(facts: dict[str, Any]) -> str:
-    """The same table in milliseconds of a frame."""
+    """The table of the README in milliseconds per frame."""
     return _shown(facts, lambda row: f"{row['delta_ms']:#.3g}")
 
 
 def _shown(facts: dict[str, Any], cell: Callable[[dict[str, Any]], str]) -> str:
-    """The units that the pages begin with, as many of them as were measured."""
+    """The units at the top of the pages, as far as they were measured."""
     body, units = [], by_unit(facts)
     for unit in map(Unit.of, SHOWN):
         rows = [row for row in units.get(unit, []) if row["density"] is not None]

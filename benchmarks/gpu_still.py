@@ -1,10 +1,10 @@
-"""What a part of the graph that still frames skip gives them, and what it costs the others, on a GPU.
+"""What it gives on a GPU that still frames skip a part of the graph, and what it costs other frames.
 
     python benchmarks/gpu_still.py [--units resnet50:half:1,efficientnet_b0:half:1,...] [--out FILE]
 
-Each network is converted twice: with such a part, however few launches are in it, and without one
-(backends/cuda/skipping.py). Calls on still frames and on boxes of 1, 5 and 25 % as benchmarks/gpu.py plays them, the
-two in turns, medians in microseconds; outputs have to be the same bits.
+Each network is converted twice: with a part that is skipped, however few launches are in it, and without
+(backends/cuda/skipping.py). The two are called in turns on still frames and on boxes of 1, 5 and 25 %, as
+benchmarks/gpu.py plays them. Prints medians in microseconds; outputs have to be the same bits.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from deltaconvert.backends.cuda import skipping
 UNITS = "resnet50:half:1,efficientnet_b0:half:1,deeplabv3_resnet50:tf32:1,hrnet_w32:half:1"
 DENSITIES = (0.0, 0.01, 0.05, 0.25)
 FRAMES, ROUNDS, SETTLING = 24, 5, 3
-WORTH = {"skipping": 1, "plain": 1 << 30}  # launches from which on a part is skipped
-AHEAD = 1_000_000  # cycles: a call takes longer than a still frame, and more on a busy host
+WORTH = {"skipping": 1, "plain": 1 << 30}  # the least number of launches in a part that is skipped
+AHEAD = 1_000_000  # cycles that the device sleeps: a call takes longer than a still frame, most of all on a busy host
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def medians(ways: dict[str, deltaconvert.DeltaModel], frames: Sequence[Tensor]) -> dict[str, float]:
-    """Microseconds of a call, by the way."""
+    """The median microseconds of a call, for each of the two ways."""
     times: dict[str, list[float]] = {way: [] for way in ways}
     walk = there_and_back(frames)
     for _ in range(ROUNDS):

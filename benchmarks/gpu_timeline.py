@@ -18,19 +18,19 @@ from benchmarks.launches import traced
 from deltaconvert import lower
 from deltaconvert.backends import cuda
 
-FRAMES = 8  # the last one is looked at
-IDLE = 30.0  # microseconds: kernels of a graph wait for each other for less
+FRAMES = 8  # only the last one is looked at
+IDLE = 30.0  # microseconds; kernels of a graph never wait so long for each other
 
 
 class Launch(NamedTuple):
-    """layer: path of the step; kernel: its name."""
+    """layer: path of the step; kernel: the name of its kernel."""
 
     layer: str
     kernel: str
 
 
 class Event(NamedTuple):
-    """A kernel, or a copy, on the device: microseconds."""
+    """A kernel or a copy on the device; times are in microseconds."""
 
     name: str
     start: float
@@ -48,7 +48,7 @@ def prepared(unit: Unit) -> tuple[deltaconvert.DeltaModel, Any, list[Launch]]:
 
 @contextmanager
 def noted() -> Iterator[list[Launch]]:
-    """The launches of the last frame that is played or captured inside, in their order."""
+    """Collects the launches of the last frame that is played or captured in this context, in their order."""
     found: list[Launch] = []
     here = [""]
     start, step, launch = cuda.Backend.start, lower.Step.__call__, cuda.Backend.launch
@@ -87,7 +87,7 @@ def timeline(delta: Any, frames: Sequence[torch.Tensor]) -> list[Event]:
 
 
 def without_idle(events: Sequence[Event]) -> list[Event]:
-    """The same, where nothing runs for longer than IDLE moved together."""
+    """The same events, with gaps longer than IDLE closed."""
     found, end, cut = [], events[0].start, 0.0
     for event in events:
         gap = event.start - end
@@ -98,7 +98,7 @@ def without_idle(events: Sequence[Event]) -> list[Event]:
 
 
 def by_layer(events: Sequence[Event], launches: Sequence[Launch]) -> dict[str, list[float]]:
-    """Of each layer, what its kernels add to the chain. What torch launches belongs to the step that stores it."""
+    """What the kernels of each layer add to the chain. Kernels of torch belong to the step that stores their result."""
     found: dict[str, list[float]] = {}
     end = events[0].start
     for layer, event in zip(layers_of([event.name for event in events], launches), events, strict=True):
@@ -108,9 +108,9 @@ def by_layer(events: Sequence[Event], launches: Sequence[Launch]) -> dict[str, l
 
 
 def layers_of(names: Sequence[str], launches: Sequence[Launch]) -> list[str]:
-    """Of each kernel by name, the layer that launched it: kernels of one name run in the order of their launches.
+    """The layer that launched each event: kernels of one name run in the order of their launches.
 
-    Kernels of torch belong to the next layer in line, and those after the last of ours to none.
+    A kernel of torch belongs to the next kernel of ours; those after the last of ours belong to no layer.
     """
     waiting: dict[str, list[str]] = {}
     for launch in reversed(launches):

@@ -1,9 +1,9 @@
-"""What starting kernels early and making lists aside give: one network with and without, in one run; and a timeline.
+"""What it gives to start kernels early and to make lists aside: a network with and without, in one run; and a timeline.
 
     python benchmarks/launches.py [--network resnet50] [--batch 1] [--type half] [--densities 0,1,5,25] [--timeline 5]
 
 A time is the median over frames of the graph alone, between two events on the device, on the video of
-benchmarks/gpu.py. Needs a GPU.
+benchmarks/gpu.py. This needs a GPU.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def milliseconds(delta: deltaconvert.DeltaModel, base: torch.Tensor, density: st
         for slot in recording.inputs.values():
             slot.copy_(frame)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(400_000)  # the graph is queued before it may start
+        torch.cuda._sleep(400_000)  # so that the whole graph is queued before it starts
         start.record()
         recording._graph.replay()
         end.record()
@@ -97,7 +97,7 @@ def milliseconds(delta: deltaconvert.DeltaModel, base: torch.Tensor, density: st
 
 
 def traced(call: Callable[[], Any]) -> list[dict[str, Any]]:
-    """The kernels and copies of `call` by their start, as Chrome's trace tells them: times in microseconds."""
+    """The kernels and copies of `call` in the order of their start, from torch's trace; times are in microseconds."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -113,7 +113,7 @@ def traced(call: Callable[[], Any]) -> list[dict[str, Any]]:
 
 
 def timeline(delta: deltaconvert.DeltaModel, frames: list[torch.Tensor]) -> str:
-    """Microseconds from the start of a frame: kernels start before the one before them ends."""
+    """Prints when kernels ran, in microseconds from the start of a frame: each starts before the one before it ends."""
     for frame in frames[:-1]:
         delta(frame)
     events = traced(lambda: delta(frames[-1]))

@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py resnet50 [--frames 5] [--size HxW] [--json]
 
-peak: the largest resident set of the process (VmHWM). above torch: that less the one of a process that only imports
-torch. running: the peak after the first two frames, when conversion and warm-up are over.
+peak         the largest resident set of the process (VmHWM)
+above torch  the peak less that of a process that only imports torch
+running      the peak after the first two frames, when conversion and warm-up are over
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", help="HxW instead of the network's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)  # what this process measures
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)  # for the child processes
     return parser.parse_args(given)
 
 
@@ -63,7 +64,7 @@ def child(kind: str) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Megabytes of this process."""
+    """The memory of this process in megabytes."""
     torch.set_num_threads(options.threads)
     if options.kind == "torch":
         return {"peak_mb": peak_mb()}
@@ -75,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     for number, frame in enumerate(video(base, options.density / 100, WARM + options.frames)):
         if number == WARM:
             before = peak_mb()
-            CLEAR_REFS.write_text("5")  # the peak starts over at what is resident now
+            CLEAR_REFS.write_text("5")  # resets the peak to what is resident now
         run(frame)
     running = peak_mb()
     return {"peak_mb": max(before, running), "running_mb": running, **facts}

@@ -3,10 +3,10 @@
     python benchmarks/onnx.py [--networks resnet50,dncnn] [--densities 0,1,5,25,100] [--repeats 5] [--out FILE]
     python benchmarks/onnx.py --device cuda   # with onnxruntime-gpu: TF32, as its CUDA provider computes by default
 
-Both are ordinary ONNX files, in sessions with the same number of threads; the frames are those of cpu.py, a box of
-fresh texture over a still textured background, and both get the same one after the other. The dense file is torch's
-own export of the network. State is bound in place (deltaconvert.DeltaSession); frames and outputs are in the memory of
-the CPU. On a GPU the dense network runs in N H W C, the faster way there. Writes JSON.
+Both are ordinary ONNX files, in sessions with the same number of threads. They get the same frames in turns: those of
+cpu.py, a box of fresh texture over a still textured background. The dense file is torch's own export of the network.
+State is bound in place (deltaconvert.DeltaSession); frames and outputs lie in the memory of the CPU. On a GPU the dense
+network runs in N H W C, which is faster there. Writes JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from deltaconvert.watching import measure
 
 DENSE = {"cpu": ["CPUExecutionProvider"], "cuda": [("CUDAExecutionProvider", {"prefer_nhwc": 1})]}
 DELTA = {"cpu": ["CPUExecutionProvider"], "cuda": None}  # DeltaSession's own choice
-BOUNDS = {"cpu": TOLERANCES[torch.float32], "cuda": 5e-3}  # of the largest value; TF32 was seen at 1.5e-3
+BOUNDS = {
+    "cpu": TOLERANCES[torch.float32],
+    "cuda": 5e-3,
+}  # as a share of the largest value; TF32 came to 1.5e-3
 WARM = 2  # the first frame is computed in full, the second is the first of its kind
 
 
@@ -48,7 +51,7 @@ def main() -> None:
         "device": options.device,
     }
     if options.device == "cuda":
-        # It warns of every ScatterND and of every new number of tiles.
+        # onnxruntime warns of every ScatterND and of every new number of tiles.
         onnxruntime.set_default_logger_severity(3)
         facts["gpu"] = torch.cuda.get_device_name()
     facts["results"] = []
@@ -91,7 +94,7 @@ def results_table(rows: list[dict[str, Any]]) -> str:
 
 
 def measure_network(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """folder: where the ONNX files go, and may lie already."""
+    """folder: for the ONNX files, which are not exported again if they lie there."""
     shape = SIZES[name]
     if options.size:
         shape = (*shape[:2], *map(int, options.size.split("x")))
@@ -113,7 +116,7 @@ def threads(options: argparse.Namespace) -> onnxruntime.SessionOptions:
     if options.device == "cuda":
         return found
     found.intra_op_num_threads = options.threads
-    # Threads of one session would go on spinning while the other one is timed.
+    # Threads of one session would keep spinning while the other is timed.
     found.add_session_config_entry("session.force_spinning_stop", "1")
     return found
 
@@ -126,7 +129,7 @@ def row(
     density: float,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Medians of --repeats frames at one density; every frame of both is compared."""
+    """Medians of --repeats frames at one density; the two outputs of every frame are compared."""
     times: dict[str, list[float]] = {"delta": [], "dense": []}
     errors = []
     sparse.reset()

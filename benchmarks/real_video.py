@@ -3,10 +3,15 @@
     python benchmarks/real_video.py --networks mobilenetv2 [--frames 150] [--engines openvino] [--out FOLDER]
     python benchmarks/real_video.py --markdown benchmarks/results/real_video    # the table of docs/real_video.md
 
-For each rule of thresholds: share of multiply-accumulates, milliseconds a frame (medians, interleaved; every engine of
-engines.py that is wanted, the best one counts), relative L2 over all frames, and what a user of that network looks at
-(agreement): F1 of its boxes against the dense network's (IoU 0.5), the share of frames with the same top-1 class, of
-pixels with the same label, of pixels within half a grey level. Writes FOLDER/NETWORK.json.
+For each rule of thresholds it measures
+
+- the share of multiply-accumulates,
+- milliseconds per frame: interleaved medians, against the best of the wanted engines of engines.py,
+- relative L2 over all frames,
+- agreement with the dense network in what its users look at: F1 of boxes (IoU 0.5), the share of frames with the same
+  top-1 class, of pixels with the same label, or of pixels within half a grey level.
+
+Writes FOLDER/NETWORK.json.
 """
 
 from __future__ import annotations
@@ -89,7 +94,7 @@ def main() -> None:
 
 
 def run(model: torch.nn.Module, name: str, count: int, wanted: list[str]) -> dict[str, Any]:
-    """A row for each rule; the engines are made once."""
+    """A row for each rule; all share the same engines."""
     clip, levels = clips()[name], LEVELS[name]
     frames = list(frames_of(clip, count))
     frame = frames[0]
@@ -122,7 +127,7 @@ def measure(
     frames: Sequence[Tensor],
     engines: Mapping[str, Engine],
 ) -> dict[str, Any]:
-    """The delta network and every engine on the same frames, one after the other; the first two are not timed."""
+    """Plays the same frames on the delta network and every engine in turns; the first two frames are not timed."""
     delta = deltaconvert.convert(model, frames[0], threshold=rule)
     times: dict[str, list[float]] = {name: [] for name in ("delta", *engines)}
     work, density, squares, total = [], [], 0.0, 0.0
@@ -182,7 +187,7 @@ def page_table(folder: Path) -> str:
 
 
 def clips() -> dict[str, Clip]:
-    def detector(x: Tensor) -> Tensor:  # upscaled as its authors do for small people
+    def detector(x: Tensor) -> Tensor:  # upscaled, as its authors do to find small people
         return F.interpolate(x.flip(1) / 255, size=(736, 960), mode="bilinear")
 
     def streets(x: Tensor) -> Tensor:
@@ -207,13 +212,13 @@ def same_class(got: Tensor, expected: Tensor) -> tuple[int, int, int]:
 
 
 def same_labels(got: Tensor, expected: Tensor) -> tuple[int, int, int]:
-    """Pixels with the same class."""
+    """Counts the pixels with the same class."""
     same = got.argmax(1) == expected.argmax(1)
     return int(same.sum()), same.numel(), same.numel()
 
 
 def same_values(got: Tensor, expected: Tensor) -> tuple[int, int, int]:
-    """Pixels within half a grey level."""
+    """Counts the pixels within half a grey level."""
     return int(((got - expected).abs() < 0.5 / 255).sum()), got.numel(), got.numel()
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/steps.py --units resnet50:half:1,unet:half:8 [--densities 5,100] [--dense] [--out FILE]
 
-A step is timed in a CUDA graph of several launches, on the lists that a frame of the video of benchmarks/gpu.py left
-behind: what it costs within a chain, its weights in the cache. Torch's time is that of the operator alone (without
-what is fused behind it) on the whole map. Microseconds.
+A step is timed in a CUDA graph that launches it several times, on the lists that a frame of benchmarks/gpu.py's video
+left behind. This is its cost within a chain, with its weights in the cache. Torch's time is that of the operator alone,
+without what is fused behind it, on the whole map. Prints microseconds.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def kernel_of(step: Any, inner: Any) -> str:
 
 
 def again(program: Any, launch: Any) -> Callable[[], None]:
-    """Lists as often as one likes: their counts go back to 0 each time, in a copy that takes 2 us by itself."""
+    """Makes lists that can be timed repeatedly: a copy, which takes 2 us itself, first sets their counts to 0."""
     backend = program._backend
     counters = backend._counters[: backend._used]
     before = counters.clone()

@@ -1,19 +1,20 @@
-"""Cameras that one machine serves in real time: 30 frames a second each, 99 % of the answers within 33 ms.
+"""How many cameras one machine serves in real time: 30 frames a second each, 99 % of the answers within 33 ms.
 
     python benchmarks/streams.py --out FILE [--networks resnet50,...] [--device cuda --type half] [--thresholds FOLDER]
-    python benchmarks/streams.py --workers 1,2,4 --device cuda ...   a process for each GPU: one serves, two, then four
-    python benchmarks/streams.py --networks resnet50 --clips VIDEO ...   videos of yours, and no other data
+    python benchmarks/streams.py --workers 1,2,4 --device cuda ...   a process for each GPU: first one serves, then
+    two, four python benchmarks/streams.py --networks resnet50 --clips VIDEO ...   videos of yours, and no other data
 
-Each camera plays one of the clips of ../shared/data/videos from another place, over and over, and has its own phase:
-its frames arrive every 33.3 ms, whatever the server does. They are bytes in (pinned) host memory, as a decoder leaves
-them, or on the GPU (--frames-in device), as one there does, scaled to the network's size before the clock starts.
-Latency runs from a frame's arrival until the event behind its output; each camera's first frame, a full one, comes
-before the clock runs. A frame that a newer one of its camera replaces counts as never answered.
+Each camera repeats one of the clips of ../shared/data/videos, starting at a place and a time of its own. Its frames
+arrive every 33.3 ms, whatever the server does. They have been scaled to the network's size and are bytes in (pinned)
+host memory, as a decoder leaves them, or on the GPU (--frames-in device), as a decoder there does. Latency is the time
+from a frame's arrival until the event behind its output. Each camera's first frame, which is a full one, is answered
+before the clock starts. A frame that is replaced by a newer one of its camera counts as never answered.
 
-Both sides bring frames to the device on a stream of their own while a step runs, and take what waits when the one
-before has ended. Dense: the fastest engine (CUDA graph, torch.compile in one; batch norm folded, channels last) for a
-fixed batch, the oldest frames first; all `--batches` are timed, and the fastest plays. Delta: a StreamPool, or --pools
-that take turns. Each side is a process of its own: both get ready at once, and are measured one after the other.
+Both sides copy frames to the device on a stream of their own while a step runs, and take what waits when that step has
+ended. The dense side runs the fastest engine (a CUDA graph, or torch.compile within one; batch norm folded, channels
+last) for a fixed batch, the oldest frames first; it times all `--batches` and plays the fastest. The delta side is a
+StreamPool, or --pools of them that take turns. Each side is a process of its own. The two prepare at the same time and
+are measured one after the other.
 """
 
 from __future__ import annotations
@@ -60,14 +61,14 @@ def main() -> None:
         name: [Worker(Pools, name, options, gpu) for gpu in range(max(options.workers))] for name in names
     }
     firsts = [first for first, *_ in crews.values()]
-    for worker in (*rivals.values(), *firsts):  # all networks at once; they are measured in turn
+    for worker in (*rivals.values(), *firsts):  # all networks prepare at once; they are measured in turn
         worker.begin("prepare")
     rows = facts["results"] = [first.answer() for first in firsts]
     for rival in rivals.values():
         rival.answer()
     print(f"{len(rows)} prepared", flush=True)
     for row in rows:
-        if row["network"] in rivals:  # first of all networks: their engines make room for pools
+        if row["network"] in rivals:  # dense goes first for all networks, to make room for pools
             rival = rivals[row["network"]]
             row["dense"] = rival.measure("serve")
             rival.end()
@@ -84,16 +85,16 @@ def main() -> None:
 
 
 def write(facts: dict[str, Any], options: argparse.Namespace) -> None:
-    """What is known so far."""
+    """Write what is known so far."""
     if options.out:
         options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def served(row: dict[str, Any], crew: Sequence[Worker], numbers: Sequence[int]) -> Iterator[None]:
-    """What each of the first workers serves while so many of them do and the others wait, for each of the numbers."""
+    """For each number of workers: how many cameras each serves while so many serve and the others wait."""
     first, *others = crew
-    first.measure("ready")  # the others find in caches what it compiled and measured
-    for worker in others:  # pools that are made beside a measurement would disturb it
+    first.measure("ready")  # the others find what it compiled and measured in caches
+    for worker in others:  # to make a pool later would disturb the measurement of others
         worker.begin("ready")
     for worker in others:
         worker.answer()
@@ -156,18 +157,18 @@ def listed(text: str) -> list[int]:
 
 
 class WorkerDied(SystemExit):
-    """A worker's process has ended, and said why."""
+    """The process of a worker has ended; the message says why."""
 
 
 class Worker:
-    """A process that prepares a network, and then measures what it is asked for: it may have to wait for others."""
+    """A process that prepares a network and then waits to be asked for measurements."""
 
     def __init__(self, side: type[Bench], name: str, options: argparse.Namespace, gpu: int):
         self._name, spawn = name, multiprocessing.get_context("spawn")
         self._line, theirs = spawn.Pipe()
         self._process = spawn.Process(target=work, args=(theirs, side, name, options, gpu), daemon=True)
         self._process.start()
-        theirs.close()  # so that a process that died ends the line
+        theirs.close()  # so that the connection ends if the process dies
 
     def begin(self, what: str, *args: Any) -> None:
         with self._alive():
@@ -182,11 +183,11 @@ class Worker:
         return self.answer()
 
     def end(self) -> None:
-        """And wait for it: the next one needs its memory."""
+        """End the process and wait for it, since the next one needs its memory."""
         with suppress(BrokenPipeError):
             self._line.send(None)
         self._process.join(10)
-        self._process.kill()  # compilers that it started keep some waiting
+        self._process.kill()  # it would wait for compilers that it started
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
@@ -209,7 +210,7 @@ def work(line: Any, side: type[Bench], name: str, options: argparse.Namespace, g
 
 
 class Bench:
-    """A network and its clips; what takes memory or long comes when it is asked for."""
+    """A network and its clips; what takes memory or time is made on request."""
 
     def __init__(self, name: str, options: argparse.Namespace):
         kind, device = gpu_dense.TYPES[options.type], options.device
@@ -236,7 +237,7 @@ class Dense(Bench):
         self._servers = [Batched(self._model, graph, example, batch, self._options) for batch in batches]
 
     def serve(self) -> dict[str, Any]:
-        """Of the batch that is the fastest for a frame, among those that leave time for a frame to wait for one."""
+        """Cameras served with the fastest batch per frame, among those quick enough for a frame to wait for one."""
         options, budget = self._options, BUDGET_MS * 30 / self._options.fps
         tried = {server.facts["batch"]: server.facts["batch_ms"] for server in self._servers}
         batch = max(tried, key=lambda batch: (2 * tried[batch] <= budget, batch / tried[batch]))
@@ -254,8 +255,8 @@ class Pools(Bench):
         self._threshold: Any = str(file) if file.exists() else {"input": float(options.thresholds)}
         self._capacity = options.capacity or CASES[name].slots
         self._delta: deltaconvert.DeltaModel | None = None
-        self._found: int | None = None  # cameras that it served last
-        self._facts: dict[str, Any] = {}  # of the pool, for so many cameras as it served first
+        self._found: int | None = None  # how many cameras it served last
+        self._facts: dict[str, Any] = {}  # of the pool, with as many cameras as it served first
 
     def prepare(self) -> dict[str, Any]:
         self._delta = deltaconvert.convert(self._model, self._example, threshold=self._threshold)
@@ -269,16 +270,16 @@ class Pools(Bench):
         }
 
     def ready(self) -> None:
-        """Make the pool: it takes a part of the time of converting."""
+        """Make the pool, which takes a part of the time of converting."""
         if self._delta is None:
             self.prepare()
         assert self._delta is not None
         self._pool = Pooled(self._delta, self._capacity, self._options.pools)
         gc.collect()
-        torch.cuda.empty_cache()  # what planning took
+        torch.cuda.empty_cache()  # returns the memory that planning took
 
     def serve(self, guess: int | None) -> dict[str, Any]:
-        """guess: cameras that are tried first, the first time."""
+        """guess: how many cameras are tried first, in the first call."""
         pool, options = self._pool, self._options
         assert self._delta is not None
         guess = options.guess or guess or 3 * self._capacity // 4
@@ -295,7 +296,7 @@ class Pools(Bench):
 
 
 def profile(pool: Pooled, images: list[list[Tensor]], cameras: int, options: argparse.Namespace) -> None:
-    """Print what a step of each pool with all of its cameras takes on the host, and by kernel on the device."""
+    """Print the time of a step of each pool with all of its cameras: on the host, and by kernel on the device."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -339,7 +340,7 @@ def tables(facts: dict[str, Any]) -> str:
 
 
 def full(worker: dict[str, Any]) -> str:
-    """The cameras that a worker serves; with a + where it has no slot for more."""
+    """The number of cameras that a worker serves, with a + if it has no slot for more."""
     return str(worker["cameras"]) + "+" * (worker["cameras"] == worker["capacity"])
 
 

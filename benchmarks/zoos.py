@@ -1,7 +1,7 @@
 """The public networks that benchmarks/coverage.py converts, with random weights: no download.
 
-Each name is `package.network`. timm: of every family, a small and a large variant. torchvision beside a torch that its
-binary operators do not fit is mended by `torchvision()`.
+Each name is `package.network`. Of every timm family there are a small and a large variant. If torchvision's binary
+operators do not fit the installed torch, `torchvision()` replaces them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_libraries: list[Any] = []  # torch forgets operators whose library nobody holds
+_libraries: list[Any] = []  # keeps libraries alive: torch drops the operators of one that is collected
 
 
 def torchvision() -> Any:
-    """The module; where its binary operators do not load, the one that detectors need, nms, in plain torch."""
+    """The module. If its binary operators do not load, those that detectors need are defined in plain torch."""
     try:
         import torchvision
     except RuntimeError as error:
@@ -51,7 +51,7 @@ def torchvision() -> Any:
 
 
 def _nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """The boxes (N, 4) to keep, the best first: each drops those that overlap it by more."""
+    """The boxes (N, 4) to keep, the best first: each removes those that overlap it by more than the threshold."""
     area = (dets[:, 2] - dets[:, 0]) * (dets[:, 3] - dets[:, 1])
     left = scores.argsort(descending=True, stable=True)
     kept = []
@@ -93,7 +93,7 @@ Build = Callable[[], nn.Module]
 
 
 def networks(patterns: Sequence[str]) -> Iterator[tuple[str, Build]]:
-    """Those whose names match one of `patterns`, such as timm.resnet*."""
+    """The networks whose names match one of `patterns`, such as timm.resnet*."""
     named = [p[5:] for p in patterns if p.startswith("timm.") and not set(p) & set("*?[")]
     zoos: dict[str, Callable[[], Iterator[tuple[str, Build]]]] = {
         "torchvision": torchvision_networks,
@@ -117,7 +117,7 @@ def torchvision_networks() -> Iterator[tuple[str, Build]]:
     homes = {"detection": models.detection, "quantization": models.quantization, "video": models.video}
     skipped = {*models.list_models(homes["quantization"]), *models.list_models(homes["video"])}
     for name in models.list_models():
-        if name in skipped:  # not float, not images
+        if name in skipped:  # networks that are not float, or do not take images
             continue
         options: dict[str, Any] = {"weights": None}
         if name in models.list_models(models.detection):
@@ -130,7 +130,7 @@ def torchvision_networks() -> Iterator[tuple[str, Build]]:
 
 
 def _boxes(name: str) -> dict[str, Any]:
-    """Settings of a detector: all boxes count, since random weights are sure of none; few of them where each costs."""
+    """Settings of a detector: no threshold on scores, since weights are random; few boxes where each costs."""
     if name.startswith("ssd"):
         return {"score_thresh": 0.0, "topk_candidates": 20}
     small = {"min_size": 97, "max_size": 129}
@@ -140,7 +140,7 @@ def _boxes(name: str) -> dict[str, Any]:
 
 
 def timm_networks(named: Sequence[str] = ()) -> Iterator[tuple[str, Build]]:
-    """Those that are `named`, or the sweep's choice."""
+    """The networks that are `named`, or the sweep's own choice."""
     torchvision()
     import timm
 
@@ -157,7 +157,7 @@ LARGEST = 45e6  # parameters: what a core converts and runs in a minute
 
 
 def parameters(name: str) -> int:
-    """Of a network by its full name, where they are known without making it; else those of a middling one."""
+    """A network's number of parameters if it is known without making the network; else a typical number."""
     if name.startswith("torchvision."):
         return int(torchvision().models.get_model_weights(name[12:]).DEFAULT.meta["num_params"])
     sizes = json.loads(VARIANTS.read_text()) if VARIANTS.exists() else {}
@@ -165,7 +165,7 @@ def parameters(name: str) -> int:
 
 
 def small_and_large() -> list[str]:
-    """Of each family the variants with the fewest and with the most parameters, of those that have a convolution and
+    """The variants of each family with the fewest and with the most parameters, among those that have a convolution and
     take frames of up to 256x256. Making all 1371 takes minutes, so the sizes are kept in a file."""
     if not VARIANTS.exists():
         VARIANTS.write_text(json.dumps(_variants(), indent=1) + "\n")
@@ -193,7 +193,7 @@ def _variants() -> dict[str, dict[str, int]]:
 
 
 def _parameters(name: str) -> int:
-    """0 for networks that are not meant: without a convolution, or for larger frames."""
+    """The number of parameters; 0 for networks that are left out: without a convolution, or for larger frames."""
     import timm
 
     torch.set_num_threads(1)
@@ -203,7 +203,7 @@ def _parameters(name: str) -> int:
     try:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False)
-    except Exception:  # it computes with its weights while it is made
+    except Exception:  # some compute with their weights while they are made
         model = timm.create_model(name, pretrained=False)
     convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
     return sum(p.numel() for p in model.parameters()) if convolves else 0

@@ -241,7 +241,7 @@ def test_gpu_clips(without_a_gpu, monkeypatch, tmp_path):
 
 
 def test_gpu_units():
-    units = gpu.of_worth()
+    units = gpu.most_telling_first()
     assert len(units) == len(set(units)) == 6 * 4 + 6 + 1
     assert str(units[0]) == "resnet50:half:1" and gpu.Unit.of("hrnet_w32:tf32:64") in units
     assert gpu.Unit.of("hrnet_w32:tf32:64").size == (384, 288)
