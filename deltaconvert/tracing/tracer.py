@@ -179,6 +179,11 @@ class Tracer(fx.Tracer):
             self.failed_in = self.failed_in or target
             raise
 
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Generator):
+            raise TypeError("it draws from a generator, which would move on from frame to frame in a graph")
+        return super().create_arg(a)
+
     def _opens(self, function: Any) -> bool:
         """Whether to trace into it: a function of the network's own that torch.fx.wrap would keep whole."""
         home = getattr(function, "__module__", None) or ""

@@ -341,3 +341,17 @@ def test_a_gradient_in_forward_is_refused(backend):
     network = call(lambda self, x: torch.func.grad(lambda y: self.first(y).square().sum())(x), first=conv())
     with pytest.raises(UnsupportedModel, match=r"cannot trace Call\.forward"):
         deltaconvert.convert(network, scripted_video(SHAPE)[0], backend=backend)
+
+
+def test_a_generator_that_forward_seeds_is_no_constant(backend):
+    """It gives the same numbers in every frame; one generator in a graph would not."""
+
+    def noise(m, x):
+        seeded = torch.Generator().manual_seed(0)
+        return m.a(x) + torch.rand(4, 1, 1, generator=seeded, dtype=x.dtype)
+
+    network = nn.Sequential(conv(), call(noise, a=conv())).eval().double()
+    frames = scripted_videos([SHAPE], torch.float64)[:3]
+    model = deltaconvert.convert(network, frames[0], backend=backend)
+    for frame in frames:
+        assert_close(model(*frame), network(*frame))
