@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import random
 import socket
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from PIL import Image
@@ -37,9 +39,12 @@ def png(image: Tensor) -> bytes:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the system gives to whoever asks for any: a server takes seconds to start, and Ray's processes
+    ask for many meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32768)  # drawn examples seed the other generator
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def ask(address, path, method="GET", body=None, **headers):

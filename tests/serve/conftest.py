@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 import torch
-from serving import HEIGHT, WIDTH, frame, free_port
+from serving import HEIGHT, PATIENCE, WIDTH, frame, free_port
 from torch import nn
 
 import deltaconvert
@@ -102,4 +102,4 @@ def server(file, clip):
         yield process, address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)
