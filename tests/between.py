@@ -1,4 +1,4 @@
-"""A network with something between two convolutions, and whether its conversion is the network."""
+"""A network with any function between two convolutions, and a check that its conversion equals it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def conv(inner, outer, size=3):
 
 
 class Two(nn.Module):
-    """Two convolutions with something between."""
+    """Two convolutions with a function between them."""
 
     def __init__(self, between=None):
         super().__init__()
@@ -29,7 +29,7 @@ class Two(nn.Module):
 
 
 def check(network, backend):
-    """The conversion is the network on every frame; the network stays as it was."""
+    """The conversion equals the network on every frame, and leaves the network as it was."""
     network = network.eval().double()
     frames = scripted_video(SHAPE)[:6]
     dense = twin(network)

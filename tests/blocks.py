@@ -1,4 +1,4 @@
-"""Blocks of networks whose branches and halves become other launches on a GPU."""
+"""Networks of blocks whose branches or halves a GPU computes in joined launches."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Branches(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """Blocks of a ShuffleNet: with a stride both halves are convolved, without one half passes by.
+    """Blocks of a ShuffleNet: with a stride both halves are convolved, without a stride one half is passed on.
 
-    turned: channels are shuffled behind a block, and split in halves; else they are split as they are shuffled.
+    turned: channels are shuffled after a block and then split in halves; otherwise they are shuffled by the split.
     """
 
     def __init__(self, act=torch.relu, turned: bool = False):

@@ -1,4 +1,4 @@
-"""A network and a clip for which thresholds are sought, and trials by a rule."""
+"""For tests of calibration: a network, a clip, and trials whose outcomes follow a rule."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def clip(frames: int = 6, seed: int = 0) -> list[Tensor]:
 
 
 class Made:
-    """Trials of a network that is not there: outcomes by a rule."""
+    """Trials without a network: their outcomes follow a rule."""
 
     at_once = 8
     narrowing: frozenset[int] = frozenset()

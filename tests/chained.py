@@ -1,4 +1,4 @@
-"""Convolutions and their windows, for the tests of chains."""
+"""Convolutions with many kinds of windows, for tests of chains."""
 
 import torch
 from oracle import assert_same_bits
@@ -17,7 +17,7 @@ WINDOWS = [  # kernel, stride, padding, dilation
 
 def convolution(channels, out, geometry=WINDOWS[0], bias=True):
     kernel, *rest = geometry
-    # Weights that keep the magnitude of the values: the tolerances below are for that.
+    # Weights that keep the magnitude of the values, which the tolerances below assume.
     weight = torch.randn(out, channels, *kernel) / (channels * kernel[0] * kernel[1]) ** 0.5
     return Conv2d(weight, torch.randn(out) if bias else None, *rest, 1)
 
@@ -32,7 +32,7 @@ def chain_of(stages, window):
 
 
 def poisoned():
-    """Scratch memory, new for each call."""
+    """Gives out new scratch memory, full of NaN, for each call."""
     memory = []
 
     def scratch(size):
@@ -47,7 +47,7 @@ def rows_of(maps):
 
 
 def assert_bits_stay(model, together, apart, frame):
-    """Two conversions of a network that store other maps agree about a moving box, and with one that saw no frame."""
+    """For a moving box, two conversions that store different maps give the same bits, as does a fresh one."""
     for step in range(4):
         frame[:, :, 3 * step : 3 * step + 4, 5:9] = torch.rand(1, 3, 4, 4)
         assert_same_bits(together(frame), apart(frame), f"frame {step}")

@@ -1,4 +1,4 @@
-"""Commands as tests call them."""
+"""Calls commands in tests."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def call(*args, code=0):
 
 
 def said(result):
-    """What stands on stderr, its boxes and line breaks taken out."""
+    """The text on stderr without its boxes and line breaks."""
     return re.sub(r"[\s│╭╮╰╯─]+", " ", result.stderr)
 
 

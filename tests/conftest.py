@@ -1,4 +1,4 @@
-"""Shared by all tests: where the packages are, the backends that exist, fixed seeds."""
+"""Shared by all tests: import paths, the backends, fixed seeds."""
 
 import os
 import sys
@@ -10,7 +10,11 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "kernels"):  # what tests import, and what they share
+for folder in (
+    ROOT,
+    ROOT / "tests",
+    ROOT / "tests" / "kernels",
+):  # the packages, and modules that tests share
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
@@ -60,7 +64,7 @@ def _why_no_gpu() -> str | None:
 
 @pytest.fixture
 def gpu() -> Iterator[torch.device]:
-    """The first CUDA device, where the test's tensors are then made; float32 is float32 there."""
+    """The first CUDA device, on which the test then makes its tensors, and computes in strict float32."""
     reason = _why_no_gpu()
     if reason is not None:
         # `make test-cuda` asks for a GPU: a run that tests nothing must not look like one that passes.

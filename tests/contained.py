@@ -1,4 +1,4 @@
-"""Converted networks in files, as tests write, load and rewrite them."""
+"""Writes, loads and rewrites files of converted networks for tests."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import deltaconvert
 
 
 class Summed(nn.Module):
-    """A call of a function, and one of a method, that stay dense."""
+    """A network with calls of a function and of a method that stay dense."""
 
     def forward(self, x):
         return torch.cumsum(x, 1).cumprod(1)

@@ -1,10 +1,10 @@
 """DeltaCNN in difference form, written from the paper (arXiv 2203.03996, section 3), in float64: an oracle for tests.
 
 Edges carry differences between frames and a mask. Linear operators work on the differences alone and add their
-constant part in the first frame. Nonlinear ones keep an accumulator of each input and emit f(new) - f(old). Where a
-threshold stands, a pixel whose difference is at most the threshold in all channels is truncated: it is not sent, and
-the residual is added to the next frame's difference. Masks of windows come from convolving the mask with ones, so that
-nothing here shares code with deltaconvert.reach.
+constant part in the first frame. Nonlinear ones keep an accumulator of each input and emit f(new) - f(old). At a
+threshold, a pixel whose difference is at most the threshold in all channels is truncated: it is not sent, and the
+residual is added to the next frame's difference. Masks of windows come from convolving the mask with ones, so nothing
+here shares code with deltaconvert.reach.
 
 It runs the operators and thresholds of a plan, stage by stage, for graphs of delta nodes only.
 """
@@ -50,9 +50,9 @@ class Truncation:
             assert self.residual is not None
             difference = difference + self.residual
             size = difference.abs().amax(1, keepdim=True)
-            # A pixel that no one touched keeps its residual, which was truncated before.
+            # A pixel that did not change keeps the residual that was truncated before.
             touched = size[mask]
-            # At threshold 0 only an exact zero is a draw; rounding in the sums must not decide it.
+            # At threshold 0 only an exact zero equals the threshold; rounding in the sums must not decide it.
             draws = touched if self.threshold > 0 else touched[touched != 0]
             if draws.numel():
                 self.margin = min(self.margin, float((draws - self.threshold).abs().min()))
@@ -78,7 +78,7 @@ class Nonlinear:
 
 
 def linear_part(operator: Operator, xs: Sequence[Tensor], first: bool) -> Tensor | None:
-    """What a linear operator makes of differences, its constant added in the first frame; None if it is not linear."""
+    """The output of a linear operator, in the first frame with its constant; None if it is not linear."""
     if isinstance(operator, Conv2d):
         o, bias = operator, operator.bias if first else None
         return F.conv2d(xs[0], o.weight, bias, o.stride, o.padding, o.dilation, o.groups)
@@ -135,7 +135,7 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
     elif isinstance(operator, Crop):
         reached = ones[:, :, slice(*operator.rows), slice(*operator.cols)]
     elif isinstance(operator, Interpolate):
-        # Bicubic weights are of both signs: sums of ones may cancel, sums of these do not.
+        # Bicubic weights have both signs: sums of ones may cancel, sums of these do not.
         draw = torch.Generator(ones.device).manual_seed(0)
         uneven = torch.rand(ones.shape, dtype=ones.dtype, device=ones.device, generator=draw) + 0.5
         reached = operator(ones * uneven).abs()
@@ -145,7 +145,7 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
         reached = F.adaptive_max_pool2d(ones, 1)
     else:
         reached = ones if ones.shape[2:] == tuple(size) else ones.expand(-1, -1, *size)
-    # Where a whole stream changes, pixels that read nothing but padding count along: a mask of ones stays one.
+    # If a whole stream changes, pixels that read only padding count as well: a mask of ones stays one.
     return (reached > 1e-6) | mask.flatten(1).all(1).view(-1, 1, 1, 1)
 
 

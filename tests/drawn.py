@@ -1,4 +1,4 @@
-"""What hypothesis draws: settings of operators, and small networks with videos for them."""
+"""Strategies for hypothesis: settings of operators, and small networks with videos for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECIPE = st.fixed_dictionaries(
 
 
 def pairs(low, high):
-    """Of numbers for rows and columns, as a window's sides are."""
+    """Pairs of numbers for rows and columns, such as the sides of a window."""
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
@@ -54,7 +54,7 @@ class Tokens(nn.Module):
 
 
 class Settings:
-    """Of a module, all from one number."""
+    """The settings of a module, all drawn from one number."""
 
     def __init__(self, number):
         self.number = number
@@ -64,7 +64,7 @@ class Settings:
 
 
 class Illegal(RuntimeError):
-    """A module that makes nothing of this map."""
+    """This map has no size that the module accepts."""
 
 
 def _conv(x, s):
@@ -223,7 +223,7 @@ FUNCTIONS = {
 
 
 class Drawn(nn.Module):
-    """The network of a recipe. A step that is illegal for the sizes at hand is left out."""
+    """The network of a recipe. Steps that are illegal for the sizes at hand are left out."""
 
     def __init__(self, recipe):
         super().__init__()

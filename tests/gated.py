@@ -1,4 +1,4 @@
-"""A network that shows what its gate lets through, and a Watch alone beside it, whose masks are to be the same."""
+"""Compares the gate of a converted network with a Watch by itself, whose masks have to be the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHORT_GATES = [None, {"dilate": 1, "weak": 0.3, "peak": 3.3}, {"smooth": 3, "wea
 
 
 class Input(nn.Module):
-    """A network that hands its input through a convolution that changes nothing: what it stores can be looked at."""
+    """A network whose convolution changes nothing, so that its output is what the gate stored."""
 
     def __init__(self, channels: int = 3):
         super().__init__()
@@ -50,17 +50,17 @@ def convert(frame: Tensor, gate: object, threshold: float = LIMIT, backend: str 
 
 
 class Alone:
-    """A Watch by itself, and what is stored of the frames that it looked at."""
+    """A Watch by itself, with what it would store of the frames."""
 
     def __init__(self, gate: object, like: Tensor, threshold: float = LIMIT):
         held = (
             torch.tensor(threshold, dtype=torch.float64).to(like.dtype).item()
-        )  # as a map of this type holds it
+        )  # rounded as a map of this type holds it
         self.watch = Watch(Gate.of(gate), tuple(like.shape), like.dtype, like.device, held)
         self.stored = torch.full(like.shape, math.nan, dtype=like.dtype, device=like.device)
 
     def look(self, frame: Tensor) -> Tensor:
-        """The mask of a frame, which is stored there."""
+        """The mask of a frame; its pixels are stored."""
         seen, mask = self.watch.look(frame, self.stored)
         self.stored = torch.where(mask, seen, self.stored)
         return mask
@@ -79,7 +79,7 @@ def check_masks(backend: str, gate: object, video: Iterable[Tensor]) -> None:
 
 
 def check_gate(backend: str, gate: object, size: tuple[int, int], dtype: torch.dtype) -> None:
-    """Masks, what is stored and what is counted are those of a Watch alone, streams that sleep and NaN included."""
+    """Masks, stored frames and counts are those of a Watch by itself, also with sleeping streams and NaN."""
     draw = generator(5)
     video = [
         x + torch.randn(x.shape, generator=draw) * 0.02 for x in scripted_video((2, 3, *size), torch.float32)
@@ -105,14 +105,14 @@ def check_gate(backend: str, gate: object, size: tuple[int, int], dtype: torch.d
 
 
 def at_the_limit() -> Iterator[Tensor]:
-    """Means of boxes that lie a few roundings from the limit, or from what is taken along, on either side."""
+    """Frames whose means over boxes lie a few roundings above or below a limit of the gate."""
     draw, shape = generator(8), (2, 3, 37, 70)
     for times in (0, 1, 0.5, 1, math.sqrt(2), -1, math.sqrt(2)):
         yield torch.full(shape, LIMIT * times) + torch.randint(-6, 7, shape, generator=draw) * 2.0**-28
 
 
 def faint_patches() -> Iterator[Tensor]:
-    """What boxes find in noise, wherever it lies, and no pixel by itself."""
+    """Frames with patches anywhere that averages over boxes find in the noise, but no single pixel does."""
     draw, shape = generator(9), (2, 3, 45, 75)
     scene = torch.rand(shape, generator=draw)
     for t in range(8):
@@ -124,7 +124,7 @@ def faint_patches() -> Iterator[Tensor]:
 
 
 def check_types(backend: str, gate: object, dtype: torch.dtype) -> None:
-    """Whatever the threshold, masks are the reference's: in a type of three digits many changes are as large as it."""
+    """Masks are the reference's, though in a type of three digits many changes equal the threshold."""
     device, draw = torch.get_default_device(), torch.Generator().manual_seed(3)
     network = Call(lambda self, x: F.max_pool2d(x, 3, 1, 1).relu()).eval()  # rounds nothing
     for _ in range(8):
@@ -145,8 +145,8 @@ def check_types(backend: str, gate: object, dtype: torch.dtype) -> None:
 
 
 def bursts(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-    """Frames of which more changes than may: a lamp, by which all tiles claim alike, other pictures, some NaN in them,
-    and calm ones between, in which what waits goes."""
+    """Frames of which more changes than the ceiling admits: a lamp, which gives all tiles the same claim, and new
+    pictures, some with NaN. Calm frames between them let waiting tiles through."""
     draw = generator(11)
     frame = torch.rand(shape, generator=draw)
     for t in range(14):
@@ -162,7 +162,7 @@ def bursts(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def check_ceiling(backend: str, gate: object, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Masks, what is stored and what is counted are those of a Watch alone in a burst; what waits, at its end too."""
+    """In a burst, masks, stored frames, counts and the tiles left waiting are those of a Watch by itself."""
     frames = list(bursts(shape, dtype))
     model, alone = convert(frames[0], gate, backend=backend), Alone(gate, frames[0])
     waiting = 0

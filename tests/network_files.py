@@ -1,4 +1,4 @@
-"""Small networks as files of other programs."""
+"""Small networks as files in the formats of other programs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What tests of single kernels on a GPU share."""
+"""Shared by tests of single kernels on a GPU."""
 
 from __future__ import annotations
 

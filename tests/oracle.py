@@ -1,4 +1,4 @@
-"""What every operator and every network must do, written once. The dense network is the only thing trusted here."""
+"""What every operator and every network must do, written once. Only the dense network is trusted here."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def examples(count: int) -> int:
 
 
 def generator(seed: int) -> torch.Generator:
-    """On the device that tensors are made on."""
+    """A random generator on the device that new tensors are made on."""
     return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def tolerance(dtype: torch.dtype, like: Tensor) -> float:
     """The largest error that rounding explains.
 
-    float64: 1e-10. float32: a folded norm and another order of summation move sums of up to some hundred terms by a
-    few units in the last place (6e-8) of the largest of them; 2e-5 of the largest output leaves room for that alone.
+    float64: 1e-10. float32: a folded norm and another order of summation move sums of a few hundred terms by a few
+    units in the last place (6e-8) of the largest; 2e-5 of the largest output allows for that and no more.
     """
     largest = float(like.detach().nan_to_num().abs().max()) if like.numel() else 0.0
     return (1e-10 if dtype == torch.float64 else 2e-5) * max(1.0, largest)
@@ -43,7 +43,7 @@ def tolerance(dtype: torch.dtype, like: Tensor) -> float:
 def rounding(outputs: Any, network: nn.Module, inputs: Sequence[Tensor]) -> float:
     """How far outputs are from the network in float64, as a share of the largest value of each; the worst of them.
 
-    Untrained weights can amplify rounding beyond what `tolerance` leaves room for; then this says so.
+    Untrained weights can amplify rounding beyond what `tolerance` allows; this measures by how much.
     """
     exact = copy.deepcopy(network).double()(*(each.double() for each in inputs))
     pairs = zip(leaves(outputs), leaves(exact), strict=True)
@@ -51,7 +51,7 @@ def rounding(outputs: Any, network: nn.Module, inputs: Sequence[Tensor]) -> floa
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal to the last bit, the sign of zero included."""
+    """Whether tensors are equal to the last bit, the sign of zero included."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point():
@@ -63,8 +63,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def scripted_video(shape: Shape, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
     """Frames N C H W: first, still, a patch that moves, patches on edges and in corners, one pixel, all, still.
 
-    Every patch has a fresh texture. Beyond the first stream (image of the batch), each stream sleeps through about
-    half of the events, so that some are still while others move. The frames at STILL are still in all streams.
+    Every patch has a fresh texture. All streams (images of the batch) but the first miss about half of the events, so
+    that some are still while others move. The frames at STILL are still in all streams.
     """
     n, _, height, width = shape
     draw = generator(seed)
@@ -96,7 +96,7 @@ STILL = (1, -1)  # frames of a scripted video that equal the one before
 
 
 def scripted_videos(shapes: Sequence[Shape], dtype: torch.dtype, seed: int = 0) -> list[tuple[Tensor, ...]]:
-    """One call's inputs for each frame. The inputs take turns, so that each stands still while another moves."""
+    """The inputs of each call. They take turns: each stands still while another moves."""
     videos = [scripted_video(shape, dtype, seed + i) for i, shape in enumerate(shapes)]
     calls = [tuple(video[0] for video in videos)]
     for t in range(1, len(videos[0])):
@@ -112,7 +112,7 @@ def scripted_videos(shapes: Sequence[Shape], dtype: torch.dtype, seed: int = 0) 
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Whatever waits for the GPU inside raises."""
+    """Makes everything raise that waits for the GPU inside this context."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -129,8 +129,8 @@ def clones(inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 
 class Dense:
-    """What the user's network says, frame after frame, on a copy of it: its forward may write to itself and to its
-    inputs."""
+    """The outputs of the user's network, frame after frame. A copy of it runs, since its forward may write to itself
+    and to its inputs."""
 
     def __init__(self, module: nn.Module):
         self._twin = copy.deepcopy(module)
@@ -141,12 +141,12 @@ class Dense:
 
 
 def dense(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """The same of one frame."""
+    """The output of the user's network for one frame."""
     return Dense(module)(inputs)
 
 
 def assert_close(got: Any, expected: Any, where: str = "") -> None:
-    """The same nesting, and tensors equal up to rounding."""
+    """Outputs are nested alike, and their tensors are equal up to rounding."""
     ours, theirs = pytree.tree_flatten(got), pytree.tree_flatten(expected)
     assert ours[1] == theirs[1], f"{where}: outputs are nested differently"
     for a, b in zip(ours[0], theirs[0], strict=True):
@@ -174,7 +174,10 @@ def assert_same_bits(got: Any, expected: Any, where: str) -> None:
 
 
 def assert_marked_alike(ours: DeltaModel, apart: DeltaModel, frame: Tensor, where: str) -> int:
-    """Two conversions agree about a frame: outputs, masks and counts. At how many layers a threshold dropped pixels."""
+    """Two conversions agree about a frame: outputs, masks and counts.
+
+    Returns at how many layers a threshold dropped pixels.
+    """
     for a, b in zip(leaves(ours(frame)), leaves(apart(frame)), strict=True):
         assert torch.equal(a, b), where
     theirs = apart.masks()
@@ -186,7 +189,7 @@ def assert_marked_alike(ours: DeltaModel, apart: DeltaModel, frame: Tensor, wher
 
 
 def nodes_in_both(ours: DeltaModel, theirs: DeltaModel) -> list[str]:
-    """The paths of deltas that two backends both have: one that joins steps has one node where the other has two."""
+    """The delta nodes that two conversions both have: a backend that joins steps has one node where another has two."""
     operators = [
         {row.path: row.operator for row in model.explain().rows if row.kind in ("delta", "sparsify")}
         for model in (ours, theirs)
@@ -218,7 +221,7 @@ def assert_untouched(module: nn.Module, before: dict[str, Any]) -> None:
 
 
 def edges(model: DeltaModel) -> dict[str, Any]:
-    """The state of a model, by node: objects with `values` and `mask`."""
+    """The state of a model: for each node an object with `values` and `mask`."""
     return model._program.edges
 
 
@@ -226,9 +229,9 @@ def assert_states_apart(model: DeltaModel, others: Any = ()) -> None:
     """No two maps of the state share memory, and none shares it with `others`."""
     seen: dict[int, str] = {t.untyped_storage().data_ptr(): "a tensor outside" for t in leaves(others)}
     for name, edge in edges(model).items():
-        if getattr(edge, "is_part", False):  # of a joined map, which is an edge itself
+        if getattr(edge, "is_part", False):  # a part of a joined map, which is an edge itself
             continue
-        if not edge.is_kept:  # passed on in memory that all such maps use
+        if not edge.is_kept:  # it is passed on in memory that all such maps share
             continue
         memory = edge.values.untyped_storage().data_ptr()
         assert memory not in seen, f"the state of {name} shares memory with {seen[memory]}"
@@ -269,9 +272,9 @@ def check_operator(
     seed: int = 0,
     **options: Any,
 ) -> None:
-    """Everything that an operator, alone in a network, must do; see the functions below for what that is.
+    """Checks everything that an operator, alone in a network, must do: see the functions below.
 
-    shape: of the input, or a list with one for each input. expect: "delta" or "dense", and then a part of the reason.
+    shape: that of the input, or a list of one for each input. expect: "delta", or "dense" and a part of the reason.
     """
     shapes = [shape] if isinstance(shape[0], int) else list(shape)
     if type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential):
@@ -303,10 +306,10 @@ def check_exact(
     known_still: Sequence[int] = STILL,
 ) -> None:
     """At threshold 0: equal to dense, bitwise what a reset model gives, still frames cost nothing, memory is apart.
-    convert: makes another model, which gives the same at the end, if there is one.
+    convert: makes another model, which has to give the same in the end.
 
-    After each frame its inputs and outputs are overwritten with NaN: no later frame may see them. The state is NaN
-    after a reset, so that a pixel that nobody computed shows as NaN.
+    After each frame its inputs and outputs are overwritten with NaN, since no later frame may read them. A reset fills
+    the state with NaN, which shows in every pixel that is not computed.
     """
     fresh, dense = copy.deepcopy(model), Dense(module)
     still = {t % len(calls) for t in known_still}
@@ -332,9 +335,10 @@ def check_exact(
 
 
 def assert_like_another(model: DeltaModel, outputs: Any, others: Any, where: str) -> None:
-    """Against outputs of another conversion: the same bits, but for backends that choose by measuring time.
+    """Compare with the outputs of another conversion: the same bits, except on backends that choose kernels by their
+    time.
 
-    Two conversions may then differ in which kernel computes a layer, and so in rounding; one model never does.
+    There, another kernel may compute a layer in each conversion, and round differently; within one model it never does.
     """
     if model.backend == "reference":
         assert_same_bits(outputs, others, where)
@@ -345,7 +349,7 @@ def assert_like_another(model: DeltaModel, outputs: Any, others: Any, where: str
 def _check_last_mask(
     model: DeltaModel, outputs: list[Tensor], before: list[Tensor] | None, where: str
 ) -> None:
-    """A single output that comes from a delta node: what moved is in the mask of that node."""
+    """If a delta node makes the single output, that node's mask contains every pixel that moved."""
     masks = list(model.masks().items())
     if before is None or len(outputs) != 1 or outputs[0].dim() != 4:
         return
@@ -363,10 +367,11 @@ def check_threshold(
     dtype: torch.dtype,
     seed: int,
 ) -> None:
-    """With a threshold at the input only: exactly the dense network on what was seen, which is within the threshold.
+    """With a threshold at the input alone, outputs are exactly the dense network's for the frame that was seen.
 
-    What was seen is what the definition says: a pixel is taken over when one of its channels moved by more than the
-    threshold from what was seen last. 16 scripted frames with noise, then 24 of noise alone: nothing adds up.
+    The frame that was seen follows from the definition: a pixel is taken over when one of its channels differs by more
+    than the threshold from what was seen last. Played are 16 scripted frames with noise, then 24 of noise alone, during
+    which no error may add up.
     """
     draw, dense = generator(seed + 100), Dense(module)
     calls = scripted_videos(shapes, dtype, seed)

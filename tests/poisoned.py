@@ -1,4 +1,4 @@
-"""The state of backends/cuda under a NaN that nobody computes: what a frame wrote shows."""
+"""Fills the state of backends/cuda with a NaN that no network computes, to see what a frame writes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from deltaconvert.backends.reference import INTEGER, fill_unseen
 def assert_writes_its_mask(
     network: nn.Module, base: Tensor, moved: Tensor, threshold: float = 0.0
 ) -> set[str]:
-    """From `base` to `moved`, each node writes the pixels of its mask and no others. The kernels that did, by source.
+    """From `base` to `moved`, each node writes the pixels of its mask and no others. Returns the sources of its
+    kernels.
 
-    The state of one node at a time is filled; what a frame wrote is then its mask. Channels are written all or none,
-    and the memory behind a pixel's last channel stays zero. A map that is joined in place is written where its parts
-    are. Maps that are passed on share memory: it is filled, and no output shows it.
+    The state of one node at a time is filled; what the next frame overwrites has to be its mask. A pixel's channels are
+    written all or not at all, and the padding behind its last channel stays zero. Of a map that is joined in place,
+    the parts are looked at. Maps that are passed on share memory: that is filled, and no output may show it.
     """
     model = deltaconvert.convert(network, base, threshold={"activation": threshold}, backend="cuda")
     model(base)

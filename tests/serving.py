@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 HEIGHT, WIDTH = 48, 64
-PATIENCE = 120.0  # seconds that a test waits for what has to happen, on a machine that others use too
+PATIENCE = 120.0  # seconds that a test waits for an event that has to come, if the machine is busy
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for what another thread or process does."""
+    """Wait until another thread or process has made `true()` true."""
     end = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < end, "it did not happen in time"

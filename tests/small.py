@@ -1,4 +1,4 @@
-"""Small networks and videos, double precision, for tests of what users call."""
+"""Small networks and videos in double precision, for tests of the public functions."""
 
 import torch
 from oracle import Call, scripted_video

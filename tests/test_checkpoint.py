@@ -1,4 +1,4 @@
-"""Weights are read without running anything, unwrapped, and fit or are said not to."""
+"""Checkpoints are read without running their code, unwrapped, and refused with a reason if they do not fit."""
 
 import pickle
 
@@ -80,7 +80,7 @@ def test_a_prefix_that_only_some_keys_have_stays(tmp_path):
 
 
 class Boom:
-    """Unpickling it would run code; what it would do is visible."""
+    """Unpickling this would run code, with a visible effect."""
 
     def __reduce__(self):
         return (pytest.fail, ("the file ran code",))

@@ -1,4 +1,4 @@
-"""convert: whatever a network takes, gives and does, the converted one is the same."""
+"""convert: whatever a network takes, returns and does, the converted one does the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Pair = namedtuple("Pair", "first second")
 
 
 def check(network, backend, shapes=(SHAPE,), **options):
-    """Equal to dense over the scripted video, and the network is as it was."""
+    """The conversion equals dense over the scripted video, and the network is left as it was."""
     before = anatomy(network)
     calls = scripted_videos(shapes, torch.float64)
     model = deltaconvert.convert(network, calls[0], backend=backend, **options)
@@ -102,14 +102,14 @@ def test_nested_outputs(backend, name):
 
 
 class Spreads(nn.Module):
-    """Stays whole, for it branches on values, and asks its torch.Size how many places there are."""
+    """Cannot be traced, since it branches on values; it calls numel() of a torch.Size."""
 
     def forward(self, x, size, shape):
         return x / size.numel() if x.max() < 1e9 else x + shape[1:].numel()
 
 
 def test_sizes_stay_sizes(backend):
-    """A tuple has no numel()."""
+    """An untraced module gets a torch.Size, which has numel(), and not a tuple."""
     network = call(lambda m, x: m.whole(m.a(x), x.shape[2:], shape=x.shape).relu(), a=conv(), whole=Spreads())
     check(network, backend)
     sizes = deltaconvert.convert(call(OUTPUTS["all sizes"], a=conv()), video()[0], backend=backend)(
@@ -119,7 +119,7 @@ def test_sizes_stay_sizes(backend):
 
 
 def test_outputs_are_the_callers(backend):
-    """Nothing that the caller does to them reaches a later frame, and no later frame writes to them."""
+    """What the caller does to outputs reaches no later frame, and no later frame writes to them."""
     network = call(
         lambda m, x: (m.a(x), m.a(x).flatten(1), m.anchors, m.a(x)), a=conv(), anchors=torch.arange(4.0)
     )
@@ -136,7 +136,7 @@ def test_outputs_are_the_callers(backend):
 
 
 def test_outputs_that_are_lent(backend):
-    """What the call would give, frame after frame; only read, the state does not notice."""
+    """lend() gives what the call would, frame after frame; if outputs are only read, the state stays right."""
     network = call(
         lambda m, x: (m.a(x), m.a(x).flatten(1), m.anchors, x.shape[2], x),
         a=conv(),
@@ -155,7 +155,7 @@ def test_outputs_that_are_lent(backend):
 
 
 def test_frames_written_where_they_are_read(backend):
-    """Several inputs, of which one stays as it was; a size that changes has buffers of its own."""
+    """With several inputs, of which one stays as it was; another size has buffers of its own."""
     network = call(lambda m, x, y: m.a(x) + m.b(y)[:, :, None, None], a=conv(), b=nn.Linear(5, 4))
     vector = torch.randn(2, 5).double()
     model = deltaconvert.convert(network, (video()[0], vector), backend=backend)
@@ -294,7 +294,7 @@ def written(x):
 
 @pytest.mark.parametrize("name", AUGMENTED_VIEWS)
 def test_augmented_writes_to_views_that_are_read(backend, name):
-    """torch.export sees who reads what is written; a module without convolutions runs whole instead."""
+    """torch.export sees which views read what was written; a module without convolutions runs whole instead."""
     model = check(call(AUGMENTED_VIEWS[name], a=conv()), backend)
     assert model.info["capture"].startswith("captured by torch.export")
     inner = call(lambda m, x: AUGMENTED_VIEWS[name](m, x), a=nn.Identity())
@@ -334,7 +334,7 @@ class WritesInPlace(nn.Module):
 
 
 def beneath(x):
-    """An island that changes by the first two rows alone: where others change, it does not."""
+    """An island that depends on the first two rows alone: changes elsewhere do not change it."""
     return F.pad(x[:, :, :2].cumsum(3), (0, 0, 0, x.shape[2] - 2))
 
 
@@ -367,7 +367,7 @@ def test_what_is_unknown_stays_dense_and_right(backend, name):
 
 
 def test_a_write_that_others_read_makes_its_module_an_island(backend):
-    """The module around the reader and the writer runs whole, so that the write is seen."""
+    """The module that contains both reader and writer runs whole, so that the reader sees the write."""
     inner = call(lambda m, x: (lambda y: m.writes(y) + y.relu())(m.a(x)), a=conv(), writes=WritesInPlace())
     model = check(call(lambda m, x: m.b(m.inner(x)), inner=inner, b=conv(4, 2)), backend)
     assert any("writes in place" in (row.reason or "") for row in model.explain().islands)
@@ -403,7 +403,7 @@ class Untraceable(nn.Module):
 
 
 def test_an_untraceable_root_runs_around_its_parts(backend):
-    """It runs as it was, around its convolution; without one there is nothing to convert."""
+    """The root runs as it was, around its converted convolution; without a convolution there is nothing to convert."""
     message = r"(?s)Untraceable\.forward.*test_convert\.py:\d+.*if x\.mean\(\) > 0.*leaves="
     network = Untraceable().eval()
     model = deltaconvert.convert(network, torch.ones(1, 3, 8, 8), backend=backend)

@@ -1,4 +1,4 @@
-"""backends/cuda: half precision, graphs, streams, and what it says where it cannot run."""
+"""backends/cuda: half precision, graphs, streams, and its message where it cannot run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from deltaconvert.backends.cuda import recording
 from deltaconvert.errors import InputError
 
 CUDA = torch.device("cuda", 0)
-# Of the largest output: rounding of inputs and weights to 11, 8 and 11 bits in one or two layers of random signs.
+# Shares of the largest output: inputs and weights are rounded to 11, 8 and 11 bits in one or two random layers.
 TYPES = {"half": (torch.float16, 4e-3), "bfloat16": (torch.bfloat16, 3e-2), "tf32": (torch.float32, 4e-3)}
 
 
@@ -86,7 +86,7 @@ LAYERS = {
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_reduced_precision(gpu, layer, kind, threshold):
-    """Near the dense network in float64, and the same bits whatever came before."""
+    """Outputs are near the dense network in float64, and the same bits whatever frames came before."""
     dtype, bound = TYPES[kind]
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
     network, channels = LAYERS[layer]()
@@ -113,7 +113,7 @@ def test_reduced_precision(gpu, layer, kind, threshold):
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("inner, outer", [(512, 64), (64, 160)])
 def test_long_sums_on_few_and_on_many_pixels(gpu, inner, outer, kind):
-    """A few pixels are computed by other blocks than all of them, to the same bits; tiles of every size."""
+    """A few pixels are computed by other blocks than a whole map, with the same bits; for tiles of every size."""
     dtype, bound = TYPES[kind]
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
     network = nn.Sequential(conv(inner, outer, 3, padding=1), nn.ReLU()).to(dtype).eval()
@@ -135,7 +135,7 @@ def test_long_sums_on_few_and_on_many_pixels(gpu, inner, outer, kind):
 @settings(max_examples=examples(25))
 @given(recipe=RECIPE, threshold=st.sampled_from([0.0, 0.1, 0.5]), stream=st.integers(0, 2))
 def test_equals_reference(gpu, recipe, threshold, stream):
-    """Values up to rounding and the same masks, through a reset of one stream on the way."""
+    """Equal values up to rounding and equal masks, also after one stream is reset on the way."""
     network = Drawn(recipe).double()
     video = video_of(network, recipe["seed"], noise=threshold / 2)
     ours, theirs = (
@@ -169,7 +169,7 @@ def small() -> nn.Module:
 
 @pytest.mark.gpu
 def test_a_frame_is_one_graph_and_waits_for_nothing(gpu, monkeypatch):
-    """Neither while it is captured nor while it is replayed, from the copy of a frame to the outputs."""
+    """From the copy of a frame to its outputs, nothing waits for the GPU, whether it is captured or replayed."""
     captures, capturing = [], recording.capturing
 
     @contextmanager
@@ -234,7 +234,7 @@ class Counting(nn.Module):
 
 @pytest.mark.gpu
 def test_what_cannot_be_captured_runs_after_the_graph(gpu):
-    """A module with Python code of its own, an operator that waits for the device, and what reads them."""
+    """These are a module with Python code of its own, an operator that waits for the GPU, and what reads them."""
     network = nn.Sequential(conv(3, 8, 3), nn.ReLU(), Counting(), conv(8, 4, 3)).eval()
     video = scripted_video((1, 3, 20, 21), torch.float32)
     model = deltaconvert.convert(network, video[0], leaves=[Counting])

@@ -1,4 +1,4 @@
-"""backends/cuda without a GPU: its kernels on the CPU (tests/kernels/on_cpu.py), against the reference backend."""
+"""backends/cuda without a GPU: its kernels run on the CPU (tests/kernels/on_cpu.py), against the reference backend."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _no_gpu(monkeypatch):
 
 
 def check(network: nn.Module, shape: tuple[int, ...], **options) -> deltaconvert.DeltaModel:
-    """Outputs, masks and counts are the reference's, and outputs those of a network that saw nothing before."""
+    """Outputs, masks and counts equal the reference's; outputs also equal those of a model that saw no frame before."""
     video = scripted_video(shape, torch.float32)[:6]
     ours, theirs, fresh = (
         deltaconvert.convert(network, video[0], backend=b, **options) for b in ("cuda", "reference", "cuda")
@@ -66,8 +66,8 @@ def test_thresholds():
 
 
 def test_thresholds_of_small_networks():
-    """Kernels compare what they compute: depthwise ones, pools, sums and shuffles, with one channel or threads of a
-    warp that hold none of a pixel's."""
+    """Every kernel compares its results with the threshold: depthwise ones, pools, sums and shuffles, also with a
+    single channel, or with threads of a warp that hold none of a pixel's channels."""
 
     class Small(nn.Module):
         def __init__(self):
@@ -109,7 +109,7 @@ def test_gates(shape, gate):
 
 @pytest.mark.parametrize("gate", [gate for gate in GATES if "recent" in gate], ids=str)
 def test_gates_that_average_frames(gate):
-    """Means, what they were when pixels were stored, noise, NaN and streams that sleep: by the same kernels."""
+    """Means, their values when a pixel was last stored, noise, NaN and sleeping streams, all by the same kernels."""
     check_gate("cuda", gate, (21, 40), torch.float32)
 
 
@@ -120,7 +120,7 @@ def test_gates_with_a_ceiling(gate):
 
 
 def test_a_ceiling_on_a_frame_of_many_tiles():
-    """More than one for each thread that chooses, of several squares each way; and doubles."""
+    """More tiles than threads that choose among them, each of several squares, and in double precision."""
     check_ceiling("cuda", {"max_density": 0.05, "refresh": 25}, (2, 1, 150, 230), torch.float64)
 
 
@@ -144,7 +144,7 @@ def test_bfloat16_compares_as_the_reference(gate):
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("options", [{}, {"threshold": {"linear": 0.05}}])
 def test_a_last_shuffle(factor, options):
-    """It has no map, mask or list of its own; what it says about them is what any other step would."""
+    """It has no map, mask or list of its own; its statistics are those of any other step."""
     network = nn.Sequential(nn.Conv2d(3, 3 * factor**2, 3, padding=1), nn.PixelShuffle(factor)).eval()
     model = check(network, (2, 3, 13, 38), **options)
     assert isinstance(model._program.operators[-1], LastShuffle)
@@ -155,13 +155,13 @@ def test_a_shuffle_of_a_frame():
 
 
 def test_columns_that_only_see_padding():
-    """They are not marked where a pixel beside them changes, through two windows that may be seen as one."""
+    """They are not marked if a pixel beside them changes, also behind two windows that may be joined into one."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, (3, 1), padding=1))
     check(network.eval(), (2, 3, 13, 12))
 
 
 class Skips(nn.Module):
-    """Two concatenations, maps of which are read by others as well, and one that cannot be in place."""
+    """Two concatenations whose parts are read by others as well, and one that cannot be made in place."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +188,7 @@ def test_concatenations_in_place(options):
 
 
 class Narrow(nn.Module):
-    """A concatenation of maps that end within a vector, which convolutions read; others read one of them as well."""
+    """A concatenation of maps whose channels end within a vector; others read one of them as well."""
 
     def __init__(self):
         super().__init__()
@@ -220,7 +220,7 @@ def test_weighted_thresholds():
 
 
 def test_narrow_changes():
-    """Through windows with a stride, residuals whose maps share lists, and depthwise convolutions."""
+    """Narrow changes pass windows with a stride, residuals whose maps share lists, and depthwise convolutions."""
     rules = {"input": "0.05 narrow", "activation": "5% narrow", "linear": "0 narrow"}
     for name in ("resnet18", "mobilenetv2"):
         check(model_zoo.create(name, seed=0), (2, 3, 40, 50), threshold=rules)
@@ -287,7 +287,7 @@ def test_copies_and_other_pools():
 
 
 def test_joined_numbers_and_channels_that_repeat():
-    """Padding of channels, rows and columns, and one channel several times: kernels that other networks have, too."""
+    """Padding of channels, rows and columns, and one channel several times, by kernels that other networks use too."""
     network = Call(
         lambda m, x: m.conv(
             torch.cat(
@@ -328,13 +328,13 @@ def test_heads_of_one_atom_of_channels():
 
 
 def whole(model: deltaconvert.DeltaModel) -> list[str]:
-    """The operators that torch computes."""
+    """The operators that torch computes for lack of a kernel."""
     steps = [getattr(step, "_step", step) for step in model._program.operators]
     return [type(step.operator).__name__ for step in steps if step.run_alone == step._whole]
 
 
 class Residual(nn.Module):
-    """An inverted residual: its second map is read by the convolution behind it alone."""
+    """An inverted residual: its second map is read by the next convolution alone."""
 
     def __init__(self):
         super().__init__()
@@ -360,7 +360,7 @@ def test_maps_that_are_passed_on(activation):
 
 
 def test_lists_wait_for_what_runs_after_the_graph(monkeypatch):
-    """A constant is compared in the graph, but a list behind it also needs what an island after the graph changes."""
+    """A constant is compared within the graph, but its list also depends on an island that runs after the graph."""
 
     class Late(nn.Module):
         def __init__(self):

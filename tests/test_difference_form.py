@@ -1,4 +1,5 @@
-"""The update form does the paper's arithmetic: the same masks and outputs as a literal difference form in float64."""
+"""Our update form does the paper's arithmetic: masks and outputs equal those of a literal difference form in
+float64."""
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ THRESHOLDS = {
 
 
 def noisy_video(shape, seed=0):
-    """The scripted video and 20 frames more, all with noise about as large as the thresholds."""
+    """The scripted video and 20 more frames, all with noise about as large as the thresholds."""
     draw = generator(seed + 1)
     frames = scripted_video(shape, torch.float64, seed)
     frames += scripted_video(shape, torch.float64, seed + 1)[2:]
@@ -121,7 +122,7 @@ def noisy_video(shape, seed=0):
 
 
 def assert_same_as_differences(model, videos):
-    """Frame by frame: the same mask at every node, the same outputs; and no comparison was a matter of rounding."""
+    """In every frame, masks of all nodes and outputs are the same; and no comparison depended on rounding."""
     oracle, dropped = DifferenceForm(model), 0
     for t, frames in enumerate(zip(*videos, strict=True)):
         got, expected = leaves(model(*clones(frames))), oracle(*frames)
@@ -149,7 +150,7 @@ def test_same_masks_and_outputs(backend, name, threshold):
 
 
 def test_residuals_are_kept_until_they_count(backend):
-    """Four steps of 0.3 at threshold 1: nothing, nothing, nothing, then all of it."""
+    """Of four steps of 0.3 at threshold 1 the first three are kept back, and the fourth brings all of them."""
     network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).eval().double()
     nn.init.ones_(network[0].weight)
     start = torch.zeros(1, 1, 2, 2, dtype=torch.float64)

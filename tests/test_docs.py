@@ -1,4 +1,4 @@
-"""The documents tell the truth: the operator that CONTRIBUTING.md adds works, and the README's Python runs."""
+"""The documents are right: their code runs, their links and files exist, their tables are current."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_readme_runs(tmp_path):
 
 
 def test_the_table_of_networks_is_current():
-    """To write it anew: deltaconvert zoo --input 1x3x128x128, below the introduction of docs/zoo.md."""
+    """To update it, put the output of deltaconvert zoo --input 1x3x128x128 below the introduction of docs/zoo.md."""
     table = call("zoo", "--input", "1x3x128x128").stdout.strip()
     assert len(table.splitlines()) == 2 + len(model_zoo.names())
     written = (ROOT / "docs" / "zoo.md").read_text().split("```")[1].strip()
@@ -74,8 +74,10 @@ def test_the_table_of_networks_is_current():
 
 
 def test_the_first_hour_runs(tmp_path, monkeypatch):
-    """Its shell, on a clip of few and small frames, but for what searches or serves; then its Python. With a small
-    network on the reference backend: to compile the kernels of a network takes half a minute."""
+    """Its shell commands run on a clip of few small frames, except those that search or serve; then its Python runs.
+
+    The network is small and runs on the reference backend, since compiling kernels takes half a minute.
+    """
     page = ROOT / "docs" / "first_hour.md"
     monkeypatch.chdir(tmp_path)
     with video.VideoWriter("street.mp4", 25, (96, 64)) as clip:
@@ -115,11 +117,13 @@ def test_the_reading_page_names_every_kernel():
 
 
 def test_the_api_page_names_all_that_is_public():
-    """And the arguments that it shows are there."""
+    """The page names all that is public, and the arguments that it shows exist."""
     text = (ROOT / "docs" / "api.md").read_text()
     inner = {"forward", "frame", "lent_frame", "frame_for", "install", "take_over", "blank_frames"}
     inner |= {"output_forms", "of", "to_json"}
-    inner |= {field.name for field in dataclasses.fields(deltaconvert.Gate)}  # docs/thresholds.md has these
+    inner |= {
+        field.name for field in dataclasses.fields(deltaconvert.Gate)
+    }  # docs/thresholds.md describes these
     public = {name: [getattr(deltaconvert, name)] for name in deltaconvert.__all__}
     for owner in [*deltaconvert.DeltaModel.__mro__, *(value for (value,) in list(public.values()))]:
         if isinstance(owner, type) and owner.__module__.startswith("deltaconvert."):
@@ -167,8 +171,8 @@ def test_every_page_is_in_the_index():
 
 
 def test_files_that_are_named_exist():
-    """Between the backticks of pages, and anywhere in sources."""
-    elsewhere = {"train.py", "ring.cuh"}  # another project's; one that was tried and did not stay
+    """Files that pages name in backticks, and that sources name anywhere."""
+    elsewhere = {"train.py", "ring.cuh"}  # a file of another project, and one that was tried and removed
     found = [path for part in SOURCES for path in (ROOT / part).rglob("*")]
     sources = [path for path in found if path.suffix in (".py", ".cu", ".cuh")]
     others = [path for part in ("tests", "docs", ".ci") for path in (ROOT / part).rglob("*.py")]
@@ -192,7 +196,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_records_are_named_where_their_numbers_are():
-    """Each by a page, a script or the constant that it measured; and pages name none that is not there."""
+    """Each record is named by a page, a script or a constant that follows from it; and pages name no missing record."""
     results = ROOT / "benchmarks" / "results"
     pages = "\n".join(page.read_text() for page in PAGES)
     sources = [
@@ -209,6 +213,6 @@ def test_records_are_named_where_their_numbers_are():
 
 
 def _places(document: Path) -> set[str]:
-    """What #... may name: the headings, as GitHub writes them."""
+    """The anchors that #... may name: headings, as GitHub turns them into anchors."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

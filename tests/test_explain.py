@@ -1,4 +1,4 @@
-"""explain(): each dense node says why and what to do, the speed is measured, and the page holds all of it."""
+"""explain(): each dense node has a reason and an advice, the speed is measured, and the page shows all of it."""
 
 import json
 import re
@@ -98,7 +98,7 @@ def test_the_speed_is_measured_on_a_copy(delta):
 
 
 class Counted(nn.Module):
-    """A backbone, and what a detector does with it: how many boxes there are is for values to say."""
+    """A backbone and a detector's code behind it, whose number of boxes depends on values."""
 
     def __init__(self):
         super().__init__()
@@ -110,7 +110,7 @@ class Counted(nn.Module):
 
 
 def test_a_network_that_is_converted_in_parts():
-    """It is measured against the network that it was, not against its own parts."""
+    """The speed is measured against the original network, not against the converted parts."""
     delta = deltaconvert.convert(Counted().eval(), torch.rand(SIZE))
     dense = Dense(delta)
     assert not any(isinstance(module, DeltaModel) for module in dense.graph.modules())

@@ -1,4 +1,4 @@
-"""layout.py: a chain of reshapes and permutes is one layout, and back."""
+"""layout.py: a chain of reshapes and permutes becomes one layout, and leads back to the map."""
 
 import math
 
@@ -13,7 +13,7 @@ SIZE = (2, 6, 4, 1)
 
 
 def shapes_of(count):
-    """All ways to write `count` as a product of up to four lengths, ones among them."""
+    """All ways to write `count` as a product of up to four lengths, including lengths of one."""
     if count == 1:
         return st.sampled_from([(1,), (1, 1)])
     divisors = [d for d in range(1, count + 1) if count % d == 0]
@@ -25,7 +25,7 @@ def shapes_of(count):
 @settings(max_examples=examples(60))
 @given(data=st.data(), size=st.tuples(*[st.integers(1, 6)] * 4))
 def test_a_chain_is_one_layout(data, size):
-    """What torch makes of the map is what the layout says, and the map comes back."""
+    """The layout describes what torch makes of the map, and leads back to the map."""
     value = own = torch.arange(math.prod(size)).view(size)
     layout = Layout.of(size)
     for _ in range(data.draw(st.integers(1, 5))):
@@ -59,7 +59,7 @@ def test_what_follows_one_another_is_one_atom():
 @settings(max_examples=examples(60))
 @given(data=st.data())
 def test_a_place_of_channels(data):
-    """What an index takes of a tensor is the channels that select lists, laid out as it says."""
+    """What an index takes of a tensor are the channels that `select` lists, in the layout that it gives."""
     size = (2, 12, 2, 3)
     own, layout = torch.arange(math.prod(size)).view(size), Layout.of(size)
     factors = data.draw(st.sampled_from([(12,), (2, 6), (3, 4), (2, 3, 2)]))
@@ -90,7 +90,7 @@ def test_a_place_of_channels(data):
 
 
 def test_spread_out():
-    """A constant in a layout, on the map: as small as it was."""
+    """A constant in a layout is spread over the map without becoming larger."""
     layout = Layout.of((2, 6, 4, 5)).permute((0, 2, 3, 1))
     assert layout.spread_out(torch.randn(6)).shape == (1, 6, 1, 1)
     tokens = layout.reshape((2, 20, 6))

@@ -15,7 +15,7 @@ SHAPE = (1, 3, 13, 11)
 
 
 class Network(nn.Module):
-    """What `made` makes of a convolution's map."""
+    """Applies `made` to a convolution's map."""
 
     def __init__(self, made):
         super().__init__()
@@ -83,7 +83,7 @@ def test_what_reads_them_says_why_it_is_dense():
     rows = {row.path: row for row in deltaconvert.convert(network, frame).explain().rows}
     assert rows["last"].reason == "the size of its input reshape follows from values"
     pixels = int((network.first(frame)[:, 0] > 0).sum())
-    assert rows["last"].macs == 4 * 2 * pixels  # of the example
+    assert rows["last"].macs == 4 * 2 * pixels  # for the example's frame
     assert "end the network before it" in rows["last"].way_out
 
 

@@ -1,4 +1,4 @@
-"""deltaconvert/metrics.py: losses that can be checked by hand."""
+"""deltaconvert/metrics.py: losses that were checked by hand."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_dense_answer_has_no_loss(seed):
 
 
 def test_detection_by_hand():
-    """One class found with another score, one box missed of two, one more that is none."""
+    """One class is found with another score, one box of two is missed, and one is found that does not exist."""
     pytest.importorskip("pycocotools")
     dense = [torch.tensor([[0.0, 0, 10, 10, 0.9, 2], [20, 20, 30, 40, 0.8, 5], [50, 50, 60, 60, 0.7, 5]])]
     assert detection(dense, dense) == pytest.approx(0)

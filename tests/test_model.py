@@ -40,7 +40,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_calls_leave_no_trace(backend, name):
-    """A model that gets them between its frames continues exactly as one that does not."""
+    """A model that gets bad calls between its frames continues exactly like one that does not."""
     bad, match = BAD[name]
     frames = [x + torch.randn_like(x) * 0.05 for x in video()]
     model = deltaconvert.convert(small(), frames[0], threshold=0.1, backend=backend)
@@ -67,7 +67,7 @@ def test_mixed_batches_leave_no_trace(backend):
 
 
 class Fuse(nn.Module):
-    """Raises when told to; nobody can trace it."""
+    """Raises when told to, and cannot be traced."""
 
     blow = False
 
@@ -78,7 +78,7 @@ class Fuse(nn.Module):
 
 
 def test_an_exception_in_mid_frame(backend):
-    """Half the frame was stored; the next frame must not take it for what the other half has seen."""
+    """Half of the frame was stored; the next frame must not assume that the other half saw it."""
     network = call(lambda m, x: m.b(m.a(x) + m.fuse(x)[:, :1]), a=conv(), b=conv(4, 2), fuse=Fuse())
     frames = video()
     model = deltaconvert.convert(network, frames[0], backend=backend)
@@ -87,7 +87,7 @@ def test_an_exception_in_mid_frame(backend):
             Fuse.blow = True
             try:
                 with pytest.raises(RuntimeError, match="blown"):
-                    model(frame)  # the same frame again below: the input will not have changed
+                    model(frame)  # the same frame comes again below, so that the input does not change
             finally:
                 Fuse.blow = False
         assert_close(model(frame), dense(network, [frame]), f"frame {t}")
@@ -217,7 +217,7 @@ def test_masks_are_copies(backend):
 
 
 def test_callers_gradient_modes(backend):
-    """One model through all of them: outputs are ordinary tensors without a graph."""
+    """One model is called in all modes; outputs are ordinary tensors without a graph."""
     network, frames = small(), video()
     with torch.inference_mode():
         model = deltaconvert.convert(network, frames[0].clone(), backend=backend)
@@ -230,7 +230,7 @@ def test_callers_gradient_modes(backend):
 
 
 def test_autocast_around_it(backend):
-    """A converted network keeps its types, and says so where it is converted."""
+    """A converted network ignores autocast and keeps its types; converting under autocast warns of that."""
     network, frames = small().float(), [frame.float() for frame in video()]
     kind = frames[0].device.type
     before = deltaconvert.convert(network, frames[0], backend=backend)
@@ -269,7 +269,7 @@ def test_copies_and_two_models_share_no_state(backend):
 
 
 def test_the_model_is_a_snapshot(backend):
-    """Training the dense network further does not reach a model that was converted before."""
+    """Training the dense network does not change a model that was converted before."""
     network, frames = small(), video()
     model = deltaconvert.convert(network, frames[0], backend=backend)
     expected = dense(network, [frames[0]])
@@ -319,7 +319,7 @@ def test_a_dense_network_where_a_converted_one_is_wanted(tmp_path):
 
 
 def test_threads_take_turns(backend):
-    """Each frame of each thread is right, whatever the other one has shown the network in between."""
+    """Each thread's outputs are right, whatever frames the other thread has shown in between."""
     network, frames = small(), [torch.randn_like(video()[0]) for _ in range(24)]
     model, wrong = deltaconvert.convert(network, frames[0], backend=backend), []
     expected = [dense(network, [frame]) for frame in frames]
@@ -346,7 +346,7 @@ def test_the_sign_of_zero(backend):
 
 
 def test_nan_and_infinity_come_and_go_as_dense(backend):
-    """NaN and infinities in the frame, from the first frame on: as dense, and gone when they are gone."""
+    """With NaN and infinities in frames, also in the first, outputs equal dense, also once they are gone again."""
     network = nn.Sequential(nn.Conv2d(3, 4, 1, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval().double()
     frames = [x.clone() for x in video()]
     frames[0][0] = float("nan")
@@ -360,7 +360,7 @@ def test_nan_and_infinity_come_and_go_as_dense(backend):
 
 
 def test_a_thousand_frames(backend):
-    """Noise and a drifting patch at a threshold. The error is bounded by what thresholds admit, and does not grow.
+    """Noise and a drifting patch: the error stays within what thresholds admit, and does not grow.
 
     Bound: a change of at most t in each input of a convolution moves its output by at most t times the largest sum of
     the absolute weights of a filter; a threshold adds its own t after each activation (ReLU does not stretch).

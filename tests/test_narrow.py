@@ -1,4 +1,4 @@
-"""deltaconvert/narrow.py: changes that are seen in the middle of windows alone, on every backend and in every file."""
+"""deltaconvert/narrow.py: changes that only the middle of a window sees, on every backend and in every file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_pixel_reaches_one(kernel, stride, padding, dilation, size):
 
 
 def test_windows_that_stay():
-    """Without padding the border's pixels would reach nobody; a wider map has pixels whose middle lies outside."""
+    """Without padding, border pixels are the middle of no window; with more padding, some middles lie outside."""
     for padding, out in ((0, 8), (2, 12)):
         window = Window((3, 3), (1, 1), (padding, padding), (1, 1), (10, 10), (out, out))
         assert narrowed(window) is window and seen_by(window) is window
@@ -106,7 +106,7 @@ def test_backends_agree(backend):
     ],
 )
 def test_what_is_computed_beside_it_is_not_stored(layer, backend):
-    """Tiles and whole maps hold pixels that are no candidates, and see nothing of a change in their window."""
+    """Tiles and whole maps contain pixels that are no candidates; these do not see a change in their window."""
     torch.manual_seed(5)
     net = nn.Sequential(layer(), nn.ReLU()).eval().to(torch.get_default_device())
     dtype = next((weight.dtype for weight in net.parameters()), torch.float32)
@@ -129,7 +129,7 @@ def test_a_full_frame_is_the_dense_networks(backend):
 
 
 def test_maps_between_are_not_joined_over():
-    """An inverted residual: what its depthwise convolution reads is narrow, so that the map before it is stored."""
+    """An inverted residual whose depthwise convolution reads narrow changes, so that the map before it is stored."""
     torch.manual_seed(1)
     layers = [nn.Conv2d(8, 48, 1), nn.ReLU6(), nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.ReLU6()]
     net = nn.Sequential(*layers, nn.Conv2d(48, 8, 1)).eval()
@@ -161,7 +161,7 @@ def test_rules_are_kept(tmp_path):
 
 
 def test_a_refresh_does_not_renew_it():
-    """The band of a refresh reaches the frame, and a layer behind it only where the frame differs: that is said."""
+    """A refresh renews a band of the frame, and layers behind it only where the frame differs; a warning says so."""
     example = torch.rand(1, 3, 32, 48)
     gate = {"refresh": 30}
     with pytest.warns(UserWarning, match="not what narrow changes left out"):

@@ -1,4 +1,4 @@
-"""Random small networks and random changes: everything that holds for one operator holds for their compositions."""
+"""Random small networks and random changes: what holds for one operator holds for their compositions."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_difference_form_at_thresholds(backend, recipe, threshold):
 @settings(max_examples=examples(25))
 @given(recipe=RECIPE, threshold=st.sampled_from([0.0, 0.1, 0.5]), stream=st.integers(0, 2))
 def test_cpu_equals_reference(recipe, threshold, stream):
-    """Values up to rounding and the same masks, through a reset of one stream on the way."""
+    """Equal values up to rounding and equal masks, also after one stream is reset on the way."""
     network = Drawn(recipe).double()
     video = video_of(network, recipe["seed"], noise=threshold / 2)
     models = [
@@ -88,7 +88,7 @@ def test_cpu_equals_reference(recipe, threshold, stream):
 
 
 def test_recipes_reach_every_kind_of_step():
-    """The generator is worth something: no step is always illegal, and networks branch."""
+    """The generator draws what matters: no step is always illegal, and networks branch."""
     reached = set()
     for number, kind in enumerate(dict.fromkeys(KINDS)):
         steps = [("conv", 0, 0, 5), (kind, 1, 0, number), (kind, 0, 1, number + 3)]

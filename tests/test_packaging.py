@@ -1,4 +1,4 @@
-"""What ships: the wheel's content, what an import pulls in, and the Python versions."""
+"""What is shipped: the wheel's content, what an import loads, and the Python versions."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_public_names_are_listed_before_they_are_imported():
 
 
 def _python(version: str) -> str | None:
-    """An interpreter of that version. pyenv's shims are on the PATH even where they lead nowhere."""
+    """An interpreter of that version; it is called once, since pyenv's shims may lead nowhere."""
     shims = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [shutil.which(f"python{version}"), *shims.glob(f"{version}.*/bin/python{version}")]
     for path in filter(None, candidates):
@@ -178,7 +178,7 @@ def test_setup_freezes_torch_at_the_version_that_pip_knows(tmp_path):
     (site / "torch" / "__init__.py").write_text(f"__version__ = '2.13.0+cu130'\n{cuda}")
     metadata = "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n"
     (site / "torch-2.13.0.dist-info" / "METADATA").write_text(metadata)
-    # It installs nothing; everything else runs, beside that torch.
+    # The script's installer does nothing; everything else runs with the present torch.
     python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || PYTHONPATH={site} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     venv = tmp_path / "venv"
@@ -187,7 +187,7 @@ def test_setup_freezes_torch_at_the_version_that_pip_knows(tmp_path):
 
 
 def test_the_lock_pins_what_the_package_asks_for_with_hashes():
-    """Every Python gets a version that the package takes of each, and no file that nobody has a hash of."""
+    """For every Python, each dependency has a version that the package accepts, and every file has a hash."""
     requirements = pytest.importorskip("packaging.requirements")
     entries = [
         entry.replace("\\\n", " ").split()

@@ -1,4 +1,4 @@
-"""Each pass does what the picture in its docstring says; check_graph refuses what no pass may leave behind."""
+"""Each pass does what its docstring shows; check_graph refuses what no pass may leave behind."""
 
 import operator
 
@@ -38,7 +38,7 @@ X = torch.randn(2, 4, 6, 6)
 
 @fx.wrap
 def stochastic_depth(x, p, mode, training=True):
-    """Like torchvision's: what fx keeps as one call."""
+    """Like torchvision's: a function that fx keeps as one call."""
     return x
 
 
@@ -68,7 +68,7 @@ def graph(function, *passes):
 
 
 def calls(gm):
-    """What the graph calls, in order, by plain names."""
+    """The plain names of what the graph calls, in order."""
     names = []
     for node in gm.graph.nodes:
         if node.op.startswith("call_"):
@@ -140,7 +140,7 @@ def test_name_paths():
 
 
 def test_name_paths_are_unique():
-    """A part whose name is that of another's second call."""
+    """One part has the name that another's second call would get."""
     module = Net(lambda m, x: m.get_submodule("relu#2")(m.relu(m.relu(x)))).eval()
     module.add_module("relu#2", nn.ReLU())
     gm = name_paths(fx.symbolic_trace(module))
@@ -205,7 +205,7 @@ def test_a_size_among_the_inputs_waits_for_the_plan():
 
 
 def test_what_follows_from_weights_waits_for_the_plan():
-    """EfficientDet's fusion: a map times its share of learnt weights."""
+    """As in EfficientDet's fusion, where maps are multiplied with shares of learnt weights."""
 
     def run(m, x):
         weights = m.relu(m.conv.bias * 2)

@@ -1,4 +1,4 @@
-"""reach.py against brute force: change one input pixel of the dense operator and see which outputs move."""
+"""reach.py against brute force: one input pixel of the dense operator is changed to see which outputs move."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
 
 
 def moved_by_each_pixel(operator, size, channels, dtype=torch.float64):
-    """bool (H * W, 1, H', W'): for each input pixel, the output pixels that move when it does, up or down."""
+    """bool (H * W, 1, H', W'): for each input pixel, the output pixels that move when it goes up or down."""
     count = size[0] * size[1]
     base = torch.rand(1, channels, *size, dtype=dtype).repeat(count, 1, 1, 1)
     pixels = torch.eye(count, dtype=dtype).view(count, 1, *size)
@@ -37,7 +37,7 @@ def spread_of_each_pixel(operator, size, channels):
 
 
 def check_boxes(reach, spread, size):
-    """The box that a box of output pixels reads holds everything that spreads to it."""
+    """The input box that a box of output pixels reads contains every pixel that spreads to it."""
     if spread is None:  # one pixel is the whole map
         return
     rows, columns = spread.shape[2:]
@@ -56,7 +56,7 @@ def check_boxes(reach, spread, size):
 def check_equal(operator, size, channels=1):
     moved = moved_by_each_pixel(operator, size, channels)
     spread = spread_of_each_pixel(operator, size, channels)
-    if size != (1, 1):  # there, one pixel is the whole map, and what reads padding alone follows it
+    if size != (1, 1):  # in a map of one pixel, what reads only padding follows that pixel
         assert torch.equal(moved, spread)
     assert not (moved & ~spread).any()
 
@@ -106,13 +106,13 @@ def test_pools(kernel, stride, padding, dilation, size, ceil, average):
     size=pairs(2, 7), target=pairs(1, 12), scale=st.sampled_from([None, 2.0, 0.6, 1.7]), align=st.booleans()
 )
 def test_interpolation(mode, size, target, scale, align):
-    """The tables answer for both precisions: they hold what either of them reads, and no more."""
+    """The tables are right for both precisions: they hold what either of them reads, and no more."""
     align = align if mode in ("bilinear", "bicubic") else None
     operator = Interpolate(None if scale else target, scale, mode, align, None, False)
     moved = moved_by_each_pixel(operator, size, 1) | moved_by_each_pixel(operator, size, 1, torch.float32)
     spread = spread_of_each_pixel(operator, size, 1)
     assert not (moved & ~spread).any()
-    # Rows and columns are asked apart: where rounding hides a tiny weight in one, the product may still be named.
+    # Rows and columns are looked up separately: rounding may hide a tiny weight in one and not in their product.
     assert torch.equal(moved, spread) or mode == "bicubic"
 
 

@@ -1,4 +1,4 @@
-""".ci/sanitize.py: which runs are asked for, and what a tool's words are taken for."""
+""".ci/sanitize.py: which runs it makes, and how it reads a tool's output."""
 
 from __future__ import annotations
 

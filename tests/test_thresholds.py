@@ -1,4 +1,4 @@
-"""thresholds.py: where rules stand, weighted ones, and files of them."""
+"""thresholds.py: which nodes rules apply to, weighted thresholds, and files of thresholds."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from deltaconvert.thresholds import Thresholds
 def network() -> nn.Sequential:
     torch.manual_seed(4)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1, groups=2))
-    net[2].weight.data[:, 0] *= 40  # channels 0 and 4 are what the second layer goes by
+    net[2].weight.data[:, 0] *= 40  # the second layer depends mostly on channels 0 and 4
     net[2].weight.data[:, 3] *= 0  # nobody reads channels 3 and 7
     return net.eval().double()
 
 
 def test_weighted_thresholds_follow_the_next_layer(backend):
-    """(C) thresholds, inverse to the weights that read a channel; masks and values are what that definition says."""
+    """A threshold for each channel, inverse to the weights that read it; masks and values follow this definition."""
     net = network().to(torch.get_default_device())
     video = scripted_video((2, 3, 13, 18))
     model = deltaconvert.convert(net, video[0], threshold={"activation": "0.3 weighted"}, backend=backend)
@@ -54,7 +54,7 @@ def test_short_types_compare_alike(backend, dtype, gate):
 
 @pytest.mark.parametrize("rule", [0.3, "0.3 weighted"])
 def test_convolutions_without_an_activation_compare(backend, rule):
-    """A depthwise one before its product, and a projection; the last one, whose output is the network's, never does."""
+    """A depthwise convolution before its product does, and a projection; the network's last one never does."""
     torch.manual_seed(5)
     deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
     layers = [nn.Conv2d(3, 8, 1), nn.ReLU(), deep, nn.Conv2d(8, 40, 1), nn.Conv2d(40, 5, 1)]
@@ -96,7 +96,7 @@ def test_bad_weighted_rules(bad):
 
 
 def test_a_file_of_thresholds(tmp_path):
-    """convert(threshold=FILE) is what it was made with; settings change its gate, a gate takes its place."""
+    """convert(threshold=FILE) does what the file was made with; settings change its gate, and a Gate replaces it."""
     file, frame = tmp_path / "found.json", torch.rand(1, 3, 8, 8, dtype=torch.float64)
     model = deltaconvert.convert(
         network(), frame, threshold={"input": 0.1, "activation": "20%"}, gate={"smooth": 3}
@@ -216,7 +216,7 @@ def test_keep_dense_by_the_name_of_any_part():
 
 
 def test_kinds_go_before_nodes_of_their_names(tmp_path):
-    """For good: also in the rules that other sizes and files go by."""
+    """This also holds for other sizes of the input and in files."""
     rules = {"input": 0.1, "activation": 0.2, "[i]nput": 0.3, "[g]ate": 0.4, "g[a]te": "50%", "gate": 7.0}
     network = Named().eval().double()
     model = deltaconvert.convert(network, video()[0], threshold=rules)
@@ -256,7 +256,7 @@ def test_rules_that_mean_no_node(backend, name, tmp_path):
 
 
 def test_rules_may_name_what_another_size_has(backend):
-    """A map comes back from an island at one size only: the rules of one size still go for the other."""
+    """At one size only, a map comes back from an island; rules for one size still apply at the other."""
 
     def run(m, x):
         return m.c(m.a(x).cumsum(1) * m.b(x))
@@ -273,7 +273,7 @@ def test_rules_may_name_what_another_size_has(backend):
 
 
 def test_paths_are_unambiguous(backend):
-    """A row for each path: of an island and the sparsify behind it, of a node and the densify behind it."""
+    """Each path has one row: an island and the sparsify after it have two, as do a node and the densify after it."""
     network, frame = Named(Opaque()).eval().double(), video()[0]
     model = deltaconvert.convert(network, frame, threshold=0.1, backend=backend)
     model(frame)

@@ -1,4 +1,4 @@
-"""Real files, made here: what is written comes back, and every broken file says what is wrong with it."""
+"""Real files, made here: what is written is read back, and for every broken file a message says what is wrong."""
 
 import math
 import os
@@ -17,9 +17,9 @@ av = pytest.importorskip("av")
 
 
 def moving_picture(frames=12, height=48, width=64):
-    """Colour waves that slide: uint8 frames (H, W, 3).
+    """Colour waves that move: uint8 frames (H, W, 3).
 
-    Smooth, since yuv420p halves the colour resolution: hard colour edges stay under 30 dB even when lossless.
+    They are smooth, since yuv420p halves the colour resolution: sharp edges come to less than 30 dB even if lossless.
     """
     y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
     wave = 2 * math.pi * torch.stack((x, y, x + y), -1)
@@ -41,7 +41,7 @@ def write(path, frames, **options):
 
 
 def raw_write(path, frames, codec="libx264", **open_options):
-    """A file that VideoWriter does not make: other containers, other options."""
+    """Writes a file in a container or with options that VideoWriter does not offer."""
     with av.open(str(path), "w", **open_options) as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = frames[0].shape[:2]
@@ -189,7 +189,7 @@ def test_cut_inside_a_frame(tmp_path):
 
 
 def test_cut_without_a_frame_count(tmp_path):
-    path = write(tmp_path / "cut.mkv", noise(60))  # Matroska tells the duration only
+    path = write(tmp_path / "cut.mkv", noise(60))  # Matroska only stores the duration
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     with pytest.warns(RuntimeWarning, match=r"of 60 frames decoded") as caught:
         list(video.read(path))
