@@ -57,7 +57,7 @@ def test_frames_of_bytes(backend, dtype, permute):
 
 
 def test_a_threshold_in_grey_levels(backend):
-    """The cast comes first, so the input's threshold is one of grey levels."""
+    """The cast comes first, so the input's threshold is in grey levels."""
     network = OfBytes(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.float32, permute=False).eval()
     frame = torch.full((1, 3, 9, 40), 100, dtype=torch.uint8)
     model = deltaconvert.convert(network, frame, backend=backend, threshold={"input": 10})

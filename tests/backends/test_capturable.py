@@ -1,4 +1,4 @@
-"""backends/cuda/capturable.py, with the CPU as its device: there is nothing else without a GPU."""
+"""backends/cuda/capturable.py, with the CPU as its device, so that it needs no GPU."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_bottleneck():
 
 @pytest.mark.parametrize("amount", ({"activation": 0.2}, {"activation": "20%"}), ids=repr)
 def test_thresholds_at_activations(amount):
-    """The masks are those of the reference, but where a value lies on the threshold to the last bits."""
+    """Masks are those of the reference, except where a value equals the threshold up to rounding."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 20, 3, 1, 1),
@@ -240,7 +240,7 @@ def test_thresholds_at_activations(amount):
 
 @pytest.mark.parametrize("behind", [nn.ReLU(), nn.Threshold(0.1, 0.5)])
 def test_changes_that_no_output_reads(behind):
-    """A stride steps over them; what follows the convolution in its step is compiled or torch's."""
+    """A stride steps over these changes; what follows the convolution in its step is compiled or run by torch."""
     network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), behind, nn.Conv2d(4, 2, 3, padding=1)).eval()
     frame = torch.randn(1, 3, 12, 14)
     model = deltaconvert.convert(network, frame, backend="cpu")
@@ -262,7 +262,7 @@ class _Denoises(nn.Module):
 
 @pytest.mark.parametrize("channels", (1, 6, 32))
 def test_what_it_is_taken_from(channels):
-    """Its sums with another sign are added to the map: the same bits, and no step but one."""
+    """A convolution is subtracted from a map in one step, with the same bits."""
     network = _Denoises(channels).eval()
     frame = torch.rand(1, channels, 17, 21)
     together = deltaconvert.convert(network, frame, backend="cpu")

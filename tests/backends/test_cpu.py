@@ -1,4 +1,4 @@
-"""What the cpu backend does beside the reference: fused epilogues, joined convolutions, bands of large maps."""
+"""What the cpu backend adds to the reference: fused epilogues, joined convolutions, bands of large maps."""
 
 import copy
 
@@ -167,7 +167,7 @@ def several():
 @pytest.mark.parametrize("threshold", [0.0, {"activation": 0.05}])
 @pytest.mark.parametrize("enough, few", [(1, {1}), (17 * 11 + 1, {1, 2}), (10**9, {6})])
 def test_streams_are_computed_few_at_a_time(monkeypatch, without_numba, threshold, enough, few):
-    """What the dense operator makes of several streams is to the last bit what it makes of as few as were tried."""
+    """The dense operator gives the same bits for many streams as for the few that were tried."""
     monkeypatch.setattr(sparse, "ENOUGH_PIXELS", enough)
     frames = scripted_video((6, 3, 34, 22), torch.float32)
     model = deltaconvert.convert(several(), frames[0][:1], backend="cpu", threshold=threshold)
@@ -208,9 +208,9 @@ def test_more_streams_are_planned_without_trying_again(monkeypatch, without_numb
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_short_types(dtype):
-    """As near to the exact output as the dense network, whether convolutions run whole or not; a still frame is free.
+    """Errors are like the dense network's, whether convolutions run whole or not; a still frame costs nothing.
 
-    Each of three layers rounds once, by half a unit in the last place of what it gives; 4 units leave room for that.
+    Each of three layers rounds once, by half a unit in the last place of its result; 4 units allow for that.
     """
     convs = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.Conv2d(16, 8, 1)
     network = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.MaxPool2d(2), convs[2]).eval().to(dtype)
@@ -250,7 +250,7 @@ class Residual(nn.Module):
 @pytest.mark.skipif(not has_bfloat16(), reason="the CPU does not multiply bfloat16")
 @pytest.mark.parametrize("box", (4, 40))
 def test_bfloat16_recomputes_what_changed(box, with_and_without_numba, monkeypatch):
-    """To the same bits as from this frame alone, and as near to the exact output as the dense network is."""
+    """The bits are those of a fresh model on this frame, and errors are like the dense network's."""
     monkeypatch.setattr(sparse.Sparse, "_sparse_seconds", lambda step: 1e-12)  # never dense
     network, draw = wide().eval().bfloat16(), torch.Generator().manual_seed(box)
     frame = torch.rand(2, 3, 96, 128, generator=draw).bfloat16()
@@ -293,7 +293,7 @@ def test_rows_are_stored_bit_by_bit(dtype, channels):
 
 @pytest.mark.parametrize("shape", ((1, 5, 31, 43), (3, 4, 20, 20), (2, 1, 9, 9), (4, 6, 1, 1)))
 def test_a_dense_map_follows_what_changed(shape):
-    """Whatever share of it, in some streams alone, and what a stream goes on from; it stays in one place."""
+    """It follows whatever share changes, also in some streams alone or if a stream is restored, without moving."""
     streams, channels, *size = shape
     edge, draw = Edge(Map(shape, torch.float32, torch.device("cpu"))), torch.Generator().manual_seed(1)
     edge.draw()

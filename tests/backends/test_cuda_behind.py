@@ -35,7 +35,7 @@ class Bottleneck(nn.Module):
 
 
 def convert(network: nn.Module, monkeypatch, frame: Tensor, **options) -> deltaconvert.DeltaModel:
-    """As on a GPU whose kernel computes both; here torch computes them, whole."""
+    """Converts as for a GPU whose kernel computes both; here torch computes them on whole maps."""
     without_a_gpu(monkeypatch)
     monkeypatch.setattr(behind, "are_computed", lambda *_: True)
     return deltaconvert.convert(network, frame, backend="cuda", **options)
@@ -68,7 +68,7 @@ def test_equal_to_the_reference(monkeypatch, stride, threshold):
 
 @pytest.mark.skipif(GXX is None, reason="needs g++ to run CUDA sources on the CPU")
 def test_read_twice(monkeypatch):
-    """What another node reads, too, is stored."""
+    """A map that another node reads as well is stored."""
 
     class Twice(Bottleneck):
         def forward(self, x):

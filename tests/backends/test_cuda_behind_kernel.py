@@ -49,7 +49,7 @@ def in_64(operator, window, source, edge, also=None):
 @pytest.mark.parametrize("layer", LAYERS)
 @torch.no_grad()
 def test_bits_of_two_launches(gpu, layer, dtype, monkeypatch):
-    """Whatever is listed; nothing else is written."""
+    """The kernel gives the bits of two launches for any list of pixels, and writes nothing else."""
     inputs, between, outputs, kernel, stride, others, height, width = LAYERS[layer]
     monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: {"64x64x4/1": TILE})
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ class Bottlenecks(nn.Module):
 @pytest.mark.parametrize("rule", [0.0, 0.3])
 @torch.no_grad()
 def test_network_without_the_map_between(gpu, stride, joined, rule, monkeypatch):
-    """Frame by frame the bits of a network that stores every map, if all sums are made in one part."""
+    """In every frame the bits are those of a network that stores every map, if all sums are made in one part."""
     monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: {"64x64x4/1": TILE})
     monkeypatch.setattr(convs, "_whole_tiles", lambda *layer: {})
     torch.manual_seed(0)

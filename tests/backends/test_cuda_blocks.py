@@ -1,4 +1,4 @@
-"""What blocks of a ShuffleNet become on a GPU: sums that take channels and join them, depthwise ones together."""
+"""The launches for blocks of a ShuffleNet: sums that take and join channels, depthwise convolutions together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def without(monkeypatch, passes, network, frame, **options) -> deltaconvert.Delt
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
 @torch.no_grad()
 def test_blocks_in_fewer_steps(gpu, dtype, turned, threshold, monkeypatch):
-    """The half that passes by has the same bits, the other one is as exact."""
+    """The half that is passed on has the same bits, and the other is as exact."""
     monkeypatch.setattr(convs, "_wgmma_tiles", lambda steps, channels: TILE)
     torch.manual_seed(0)
     network = Shuffled(turned=turned).to(DEVICE, dtype).eval()

@@ -38,13 +38,13 @@ def assert_all_close(outputs: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def busy(stream: torch.cuda.Stream) -> None:
-    """Milliseconds of work before whatever `stream` gets next: what does not wait for it then comes too early."""
+    """Gives `stream` some milliseconds of work, so that whatever fails to wait for the stream comes too early."""
     with torch.cuda.stream(stream):
         torch.cuda._sleep(5_000_000)
 
 
 def test_each_frame_from_another_stream(gpu):
-    """Nothing waits on the host: the order is the calls' all the same, outputs and statistics included."""
+    """Nothing waits on the host, yet outputs and statistics follow the order of the calls."""
     network = model_zoo.create("resnet18", seed=0).to(gpu)
     video = scripted_video(SHAPE, torch.float32)
     expected = dense(network, video)
@@ -64,7 +64,7 @@ def test_each_frame_from_another_stream(gpu):
 
 
 def test_reset_on_another_stream(gpu):
-    """It comes after the frame before it and before the frame behind it."""
+    """The reset takes effect after the frame before it and before the next one."""
     network = model_zoo.create("resnet18", seed=0).to(gpu)
     video = scripted_video(SHAPE, torch.float32)
     expected = dense(network, video)
@@ -86,7 +86,7 @@ def test_reset_on_another_stream(gpu):
 
 
 def test_frames_from_host_memory(gpu):
-    """Pageable or pinned, as floats: as if they had come from the device, and nothing waits."""
+    """Float frames in pageable or pinned memory act like frames on the device, and nothing waits."""
     network = model_zoo.create("resnet18", seed=0).to(gpu)
     video = [frame.cpu() for frame in scripted_video(SHAPE, torch.float32)]
     expected = dense(network, [frame.to(gpu) for frame in video])
@@ -105,7 +105,7 @@ def test_frames_from_host_memory(gpu):
 @pytest.mark.parametrize("where", ["device", "pinned", "pageable"])
 @pytest.mark.parametrize("name", ["resnet18", "unet"])
 def test_a_call_returns_while_the_device_is_busy(gpu, name, where):
-    """Half a second of work stands before the frames. torch's debug mode sees no waiting of CuPy's or the driver's."""
+    """Half a second of work is queued first, since torch's debug mode does not see if CuPy or the driver waits."""
     network = model_zoo.create(name, seed=0).to(gpu)
     video = scripted_video(SHAPE, torch.float32)
     expected = dense(network, video)
@@ -124,7 +124,7 @@ def test_a_call_returns_while_the_device_is_busy(gpu, name, where):
 
 
 def test_frames_that_are_not_copied(gpu):
-    """Written where the graph reads them, on the stream of the call; outputs of earlier frames stay as they were."""
+    """Frames are written where the graph reads them, on the call's stream; earlier outputs stay as they were."""
     network = model_zoo.create("resnet18", seed=0).to(gpu)
     video = scripted_video(SHAPE, torch.float32)
     expected = dense(network, video)
@@ -143,7 +143,7 @@ def test_frames_that_are_not_copied(gpu):
 
 
 def test_outputs_that_are_lent(gpu):
-    """The next frame writes to the same memory, which holds what the call would have given."""
+    """Lent outputs equal those of a call, and the next frame writes to the same memory."""
     network = model_zoo.create("unet", seed=0).to(gpu)
     video = scripted_video(SHAPE, torch.float32)
     model, owner = (deltaconvert.convert(network, video[0]) for _ in range(2))
@@ -156,7 +156,7 @@ def test_outputs_that_are_lent(gpu):
 
 
 def test_models_on_two_devices_at_once(gpu):
-    """Each in a thread of its own, whose current device is another one."""
+    """Each model runs in a thread of its own, whose current device is the other one."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     devices = [torch.device("cuda", place) for place in range(2)]
@@ -185,7 +185,7 @@ def test_models_on_two_devices_at_once(gpu):
 
 
 def test_a_stream_moves_to_another_device(gpu):
-    """A snapshot of one device's model goes on in another's, to the same bits."""
+    """A stream's snapshot continues in a model on another device, with the same bits."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     video = scripted_video(SHAPE, torch.float32)
@@ -205,7 +205,7 @@ def test_a_stream_moves_to_another_device(gpu):
 
 
 def test_models_in_threads(gpu):
-    """Each converts, plays and resets its own model, while another thread waits for the device again and again."""
+    """Each thread converts, plays and resets its own model, while another keeps waiting for the device."""
     failures, over = [], threading.Event()
     networks = [model_zoo.create("resnet18", seed=seed).to(gpu) for seed in range(4)]
     videos = [scripted_video((1, 3, 50, 70 + seed), torch.float32, seed) for seed in range(4)]
@@ -242,7 +242,7 @@ def test_models_in_threads(gpu):
 
 
 def test_captures_leave_torchs_streams_alone(gpu, monkeypatch, tmp_path):
-    """While tiles are measured and a frame is captured, lists beside it included: a user may launch in any of them."""
+    """A user may launch in any of torch's streams while tiles are measured and a frame is captured."""
     from cupy.cuda import runtime
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -284,7 +284,7 @@ def test_the_second_device(gpu, backend):
 
 
 def test_a_thousand_frames(gpu):
-    """Nothing adds up: the last frame is bitwise a reset model's, and memory does not grow."""
+    """No error adds up: the last frame's bits are those of a reset model, and memory does not grow."""
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.SiLU(), nn.Conv2d(24, 8, 1)
     ).eval()
@@ -327,7 +327,7 @@ def test_every_candidate_is_written_and_no_other_pixel(gpu, name, threshold):
 
 @pytest.mark.parametrize("name", [*ONE_EACH, "depthwise"])
 def test_each_kernel_writes_its_candidates_and_no_other_pixel(gpu, name):
-    """Networks of one operator each: every source of kernels/ that computes is in one of them."""
+    """Networks of one operator each, which together use every source of kernels/ that computes."""
     network = small() if name == "depthwise" else network_of(name)
     base = torch.rand(2, 3, 13, 19)
     moved = base.clone()
@@ -336,8 +336,8 @@ def test_each_kernel_writes_its_candidates_and_no_other_pixel(gpu, name):
 
 
 def test_too_little_memory(gpu):
-    """Converting, a new size, and a frame that do not fit: an error that says what to do, nothing kept, and the model
-    goes on as before."""
+    """If converting, a new size or a frame does not fit, the error says what to do, nothing is kept, and the model goes
+    on as before."""
     network = model_zoo.create("resnet18", seed=0).to(gpu)
     small, large = torch.rand(1, 3, 64, 64), torch.rand(8, 3, 1024, 1024)
     model = deltaconvert.convert(network, small)
@@ -368,8 +368,8 @@ def beside_torch() -> int:
 
 @contextmanager
 def full_but_for(room: int, reserved: int) -> Iterator[None]:
-    """A card whose memory somebody else has taken, not through torch, but for `room` bytes, and for `reserved` ones
-    that torch has for its tensors and the driver not for kernels and graphs."""
+    """Fills the card's memory outside of torch, except `room` bytes, and `reserved` ones that torch holds: tensors may
+    use these, but not the driver, for kernels and graphs."""
     from cupy.cuda import runtime
 
     gc.collect()
@@ -390,8 +390,8 @@ def full_but_for(room: int, reserved: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("room, reserved", [(0, 0), (64, 0), (400, 0), (0, 2048), (16, 2048)])
 def test_a_card_that_others_fill(gpu, room, reserved, monkeypatch, tmp_path):
-    """Converting, with tiles to be measured, and a new size: they run, or an error says what to do. An older model goes
-    on behind it, to the same bits."""
+    """Converting (with tiles to measure) and a new size either run, or an error says what to do. An older model then
+    continues with the same bits."""
     if beside_torch() > 1 << 30:
         pytest.skip("others use this card, and would be without memory")
     network = model_zoo.create("resnet18", seed=0).to(gpu)

@@ -71,7 +71,8 @@ def computed(launch, mask, out, expected, bound, name):
 @pytest.mark.parametrize("layer", LAYERS)
 @torch.no_grad()
 def test_every_tile(gpu, layer, kind):
-    """Near float64; the same bits whatever else is listed, in every tile of one order; nothing else is written."""
+    """For every tile: near float64, the same bits whatever else is listed and in all tiles that sum in one order,
+    nothing else written."""
     dtype, bound = TYPES[kind]
     inputs, outputs, kernel, stride, height, width = LAYERS[layer]
     torch.manual_seed(0)
@@ -111,7 +112,7 @@ def test_every_tile(gpu, layer, kind):
 @pytest.mark.parametrize("kind", TYPES)
 @torch.no_grad()
 def test_one_row_of_a_tile_many_times(gpu, kind):
-    """No block of a cluster ends while a thread without a pixel reads its sums: that ends the process."""
+    """No block of a cluster may end while a thread without a pixel reads its sums: that would kill the process."""
     dtype, bound = TYPES[kind]
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
     weight = torch.randn(1001, 1280, 1, 1, device=DEVICE, dtype=dtype) / 36
@@ -138,7 +139,7 @@ SUMS = {  # in, out, kernel; in, stride of the 1x1 convolution that is added; he
 @pytest.mark.parametrize("layer", SUMS)
 @torch.no_grad()
 def test_sums_over_two_maps(gpu, layer, kind):
-    """Two convolutions in one sum: near float64, the same bits whatever else is listed, nothing else is written."""
+    """Two convolutions in one sum: near float64, the same bits whatever else is listed, nothing else written."""
     dtype, bound = TYPES[kind]
     inputs, outputs, kernel, others, stride, height, width = SUMS[layer]
     torch.manual_seed(0)
@@ -183,7 +184,7 @@ def test_sums_over_two_maps(gpu, layer, kind):
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1)])
 @torch.no_grad()
 def test_depthwise(gpu, kernel, stride, kind):
-    """Near float64; the same bits whatever else is listed, for every thread; nothing else is written."""
+    """For every thread's share: near float64, the same bits whatever else is listed, nothing else written."""
     dtype, bound = TYPES[kind]
     torch.manual_seed(0)
     weight = torch.randn(72, 1, kernel, kernel, device=DEVICE, dtype=dtype)
@@ -213,7 +214,7 @@ def test_depthwise(gpu, kernel, stride, kind):
 @pytest.mark.parametrize("stride", [1, 2])
 @torch.no_grad()
 def test_depthwise_among_ragged_changes(gpu, stride):
-    """In a network, as a graph, where more pixels change than threads take at once: those that a fresh one gives."""
+    """In a network's graph, if more pixels change than threads take at once, bits are those of a fresh model."""
     wide = nn.Conv2d(256, 256, 3, stride, 1, groups=256)
     network = nn.Sequential(nn.Conv2d(8, 256, 1), nn.ReLU6(), wide, nn.ReLU6(), nn.Conv2d(256, 8, 1))
     network = network.to(DEVICE, torch.float16).eval()
@@ -238,7 +239,7 @@ def test_depthwise_among_ragged_changes(gpu, stride):
 @pytest.mark.parametrize("threshold", [0.0, 0.2])
 @torch.no_grad()
 def test_windows_side_by_side(gpu, kind, threshold):
-    """A transposed convolution that walks its input's changes: near torch, the same bits as in a fresh network."""
+    """A transposed convolution that walks its input's changes is near torch, and has the bits of a fresh network."""
     dtype, bound = TYPES[kind]
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
     conv, up = nn.Conv2d(5, 96, 3, padding=1), nn.ConvTranspose2d(96, 40, 2, stride=2)
@@ -279,7 +280,7 @@ def test_windows_side_by_side(gpu, kind, threshold):
 @pytest.mark.parametrize("streams, height, width", [(2, 61, 88), (70, 5, 40)])
 @torch.no_grad()
 def test_comparison_in_the_kernel(gpu, kind, rule, tile, streams, height, width, monkeypatch):
-    """Outputs and masks are those of a step that compares afterwards, from scratch memory."""
+    """Outputs and masks are those of a step that compares afterwards, reading from scratch memory."""
     dtype, _ = TYPES[kind]
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
     forced = dict(zip(("BM", "BN", "STAGES", "SPLIT", "STAY", "OCTETS"), tile, strict=False))

@@ -1,4 +1,5 @@
-"""backends/cuda/in_place.py: frames are read where they lie, not copied; on the CPU which, on a GPU that it is so."""
+"""backends/cuda/in_place.py: which frames are read in place (tested on the CPU), and that these are not copied (on a
+GPU)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ SHAPE = (2, 3, 32, 48)
 
 
 class Network(nn.Module):
-    """levels: frames are bytes. turned: they come as N H W C. residual: something else reads them too."""
+    """levels: frames are bytes. turned: frames come as N H W C. residual: another node reads the frame as well."""
 
     def __init__(self, levels: bool = False, turned: bool = False, residual: str = ""):
         super().__init__()
@@ -84,7 +85,7 @@ def test_no_steps_no_frames():
 
 
 def test_how_frames_lie():
-    """Strides of dimensions of length 1 say nothing, those of others everything; and vectors have to be whole."""
+    """Strides of dimensions of length 1 do not matter, all others do; and vectors have to be whole."""
     image = torch.rand(32, 48, 3)
     last = image.permute(2, 0, 1)[None]
     own = torch.empty(1, 3, 32, 48).contiguous(memory_format=torch.channels_last)
@@ -131,8 +132,8 @@ def assert_like(output: Tensor, expected: Tensor, where: str) -> None:
 
 @torch.no_grad()
 def assert_not_copied(way: str, options: dict, device: str) -> None:
-    """Where copies would lie there is noise, before and after; outputs are bit for bit those of frames that are copied
-    for lying at odd addresses. What becomes of a frame's memory after the call is nobody's business."""
+    """The memory for copies holds noise before and after. Outputs have the bits of frames that are copied, because they
+    lie at odd addresses. After a call, the frame's memory may be overwritten."""
     model, network, video = played(way, device, **options)
     apart = copy.deepcopy(model)
     outputs, copied = [model(video[0])], [apart(video[0])]
@@ -179,7 +180,7 @@ def test_replays_without_a_gpu(way, options, monkeypatch):
 @pytest.mark.gpu
 @torch.no_grad()
 def test_frames_that_lie_otherwise_are_copied(gpu):
-    """Between frames that are not, also the graph's own memory, two inputs in one memory, and an island's frames."""
+    """They come between frames that are not; also the graph's own memory, two inputs in one memory, an island."""
     model, network, video = played("floats")
     model(video[0])
     (buffer,) = model.frame_buffers()
@@ -222,7 +223,7 @@ def test_two_frames_in_one_memory(gpu):
 
 @pytest.mark.gpu
 def test_frames_in_place_from_threads(gpu):
-    """Each thread has a network and a stream, and both feed a third one; under inference_mode."""
+    """Each thread has a network and a stream, and both feed a third network, under inference_mode."""
     shared, network, video = played("half, channels last")
     with torch.no_grad():
         expected = [network(frame) for frame in video]

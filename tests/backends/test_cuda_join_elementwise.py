@@ -38,7 +38,7 @@ def test_what_others_read_stays():
 
 
 def test_an_operand_of_a_tail_does_not_join():
-    """The map that is multiplied to a sum is not its first stage's."""
+    """A map that is multiplied with a sum does not join the sum as its first stage."""
     graph, dense, ours = joined(
         0.0,
         lambda self, x: (self.a(x) + x) * self.b(x).relu(),

@@ -23,7 +23,7 @@ from deltaconvert.backends.cuda import kernels, launches, tuning
 
 
 def small_boxes(base: torch.Tensor, frames: int):
-    """A few pixels that change anywhere: kernels that are done at once, and so close to each other."""
+    """A few changing pixels anywhere: kernels end quickly and so run close to each other."""
     draw = random.Random(0)
     for _ in range(frames):
         base = base.clone()
@@ -35,7 +35,7 @@ def small_boxes(base: torch.Tensor, frames: int):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
 def test_what_overlaps_gives_the_bits_of_one_after_the_other(gpu, name, monkeypatch):
-    """Beside another stream's work, so that kernels start at odd times; every frame against a state full of NaN."""
+    """Another stream's work makes kernels start at odd times; every frame starts from a state full of NaN."""
     network = model_zoo.create(name, seed=0).half()
     base = torch.rand(2, 3, 224, 320).half()
     model = deltaconvert.convert(network, base)
@@ -57,7 +57,7 @@ def test_what_overlaps_gives_the_bits_of_one_after_the_other(gpu, name, monkeypa
 
 @pytest.mark.gpu
 def test_a_choice_depends_on_all_that_was_measured(gpu, monkeypatch, tmp_path):
-    """A source that changed must not find the times of the older one: each that runs then is in the file's name."""
+    """Changed sources must not find the times of older ones: a hash of all that run is in the file's name."""
     measured, clocks = set(), []
 
     class Noted(launches.Kernel):
@@ -97,7 +97,7 @@ def test_a_choice_depends_on_all_that_was_measured(gpu, monkeypatch, tmp_path):
 
 @pytest.mark.gpu
 def test_lists_are_made_aside_in_every_order(gpu):
-    """A large input, whose mask is a launch of its own, several inputs of the graph, and thresholds behind."""
+    """A large input, whose mask is a launch of its own; several inputs of the graph; and thresholds behind them."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(),
         nn.Conv2d(8, 8, 3, 1, 1),

@@ -39,7 +39,7 @@ def sums_in(model: deltaconvert.DeltaModel) -> int:
 
 
 def convert(network: nn.Module, monkeypatch, frame: torch.Tensor, **options) -> deltaconvert.DeltaModel:
-    """As on a GPU whose kernels add maps; here torch computes such a sum, whole."""
+    """Converts as for a GPU whose kernels add maps; here torch computes such a sum on whole maps."""
     monkeypatch.setattr(sums, "adds_maps", lambda first, second, **_: second.weight[0, 0].numel() == 1)
     return deltaconvert.convert(network, frame, backend="cuda", **options)
 

@@ -1,4 +1,4 @@
-"""Pairs of convolutions of which the map between is not stored."""
+"""Pairs of convolutions whose intermediate map is not stored."""
 
 import pytest
 import torch

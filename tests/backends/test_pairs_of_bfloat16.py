@@ -1,4 +1,4 @@
-"""Chains in bfloat16, whose products are of pairs of channels, beside exact sums; and networks of them."""
+"""Chains in bfloat16, which multiply pairs of channels, against exact sums; and networks of such chains."""
 
 from itertools import pairwise
 
@@ -78,7 +78,7 @@ def test_one_stage(geometry, channels, out, bias):
 @needs_pairs
 @pytest.mark.parametrize("geometry", [WINDOWS[0], WINDOWS[2], WINDOWS[6]], ids=repr)
 def test_stages_in_a_row(geometry):
-    """What lies between two of them is rounded as well."""
+    """Values between two stages are rounded as well."""
     widths = (16, 64, 18, 33, 5)
     x = value = torch.randn(2, widths[0], 19, 23).bfloat16()
     stages = []
@@ -122,7 +122,7 @@ def test_depthwise_and_what_reads_it(geometry, out):
 @pytest.mark.parametrize("out", (0, 24))
 @pytest.mark.parametrize("ring", (1, 1 << 18))
 def test_strips(monkeypatch, geometry, out, ring):
-    """To the bits of both convolutions alone."""
+    """Strips give the bits of both convolutions by themselves."""
     monkeypatch.setattr(residuals, "RING_BYTES", ring)
     x = torch.randn(2, 10, 19, 60).bfloat16()
     wide, window_conv = to(BFLOAT16, convolution(10, 32)), to(BFLOAT16, depthwise(32, geometry))
@@ -202,7 +202,7 @@ class _Bottleneck(nn.Module):
 @pytest.mark.parametrize("threshold", (0.0, {"activation": 0.05}), ids=repr)
 @pytest.mark.parametrize("network, chained", [(bottlenecks, 8), (inverted_residuals, 3)])
 def test_networks(monkeypatch, box, threshold, network, chained):
-    """As near to the exact output as the dense network, and without a threshold to the bits of this frame alone."""
+    """Errors are like the dense network's; without a threshold the bits are those of a fresh model on this frame."""
     torch.manual_seed(box)
     monkeypatch.setattr(join_residuals, "BYTES", 0)
     monkeypatch.setattr(Sparse, "_sparse_seconds", lambda step: 1e-12)  # never dense

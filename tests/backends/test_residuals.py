@@ -1,4 +1,4 @@
-"""Inverted residuals of which the wide map is not stored."""
+"""Inverted residuals whose wide map is not stored."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not loops.FOUND, reason="numba is not installed"
 @pytest.mark.parametrize("geometry", WINDOWS, ids=repr)
 @pytest.mark.parametrize("channels, between, out", [(3, 20, 0), (8, 33, 5), (5, 16, 24)])
 def test_the_bits_of_both_alone(monkeypatch, geometry, channels, between, out):
-    """Whatever the strips, the bands and the pixels."""
+    """Whatever the strips, bands and pixels, the bits are those of both convolutions by themselves."""
     x = torch.randn(2, channels, 19, 40)
     wide, window_conv = convolution(channels, between), depthwise(between, geometry)
     first, stages = Stage(wide, False, 0.0, 6.0), [Stage(window_conv, False, 0.0, 6.0)]

@@ -1,4 +1,4 @@
-"""Loops by shares on torch's threads."""
+"""Loops that are split in shares among torch's threads."""
 
 import multiprocessing
 import os
@@ -67,7 +67,7 @@ def test_models_of_several_threads_do_not_meet(threads):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where libraries lie is asked of Linux")
 def test_the_pool_is_that_of_torch():
-    """torch has one OpenMP library loaded, and the address is in it."""
+    """The pool's address lies in the one OpenMP library that torch has loaded."""
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
         pytest.skip("this torch has other threads")
     holders = set()

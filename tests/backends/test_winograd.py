@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's way, beside torch and beside themselves."""
+"""3x3 convolutions by Winograd's algorithm, compared with torch and among each other."""
 
 import pytest
 import torch
