@@ -111,6 +111,17 @@ def test_operators(tmp_path, name, batch, providers):
     check(network_of(name), (batch, 3, 13, 19), tmp_path / "m.onnx", providers=providers)
 
 
+def test_padding_beside_a_constant_of_each_pixel(tmp_path, providers):
+    """It is computed whole, between transpositions that onnxruntime moves."""
+    network = Call(
+        lambda m, x: m.conv(
+            torch.cat([x.relu(), torch.linspace(-1, 1, 19).expand(x.shape[0], 1, 13, -1)], 1)
+        ),
+        conv=nn.Conv2d(4, 2, 3),
+    )
+    check(network, (2, 3, 13, 19), tmp_path / "m.onnx", providers=providers)
+
+
 BOTH = (ALWAYS_SPARSE, 0.3)
 SMALL = {"fastestdet": (ALWAYS_SPARSE,), "mobilenetv3_small": BOTH}
 LONG = [pytest.param(name, 7, marks=pytest.mark.slow) for name in model_zoo.names()]

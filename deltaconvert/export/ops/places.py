@@ -16,9 +16,10 @@ def pad(g: Scope, op: Pad, x: str) -> str:
     if g.axis == -1:  # of channels alone
         beside = op.beside(1)
         return g.Pad(x, list(beside), float(op.fill), [-1]) if any(beside) else x
-    before, after = zip(*(op.beside(dim) for dim in (1, 2, 3)), strict=True)
-    fill = [float(op.fill)] if op.mode == "constant" else [""]
-    return g.Pad(x, [*before, *after], *fill, [1, 2, 3], mode=_MODES[op.mode])
+    before, after = zip((0, 0), *(op.beside(dim) for dim in (1, 2, 3)), strict=True)
+    fill = [float(op.fill)] if op.mode == "constant" else []
+    # Of all axes: onnxruntime (1.32) moves a transpose through a Pad of some, and then takes their pads for all.
+    return g.Pad(x, [*before, *after], *fill, mode=_MODES[op.mode])
 
 
 @in_onnx(Crop)
