@@ -36,7 +36,7 @@ extern "C" __global__ void commit(const value* fresh, long long sn, long long sc
                                   value* stored, int pitch, u32* mask, int* changed, const int* list,
                                   const int* count, int C, int H, int W, Threshold threshold, int early) {
     begin(early);
-    const int lane = threadIdx.x & 31, warps = gridDim.x * blockDim.x >> 5, total = *count;
+    const int lane = threadIdx.x & 31, warps = gridDim.x * blockDim.x >> 5, total = read_counter(count);
     int w = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     if (blockIdx.x > 0 && w - (int)(threadIdx.x >> 5) >= total) return;
     int place = w < total ? list[w] : 0;

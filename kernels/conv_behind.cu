@@ -105,7 +105,8 @@ extern "C" __global__ void __launch_bounds__((HALVES * (THREADS + LOADERS)), 1)
     const Both b = *both;
     const Operand added = operands[0];
     begin(early);
-    const Work work = {operands, added, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
+    const int listed = read_counter(count);
+    const Work work = {operands, added, out, pitch, channels, list, listed, OH, OW, early, mask, changed, threshold};
     const int tiles = (work.listed + 63) / 64;
     int parts = 1;  // blocks that share the channels of a tile
     while (GROUPS % (parts * 2) == 0 && tiles * parts * 2 <= (int)gridDim.x * SPREAD / 4) parts *= 2;

@@ -170,7 +170,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, AT_ONCE)
          const int* list, const int* count, int OH, int OW, int early) {
     extern __shared__ __align__(128) char memory[];
     begin(early);
-    const Work work{operands, out, pitch, channels, list, *count, OH, OW};
+    const Work work{operands, out, pitch, channels, list, read_counter(count), OH, OW};
     const int processors = gridDim.x / AT_ONCE;
     const auto pixels = [&](int m, int n) {  // and channels, that the busiest multiprocessor computes in such tiles
         const int tiles = (work.listed + m - 1) / m * ((channels + n - 1) / n);

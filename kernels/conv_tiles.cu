@@ -76,7 +76,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
     const int warp_k = warp / (WARPS_M * WARPS_N);
     const Head h = *head;
     begin(early);
-    const int listed = *count, blocks_n = (channels + BN - 1) / BN;
+    const int listed = read_counter(count), blocks_n = (channels + BN - 1) / BN;
     const int total = (listed + BM - 1) / BM * blocks_n;
     const int share = (h.steps + SPLIT - 1) / SPLIT;
     const bool together = SPLIT > 1 && rounds(total * SPLIT) * (share + START_TOGETHER) < rounds(total) * (h.steps + START);

@@ -112,7 +112,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__((IN_BLOCK), AT_ONCE)
     const Head h = *head;
     const Operand added = operands[0];
     begin(early);
-    const Work work = {operands, added, out, pitch, channels, list, *count, OH, OW, early, mask, changed, threshold};
+    const int listed = read_counter(count);
+    const Work work = {operands, added, out, pitch, channels, list, listed, OH, OW, early, mask, changed, threshold};
     if (early && work.listed) prefetch_weights(h, channels);
 #if STAY
     stay(h, work, octets, octet_counts);

@@ -7,8 +7,8 @@
 __device__ __forceinline__ void tally_edge(const int* counters, const int* computed, const int* changed,
                                            const int* streams, long long* counted, int edges, int edge) {
     long long sum = 0;
-    for (int n = 0; n < streams[edge]; n++) sum += counters[changed[edge] + n];
-    const long long found[2] = {counters[computed[edge]], sum};
+    for (int n = 0; n < streams[edge]; n++) sum += read_counter(counters + changed[edge] + n);
+    const long long found[2] = {read_counter(counters + computed[edge]), sum};
     for (int i = 0; i < 2; i++) {
         counted[2 * edge + i] = found[i];
         counted[2 * (edges + edge) + i] += found[i];

@@ -79,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
     const int c = thread % packs * WIDTH;
     int at = thread / packs * RUN;
     begin(early);
-    const int listed = *count;
+    const int listed = read_counter(count);
     const Marks marks = {mask, changed, threshold, marked, marked_count};
 #if STAGED
     __shared__ Shared shared;

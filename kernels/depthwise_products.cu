@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
     __shared__ Tiles shared;
     const Head h = *head;
     begin(early);
-    if (*count == 0) {
+    if (read_counter(count) == 0) {
         if (early && blockIdx.x == 0) wait_for_predecessor();
         return;
     }

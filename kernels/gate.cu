@@ -166,7 +166,7 @@ extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, 
     const int n = blockIdx.y, words = words_of(W), lane = threadIdx.x & 31;
     if (!awake[n]) return;
     const bool young = RECENT > 1 && frames[n] < RECENT;
-    const bool full = (float)changed[n] / (float)(H * W) >= cut;
+    const bool full = (float)read_counter(changed + n) / (float)(H * W) >= cut;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         atomicAdd(computed, H * W);
         ticks[n]++;

@@ -60,7 +60,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) moments(const Boxes* __res
                                                               int pitch, int channels, const int* list,
                                                               const int* count, int OH, int OW, int early) {
     begin(early);
-    const int each = channels / 2, chunks = (each + LANES * WIDTH - 1) / (LANES * WIDTH), total = *count * chunks;
+    const int each = channels / 2, chunks = (each + LANES * WIDTH - 1) / (LANES * WIDTH);
+    const int total = read_counter(count) * chunks;
     if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;
     if (early) wait_for_predecessor();
     const Boxes h = *head;
@@ -106,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) statistics(const Groups* _
                                                                  const int* count, int OH, int OW, int early) {
     begin(early);
     const Groups h = *head;
-    const int total = *count * h.groups, each = h.channels / h.groups, values = h.rows * h.cols * each;
+    const int total = read_counter(count) * h.groups, each = h.channels / h.groups, values = h.rows * h.cols * each;
     if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;
     if (early) wait_for_predecessor();
     const number all = (number)h.H * h.W * each;

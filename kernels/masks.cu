@@ -115,7 +115,7 @@ __device__ __forceinline__ u32 word_of(const Listing& to, const Reach* reaches, 
     u32 word = 0;
     for (int i = to.first; i < to.first + to.inputs; i++) {
         const Reach& r = reaches[i];
-        const int changed = r.changed[n];
+        const int changed = read_counter(r.changed + n);
         if (changed == 0) continue;
         if (r.kind == EVERYTHING || changed == r.H * r.W) {
             word = ~0u;
@@ -205,14 +205,14 @@ extern "C" __global__ void __launch_bounds__(1024)
     u32* const kept = (u32*)(changed + inputs);
     for (int k = threadIdx.x; k < listings; k += blockDim.x) counts[k] = 0;
     wait_for_predecessor();
-    for (int i = threadIdx.x; i < inputs; i += blockDim.x)
-        if (reaches[i].of < 0) bring((u32*)changed + i, (const u32*)reaches[i].changed + n);
     for (int i = 0; i < inputs; i++) {
         const Reach& r = reaches[i];
         const int words = r.H * words_of(r.W);
         for (int w = threadIdx.x; r.copies && w < words; w += blockDim.x)
             bring(kept + r.kept + w, r.mask + (size_t)n * words + w);
     }
+    for (int i = threadIdx.x; i < inputs; i += blockDim.x)
+        if (reaches[i].of < 0) changed[i] = read_counter(reaches[i].changed + n);
     arrived();
     for (Reach* r = reaches + threadIdx.x; r < reaches + inputs; r += blockDim.x) {
         r->changed = (r->of < 0 ? changed + (r - reaches) : counts + r->of) - n;

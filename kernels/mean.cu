@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
     __shared__ number sums[2][WIDTH][THREADS / 32 * LANES];
     begin(early);
     const int chunks = (channels + LANES * WIDTH - 1) / (LANES * WIDTH);
-    const int total = *count * chunks;
+    const int total = read_counter(count) * chunks;
     if (blockIdx.x > 0 && (int)blockIdx.x >= total) return;
     const Head h = *head;
     int place = list[blockIdx.x / chunks];

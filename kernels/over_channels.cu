@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(256) over_channels(const Head* __re
                                                                 int pitch, int channels, const int* list,
                                                                 const int* count, int OH, int OW, int early) {
     begin(early);
-    const int total = *count, at_once = blockDim.x / LANES, lane = threadIdx.x % LANES;
+    const int total = read_counter(count), at_once = blockDim.x / LANES, lane = threadIdx.x % LANES;
     if (blockIdx.x > 0 && (int)blockIdx.x * at_once >= total) return;
     if (early) wait_for_predecessor();
     const Head h = *head;

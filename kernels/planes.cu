@@ -5,7 +5,7 @@
 extern "C" __global__ void __launch_bounds__(256)
     planes(const value* from, int pitch, value* to, const int* list, const int* count, int C, int H, int W) {
     wait_for_predecessor();
-    const u32 listed = *count, total = listed * ((C + WIDTH - 1) / WIDTH);
+    const u32 listed = read_counter(count), total = listed * ((C + WIDTH - 1) / WIDTH);
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < total; i += gridDim.x * blockDim.x) {
         const int place = list[i % listed], first = i / listed * WIDTH, n = place / (H * W);
         const Pack pack = *(const Pack*)(from + (size_t)place * pitch + first);

@@ -15,7 +15,7 @@ extern "C" __global__ void __launch_bounds__(256) rows(const Head* __restrict__ 
                                                        int* marked_count) {
     begin(early);
     const int packs = threads_of_pixel(channels);
-    const u32 total = (u32)*count * packs;
+    const u32 total = (u32)read_counter(count) * packs;
     if (blockIdx.x > 0 && blockIdx.x * blockDim.x >= total) return;
     const Marks marks = {mask, changed, threshold, marked, marked_count};
     begin_marks();

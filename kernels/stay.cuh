@@ -36,7 +36,7 @@ __device__ __forceinline__ void stay(const Head& h, const Work& work, const u32*
     Own& own = gangs[gang];
     u64* const there = (u64*)(gangs + STAY);  // barrier: the weights have arrived
 #if OCTETS
-    const int octets_listed = counts[0];
+    const int octets_listed = read_counter(counts);
     const bool close = (long long)octets_listed * 8 * CLOSE <= (long long)work.listed * 100;
     const int total = close ? (octets_listed + 7) / 8 : (work.listed + 63) / 64;
 #else

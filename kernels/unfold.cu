@@ -22,9 +22,10 @@ extern "C" __global__ void __launch_bounds__(256)
     unfold(const value* from, int pitch, value* to, const int* list, const int* count, const int* before, int* computed,
            int* changed, int N, int C, int H, int W) {
     wait_for_predecessor();
-    const int listed = *count, thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
+    const int listed = read_counter(count), thread = blockIdx.x * blockDim.x + threadIdx.x;
+    const int threads = gridDim.x * blockDim.x;
     if (thread == 0) *computed = listed * UP * UP;
-    for (int n = thread; n < N; n += threads) changed[n] = before[n] * UP * UP;
+    for (int n = thread; n < N; n += threads) changed[n] = read_counter(before + n) * UP * UP;
     for (int i = thread; i < listed; i += threads) {
         const int place = list[i], n = place / (H * W), pixel = place - n * H * W, y = pixel / W, x = pixel - y * W;
         Run* row = (Run*)to + ((size_t)n * C * H + y) * UP * W + x;

@@ -14,7 +14,8 @@ extern "C" __global__ void wake(const int* counters, const int* __restrict__ com
     wait_for_predecessor();
     int any = 0;
     for (int i = 0; i < frames; i++)
-        for (int n = threadIdx.x; n < streams[of_frames[i]]; n += blockDim.x) any |= counters[changed[of_frames[i]] + n];
+        for (int n = threadIdx.x; n < streams[of_frames[i]]; n += blockDim.x)
+            any |= read_counter(counters + changed[of_frames[i]] + n);
     if (__syncthreads_count(any)) {
         if (threadIdx.x == 0) cudaGraphSetConditional(node, 1);
         return;

@@ -211,6 +211,26 @@ def test_other_streams_and_inference_mode(gpu):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_list_is_not_read_before_it_is_made(gpu, dtype):
+    """The first convolution's list: its length once was what a multiprocessor remembered of it (kernels/common.cuh,
+    read_counter), so that replays computed nothing in some conversions, mostly the first with a kernel."""
+    network = nn.Sequential(
+        conv(3, 6, 2, dilation=2), nn.Sigmoid(), nn.BatchNorm2d(6), conv(6, 8, 3, padding=1)
+    )
+    network = network.eval().to(dtype)
+    video = [frame.to(dtype) for frame in scripted_video((3, 3, 17, 3), torch.float32)[:8]]
+    for turn in range(10):
+        model = deltaconvert.convert(network, video[0])
+        fresh = copy.deepcopy(model)
+        for t, frame in enumerate(video):
+            got = model(frame.clone())
+            fresh.reset()
+            assert got.isfinite().all()
+            assert_same_bits(got, fresh(frame.clone()), f"turn {turn}, frame {t} against a reset model")
+
+
+@pytest.mark.gpu
 def test_two_models_take_turns(gpu):
     networks = [small(), small()]
     videos = [scripted_video((1, 3, 30, 31), torch.float32, seed) for seed in (1, 2)]
