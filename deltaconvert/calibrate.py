@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def _check(method: str, by: str, budget: float, seconds: float) -> None:
         raise InputError(f"there is no method {method!r}: choose from {', '.join(METHODS)}")
     if by not in ("work", "time"):
         raise InputError(f"by={by!r}: work or time")
-    if not (math.isfinite(budget) and budget > 0):
+    if not (isinstance(budget, Real) and math.isfinite(budget) and budget > 0):
         raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
     if not seconds > 0:
         raise InputError(f"seconds={seconds!r}: the search needs some")

@@ -85,6 +85,10 @@ class DeltaProgram:
         if len(frames) != len(self.frames):
             raise InputError(f"the network takes {len(self.frames)} frames, not {len(frames)}")
         for (name, shape, dtype), frame in zip(self.frames, frames, strict=True):
+            if not isinstance(frame, Tensor):
+                raise InputError(
+                    f"{name} is a {type(frame).__name__}: give a tensor, as torch.from_numpy makes"
+                )
             if tuple(frame.shape) != shape or frame.dtype != dtype or frame.device.type != self.device.type:
                 raise InputError(
                     f"{name} is {frame.dtype} {list(frame.shape)} on {frame.device}; the network was exported for "

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise ImportError("onnxruntime runs an exported network: pip install onnxruntime") from error
 
 EVERY = "everything_changed"
 FORMAT = 1

@@ -59,7 +59,8 @@ class Signature:
         if spec != self.spec and _skeleton(spec) != _skeleton(self.spec):
             raise InputError(
                 f"it is called with {_skeleton(spec)}; the network was converted for "
-                f"{_skeleton(self.spec)} (* is a tensor or a constant)"
+                f"{_skeleton(self.spec)} (* is a tensor or a constant): call it so, or convert it again on an "
+                "example of that form"
             )
         for place, leaf in enumerate(leaves):
             self._check_leaf(place, leaf)

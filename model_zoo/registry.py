@@ -57,6 +57,8 @@ class Recipe:
         H' and W' are H and W cut at the bottom and right to the network's multiple, so that positions in the
         output need no shift. Nothing is resized; the device stays.
         """
+        if not isinstance(frame, Tensor):
+            raise ValueError(f"{self.name}: the frame is a {type(frame).__name__}: torch.from_numpy(frame)")
         if frame.dtype != torch.uint8 or frame.dim() != 3 or frame.shape[2] != 3:
             found = f"{str(frame.dtype).removeprefix('torch.')} {tuple(frame.shape)}"
             raise ValueError(f"{self.name}: prepare takes one uint8 RGB frame (H, W, 3), not {found}")

@@ -34,6 +34,8 @@ BAD = {
     "nesting": (lambda x: ([x],), "converted for"),
     "device": (lambda x: (x.to("meta"),), "is on meta"),
     "empty": (lambda x: (x[:0],), "is empty"),
+    "name": (lambda x: ({"x": x},), "call it so, or convert it again"),
+    "colours last": (lambda x: (x.permute(0, 2, 3, 1),), r"colours come last: frame.permute\(0, 3, 1, 2\)"),
     "channels": (lambda x: (x[:, :2],), "cannot run on inputs of shape 2x2x8x7"),
 }
 

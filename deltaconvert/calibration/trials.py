@@ -78,6 +78,10 @@ class Trials:
         self.at_once = self._workers * self.streams
         with torch.inference_mode(False), torch.no_grad():
             self._program = self._plan(model, frames[0])
+            if not self._program.edges:
+                raise InputError(
+                    "nothing in the network runs as a delta, explain() says why: no threshold acts in it"
+                )
             self.sites = sites_of(self._program, map(self._repeated, self._some))
             self.dense = [self._call(frame) for frame in frames]
         places = {id(site.edge): place for place, site in enumerate(self.sites)}
@@ -105,7 +109,7 @@ class Trials:
 
     def dense_loss(self) -> float:
         """Of the dense network's own outputs: 0, if the metric is a loss."""
-        return float(self.metric(self._seen, self._seen))
+        return _loss(self.metric, self._seen, self._seen)
 
     def many(self, settings: Sequence[Setting]) -> list[Outcome]:
         """The outcome of each; those that are not known yet are tried side by side."""
@@ -220,11 +224,11 @@ class Trials:
                 seen[stream].append(self._decode(output))
         outcomes = []
         for stream, done in enumerate(torch.stack(work).mean(0).tolist()[: len(settings)]):
-            loss = guide = float(self.metric(seen[stream], self._seen))
+            loss = guide = _loss(self.metric, seen[stream], self._seen)
             if self.guide is None:
                 guide = differences[stream].relative
             elif self.guide is not self.metric:
-                guide = float(self.guide(outputs[stream], self.dense))
+                guide = _loss(self.guide, outputs[stream], self.dense)
             outcomes.append(Outcome(loss, guide, done))
         return outcomes
 
@@ -276,6 +280,16 @@ class Trials:
         for tensor in (*_tensors(self.model.graph.state_dict()), *itertools.chain(*self.frames)):
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:12] + f"-{len(self.frames)}"
+
+
+def _loss(metric: Metric, ours: list[Any], dense: list[Any]) -> float:
+    found = metric(ours, dense)
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the metric {name_of(metric)} gives {type(found).__name__}: it has to give one number, the loss"
+        ) from error
 
 
 def _rounded(share: float) -> float:

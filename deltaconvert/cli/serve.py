@@ -60,7 +60,9 @@ def serve(
         "streams": streams,
         "limits": limits,
     }
-    with working(f"loading {file}"):
+    where = f"{file} into {workers} workers" if workers > 1 else f"{file}"
+    note(f"loading {where}: the first time on a machine kernels are compiled, which takes a minute or so")
+    with working(f"loading {where}"):
         fleet: Fleet = (
             Local(**options) if workers == 1 else Rays(workers, gpus=float(device == "cuda"), **options)
         )

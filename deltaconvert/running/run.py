@@ -85,6 +85,10 @@ class Running(Frozen):
         """The call on flat inputs, as the signature flattens them; the flat outputs, which are the caller's."""
         return self.frame_for(frames, lambda lent: self._program.own(lent))
 
+    def check_frames(self, frames: Sequence[Tensor]) -> None:
+        """InputError for flat inputs that the network does not take."""
+        self._intake.check(frames)
+
     def lent_frame(self, frames: Sequence[Tensor]) -> list[Any]:
         """The same without a copy of the outputs: the next frame writes to them, and nobody else may."""
         return self.frame_for(frames, lambda lent: lent)
@@ -116,9 +120,11 @@ class Running(Frozen):
         except (DeltaConvertError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            last, channels = [size[3:] for size in sizes], [size[1:2] for size in before]
+            slip = ", if its colours come last: frame.permute(0, 3, 1, 2)" if last == channels else ""
             raise InputError(
-                f"the network cannot run on inputs of shape {sizes_text(sizes)} (it last ran on {sizes_text(before)}): "
-                f"{first_line(error)}"
+                f"the network cannot run on inputs of shape {sizes_text(sizes)} (it last ran on {sizes_text(before)}"
+                f"{slip}): {first_line(error)}"
             ) from error
         if not known:
             warnings.warn(

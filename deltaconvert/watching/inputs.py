@@ -14,6 +14,7 @@ from torch import Tensor
 from deltaconvert import feed, video
 from deltaconvert.errors import InputError
 from deltaconvert.model import DeltaModel
+from deltaconvert.running.intake import sizes_of, sizes_text
 from deltaconvert.watching.watch import resize
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -28,7 +29,18 @@ def inputs_of(model: DeltaModel, frames: Any, limit: int | None = None) -> list[
     source = images_of(frames) if isinstance(frames, str | os.PathLike | int) else frames
     if isinstance(source, Tensor) or not isinstance(source, Iterable):
         raise InputError("frames are one tensor: give a list of frames, or where to read them")
-    return [_call(model, frame) for frame in itertools.islice(source, limit)]
+    calls = [_call(model, frame) for frame in itertools.islice(source, limit)]
+    for number, call in enumerate(calls):
+        try:
+            model.check_frames(call)
+        except InputError as error:
+            raise InputError(f"frame {number}: {error}") from error
+        if sizes_of(call) != sizes_of(calls[0]):
+            before, now = sizes_text(sizes_of(calls[0])), sizes_text(sizes_of(call))
+            raise InputError(
+                f"frame {number} has the size {now}, those before it {before}: give frames of one size"
+            )
+    return calls
 
 
 def images_of(source: str | os.PathLike[str] | int) -> Iterator[Tensor]:

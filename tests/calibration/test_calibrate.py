@@ -248,6 +248,9 @@ def test_frames_from_files(delta, tmp_path, monkeypatch):
     [
         ({"budget": 0}, "budget=0"),
         ({"budget": float("nan")}, "budget=nan"),
+        ({"budget": "1%"}, "budget='1%'"),
+        ({"metric": lambda ours, dense: None}, "gives NoneType: it has to give one number"),
+        ({"metric": lambda ours, dense: torch.zeros(3)}, "gives Tensor: it has to give one number"),
         ({"metric": "beauty"}, "no metric 'beauty'"),
         ({"method": "luck"}, "no method 'luck'"),
         ({"by": "heart"}, "by='heart'"),
@@ -274,3 +277,10 @@ def test_bad_frames(delta):
         deltaconvert.calibrate(delta, clip(1))
     with pytest.raises(InputError, match="one tensor"):
         deltaconvert.calibrate(delta, clip(1)[0])
+    with pytest.raises(InputError, match=r"frame 1: input 0 has shape \(3, 32, 48\).*frame\[None\]"):
+        deltaconvert.calibrate(delta, [clip(1)[0], clip(1)[0][0]])
+    with pytest.raises(InputError, match="frame 1 has the size 1x3x16x48, those before it 1x3x32x48"):
+        deltaconvert.calibrate(delta, [clip(1)[0], clip(1)[0][:, :, :16]])
+    still = deltaconvert.convert(torch.nn.Flatten().eval(), clip(1)[0], backend="reference")
+    with pytest.raises(InputError, match="nothing in the network runs as a delta"):
+        deltaconvert.calibrate(still, clip())

@@ -200,7 +200,8 @@ def test_apply_asks_first_whether_the_file_may_be_replaced(converted, tmp_path, 
 
 def test_serve_says_what_is_missing(converted, monkeypatch):
     pytest.importorskip("uvicorn")
-    assert "there is no device 'gpu'" in said(call("serve", converted, "--device", "gpu", code=1))
+    text = said(call("serve", converted, "--device", "gpu", code=1))
+    assert "there is no device 'gpu'" in text and "the first time on a machine kernels are compiled" in text
     monkeypatch.setitem(sys.modules, "ray", None)
     text = said(call("serve", converted, "--workers", 2, code=1))
     assert 'pip install "deltaconvert[serve]"' in text

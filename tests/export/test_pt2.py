@@ -229,6 +229,8 @@ def test_wrong_frames_and_streams_are_refused(tmp_path):
     for wrong in (frame[:, :2], frame.double()):
         with pytest.raises(InputError, match=r"exported for torch\.float32"):
             program(wrong)
+    with pytest.raises(InputError, match="is a ndarray: give a tensor"):
+        program(frame.numpy())
     with pytest.raises(InputError, match="takes 1 frames"):
         program(frame, frame)
     with pytest.raises(InputError, match="no stream 1"):
