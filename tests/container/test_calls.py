@@ -1,4 +1,4 @@
-"""Calls that a file spells in its own way, so that a reader can bound them before it runs them."""
+"""Calls that a file writes in a form of its own, so that a reader can check their bounds before it runs them."""
 
 import pytest
 import torch

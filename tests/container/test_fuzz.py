@@ -1,7 +1,7 @@
 """Mutated converted files: each loads or is a ContainerError; no crash, no hang, no code, bounded memory.
 
-DELTACONVERT_MUTATIONS=20000 throws as many; what a file becomes depends on its number alone, so that a failure can be
-looked at again.
+DELTACONVERT_MUTATIONS=20000 tries that many. A mutation depends on its number alone, so that a failure can be
+reproduced.
 """
 
 import json

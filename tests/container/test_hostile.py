@@ -1,4 +1,4 @@
-"""Nothing else comes out of a file: the checksum is right, the contents are not."""
+"""Hostile files with a right checksum are refused: a file can give nothing but a converted network."""
 
 import pytest
 from contained import load, rewrite
@@ -20,7 +20,7 @@ def nested(depth):
 
 
 def test_a_rewritten_file_loads(saved):
-    """The tests below fail for what they change, not for being rewritten."""
+    """So the files of the tests below are refused for their changes, and not because they were rewritten."""
     rewrite(saved[2], lambda n: None)
     load(saved[2])
 
@@ -71,7 +71,7 @@ def test_no_other_attribute(saved, attribute):
 
 
 def record(network, name, field):
-    """Let its outputs be of such a class."""
+    """Make the outputs claim this class."""
     outputs = network["signature"]["outputs"]
     outputs["tree"] = {"record": [name, [[field, outputs["tree"]]]]}
 

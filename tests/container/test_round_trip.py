@@ -71,7 +71,7 @@ def test_the_zoo_comes_back(name, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0", "fastestdet", "resnet18", "unet"])
 def test_to_cuda_and_back(gpu, name, tmp_path):
-    """Weights, description and plan are the same to the last bit after a stay on the GPU."""
+    """Weights, description and plan are the same to the last bit after a move to the GPU and back."""
     side, channels = SIZES.get(name, 64), model_zoo.recipe(name).input_size[0]
     here, there, back = (tmp_path / f"{name}.delta" for name in ("here", "there", "back"))
     with torch.device("cpu"):
@@ -113,7 +113,7 @@ def test_dense_parts_and_nested_outputs_come_back(tmp_path):
 
 
 class Laid(nn.Module):
-    """Maps in other layouts, and what becomes of them."""
+    """Maps in other layouts, and operators on them."""
 
     def __init__(self):
         super().__init__()
@@ -218,7 +218,7 @@ def known_to_pytree():
 
 
 def test_named_outputs_come_back(tmp_path, known_to_pytree):
-    """As NamedTuples of the same names: the classes themselves would be code."""
+    """They come back as NamedTuples of the same names, since the classes themselves would be code."""
     network = Call(lambda self, x: {"first": Pair(F.relu(x), (x,)), "second": Found(-x)}).eval()
     frame = torch.randn(1, 3, 8, 8)
     converted = deltaconvert.convert(network, frame, backend="reference")
@@ -235,7 +235,7 @@ def test_named_outputs_come_back(tmp_path, known_to_pytree):
 
 
 def test_named_inputs_of_the_callers_own_class(tmp_path, known_to_pytree):
-    """The file has no classes: what is loaded takes any that has the same name and fields, and no other."""
+    """The file holds no class: a loaded network takes any class with the same name and fields, and no other."""
     network = Call(lambda self, pair, found: pair.a + pair.b + found.scores).eval()
     frames = [torch.rand(1, 3, 8, 8) for _ in range(3)]
     call = (_Hidden(*frames[:2]), Found(frames[2], frames[0]))
@@ -251,7 +251,7 @@ def test_named_inputs_of_the_callers_own_class(tmp_path, known_to_pytree):
 
 
 def test_inputs_that_no_file_can_hold(tmp_path):
-    """A defaultdict makes what is missing by a function of the caller's."""
+    """Such as a defaultdict, which makes missing values by a function of the caller's."""
     network = Call(lambda self, bag: bag["a"] + 1).eval()
     bag = defaultdict(list, a=torch.rand(1, 3, 8, 8))
     converted = deltaconvert.convert(network, (bag,), backend="reference")

@@ -1,4 +1,4 @@
-"""What changed stands out, what did not stays recognisable."""
+"""Changed pixels stand out, and the others stay recognisable."""
 
 import sys
 

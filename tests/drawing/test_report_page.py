@@ -1,4 +1,4 @@
-"""report_page.py and the heat map: one page that needs nothing beside it."""
+"""report_page.py and the heat map: one page that needs no other file."""
 
 from __future__ import annotations
 

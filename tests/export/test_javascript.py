@@ -1,4 +1,4 @@
-"""examples/onnxruntime-node: the state goes round in JavaScript as it does in Python."""
+"""examples/onnxruntime-node: the state is passed from frame to frame in JavaScript as in Python."""
 
 import json
 import os

@@ -20,7 +20,7 @@ from deltaconvert.program import DeltaProgram
 
 
 def spoilt(state):
-    """What stored maps hold before the first frame does not matter."""
+    """Overwrites the stored maps: what they hold before the first frame must not matter."""
     for each in state:
         each.fill_(7)
     return state

@@ -1,4 +1,4 @@
-"""What goes wrong with one camera, one process or one file, and what is promised then (docs/serve.md)."""
+"""Failures of one camera, one process or one file, and what docs/serve.md promises for them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pool(backend, streams=("a", "b"), model=None, **options):
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_frames(backend, threshold, value):
-    """A frame with NaN gives what the dense network gives; the next good one is right again, others never notice."""
+    """A frame with NaN gives what dense gives; the next good frame is right, and other streams are unaffected."""
     cameras, dense = pool(backend, threshold=threshold), network()
     alone = pool(backend, threshold=threshold)
     for t, (frame, other) in enumerate(zip(video(), video(1), strict=True)):
@@ -63,7 +63,7 @@ def test_nan_frames(backend, threshold, value):
 
 
 def test_clock_jumps(backend, monkeypatch):
-    """Nothing goes by the wall clock."""
+    """Nothing depends on the wall clock."""
     cameras, now = pool(backend, "a"), [1e9]
     monkeypatch.setattr(time, "time", lambda: now[0])
     for jump, frame in zip((0, 3600, -1e9, 5e9), video(), strict=False):
@@ -75,7 +75,7 @@ def test_clock_jumps(backend, monkeypatch):
 
 
 def test_a_stalled_producer(backend):
-    """A camera that sends nothing costs nothing, and its last output stays."""
+    """A camera that sends nothing costs nothing, and keeps its last output."""
     cameras = pool(backend)
     cameras.put("a", video()[0])
     last = cameras.step()["a"].output.clone()
@@ -87,7 +87,7 @@ def test_a_stalled_producer(backend):
 
 
 def test_a_stalled_consumer(backend):
-    """Frames that nobody computes replace each other: memory stays flat, the newest is computed."""
+    """Frames that wait replace each other: memory stays flat, and the newest is computed."""
     cameras, frames = pool(backend, "a"), video()
     for _ in range(100):
         for frame in frames:
@@ -112,7 +112,7 @@ class Interrupting(nn.Module):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError])
 def test_interrupted_in_mid_frame(backend, error):
-    """Ctrl-C, no memory or an error half-way: the pool goes on as if the frame had not come."""
+    """After Ctrl-C, no memory or an error half-way, the pool continues as if the frame had not come."""
     model = Call(
         lambda m, x: m.last(m.stop(m.conv(x))),
         conv=nn.Conv2d(3, 4, 3),
@@ -137,7 +137,7 @@ def test_interrupted_in_mid_frame(backend, error):
 
 
 def test_no_memory_on_join(backend, monkeypatch):
-    """A stream that there is no memory for is refused; the others go on, and it may ask again."""
+    """A stream is refused if there is no memory for it; the others continue, and it may ask again."""
     cameras = pool(backend)
     cameras.put("a", video()[0]), cameras.step()
     plan = deltaconvert.DeltaModel.for_streams
@@ -157,10 +157,10 @@ def test_no_memory_on_join(backend, monkeypatch):
 
 @pytest.mark.gpu
 def test_no_gpu_memory_on_join(gpu):
-    """The same on a card that is full: planning for more streams finds no memory."""
+    """The same on a full card: planning for more streams finds no memory."""
     dense, scenes = network().to(gpu), [torch.rand(1, 3, 512, 512) for _ in range(2)]
     cameras = StreamPool(deltaconvert.convert(dense, scenes[0], backend="cuda"), 2)
-    dense = copy.deepcopy(dense).cpu()  # so that it wants no room there
+    dense = copy.deepcopy(dense).cpu()  # so that it takes no memory there
     cameras.join("a"), cameras.join("b")
 
     def play():
@@ -208,7 +208,7 @@ def _fill(gpu):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_while_writing_a_file(tmp_path):
-    """A file has its name only when it is whole: a kill leaves the old one."""
+    """A file only gets its name when it is complete: a kill leaves the old file."""
     path = tmp_path / "network.delta"
     model = deltaconvert.convert(network(), video()[0], backend="reference")
     model.save(path)

@@ -1,4 +1,4 @@
-"""Broken images in mid-stream, as a worker of the server gets them, beside a stream that must not notice."""
+"""Broken images in mid-stream, as a worker of the server gets them; another stream must not be affected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def encoded(image, kind):
 
 
 def broken_jpegs():
-    """Cut short, nothing at all, noise behind a good head, and a head that claims more than there is."""
+    """Images that are cut short, empty, noise behind a good header, or have a header that claims too much."""
     good = encoded(picture(1), "JPEG")
     noise = bytes(torch.randint(0, 256, (400,), generator=torch.Generator().manual_seed(0)).tolist())
     claims = good.replace(SIZE[0].to_bytes(2, "big") + SIZE[1].to_bytes(2, "big"), b"\xff\xff\xff\xff")
@@ -58,7 +58,7 @@ def broken_jpegs():
 
 @pytest.mark.parametrize("name", sorted(broken_jpegs()))
 def test_a_corrupted_jpeg(cameras, name):
-    """Refused with a reason; its stream goes on from the frame before, the other one does not notice."""
+    """It is refused with a reason; its stream continues from the frame before, and the other is unaffected."""
     worker, expected = cameras
     for seed in range(3):
         with pytest.raises(Refused) as caught:

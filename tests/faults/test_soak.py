@@ -1,6 +1,6 @@
 """Cameras come, go, reset and misbehave for minutes: every output right, memory flat.
 
-Seconds here; `make soak` runs five minutes, as CI does beside the other tests, DELTACONVERT_SOAK_MINUTES=60 an hour.
+By default it takes seconds; `make soak` and CI run five minutes, DELTACONVERT_SOAK_MINUTES=60 an hour.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from deltaconvert.errors import DeltaConvertError
 from deltaconvert.streams import StreamPool
 
 MINUTES = float(os.environ.get("DELTACONVERT_SOAK_MINUTES", "0.2"))
-PAUSE = float(os.environ.get("DELTACONVERT_SOAK_PAUSE", "0"))  # seconds between frames, to be kind to others
+PAUSE = float(
+    os.environ.get("DELTACONVERT_SOAK_PAUSE", "0")
+)  # seconds between frames, to leave time to others
 SHAPE = (1, 3, 45, 61)
 MOST = 8  # streams
 # Bytes; allocators keep what a peak left behind. A leak of one frame in every step would pass it in three minutes.
@@ -47,7 +49,7 @@ class Cameras:
         return self.draw.choice(list(self.scenes))
 
     def happen(self) -> None:
-        """One joins, leaves, starts over, moves or sends what does not fit; mostly nothing."""
+        """A camera joins, leaves, starts over, moves or sends a frame that does not fit; mostly nothing happens."""
         event = self.draw.random()
         if (event < 0.05 and len(self.scenes) < MOST) or not self.scenes:
             self.joined += 1
@@ -81,7 +83,7 @@ class Cameras:
                 self.pool.put(stream, frame)
 
     def step(self) -> None:
-        """One in ten of the outputs is compared with the dense network's."""
+        """Plays a step, and compares one in ten outputs with the dense network's."""
         for stream, result in self.pool.step().items():
             if result.error is not None:
                 raise result.error

@@ -1,4 +1,4 @@
-"""Files that want to run code, read other files, or take all memory are refused, quickly and by name."""
+"""Files that try to run code, read other files, or take all memory are refused quickly and with a reason."""
 
 import io
 import json
@@ -219,7 +219,7 @@ def test_hostile_programs_are_refused(tmp_path):
 
 
 def test_what_guards_a_program_is_not_run(tmp_path, monkeypatch):
-    """torch makes a function of the guards in a file; they are left out, and the program stays the same."""
+    """torch compiles the guards in a file into a function; we leave them out, and the program stays the same."""
     from deltaconvert.formats import load_network
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Networks in files of other programs convert, and equal the program that they are from."""
+"""Networks in files of other programs convert, and equal the program that they come from."""
 
 import json
 import sys

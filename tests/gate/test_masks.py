@@ -1,4 +1,4 @@
-"""The masks of every backend are those of a Watch alone, to the bit."""
+"""The masks of every backend are exactly those of a Watch by itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import deltaconvert
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 70), (37, 21)])
 def test_every_setting_on_every_backend(backend, size):
-    """The output is the dense network's on what was taken over."""
+    """The output is the dense network's for the stored frame."""
     gate = {"smooth": 3, "recent": 4, "noise": 2.0, "dilate": 1, "weak": 0.3, "cut": 0.9}
     gate |= {"refresh": 7, "max_density": 0.5}
     video = scripted_video((2, 3, *size), torch.float64)

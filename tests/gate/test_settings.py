@@ -49,7 +49,7 @@ def test_noise_is_smoothed_away_and_motion_is_not():
 
 
 def test_noise_is_learnt_for_each_pixel():
-    """Beyond their learnt noise pixels on the noisy side still move; calm ones go by the threshold."""
+    """Pixels on the noisy side still move if they exceed their learnt noise; calm pixels follow the threshold."""
     draw = torch.Generator().manual_seed(2)
     scene = torch.rand(1, 1, 32, 64, generator=draw)
     deviation = torch.cat([torch.full((32, 32), 0.05), torch.full((32, 32), 0.002)], 1)
@@ -75,7 +75,7 @@ def test_noise_is_learnt_for_each_pixel():
     st.integers(0, 99),
 )
 def test_nothing_stays_beyond_the_peak(smooth, noise, peak, dilate, seed):
-    """Whatever is smoothed and learnt: what is stored is within peak thresholds of the frame, everywhere, always."""
+    """Whatever is smoothed and learnt, stored values are always within `peak` thresholds of the frame."""
     draw = torch.Generator().manual_seed(seed)
     gate = Gate(smooth=smooth, noise=noise, peak=peak, dilate=dilate)
     watch = Watch(gate, (1, 2, 13, 17), torch.float64, torch.device("cpu"), 0.1)
@@ -89,7 +89,7 @@ def test_nothing_stays_beyond_the_peak(smooth, noise, peak, dilate, seed):
 
 
 def test_faint_pixels_come_along_with_strong_ones(backend):
-    """Within `dilate` of a change what moved by over `weak` thresholds is taken over, and nothing else."""
+    """Within `dilate` of a change, pixels that moved by more than `weak` thresholds are taken over, and no others."""
     frame = torch.full((1, 3, 20, 30), 0.5)
     model = convert(frame, {"dilate": 4, "weak": 0.3}, threshold=0.1, backend=backend)
     model(frame)
@@ -105,7 +105,7 @@ def test_faint_pixels_come_along_with_strong_ones(backend):
 
 
 def test_what_is_faint_and_stays_is_found_by_averaging_over_frames(backend):
-    """A step of two deviations of the noise: one frame does not tell it from noise, eight together do."""
+    """A step of two standard deviations is not seen in the noise of one frame, but in the mean of eight."""
     draw = torch.Generator("cpu").manual_seed(3)  # every backend sees the same noise
     scene = torch.full((1, 1, 24, 40), 0.5)
     found = {}
@@ -129,7 +129,7 @@ def test_what_is_faint_and_stays_is_found_by_averaging_over_frames(backend):
 
 @given(st.integers(1, 40), st.integers(1, 70), st.sampled_from([1, 2, 5, 30]))
 def test_refresh_bounds_the_age_of_every_pixel(height, width, refresh):
-    """A scene that creeps below the threshold: each pixel is of the last `refresh` frames, and no frame a spike."""
+    """In a scene that creeps below the threshold, each pixel is at most `refresh` frames old, without spikes."""
     shape = (1, 1, height, width)
     watch = Watch(Gate(refresh=refresh), shape, torch.float64, torch.device("cpu"), 1e3)
     stored = torch.full(shape, float("nan"), dtype=torch.float64)
@@ -165,7 +165,7 @@ def test_a_cut_is_a_full_frame_of_its_stream(backend):
 
 @pytest.mark.parametrize("share", [0.1, 0.25])
 def test_a_burst_stays_under_the_ceiling(backend, share):
-    """A lamp goes on: no frame takes over more than its share, the most changed tiles come first, all come in time."""
+    """After a lamp goes on, no frame takes over more than its share; the most changed tiles go first."""
     frame = torch.zeros(2, 3, 64, 80)
     model = convert(frame, {"max_density": share}, backend=backend)
     model(frame)
@@ -187,7 +187,7 @@ def test_a_burst_stays_under_the_ceiling(backend, share):
 
 
 def test_of_equal_tiles_the_first_go(backend):
-    """A lamp goes on, and every pixel moves by the same: which tiles go says their order alone, in every stream."""
+    """If a lamp changes every pixel by the same amount, tiles go in the order of their places, in every stream."""
     frame = torch.zeros(2, 3, 64, 80)
     model = convert(frame, {"max_density": 0.25}, backend=backend)
     model(frame)
@@ -209,7 +209,7 @@ def test_the_largest_of_equal_ones_are_the_first(values, data):
 
 
 def test_what_was_never_seen_does_not_wait(backend):
-    """A first frame is beside the ceiling: no tile has waited after it, and in a burst behind it all are equal."""
+    """A first frame is not under the ceiling: after it no tile has waited, and in the next burst all are equal."""
     model = convert(torch.zeros(2, 3, 64, 80), {"max_density": 0.1}, backend=backend)
     model(torch.rand(2, 3, 64, 80))
     assert model.stats().gates["input_0"]["waiting"] == 0
@@ -234,8 +234,8 @@ def test_pixels_that_stay_nan_stand_still(backend):
 
 @given(st.integers(0, 50), st.floats(1.0, 4.0))
 def test_no_tile_starves(seed, ratio):
-    """Everything changes in every frame, some of it `ratio` times as much: the least changed tile still gets its turn
-    within that many rounds."""
+    """Everything changes in every frame, some tiles `ratio` times as much as others. Even the least changed tile gets
+    its turn within that many rounds."""
     draw = torch.Generator().manual_seed(seed)
     shape = (1, 1, 4 * TILE, 4 * TILE)
     watch = Watch(Gate(max_density=0.25), shape, torch.float64, torch.device("cpu"), 0.01)
@@ -251,7 +251,7 @@ def test_no_tile_starves(seed, ratio):
 
 
 def test_tiles_that_go_together_are_neighbours():
-    """Everything changes, each tile by another amount: what a frame takes over lies in few places, not all over it."""
+    """If each tile changes by another amount, those that a frame takes over still lie in few places."""
     draw, shape = torch.Generator().manual_seed(4), (1, 1, 24 * TILE, 40 * TILE)
     watch = Watch(Gate(max_density=0.1), shape, torch.float64, torch.device("cpu"), 0.01)
     frame, stored = torch.rand(shape, dtype=torch.float64, generator=draw) + 1, torch.zeros(shape).double()
@@ -282,7 +282,7 @@ def test_no_block_starves(seed, share, ratio):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
 def test_nonfinite_pixels_leave_with_their_frame(backend, value, threshold):
-    """As they are, or through any gate: the frame after them is as if they had not been."""
+    """With and without gates, the frame after them is as if they had not occurred."""
     torch.manual_seed(3)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, stride=2)).eval()
     frame = torch.rand(1, 3, 20, 30)
@@ -323,7 +323,7 @@ def test_the_gate_travels_in_the_file(tmp_path):
 
 
 def test_a_snapshot_goes_on_with_what_was_stored(backend):
-    """Another model takes a stream over; it learns the noise anew and sees the same changes."""
+    """Another model continues the stream: it learns the noise anew and sees the same changes."""
     frame = torch.rand(2, 3, 20, 20)
     ours, theirs = (convert(frame, {"noise": 2, "refresh": 50}, backend=backend) for _ in range(2))
     ours(frame)
@@ -366,8 +366,8 @@ def test_bad_gates(gate, message):
 
 @pytest.mark.skipif(not CAR_PARK.exists(), reason="needs ../shared/data")
 def test_a_creeping_camera_stays_inside_the_bound():
-    """The car park creeps 12.5 pixels in steps below any threshold: what is stored stays within the peak, and with a
-    refresh no pixel is older than that."""
+    """A car park creeps by 12.5 pixels in steps below any threshold. Stored values stay within the peak, and with a
+    refresh no pixel gets older than that."""
     pytest.importorskip("av")
     from deltaconvert import video
 

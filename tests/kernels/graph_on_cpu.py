@@ -1,5 +1,5 @@
-"""A frame's CUDA graph without a GPU: what is launched while it is captured is written down, with the arguments that it
-had then, and done again when it is replayed."""
+"""A frame's CUDA graph without a GPU: launches are recorded with their arguments while it is captured, and made again
+when it is replayed."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Graph:
 
 
 class Calls(TorchDispatchMode):
-    """torch's own calls of a graph: their results lie where they lay when it was captured."""
+    """torch's own calls in a graph: a replay writes their results to the same memory as the capture."""
 
     def __init__(self, graphs: list[Graph]):
-        """graphs: the last one is that which is captured."""
+        """graphs: the last one is being captured."""
         super().__init__()
         self._graphs = graphs
 
@@ -59,7 +59,7 @@ class Stream:
 
 
 def with_graphs(patch: pytest.MonkeyPatch) -> None:
-    """For the time of a test, backend="cuda" runs on the CPU, and replays its frames."""
+    """During a test, backend="cuda" runs on the CPU and replays its frames."""
     open_graphs: list[Graph] = []
 
     class Kernel(on_cpu.Kernel):

@@ -1,7 +1,7 @@
 """The cuda backend without a GPU: its kernels compiled by g++, its frames played one launch after the other.
 
-Slow, and blind to races; but masks, lists, the order of launches and every parameter are those of the GPU. Tensor cores
-there are none: convolutions run in kernels/conv.cu.
+This is slow and does not find races; but masks, lists, the order of launches and every parameter are those of a GPU.
+There are no tensor cores: convolutions run in kernels/conv.cu.
 """
 
 from __future__ import annotations
