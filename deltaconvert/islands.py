@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from deltaconvert.nodes import is_random, name_called, operator_of
+from deltaconvert.nodes import densify, is_random, name_called, operator_of, sparsify
+from deltaconvert.passes.functionalise import may_share
 
 # Their functions give the same result for the same inputs, but for random ones.
 _PURE_HOMES = (
@@ -87,3 +88,23 @@ def is_pure(node: fx.Node) -> bool:
         None,
         "torch.functional",
     )
+
+
+def is_read_behind(node: fx.Node) -> bool:
+    """Something behind `node` reads one of its inputs, or what may share memory with one: it would see a write."""
+    place = {each: i for i, each in enumerate(node.graph.nodes)}
+    todo, sharing = list(node.all_input_nodes), set()
+    while todo:
+        value = todo.pop()
+        if value in sharing:
+            continue
+        sharing.add(value)
+        todo += value.all_input_nodes[:1] if _hands_on(value) else []
+        users = (user for user in value.users if user is not node and user.all_input_nodes[:1] == [value])
+        todo += [user for user in users if _hands_on(user)]
+    readers = {user for value in sharing for user in value.users} - sharing
+    return any(place[reader] > place[node] for reader in readers)
+
+
+def _hands_on(node: fx.Node) -> bool:
+    return node.target in (densify, sparsify) or may_share(node)

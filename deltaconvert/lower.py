@@ -11,12 +11,15 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deltaconvert.backends.base import Backend, Map
+from deltaconvert.errors import DeltaConvertError
 from deltaconvert.gate import Watch
-from deltaconvert.islands import Frame, Island, Step, is_pure
+from deltaconvert.islands import Frame, Island, Step, is_pure, is_read_behind
 from deltaconvert.narrow import reaches_of
-from deltaconvert.nodes import attribute_of, densify, is_delta, operator_of, sparsify
+from deltaconvert.nodes import attribute_of, densify, is_delta, operator_of, path_of, sparsify
+from deltaconvert.passes.loose import is_foreign
 from deltaconvert.passes.place_thresholds import is_of_frame
 from deltaconvert.plan import Plan
+from deltaconvert.signature import tensors_of
 
 
 class Program:
@@ -181,14 +184,27 @@ class Program:
         self._steps.append(Step(node, lambda frame: step.run()))
 
     def _bind_island(self, node: fx.Node) -> None:
-        def load(values: list[Any]) -> tuple[Any, Any]:
-            loaded = fx.map_arg((node.args, node.kwargs), lambda n: values[self._slots[n]])
-            if node.meta.get("writes_inputs"):  # it gets copies, since others keep these inputs
-                return pytree.tree_map_only(Tensor, torch.clone, loaded)
-            return loaded
+        """The network's own code may write to what it is given, in frames to come if not on the example. What others
+        keep it gets a copy of."""
+        foreign = is_foreign(node)
+        copied = {source for source in node.all_input_nodes if _is_copied(source, node, foreign)}
+        shows = foreign and not node.meta.get("writes_inputs") and is_read_behind(node)
 
         def call(values: list[Any]) -> Any:
-            args, kwargs = load(values)
+            copies = {source: _copy(values[self._slots[source]]) for source in copied}
+
+            def given(source: fx.Node) -> Any:
+                return copies[source] if source in copies else values[self._slots[source]]
+
+            result = run(*fx.map_arg((node.args, node.kwargs), given))
+            if shows and any(copy._version for copy in tensors_of(list(copies.values()))):
+                raise DeltaConvertError(
+                    f"{path_of(node)} writes to its input in this frame, which it did not on the example, and others "
+                    "read that behind it: convert on an example where it does, or let it write to a copy"
+                )
+            return result
+
+        def run(args: Any, kwargs: Any) -> Any:
             if node.op == "call_module":
                 return self.plan.graph.get_submodule(str(node.target))(*args, **kwargs)
             if node.op == "call_method":
@@ -233,6 +249,12 @@ def threshold_of(meta: dict[str, Any]) -> Any:
     if "shares" in meta:
         return (amount * meta["shares"]).to(meta["device"], meta["dtype"])
     return torch.tensor(amount, dtype=torch.float64).to(meta["dtype"]).item()
+
+
+def _is_copied(source: fx.Node, node: fx.Node, foreign: bool) -> bool:
+    """Before `node` reads it; `foreign`: it is the network's own code. Frames and weights are the caller's, and stay
+    what they are where the example shows no write to them."""
+    return bool(node.meta.get("writes_inputs")) or (foreign and source.op not in ("placeholder", "get_attr"))
 
 
 def _copy(value: Any) -> Any:

@@ -22,6 +22,7 @@ from deltaconvert.passes.functionalise import (
     may_share,
     writes_in_place,
 )
+from deltaconvert.passes.loose import is_foreign
 from deltaconvert.signature import tensors_of
 
 # Modules that hand their input on, or lay it out anew.
@@ -65,12 +66,12 @@ def watch_views(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, A
 
 
 def watch_islands(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Find the modules that stay whole and write to their inputs.
+    """Find the modules and functions that stay whole and write to their inputs.
 
     WriteToView, naming the module around it, where something reads such an input later: only that module as a whole
-    sees the write. Where nothing does, meta["writes_inputs"] tells that the module needs inputs of its own.
+    sees the write. Where nothing does, meta["writes_inputs"] tells that the call needs inputs of its own.
     """
-    if any(is_island(node) for node in module.graph.nodes):
+    if any(is_foreign(node) for node in module.graph.nodes):
         with torch.no_grad():
             _IslandWatch(module).run(*_copies(args, kwargs))
 
@@ -116,7 +117,7 @@ class _ViewWatch(fx.Interpreter):
 
 class _IslandWatch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
-        if not is_island(n):
+        if not is_foreign(n):
             return super().run_node(n)
         inputs = tensors_of(self.fetch_args_kwargs_from_env(n))
         versions = [x._version for x in inputs]
@@ -168,9 +169,10 @@ def _same_place(a: Any, b: Any) -> bool:
 
 
 def _around(node: fx.Node) -> str:
-    """The path of the module in whose forward `node` calls another; "" for the root."""
+    """The path of the module in whose forward `node` calls another, or a function; "" for the root."""
     paths = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
-    return paths[-2] if len(paths) > 1 else ""
+    paths = paths[:-1] if node.op == "call_module" else paths
+    return paths[-1] if paths else ""
 
 
 def _copies(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

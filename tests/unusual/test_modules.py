@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import deltaconvert
-from deltaconvert.errors import UnsupportedModel
+from deltaconvert.errors import DeltaConvertError, UnsupportedModel
 from deltaconvert.ops.base import is_known
 
 
@@ -49,9 +49,67 @@ def hooked_root():
     return network
 
 
+class Writes(nn.Module):
+    """Writes to its input where that is bright, which cannot be traced."""
+
+    def forward(self, x):
+        if (x > 1.5).any():
+            x += 1
+        return x * 2
+
+
+@torch.fx.wrap
+def written(x):
+    """Writes to its input, always."""
+    if float(x.detach().max()) > -100:
+        x += 1
+    return x * 2
+
+
+class WritesOnce(Two):
+    """read: by whom else."""
+
+    def __init__(self, part=None, read=None):
+        super().__init__()
+        self.part, self.read = part, read
+
+    def forward(self, x):
+        y = self.first(4 * x)
+        z = self.last(written(y) if self.part is None else self.part(y))
+        return z if self.read is None else (z, self.read(y))
+
+
 @pytest.mark.parametrize("make", [hooked, own_forward, own_padding, hooked_root])
 def test_what_changes_a_module_is_seen(backend, make):
     assert set(kinds(check(make(), backend)).values()) == {"delta"}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [lambda: WritesOnce(Writes()), WritesOnce, lambda: WritesOnce(read=torch.relu)],
+)
+def test_what_is_written_by_code_that_stays_whole_is_not_the_state(backend, network):
+    dense = network().eval()
+    frames = scripted_video(SHAPE, torch.float32)[:6]
+    model = deltaconvert.convert(dense, frames[0], backend=backend)
+    for t, frame in enumerate(frames):
+        with torch.no_grad():
+            assert_close(model(frame), dense(frame), f"frame {t}")
+
+
+def test_a_write_that_the_example_does_not_show_is_not_lost(backend):
+    """The frame after starts over."""
+    network = WritesOnce(Writes(), torch.relu).eval()
+    dark, bright = torch.zeros(SHAPE), torch.ones(SHAPE)
+    model = deltaconvert.convert(network, dark, backend=backend)
+    with pytest.raises(DeltaConvertError, match=r"part writes to its input .* on the example"):
+        model(bright)
+    with torch.no_grad():
+        assert_close(model(dark), network(dark))
+    model = deltaconvert.convert(network, bright, backend=backend)
+    for frame in (dark, bright):
+        with torch.no_grad():
+            assert_close(model(frame), network(frame))
 
 
 def test_a_word_in_the_place_of_a_method_changes_nothing():
