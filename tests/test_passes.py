@@ -281,6 +281,8 @@ def test_drop_expands():
     assert calls(one) == ["Channels", "ChannelIndex", "Concat"]
     named = graph(lambda m, x: x * torch.broadcast_to(input=gate(m, x), size=x.shape), *passes)
     assert "broadcast_to" not in calls(named)
+    typed = graph(lambda m, x: x.half() * m.conv(x).mean().expand_as(x), *passes)
+    assert "expand_as" in calls(typed), "a number alone would leave half as it is"
     number = graph(lambda m, x: m.conv(x).mean().expand(3), *passes)
     assert "expand" in calls(number), "it is no map"
 

@@ -15,7 +15,8 @@ _EXPANDS = ("expand", "expand_as", torch.broadcast_to)
 
 def drop_expands(gm: fx.GraphModule) -> fx.GraphModule:
     """Remove the expansion of a gate that only arithmetic with a map of the full size reads. Elsewhere the expansion of
-    a map of one channel becomes an index of that channel, several times.
+    a map of one channel becomes an index of that channel, several times. What has no dimensions stays expanded: by
+    itself it would leave the map its type, as numbers do.
 
     before:  e = expand_as(gate, x);  y = mul(x, e)
     after:   y = mul(x, gate)
@@ -28,7 +29,7 @@ def drop_expands(gm: fx.GraphModule) -> fx.GraphModule:
             continue
         source = node.args[0] if node.args else node.kwargs["input"]
         shape, read = node.meta.get("shape", ()), source.meta.get("shape")
-        if all(_broadcasts(user, node) for user in node.users):
+        if read != () and all(_broadcasts(user, node) for user in node.users):
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
         elif len(shape) == 4 and read == (shape[0], 1, *shape[2:]):
