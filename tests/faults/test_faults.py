@@ -268,10 +268,13 @@ def _forked(model, frame, answers):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_after_a_fork_a_model_runs_or_says_that_it_cannot(backend):
     """After a fork a CPU model runs in the child; a CUDA model says that it cannot, and does not hang."""
+    threads, frame = torch.get_num_threads(), video()[0]
     torch.set_num_threads(1)
-    frame = video()[0]
-    model = deltaconvert.convert(network(), frame, backend=backend)
-    expected = float(model(frame).sum())
+    try:
+        model = deltaconvert.convert(network(), frame, backend=backend)
+        expected = float(model(frame).sum())
+    finally:
+        torch.set_num_threads(threads)  # other tests' as well
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     child = context.Process(
