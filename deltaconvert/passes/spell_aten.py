@@ -213,6 +213,9 @@ _SPECIAL: dict[str, Callable[..., Call]] = {
     "__or__": lambda x, y: (operator.or_, (x, y), {}),
     "__xor__": lambda x, y: (operator.xor, (x, y), {}),
     "zero": lambda x: (torch.zeros_like, (x,), {}),
+    "numpy_T": lambda x: ("t", (x,), {}),
+    "mT": lambda x: ("transpose", (x, -2, -1), {}),
+    "broadcast_tensors": lambda tensors: (torch.broadcast_tensors, tuple(tensors), {}),
     "sym_size": lambda x, dim: ("size", (x, dim), {}),
     **{name: lambda x, **_: ("clone", (x,), {}) for name in _COPIES},
 }

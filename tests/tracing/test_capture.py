@@ -204,17 +204,20 @@ def test_exported_operators_are_known(backend, name):
         assert_close(model(*frames), network(*frames))
 
 
-# Dense, under names that only torch.export gives them; a file knows them by their public ones.
-DENSE = {
+# Under names that only torch.export gives them; a file knows them by their public ones.
+NAMES = {
     "a spectrum": lambda m, x: torch.fft.irfft2(torch.fft.rfft2(m.a(x), norm="ortho") * 0.5, (13, 18)),
     "all dimensions": lambda m, x: torch.fft.ifftn(torch.fft.fftn(m.a(x), dim=(2, 3)), dim=(2, 3)).real,
+    "a transpose": lambda m, x: (m.a(x).movedim(1, -1) @ m.a.weight[:, :, 0, 0].T).movedim(-1, 1),
+    "transposes of maps": lambda m, x: m.a(m.a(x).mT).mT,
+    "broadcast": lambda m, x: torch.broadcast_tensors(m.a(x), m.a.bias.view(-1, 1, 1))[1] + m.a(x),
     "a room of a type": lambda m, x: torch.DoubleTensor(*x.shape).zero_().add_(m.a(x)),
 }
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", NAMES)
 def test_files_hold_what_programs_call(name, tmp_path):
-    network, frame = call(DENSE[name], a=conv()), torch.randn(SHAPE).double()
+    network, frame = call(NAMES[name], a=conv()), torch.randn(SHAPE).double()
     deltaconvert.convert(exported(network), frame, backend="reference").save(tmp_path / "program.delta")
     assert_close(deltaconvert.load(tmp_path / "program.delta", backend="reference")(frame), network(frame))
 
