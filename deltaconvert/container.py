@@ -84,8 +84,10 @@ def load(path: str | Path, *, backend: str = "auto", device: str | torch.device 
     """
     path, device = Path(path), device_named(device)
     where = load_backend(backend, device)
+    data = path.read_bytes()
     with _told_of(path):
-        network, tensors = _read(path.read_bytes())
+        network, tensors = _read(data)
+        del data
         return _build(network, tensors, where, device)
 
 
@@ -96,7 +98,7 @@ def _told_of(path: Path) -> Iterator[None]:
         yield
     except ContainerError as error:
         raise ContainerError(f"{path}: {error}") from error
-    except (DeltaConvertError, MemoryError, OSError):
+    except (DeltaConvertError, MemoryError):
         raise
     except Exception as error:  # what a wrong value in the right place comes to is torch's to say
         raise ContainerError(
@@ -107,10 +109,10 @@ def _told_of(path: Path) -> Iterator[None]:
 def paths_in(path: str | Path) -> set[str]:
     """The paths of the nodes in the file, without planning it. What a plan adds has a path of them in its own: in
     brackets, or before a dot. ContainerError and OSError as of load."""
-    path = Path(path)
-    found: set[str] = set()
+    path, found = Path(path), set[str]()
+    data = path.read_bytes()
     with _told_of(path):
-        for node in _read(path.read_bytes())[0]["nodes"]:
+        for node in _read(data)[0]["nodes"]:
             found |= {node["name"], node.get("path", node["name"]), *node.get("parts", ())}
     return found
 
