@@ -37,8 +37,8 @@ def sums_along(kind: type[Vectors] = Vectors) -> Any:
                     v.store_one(v.joined(total), row, channel.index)
             sums = [b.fadd(v.load(row, LONG(0)), v.load(bias, LONG(0))) for row in rows]
 
-            def added(turn: Any) -> list[Any]:
-                return [(row, LONG(0)) for row in addresses(b, adds, turn, ROWS)]
+            def added() -> list[Any]:
+                return [(row, LONG(0)) for row in addresses(b, adds, LONG(0), ROWS)]
 
             for value, row in zip(finished(v, sums, adds, added, low, high, slope), rows, strict=True):
                 v.store_row(value, row, LONG(0))

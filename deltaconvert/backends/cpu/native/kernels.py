@@ -21,14 +21,17 @@ from numba.extending import intrinsic
 from deltaconvert.backends.cpu.native.vectors import FLOAT, LANES, LONG, ROWS, Pairs, Vectors, addresses, loop
 
 
-def product(vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool = False) -> Any:
+def product(
+    vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool = False, first: bool = False
+) -> Any:
     """numba intrinsic (table, ahead, taps, depth, odd, weights, bias, outs, column, adds, low, high, slope), addresses.
 
     table: int64 (taps, ROWS), of `depth` floats each; weights: (taps, depth, vectors * LANES); bias: (vectors * LANES).
     With kind=Pairs a float of these, but for the bias, is two bfloat16, and so are numbers that are added or written;
     where `odd` is 1 one more number is read behind the pairs, and weights have a line more for it: 0 beside its own.
     ahead: int64 (ROWS), rows that are read next, or again: they are asked for meanwhile. One Zen 4 core, 256 -> 64 in
-    bfloat16 at 180x320: 14 ms without, 9 with it.
+    bfloat16 at 180x320: 14 ms without, 9 with it. Only with first=True are `odd` and `ahead` looked at: products whose
+    rows are in the cache, 512 -> 512 with 3x3, are a tenth slower by it.
     outs, adds: int64 (ROWS), of rows that are written, and added before the activation; adds may be 0. `column` bytes
     are added to those. Values below 0 are multiplied by `slope`, then all are limited to low .. high. NaN stays NaN.
 
@@ -37,49 +40,32 @@ def product(vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool
     """
     parts = [LONG(LANES * i) for i in range(vectors)]
 
-    def generate(
-        b: Any,
-        table: Any,
-        ahead: Any,
-        taps: Any,
-        depth: Any,
-        odd: Any,
-        weights: Any,
-        bias: Any,
-        outs: Any,
-        column: Any,
-        adds: Any,
-        low: Any,
-        high: Any,
-        slope: Any,
-    ) -> None:
+    def generate(b: Any, table: Any, ahead: Any, taps: Any, depth: Any, odd: Any, *others: Any) -> None:
+        weights, bias, outs, column, adds, low, high, slope = others
         v = kind(b, LANES)
 
         def of_tap(tap: Any, sums: list[Any]) -> list[Any]:
             reads = addresses(b, table, b.mul(tap, LONG(ROWS)), ROWS)
-            first = b.mul(tap, b.add(depth, odd))
-            sums = _times(v, parts, reads, weights, first, depth, sums, ahead)
-            return _times_last(v, parts, reads, weights, b.add(first, depth), depth, odd, sums)
+            if not first:
+                return _times(v, parts, reads, weights, b.mul(tap, depth), depth, sums)
+            line = b.mul(tap, b.add(depth, odd))
+            sums = _times(v, parts, reads, weights, line, depth, sums, ahead)
+            return _times_last(v, parts, reads, weights, b.add(line, depth), depth, odd, sums)
 
-        def places(table: Any, turn: Any) -> list[Any]:
-            rows = [b.add(row, column) for row in addresses(b, table, turn, ROWS)]
-            return [(row, part) for row in rows for part in parts]
-
-        def ask(table: Any, write: bool) -> None:
-            for row in addresses(b, table, LONG(0), ROWS):
-                v.prefetch(b.add(row, column), write=write)
+        def places(table: Any) -> list[Any]:
+            return [(row, part) for row in _rows(b, table, column) for part in parts]
 
         def ask_adds(turn: Any, nothing: list[Any]) -> list[Any]:
-            ask(adds, False)
+            _ask(v, _rows(b, adds, column), write=False)
             return nothing
 
         loop(b, b.zext(b.icmp_unsigned("!=", adds, LONG(0)), LONG), [], ask_adds)
         if not past_the_cache:
-            ask(outs, True)
+            _ask(v, _rows(b, outs, column), write=True)
         start = [v.load(bias, part) for part in parts]
         sums = loop(b, taps, start * ROWS, of_tap)
-        sums = finished(v, sums, adds, lambda turn: places(adds, turn), low, high, slope)
-        for value, place in zip(sums, places(outs, LONG(0)), strict=True):
+        sums = finished(v, sums, adds, lambda: places(adds), low, high, slope)
+        for value, place in zip(sums, places(outs), strict=True):
             v.store_row(value, *place, past_the_cache=past_the_cache)
 
     @intrinsic
@@ -93,20 +79,30 @@ def product(vectors: int, kind: type[Vectors] = Vectors, *, past_the_cache: bool
     return kernel
 
 
+def _rows(b: Any, table: Any, column: Any) -> list[Any]:
+    """Addresses `column` bytes behind the rows of a block."""
+    return [b.add(row, column) for row in addresses(b, table, LONG(0), ROWS)]
+
+
+def _ask(v: Vectors, rows: list[Any], *, write: bool) -> None:
+    for row in rows:
+        v.prefetch(row, write=write)
+
+
 def finished(
     v: Vectors,
     sums: list[Any],
     adds: Any,
-    places: Callable[[Any], list[Any]],
+    places: Callable[[], list[Any]],
     low: Any,
     high: Any,
     slope: Any,
 ) -> list[Any]:
-    """Sums plus the numbers at `places`, unless `adds` is 0; those below 0 times `slope`; limited to low .. high."""
+    """Sums plus the numbers at places(), unless `adds` is 0; those below 0 times `slope`; limited to low .. high."""
     b = v.builder
 
     def added(turn: Any, sums: list[Any]) -> list[Any]:
-        return [b.fadd(s, v.load_row(*place)) for s, place in zip(sums, places(turn), strict=True)]
+        return [b.fadd(s, v.load_row(*place)) for s, place in zip(sums, places(), strict=True)]
 
     def below(turn: Any, sums: list[Any]) -> list[Any]:
         factor = v.spread(slope)
@@ -197,7 +193,7 @@ def _times_last(
     odd: Any,
     sums: list[Any],
 ) -> list[Any]:
-    """Where `odd` is 1: as _times, of the one bfloat16 behind `depth` pairs."""
+    """Where `odd` is 1: as _times, of the one bfloat16 behind `depth` pairs, and line `line` of the weights."""
     if not isinstance(v, Pairs):
         return sums
 

@@ -24,13 +24,16 @@ _along, _along_narrow = sums_along(), sums_along(Narrow)
 
 
 def _products(kind: type[Vectors]) -> Any:
-    """(vectors of a panel, whether results go past the cache, what `product` takes)."""
+    """(vectors of a panel, whether results go past the cache, whether rows are odd or others are asked for, what
+    `product` takes)."""
     wide, slim, past = product(2, kind), product(1, kind), product(2, kind, past_the_cache=True)
+    wide_first, slim_first = product(2, kind, first=True), product(1, kind, first=True)
 
     @in_share
     def multiply(
         vectors: Any,
         goes_past: Any,
+        first: Any,
         table: Any,
         ahead: Any,
         taps: Any,
@@ -43,12 +46,17 @@ def _products(kind: type[Vectors]) -> Any:
         add: Any,
         after: Any,
     ) -> None:
-        if goes_past:
-            past(table, ahead, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
+        low, high, slope = after[0], after[1], after[2]
+        if first and vectors == 2:
+            wide_first(table, ahead, taps, depth, odd, weights, bias, to, column, add, low, high, slope)
+        elif first:
+            slim_first(table, ahead, taps, depth, odd, weights, bias, to, column, add, low, high, slope)
+        elif goes_past:
+            past(table, ahead, taps, depth, odd, weights, bias, to, column, add, low, high, slope)
         elif vectors == 2:
-            wide(table, ahead, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
+            wide(table, ahead, taps, depth, odd, weights, bias, to, column, add, low, high, slope)
         else:
-            slim(table, ahead, taps, depth, odd, weights, bias, to, column, add, after[0], after[1], after[2])
+            slim(table, ahead, taps, depth, odd, weights, bias, to, column, add, low, high, slope)
 
     return multiply
 
@@ -77,7 +85,7 @@ def product_of(
     after = floats(stage[j.ACTIVATION], 3)
     weights, bias, column = panel[j.WEIGHTS], panel[j.BIAS], stage[j.BYTES] * panel[j.COLUMN]
     vectors, odd = panel[j.VECTORS], stage[j.ODD]
-    ahead = table + 8 * ROWS if ahead else table
+    first, ahead = ahead or odd != 0, table + 8 * ROWS if ahead else table
     if stage[j.ALONG] and stage[j.BYTES] == 2:
         few = stage[j.CHANNELS]
         _along_narrow(table, taps, depth, few, weights, bias, to, add, after[0], after[1], after[2])
@@ -85,9 +93,11 @@ def product_of(
         few = stage[j.CHANNELS]
         _along(table, taps, depth, few, weights, bias, to, add, after[0], after[1], after[2])
     elif stage[j.BYTES] == 2:
-        _multiply_narrow(vectors, past, table, ahead, taps, depth, odd, weights, bias, to, column, add, after)
+        _multiply_narrow(
+            vectors, past, first, table, ahead, taps, depth, odd, weights, bias, to, column, add, after
+        )
     else:
-        _multiply(vectors, past, table, ahead, taps, depth, odd, weights, bias, to, column, add, after)
+        _multiply(vectors, past, first, table, ahead, taps, depth, odd, weights, bias, to, column, add, after)
 
 
 @in_share
