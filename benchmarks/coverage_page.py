@@ -89,7 +89,7 @@ variant and the largest one of up to 45 million parameters; and, asked for by na
 names differ by more than numbers and words of size. *Work in deltas* is the share of all multiply-accumulates; a *pure
 CNN* multiplies no maps with each other (attention) and mixes no tokens.
 
-Rows from before 600415c, which is all of them so far, count F.scaled_dot_product_attention as no work where torch's
+Rows from before 56f805c, which is all of them so far, count F.scaled_dot_product_attention as no work where torch's
 counter does not know its kernel on a CPU: of networks that call it they name too large a share in deltas.
 
 """
