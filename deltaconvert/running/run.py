@@ -121,10 +121,10 @@ class Running(Frozen):
             raise
         except Exception as error:
             last, channels = [size[3:] for size in sizes], [size[1:2] for size in before]
-            slip = ", if its colours come last: frame.permute(0, 3, 1, 2)" if last == channels else ""
+            slip = "; if its colours come last: frame.permute(0, 3, 1, 2)" if last == channels else ""
             raise InputError(
-                f"the network cannot run on inputs of shape {sizes_text(sizes)} (it last ran on {sizes_text(before)}"
-                f"{slip}): {first_line(error)}"
+                f"the network cannot run on inputs of shape {sizes_text(sizes)} (it last ran on {sizes_text(before)})"
+                f"{slip}: {first_line(error)}"
             ) from error
         if not known:
             warnings.warn(

@@ -153,7 +153,7 @@ def test_convert_takes_files_of_networks_and_runs_no_program_untrusted(tmp_path,
     assert facts["input"] == list(SIZE) and facts["delta_share"] == 1 and facts["weights"] == "tiny.onnx"
     frame = torch.rand(SIZE)
     torch.testing.assert_close(deltaconvert.load(out)(frame), tiny()(frame), rtol=1e-4, atol=1e-5)
-    assert "leave the name out" in call("convert", onnx, "--arch", "resnet18", "-o", out, code=2).stderr
+    assert "leave the option out" in call("convert", onnx, "--arch", "resnet18", "-o", out, code=2).stderr
     assert "--trust" in call("convert", scripted, "--input", "1x3x14x10", "-o", out, code=1).stderr
     trusted = call("convert", scripted, "--trust", "--input", "1x3x14x10", "-o", out, "--json")
     assert json.loads(trusted.stdout)["delta_share"] == 1

@@ -118,7 +118,10 @@ MISFITS = {
     ),
     "an array": (lambda x: x.cpu().numpy(), r"is a ndarray; .*: torch\.from_numpy\(frame\)"),
     "sparse": (lambda x: x.to_sparse(), r"a sparse_coo tensor: .*frame\.to_dense\(\)"),
-    "colours last": (lambda x: x.permute(0, 2, 3, 1), r"shape 2x13x11x3 \(it last ran on 2x3x13x11\)"),
+    "colours last": (
+        lambda x: x.permute(0, 2, 3, 1),
+        r"shape 2x13x11x3 \(it last ran on 2x3x13x11\); .* last: frame\.permute\(0, 3, 1, 2\)",
+    ),
 }
 
 
