@@ -27,8 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import deltaconvert
 from benchmarks.cpu import environment
-from benchmarks.curves.run import Run, between, played_here
-from benchmarks.tasks import TASKS
+from benchmarks.curves.run import Run, between
 from deltaconvert.calibration.setting import Setting
 
 NEAR = 5  # frames from a change
@@ -44,11 +43,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=36, help="frames")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True)
-    options = played_here(parser.parse_args())
-    task, out = TASKS[options.task](options.calibration, options.frames), options.out
-    kept = json.loads((ROOT / "benchmarks/results/accuracy" / f"{task.name}.json").read_text())
-    options.out = out.parent / "unused"
-    run = Run(task, options, until=0)
+    options = parser.parse_args()
+    run, kept = Run.of_record(options)
+    task = run.task
     facts: dict[str, Any] = {**environment(), "task": task.name}
     parts = {"calibration": task.calibration, "between them": between(task.calibration), "test": task.test}
     for name, numbers in parts.items():
@@ -61,7 +58,7 @@ def main() -> None:
     delta = deltaconvert.convert(task.network, frames[0], threshold=thresholds, backend="cpu")
     facts[options.way] = differing(classes(map(delta, frames)), classes(outputs))
     print(options.way, facts[options.way])
-    out.write_text(json.dumps(facts, indent=1) + "\n")
+    options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def told(outputs: Sequence[Tensor]) -> dict[str, Any]:

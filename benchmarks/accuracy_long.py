@@ -20,8 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import deltaconvert
 from benchmarks.cpu import environment
-from benchmarks.curves.run import Run, played_here
-from benchmarks.tasks import TASKS
+from benchmarks.curves.run import Run
 from deltaconvert.calibration.setting import Setting
 
 
@@ -36,11 +35,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--passes", type=int, default=6)
     parser.add_argument("--out", type=Path, required=True)
-    options = played_here(parser.parse_args())
-    task, out = TASKS[options.task](options.calibration, options.frames), options.out
-    kept = json.loads((ROOT / "benchmarks/results/accuracy" / f"{task.name}.json").read_text())
-    options.out = out.parent / "unused"
-    run = Run(task, options, until=0)
+    options = parser.parse_args()
+    run, kept = Run.of_record(options)
+    task = run.task
     trials = run.trials()
     settings = {
         "calibrate": Setting.of(kept["settings"][f"ours {options.budget}"]),
@@ -65,7 +62,7 @@ def main() -> None:
         "dense": dense,
         "loss of each pass": found,
     }
-    out.write_text(json.dumps(facts, indent=1) + "\n")
+    options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

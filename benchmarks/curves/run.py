@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from torch.utils import _pytree as pytree
 
 import deltaconvert
 from benchmarks.cpu import environment
-from benchmarks.tasks import Task
+from benchmarks.tasks import TASKS, Task
 from deltaconvert.calibration.crew import side_by_side
 from deltaconvert.calibration.setting import Setting
 from deltaconvert.calibration.trials import Trials
 
+RECORDS = Path(__file__).resolve().parents[1] / "results" / "accuracy"
 CHANCES = 3  # draws of noise of one grey level that tell what a score's chance is
 DRAWS = 8  # of noise of one grey level, for what the dense network is sure of
 SCORERS = 6  # processes
@@ -56,6 +58,17 @@ class Run:
         half = self.device.type == "cuda" and not task.precise and not options.single
         self.type = torch.float16 if half else torch.float32
         task.network.eval().to(self.device, self.type)
+
+    @classmethod
+    def of_record(cls, options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+        """A run that plays again, as `played_here`, what accuracy.py recorded of a task; and that record.
+
+        options.out: a file. The run's own folder, `unused`, is made beside it.
+        """
+        task = TASKS[options.task](options.calibration, options.frames)
+        here = argparse.Namespace(**{**vars(options), "out": options.out.parent / "unused"})
+        record = json.loads((RECORDS / f"{task.name}.json").read_text())
+        return cls(task, played_here(here), until=0), record
 
     def trials(self) -> Trials:
         task = self.task
