@@ -29,10 +29,8 @@ from benchmarks.curves.run import Run, played_on
 from benchmarks.tasks import TASKS
 from deltaconvert.calibration.setting import Setting
 
-CALIBRATION = {
-    "denoise": 120,
-    "upscale": 45,
-}  # frames by whose magnitudes shares become thresholds; other tasks:
+# Frames by whose magnitudes shares become thresholds; FEW for the other tasks.
+CALIBRATION = {"denoise": 120, "upscale": 45}
 FEW = 24
 MORE = 1.1  # a choice loses at most so many times what the known thresholds lose in enlarged frames
 

@@ -72,11 +72,8 @@ def least(rows: Sequence[Row], way: str, times: float = 1.0, loss_of: str = "los
         for row, level in zip(curve, rising([row[loss_of] for row in curve]), strict=True):
             accepted = times * row["accepted"]
             if level > accepted:
-                if way in (
-                    "ours",
-                    "paper",
-                    "one threshold",
-                ):  # these can have any strength between two points
+                # These can have any strength between two points.
+                if way in ("ours", "paper", "one threshold"):
                     work += (accepted - loss) / (level - loss) * (row["work"] - work)
                 break
             work, loss = row["work"], level

@@ -1,8 +1,8 @@
 """CPU speed: a converted network against the dense engines that a user could run, interleaved in one run.
 
     python benchmarks/cpu.py [--networks resnet50,mobilenetv2] [--densities 0,1,5,25,100] [--repeats 7] [--out FILE]
-    python benchmarks/cpu.py merge A.json B.json --out benchmarks/results/cpu.json   joins runs of one machine and
-    version python benchmarks/cpu.py table benchmarks/results/cpu.json                       the tables of the README
+    python benchmarks/cpu.py merge A.json B.json --out benchmarks/results/cpu.json   joins runs of one machine
+    python benchmarks/cpu.py table benchmarks/results/cpu.json                       the tables of the README
     python benchmarks/cpu.py plot benchmarks/results/cpu.json --out docs/speed.svg   the same as a picture
 
 A box with fresh texture in every frame moves over a still textured background. All engines of engines.py get the same

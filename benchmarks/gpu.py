@@ -1,10 +1,10 @@
 """GPU speed, dense against delta in one run: a textured box moves over a still textured background, and real clips.
 
     python benchmarks/gpu.py --out FILE [--units resnet50:half:1,...] [--kept FOLDER --ahead 6] [--seconds 420]
-    python benchmarks/gpu.py --queue UNITS --out FILE    takes units from a file that the processes of several GPUs
-    share python benchmarks/gpu.py merge FILE --out RECORD     puts the complete units of FILE into the record python
-    benchmarks/gpu.py readme RECORD               the table of the README python benchmarks/gpu.py table RECORD
-    all of it
+    python benchmarks/gpu.py --queue UNITS --out FILE    takes units from a file that several processes share
+    python benchmarks/gpu.py merge FILE --out RECORD     puts the complete units of FILE into the record
+    python benchmarks/gpu.py readme RECORD               the table of the README
+    python benchmarks/gpu.py table RECORD                all of it
 
 A unit is a network, a type of numbers and a batch; clips are played at batch 1, and with the units of --clips-of. Units
 are measured one by one, the most telling first, and each is written to FILE when it is done. What FILE already holds is
@@ -72,10 +72,8 @@ from benchmarks.gpu_record import (
     tables,
 )
 
-DISTURBED, TRIES = (
-    0.05,
-    3,
-)  # if dense takes so much more or less than before, another process disturbed it: try again
+# If dense takes so much more or less than before, another process disturbed it: try again.
+DISTURBED, TRIES = 0.05, 3
 FRAME_BYTES = 2e9  # what frames may take; large networks leave no more
 GREY_LEVELS = 10  # the input threshold of clips; a codec's noise stays below it
 # They do not fit into 80 GB beside their dense network, which is timed before them and after them.

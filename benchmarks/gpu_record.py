@@ -138,9 +138,8 @@ def merge(record: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], 
         units[unit] = rows
     order = {unit: place for place, unit in enumerate(most_telling_first())}
     ordered = sorted(units, key=lambda unit: order.get(unit, len(order)))
-    kept = {
-        key: value for key, value in record.items() if key not in OF_A_RUN
-    }  # rows have their own date and commit
+    # Rows have their own date and commit.
+    kept = {key: value for key, value in record.items() if key not in OF_A_RUN}
     return {**kept, "results": [row for unit in ordered for row in units[unit]]}, told
 
 
@@ -170,11 +169,8 @@ def tables(facts: dict[str, Any]) -> str:
 
 def _details(row: dict[str, Any]) -> tuple[str, ...]:
     case = row["case"] + (f", threshold {row['threshold']:.2g}" if row["threshold"] else "")
-    of_last = (
-        "work",
-        "efficiency",
-        "roofline",
-    )  # these are the last frame's only, and a clip's frames differ
+    # These are the last frame's only, and a clip's frames differ.
+    of_last = ("work", "efficiency", "roofline")
     numbers = (
         f"{row[key]:.3g}" if row["density"] is not None or key not in of_last else ""
         for key in ("delta_ms", "p99_ms", "host_ms", "ratio", *of_last)
@@ -191,11 +187,8 @@ def beside_the_ratio(facts: dict[str, Any]) -> str:
     for unit, rows in by_unit(facts).items():
         of = {row["case"]: row for row in rows if row["density"] is not None}
         state, peak = (f"{of['100%'][key] / 1e9:.2f}" for key in ("state_bytes", "peak_bytes"))
-        line = [
-            str(unit),
-            state,
-            peak if "frames" in rows[0] else "",
-        ]  # older rows counted the test frames in
+        # The peak of older rows counted the test frames in.
+        line = [str(unit), state, peak if "frames" in rows[0] else ""]
         for row in (of["5%"], of["100%"]):
             line += [f"{row['delta_ms']:.3g}", f"{row['p99_ms']:.3g}", f"{row['roofline']:.0%}"]
         body.append(line)

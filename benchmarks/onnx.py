@@ -34,10 +34,8 @@ from deltaconvert.watching import measure
 
 DENSE = {"cpu": ["CPUExecutionProvider"], "cuda": [("CUDAExecutionProvider", {"prefer_nhwc": 1})]}
 DELTA = {"cpu": ["CPUExecutionProvider"], "cuda": None}  # DeltaSession's own choice
-BOUNDS = {
-    "cpu": TOLERANCES[torch.float32],
-    "cuda": 5e-3,
-}  # as a share of the largest value; TF32 came to 1.5e-3
+# As a share of the largest value; TF32 came to 1.5e-3.
+BOUNDS = {"cpu": TOLERANCES[torch.float32], "cuda": 5e-3}
 WARM = 2  # the first frame is computed in full, the second is the first of its kind
 
 

@@ -1,8 +1,8 @@
 """How many cameras one machine serves in real time: 30 frames a second each, 99 % of the answers within 33 ms.
 
     python benchmarks/streams.py --out FILE [--networks resnet50,...] [--device cuda --type half] [--thresholds FOLDER]
-    python benchmarks/streams.py --workers 1,2,4 --device cuda ...   a process for each GPU: first one serves, then
-    two, four python benchmarks/streams.py --networks resnet50 --clips VIDEO ...   videos of yours, and no other data
+    python benchmarks/streams.py --workers 1,2,4 --device cuda ...   a process for each GPU: one serves, two, then four
+    python benchmarks/streams.py --networks resnet50 --clips VIDEO ...   videos of yours, and no other data
 
 Each camera repeats one of the clips of ../shared/data/videos, starting at a place and a time of its own. Its frames
 arrive every 33.3 ms, whatever the server does. They have been scaled to the network's size and are bytes in (pinned)

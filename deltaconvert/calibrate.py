@@ -183,9 +183,8 @@ def calibrate(
         _expect_loss(trials, budget)
         search = Search(trials, budget, begin + SEARCHING * seconds)
         tell.expect(trials.count, search.expected(method, gates, rounds))
-        if (
-            by == "time"
-        ):  # first, because thresholds at the frame alone are mostly the fastest, and time may run out
+        # First, because thresholds at the frame alone are mostly the fastest, and time may run out.
+        if by == "time":
             with suppress(TimeoutError):
                 search.frames_alone(gates)
         setting, cut_off = _searched(search, method, gates, rounds, begin + seconds)

@@ -1,8 +1,8 @@
 // The gate at a network's input: which pixels of a frame are new. deltaconvert/gate.py is the meaning.
 //
 // `average` takes a frame into the running mean, `look` judges each pixel by the box around it, `decide` lets changes
-// take their neighbours along, `take` stores; before it ceiling.cu may choose. All leave out streams that sleep. Masks are those of masks.cu: a bit a
-// pixel.
+// take their neighbours along, `take` stores; before it ceiling.cu may choose. All leave out streams that
+// sleep. Masks are those of masks.cu: a bit a pixel.
 #include "gate_pixel.cuh"
 #include "gate_look.cuh"
 #include "ceiling.cuh"

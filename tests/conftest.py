@@ -10,11 +10,8 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in (
-    ROOT,
-    ROOT / "tests",
-    ROOT / "tests" / "kernels",
-):  # the packages, and modules that tests share
+# The packages, and modules that tests share.
+for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "kernels"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

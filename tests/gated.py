@@ -53,9 +53,8 @@ class Alone:
     """A Watch by itself, with what it would store of the frames."""
 
     def __init__(self, gate: object, like: Tensor, threshold: float = LIMIT):
-        held = (
-            torch.tensor(threshold, dtype=torch.float64).to(like.dtype).item()
-        )  # rounded as a map of this type holds it
+        # Rounded as a map of this type holds it.
+        held = torch.tensor(threshold, dtype=torch.float64).to(like.dtype).item()
         self.watch = Watch(Gate.of(gate), tuple(like.shape), like.dtype, like.device, held)
         self.stored = torch.full(like.shape, math.nan, dtype=like.dtype, device=like.device)
 

@@ -121,9 +121,8 @@ def test_the_api_page_names_all_that_is_public():
     text = (ROOT / "docs" / "api.md").read_text()
     inner = {"forward", "frame", "lent_frame", "frame_for", "install", "take_over", "blank_frames"}
     inner |= {"output_forms", "of", "to_json", "check_frames"}
-    inner |= {
-        field.name for field in dataclasses.fields(deltaconvert.Gate)
-    }  # docs/thresholds.md describes these
+    # docs/thresholds.md describes these.
+    inner |= {field.name for field in dataclasses.fields(deltaconvert.Gate)}
     public = {name: [getattr(deltaconvert, name)] for name in deltaconvert.__all__}
     for owner in [*deltaconvert.DeltaModel.__mro__, *(value for (value,) in list(public.values()))]:
         if isinstance(owner, type) and owner.__module__.startswith("deltaconvert."):

@@ -22,10 +22,8 @@ ALONE = 6  # gates that are pursued further without thresholds behind them
 TRIES = 4  # trials for a common scale
 # Work falls as this power of the loss, where thresholds are scaled as a whole (.2 to .3 in trials of six networks).
 TRADE = 0.25
-NO_LOSS, FAR = (
-    0.01,
-    4.0,
-)  # of the budget: a smaller loss is chance, a larger one says nothing about the budget
+# Of the budget: a smaller loss is chance, a larger one says nothing about the budget.
+NO_LOSS, FAR = 0.01, 4.0
 RUNGS = tuple(0.02 * 2**step for step in range(8))  # of front_to_back: 2 % to 256 % of a site's magnitude
 STEP = 4.0  # factor by which a threshold is raised and lowered on trial; its root after a round that gained little
 LITTLE = 0.02  # share of the work that is a small gain

@@ -151,9 +151,8 @@ class Trials:
         `decode` makes of the outputs, or the outputs if that has no gradient. If these have none either, every share
         is 1, and a tenth for gates and statistics."""
         graph = self._alone()
-        edges = {
-            id(site.edge) for site in self.sites
-        }  # a caller that tries only some sites has removed the others
+        # A caller that tries only some sites has removed the others.
+        edges = {id(site.edge) for site in self.sites}
         names = [node.name for node in compared(graph) if id(self._program.edges[node.name]) in edges]
         found: list[float] = []
         for end in (self._end, list):

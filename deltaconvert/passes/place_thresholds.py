@@ -13,9 +13,8 @@ from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.reach import Everything
 from deltaconvert.thresholds import NARROW, WEIGHTED, Thresholds
 
-FARTHEST = (
-    8.0  # largest factor between a channel's threshold and the node's: unread channels must still be seen
-)
+# Largest factor between a channel's threshold and the node's: unread channels must still be seen.
+FARTHEST = 8.0
 _TURNS = ("permute", "transpose", "movedim", "contiguous")
 
 

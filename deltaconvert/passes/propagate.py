@@ -142,10 +142,7 @@ def _is_constant(node: fx.Node) -> bool:
     if node.op == "call_module" and operator_of(node) is None:
         return False
     read = node.all_input_nodes
-    if node.op == "call_method" and name in (
-        "to",
-        "type_as",
-    ):  # weight.to(x) takes the type of x and no values
+    if node.op == "call_method" and name in ("to", "type_as"):  # weight.to(x) reads the type of x alone
         read = read[:1]
     if name in LIKE:
         read = read[1:]

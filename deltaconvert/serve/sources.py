@@ -74,8 +74,7 @@ class Source:
 
     def _feed(self, reader: video.VideoReader) -> None:
         """Hand on all frames, whether or not the network keeps up. Those of a file come at its own rate. A camera sets
-        its
-        own pace: frames beyond the limit are dropped, because to wait would be to fall behind."""
+        its own pace: frames beyond the limit are dropped, because to wait would be to fall behind."""
         due = time.monotonic()
         try:
             for frame in reader:

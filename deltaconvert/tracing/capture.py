@@ -175,9 +175,8 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
     try:
         with ONE_AT_A_TIME:
             traced = way()
-        got = traced.signature.unflatten(
-            traced.graph.forward(*frames)
-        )  # not graph(...), which prints a traceback where it fails
+        # Not graph(...), which prints a traceback where it fails.
+        got = traced.signature.unflatten(traced.graph.forward(*frames))
         leaves, spec = pytree.tree_flatten(expected)
         ours, our_spec = pytree.tree_flatten(got)
         # The comparison raises RuntimeError where torch.export left a fake tensor.

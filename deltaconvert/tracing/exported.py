@@ -75,9 +75,8 @@ def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
     frames = tensors_of(leaves)
     try:
         graph = _flat(program, leaves, frames)
-    except (
-        WriteToView
-    ):  # functionalise is shorter and keeps names; torch's own decompositions know every view
+    except WriteToView:
+        # functionalise is shorter and keeps names; torch's own decompositions know every view.
         graph = _flat(program.run_decompositions({}), leaves, frames)
     outputs: Any = graph.graph.output_node().args[0]
     constants = {i: value for i, value in enumerate(outputs) if not isinstance(value, fx.Node)}

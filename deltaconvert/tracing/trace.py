@@ -96,9 +96,8 @@ def _traced(
     for node in module.graph.nodes:
         if node.op == "call_module" and node.target in opaque:
             node.meta["why_dense"] = opaque[str(node.target)]
-    sizes = getattr(model, "meta", {}).get(
-        "sizes"
-    )  # a network recorded from a file knows the only sizes it takes
+    # A network recorded from a file knows the only sizes it takes.
+    sizes = getattr(model, "meta", {}).get("sizes")
     return Traced(module, Signature(spec, tracer.constants, out_spec, constants, sizes), opaque)
 
 

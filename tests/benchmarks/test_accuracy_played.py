@@ -88,10 +88,8 @@ def test_a_classifiers_answers_are_told_by_their_changes():
     assert facts["classes"] == {0: 3, 2: 1} and facts["changes"] == 2
     (first, second, _) = outputs[0].softmax(1)[0].tolist()
     assert facts["ahead"] == pytest.approx([first - second] * 2, abs=1e-4)
-    dense, ours = (
-        [0] * 20 + [1] * 20,
-        [0] * 22 + [1] * 16 + [2] * 2,
-    )  # two late, two wrong where nothing changes
+    # Two late, two wrong where nothing changes.
+    dense, ours = [0] * 20 + [1] * 20, [0] * 22 + [1] * 16 + [2] * 2
     expected = {"frames": 40, "near a change": 11, "differ": 4, "differ near a change": 2}
     assert accuracy_answers.differing(ours, dense) == expected
 

@@ -255,9 +255,8 @@ def test_frames_from_files(delta, tmp_path, monkeypatch):
         ({"method": "luck"}, "no method 'luck'"),
         ({"by": "heart"}, "by='heart'"),
     ],
-    ids=lambda value: (
-        value if isinstance(value, str) else ""
-    ),  # a function's address is another in each process
+    # By the message: a function's address is another in each process.
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_options(delta, options, message):
     with pytest.raises(InputError, match=message):

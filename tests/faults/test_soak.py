@@ -21,9 +21,8 @@ from deltaconvert.errors import DeltaConvertError
 from deltaconvert.streams import StreamPool
 
 MINUTES = float(os.environ.get("DELTACONVERT_SOAK_MINUTES", "0.2"))
-PAUSE = float(
-    os.environ.get("DELTACONVERT_SOAK_PAUSE", "0")
-)  # seconds between frames, to leave time to others
+# Seconds between frames, to leave time to others.
+PAUSE = float(os.environ.get("DELTACONVERT_SOAK_PAUSE", "0"))
 SHAPE = (1, 3, 45, 61)
 MOST = 8  # streams
 # Bytes; allocators keep what a peak left behind. A leak of one frame in every step would pass it in three minutes.
