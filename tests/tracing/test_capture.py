@@ -350,8 +350,8 @@ def test_a_generator_that_forward_seeds_is_no_constant(backend):
     """It gives the same numbers in every frame; one generator in a graph would not."""
 
     def noise(m, x):
-        seeded = torch.Generator().manual_seed(0)
-        return m.a(x) + torch.rand(4, 1, 1, generator=seeded, dtype=x.dtype)
+        seeded = torch.Generator(x.device).manual_seed(0)
+        return m.a(x) + torch.rand(4, 1, 1, generator=seeded, dtype=x.dtype, device=x.device)
 
     network = nn.Sequential(conv(), call(noise, a=conv())).eval().double()
     frames = scripted_videos([SHAPE], torch.float64)[:3]
