@@ -123,17 +123,20 @@ class Layout:
         n, _, height, width = self.size
         return channels, Layout((n, len(channels), height, width), tuple(dims))
 
-    def pooled(self, dims: Sequence[int], keepdim: bool) -> Layout | None:
-        """What is left of height and width, where the dimensions `dims` are made of these."""
-        n, channels, *_ = self.size
-        if not self.holds(tuple(atom for dim in dims for atom in self.dims[dim]), (2, 3)):
+    def pooled(self, dims: Sequence[int], keepdim: bool) -> tuple[tuple[int, ...], Layout] | None:
+        """Where the dimensions `dims` are made of height, of width or of both: which of these, and what is left when
+        they have length 1."""
+        taken = tuple(atom for dim in dims for atom in self.dims[dim])
+        axes = next((axes for axes in ((2, 3), (2,), (3,)) if self.holds(taken, axes)), None)
+        if axes is None:
             return None
         kept = (
             () if place in dims else dim
             for place, dim in enumerate(self.dims)
             if keepdim or place not in dims
         )
-        return Layout((n, channels, 1, 1), tuple(kept))
+        size = tuple(1 if axis in axes else length for axis, length in enumerate(self.size))
+        return axes, Layout(size, tuple(kept))
 
     def without_channels(self) -> Layout:
         """The same layout of a map of one channel."""

@@ -47,6 +47,7 @@ ONE_EACH = {
     "crop": Call(lambda self, x: x[:, 1:, 2:-1, ::2]),
     "roll and flip": Call(lambda self, x: x.roll((1, -2), (2, 3)).flip(3).flip(1)),
     "gate": Call(lambda self, x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)) + x.amax(1, keepdim=True)),
+    "sides": Call(lambda self, x: x * x.mean(3, keepdim=True).sigmoid() + x.amax(2, keepdim=True)),
     "beside": Call(lambda self, x: x + F.adaptive_avg_pool2d(x, (None, 1))),
     "tokens": Call(
         lambda self, x: self.linear(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),

@@ -146,7 +146,7 @@ def _spell(function: str) -> None:
         return reduce_channels(function, input, axis if dim is None else dim, keepdim, dtype=dtype)
 
 
-for _name in ("argmax", "argmin", "amin", "sum"):  # mean and amax, also of whole maps, are in resample.py
+for _name in ("argmax", "argmin", "amin"):  # mean, amax and sum, also of whole maps, are in resample.py
     _spell(_name)
 
 

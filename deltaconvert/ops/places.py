@@ -131,7 +131,7 @@ def bounds_of(x: Any, index: Any) -> list[Bounds]:
     """Of x[index]: which channels, rows and columns; StaysDense where it takes others, or by more than slices."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(part is Ellipsis for part in parts):
-        parts = _without_dots(parts, len(_shape(x)))
+        parts = _without_dots(parts, len(shape_of(x)))
     if not all(isinstance(part, slice) for part in parts):
         raise StaysDense("it takes something else than slices")
     if parts[0] != slice(None) or len(parts) > 4:
@@ -152,7 +152,7 @@ def _without_dots(parts: list[Any], rank: int) -> list[Any]:
     return [*parts[:place], *[slice(None)] * (rank + 1 - len(parts)), *parts[place + 1 :]]
 
 
-def _shape(x: Any) -> Shape:
+def shape_of(x: Any) -> Shape:
     """Known once the plan has seen a frame."""
     shape = x.meta.get("shape") if isinstance(x, torch.fx.Node) else None
     if shape is None:
@@ -173,7 +173,7 @@ def _dims(value: Any) -> tuple[int, ...]:
 @spelled(torch.narrow, "narrow")
 def _narrow(input: Any, dim: Any, start: Any, length: Any) -> tuple[Operator, list[Any]]:
     dim, start, length = constant(dim, "dim"), constant(start, "its start"), constant(length, "its length")
-    shape = _shape(input)
+    shape = shape_of(input)
     first = int(start) % shape[dim] if shape[dim] else 0
     index = [slice(None)] * len(shape)
     index[dim] = slice(first, first + length)

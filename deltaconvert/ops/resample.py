@@ -3,6 +3,7 @@ pooling (ONNX Resize, GlobalAveragePool)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaconvert.layout import Layout
+from deltaconvert.ops.arithmetic import Arithmetic
 from deltaconvert.ops.base import Operator, Shape, StaysDense, constant, pair, spelled
 from deltaconvert.ops.over_channels import OverChannels, reduce_channels
+from deltaconvert.ops.places import shape_of
 from deltaconvert.reach import Everything, Reach, Sources
 
 
@@ -104,11 +107,13 @@ _REDUCTIONS: dict[str, tuple[str, Callable[..., Tensor], str]] = {
 
 
 class OverPlane(AdaptivePool2d):
-    """N C H W -> N C 1 1: a reduction over `dims`, height and width; as an island it means what torch means."""
+    """N C H W -> N C 1 1, N C H 1 or N C 1 W: a reduction over `dims`, height and width or one of them; as an island
+    it means what torch means."""
 
     def __init__(self, reduction: str, dims: tuple[int, ...], keepdim: bool):
         kind, call, what = _REDUCTIONS[reduction]
-        super().__init__(kind, (1, 1))
+        height, width = ({2 + axis, axis - 2} & set(dims) for axis in (0, 1))
+        super().__init__(kind, (1 if height else None, 1 if width else None))
         self.reduction, self.dims, self.keepdim = reduction, tuple(dims), keepdim
         self._call, self._what = call, what
 
@@ -117,27 +122,31 @@ class OverPlane(AdaptivePool2d):
 
     def why_dense(self, shapes: Sequence[Shape], out_shape: Shape) -> str | None:
         rank = len(shapes[0])
-        own = sorted(dim % rank for dim in self.dims) == [2, 3]
+        own = {dim % rank for dim in self.dims} <= {2, 3} and rank == 4
         return None if own else f"it is not a {self._what} over height and width"
 
     def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
         (layout,) = layouts
         if len(self.dims) == 1 and self.keepdim:
-            return OverChannels(self.reduction, self.dims[0], {}).on_maps(layouts)
+            found = OverChannels(self.reduction, self.dims[0], {}).on_maps(layouts)
+            if found is not None:
+                return found
         pooled = layout.pooled([dim % len(layout.dims) for dim in self.dims], self.keepdim)
-        own = {**self.settings(), "dims": (2, 3), "keepdim": True}
-        return None if pooled is None else (type(self)(**own), pooled)
+        if pooled is None:
+            return None
+        axes, left = pooled
+        return type(self)(**{**self.settings(), "dims": axes, "keepdim": True}), left
 
 
 class SpatialMean(OverPlane):
-    """N C H W -> N C 1 1: torch.mean over `dims`, height and width; as an island it means what torch means."""
+    """N C H W -> N C 1 1, N C H 1 or N C 1 W: torch.mean over `dims`, height and width or one of them."""
 
     def __init__(self, dims: tuple[int, ...], keepdim: bool = True):
         super().__init__("mean", dims, keepdim)
 
 
 class SpatialMax(OverPlane):
-    """N C H W -> N C 1 1: torch.amax over `dims`, height and width; as an island it means what torch means."""
+    """N C H W -> N C 1 1, N C H 1 or N C 1 W: torch.amax over `dims`, height and width or one of them."""
 
     def __init__(self, dims: tuple[int, ...], keepdim: bool = True):
         super().__init__("amax", dims, keepdim)
@@ -234,7 +243,7 @@ def _adaptive_max_module(m: nn.AdaptiveMaxPool2d, input: Any) -> tuple[Operator,
 def _mean(
     input: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None
 ) -> tuple[Operator, list[Any]]:
-    if dim in (1, -3, [1], [-3], (1,), (-3,)):
+    if dim in _CHANNELS:
         return reduce_channels("mean", input, dim, keepdim, dtype=dtype)
     if dim is None or dtype is not None:
         raise StaysDense("it is not a mean over height and width")
@@ -246,9 +255,30 @@ def _amax(
     input: Any, dim: Any = None, keepdim: Any = False, *, axis: Any = None
 ) -> tuple[Operator, list[Any]]:
     dim = axis if dim is None else dim
-    if isinstance(dim, list | tuple) and len(dim) == 2:
-        return _over_map(SpatialMax, input, dim, keepdim)
-    return reduce_channels("amax", input, dim, keepdim)
+    if dim is None or dim in _CHANNELS:
+        return reduce_channels("amax", input, dim, keepdim)
+    return _over_map(SpatialMax, input, dim, keepdim)
+
+
+@spelled(torch.sum, "sum")
+def _sum(
+    input: Any, dim: Any = None, keepdim: Any = False, *, axis: Any = None, dtype: Any = None
+) -> tuple[Operator, list[Any]]:
+    """Over height and width it is the mean, times the number of pixels."""
+    dim = axis if dim is None else dim
+    if dim is None or dim in _CHANNELS or dtype is not None:
+        return reduce_channels("sum", input, dim, keepdim, dtype=dtype)
+    shape = shape_of(input)
+    dims = {each % len(shape) for each in (dim if isinstance(dim, list | tuple) else [dim])}
+    if len(shape) != 4 or not dims <= {2, 3}:
+        return reduce_channels("sum", input, dim, keepdim)
+    if not input.meta["dtype"].is_floating_point:
+        raise StaysDense("it adds up integers")
+    count = math.prod(shape[each] for each in dims)
+    return Arithmetic("mul", float(count), False), [_over_map(SpatialMean, input, dim, keepdim)]
+
+
+_CHANNELS = (1, -3, [1], [-3], (1,), (-3,))
 
 
 def _over_map(

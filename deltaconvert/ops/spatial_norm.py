@@ -36,7 +36,7 @@ class SpatialNorm(Operator):
     def on_maps(self, layouts: Sequence[Layout]) -> tuple[Operator, Layout] | None:
         (layout,) = layouts
         pooled = layout.pooled([dim % len(layout.dims) for dim in self.dims], self.keepdim)
-        return None if pooled is None else (SpatialNorm((2, 3)), pooled)
+        return (SpatialNorm((2, 3)), pooled[1]) if pooled is not None and pooled[0] == (2, 3) else None
 
     def of_parts(self, pixels: Tensor, inside: Tensor) -> Tensor:
         return sums((pixels * inside).double() ** 2)

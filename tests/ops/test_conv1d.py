@@ -12,6 +12,7 @@ PIXELS = {
     "a projection of attention": lambda m, x: m.conv(
         m.norm(x.flatten(2).transpose(1, 2)).transpose(1, 2)
     ).view(2, 8, 4, 5),
+    "rows": lambda m, x: m.conv(x.mean(3))[..., None],
 }
 DENSE = {
     "a kernel": (lambda m, x: m.wide(x.flatten(2)), "it runs along one dimension"),
@@ -19,7 +20,7 @@ DENSE = {
         lambda m, x: F.conv1d(x.flatten(2), m.conv.weight[:6, :1], groups=6),
         "it runs along one dimension",
     ),
-    "no pixels": (lambda m, x: m.conv(x.mean(3)), "its input mean has shape"),
+    "no pixels": (lambda m, x: m.conv(x.cumsum(3)[..., 0]), "its input getitem has shape"),
 }
 
 

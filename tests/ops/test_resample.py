@@ -136,6 +136,10 @@ SPELLINGS = {
     "torch.mean": lambda m, x: torch.mean(x, dim=(2, 3), keepdim=True),
     "mean": lambda m, x: x.mean((-1, -2), True),
     "mean list": lambda m, x: x.mean([2, 3], keepdim=True),
+    "mean of rows": lambda m, x: x.mean(3, keepdim=True) * x,
+    "mean of columns": lambda m, x: x * torch.sigmoid(torch.mean(x, -2, True)),
+    "largest of rows and of columns": lambda m, x: x.amax(3, True) + torch.max(x, 2, keepdim=True)[0],
+    "sums": lambda m, x: x.sum((2, 3), keepdim=True) * x + torch.sum(x, dim=[-1], keepdim=True) - x.sum(2, True),
     "amax": lambda m, x: x.amax((2, 3), keepdim=True) * torch.amax(x, axis=(-1, -2), keepdim=True),
     "size of another": lambda m, x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
     "size of another by hand": lambda m, x: F.interpolate(
@@ -150,7 +154,8 @@ def test_spellings(backend, name):
 
 
 DENSE = {
-    "sum over the width": (lambda m, x: x.mean(3, keepdim=True), "not a mean over height and width"),
+    "sums over rows and channels": (lambda m, x: x.sum((1, 3), keepdim=True), "along dimensions 1, 3"),
+    "sums of integers": (lambda m, x: (x > 0).sum((2, 3), keepdim=True), "it adds up integers"),
     "channels among them": (lambda m, x: x.mean((1, 2), keepdim=True), "not a mean over height and width"),
     "maxima over rows and channels": (
         lambda m, x: x.amax((1, 2), keepdim=True),
@@ -184,3 +189,24 @@ def test_means_of_large_maps(backend, shape, dtype):
             b=nn.Conv2d(5, 5, 1),
         )
         check_operator(gate, shape, dtype=dtype, threshold=0.1, backend=backend)
+
+
+def coordinate_attention(m, x):
+    """Hou et al. 2021, as timm's SimpleCoordAttn writes it: the means have no dimension where they were taken."""
+    rows, columns = (F.silu(m.both(x.mean(dim=side).transpose(1, 2))) for side in (3, 2))
+    rows, columns = m.rows(rows).transpose(1, 2)[..., None], m.columns(columns).transpose(1, 2).unsqueeze(-2)
+    return x * torch.sigmoid(rows + columns)
+
+
+@pytest.mark.parametrize("size", [(7, 12), (1, 9), (9, 1)])
+def test_means_along_one_side(backend, size):
+    parts = {"both": nn.Linear(3, 4), "rows": nn.Linear(4, 3), "columns": nn.Linear(4, 3)}
+    check_operator(Call(coordinate_attention, **parts), (2, 3, *size), threshold=0.1, backend=backend)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (23, 37)])
+def test_many_sums_along_one_side(backend, size):
+    """Enough of them that the cpu backend reads single lines again."""
+    network = Call(lambda m, x: x.sum(3, keepdim=True) - x.amax(2, keepdim=True) * x.sum((2, 3), keepdim=True))
+    check_operator(network, (2, 5, *size), dtype=torch.float32, backend=backend)
+
