@@ -14,6 +14,47 @@ from benchmarks.tasks.frames import clip_of, sample
 from benchmarks.tasks.task import Task
 
 
+class _Truth:
+    """What outputs are compared with, pictures from before they were made small or noisy. Calibration goes by them,
+    too: a denoiser's own outputs differ from each other by what it leaves of the noise.
+
+    frames: uint8 (H, W, 3) by number; picture_to: one of them as the network would give it.
+    """
+
+    def __init__(
+        self, frames: Any, picture_to: Callable[[Tensor], Tensor], calibration: Sequence[int]
+    ) -> None:
+        self._frames, self._picture_to, self._calibration = frames, picture_to, calibration
+        self._kept: dict[tuple[int, ...], list[Tensor]] = {}
+        self._dense: float | None = None
+
+    def _pictures(self, numbers: Sequence[int], device: torch.device) -> list[Tensor]:
+        key = tuple(numbers)
+        if key not in self._kept:
+            self._kept[key] = [self._picture_to(p).half().to(device) for p in self._frames(numbers)]
+        return self._kept[key]
+
+    def error(self, found: Sequence[Any], numbers: Sequence[int]) -> float:
+        """Mean squared error; values are 0 to 1."""
+        pairs = zip(found, self._pictures(numbers, found[0].device), strict=True)
+        errors = [(a.float().clamp(0, 1) - b.float()).square().mean() for a, b in pairs]
+        return float(torch.stack(errors).mean())
+
+    def score(self, found: list[Any], dense: list[Any], numbers: Sequence[int]) -> float:
+        """PSNR, dB."""
+        return -10 * math.log10(self.error(found, numbers))
+
+    def lost(self, ours: Sequence[Any], dense: Sequence[Any]) -> float:
+        """Of the PSNR in the calibration frames; the dense network's is measured once."""
+        if self._dense is None:
+            self._dense = -10 * math.log10(self.error(dense, self._calibration))
+        return self._dense + 10 * math.log10(self.error(ours, self._calibration))
+
+    def guide(self, ours: Sequence[Any], dense: Sequence[Any]) -> float:
+        """Root of the mean squared error in the calibration frames."""
+        return math.sqrt(self.error(ours, self._calibration))
+
+
 def restoration_task(
     name: str,
     network: nn.Module,
@@ -25,32 +66,8 @@ def restoration_task(
     said: str,
     streams: int,
 ) -> Task:
-    """Calibrated against the truth of the calibration frames: a denoiser's own outputs differ from each other by what
-    it leaves of the noise."""
-    kept: dict[tuple[int, ...], list[Tensor]] = {}
-
-    def clean(numbers: Sequence[int], device: torch.device) -> list[Tensor]:
-        if tuple(numbers) not in kept:
-            kept[tuple(numbers)] = [picture_to(p).half().to(device) for p in frames(numbers)]
-        return kept[tuple(numbers)]
-
-    def error(found: Sequence[Any], numbers: Sequence[int]) -> float:
-        """Mean squared error; values are 0 to 1."""
-        pairs = zip(found, clean(numbers, found[0].device), strict=True)
-        errors = [(a.float().clamp(0, 1) - b.float()).square().mean() for a, b in pairs]
-        return float(torch.stack(errors).mean())
-
-    def psnr(found: Sequence[Any], numbers: Sequence[int]) -> float:
-        return -10 * math.log10(error(found, numbers))
-
-    dense_psnr: list[float] = []
-
-    def lost(ours: Sequence[Any], dense: Sequence[Any]) -> float:
-        """Of the PSNR; the dense network's is measured once."""
-        if not dense_psnr:
-            dense_psnr.append(psnr(dense, numbers[0]))
-        return dense_psnr[0] - psnr(ours, numbers[0])
-
+    """numbers: of the frames to calibrate on, and of the test's."""
+    truth = _Truth(frames, picture_to, numbers[0])
     return Task(
         name=name,
         network=network,
@@ -60,14 +77,14 @@ def restoration_task(
         prepare=prepare,
         decode=lambda output: output.half(),
         resized=resized,
-        score=lambda found, dense, numbers: psnr(found, numbers),
+        score=truth.score,
         truth=said,
         accepted=0.1,
         features=lambda output: output.half(),
         streams=streams,
         budget=0.1,
-        metric=lost,
-        guide=lambda ours, dense: math.sqrt(error(ours, numbers[0])),
+        metric=truth.lost,
+        guide=truth.guide,
     )
 
 
