@@ -14,6 +14,7 @@ import numpy as np
 
 try:
     import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidProtobuf
 except ImportError as error:
     raise ImportError("onnxruntime runs an exported network: pip install onnxruntime") from error
 
@@ -49,7 +50,12 @@ class DeltaSession:
         if options is None:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3  # it warns of names that its own optimisations leave as they are
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except (InvalidProtobuf, InvalidArgument) as error:  # it cannot be parsed; there is no graph in it
+            raise ValueError(
+                f"{path} is no ONNX file, or is damaged: deltaconvert.export_onnx(model, frame, path) writes one"
+            ) from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         if self.metadata.get("deltaconvert.format") != str(FORMAT):
             raise ValueError(f"{path} is no network of deltaconvert.export_onnx that this version reads")

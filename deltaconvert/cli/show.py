@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -20,8 +22,26 @@ def note(text: str) -> None:
 
 def message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        hint = _meant_by(Path(error.filename)) if isinstance(error, FileNotFoundError) else ""
+        return f"{error.filename}: {error.strerror}{hint}"
     return str(error)
+
+
+def _meant_by(file: Path) -> str:
+    """What else a name may mean that no file has: one of its neighbours, or a network."""
+    import model_zoo
+
+    near = sorted(other.name for other in file.parent.iterdir()) if file.parent.is_dir() else []
+    close = get_close_matches(file.name, near, n=1, cutoff=0.8)
+    if close:
+        return f"; did you mean {file.with_name(close[0])}?"
+    if str(file) in model_zoo.names():
+        size = "x".join(map(str, (1, *model_zoo.recipe(str(file)).input_size)))
+        return (
+            f"; {file} is a network: `deltaconvert convert --arch {file} WEIGHTS --input {size} -o {file}.delta` makes "
+            "a file of it"
+        )
+    return ""
 
 
 def warning(message: Warning | str, *_: Any, **__: Any) -> None:

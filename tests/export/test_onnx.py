@@ -279,6 +279,11 @@ def test_wrong_frames_files_and_streams_are_refused(tmp_path, providers):
             session(wrong)
     with pytest.raises(FileNotFoundError):
         deltaconvert.DeltaSession(tmp_path / "there is none.onnx")
+    for number, content in enumerate((b"a text", b"", (tmp_path / "m.onnx").read_bytes()[:-9])):
+        other = tmp_path / f"{number}.onnx"
+        other.write_bytes(content)
+        with pytest.raises(ValueError, match=r"is no ONNX file, or is damaged: deltaconvert.export_onnx"):
+            deltaconvert.DeltaSession(other)
     with pytest.raises(ValueError, match="takes 1 frames"):
         session(frame.numpy(), frame.numpy())
     with pytest.raises(ValueError, match="no stream 1"):
