@@ -11,6 +11,7 @@ import math
 from array import array
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ BLOCK = 1.0
 WITHIN = 1e-3  # of its own claim counts for a tile beside its block's
 # What bounds age, time and harm, whatever counts as a change: a search for thresholds leaves these as they are.
 GUARDS = ("cut", "refresh", "max_density", "nonfinite")
+KINDS = {int: "whole number", float: "number", str: "word"}
 MEAN_OF_DIFFERENCE = 1.128  # mean |a - b| of two values with Gaussian noise of deviation 1
 
 
@@ -72,14 +74,18 @@ class Gate:
         if value is None or isinstance(value, Gate):
             return value or cls()
         known = asdict(cls())
-        if not isinstance(value, Mapping) or not value.keys() <= known.keys():
-            raise InputError(f"gate={value!r}: its settings are {', '.join(known)}")
+        if not isinstance(value, Mapping):
+            raise InputError(f"gate={value!r}: give settings by name, {{'smooth': 5}} or Gate(smooth=5)")
         given = {}
         for name, setting in value.items():
+            if name not in known:
+                close = get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise InputError(f"gate has no {name!r}: {hint}its settings are {', '.join(known)}")
             kind = type(known[name])
             fits = isinstance(setting, kind) or (kind is float and isinstance(setting, int))
             if not fits or isinstance(setting, bool):
-                raise InputError(f"gate: {name}={setting!r} is no {kind.__name__}")
+                raise InputError(f"gate: {name}={setting!r} is no {KINDS[kind]}")
             given[name] = kind(setting)
         return replace(base or cls(), **given)
 

@@ -344,17 +344,19 @@ def test_a_gate_takes_guards_over_where_it_has_none():
 
 BAD = [
     ({"smooth": 4}, "odd"),
-    ({"smooth": 2.5}, "smooth=2.5 is no int"),
+    ({"smooth": 2.5}, "smooth=2.5 is no whole number"),
     ({"noise": -1}, "deviations"),
     ({"peak": 0.5}, "at least 1"),
-    ({"dilate": True}, "dilate=True is no int"),
+    ({"dilate": True}, "dilate=True is no whole number"),
     ({"cut": 0}, "share"),
     ({"max_density": 1.5}, "share"),
     ({"refresh": -3}, "frames"),
     ({"refresh": 10, "max_density": 0.05}, "give at least 20 frames"),
     ({"nonfinite": "drop"}, "pass or hold"),
-    ({"sharpen": 1}, "its settings are smooth"),
-    (3, "its settings are smooth"),
+    ({"sharpen": 1}, "gate has no 'sharpen': its settings are smooth"),
+    ({"smoth": 5}, "did you mean 'smooth'"),
+    (3, "gate=3: give settings by name"),
+    ("smooth=3", r"gate='smooth=3': give settings by name, \{'smooth': 5\} or Gate\(smooth=5\)"),
 ]
 
 
