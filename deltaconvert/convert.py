@@ -76,7 +76,12 @@ def convert(
         check_leaves(model, leaves)
     device = frames[0].device
     where = load_backend(backend, device)
-    _warn(device, rules)
+    if is_casting(device):
+        warnings.warn(
+            "torch.autocast is on, and a converted network keeps the types of its weights: for half precision convert "
+            "model.half() with a frame in half",
+            stacklevel=2,
+        )
 
     def build(traced: Traced, frames: Sequence[Tensor], path: str) -> DeltaModel:
         graph = normalise(traced.graph)
@@ -89,23 +94,9 @@ def convert(
         converted = _converted(model, (args, kwargs), leaves, build)
     refuse_unknown(rules.rules, converted.names, "threshold")
     refuse_unknown(keep_dense, converted.names, "keep_dense")
+    for doubt in converted.doubts(frames):
+        warnings.warn(doubt, stacklevel=2)
     return converted
-
-
-def _warn(device: torch.device, rules: Thresholds) -> None:
-    """Warn of settings that are probably not meant; the warning names the line that called convert."""
-    if is_casting(device):
-        warnings.warn(
-            "torch.autocast is on, and a converted network keeps the types of its weights: for half precision convert "
-            "model.half() with a frame in half",
-            stacklevel=3,
-        )
-    if rules.outlasts_refresh:
-        warnings.warn(
-            "refresh renews the frame, not what narrow changes left out in the layers behind it: reset() does, and "
-            "monitor(every=100) tells how much it is",
-            stacklevel=3,
-        )
 
 
 def _converted(

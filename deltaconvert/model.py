@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import is_fake
 
+from deltaconvert.doubts import doubts
 from deltaconvert.errors import DeltaConvertError, InputError, first_line
 from deltaconvert.explain import Explanation, explain
 from deltaconvert.gate import Gate
@@ -134,6 +136,10 @@ class DeltaModel(Running):
             path: amount for part in self._parts.values() for path, amount in part.thresholds.items()
         }
 
+    def doubts(self, frames: Sequence[Tensor]) -> list[str]:
+        """What can hardly be meant by its rules, for a call with `frames`."""
+        return list(doubts(self._plans.thresholds, self._planned, frames))
+
     @property
     def names(self) -> list[str]:
         """The paths that rules may name: of every call in the network, and of conversions at this size."""
@@ -215,6 +221,8 @@ class DeltaModel(Running):
             model = self._under(rules, self.signature.flatten(args, kwargs))
         # Rules of this model may name nodes that only another size has.
         refuse_unknown((name for name in rules.rules if name not in self.rules), model.names, "threshold")
+        for doubt in model.doubts(self.signature.flatten(args, kwargs)):
+            warnings.warn(doubt, stacklevel=2)
         return model
 
     def _under(self, rules: Thresholds, frames: Sequence[Tensor]) -> DeltaModel:

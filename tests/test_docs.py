@@ -120,7 +120,7 @@ def test_the_api_page_names_all_that_is_public():
     """The page names all that is public, and the arguments that it shows exist."""
     text = (ROOT / "docs" / "api.md").read_text()
     inner = {"forward", "frame", "lent_frame", "frame_for", "install", "take_over", "blank_frames"}
-    inner |= {"output_forms", "of", "to_json", "check_frames"}
+    inner |= {"output_forms", "of", "to_json", "check_frames", "doubts"}
     # docs/thresholds.md describes these.
     inner |= {field.name for field in dataclasses.fields(deltaconvert.Gate)}
     public = {name: [getattr(deltaconvert, name)] for name in deltaconvert.__all__}

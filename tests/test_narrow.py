@@ -169,4 +169,6 @@ def test_a_refresh_does_not_renew_it():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         deltaconvert.convert(network(), example, threshold=NARROW, backend="reference")
-        deltaconvert.convert(network(), example, threshold=0.1, gate=gate, backend="reference")
+        model = deltaconvert.convert(network(), example, threshold=0.1, gate=gate, backend="reference")
+    with pytest.warns(UserWarning, match="not what narrow changes left out"):
+        model.with_thresholds(NARROW, example)

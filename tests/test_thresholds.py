@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 
 import pytest
 import torch
@@ -302,3 +304,34 @@ def test_percentages_are_of_the_mean_magnitude():
 def test_bad_thresholds(bad):
     with pytest.raises(InputError, match="is no threshold"):
         deltaconvert.convert(small(), video()[0], threshold=bad)
+
+
+def pixels(largest: float) -> torch.Tensor:
+    return torch.linspace(0, largest, 3 * 8 * 8, dtype=torch.float64).view(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("threshold", "largest"), [("300%", 1), ({"input": 10}, 1), (300, 255)], ids=str)
+def test_a_threshold_beyond_half_of_the_frame_is_told(threshold, largest):
+    frame = pixels(largest)
+    told = "at the input is more than half of what the example spans, .*10/255"
+    with pytest.warns(UserWarning, match=told):
+        deltaconvert.convert(small(), frame, threshold=threshold)
+    model = deltaconvert.convert(small(), frame)
+    with pytest.warns(UserWarning, match=told):
+        model.with_thresholds(threshold, frame)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "frame"),
+    [
+        ({"input": 0.4, "activation": "300%"}, pixels(1)),  # activations are far from their mean
+        (30, pixels(255)),
+        (0.1, torch.full((1, 3, 8, 8), 0.5).double()),  # a blank example says nothing
+        (0.1, pixels(1).index_fill(3, torch.tensor([2]), math.nan)),
+    ],
+    ids=["activations", "bytes", "blank", "nan"],
+)
+def test_thresholds_that_may_be_meant(threshold, frame):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        deltaconvert.convert(small(), frame, threshold=threshold)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -94,7 +95,10 @@ def _left_out(search: Search, setting: Setting, time_of: Callable[[Setting], flo
 def milliseconds(model: DeltaModel, thresholds: Thresholds, clip: Sequence[Sequence[Tensor]]) -> float:
     """The median time of a frame of the clip, by the model's own backend."""
     args, kwargs = model.signature.call(clip[0])
-    return _median_of(model.with_thresholds(thresholds, *args, **kwargs), model, clip)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of candidates; what is taken warns in its turn
+        candidate = model.with_thresholds(thresholds, *args, **kwargs)
+    return _median_of(candidate, model, clip)
 
 
 def dense_milliseconds(
