@@ -13,20 +13,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from deltaconvert.calibration.held_out import held_to, in_parts
+from torch import Tensor
+
+from deltaconvert.calibration.asked import (
+    expect_budget,
+    expect_loss,
+    expect_numbers,
+    expect_parts,
+    expect_ways,
+    gates_of,
+)
+from deltaconvert.calibration.held_out import Held, held_to, in_parts
 from deltaconvert.calibration.quickest import dense_milliseconds, milliseconds, quickest
 from deltaconvert.calibration.search import GATES, Search
 from deltaconvert.calibration.setting import Setting
 from deltaconvert.calibration.trials import Decode, Trials
-from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
 from deltaconvert.metrics import Metric, metric_of, name_of
 from deltaconvert.model import DeltaModel, expect_converted
@@ -35,7 +44,6 @@ from deltaconvert.text import counted
 from deltaconvert.thresholds import Thresholds
 from deltaconvert.watching.inputs import inputs_of
 
-METHODS = ("allocate", "front_to_back")
 FRAMES = 40  # of a clip, by default
 LONGER = 4  # times as many frames to check with
 FACTS = (
@@ -116,8 +124,8 @@ def calibrate(
     by: str = "work",
     against: Callable[..., Any] | None = None,
     decode: Decode | None = None,
-    guide: Metric | None = None,
-    gates: Sequence[Gate] = GATES,
+    guide: str | Metric | None = None,
+    gates: Sequence[Gate | Mapping[str, Any]] = GATES,
     rounds: int = 2,
     limit: int = FRAMES,
     seconds: float = math.inf,
@@ -135,17 +143,19 @@ def calibrate(
     frames: consecutive inputs of the network, as it is called with them; or uint8 (H, W, 3) images, if the model knows
         how they become inputs; or a video file, a folder of images, an address, a camera's number. The first `limit`
         are taken.
-    budget: the largest loss of the metric, against the dense network on the same frames.
+    budget: the largest loss of the metric, against the dense network on the same frames; the named metrics are shares,
+        0.01 is 1 %.
     metric: relative_l2, nrmse (PSNR as a loss: 0.01 is 40 dB), top1, segmentation, detection, keypoints (see
         deltaconvert.metrics), or a function of two lists, our outputs and the dense ones, that gives a loss.
     decode: applied to every output before the metric sees it: boxes of a detector, labels of a segmentation.
-    guide: the metric that sensitivities are measured with; by default relative L2 of the outputs. It should be smooth.
+    guide: what sensitivities are measured with, also a metric's name or a function; by default relative L2 of the
+        outputs. It should be smooth.
     by: "work" or "time". With "time" the result is timed on the clip, on the model's device, and thresholds that cost
         more time than they save are left out. Give frames of the batch size that you will run.
     against: with by="time", the dense network to compare with, called as `delta` is: `torch.compile(model)`, for
         example, which may take half the time of the eager network that is timed by default.
     method: "allocate" or "front_to_back".
-    gates, rounds: what `allocate` tries at the input, and how often it allocates.
+    gates, rounds: what `allocate` tries at the input, each as convert(gate=...) takes it; how often it allocates.
     seconds: after these it takes the best so far, which is the exact network if nothing better was found yet.
     check: other frames, or a longer part of the same file: up to four times `limit`. Thresholds are lowered until they
         are within the budget there as well. A few frames alone make thresholds look better than they are.
@@ -160,101 +170,113 @@ def calibrate(
     show what the camera will see, the hard parts included: where nothing is at stake every threshold may grow.
     """
     expect_converted(delta)
-    _check(method, by, budget, seconds)
-    _expect_parts(check, check_parts)
-    begin = time.monotonic()
-    clip = inputs_of(delta, frames, limit)
-    others = None if check is None else inputs_of(delta, check, LONGER * limit)
-    if others is not None and len(others) < check_parts:
-        raise InputError(
-            f"check_parts={check_parts}: there are {counted(len(others), 'frame')} to check with"
-        )
-    judge = metric_of(metric)
-    with trials_told(progress, budget) as tell:
-        trials_on = partial(
-            Trials,
-            delta,
-            decode=decode,
-            guide=guide,
-            workers=at_once if delta.device.type == "cpu" else 1,
-            streams=1 if delta.device.type == "cpu" else at_once,
-        )
-        trials = trials_on(clip, judge, told=tell, file=None if resume is None else Path(resume))
-        _expect_loss(trials, budget)
-        search = Search(trials, budget, begin + SEARCHING * seconds)
-        tell.expect(trials.count, search.expected(method, gates, rounds))
-        # First, because thresholds at the frame alone are mostly the fastest, and time may run out.
-        if by == "time":
-            with suppress(TimeoutError):
-                search.frames_alone(gates)
-        setting, cut_off = _searched(search, method, gates, rounds, begin + seconds)
-        took = dense = held = None
-        if by == "time":
-            setting, took = quickest(
-                search, lambda setting: milliseconds(delta, trials.thresholds(setting), clip), gates
-            )
-            dense = dense_milliseconds(delta, clip, against)
-        if others is not None:
-            held = held_to(setting, trials, trials_on(others, in_parts(judge, check_parts)), budget)
-            setting = held.setting
-    outcome = trials(setting)
-    thresholds = trials.thresholds(setting)
-    args, kwargs = delta.signature.call(clip[0])
-    return Calibration(
-        model=delta.with_thresholds(thresholds, *args, **kwargs),
-        thresholds=thresholds,
-        setting=setting,
-        loss=outcome.loss,
-        work=outcome.work,
-        budget=budget,
-        metric=name_of(judge),
-        method=method,
-        frames=len(clip),
-        trials=len(search.tried),
-        milliseconds=took,
-        checked=None if held is None else held.loss,
-        checked_before=None if held is None else held.before,
-        dense_milliseconds=dense,
-        cut_off=cut_off,
+    expect_ways(method, by, against, decode)
+    judge, guide = metric_of(metric), None if guide is None else metric_of(guide)
+    expect_budget(budget, judge)
+    expect_numbers(
+        seconds, limit=(limit, 2), rounds=(rounds, 0), at_once=(at_once, 1), check_parts=(check_parts, 1)
     )
+    tried = gates_of(gates)
+    begin = time.monotonic()
+    clip, others = _clips(delta, frames, check, limit, check_parts)
+    with trials_told(progress, budget) as tell:
+        trials_on = partial(Trials, delta, decode=decode, guide=guide, **_side_by_side(delta, at_once))
+        trials = trials_on(clip, judge, told=tell, file=None if resume is None else Path(resume))
+        expect_loss(trials, budget)
+        search = Search(trials, budget, begin + SEARCHING * seconds)
+        tell.expect(trials.count, search.expected(method, tried, rounds))
+        if by == "work":
+            found = _searched(search, method, tried, rounds, begin + seconds)
+        else:
+            found = _timed(search, method, tried, rounds, begin + seconds, against)
+        held = None
+        if others is not None:
+            held = held_to(found.setting, trials, trials_on(others, in_parts(judge, check_parts)), budget)
+    return _calibration(search, found, held, metric=name_of(judge), method=method)
 
 
-def _check(method: str, by: str, budget: float, seconds: float) -> None:
-    if method not in METHODS:
-        raise InputError(f"there is no method {method!r}: choose from {', '.join(METHODS)}")
-    if by not in ("work", "time"):
-        raise InputError(f"by={by!r}: work or time")
-    if not (isinstance(budget, Real) and math.isfinite(budget) and budget > 0):
-        raise InputError(f"budget={budget!r}: it is a loss above 0 that is still accepted")
-    if not seconds > 0:
-        raise InputError(f"seconds={seconds!r}: the search needs some")
+def _clips(
+    delta: DeltaModel, frames: Any, check: Any, limit: int, parts: int
+) -> tuple[list[list[Tensor]], list[list[Tensor]] | None]:
+    """The frames to search on, and those to check with."""
+    if check is None:
+        expect_parts(None, parts)
+        return inputs_of(delta, frames, limit), None
+    clip, others = inputs_of(delta, frames, limit), inputs_of(delta, check, LONGER * limit)
+    expect_parts(others, parts)
+    return clip, others
 
 
-def _expect_parts(check: Any, parts: int) -> None:
-    if parts < 1:
-        raise InputError(f"check_parts={parts!r}: 1 is all frames of check together")
-    if check is None and parts > 1:
-        raise InputError(f"check_parts={parts} divides the frames of check=, and none were given")
+def _side_by_side(delta: DeltaModel, at_once: int) -> dict[str, int]:
+    on_cpu = delta.device.type == "cpu"
+    return {"workers": at_once if on_cpu else 1, "streams": 1 if on_cpu else at_once}
 
 
-def _expect_loss(trials: Trials, budget: float) -> None:
-    """Refuse a score, which is best where it is highest: the search would find the worst thresholds for it."""
-    own = trials.dense_loss()
-    if not own <= budget:
-        raise InputError(
-            f"the metric gives {own:.4g} for the dense network's own outputs, more than the budget of {budget:.4g}: it "
-            "has to be a loss, 0 where outputs are the dense ones"
-        )
+@dataclass(frozen=True)
+class _Found:
+    """What a search found. cut_off: time ran out. milliseconds, dense_milliseconds: of a frame, where it was timed."""
+
+    setting: Setting
+    cut_off: bool
+    milliseconds: float | None = None
+    dense_milliseconds: float | None = None
 
 
-def _searched(
-    search: Search, method: str, gates: Sequence[Gate], rounds: int, until: float
-) -> tuple[Setting, bool]:
-    """(what the method found, whether time ran out): then the best so far is raised in the time that is left."""
+def _searched(search: Search, method: str, gates: Sequence[Gate], rounds: int, until: float) -> _Found:
+    """What the method found; if its time ran out, the best so far, raised in the time that is left."""
     try:
         setting = search.front_to_back() if method == "front_to_back" else search.allocate(gates, rounds)
     except TimeoutError:
         setting = search.best()
     cut_off = time.monotonic() > search.until
     search.until = until
-    return (search.spent(start=2.0) if cut_off else setting), cut_off
+    return _Found(search.spent(start=2.0) if cut_off else setting, cut_off)
+
+
+def _timed(
+    search: Search,
+    method: str,
+    gates: Sequence[Gate],
+    rounds: int,
+    until: float,
+    against: Callable[..., Any] | None,
+) -> _Found:
+    """The quickest of what was found, by the clock of the model's device."""
+    # First, because thresholds at the frame alone are mostly the fastest, and time may run out.
+    with suppress(TimeoutError):
+        search.frames_alone(gates)
+    found = _searched(search, method, gates, rounds, until)
+    trials = search.trials
+    delta, clip = trials.model, trials.frames
+    setting, took = quickest(
+        search, lambda setting: milliseconds(delta, trials.thresholds(setting), clip), gates
+    )
+    return _Found(setting, found.cut_off, took, dense_milliseconds(delta, clip, against))
+
+
+def _calibration(search: Search, found: _Found, held: Held | None, metric: str, method: str) -> Calibration:
+    """The network with what was found, or with what is left of it where it was held to other frames."""
+    trials, setting = search.trials, found.setting if held is None else held.setting
+    outcome, thresholds = trials(setting), trials.thresholds(setting)
+    args, kwargs = trials.model.signature.call(trials.frames[0])
+    with warnings.catch_warnings():
+        # That a clip needs nothing at all is told by the work; nobody gave this threshold.
+        warnings.filterwarnings("ignore", "a threshold of .* at the input")
+        model = trials.model.with_thresholds(thresholds, *args, **kwargs)
+    return Calibration(
+        model=model,
+        thresholds=thresholds,
+        setting=setting,
+        loss=outcome.loss,
+        work=outcome.work,
+        budget=search.budget,
+        metric=metric,
+        method=method,
+        frames=len(trials.frames),
+        trials=len(search.tried),
+        milliseconds=found.milliseconds,
+        checked=None if held is None else held.loss,
+        checked_before=None if held is None else held.before,
+        dense_milliseconds=found.dense_milliseconds,
+        cut_off=found.cut_off,
+    )

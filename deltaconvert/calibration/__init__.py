@@ -1,5 +1,6 @@
 """The parts of calibrate.py.
 
+asked.py        checks what calibrate is asked for
 sites.py        where a network may have thresholds
 setting.py      one choice of thresholds, and the outcome of trying it
 trials.py       tries settings on a clip; known.py keeps outcomes, work.py counts the work

@@ -17,6 +17,8 @@ class Known:
         """clip: what else an outcome depends on. file: keeps outcomes, a line each; those in it are known."""
         self._clip, self._file = clip, file
         self._outcomes: dict[str, Outcome] = {}
+        if file is not None and not file.parent.is_dir():
+            raise InputError(f"resume={file}: there is no folder {file.parent}: make it first")
         if file is not None and file.exists():
             self._outcomes = _kept(file)
 

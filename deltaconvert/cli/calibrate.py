@@ -42,7 +42,9 @@ Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="The file of thresholds [FILE with .json].", callback=writable),
 ]
-Budget = Annotated[float, typer.Option(help="The largest loss of the metric.")]
+Budget = Annotated[
+    float, typer.Option(help="The largest loss of the metric; of a named one a share, 0.01 is 1 %.")
+]
 Metric = Annotated[
     str,
     typer.Option(
@@ -129,7 +131,9 @@ def calibrate(
         _expect_replaceable(file)
     keep(output, "--output", file, video, check, resume)
     keep(resume, "--resume", file, video, check)
-    judgement = _judgement(metric, decode)
+    judgement = _judgement(metric, decode, budget)
+    if against == "compile" and by != "time":
+        raise usage_error("it is timed beside the network, with --by time", "--against")
     for clip in (video, check):
         if clip is not None:
             expect_video(clip, folder=True)
@@ -174,13 +178,16 @@ def _expect_replaceable(file: Path) -> None:
         raise usage_error(f"{file} may not be replaced in its folder: copy it elsewhere", "--apply")
 
 
-def _judgement(metric: str, decode: str | None) -> dict[str, Any]:
-    """The functions that --metric and --decode name."""
+def _judgement(metric: str, decode: str | None, budget: float) -> dict[str, Any]:
+    """The functions that --metric and --decode name, and a budget that the metric can have."""
+    from deltaconvert.calibration.asked import expect_budget
     from deltaconvert.checkpoint import function_of
     from deltaconvert.metrics import metric_of
 
     with as_usage("--metric"):
         judge = metric_of(function_of(metric) if ":" in metric else metric)
+    with as_usage("--budget"):
+        expect_budget(budget, judge)
     with as_usage("--decode"):
         return {"metric": judge, "decode": None if decode is None else function_of(decode)}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -16,12 +18,13 @@ from torch import Tensor
 
 import deltaconvert
 from deltaconvert import progress
+from deltaconvert.calibration.asked import gates_of
 from deltaconvert.calibration.search import Search
 from deltaconvert.calibration.setting import Outcome, Setting
 from deltaconvert.calibration.trials import Trials
 from deltaconvert.errors import InputError
 from deltaconvert.gate import Gate
-from deltaconvert.metrics import nrmse, relative_l2
+from deltaconvert.metrics import detection, nrmse, relative_l2
 from deltaconvert.progress import trials_told
 
 
@@ -249,6 +252,23 @@ def test_frames_from_files(delta, tmp_path, monkeypatch):
         ({"budget": 0}, "budget=0"),
         ({"budget": float("nan")}, "budget=nan"),
         ({"budget": "1%"}, "budget='1%'"),
+        ({"budget": True}, "budget=True"),
+        ({"budget": 2}, "budget=2: relative_l2 is a share, and at 1 all is lost; 2 % is 0.02"),
+        ({"budget": 1.0, "metric": "top1"}, "budget=1.0: top1 is a share"),
+        ({"budget": 5, "metric": partial(detection, iou=0.75)}, "is a share.*5 % is 0.05"),
+        ({"guide": "beauty"}, "no metric 'beauty'"),
+        ({"decode": "boxes"}, "decode is a str: it is a function"),
+        ({"against": 3, "by": "time"}, "against is a int: it is a function"),
+        ({"against": network()}, "against= is timed beside the network, which by='time' asks for"),
+        ({"limit": 1}, "limit=1: it is a whole number from 2"),
+        ({"limit": "40"}, "limit='40'"),
+        ({"rounds": -1}, "rounds=-1: it is a whole number from 0"),
+        ({"at_once": 0}, "at_once=0: it is a whole number from 1"),
+        ({"seconds": "60"}, "seconds='60': the search needs some"),
+        ({"gates": []}, r"gates=\[\]: give a list of them"),
+        ({"gates": Gate()}, "give a list of them"),
+        ({"gates": ["smooth=3"]}, "gates has a str: give each as Gate"),
+        ({"resume": "nowhere/trials.jsonl"}, "there is no folder nowhere: make it first"),
         ({"metric": lambda ours, dense: None}, "gives NoneType: it has to give one number"),
         ({"metric": lambda ours, dense: torch.zeros(3)}, "gives Tensor: it has to give one number"),
         ({"metric": "beauty"}, "no metric 'beauty'"),
@@ -261,6 +281,20 @@ def test_frames_from_files(delta, tmp_path, monkeypatch):
 def test_bad_options(delta, options, message):
     with pytest.raises(InputError, match=message):
         deltaconvert.calibrate(delta, clip(), **options)
+
+
+def test_the_guide_by_name_gates_as_dicts_and_a_loss_in_decibels(delta):
+    """As they are written elsewhere; a loss of one's own may be of any size."""
+    assert gates_of([{"dilate": 2}, Gate()]) == (Gate(dilate=2), Gate())
+
+    def decibels(ours, dense):
+        return -20 * math.log10(1 - relative_l2(ours, dense))
+
+    asked = {"method": "front_to_back", "guide": "nrmse", "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a large threshold that was asked for
+        found = deltaconvert.calibrate(delta, clip(), budget=2, metric=decibels, **asked)
+    assert 0.5 < found.loss <= 2, found
 
 
 def test_a_score_is_no_loss(delta):

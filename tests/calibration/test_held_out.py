@@ -78,7 +78,7 @@ def test_parts_are_runs_of_all_frames():
 @pytest.mark.parametrize(
     ("named", "why"),
     [
-        ({"check_parts": 0, "check": clip()}, "1 is all frames"),
+        ({"check_parts": 0, "check": clip()}, "check_parts=0: it is a whole number from 1"),
         ({"check_parts": 3}, "none were given"),
         ({"check_parts": 7, "check": clip()}, "there are 6 frames to check with"),
     ],

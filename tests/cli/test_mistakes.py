@@ -107,6 +107,8 @@ def test_export_names_the_extra_that_writes(tmp_path, monkeypatch, form):
         (["run", "x"], "--video"),
         (["run", "x", "--video", "y", "--overlay", "flames"], "none of mask, heatmap"),
         (["calibrate", "x", "--video", "y", "--by", "luck"], "none of work, time"),
+        (["calibrate", "x", "--video", "y", "--budget", "2"], "--budget: budget=2.0: relative_l2 is a share"),
+        (["calibrate", "x", "--video", "y", "--against", "compile"], "--against: .* --by time"),
         (["calibrate", "x", "--video", "y", "--against", "luck"], "none of torch, compile"),
         (["calibrate", "x", "--video", "y", "--metric", "luck"], "there is no metric 'luck'"),
         (["export", "x", "--onnx", "y", "--dense-above", "7"], "--dense-above"),
@@ -170,8 +172,24 @@ def test_damaged_files_are_exit_code_1(converted, tmp_path):
     )
 
 
+def test_files_that_there_are_not_and_what_their_names_may_mean(converted, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(converted, "street.delta")
+    for command in ("run", "report", "calibrate"):
+        text = said(call(command, "street.delt", "--video", clip, code=1))
+        assert "street.delt: No such file or directory; did you mean street.delta?" in text
+        text = said(call(command, "resnet18", "--video", clip, code=1))
+        assert "resnet18 is a network: `deltaconvert convert --arch resnet18 WEIGHTS" in text
+    assert "directory; " not in said(call("run", "nothing_alike", "--video", clip, code=1))
+
+
+def test_a_threshold_that_can_hardly_be_meant_is_told(converted, clip):
+    text = said(call("run", converted, "--video", clip, "--threshold", "300%", "--limit", 3, *BACKEND))
+    assert "warning: a threshold of" in text and "at the input is more than half of what" in text
+
+
 def test_words_of_options_are_the_librarys():
-    from deltaconvert.calibrate import METHODS
+    from deltaconvert.calibration.asked import METHODS
     from deltaconvert.watching import watch
 
     assert "|".join(watch.MARKS) in call("run", "--help").stdout
