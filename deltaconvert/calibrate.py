@@ -180,7 +180,9 @@ def calibrate(
     begin = time.monotonic()
     clip, others = _clips(delta, frames, check, limit, check_parts)
     with trials_told(progress, budget) as tell:
-        trials_on = partial(Trials, delta, decode=decode, guide=guide, **_side_by_side(delta, at_once))
+        on_cpu = delta.device.type == "cpu"
+        workers, streams = (at_once, 1) if on_cpu else (1, at_once)
+        trials_on = partial(Trials, delta, decode=decode, guide=guide, workers=workers, streams=streams)
         trials = trials_on(clip, judge, told=tell, file=None if resume is None else Path(resume))
         expect_loss(trials, budget)
         search = Search(trials, budget, begin + SEARCHING * seconds)
@@ -205,11 +207,6 @@ def _clips(
     clip, others = inputs_of(delta, frames, limit), inputs_of(delta, check, LONGER * limit)
     expect_parts(others, parts)
     return clip, others
-
-
-def _side_by_side(delta: DeltaModel, at_once: int) -> dict[str, int]:
-    on_cpu = delta.device.type == "cpu"
-    return {"workers": at_once if on_cpu else 1, "streams": 1 if on_cpu else at_once}
 
 
 @dataclass(frozen=True)
