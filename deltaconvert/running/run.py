@@ -63,6 +63,7 @@ class Running(Frozen):
     def _start(self, frames: Sequence[Tensor]) -> None:
         """A program for frames of this size, with fresh state."""
         self._program, self._size, self._tally = self._plans.program(frames), sizes_of(frames), Tally()
+        self._unseen = set(range(self.streams))  # the streams that have had no frame since they began
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +107,7 @@ class Running(Frozen):
             self._interrupted = True  # stays so if the frame raises half-way
             outputs = taken(self._program.run(frames))
             self._interrupted = False
+            self._unseen.clear()
             self._tally.add(self._program)
             if self._monitor is not None and self._monitor.due():
                 with parts.dense_parts(self.graph):
@@ -167,6 +169,7 @@ class Running(Frozen):
         if stream is not None:
             self._check_stream(stream)
         self._program.reset(slice(None) if stream is None else slice(stream, stream + 1))
+        self._unseen |= set(range(self.streams)) if stream is None else {stream}
         for part in parts.parts_of(self.graph).values():
             part.delta.reset(stream)
 
@@ -174,7 +177,7 @@ class Running(Frozen):
     def sleep(self, streams: Collection[int]) -> None:
         """Declare that the images of `streams` (indices in the batch) are those of the frame before: they are not
         compared, and a gate does not learn from them. It holds until the next call of `sleep`, or until a stream is
-        reset or restored."""
+        reset or restored. A stream that begins, or was reset, has no frame before: it does not sleep."""
         if not isinstance(streams, Iterable):
             raise InputError(f"streams is {streams!r}: give a list of them, [{streams!r}]")
         count = self.streams
@@ -182,7 +185,7 @@ class Running(Frozen):
         # rest.
         for doubtful in [stream for stream in streams if type(stream) is not int or not 0 <= stream < count]:
             self._check_stream(doubtful)
-        self._program.sleep(streams)
+        self._program.sleep(set(streams) - self._unseen if self._unseen else streams)
 
     @in_turn
     def snapshot(self, stream: int = 0) -> bytes:
@@ -205,6 +208,7 @@ class Running(Frozen):
         state = snapshot.unpack(self._program, self._fingerprint, taken)
         with torch.inference_mode(False), torch.no_grad():
             self._program.go_on_from([(stream, state)])
+        self._unseen.discard(stream)
 
     @in_turn
     def take_over(self, other: Running) -> None:

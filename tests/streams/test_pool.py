@@ -77,6 +77,20 @@ def test_streams_that_sleep_are_not_looked_at(backend, threshold):
         model.sleep(0)
 
 
+@pytest.mark.parametrize("options", [{}, {"threshold": {"input": 0.1}, "gate": {"smooth": 3}}], ids=str)
+def test_a_stream_does_not_sleep_through_its_first_frame(backend, options):
+    model = converted(backend, **options).for_streams(2)
+    frames = torch.cat([video(0)[0], video(1)[0]])
+    model.sleep([0])
+    assert_close(model(frames), network()(frames), "the first frame")
+    model.reset(1)
+    model.sleep([1, 0])
+    assert_close(model(frames), network()(frames), "after a reset")
+    model.sleep([1])
+    model(frames + 1)
+    assert model.input_masks()[0].all() and not (backend != "reference" and model.input_masks()[1].any())
+
+
 def test_the_newest_frame_wins(backend):
     pool = StreamPool(converted(backend))
     pool.join("a")
