@@ -309,6 +309,17 @@ def test_a_dense_map_follows_what_changed(shape):
         assert dense.data_ptr() == first.data_ptr()
 
 
+def test_a_copy_rounds_alike():
+    """Maps of one channel have one stride, whether a step was tried on them before the first frame or not."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 1, 3, padding=2, dilation=2), nn.ReLU()).eval().double()
+    video = scripted_video((3, 1, 3, 17))
+    model = deltaconvert.convert(network, video[0], backend="cpu", threshold=0.5)
+    twin = copy.deepcopy(model)
+    for t, frame in enumerate(video):
+        assert_same_bits(model(frame), twin(frame), f"frame {t}")
+
+
 def test_weights_are_kept_once_for_each_order():
     conv = Conv2d(torch.randn(256, 256, 1, 1), None, (1, 1), (0, 0), (1, 1), 1)
     shared = {}

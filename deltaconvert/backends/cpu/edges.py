@@ -92,7 +92,9 @@ class Edge:
     def adopt(self, new: Tensor, candidates: Tensor, inputs: Sequence[Edge]) -> None:
         """Commit a whole map that the dense operator computed."""
         new = apart_from(new.permute(0, 2, 3, 1).contiguous(), (edge.values for edge in inputs))
-        rows = new.view(self.rows.shape)
+        # By way of a line: one channel may have kept the stride of a map N C H W, and torch picks kernels by strides.
+        rows = new.view(-1).view(self.rows.shape)
+        new = rows.view(new.shape)
         if self.threshold is None:
             if self.keeps_others:
                 others = listed(candidates.logical_not())
