@@ -1,4 +1,5 @@
-"""Chains in bfloat16, which multiply pairs of channels, against exact sums; and networks of such chains."""
+"""Chains in bfloat16, which multiply pairs of channels or rows that they widen, against exact sums; and networks of
+such chains."""
 
 from itertools import pairwise
 
@@ -9,9 +10,10 @@ from oracle import assert_same_bits, rounding
 from torch import nn
 
 import deltaconvert
-from deltaconvert.backends.cpu import chains, residuals
-from deltaconvert.backends.cpu.chains import Stage, can_chain
+from deltaconvert.backends.cpu import chains, residuals, winograd
+from deltaconvert.backends.cpu.chains import Chain, Stage, can_chain, multiplies_pairs
 from deltaconvert.backends.cpu.convolutions import Convolutions
+from deltaconvert.backends.cpu.fastest import fastest
 from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.residuals import Strips
 from deltaconvert.backends.cpu.sparse import Sparse
@@ -73,6 +75,37 @@ def test_one_stage(geometry, channels, out, bias):
             placed, beside = unwritten(count, out), [adds[0].index_select(0, pixels)]
             chain.run(rows_of(x), pixels, count, beside, placed, by_place=True)
             assert_same_bits(placed, every[pixels], f"{count} rows")
+
+
+@needs_pairs
+@pytest.mark.parametrize("streams, size", [(1, (13, 10)), (3, (7, 9)), (2, (3, 1))])
+@pytest.mark.parametrize("padding", ((1, 1), (0, 2)), ids=repr)
+@pytest.mark.parametrize("behind", (0, 40))
+def test_squares(streams, size, padding, behind):
+    """A 3x3 goes Winograd's way where floats are multiplied, with the bits of a pixel whatever is in the list."""
+    geometry = ((3, 3), (1, 1), padding, (1, 1))
+    conv, x = to(BFLOAT16, convolution(64, 32, geometry)), torch.randn(streams, 64, *size).bfloat16()
+    exact = to(torch.float64, conv)(x.double())
+    window, stages = Window(*geometry, size, tuple(exact.shape[2:])), [Stage(conv, not behind, low=0.0)]
+    skip = torch.randn(streams, behind or 32, *exact.shape[2:]).bfloat16()
+    if behind:
+        stages.append(Stage(to(BFLOAT16, convolution(32, behind)), True, low=0.0))
+        exact = to(torch.float64, stages[1].conv)(exact.relu().bfloat16().double())
+    exact = rows_of((exact + skip).relu())
+    chain, adds, every = fastest(stages, window, poisoned()), [rows_of(skip)], unwritten(*exact.shape)
+    assert type(chain) is (Chain if multiplies_pairs(conv) else winograd.Winograd)
+    chain.run(rows_of(x), None, len(every), adds, every)
+    # As in test_one_stage and test_winograd; and a value between that lies in the middle of two may go to either.
+    atol = EPS if behind else 2e-5
+    torch.testing.assert_close(every.double(), exact, rtol=EPS / 2 * 1.01, atol=atol)
+    for count in {1, len(every) // 2, len(every) - 1}:
+        pixels, some = torch.randperm(len(every))[:count].sort().values, unwritten(*exact.shape)
+        chain.run(rows_of(x), pixels, count, adds, some)
+        assert_same_bits(some[pixels], every[pixels], f"{count} pixels")
+        assert some.isnan().sum() == (len(every) - count) * some.shape[1], "pixels that are not in the list"
+        placed = unwritten(count, every.shape[1])
+        chain.run(rows_of(x), pixels, count, [adds[0].index_select(0, pixels)], placed, by_place=True)
+        assert_same_bits(placed, every[pixels], f"{count} rows")
 
 
 @needs_pairs
@@ -242,3 +275,15 @@ def test_which_convolutions(monkeypatch):
     assert can_chain([depthwise(32, WINDOWS[1])], BFLOAT16)
     assert not can_chain([depthwise(24, WINDOWS[1])], BFLOAT16), "no whole vectors"
     assert not can_chain([convolution(32, 64)], torch.float16)
+
+
+@pytest.mark.parametrize("widens", (False, True))
+def test_what_is_multiplied(monkeypatch, widens):
+    """Where rows are widened bfloat16 goes as float32 does; few channels go along from a vector of factors on."""
+    vectors = pytest.importorskip("deltaconvert.backends.cpu.native.vectors")
+    monkeypatch.setattr(vectors, "WIDENS", widens)
+    monkeypatch.setattr(vectors, "LANES", 16)
+    square, narrow = (to(BFLOAT16, convolution(c, n, WINDOWS[1])) for c, n in ((64, 64), (16, 1)))
+    assert multiplies_pairs(square) != widens and not multiplies_pairs(convolution(64, 64))
+    suits = winograd.suits(Stage(square, False), Window(*WINDOWS[1], (9, 9), (9, 9)))
+    assert suits == chains.goes_along(narrow) == widens

@@ -24,6 +24,7 @@ from deltaconvert.reach import Window
 # 2048: 83, 77, 74; most others do not care.
 GROUP = 16
 SHARES = 4  # of a short list for each thread
+WIDENED_BYTES = 1 << 20  # of rows that are made floats for a group: half of a Xeon core's own cache
 # Results of so many bytes do not stay in the cache anyway: to store them past it saves reading what they replace.
 # 64 -> 256 at 180x320 with a skip (59 MB) takes 34 ms of a Zen 3 core, 42 without; 128 -> 512 at 90x160 (29 MB) does
 # not care.
@@ -100,12 +101,19 @@ def can_chain(convs: Sequence[Conv2d], dtype: torch.dtype) -> bool:
     return MULTIPLIES_PAIRS and all(len(c.weight) % LANES == 0 for c in convs if is_depthwise(c))
 
 
+def multiplies_pairs(conv: Conv2d) -> bool:
+    """Its products are of pairs of bfloat16, not of floats."""
+    from deltaconvert.backends.cpu.native.vectors import WIDENS
+
+    return conv.weight.dtype == torch.bfloat16 and not WIDENS
+
+
 def goes_along(conv: Conv2d) -> bool:
     """Its channels are so few that each is summed along what a pixel reads, by vectors: 64 -> 1 with 3x3."""
     from deltaconvert.backends.cpu.native.vectors import LANES
 
     weight = conv.weight
-    floats, left = divmod(weight.shape[1] * weight.itemsize, 4)  # of a pixel
+    floats, left = divmod(weight.shape[1], 2 if multiplies_pairs(conv) else 1)  # of a pixel
     # Products that a panel makes, of all of its channels at once.
     taken = weight.shape[2] * weight.shape[3] * floats
     whole = left == 0 and floats % LANES == 0 and conv.groups == 1
@@ -141,7 +149,7 @@ class Chain:
         stages: Sequence[Stage],
         window: Window | None,
         scratch: Callable[[int], int],
-        group: int = GROUP,
+        group: int | None = None,
     ):
         from deltaconvert.backends.cpu.native import shares as s
 
@@ -160,13 +168,17 @@ class Chain:
             job[j.HEIGHT : j.OUT_BREADTH + 1] = *window.in_size, *window.out_size
             job[j.STRIDE_Y : j.DILATION_X + 1] = *window.stride, *window.padding, *window.dilation
             job[j.ZEROS] = self._address(np.zeros(self._table[0, j.READ_BYTES] * first.shape[3], np.uint8))
-        width = max(max(self._table[:, j.CHANNELS]), 2 * s.LANES)
+        width, taps = max(max(self._table[:, j.CHANNELS]), 2 * s.LANES), first.shape[2] * first.shape[3]
+        wide = 4 * s.ROWS * self._widened_of(taps)  # bytes of a block
+        if group is None:
+            group = max(1, min(GROUP, WIDENED_BYTES // max(1, wide)))
         job[j.GROUP], job[j.ROW_BYTES] = group, self._bytes * width
-        rows, taps = group * s.ROWS, first.shape[2] * first.shape[3]
+        rows = group * s.ROWS
         # As `share` in native/shares.py cuts it up: the addresses of rows that are read, written and added, a flag for
-        # each block; lines of taps that are copied; what is added if it is narrow, and twice the rows between stages.
+        # each block; lines of taps that are copied; what is added if it is narrow, twice the rows between stages, and
+        # rows that are widened.
         size = 8 * (rows * (taps + 2) + group) + group * int(s.line_bytes(job))
-        size += rows * (4 * s.LANES + 2 * self._bytes * width)
+        size += rows * (4 * s.LANES + 2 * self._bytes * width) + group * wide
         job[j.SCRATCH_BYTES] = -(-size // 64) * 64
 
     def run(
@@ -212,16 +224,25 @@ class Chain:
         whole = panel % LINE == 0 and self.channels % width == 0 and address % panel == 0
         return whole and size > MORE_THAN_CACHE
 
+    def _widened_of(self, taps: int) -> int:
+        """Numbers of a pixel that are made floats for one of its stages, of which the first reads so many taps."""
+        numbers = self._table[:, j.WIDENED] * self._table[:, j.DEPTH]
+        return int(max(taps * numbers[0], *numbers[1:], 0))
+
     def _described(self, stage: Stage) -> list[int]:
         """A stage's row of the table."""
         weight = stage.conv.weight
         channels, read_bytes = weight.shape[0], weight.shape[1] * stage.conv.groups * weight.itemsize
-        by_lines = int(read_bytes % 4 > 0)
-        depth, odd = divmod(read_bytes * (weight.shape[3] if by_lines else 1), 4)
+        pairs, by_channel = multiplies_pairs(stage.conv), is_depthwise(stage.conv)
+        along = goes_along(stage.conv)
+        by_lines, depth, odd = 0, weight.shape[1], 0
+        if pairs and not by_channel:
+            by_lines = weight.shape[1] % 2
+            depth, odd = divmod(weight.shape[1] * (weight.shape[3] if by_lines else 1), 2)
+        widened = weight.dtype == torch.bfloat16 and not (pairs or by_channel or along)
         panels, after = self._panels(stage.conv), np.array([stage.low, stage.high, stage.slope], np.float32)
         described = [depth, channels, len(panels), self._address(panels), 0, self._address(after)]
-        kind = [int(is_depthwise(stage.conv)), weight.itemsize, by_lines, odd // 2, read_bytes]
-        return [*described, *kind, int(goes_along(stage.conv))]
+        return [*described, by_channel, weight.itemsize, by_lines, odd, read_bytes, along, widened]
 
     def _address(self, array: Any) -> int:
         self._held.append(array)
@@ -230,7 +251,7 @@ class Chain:
     def _panels(self, conv: Conv2d) -> Any:
         """int64 (panels, fields). The last one may begin before the end of the one before it."""
         s, channels = self._s, len(conv.weight)
-        weight = _lines(conv.weight, is_depthwise(conv))
+        weight = _lines(conv.weight, multiplies_pairs(conv) and not is_depthwise(conv))
         bias = np.zeros(channels, np.float32) if conv.bias is None else conv.bias.float().numpy()
         if is_depthwise(conv):
             own = np.ascontiguousarray(np.concatenate([weight, bias.reshape(1, -1)]))
@@ -252,15 +273,14 @@ class Chain:
         return np.array(found, dtype=np.int64)
 
 
-def _lines(weight: Tensor, by_channel: bool) -> Any:
+def _lines(weight: Tensor, in_pairs: bool) -> Any:
     """Floats (taps and channels, channels'); of a depthwise one (taps, channels).
 
-    Of bfloat16 a float holds two neighbouring numbers, as it does in maps: channels of a tap, or if they are odd in
-    number of a line of taps, whose last one may have 0 in front of it. They are copied, not counted with. Those of a
-    depthwise one are floats.
+    in_pairs: a float holds two neighbouring bfloat16, as it does in maps: channels of a tap, or if they are odd in
+    number of a line of taps, whose last one may have 0 in front of it. They are copied, not counted with.
     """
     taps = weight.permute(2, 3, 1, 0)
-    if weight.dtype != torch.bfloat16 or by_channel:
+    if not in_pairs:
         return taps.reshape(-1, len(weight)).float().numpy()
     lines = taps.flatten(1, 2) if weight.shape[1] % 2 else taps.flatten(0, 1)
     if lines.shape[1] % 2:

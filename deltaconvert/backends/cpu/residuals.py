@@ -50,6 +50,7 @@ class Strips(Chain):
         # As `_room_of` in native/strips.py cuts it up, before what the stages behind take: a ring, numbers of 8 bytes.
         numbers = 4 * columns + 2 * strips.ROWS + window.kernel[0] * window.kernel[1]
         size = row * high * columns + 8 * numbers
+        size += int(table[j.WIDENED] * table[j.DEPTH]) * 4 * (columns + strips.ROWS)
         self._job[j.SCRATCH_BYTES] += -(-size // 64) * 64
 
     def _share(self, threads: int, pixels: Tensor | None, count: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaconvert.backends.cpu.chains import SHARES, Chain, Stage
+from deltaconvert.backends.cpu.chains import SHARES, Chain, Stage, multiplies_pairs
 from deltaconvert.backends.cpu.native import jobs as j
 from deltaconvert.ops.conv import Conv2d
 from deltaconvert.reach import Window
@@ -31,7 +31,7 @@ def suits(stage: Stage, window: Window | None) -> bool:
     geometry = (conv.weight.shape[2:], conv.stride, conv.dilation, conv.groups)
     return (
         window is not None
-        and conv.weight.dtype == torch.float32
+        and not multiplies_pairs(conv)
         and geometry == ((3, 3), (1, 1), (1, 1), 1)
         and channels % (2 * LANES) == depth % LANES == 0
         and min(channels, depth) >= FEWEST_CHANNELS
@@ -59,6 +59,9 @@ class Winograd(Chain):
         self._job[j.SCRATCH_BYTES] += -(-size // 64) * 64
         self._plane = -(-window.out_size[0] // 2) * -(-window.out_size[1] // 2)
 
+    def _widened_of(self, taps: int) -> int:
+        return super()._widened_of(0)  # what the first stage reads is widened as it is spread
+
     def _share(self, threads: int, pixels: Tensor | None, count: int) -> None:
         q, job, own = self._q, self._job, self._own
         height, breadth = (int(job[place]) for place in (j.OUT_HEIGHT, j.OUT_BREADTH))
@@ -77,7 +80,7 @@ class Winograd(Chain):
         q, (channels, depth) = self._q, conv.weight.shape[:2]
         spread = torch.einsum("ai,bj,ocij->abco", SPREAD, SPREAD, conv.weight.double()).float()
         weight = spread.reshape(q.READ, depth, channels).numpy()
-        bias = np.zeros(channels, np.float32) if conv.bias is None else conv.bias.numpy()
+        bias = np.zeros(channels, np.float32) if conv.bias is None else conv.bias.float().numpy()
         found = []
         for column in range(0, channels, q.WIDTH):
             part = slice(column, column + q.WIDTH)

@@ -59,7 +59,8 @@ def _sums(v: Vectors, table: Any, taps: Any, depth: Any, weights: Any, own: Any)
         def of_piece(piece: Any, sums: list[Any]) -> list[Any]:
             at = b.mul(piece, LONG(LANES))
             weight = v.load(weights, b.add(first, at))
-            return [v.added(v.load(row, at), weight, total) for row, total in zip(reads, sums, strict=True)]
+            rows = (v.load_factors(row, at) for row in reads)
+            return [v.added(row, weight, total) for row, total in zip(rows, sums, strict=True)]
 
         return loop(b, b.udiv(depth, LONG(LANES)), sums, of_piece)
 

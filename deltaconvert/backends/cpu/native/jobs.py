@@ -20,6 +20,7 @@ A stage:
     READ_BYTES, BYTES of a pixel that it reads, and of a channel
     BY_CHANNEL        it is a depthwise convolution
     ALONG             its channels are few: the sum of each is made along what is read (along.py)
+    WIDENED           1 where rows of bfloat16 are made floats before they are multiplied: DEPTH is in those
     PANELS            how many panels of channels its weights are in, and PANEL_TABLE, these, as below
     ADDS              rows that are added to its sums; 0 for none
     ACTIVATION        three floats: the bounds, and what values below 0 are multiplied by
@@ -34,7 +35,7 @@ HEIGHT, BREADTH, OUT_HEIGHT, OUT_BREADTH, TAPS_Y, TAPS_X = range(14, 20)
 STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, DILATION_Y, DILATION_X, PAST_THE_CACHE = range(20, 27)
 JOB = 27
 DEPTH, CHANNELS, PANELS, PANEL_TABLE, ADDS, ACTIVATION, BY_CHANNEL, BYTES = range(8)
-BY_LINES, ODD, READ_BYTES, ALONG = range(8, 12)
-STAGE = 12
+BY_LINES, ODD, READ_BYTES, ALONG, WIDENED = range(8, 13)
+STAGE = 13
 COLUMN, VECTORS, WEIGHTS, BIAS = range(4)
 PANEL = 4

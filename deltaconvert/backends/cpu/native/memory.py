@@ -42,6 +42,11 @@ def shorts(address: Any, count: Any) -> Any:
 
 
 @in_share
+def words(address: Any, count: Any) -> Any:
+    return _array(_pointer(address), (count,), types.int32)
+
+
+@in_share
 def copy(old: Any, new: Any, size: Any) -> None:
     """From one address to another; the size, in bytes, is one of whole bfloat16."""
     read, written = shorts(old, size // 2), shorts(new, size // 2)

@@ -18,6 +18,7 @@ from deltaconvert.backends.cpu.native.memory import copy, floats, in_share, ints
 from deltaconvert.backends.cpu.native.reads import line_bytes, read, rows_at
 from deltaconvert.backends.cpu.native.stencils import sums
 from deltaconvert.backends.cpu.native.vectors import LANES, ROWS, Narrow, Vectors
+from deltaconvert.backends.cpu.native.widening import widen
 
 _sums, _sums_narrow = sums(), sums(Narrow)
 _along, _along_narrow = sums_along(), sums_along(Narrow)
@@ -111,7 +112,7 @@ def _by_channel(stage: Any, panel: Any, taps: Any, reads: Any, to: Any, step: An
 
 
 @in_share
-def _widen(rows: Any, size: Any, scratch: Any) -> None:
+def _make_room(rows: Any, size: Any, scratch: Any) -> None:
     """Copy narrow rows of `size` bytes to where whole vectors can be read."""
     for i in range(len(rows)):
         copy(rows[i], scratch + i * 4 * LANES, size)
@@ -138,6 +139,19 @@ def keep(job: Any, pixels: Any, first: Any, count: Any, size: Any, rows: Any) ->
             for c in range(channels):
                 old[c] = new[c]
             put_byte(job[j.MARKS] + pixel, 1)
+
+
+@in_share
+def _pieces(job: Any, stage: Any, place: Any, whole: Any) -> Any:
+    """(pieces that stage number `place` reads for each pixel, floats of a piece)."""
+    depth = stage[j.DEPTH]
+    if place > 0:
+        return 1, depth
+    if stage[j.BY_LINES]:
+        return job[j.TAPS_Y], depth
+    if whole:
+        return job[j.TAPS_Y], depth * job[j.TAPS_X]
+    return job[j.TAPS_Y] * job[j.TAPS_X], depth
 
 
 @in_share
@@ -168,21 +182,20 @@ def finish(
         if stage[j.ADDS]:
             rows_at(stage[j.ADDS], stage[j.BYTES] * channels, outs, first, count, adds[: blocks * ROWS])
             if channels < LANES:
-                _widen(adds[: blocks * ROWS], stage[j.BYTES] * channels, scratch)
-        taps = job[j.TAPS_Y] * job[j.TAPS_X] if s == 0 else 1
+                _make_room(adds[: blocks * ROWS], stage[j.BYTES] * channels, scratch)
+        taps, wide = job[j.TAPS_Y] * job[j.TAPS_X] if s == 0 else 1, made + 2 * len(adds) * step
+        for block in range(blocks):
+            pieces, depth = _pieces(job, stage, s, whole[block])
+            wide = widen(stage, pieces, depth, reads[block * taps * ROWS :], wide)
         for p in range(stage[j.PANELS]):
             panel = ints(stage[j.PANEL_TABLE] + p * 8 * j.PANEL, j.PANEL)
             for block in range(blocks):
                 if stage[j.BY_CHANNEL]:
                     _by_channel(stage, panel, taps, reads[block * taps * ROWS :], writes[block * ROWS], step)
                     continue
-                pieces, depth = taps, stage[j.DEPTH]
-                if s == 0 and stage[j.BY_LINES]:
-                    pieces = job[j.TAPS_Y]
-                elif s == 0 and whole[block]:
-                    pieces, depth = job[j.TAPS_Y], depth * job[j.TAPS_X]
+                pieces, depth = _pieces(job, stage, s, whole[block])
                 # Rows of a map come from memory; what a window reads was mostly read for the block before.
-                ahead = s == 0 and p == 0 and taps == 1 and block + 1 < blocks
+                ahead = s == 0 and p == 0 and taps == 1 and block + 1 < blocks and not stage[j.WIDENED]
                 own = reads[block * taps * ROWS :]
                 product_of(stage, panel, pieces, depth, block, own, writes, adds, past, ahead)
         if not last:

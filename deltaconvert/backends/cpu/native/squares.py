@@ -16,7 +16,7 @@ from deltaconvert.backends.cpu.native.kernels import matrix_product
 from deltaconvert.backends.cpu.native.machine_code import compiled, shared
 from deltaconvert.backends.cpu.native.memory import floats, in_share, ints
 from deltaconvert.backends.cpu.native.transforms import READ, SQUARE, joined, spread_read
-from deltaconvert.backends.cpu.native.vectors import LANES, ROWS
+from deltaconvert.backends.cpu.native.vectors import LANES, ROWS, Narrow
 
 # The fields of squares, beside the job of all stages: the address of that job, the squares (0 for all) and how many
 # there are, blocks of them that go together, bytes between the numbers of what is read and between those of products.
@@ -27,9 +27,9 @@ NUMBER, BITS, UPPER, LOWER = range(4)
 SQUARE_FIELDS = 4
 WIDTH = 2 * LANES  # channels of a panel
 
-_spread: Any = spread_read
+_spread, _spread_narrow = spread_read(), spread_read(Narrow)
 _product: Any = matrix_product
-_joined: Any = joined
+_joined, _joined_narrow = joined(), joined(Narrow)
 
 
 @compiled
@@ -90,7 +90,8 @@ def _take(job: Any, own: Any, first: Any, count: Any, read: Any, table: Any, pix
     places: of each pixel of each square its place in that list, or -1. Returns how many pixels there are.
     """
     squares = ints(own[SQUARES], own[COUNT] * SQUARE_FIELDS if own[SQUARES] else 0)
-    depth = ints(job[j.STAGE_TABLE], j.STAGE)[j.DEPTH]
+    stage = ints(job[j.STAGE_TABLE], j.STAGE)
+    depth = stage[j.DEPTH]
     height, breadth = job[j.OUT_HEIGHT], job[j.OUT_BREADTH]
     down, across = (height + 1) // 2, (breadth + 1) // 2
     asked, upper, lower = 0, 0, 0
@@ -103,7 +104,10 @@ def _take(job: Any, own: Any, first: Any, count: Any, read: Any, table: Any, pix
         x, stream = 2 * (square - line * across), line // down
         y = 2 * (line - stream * down)
         _read(job, stream, y, x, table)
-        _spread(table.ctypes.data, depth, read + i * 4 * depth, own[READ_APART])
+        if stage[j.BYTES] == 2:
+            _spread_narrow(table.ctypes.data, depth, read + i * 4 * depth, own[READ_APART])
+        else:
+            _spread(table.ctypes.data, depth, read + i * 4 * depth, own[READ_APART])
         for q in range(SQUARE):
             row, col = y + q // 2, x + q % 2
             places[SQUARE * i + q] = -1
@@ -137,11 +141,14 @@ def _multiply(job: Any, own: Any, count: Any, read: Any, products: Any, outs: An
             weights = panel[j.WEIGHTS] + i * depth * 4 * WIDTH
             rows, to = read + i * own[READ_APART], products + i * own[PRODUCTS_APART]
             _product(rows, 4 * depth, blocks, depth, weights, to, 4 * WIDTH)
-        apart, bias, column = own[PRODUCTS_APART], panel[j.BIAS], 4 * panel[j.COLUMN]
+        apart, bias, column = own[PRODUCTS_APART], panel[j.BIAS], stage[j.BYTES] * panel[j.COLUMN]
         for i in range(count):
             at, to = products + i * 4 * WIDTH, outs[SQUARE * i :].ctypes.data
             add = adds[SQUARE * i :].ctypes.data if stage[j.ADDS] else 0
-            _joined(at, apart, 2, bias, to, add, column, after[0], after[1], after[2])
+            if stage[j.BYTES] == 2:
+                _joined_narrow(at, apart, 2, bias, to, add, column, after[0], after[1], after[2])
+            else:
+                _joined(at, apart, 2, bias, to, add, column, after[0], after[1], after[2])
 
 
 @shared
@@ -150,17 +157,17 @@ def share_squares(thread: Any, first_block: Any, last_block: Any, address: Any) 
     own = ints(address, FIELDS)
     job = ints(own[CHAIN], j.JOB)
     stage = ints(job[j.STAGE_TABLE], j.STAGE)
-    channels, step = stage[j.CHANNELS], job[j.ROW_BYTES]
+    size, step = stage[j.BYTES] * stage[j.CHANNELS], job[j.ROW_BYTES]
     kept = job[j.STAGES] == 1 and not job[j.LIMITS]
     most = own[GROUP] * ROWS * SQUARE
     read = job[j.SCRATCH] + thread * job[j.SCRATCH_BYTES]
     products = read + READ * own[READ_APART]
     spare = products + READ * own[PRODUCTS_APART]  # for pixels that nobody asks for
-    table = ints(spare + 4 * channels, READ)
-    tables, size = spare + 4 * channels + 8 * READ, 8 * most
-    pixels, places = ints(tables, most), ints(tables + size, most)
-    reads, writes = ints(tables + 2 * size, most), ints(tables + 3 * size, most)
-    adds, scratch = ints(tables + 4 * size, most), tables + 5 * size
+    table = ints(spare + size, READ)
+    tables, apart = spare + size + 8 * READ, 8 * most
+    pixels, places = ints(tables, most), ints(tables + apart, most)
+    reads, writes = ints(tables + 2 * apart, most), ints(tables + 3 * apart, most)
+    adds, scratch = ints(tables + 4 * apart, most), tables + 5 * apart
     made = scratch + most * 4 * LANES
     for start in range(first_block, last_block, own[GROUP]):
         first = start * ROWS
@@ -168,14 +175,14 @@ def share_squares(thread: Any, first_block: Any, last_block: Any, address: Any) 
         asked = _take(job, own, first, count, read, table, pixels, places)
         asked_places = places[: SQUARE * count]
         if kept:
-            _address(job[j.OUT], 4 * channels, pixels, asked_places, spare, writes)
+            _address(job[j.OUT], size, pixels, asked_places, spare, writes)
         else:
             _address(made, step, pixels[:0], asked_places, spare, writes)
         if stage[j.ADDS]:
-            _address(stage[j.ADDS], 4 * channels, pixels, asked_places, spare, adds)
+            _address(stage[j.ADDS], size, pixels, asked_places, spare, adds)
         _multiply(job, own, count, read, products, writes, adds)
         if job[j.STAGES] > 1:
             s.rows_at(made, step, pixels[:0], 0, asked, reads[: -(-asked // ROWS) * ROWS])
             s.finish(job, 1, pixels, 0, asked, reads, writes, adds, reads, scratch)
         elif not kept:
-            s.keep(job, pixels, 0, asked, 4 * channels, made)
+            s.keep(job, pixels, 0, asked, size, made)

@@ -16,6 +16,7 @@ from deltaconvert.backends.cpu.native.machine_code import shared
 from deltaconvert.backends.cpu.native.memory import floats, in_share, ints
 from deltaconvert.backends.cpu.native.stencils import sums_nearby
 from deltaconvert.backends.cpu.native.vectors import LANES, ROWS, Narrow
+from deltaconvert.backends.cpu.native.widening import widen
 
 # The fields of strips, beside the job of the stages behind the first: the address of that job and of the first stage,
 # columns of a strip, strips, lines of a band, the first and the last line with a pixel, those of the ring.
@@ -29,7 +30,8 @@ class _Room(NamedTuple):
     """What a thread works in.
 
     ring: its address, and line_bytes of a line of it. found, flags: columns of the ring. reads, writes, adds: addresses
-    of rows. offsets: of the window's taps in the ring. scratch: the address of what is left, for the stages behind.
+    of rows. offsets: of the window's taps in the ring. wide: the address of a line of the input in floats. scratch:
+    that of what is left, for the stages behind.
     """
 
     ring: Any
@@ -40,6 +42,7 @@ class _Room(NamedTuple):
     writes: Any
     adds: Any
     offsets: Any
+    wide: Any
     scratch: Any
 
 
@@ -56,7 +59,10 @@ def _room_of(job: Any, own: Any, row: Any, thread: Any) -> Any:
     adds = ints(at, job[j.GROUP] * ROWS)
     at += 8 * len(adds)
     offsets = ints(at, job[j.TAPS_Y] * job[j.TAPS_X])
-    return _Room(ring, line_bytes, found, flags, reads, writes, adds, offsets, at + 8 * len(offsets))
+    at += 8 * len(offsets)
+    stage = ints(own[WIDE], j.STAGE)
+    scratch = at + stage[j.WIDENED] * rows * 4 * stage[j.DEPTH]
+    return _Room(ring, line_bytes, found, flags, reads, writes, adds, offsets, at, scratch)
 
 
 @in_share
@@ -119,8 +125,9 @@ def _columns(
 
 
 @in_share
-def _make(job: Any, own: Any, line: Any, left: Any, found: Any, ring: Any, reads: Any, writes: Any) -> None:
+def _make(job: Any, own: Any, line: Any, left: Any, found: Any, ring: Any, room: Any) -> None:
     """The columns `found` of a line of the ring at `ring`, from line `line` of the input; `left` is column 0 there."""
+    reads, writes, wide_at = room.reads, room.writes, room.wide
     stage = ints(own[WIDE], j.STAGE)
     step, wide = stage[j.READ_BYTES], stage[j.BYTES] * stage[j.CHANNELS]
     count = 0
@@ -134,6 +141,8 @@ def _make(job: Any, own: Any, line: Any, left: Any, found: Any, ring: Any, reads
     blocks = -(-count // ROWS)
     for i in range(count, blocks * ROWS):
         reads[i], writes[i] = reads[count - 1], writes[count - 1]
+    for block in range(blocks):
+        wide_at = widen(stage, 1, stage[j.DEPTH], reads[block * ROWS :], wide_at)
     for p in range(stage[j.PANELS]):
         panel = ints(stage[j.PANEL_TABLE] + p * 8 * j.PANEL, j.PANEL)
         for block in range(blocks):
@@ -152,7 +161,7 @@ def _fill_ring(
         count = _columns(job, own, pixels, line, end, top, strip, each, room.flags, room.found)
         source = stream * job[j.HEIGHT] + each if 0 <= each < job[j.HEIGHT] else -1
         slot = room.ring + _slot(job, own, room, each)
-        _make(job, own, source, left, room.found[:count], slot, room.reads, room.writes)
+        _make(job, own, source, left, room.found[:count], slot, room)
 
 
 @in_share

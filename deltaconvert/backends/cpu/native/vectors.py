@@ -23,6 +23,9 @@ ROWS = 12 if ON_ARM or FEATURES.get("avx512f") else 6
 TOLD_BY_HAND = bool(getattr(config, "CPU_NAME", None))  # NUMBA_CPU_NAME
 _KNOWN = binding.llvm_version_info[0] >= 16 and not TOLD_BY_HAND
 MULTIPLIES_PAIRS = bool(FEATURES.get("avx512bf16") and _KNOWN)
+# AMD's do so in one cycle, with twice as many products as of floats. Intel's take two where two vectors of floats go in
+# one (a Xeon of 2023: 36 GMAC/s a core by pairs, 68 by floats), so rows are widened there.
+WIDENS = not binding.get_host_cpu_name().startswith("znver")
 
 
 class Vectors:
@@ -65,8 +68,12 @@ class Vectors:
         return self.spread(self.builder.load(self._float(address, place)))
 
     def added(self, x: Any, y: Any, total: Any) -> Any:
-        """total + x * y, of numbers as maps have them."""
+        """total + x * y, of what products take."""
         return self.fused(x, y, total)
+
+    def load_factors(self, address: Any, place: Any) -> Any:
+        """What products take of a map, from place `place` of such factors on."""
+        return self.load(address, place)
 
     def joined(self, value: Any) -> Any:
         """The sum of all places: of one half and the other, and so on."""
@@ -125,24 +132,11 @@ class _BFloat(ir.Type):
         return hash(_BFloat)
 
 
-class Pairs(Vectors):
-    """The same where maps are of bfloat16: a float of what is multiplied is a pair of them, side by side.
+class Widened(Vectors):
+    """The same where maps are of bfloat16. What is multiplied are floats: rows that have been widened (widening.py)."""
 
-    Sums stay floats. Each adds two products, and all are rounded as the processor does, with numbers below 1e-38 as 0.
-    """
-
-    def added(self, x: Any, y: Any, total: Any) -> Any:
-        pairs = ir.VectorType(_BFloat(), 2 * self.width)
-        kind = ir.FunctionType(self.kind, [self.kind, pairs, pairs])
-        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.width}"
-        multiply = self.builder.module.declare_intrinsic(name, fnty=kind)
-        return self.builder.call(multiply, [total, *(self.builder.bitcast(v, pairs) for v in (x, y))])
-
-    def load_spread_half(self, address: Any, place: Any) -> Any:
-        """The bfloat16 in front of which `place` pairs lie, beside 0, in all places: a line may end behind it."""
-        b, at = self.builder, self._float(address, place)
-        half = b.load(b.bitcast(at, ir.IntType(16).as_pointer()), align=2)
-        return self.spread(b.bitcast(b.shl(b.zext(half, ir.IntType(32)), ir.IntType(32)(16)), FLOAT))
+    def load_factors(self, address: Any, place: Any) -> Any:
+        return self.load_row(address, place)
 
     def load_row(self, address: Any, place: Any) -> Any:
         b, words = self.builder, ir.VectorType(ir.IntType(32), self.width)
@@ -165,8 +159,31 @@ class Pairs(Vectors):
         return b.bitcast(at, ir.VectorType(number, self.width).as_pointer())
 
 
+class Pairs(Widened):
+    """The same, and a float of what is multiplied is a pair of bfloat16, side by side, as they lie in maps.
+
+    Sums stay floats. Each adds two products, and all are rounded as the processor does, with numbers below 1e-38 as 0.
+    """
+
+    def added(self, x: Any, y: Any, total: Any) -> Any:
+        pairs = ir.VectorType(_BFloat(), 2 * self.width)
+        kind = ir.FunctionType(self.kind, [self.kind, pairs, pairs])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.width}"
+        multiply = self.builder.module.declare_intrinsic(name, fnty=kind)
+        return self.builder.call(multiply, [total, *(self.builder.bitcast(v, pairs) for v in (x, y))])
+
+    def load_factors(self, address: Any, place: Any) -> Any:
+        return self.load(address, place)
+
+    def load_spread_half(self, address: Any, place: Any) -> Any:
+        """The bfloat16 in front of which `place` pairs lie, beside 0, in all places: a line may end behind it."""
+        b, at = self.builder, self._float(address, place)
+        half = b.load(b.bitcast(at, ir.IntType(16).as_pointer()), align=2)
+        return self.spread(b.bitcast(b.shl(b.zext(half, ir.IntType(32)), ir.IntType(32)(16)), FLOAT))
+
+
 # Where pairs do not compile nothing is made of them.
-Narrow: type[Vectors] = Pairs if MULTIPLIES_PAIRS else Vectors
+Narrow: type[Vectors] = (Widened if WIDENS else Pairs) if MULTIPLIES_PAIRS else Vectors
 
 
 def addresses(builder: Any, table: Any, first: Any, count: int) -> list[Any]:
