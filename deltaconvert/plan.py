@@ -21,6 +21,7 @@ from deltaconvert.passes.follow_layouts import follow_layouts
 from deltaconvert.passes.fuse_tails import fuse_tails
 from deltaconvert.passes.keep_channels import keep_channels
 from deltaconvert.passes.open_tuples import open_tuples
+from deltaconvert.passes.part_batches import part_batches
 from deltaconvert.passes.place_thresholds import place_thresholds
 from deltaconvert.passes.propagate import propagate
 from deltaconvert.passes.split_norms import split_late_norms
@@ -61,6 +62,7 @@ def plan(
             fold_batch_norm,
             split_late_norms(frames),
             drop_expands,
+            part_batches(streams, keep_dense),
             follow_layouts(streams, keep_dense),
             decide(streams, keep_dense),
             insert_conversions,

@@ -139,7 +139,9 @@ SPELLINGS = {
     "mean of rows": lambda m, x: x.mean(3, keepdim=True) * x,
     "mean of columns": lambda m, x: x * torch.sigmoid(torch.mean(x, -2, True)),
     "largest of rows and of columns": lambda m, x: x.amax(3, True) + torch.max(x, 2, keepdim=True)[0],
-    "sums": lambda m, x: x.sum((2, 3), keepdim=True) * x + torch.sum(x, dim=[-1], keepdim=True) - x.sum(2, True),
+    "sums": lambda m, x: (
+        x.sum((2, 3), keepdim=True) * x + torch.sum(x, dim=[-1], keepdim=True) - x.sum(2, True)
+    ),
     "amax": lambda m, x: x.amax((2, 3), keepdim=True) * torch.amax(x, axis=(-1, -2), keepdim=True),
     "size of another": lambda m, x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
     "size of another by hand": lambda m, x: F.interpolate(
@@ -207,6 +209,7 @@ def test_means_along_one_side(backend, size):
 @pytest.mark.parametrize("size", [(40, 60), (23, 37)])
 def test_many_sums_along_one_side(backend, size):
     """Enough of them that the cpu backend reads single lines again."""
-    network = Call(lambda m, x: x.sum(3, keepdim=True) - x.amax(2, keepdim=True) * x.sum((2, 3), keepdim=True))
+    network = Call(
+        lambda m, x: x.sum(3, keepdim=True) - x.amax(2, keepdim=True) * x.sum((2, 3), keepdim=True)
+    )
     check_operator(network, (2, 5, *size), dtype=torch.float32, backend=backend)
-
