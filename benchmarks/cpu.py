@@ -283,7 +283,16 @@ def environment() -> dict[str, Any]:
     command, capability = shlex.join(["python", *sys.argv]), torch.backends.cpu.get_cpu_capability()
     numba = version("numba") if loops.FOUND else None  # see backends/cpu/native/
     own = {"command": command, "commit": here_and_now()["commit"], "capability": capability, "numba": numba}
-    return {**measure.environment(), **own}
+    return {**measure.environment(), **own, "core": core()}
+
+
+def core() -> str | None:
+    """LLVM's name of the processor, as many of one maker call themselves alike; it comes with numba."""
+    if not loops.FOUND:
+        return None
+    from llvmlite import binding
+
+    return str(binding.get_host_cpu_name())
 
 
 # ---- what JSON files say: in one file, as tables and as a picture

@@ -35,7 +35,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     boxes = sorted({density for _, _, density in least})
     lines: dict[tuple[str, ...], dict[float, str]] = {}
     for run in runs:
-        processor = f"{run['processor']}, {run['capability']}"
+        core = f" ({run['core']})" if run.get("core") else ""
+        processor = f"{run['processor']}{core}, {run['capability']}"
         about = processor, run.get("dtype", "float32"), str(run["threads"])
         for key, row in exact(run):
             reached = row["ratio"] * least[key]

@@ -98,7 +98,7 @@ def measured(tmp_path_factory):
 def test_a_run_says_where_it_was_and_what_it_skipped(measured):
     out, printed = measured
     facts = json.loads(out.read_text())
-    for key in ("date", "command", "commit", "torch", "processor", "capability", "threads"):
+    for key in ("date", "command", "commit", "torch", "processor", "core", "capability", "threads"):
         assert facts[key]
     own = facts["networks"]["tiny"]
     assert set(own["versions"]) == {"torch channels_last", "twin"}
@@ -197,12 +197,12 @@ def test_the_bound_of_a_run():
         facts = {"processor": "one", "capability": "AVX2", "dtype": dtype, "threads": 2, "results": [row]}
         return facts | {"networks": {"tiny": {"shape": [1, 3, size, size]}}}
 
-    runs = [of("float32", 0.1, 8), of("bfloat16", 0.2, 4)]
+    runs = [of("float32", 0.1, 8), of("bfloat16", 0.2, 4) | {"core": "zen"}]
     others = [of("float16", 0.01, 9, 64), of("float64", 0.01, 9, 32, "truncated")]
     lines = cpu_bounds.table(runs + others).splitlines()
     assert lines[0].endswith("threads | 5% |") and lines[2:] == [
         "| tiny | one, AVX2 | float32 | 2 | 8.00x, 80% |",
-        "| tiny | one, AVX2 | bfloat16 | 2 | 4.00x, 40% |",
+        "| tiny | one (zen), AVX2 | bfloat16 | 2 | 4.00x, 40% |",
         "| tiny | one, AVX2 | float16 | 2 | 9.00x, 9% |",
     ]
 
