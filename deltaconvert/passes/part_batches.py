@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -54,7 +54,8 @@ class _Walk:
         joins = operator_of(node)
         if not isinstance(joins, Concat) or joins.dim not in (0, -4) or self._is_kept(node):
             return False
-        parts = [part for source in node.args for part in self.parts.get(source, [source])]
+        sources = cast(Sequence[fx.Node], node.args)  # the same map may be among them twice
+        parts = [part for source in sources for part in self.parts.get(source, [source])]
         if not all(self._is_map(part) for part in parts):
             return False
         self.parts[node], self.whole[node] = parts, node
