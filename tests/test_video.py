@@ -152,6 +152,20 @@ def test_not_a_video(tmp_path, name, content, says):
     assert path.name in str(error.value)
 
 
+def test_what_a_stranger_may_give(tmp_path):
+    """Frames of a bounded size, and a file that is what its name says: not a list of other files."""
+    path = write(tmp_path / "clip.mp4", moving_picture())
+    formats = ("mov", "avi")
+    assert len(list(video.read(path, max_pixels=64 * 48, formats=formats))) == 12
+    with pytest.raises(VideoError, match="its frames have 64x48 pixels, more than 3071"):
+        video.read(path, max_pixels=64 * 48 - 1)
+    others = tmp_path / "others.mp4"
+    others.write_text("ffconcat version 1.0\nfile clip.mp4\n")
+    assert len(list(video.read(others))) == 12
+    with pytest.raises(VideoError, match=r"others\.mp4: not a video"):
+        video.read(others, formats=formats)
+
+
 def test_only_sound(tmp_path):
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
@@ -231,6 +245,8 @@ def test_size_change_in_mid_stream(tmp_path):
     with pytest.raises(VideoError, match="size changes at frame 12, from 64x48 to 80x64"):
         good.extend(video.read(path))
     assert len(good) == 12
+    with pytest.raises(VideoError, match=r"frame 1[012] cannot be decoded"):  # two may be on their way
+        list(video.read(path, max_pixels=64 * 48))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="camera devices are files on Linux only")

@@ -33,6 +33,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -83,13 +84,23 @@ def app(
     if hosts is not None:
         middleware.append(Middleware(_Guard, refusal=partial(_to_others, hosts)))
     return Starlette(
-        routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers={Refused: _refused}
+        routes=routes,
+        middleware=middleware,
+        lifespan=lifespan,
+        exception_handlers={Refused: _refused, HTTPException: _unknown},
     )
 
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse({"error": text}, error.status_code, error.headers)
 
 
 class _Door:
@@ -132,10 +143,12 @@ class _Door:
                 wanted = json.loads(body or b"{}")
             except (ValueError, RecursionError):
                 wanted = None
-        given = isinstance(wanted, dict) and (type(wanted.get("url", "")), type(wanted.get("worker", 0)))
-        if given != (str, int):
-            raise Refused(400, 'the body has to be {"url": "..."}, {"worker": 0} or nothing')
-        unknown = sorted(set(wanted) - {"url", "loop", "worker"})
+        types = {"url": str, "loop": bool, "worker": int}
+        if not isinstance(wanted, dict) or any(
+            type(wanted.get(key, of())) is not of for key, of in types.items()
+        ):
+            raise Refused(400, 'the body has to be {"url": "...", "loop": false}, {"worker": 0} or nothing')
+        unknown = sorted(set(wanted) - set(types))
         if unknown:  # a mistyped key would make a stream without a source
             raise Refused(400, f"the body has {unknown[0]!r}: it takes url, loop and worker")
         source = self._limits.source(wanted["url"]) if "url" in wanted else None
@@ -144,7 +157,7 @@ class _Door:
             if "worker" in wanted:
                 await self._fleet.move(name, wanted["worker"])
             if source is not None:
-                answer["source"] = await self._fleet.call(name, "watch", source, bool(wanted.get("loop")))
+                answer["source"] = await self._fleet.call(name, "watch", source, wanted.get("loop", False))
         return JSONResponse(answer, 201)
 
     async def delete(self, request: Request) -> Response:
@@ -291,8 +304,9 @@ class _Guard:
 
 def _without_token(token: str, request: Request) -> Response | None:
     """Asks for a token: in the header `Authorization: Bearer TOKEN`, or, for a browser, as ?token=TOKEN."""
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    given = given or request.query_params.get("token", "")
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":  # a proxy may ask for a password of its own
+        given = request.query_params.get("token", "")
     if hmac.compare_digest(given.encode(), token.encode()):
         return None
     return JSONResponse({"error": NO_TOKEN}, 401, {"WWW-Authenticate": "Bearer"})

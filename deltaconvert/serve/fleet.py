@@ -90,13 +90,15 @@ class Rays:
     """Workers as Ray actors. A stream stays on its worker."""
 
     def __init__(self, workers: int, gpus: float = 0, **options: Any):
-        """gpus: for each worker; options: of Worker. InputError if there are fewer, or if a worker cannot start."""
+        """gpus: for each worker. options: of Worker; its threads are by default all CPUs, shared out among the workers.
+        InputError if there are fewer GPUs, or if a worker cannot start."""
         import ray
 
         self._ray = ray
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-        there = ray.cluster_resources().get("GPU", 0)
+        found = ray.cluster_resources()
+        there = found.get("GPU", 0)
         if there < workers * gpus:  # Ray would wait for more
             raise InputError(
                 f"{workers} workers take {workers * gpus:g} GPUs, and Ray has {there:g}: start fewer, or name a "
@@ -109,6 +111,8 @@ class Rays:
             raise InputError(
                 f"Ray found no room for {workers} workers in {PLACED} s: others hold its {next(iter(room))}s"
             )
+        # Else one thread each: Ray goes by how many CPUs an actor asks for.
+        options = {"threads": max(1, int(found.get("CPU", 1)) // workers), **options}
         actor: Any = ray.remote(Worker)
         self._workers: list[Any] = [
             actor.options(
@@ -127,6 +131,7 @@ class Rays:
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._reviving: dict[int, asyncio.Task[None]] = {}
         self._sources: dict[str, Sequence[Any]] = {}
+        self._moving = asyncio.Lock()  # two moves of a stream at once would leave it in neither place
         try:
             ray.get([worker.alive.remote() for worker in self._workers])  # they have loaded the file
         except ray.exceptions.ActorDiedError as error:
@@ -144,7 +149,7 @@ class Rays:
                     raise
                 if place == self._place(stream):  # else it moved meanwhile
                     await self._revive(place)
-        if method == "watch":
+        if method == "watch" and stream in self._places:  # else it was dropped before the answer was here
             self._sources[stream] = args
         return result
 
@@ -175,17 +180,22 @@ class Rays:
 
     async def move(self, stream: str, place: int) -> None:
         """Move a stream to another worker, where it goes on from a snapshot. A source that the server reads for it is
-        read there from then on."""
+        read there from then on; where that is refused, the stream stays."""
         if not 0 <= place < len(self._workers):
             raise Refused(400, f"there is no worker {place}: they are 0 to {len(self._workers) - 1}")
-        snapshot, before = await self.call(stream, "snapshot"), self._places[stream]
-        if place == before:
-            return
-        await self._ask(place, "join", stream, snapshot)
-        self._places[stream] = place
-        if stream in self._sources:
-            await self._ask(place, "watch", stream, *self._sources[stream])
-        await self._forget(before, stream)
+        async with self._moving:
+            snapshot, before = await self.call(stream, "snapshot"), self._place(stream)
+            if place == before:
+                return
+            left = place  # by whichever way this ends, one of the two has the stream no longer
+            try:
+                await self._ask(place, "join", stream, snapshot)
+                if stream in self._sources:
+                    await self._ask(place, "watch", stream, *self._sources[stream])
+                self._place(stream)  # it may have been dropped meanwhile
+                self._places[stream], left = place, before
+            finally:
+                await self._forget(left, stream)
 
     async def stats(self) -> dict[str, dict[str, Any]]:
         """The statistics of all streams, but for those of a worker that does not answer now."""

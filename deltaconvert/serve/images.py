@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deltaconvert.drawing.overlay import overlay
@@ -35,13 +35,22 @@ def decode(data: bytes, kind: str, size: tuple[int, int], limits: Limits) -> Ten
                 raise Refused(
                     413, f"the image has {image.width}x{image.height} pixels, more than the server takes"
                 )
-            return torch.from_numpy(np.array(image.convert("RGB")))
+            return torch.from_numpy(_rgb(image))
     except Image.DecompressionBombError as error:  # Pillow's own limit raises it too
         raise Refused(413, f"the image has more than {limits.max_pixels} pixels: {error}") from error
     except UnidentifiedImageError as error:  # its own text names an object in memory
         raise Refused(422, f"the image cannot be decoded: it is no {TYPES[kind]}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise Refused(422, f"the image cannot be decoded: {error}") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray[Any, Any]:
+    """uint8 (H, W, 3), upright: phones turn a mark, not the pixels."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would make all above 255 white
+        high = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(high[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def jpeg(frame: Tensor, quality: int = 80) -> bytes:

@@ -11,6 +11,7 @@ from deltaconvert.errors import DeltaConvertError
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
+VIDEO_FORMATS = ("mov", "matroska", "avi")  # FFmpeg's names for those
 
 
 class Refused(DeltaConvertError):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deltaconvert import video
 from deltaconvert.errors import VideoError
-from deltaconvert.serve.limits import without_password
+from deltaconvert.serve.limits import VIDEO_FORMATS, without_password
 
 RETRY, LONGEST = 0.5, 30.0  # seconds until a lost camera is tried again: at first, doubled up to the longest
 
@@ -34,18 +34,20 @@ class Source:
         loop: bool = False,
         patient: bool = False,
         max_fps: float = math.inf,
+        max_pixels: int | None = None,
     ):
         """address: as video.read takes it. put: what is called with each frame, uint8 (H, W, 3).
 
         loop: whether a file is read again and again. A lost camera is always tried again; patient: so is one that does
-        not answer at the start, which is a VideoError otherwise.
+        not answer at the start, which is a VideoError otherwise. max_pixels: of a frame; a larger one is a VideoError.
         """
         self._address, self._put, self._loop, self._max_fps = address, put, loop, max_fps
+        self._max_pixels = max_pixels
         self._live, self._stop = video.is_address(address), threading.Event()
         self.status: str | None = self._shown(address)
         reader = None
         try:
-            reader = video.read(address)
+            reader = self._open()
         except VideoError as error:
             if not (patient and self._live):
                 raise VideoError(self._shown(str(error))) from error
@@ -72,6 +74,9 @@ class Source:
         except Exception as error:  # shown in the status, since nobody waits for this thread
             self.status = f"ended: {self._shown(str(error))}"
 
+    def _open(self) -> video.VideoReader:
+        return video.read(self._address, max_pixels=self._max_pixels, formats=VIDEO_FORMATS)
+
     def _feed(self, reader: video.VideoReader) -> None:
         """Hand on all frames, whether or not the network keeps up. Those of a file come at its own rate. A camera sets
         its own pace: frames beyond the limit are dropped, because to wait would be to fall behind."""
@@ -97,11 +102,11 @@ class Source:
         state: of the camera until then, which the status shows.
         """
         if not self._live:
-            return video.read(self._address) if self._loop and not self._stop.is_set() else None
+            return self._open() if self._loop and not self._stop.is_set() else None
         pause = RETRY
         while not self._stop.wait(pause):
             try:
-                reader = video.read(self._address)
+                reader = self._open()
             except VideoError as error:
                 self.status = self._tried_again(state, error)
                 pause = min(2 * pause, LONGEST)

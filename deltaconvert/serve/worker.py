@@ -45,6 +45,8 @@ class _Camera:
     picture: bytes = b""
     looked_at: float = -math.inf
     source: Source | None = None
+    # Notified when it has another result, or is dropped. One for all streams would wake every request at every frame.
+    news: threading.Condition = field(default_factory=threading.Condition)
 
     def stop(self) -> None:
         if self.source is not None:
@@ -82,7 +84,7 @@ class Worker:
         self._joining = threading.Lock()
         self._decoding = threading.BoundedSemaphore(DECODED)
         self._leaving = threading.Lock()  # no stream leaves between a step and the handling of its results
-        self._new = threading.Condition()  # notified when a frame was put, a step ended, or the worker closes
+        self._new = threading.Condition()  # notified when a frame was put, or the worker closes
         self._closed = False
         self._thread = threading.Thread(target=self._steps, name="steps", daemon=True)
         self._thread.start()
@@ -97,11 +99,12 @@ class Worker:
 
     def drop(self, stream: str) -> None:
         with self._leaving:
-            self._camera(stream).stop()
+            camera = self._camera(stream)
+            camera.stop()
             self._pool.drop(stream)
             del self._cameras[stream]
-        with self._new:
-            self._new.notify_all()  # for requests that wait for a frame of it
+        with camera.news:
+            camera.news.notify_all()
 
     def reset(self, stream: str) -> None:
         """Compute its next frame in full."""
@@ -124,8 +127,8 @@ class Worker:
 
         with self._decoding:
             number = self._put(stream, images.decode(data, kind, self._size, self._limits))
-        with self._new:
-            done = self._new.wait_for(lambda: gone() or camera.result.get("frame", 0) >= number, PATIENCE)
+        with camera.news:
+            done = camera.news.wait_for(lambda: gone() or camera.result.get("frame", 0) >= number, PATIENCE)
         result = camera.result
         if gone():
             raise _absent(stream)
@@ -149,9 +152,14 @@ class Worker:
                 loop=loop,
                 patient=camera.source is None or not camera.source.reads,
                 max_fps=self._limits.max_fps,
+                max_pixels=self._limits.max_pixels,
             )
-        camera.stop()
-        camera.source = source
+        with self._leaving:  # a camera may take seconds to answer; meanwhile the stream may have left
+            if self._cameras.get(stream) is not camera:
+                source.stop()
+                raise _absent(stream)
+            camera.stop()
+            camera.source = source
         return source.status
 
     def result(self, stream: str) -> dict[str, Any]:
@@ -163,8 +171,8 @@ class Worker:
         within a second (NEWER)."""
         camera = self._camera(stream)
         camera.looked_at = time.monotonic()
-        with self._new:
-            self._new.wait_for(lambda: camera.picture and camera.result.get("frame", 0) > after, NEWER)
+        with camera.news:
+            camera.news.wait_for(lambda: camera.picture and camera.result.get("frame", 0) > after, NEWER)
         return camera.result.get("frame", 0), camera.picture
 
     def stats(self) -> dict[str, dict[str, Any]]:
@@ -232,8 +240,9 @@ class Worker:
                 results, since = self._pool.step(), time.monotonic()
                 for stream, result in results.items():
                     self._finish(str(stream), result, since, shown.get(str(stream)))
-            with self._new:
-                self._new.notify_all()
+                    camera = self._cameras[str(stream)]
+                    with camera.news:
+                        camera.news.notify_all()
 
     def _finish(self, stream: str, result: Result, since: float, image: Tensor | None) -> None:
         """Finish the results of a step. since: when the step returned; a GPU may still be working on them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaconvert.errors import VideoError
 from deltaconvert.video.ffmpeg import import_av, reason_of
-from deltaconvert.video.sources import locate, why_not_open
+from deltaconvert.video.sources import is_address, locate, why_not_open
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -22,22 +22,35 @@ LOST_FRAMES_TOLERATED = 2  # containers miscount by a frame or two (edit lists, 
 FPS_IF_UNKNOWN = 25.0  # raw streams and some cameras state no rate
 
 
-def read(source: str | Path | int, *, limit: int | None = None) -> VideoReader:
+def read(
+    source: str | Path | int,
+    *,
+    limit: int | None = None,
+    max_pixels: int | None = None,
+    formats: Sequence[str] = (),
+) -> VideoReader:
     """Open a video file, a stream or a camera for reading.
 
     source: a path; an address (rtsp://, http://, https://); or a camera number (0 or "0").
-    limit: at most this many frames.
+    limit: at most this many frames. max_pixels: of a frame; a larger one is a VideoError before it is decoded.
+    formats: FFmpeg's names of the containers that a file may be, which then opens no other files; () for any. FFmpeg
+    goes by what is in a file, not by its name, and what it takes for a playlist names others.
     """
     av = import_av()
     if limit is not None and limit < 1:
         raise VideoError(f"{source}: limit is {limit}, but at least one frame must be read")
     target, options = locate(source)
+    given = options.setdefault("options", {})
+    if max_pixels is not None:
+        given["max_pixels"] = str(max_pixels)  # as FFmpeg opens a video it decodes frames of it
+    if formats and not is_address(source):
+        given |= {"format_whitelist": ",".join(formats), "protocol_whitelist": "file"}
     try:
         container = av.open(target, **options)
     except av.FFmpegError as error:
         raise VideoError(why_not_open(source, error)) from error
     try:
-        return VideoReader(container, str(source), limit)
+        return VideoReader(container, str(source), limit, max_pixels)
     except BaseException:
         container.close()
         raise
@@ -52,7 +65,9 @@ class VideoReader(Iterator[Tensor]):
     source: as it was given.
     """
 
-    def __init__(self, container: InputContainer, source: str, limit: int | None) -> None:
+    def __init__(
+        self, container: InputContainer, source: str, limit: int | None, max_pixels: int | None = None
+    ) -> None:
         self.source = source
         self._container = container
         self._limit = limit
@@ -64,6 +79,11 @@ class VideoReader(Iterator[Tensor]):
             found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
             raise VideoError(f"{source}: has no video stream (found: {found}); give a video file")
         stream = container.streams.video[0]
+        if max_pixels is not None:
+            if stream.width * stream.height > max_pixels:
+                size = f"{stream.width}x{stream.height}"
+                raise VideoError(f"{source}: its frames have {size} pixels, more than {max_pixels}")
+            stream.codec_context.options = {"max_pixels": str(max_pixels)}  # they may grow
         # Frame threads swallow errors near a file's end (how many depends on the core count) and hold live
         # frames back; one thread decodes 1080p in about the time that the conversion to RGB takes.
         stream.thread_type = "SLICE"

@@ -27,7 +27,7 @@ from deltaconvert.cli.serve import HERE
 from deltaconvert.serve import app as module
 from deltaconvert.serve.app import _Door, app
 from deltaconvert.serve.fleet import Local
-from deltaconvert.serve.images import jpeg
+from deltaconvert.serve.images import decode, jpeg
 from deltaconvert.serve.limits import Limits, Pace, Refused
 
 PNG, RAW = {"content-type": "image/png"}, {"content-type": "application/octet-stream"}
@@ -81,6 +81,24 @@ def test_a_jpeg_and_another_size(serving):
     assert again.json()["frame"] == 2
 
 
+def test_16_bits_of_grey():
+    """As a thermal camera sends them: their high bytes, as of 16 bits of each colour."""
+    grey = torch.arange(12 * 256, dtype=torch.int32).view(12, 256) * 21
+    out = io.BytesIO()
+    Image.fromarray(grey.numpy().astype("uint16")).save(out, "PNG")
+    image = decode(out.getvalue(), "image/png", (12, 256), Limits())
+    assert torch.equal(image, (grey >> 8).to(torch.uint8)[..., None].expand(-1, -1, 3))
+
+
+def test_an_image_that_is_marked_as_turned():
+    """It stands upright, as in a browser."""
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x112] = 6  # a quarter turn clockwise
+    Image.fromarray(frame(0).numpy()).save(out, "PNG", exif=exif)
+    image = decode(out.getvalue(), "image/png", (HEIGHT, WIDTH), Limits())
+    assert torch.equal(image, torch.rot90(frame(0), -1, (0, 1)))
+
+
 def test_streams_stats_and_metrics(serving):
     client = serving()
     for name in ("a", "b", "c"):  # more than there is room for: the pool grows
@@ -115,6 +133,7 @@ def test_a_video_of_the_server(serving, clip, file):
     (clip.parent / "link.mp4").symlink_to(file)
     (clip.parent / "list.m3u8").write_text("#EXTM3U\n/etc/passwd\n")
     (clip.parent / "text.mp4").write_text("no video")
+    (clip.parent / "names_another.mp4").write_text("ffconcat version 1.0\nfile clip.mp4\n")
     shutil.copy(clip, clip.parent / "a clip 100%.mp4")
     for url, status in (
         ("file:///nothing.mp4", 404),
@@ -122,6 +141,7 @@ def test_a_video_of_the_server(serving, clip, file):
         ("file:///link.mp4", 404),  # leads out of the folder
         ("file:///list.m3u8", 403),
         ("file:///text.mp4", 422),
+        ("file:///names_another.mp4", 422),  # whatever FFmpeg finds in it
         ("file:///%2e%2e/%2e%2e/etc/passwd", 404),
         ("file:///%00.mp4", 404),
         (f"file:///{'long' * 2000}.mp4", 404),
@@ -136,6 +156,10 @@ def test_a_video_of_the_server(serving, clip, file):
         assert (url, answer.status_code) == (url, status), answer.text
         assert str(clip.parent) not in answer.text
     assert serving().put("/streams/a", json={"url": "file:///clip.mp4"}).status_code == 403
+    answer = serving(files=clip.parent, max_pixels=WIDTH * HEIGHT - 1).put(
+        "/streams/a", json={"url": "file:///clip.mp4"}
+    )
+    assert answer.status_code == 422 and f"its frames have {WIDTH}x{HEIGHT} pixels" in answer.json()["error"]
     assert serving(rtsp=False).put("/streams/a", json={"url": "rtsp://camera"}).status_code == 403
 
 
@@ -247,6 +271,10 @@ def test_limits(serving):
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
     assert post("x" * 65).status_code == 400 and post("a%20b").status_code == 400
     assert client.put("/streams/a", content=b"[]").status_code == 400
+    assert client.put("/streams/a", json={"url": "file:///a.mp4", "loop": "no"}).status_code == 400
+    for method, path, status in (("GET", "/nothing", 404), ("POST", "/streams", 405)):
+        answer = client.request(method, path)
+        assert answer.status_code == status and path in answer.json()["error"]
     assert client.put("/streams/a", content=b"{").status_code == 400
     assert client.put("/streams/a", json={"worker": "0"}).status_code == 400
     answer = client.put("/streams/d", json={"uri": "file:///clip.mp4"})
@@ -328,7 +356,11 @@ def test_token(serving):
     assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
     assert client.get("/streams", headers={"authorization": "Bearer wrong"}).status_code == 401
     assert client.get("/streams", headers={"authorization": "Bearer secret"}).status_code == 200
+    assert client.get("/streams", headers={"authorization": "bearer secret"}).status_code == 200
     assert client.get("/?token=secret").status_code == 200
+    # A proxy's own password does not stand in the token's way.
+    assert client.get("/?token=secret", headers={"authorization": "Basic c2VjcmV0"}).status_code == 200
+    assert client.get("/?token=secret", headers={"authorization": "Bearer wrong"}).status_code == 401
     assert client.get("/healthz").status_code == 200
 
 

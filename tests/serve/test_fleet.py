@@ -26,13 +26,13 @@ TF32 = 1e-2  # what is left of a number there, on a GPU
 def fleet(file):
     ray.init(
         address="local",  # not the cluster of another test that runs beside
-        num_cpus=2,
+        num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
         object_store_memory=2**27,
     )
-    fleet = Rays(2, file=str(file), limits=Limits(), threads=1)
+    fleet = Rays(2, file=str(file), limits=Limits())
     yield fleet
     fleet.close()
     ray.shutdown()
@@ -50,6 +50,16 @@ async def all_alive(fleet):
     end = time.monotonic() + PATIENCE
     while not all(await fleet.alive()):
         assert time.monotonic() < end, "a worker does not answer"
+
+
+def test_the_threads_of_a_worker(fleet):
+    """The CPUs are shared out: Ray's own number, for an actor that asks for none, is one."""
+
+    async def scenario():
+        for worker in fleet._workers:
+            assert await worker.__ray_call__.remote(lambda _: torch.get_num_threads()) == 2
+
+    asyncio.run(scenario())
 
 
 def test_killed_under_load(fleet, expected):
@@ -190,6 +200,12 @@ def test_a_stream_moves_with_what_the_server_reads(fleet, clip):
                 await asyncio.sleep(0.05)
         with pytest.raises(Refused, match="no worker 2"):
             await fleet.move("road", 2)
+        # A video that is not there any more: the stream stays, and is nowhere else.
+        fleet._sources["road"] = (str(clip.parent / "gone.mp4"), True)
+        with pytest.raises(Refused, match="no such file"):
+            await fleet.move("road", 1)
+        assert (await fleet.stats())["road"]["worker"] == 0
+        assert "road" not in await fleet._remote(1, "held")
         await fleet.drop("road")
 
     asyncio.run(scenario())

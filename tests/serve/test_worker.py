@@ -49,7 +49,7 @@ def test_a_lost_camera_is_tried_until_it_answers(worker, monkeypatch, fails):
     """It failed or its stream ended, then does not answer twice."""
     tries = []
 
-    def read(source):
+    def read(source, **_):
         tries.append(source)
         if len(tries) in (2, 3):
             raise VideoError(f"{source}: cannot be opened")
@@ -71,7 +71,7 @@ def test_a_camera_that_never_answered(worker, monkeypatch):
     """It is waited for, and said to be; its frames come when it answers."""
     answers, tried = [], []
 
-    def read(source):
+    def read(source, **_):
         tried.append(source)
         if not answers:
             raise VideoError(f"{source}: cannot be opened")
@@ -92,7 +92,7 @@ def test_a_camera_that_never_answered(worker, monkeypatch):
 
 
 def test_a_refused_address_leaves_what_is_read(worker, monkeypatch):
-    def read(source):
+    def read(source, **_):
         if source != URL:
             raise VideoError(f"{source}: cannot be opened")
         return Playing(fails=False)
@@ -104,6 +104,51 @@ def test_a_refused_address_leaves_what_is_read(worker, monkeypatch):
     before = worker.stats()["a"]["frames"]
     until(lambda: worker.stats()["a"]["frames"] > before + 3)
     assert worker.stats()["a"]["source"] == "rtsp://camera/1"
+
+
+def test_a_stream_that_was_dropped_before_its_camera_answered(worker, monkeypatch):
+    """Nobody reads it on: a stream of that name would get its frames."""
+    asked, answers = threading.Event(), threading.Event()
+
+    def read(source, **_):
+        asked.set()
+        assert answers.wait(PATIENCE)
+        return Playing(fails=False)
+
+    monkeypatch.setattr(video, "read", read)
+    refusals = []
+
+    def watch():
+        try:
+            worker.watch("a", URL)
+        except Refused as error:
+            refusals.append(error.status)
+
+    before = set(threading.enumerate())
+    watching = threading.Thread(target=watch)
+    watching.start()
+    assert asked.wait(PATIENCE)
+    worker.drop("a"), worker.join("a")
+    answers.set()
+    watching.join(PATIENCE)
+    assert refusals == [404]
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_a_frame_wakes_those_who_wait_for_it(worker):
+    """And no other stream's: of a hundred requests each frame would wake all."""
+    worker.join("b")
+    worker.frame("b", png(frame(0)), "image/png")
+    looked, news = [], worker._cameras["b"].news
+    wait_for = news.wait_for
+    news.wait_for = lambda true, timeout: wait_for(lambda: looked.append(1) or true(), timeout)
+    looking = threading.Thread(target=worker.picture, args=("b", 1))
+    looking.start()
+    until(lambda: looked)
+    for seed in range(20):
+        worker.frame("a", png(frame(seed)), "image/png")
+    looking.join(PATIENCE)
+    assert len(looked) <= 2  # at first, and when it gave up
 
 
 def test_a_stream_that_comes_again_has_no_old_result(worker, monkeypatch):
