@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import deltaconvert
 from deltaconvert.watching.measure import Dense
-from deltaconvert.watching.watch import Summary, watch
+from deltaconvert.watching.watch import Summary, resize, watch
 
 HEIGHT, WIDTH = 40, 56
 
@@ -39,3 +41,16 @@ def test_beside_the_dense_network(backend):
     assert summary.frames == 6 and summary.difference.relative < 1e-5
     assert all(math.isclose(density, 60 / (HEIGHT * WIDTH), rel_tol=1e-5) for density in summary.densities)
     assert "times as fast" in str(summary)
+
+
+@pytest.mark.parametrize("size", [(45, 60), (20, 28), (19, 11), (1, 1), (301, 3)])
+def test_resized_to_a_grey_level(size):
+    """In whole numbers: as in floats, but for the rounding of each side."""
+    frame = next(camera(1))
+    small = resize(frame, size)
+    floats = F.interpolate(
+        frame.permute(2, 0, 1)[None].float(), size[::-1], mode="bilinear", align_corners=False, antialias=True
+    )
+    assert small.dtype == torch.uint8 and small.is_contiguous()
+    assert (small.permute(2, 0, 1) - floats[0]).abs().max() < 1.01
+    assert resize(frame, (WIDTH, HEIGHT)) is frame and resize(frame, None) is frame
