@@ -31,20 +31,23 @@ _TORCH = _listed(
     Size _assert abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint
     affine_grid_generator all
     allclose amax amin aminmax angle any arange arccos arcsin arctan arctan2 argmax argmin argsort argwhere
-    as_tensor asin asinh atan atan2 atanh avg_pool1d baddbmm batch_norm bilinear bitwise_and bitwise_not
-    bitwise_or bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu
-    channel_shuffle chunk clamp clamp_max clamp_min clip clone column_stack complex concat concatenate
+    as_tensor asin asinh atan atan2 atanh avg_pool1d baddbmm bartlett_window batch_norm bilinear bitwise_and
+    bitwise_not bitwise_or bitwise_xor blackman_window block_diag bmm broadcast_tensors broadcast_to bucketize
+    cat cdist ceil celu channel_shuffle chunk clamp clamp_max clamp_min clip clone column_stack
+    complex concat concatenate
     constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh
     cosine_similarity count_nonzero cross cummax cummin cumprod cumsum deg2rad diag diag_embed diagonal
     diagonal_scatter diff div divide dot dstack einsum embedding eq equal erf erfc erfinv exp exp2 expm1 eye
     fake_quantize_per_channel_affine fake_quantize_per_tensor_affine fill flatten flip fliplr flipud float_power
     floor floor_divide fmax fmin fmod frac full full_like gather ge greater greater_equal grid_sampler
-    group_norm gru gru_cell gt hardshrink heaviside hstack hypot index_add index_copy index_fill index_put
-    index_select inner instance_norm is_floating_point isclose isfinite isin isinf isnan kthvalue layer_norm le
+    group_norm gru gru_cell gt hamming_window hann_window hardshrink heaviside histc hstack hypot
+    index_add index_copy index_fill index_put index_select inner instance_norm is_floating_point
+    isclose isfinite isin isinf isnan kthvalue layer_norm le
     lerp less less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp logcumsumexp logical_and
     logical_not logical_or logical_xor logit logsumexp lstm lstm_cell lt masked_fill masked_scatter
     masked_select matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mm
-    movedim moveaxis mul multiply mv nan_to_num nanmean nanmedian nansum narrow ne neg negative nonzero norm
+    mode movedim moveaxis mul multiply mv nan_to_num nanmean nanmedian nansum narrow ne neg
+    negative nonzero norm
     not_equal numel ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle polar positive
     pow prelu prod promote_types quantile rad2deg ravel real reciprocal relu remainder repeat_interleave reshape
     result_type rms_norm rnn_relu rnn_tanh roll rot90 round rsqrt rsub
@@ -83,7 +86,8 @@ _NN = _listed(
 
 _LINALG = _listed(
     """
-    cholesky cross det diagonal eigh inv matmul matrix_norm matrix_power multi_dot norm pinv qr slogdet solve svd
+    cholesky cross det diagonal eigh inv matmul matrix_norm matrix_power multi_dot norm pinv qr
+    slogdet solve svd
     vecdot vector_norm
     """
 )
@@ -95,6 +99,13 @@ _FFT = _listed(
     """
     fft fft2 fftfreq fftn fftshift hfft ifft ifft2 ifftn ifftshift ihfft irfft irfft2 irfftn rfft rfft2 rfftfreq
     rfftn
+    """
+)
+
+_SPECIAL = _listed(
+    """
+    digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammaln i0 i0e i1 i1e log1p log_ndtr log_softmax logit
+    logsumexp ndtr ndtri psi round sinc softmax xlog1py xlogy
     """
 )
 
@@ -115,8 +126,10 @@ _METHODS = _listed(
 
 _WORDS = _listed(
     """
-    area avg backward batch bicubic bilinear border ceil circular constant edge floor forward fro ij inf linear lower
-    max mean midpoint min nearest nearest-exact none nuc ortho reflect reflection replicate same sum tanh trilinear
+    area avg backward batch bicubic bilinear border ceil circular constant edge floor forward fro
+    ij inf linear lower
+    max mean midpoint min nearest nearest-exact none nuc ortho reflect reflection replicate same
+    sum tanh trilinear
     trunc upper valid xy zeros higher indices value values stable sigmoid relu
     use_mm_for_euclid_dist use_mm_for_euclid_dist_if_necessary donot_use_mm_for_euclid_dist
     """
@@ -138,6 +151,7 @@ FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
     "torch.linalg": (torch.linalg, _LINALG),
     "torch._VF": (torch._VF, _VF),
     "torch.fft": (torch.fft, _FFT),
+    "torch.special": (torch.special, _SPECIAL),
     "operator": (operator, _OPERATOR),
     "math": (math, _MATH),
     "deltaconvert": (put, ["put"]),

@@ -101,7 +101,7 @@ def _spellings(node: fx.Node, name: str) -> list[Call]:
         found.append((name, args, kwargs))
     if hasattr(F, name):
         found.append((getattr(F, name), args, kwargs))
-    for home, module in (("linalg_", torch.linalg), ("fft_", torch.fft)):
+    for home, module in (("linalg_", torch.linalg), ("fft_", torch.fft), ("special_", torch.special)):
         if name.startswith(home) and hasattr(module, name.removeprefix(home)):
             found.append((getattr(module, name.removeprefix(home)), args, kwargs))
     return found

@@ -27,6 +27,12 @@ SAVED = {
     "as TorchScript calls it": lambda m, y: torch._VF.split(y, 2, 1)[1],
     "products": lambda m, y: torch.tensordot(y, m.turn, dims=([0], [0])),
     "a grid of values": lambda m, y: torch.meshgrid(y.mean((0, 1, 3)), y.mean((0, 1, 2)), indexing="ij"),
+    "most frequent values": lambda m, y: (
+        y.round().mode(1, keepdim=True)[0] + torch.mode(y.round(), 3, True)[0]
+    ),
+    "a histogram": lambda m, y: torch.histc(y, 7, -1.0, 1.0) + y.histc(bins=7),
+    "windows": lambda m, y: m.last(y * torch.hann_window(y.shape[3], dtype=y.dtype, device=y.device)),
+    "special functions": lambda m, y: torch.special.logit(y.sigmoid(), 1e-6) + torch.special.i0(y),
     "dropout of channels": lambda m, y: m.last(torch.feature_dropout(y, 0.5, False)),
     "a flow": lambda m, y: F.grid_sample(
         y, torch.affine_grid_generator(m.turn + y.mean().tanh(), [2, 4, 5, 6], False), align_corners=False
