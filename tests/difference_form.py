@@ -31,8 +31,9 @@ from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.ops.pad import Pad
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.places import Crop, Flip, Places, Roll
-from deltaconvert.ops.pool import AvgPool2d, MaxPool2d
+from deltaconvert.ops.pool import AvgPool2d, LpPool2d, MaxPool2d
 from deltaconvert.ops.resample import AdaptivePool2d, Interpolate
+from deltaconvert.ops.spatial_norm import SpatialNorm
 
 Delta = tuple[Tensor, Tensor]  # differences (zero where the mask is not set), mask
 
@@ -126,6 +127,8 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
     elif isinstance(operator, AvgPool2d):
         o = operator
         reached = F.avg_pool2d(ones, o.kernel, o.stride, o.padding, o.ceil_mode, divisor_override=1)
+    elif isinstance(operator, LpPool2d):
+        reached = F.avg_pool2d(ones, operator.kernel, operator.stride, 0, operator.ceil_mode)
     elif isinstance(operator, PixelShuffle):
         reached = F.interpolate(ones, scale_factor=operator.factor)
     elif isinstance(operator, PixelUnshuffle):
@@ -141,7 +144,7 @@ def spread(operator: Operator, mask: Tensor, size: Sequence[int]) -> Tensor:
         reached = operator(ones * uneven).abs()
     elif isinstance(operator, MaxPool2d | AdaptivePool2d | Roll | Flip):
         reached = operator(ones)
-    elif isinstance(operator, Statistics):
+    elif isinstance(operator, Statistics | SpatialNorm):
         reached = F.adaptive_max_pool2d(ones, 1)
     else:
         reached = ones if ones.shape[2:] == tuple(size) else ones.expand(-1, -1, *size)

@@ -11,7 +11,7 @@ from torch import nn
 KINDS = (
     "conv conv conv conv depthwise transposed norm max avg relu relu_ hardswish sigmoid add iadd sub mul cat gate "
     "resize chunk constant adaptive shuffle unshuffle channels tokens pad crop turn softmax reduce "
-    "group instance across"
+    "group instance across side spread responses points power put batches"
 ).split()
 STEP = st.tuples(
     st.sampled_from(KINDS),
@@ -125,6 +125,18 @@ def _instance(x, s):
     return nn.InstanceNorm2d(x.shape[1], eps=0.1, affine=s.number % 2 > 0)
 
 
+def _points(x, s):
+    return nn.Conv1d(x.shape[1], 1 + s.number % 6, 1, bias=s.bias)
+
+
+def _power(x, s):
+    return nn.LPPool2d(1 + s.number % 2, 2 + s.number // 2 % 2, s.stride, ceil_mode=s.bias)
+
+
+def _batches(x, s):
+    return nn.Conv2d(x.shape[1], 1 + s.number % 4, s.kernel, padding=s.padding, bias=s.bias)
+
+
 MODULES = {
     "conv": _conv,
     "depthwise": _depthwise,
@@ -140,6 +152,9 @@ MODULES = {
     "gate": _gate,
     "group": _group,
     "instance": _instance,
+    "points": _points,
+    "power": _power,
+    "batches": _batches,
 }
 
 
@@ -161,6 +176,24 @@ OF_TWO = {
 def _across(x, number):
     """A column or a row beside the map."""
     return x * F.adaptive_avg_pool2d(x, (None, 1) if number % 2 else (1, None))
+
+
+def _side(x, number):
+    """Sums over rows, columns or both as a gate: coordinate attention."""
+    dim = (2, 3, (2, 3))[number % 3]
+    gate = (torch.amax, torch.mean, torch.sum)[number // 3 % 3](x, dim=dim, keepdim=True)
+    return x * gate.sigmoid()
+
+
+def _spread(x, number):
+    """Global response normalisation."""
+    return x / (1 + x.norm(dim=(2, 3), keepdim=True))
+
+
+def _put(x, number):
+    y = x * 1
+    y[:, number % 2 :, number // 2 % 5 : 9 - number // 10 % 5] = number % 7 - 3.0
+    return y
 
 
 def _chunk(x, number):
@@ -219,6 +252,27 @@ FUNCTIONS = {
     "pad": _pad,
     "crop": _crop,
     "turn": _turn,
+    "side": _side,
+    "spread": _spread,
+    "responses": lambda x, number: F.local_response_norm(x, 1 + number % 3, 0.5),
+    "put": _put,
+}
+
+
+def _plainly(part, x):
+    return part(x)
+
+
+def _on_both(part, x):
+    """Once for a map and its mirror image, joined along the batch."""
+    y, z = part(torch.cat([x, x.flip(3)], 0)).chunk(2, 0)
+    return y - z
+
+
+CALLS = {
+    "gate": lambda part, x: x * part(x),
+    "points": lambda part, x: part(x.flatten(2)).unflatten(2, (x.shape[2], x.shape[3])),
+    "batches": _on_both,
 }
 
 
@@ -265,8 +319,7 @@ class Drawn(nn.Module):
         kind, sources, place, number = entry
         x = maps[sources[0]]
         if kind in MODULES:
-            y = self.parts[place](x)
-            return x * y if kind == "gate" else y
+            return CALLS.get(kind, _plainly)(self.parts[place], x)
         if kind in OF_TWO:
             return OF_TWO[kind](x, maps[sources[1]])
         return FUNCTIONS[kind](x, number)
