@@ -8,6 +8,7 @@ import command_line
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from one_each import ONE_EACH, network_of, small
 from oracle import Call, generator, leaves, rounding, scripted_video, scripted_videos
 from torch import nn
@@ -120,6 +121,35 @@ def test_padding_beside_a_constant_of_each_pixel(tmp_path, providers):
         conv=nn.Conv2d(4, 2, 3),
     )
     check(network, (2, 3, 13, 19), tmp_path / "m.onnx", providers=providers)
+
+
+@pytest.mark.parametrize("kind", ["max", "average", "average of what is there"])
+def test_windows_that_begin_behind_the_map(tmp_path, kind, providers):
+    """With ceil_mode torch computes none of them, ONNX does; along one side here, both, and with gaps between."""
+    options = {"count_include_pad": False} if kind == "average of what is there" else {}
+    pool = nn.MaxPool2d if kind == "max" else nn.AvgPool2d
+    for window, stride, size in [(2, (2, 3), (3, 2)), (2, 3, (3, 5)), (3, 4, (6, 7)), (2, 2, (3, 4))]:
+        network = nn.Sequential(pool(window, stride, 1, ceil_mode=True, **options))
+        check(
+            network,
+            (1, 3, *size),
+            tmp_path / "m.onnx",
+            dense_above=(ALWAYS_SPARSE, ALWAYS_DENSE),
+            providers=providers,
+        )
+
+
+@pytest.mark.parametrize("size", [(1, 7), (7, 1), (1, 1)])
+@pytest.mark.parametrize("means", [(None, 1), (1, None)])
+def test_means_of_rows_and_columns_of_narrow_maps(tmp_path, size, means, providers):
+    network = Call(lambda self, x: x * F.adaptive_avg_pool2d(x, means))
+    check(
+        network,
+        (2, 3, *size),
+        tmp_path / "m.onnx",
+        dense_above=(ALWAYS_SPARSE, ALWAYS_DENSE),
+        providers=providers,
+    )
 
 
 BOTH = (ALWAYS_SPARSE, 0.3)

@@ -25,7 +25,9 @@ def largest(g: Scope, op: SpatialMax, x: str) -> str:
 
 @in_onnx(AdaptivePool2d)
 def adaptive_pool(g: Scope, op: AdaptivePool2d, x: str) -> str:
-    if op.size == (1, 1):
+    if g.axis == -1 and not g.shape:
+        return x  # of pixels: each reads one, which is copied already
+    if op.size == (1, 1) or g.axis == -1:  # all of a map becomes one pixel
         over = [2, 3] if g.axis == 1 else [1, 2]
         return g.ReduceMean(x, over) if op.kind == "avg" else g.ReduceMax(x, over)
     return _resampled(g, op, x) if op.kind == "avg" else _max_of_boxes(g, op, x)

@@ -53,7 +53,7 @@ class OnePixel(Masked):
         return isinstance(call.operator, AdaptivePool2d) and call.out[2:] == (1, 1)
 
     def _new(self, g: Scope, values: Sequence[str]) -> str:
-        g.axis = -1
+        g.shape, g.axis = self.call.shapes[0], -1
         new = spell(g, self.call.operator, *values)
         g.axis = 1
         return new

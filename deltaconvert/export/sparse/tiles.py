@@ -103,5 +103,5 @@ def _of_windows(g: Scope, head: Operator, windows: str) -> str:
     if isinstance(head, ConvTranspose2d):
         return transposed_spelling.convolution(g, head, windows, (0, 0), (0, 0))
     if isinstance(head, AvgPool2d):
-        return pool_spelling.average_of_windows(g, head, windows, (0, 0))
+        return pool_spelling.average_of_windows(g, head, windows, (0, 0), (0, 0))
     return spell(g, head, windows)
