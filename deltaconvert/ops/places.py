@@ -134,7 +134,7 @@ def bounds_of(x: Any, index: Any) -> list[Bounds]:
         parts = _without_dots(parts, len(shape_of(x)))
     if not all(isinstance(part, slice) for part in parts):
         raise StaysDense("it takes something else than slices")
-    if parts[0] != slice(None) or len(parts) > 4:
+    if parts[:1] != [slice(None)] or len(parts) > 4:
         raise StaysDense("it takes more than channels, rows and columns")
     return [_bounds(part) for part in (*parts[1:], *[slice(None)] * (4 - len(parts)))]
 

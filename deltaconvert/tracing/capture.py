@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.errors import InputError, UnsupportedModel, first_line
 from deltaconvert.signature import tensors_of
 from deltaconvert.tracing.exported import export, export_any_batch, is_dynamic, read
-from deltaconvert.tracing.remembers import remembers
+from deltaconvert.tracing.remembers import Watched, remembers
 from deltaconvert.tracing.trace import Traced, trace
 from deltaconvert.tracing.twin import is_exported, twin
 
@@ -70,9 +70,9 @@ def capture(
 
 def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a copy of the network gives for the example. UnsupportedModel if its next answer could differ."""
-    used = _copy_of(network)
+    used = Watched(_copy_of(network))
     try:
-        expected = used(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+        expected = used((args, kwargs), network)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -80,10 +80,17 @@ def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             f"the network does not run on the example{_likely_mistake(network, args, kwargs)}: {first_line(error)}"
         ) from error
     written = remembers(network, used, args, kwargs)
+    outside = [name for name in used.put_back(network) if name in written]
+    who = type(network).__name__
+    if outside:
+        raise InputError(
+            f"{who} remembers what a call writes to {', '.join(outside[:4])}, outside of its modules, and what is "
+            "converted is a copy that would write there too: keep it in an attribute of a module"
+        )
     if written:
         raise UnsupportedModel(
-            f"{type(network).__name__} remembers: what a call writes to {', '.join(written[:4])} changes the answer of "
-            "the next one. Make it an input and an output of forward, or convert the parts that do not remember"
+            f"{who} remembers: what a call writes to {', '.join(written[:4])} is read by later ones. Make it an input "
+            "and an output of forward, or convert the parts that do not remember"
         )
     return expected
 

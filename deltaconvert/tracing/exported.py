@@ -39,9 +39,17 @@ def export_any_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     """
     free = pytree.tree_map(lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, (args, kwargs))
     program = _program(model, args, kwargs, dynamic_shapes=_by_name(model, *free))
-    if not is_dynamic(program):
+    if not is_dynamic(program) or _goes_by_sizes(program):
         raise UnsupportedModel("it computes with the number of images")
     return read(program, args, kwargs)
+
+
+def _goes_by_sizes(program: ExportedProgram) -> bool:
+    """`if x.shape[0] > 2` held one way where it was captured. torch notes that as a bound of the size or, from 2.9 on,
+    as a guard, which may also say that two inputs are as long as each other."""
+    bounded = any(sizes.upper.is_Integer for sizes in program.range_constraints.values())
+    guards = getattr(program, "_guards_code", ())
+    return bounded or not all(guard.partition(" == ")[2].startswith("L[") for guard in guards)
 
 
 def _program(
@@ -92,7 +100,12 @@ def read(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
 def is_dynamic(program: ExportedProgram) -> bool:
     """Some size of an input is open."""
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
-    return any(type(side) is not int for v in values if isinstance(v, Tensor) for side in v.shape)
+    return any(_is_open(side) for v in values if isinstance(v, Tensor) for side in v.shape)
+
+
+def _is_open(side: Any) -> bool:
+    """A size that forward goes by (len(x)) is still a symbol of torch's, and known."""
+    return isinstance(side, torch.SymInt) and side.node.maybe_as_int() is None
 
 
 def _flat(program: ExportedProgram, leaves: Sequence[Any], frames: Sequence[Tensor]) -> fx.GraphModule:

@@ -1,45 +1,128 @@
-"""Networks that remember: what a call writes to them changes the answer of the next call.
+"""Networks that remember: what a call writes to them changes the answer of a later call.
 
 Examples are a frame average, a hidden state, a counter of frames. A graph computes from its inputs alone, so such a
-network would equal its graph on the first frame and on no other.
+network would equal its graph on the first frame, and on others until something of it shows.
+
+What one frame writes decides nothing by itself: networks also keep grids of a size, count their calls, and hand out
+maps in attributes. So a later call gets stand-ins (stale.py) for what calls before it wrote. If it asks for one, or its
+answer is another, the network remembers.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from deltaconvert.signature import tensors_of
+from deltaconvert.tracing.keeps import Itself, Memory, Slot, kept_by
+from deltaconvert.tracing.stale import Read, Stale, StaleTensor, stale
 from deltaconvert.tracing.twin import twin
 
 ROUNDING = 1e-6  # of the largest value of an output
-_OWN = frozenset(vars(nn.Module()))
+Slots = Mapping[str, Slot]
 
 
-def remembers(
-    network: nn.Module, used: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[str]:
-    """The attributes that a call writes, where they change what the next call gives; none for most networks.
+class Watched:
+    """A copy of a network, and what its last call wrote."""
 
-    used: a copy of `network` after the call on (args, kwargs). Where the call wrote anything, both answer another
-    frame, the mirrored one. Networks that only cache sizes or grids, or count calls, give the same answer."""
-    written = _written(network, used)
-    if not written:
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.written: list[str] = []  # names of slots
+        self.kept = self._start = kept_by(network)
+
+    def __call__(self, call: Any, unused: nn.Module) -> Any:
+        """The answer to `call`. unused: another copy as it is before it, which shows what changes by ways that torch
+        does not count, such as x.data."""
+        before = self.kept
+        answer = _call(self.network, call)
+        self.kept, values = kept_by(self.network), kept_by(unused)
+        gone = [name for name in before if name not in self.kept]
+        self.written = gone + [name for name in self.kept if _is_written(name, before, self.kept, values)]
+        return answer
+
+    def put_back(self, network: nn.Module) -> list[str]:
+        """What calls wrote that `network` would see too, since it lies outside of modules: as it was again."""
+        if not self.written:
+            return []
+        ours, shared = kept_by(network), []
+        for name, slot in self._start.items():
+            is_shared = name in ours and ours[name].holder is slot.holder is not None
+            if is_shared and ours[name].mark != slot.mark:
+                slot.put(slot.value)
+                shared.append(name)
+        return shared
+
+
+def _is_written(name: str, before: Slots, after: Slots, values: Slots) -> bool:
+    """values: those of `before`, which hold what is in memory now."""
+    if name not in before or before[name].mark != after[name].mark:
+        return True
+    return name in values and not _same(values[name].value, after[name].value)
+
+
+def remembers(network: nn.Module, used: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """What calls write and later ones read; nothing for most networks.
+
+    used: a copy of `network` after the call on (args, kwargs). Where that wrote anything, it answers another frame, and
+    once more with stand-ins for what one of the two calls wrote. What the first wrote alone may be read, if it is the
+    same for both frames: the grid of a size.
+    """
+    first = used.written
+    if not first:
         return []
-    for change in (_mirrored, lambda leaf: leaf):
+    for change in (_other, _mirrored, lambda leaf: leaf):
+        call = pytree.tree_map_only(Tensor, change, (args, kwargs))
+        kept, fresh = twin(used.network), twin(network)
         try:
-            call = pytree.tree_map_only(Tensor, change, (args, kwargs))
-            fresh, again = (_call(each, call) for each in (twin(network), used))
+            expected, answer = _call(fresh, call), used(call, kept)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # it takes no such frame
             continue
-        return [] if _equal(fresh, again) else written
-    return []
+        if not _equal(expected, answer):
+            return first
+        ones, others = kept_by(kept), kept_by(fresh)
+        of_the_frame = (name for name in first if _differs(ones.get(name), others.get(name)))
+        doubted = list(dict.fromkeys((*used.written, *of_the_frame)))
+        # What is new in a list or dict is seen by what that was before.
+        doubted = [name for name in doubted if name in ones or not name.endswith("]")]
+        stand_ins = {name: _stand_in(ones.get(name), used.kept.get(name)) for name in doubted}
+        if not doubted or not _reads(kept, stand_ins, call, answer):
+            return []
+        return [name for name in doubted if _reads(kept, {name: stand_ins[name]}, call, answer)] or doubted
+    return first
+
+
+def _stand_in(kept: Slot | None, later: Slot | None) -> Any:
+    """For what is kept; of its form, if the call after it left the same form there, or a longer list."""
+    values = [slot.value if slot is not None else None for slot in (kept, later)]
+    one, other = ([x.shape for x in tensors_of(value)] for value in values)
+    return stale(values[0]) if one == other or type(values[0]) is list else Stale()
+
+
+def _reads(network: nn.Module, stand_ins: Mapping[str, Any], call: Any, expected: Any) -> bool:
+    """Whether the answer of a copy depends on what is kept under these names."""
+    network = twin(network)
+    slots = kept_by(network)
+    if not all(name in slots and slots[name].holder is not None for name in stand_ins):
+        return True  # there from the second call on, or in a program of TorchScript
+    try:
+        for name, value in stand_ins.items():
+            slots[name].put(value)
+        answer = _call(network, call)
+    except torch.OutOfMemoryError:
+        raise
+    except (Exception, Read):
+        return True
+    finally:
+        for name in stand_ins:  # a copy of the network sees the same globals
+            slots[name].put(slots[name].value)
+    return any(isinstance(leaf, StaleTensor) for leaf in tensors_of(answer)) or not _equal(expected, answer)
 
 
 def _call(network: nn.Module, call: Any) -> Any:
@@ -48,38 +131,41 @@ def _call(network: nn.Module, call: Any) -> Any:
 
 
 def _mirrored(frame: Tensor) -> Tensor:
-    return frame.flip(-1) if frame.is_floating_point() and frame.dim() else frame
+    return frame.flip(-1) if frame.dim() else frame
 
 
-def _written(network: nn.Module, used: nn.Module) -> list[str]:
-    before = dict(network.named_modules())
-    found = []
-    for path, module in used.named_modules():
-        old = _attributes(before[path]) if path in before else {}
-        for name, value in _attributes(module).items():
-            if name not in old or not _same(old[name], value):
-                found.append(f"{path}.{name}" if path else name)
-    return found
+def _other(frame: Tensor) -> Tensor:
+    """Mirrored, and darker on one side."""
+    if not frame.is_floating_point() or not frame.dim():
+        return _mirrored(frame)
+    return frame.flip(-1) * torch.linspace(
+        0.25, 0.75, frame.shape[-1], dtype=frame.dtype, device=frame.device
+    )
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {**module._buffers, **{name: value for name, value in vars(module).items() if name not in _OWN}}
+def _differs(a: Slot | None, b: Slot | None) -> bool:
+    return a is None or b is None or not _alike(a.mark, b.mark)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Marks of the same slot in two copies of a network."""
+    if isinstance(a, Memory) and isinstance(b, Memory):
+        return _same(a.value, b.value)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    return isinstance(a, Itself) or bool(a == b)  # which is another one in each copy
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal in value. What cannot be compared counts as written; the next two calls decide."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, list | tuple | deque):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if callable(a) and not isinstance(a, nn.Module):
+    """Not two tensors of other numbers."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return True
-    try:
-        return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
-    except Exception:
+    if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    try:
+        return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+    except Exception:  # packed weights
+        return True
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -20,7 +20,13 @@ from deltaconvert.signature import Signature
 from deltaconvert.tracing.lines import is_the_networks
 from deltaconvert.tracing.tracer import Tracer
 from deltaconvert.tracing.twin import twin, with_plain_weights
-from deltaconvert.tracing.writes import is_island, watch_augmented, watch_islands, watch_views
+from deltaconvert.tracing.writes import (
+    is_island,
+    refuse_writes_to_constants,
+    watch_augmented,
+    watch_islands,
+    watch_views,
+)
 
 
 @dataclass
@@ -63,6 +69,7 @@ def trace(
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
             watch_augmented(module, args, kwargs)
             watch_views(module, args, kwargs)
+            refuse_writes_to_constants(module)
             module = run_passes(module, [functionalise])
             watch_islands(module, args, kwargs)
             break

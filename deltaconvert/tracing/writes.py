@@ -20,6 +20,7 @@ from deltaconvert.passes.functionalise import (
     kept_type,
     makes_truths,
     may_share,
+    module_path,
     writes_in_place,
 )
 from deltaconvert.passes.loose import is_foreign
@@ -63,6 +64,19 @@ def watch_views(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, A
     if any(map(writes_in_place, nodes)) and any(map(_may_be_view, nodes)):
         with torch.no_grad(), suppress(Exception):
             _ViewWatch(module).run(*_copies(args, kwargs))
+
+
+def refuse_writes_to_constants(module: fx.GraphModule) -> None:
+    """WriteToView where forward writes what it computes to a tensor that it has not computed: of the network, or made
+    of numbers (mask = torch.zeros(4); mask[0] = x.mean()). What it does with that tensor besides is not in the graph:
+    torch.fx sees what is called with its proxies alone."""
+    for node in module.graph.nodes:
+        if writes_in_place(node) or node.target == "__setitem__":
+            memory = node.args[0]
+            while isinstance(memory, fx.Node) and may_share(memory):
+                memory = memory.args[0]
+            if isinstance(memory, fx.Node) and memory.op == "get_attr":
+                raise WriteToView(module_path(node), node, f"to {memory.target}, which is no map")
 
 
 def watch_islands(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> None:

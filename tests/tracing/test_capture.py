@@ -53,7 +53,7 @@ class Branches(nn.Module):
         self.steps = nn.ModuleList([conv(), conv()])
 
     def forward(self, x):
-        parts = list(self.act(self.norm(self.first(x))).chunk(2, 1)) if len(x) else []
+        parts = list(self.act(self.norm(self.first(x))).chunk(2, 1)) if x.shape[0] else []
         parts.extend(step(parts[-1]) for step in self.steps)
         return torch.cat(parts, 1)
 
@@ -358,3 +358,33 @@ def test_a_generator_that_forward_seeds_is_no_constant(backend):
     model = deltaconvert.convert(network, frames[0], backend=backend)
     for frame in frames:
         assert_close(model(*frame), network(*frame))
+
+
+def by_count(m, x):
+    y = m.a(x) if [*x] else x  # what torch.fx does not see
+    return y * 2 if x.shape[0] > 4 else y
+
+
+def by_remainder(m, x):
+    y = m.a(x) if x.shape[0] * 2 else x
+    return y * 2 if x.shape[0] % 4 == 1 else y
+
+
+def by_length(m, x):
+    y = m.a(x) if len(x) else x
+    return y * 2 if x.shape[0] > 4 else y
+
+
+@pytest.mark.parametrize("forward", [by_count, by_remainder, by_length])
+def test_a_branch_on_the_number_of_images_holds_for_the_same(forward):
+    """It goes the same way for the two images of the example, and for one more."""
+    network, frame = call(forward, a=conv()), torch.randn(SHAPE).double()
+    model = deltaconvert.convert(network, frame, backend="reference")
+    assert_close(model(frame), network(frame))
+    for batch in (1, 3, 5):
+        more = torch.randn(batch, *SHAPE[1:]).double()
+        try:
+            ours = model(more)
+        except InputError:
+            continue
+        assert_close(ours, network(more), f"{batch} images, {model.info['capture']}")

@@ -116,3 +116,47 @@ def test_a_write_keeps_the_type(backend, name, exported):
         for ours, theirs in zip(leaves(model(*frames)), leaves(network(*frames)), strict=True):
             assert ours.dtype == theirs.dtype
             assert_close(ours.double(), theirs.double())
+
+
+def masked(self, y, x):
+    mask = torch.zeros(4)
+    mask[0] = x.amax() > 0.9
+    return mask.view(1, 4, 1, 1)
+
+
+def of_the_same(self, y, x):
+    one = other = torch.zeros(1, 4, 1, 1)
+    one += x.amax() > 0.9
+    return other
+
+
+def added(self, y, x):
+    level = torch.zeros(1, 4, 1, 1)
+    level.add_(x.amax() > 0.9)
+    return level
+
+
+def overwritten(self, y, x):
+    self.room.copy_(y.mean((2, 3), keepdim=True)[:1])
+    self.room.clamp_(max=0.1)
+    return self.room
+
+
+@pytest.mark.parametrize("between", [masked, of_the_same, added, overwritten])
+def test_constants_that_are_written_to(between, backend):
+    """The example is dark, and shows nothing of it. torch.fx sees the write alone, and not who reads it; torch.export
+    sees both."""
+    torch.manual_seed(0)
+    dense = Call(
+        lambda self, x: self.last(between(self, self.first(x), x) + self.first(x)),
+        first=nn.Conv2d(4, 4, 3, padding=1),
+        last=nn.Conv2d(4, 2, 3, padding=1),
+    )
+    dense.register_buffer("room", torch.zeros(1, 4, 1, 1))
+    dense.eval().double()
+    frames = [frame * (0.1 if t < 2 else 2) for t, frame in enumerate(scripted_video(SHAPE)[:5])]
+    model = deltaconvert.convert(dense, frames[0], backend=backend)
+    assert "torch.export" in model.info["capture"] and "which is no map" in model.info["capture"]
+    for t, frame in enumerate(frames):
+        with torch.no_grad():
+            assert_close(model(frame), dense(frame), f"frame {t}")
