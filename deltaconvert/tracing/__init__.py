@@ -6,5 +6,6 @@ trace.py     symbolically, with torch.fx. Its tracer.py asks ranks.py for sizes;
 exported.py  by torch.export
 parts.py     neither sees the whole network: its largest modules that convert
 twin.py      copies of a network, so that nothing of this changes it
-remembers.py networks that keep something from call to call, which no graph can
+remembers.py networks that read what an earlier call wrote, which no graph can; keeps.py lists what they may write to,
+             stale.py has stand-ins for it
 """

@@ -7,6 +7,7 @@ module that stayed whole in it, is one island of the graph; inside it each such 
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,11 +33,22 @@ WHOLE = "network"  # the path of a network that is an island as a whole
 
 class Part(nn.Module):
     """Stands in a dense network for one of its modules: converted, and dense for calls that it was not converted
-    for."""
+    for. Dense for good once the module is another: the network around it wrote to it, or such a call did."""
 
     def __init__(self, dense: nn.Module, delta: DeltaModel):
         super().__init__()
-        self.dense, self.delta = dense, delta
+        self.dense, self.delta, self.stamp = dense, delta, Stamp(dense)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.stamp.renew(self.dense)  # of a copy
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """The network may set something of the module: self.backbone.scale = 2."""
+        if name in ("dense", "delta", "stamp") or name in vars(self):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dense, name, value)
 
     def __getattr__(self, name: str) -> Any:
         """The network may ask the module for its settings: backbone.out_channels."""
@@ -46,10 +58,49 @@ class Part(nn.Module):
             return getattr(super().__getattr__("dense"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return self.delta(*args, **kwargs)
-        except InputError:  # raised before any state changes
-            return self.dense(*args, **kwargs)
+        if self.stamp.holds():
+            try:
+                return self.delta(*args, **kwargs)
+            except InputError:  # raised before any state changes
+                pass
+        return self.dense(*args, **kwargs)
+
+
+class Stamp:
+    """Tells whether a module still is what it was converted from: its tensors and modules, and attributes of classes
+    that are not torch's. Looked at in every frame, so it takes no more than a look at each."""
+
+    def __init__(self, module: nn.Module):
+        self._broken = False
+        self.renew(module)
+
+    def renew(self, module: nn.Module) -> None:
+        """Takes what is there, unless it did not hold."""
+        modules = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        stores = [store for m in modules for store in (m._parameters, m._buffers, m._modules)]
+        stores += [vars(m) for m in modules if not type(m).__module__.startswith("torch.")]
+        self._stores = [store for store in stores if store]
+        tensors = [x for m in modules for x in (*m._parameters.values(), *m._buffers.values())]
+        self._tensors = [x for x in tensors if x is not None and not x.is_inference()]
+        self._was = self._look()
+
+    def holds(self) -> bool:
+        self._broken = self._broken or not _same(self._was, self._look())
+        return not self._broken
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stamp:
+        copied = Stamp(nn.Module())  # whoever copies the module renews it
+        copied._broken = not self.holds()
+        return copied
+
+    def _look(self) -> tuple[list[Any], list[int]]:
+        values = [value for store in self._stores for value in store.values()]
+        return values, [x._version for x in self._tensors]
+
+
+def _same(a: tuple[list[Any], list[int]], b: tuple[list[Any], list[int]]) -> bool:
+    """The same objects, and nothing was written to tensors."""
+    return a[1] == b[1] and len(a[0]) == len(b[0]) and all(map(operator.is_, a[0], b[0]))
 
 
 def whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Traced:
@@ -178,11 +229,13 @@ def dense_parts(gm: nn.Module) -> Iterator[None]:
     """Inside, the dense modules are in their places: a plan counts their work and runs a frame."""
     parts = parts_of(gm)
     for path, part in parts.items():
+        part.stamp.holds()
         _put(gm, path, part.dense)
     try:
         yield
     finally:
         for path, part in parts.items():
+            part.stamp.renew(part.dense)  # which may count its calls
             _put(gm, path, part)
 
 

@@ -1,5 +1,7 @@
 """tracing/parts.py: networks that no way captures run as they were, around the modules that convert."""
 
+import copy
+
 import pytest
 import torch
 from oracle import anatomy, assert_close, assert_untouched, clones, dense, scripted_videos
@@ -7,6 +9,8 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import ContainerError, InputError, UnsupportedModel
+from deltaconvert.tracing.parts import parts_of
+from deltaconvert.tracing.twin import twin
 
 SHAPE = (2, 3, 17, 22)
 
@@ -160,3 +164,69 @@ def test_nothing_to_convert_is_refused():
 
     with pytest.raises(UnsupportedModel, match=r"(?s)cannot trace Nothing.*torch\.export cannot"):
         deltaconvert.convert(Nothing().eval(), torch.zeros(1, 3, 4, 4))
+
+
+class Keeps(nn.Module):
+    """Keeps the mean of wide maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.gain = nn.Conv2d(4, 4, 3, padding=1), 1
+        self.register_buffer("seen", torch.zeros(1, 4, 1, 1))
+
+    def forward(self, x):
+        if x.shape[3] > 11:
+            self.seen.copy_(x.mean((2, 3), keepdim=True))
+        return self.inner(x) * self.gain + self.seen
+
+
+def writes_a_weight(self):
+    self.part.inner.bias.add_(0.5)
+
+
+def sets_an_attribute(self):
+    self.part.gain = self.part.gain + 1
+
+
+def swaps_a_module(self):
+    self.part.inner = self.other
+
+
+def writes_nothing(self):
+    pass
+
+
+class Around(nn.Module):
+    """Goes by values, and where those are bright it writes to its part."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.first, self.part = nn.Conv2d(3, 4, 3, padding=1), Keeps()
+        self.other, self.write = nn.Conv2d(4, 4, 3, padding=1), write
+
+    def forward(self, x):
+        if x.max() > 0.9:
+            self.write(self)
+        return self.part(self.first(x))
+
+
+def around(write):
+    torch.manual_seed(0)
+    return Around(write).eval().double(), torch.rand(1, 3, 13, 11).double()
+
+
+@pytest.mark.parametrize("write", [writes_a_weight, sets_an_attribute, swaps_a_module, writes_nothing])
+def test_a_part_that_is_written_to_stays_dense(write):
+    dense, frame = around(write)
+    model = deltaconvert.convert(dense, frame * 0.5, backend="reference")
+    assert "parts first, part" in model.info["capture"]
+    copied, apart, wide = copy.deepcopy(model), twin(dense), torch.cat([frame, frame], 3)
+    narrow = [frame * bright for bright in (0.5, 2, 0.5, 0.2)]
+    for each in (narrow, [frame * 0.5, wide * 0.5, frame * 0.5, frame]):
+        for t, image in enumerate(each):
+            with torch.no_grad():
+                assert_close(model(image), apart(image), f"frame {t}")
+    (part,) = (each for path, each in parts_of(copied.graph).items() if path.endswith("part"))
+    assert part.stamp.holds(), "a copy of one that nobody wrote to runs as deltas"
+    (part,) = (each for path, each in parts_of(copy.deepcopy(model).graph).items() if path.endswith("part"))
+    assert not part.stamp.holds()
