@@ -22,6 +22,7 @@ from deltaconvert.tracing.tracer import Tracer
 from deltaconvert.tracing.twin import twin, with_plain_weights
 from deltaconvert.tracing.writes import (
     is_island,
+    refuse_shared_memories,
     refuse_writes_to_constants,
     watch_augmented,
     watch_islands,
@@ -72,6 +73,7 @@ def trace(
             refuse_writes_to_constants(module)
             module = run_passes(module, [functionalise])
             watch_islands(module, args, kwargs)
+            refuse_shared_memories(module)
             break
         except WriteToView as error:
             if is_stuck(error.path):

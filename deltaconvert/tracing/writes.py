@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from deltaconvert.layout import memory_of
-from deltaconvert.nodes import name_called
+from deltaconvert.nodes import attribute_of, name_called
 from deltaconvert.ops.base import find, is_known
 from deltaconvert.passes.functionalise import (
     OUT_OF_PLACE,
@@ -25,6 +25,7 @@ from deltaconvert.passes.functionalise import (
 )
 from deltaconvert.passes.loose import is_foreign
 from deltaconvert.signature import tensors_of
+from deltaconvert.tracing.keeps import kept_by
 
 # Modules that hand their input on, or lay it out anew.
 _VIEWING = (
@@ -88,6 +89,31 @@ def watch_islands(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str,
     if any(is_foreign(node) for node in module.graph.nodes):
         with torch.no_grad():
             _IslandWatch(module).run(*_copies(args, kwargs))
+
+
+def refuse_shared_memories(module: fx.GraphModule) -> None:
+    """WriteToView, naming the module around it, where a module that stays whole keeps a tensor that something else
+    reads: what it writes there, perhaps in bright frames alone, no graph can tell. Weights are not written to."""
+    calls = [node for node in module.graph.nodes if node.op == "call_module"]
+    wholes = [node for node in calls if is_island(node)]
+    if not wholes:
+        return
+    known = (module.get_submodule(str(node.target)) for node in calls if node not in wholes)
+    read = {memory_of(x) for each in known for x in each.buffers()}
+    read |= {
+        memory_of(attribute_of(node))
+        for node in module.graph.nodes
+        if node.op == "get_attr" and isinstance(attribute_of(node), Tensor)
+    }
+    for node in wholes:
+        for name, slot in kept_by(module.get_submodule(str(node.target))).items():
+            x = slot.value
+            if not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or x.layout != torch.strided:
+                continue
+            if x.numel() and memory_of(x) in read:
+                raise WriteToView(
+                    _around(node), node, f"to {name}, for all that is known, and others read that"
+                )
 
 
 class _AugmentedWatch(fx.Interpreter):

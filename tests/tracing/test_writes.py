@@ -1,5 +1,6 @@
 """tracing/writes.py: whose memory a call gives where its name does not tell, and which type a write has."""
 
+import copy
 import operator
 
 import pytest
@@ -160,3 +161,41 @@ def test_constants_that_are_written_to(between, backend):
     for t, frame in enumerate(frames):
         with torch.no_grad():
             assert_close(model(frame), dense(frame), f"frame {t}")
+
+
+class Bright(nn.Module):
+    """Copies the mean of bright maps to a buffer of another module, or assigns it to its own."""
+
+    def __init__(self, other=None):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(4))
+        self.other = [other]  # not a part of it
+
+    def forward(self, y):
+        if y.max() > 0.9:
+            mean = y.mean((0, 2, 3))
+            if self.other[0] is None:
+                self.seen = mean
+            else:
+                self.other[0].running_mean.copy_(mean)
+        return y
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_memory_that_others_read_stays_in_one_island(shared, backend):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    dense = Call(
+        lambda self, x: self.last(self.norm(self.part(self.first(x))) + self.part.seen.view(1, 4, 1, 1)),
+        first=nn.Conv2d(4, 4, 3, padding=1),
+        part=Bright(norm if shared else None),
+        norm=norm,
+        last=nn.Conv2d(4, 2, 3, padding=1),
+    )
+    dense.eval().double()
+    frames = [frame * (2 if t == 2 else 0.1) for t, frame in enumerate(scripted_video(SHAPE)[:5])]
+    apart = copy.deepcopy(dense)
+    model = deltaconvert.convert(dense, frames[0], backend=backend)
+    for t, frame in enumerate(frames):
+        with torch.no_grad():
+            assert_close(model(frame), apart(frame), f"frame {t}")
