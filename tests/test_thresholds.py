@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gated import SHORT_GATES, check_types
-from oracle import assert_close, edges, scripted_video
+from oracle import Call, assert_close, edges, scripted_video
 from small import call, conv, small, video
 from torch import nn
 
@@ -335,3 +335,20 @@ def test_thresholds_that_may_be_meant(threshold, frame):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         deltaconvert.convert(small(), frame, threshold=threshold)
+
+
+@pytest.mark.parametrize("rule", [0.05, "10%"])
+def test_calls_for_each_map_of_a_batch_keep_their_thresholds_elsewhere(rule, tmp_path):
+    """The second call goes by the path of the first as well, which has no threshold where a sum is behind it."""
+
+    def forward(m, x):
+        first, second = m.conv(torch.cat([x, x.flip(3)])).chunk(2)
+        return first - second
+
+    network = Call(forward, conv=nn.Conv2d(3, 2, 3)).eval()
+    frame = torch.randn(1, 3, 9, 11)
+    model = deltaconvert.convert(network, frame, threshold={"linear": rule}, backend="reference")
+    assert "conv#2" in model.thresholds and "conv" not in model.thresholds
+    assert model.for_streams(2).thresholds == model.thresholds
+    model.save(tmp_path / "net.delta")
+    assert deltaconvert.load(tmp_path / "net.delta", backend="reference").thresholds == model.thresholds

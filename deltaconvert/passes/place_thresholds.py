@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from deltaconvert.nodes import names_of, operator_of, sparsify
+from deltaconvert.nodes import names_of, operator_of, path_of, sparsify
 from deltaconvert.ops.fused import Fused
 from deltaconvert.ops.group_norm import Statistics
 from deltaconvert.reach import Everything
@@ -36,6 +36,7 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
     gate = thresholds.gate if thresholds.gate is not None and thresholds.gate.to_json() else None
 
     def place_thresholds(gm: fx.GraphModule) -> fx.GraphModule:
+        paths = {path_of(node) for node in gm.graph.nodes}
         for node in gm.graph.nodes:
             kind = kind_of(node)
             if kind is None and not may_be_named(node):
@@ -55,7 +56,9 @@ def place_thresholds(thresholds: Thresholds) -> Callable[[fx.GraphModule], fx.Gr
             if gate is not None and node.target is sparsify and is_of_frame(node.args[0]):
                 node.meta["gate"] = gate
             rule = " ".join([repr(amount), *words]) if words else amount
-            node.meta["placed"] = [(names_of(node), rule)]
+            # The path of another node means that one, though a rule for it reaches the calls it was parted into.
+            own = [name for name in names_of(node) if name == path_of(node) or name not in paths]
+            node.meta["placed"] = [(own, rule)]
         return gm
 
     return place_thresholds
