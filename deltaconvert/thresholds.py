@@ -120,6 +120,8 @@ class Thresholds:
     def resolved(self, placed: Iterable[tuple[Sequence[str], Rule]]) -> Thresholds:
         """These rules with what they came to at nodes, (names of a node, amount), which takes precedence."""
         exact = {as_rule(name): amount for names, amount in placed for name in names}
+        # A later rule wins: that of a second call stands behind the first's, by whose path the second goes as well.
+        exact = dict(sorted(exact.items(), key=lambda rule: "#" in rule[0]))
         rest = {name: rule for name, rule in self.rules.items() if name not in exact}
         return Thresholds(rest | exact, self.gate)
 

@@ -352,3 +352,16 @@ def test_calls_for_each_map_of_a_batch_keep_their_thresholds_elsewhere(rule, tmp
     assert model.for_streams(2).thresholds == model.thresholds
     model.save(tmp_path / "net.delta")
     assert deltaconvert.load(tmp_path / "net.delta", backend="reference").thresholds == model.thresholds
+
+
+def test_calls_for_each_map_of_a_batch_have_amounts_of_their_own():
+    def forward(m, x):
+        first, second = m.conv(torch.cat([x, x.flip(3)])).chunk(2)
+        return m.last(first - second)
+
+    network = Call(forward, conv=nn.Conv2d(3, 2, 3), last=nn.Conv2d(2, 4, 3)).eval()
+    frame = torch.randn(1, 3, 9, 11)
+    model = deltaconvert.convert(network, frame, threshold={"linear": "10%"}, backend="reference")
+    first, second = (model.thresholds[path] for path in ("conv", "conv#2"))
+    assert first != second
+    assert model.for_streams(2).thresholds == model.thresholds
