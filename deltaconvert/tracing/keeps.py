@@ -1,7 +1,8 @@
 """What a network keeps from call to call: all that its own code could write to, as slots that can be compared and set.
 
 Attributes of its modules, the lists, dicts and objects in them, and what its forwards and hooks see besides: variables
-around a function, the globals that it names, attributes of classes.
+around a function, the globals that it names, attributes of classes. Objects of other libraries are known by themselves
+alone: a network may hold its trainer, and that everything else.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _STORES = ("_buffers", "_parameters", "_modules", "_forward_hooks", "_forward_pr
 _PLAIN = (int, float, complex, str, bytes, type(None), slice, range, torch.dtype, torch.device, torch.layout)
 _LONG = 10_000  # a list of more is data, and known by its length
 _NOT_ITS_OWN = {"torch", "deltaconvert", "numpy", *sys.stdlib_module_names}
+_DEEP = 100  # places within each other; Python calls functions in each other 1,000 times
+_OBJECTS = 1_000  # of its own that are looked into; an application may hang on a network
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class Slot:
 
 def kept_by(network: nn.Module) -> dict[str, Slot]:
     """The slots by their names: layer1.0.seen, state['h'][0]. The network must outlive them."""
-    walk = _Walk()
+    modules = [*network.modules()]
+    stores = [
+        vars(module).get(name, {}) for module in modules for name in ("_forward_hooks", "_forward_pre_hooks")
+    ]
+    hooks = [hook for store in stores for hook in store.values()]
+    walk = _Walk({_home(each) for each in (*map(type, modules), *map(type, hooks), *hooks)} - _NOT_ITS_OWN)
     walk.into(network, "")
     return walk.found
 
@@ -106,7 +114,10 @@ def _reduced(value: Any) -> str:
 
 
 class _Walk:
-    def __init__(self) -> None:
+    """homes: the packages of the network's classes and hooks."""
+
+    def __init__(self, homes: set[str]) -> None:
+        self.homes, self.objects, self.depth = homes, 0, 0
         self.found: dict[str, Slot] = {}
         self._seen: dict[int, Any] = {}
 
@@ -116,7 +127,14 @@ class _Walk:
             self._class(value)
         if isinstance(value, (*_PLAIN, Tensor, type)) or id(value) in self._seen:
             return
+        if self.depth == _DEEP:
+            return
         self._seen[id(value)] = value
+        self.depth += 1
+        self._look_into(value, path)
+        self.depth -= 1
+
+    def _look_into(self, value: Any, path: str) -> None:
         if isinstance(value, nn.Module):
             self._module(value, path)
         elif isinstance(value, tuple | deque | list | dict):
@@ -132,7 +150,8 @@ class _Walk:
             self.into(value.__func__, path)
         elif isinstance(value, property):
             self.into((value.fget, value.fset), path)
-        elif _is_own(type(value)):
+        elif _home(type(value)) in self.homes and self.objects < _OBJECTS:
+            self.objects += 1
             self._object(value, path)
 
     def _slot(self, holder: Any, key: Any, value: Any, path: str) -> None:
@@ -227,7 +246,12 @@ def _named(code: CodeType) -> Iterator[str]:
             yield from _named(inner)
 
 
+def _home(what: Any) -> str:
+    """The package that it is from."""
+    home = what.__name__ if isinstance(what, ModuleType) else getattr(what, "__module__", None)
+    return home.partition(".")[0] if isinstance(home, str) else "torch"
+
+
 def _is_own(what: Any) -> bool:
     """Code of the network or of a library of networks: not torch's, Python's or deltaconvert's."""
-    home = what.__name__ if isinstance(what, ModuleType) else getattr(what, "__module__", None)
-    return isinstance(home, str) and home.partition(".")[0] not in _NOT_ITS_OWN
+    return _home(what) not in _NOT_ITS_OWN

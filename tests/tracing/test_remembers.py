@@ -495,3 +495,23 @@ def test_what_is_computed_from_a_stand_in_is_one():
     numbers.copy_(torch.ones(3))
     assert numbers.tolist() == [1, 1, 1]
     assert numbers.shape == (3,) and flags.dtype == torch.bool
+
+
+class Link:
+    def __init__(self, number, next=None):
+        self.number, self.next = number, next
+
+
+def test_a_network_may_hold_its_application():
+    """Its trainer, say, which leads to all the rest: nothing of another library is looked into, nor all of its own."""
+    dense = network(lambda self, y, x: y)
+    dense.register_forward_hook(Hook())  # so that Link is of a package of the network's
+    foreign = type("Trainer", (), {"__module__": "lightning"})()
+    foreign.callbacks = [foreign]
+    dense.trainer, dense.links = foreign, [Link(n) for n in range(3_000)]
+    names = list(kept_by(dense))
+    assert "trainer" in names and not any(name.startswith("trainer.") for name in names)
+    assert 0 < sum(name.endswith(".number") for name in names) <= 1_000
+    for n in range(3_000):
+        dense.links = Link(n, dense.links)
+    assert kept_by(dense)["links.number"].value == 2_999
