@@ -13,6 +13,7 @@ from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import ChannelIndex
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.rearrange import MapOf, Rearrange
+from deltaconvert.ops.resample import OverPlane
 from deltaconvert.passes.adopt_operators import adopt
 from deltaconvert.passes.decide import Seen, seen, why_dense
 from deltaconvert.passes.views import kind_of, order_of, place_taken, places_taken
@@ -137,7 +138,10 @@ class _Walk:
             # node, or if it reads a dense value in a layout whose rows are no rows of pixels.
             stays = all(_as_operators(layout) is not None for layout in layouts)
             dense = any(self._held(source) is None for source in node.args)
-            if stays or not (dense or any(map(self._is_delta, maps))):
+            found = operator.on_maps(layouts)
+            # A mean of N H W C's last dimension is one of width in its own eyes, and one of channels in truth.
+            other = found is not None and type(found[0]) is not type(operator) and isinstance(operator, OverPlane)
+            if not other and (stays or not (dense or any(map(self._is_delta, maps)))):
                 return False
         found = operator.on_maps(layouts)
         if found is None:
