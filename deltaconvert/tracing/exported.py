@@ -22,6 +22,9 @@ from deltaconvert.tracing.quiet import quiet
 from deltaconvert.tracing.trace import Traced, refuse_objects
 from deltaconvert.tracing.twin import twin
 
+# torch asks of a batch norm on CUDA whether cuDNN takes that many images, and notes the answer as a bound of the batch.
+_MOST_IMAGES = 65535
+
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
     """Capture `model` with torch.export for the call model(*args, **kwargs); the graph holds for these sizes alone.
@@ -47,9 +50,13 @@ def export_any_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 def _goes_by_sizes(program: ExportedProgram) -> bool:
     """`if x.shape[0] > 2` held one way where it was captured. torch notes that as a bound of the size or, from 2.9 on,
     as a guard, which may also say that two inputs are as long as each other."""
-    bounded = any(sizes.upper.is_Integer for sizes in program.range_constraints.values())
-    guards = getattr(program, "_guards_code", ())
-    return bounded or not all(guard.partition(" == ")[2].startswith("L[") for guard in guards)
+    bounded = any(sizes.upper < _MOST_IMAGES for sizes in program.range_constraints.values())
+    return bounded or not all(map(_always_holds, getattr(program, "_guards_code", ())))
+
+
+def _always_holds(guard: str) -> bool:
+    bound = guard.partition(" <= ")[2]
+    return guard.partition(" == ")[2].startswith("L[") or (bound.isdigit() and int(bound) >= _MOST_IMAGES)
 
 
 def _program(

@@ -123,6 +123,14 @@ def test_an_exported_graph_holds_for_every_batch(backend, tmp_path):
             each(torch.randn(1, 4, 13, 16).double())
 
 
+@pytest.mark.parametrize(("most", "how"), [(65535, "and any batch"), (16, "for this size alone:")])
+def test_a_bound_of_the_batch_that_no_batch_reaches_is_none(most, how):
+    """cuDNN's batch norms take 65,535 images, and torch notes that it asked."""
+    network = call(lambda m, x: m.block(x) if x.shape[0] <= most else m.block(x) * 2, block=Branches())
+    model = deltaconvert.convert(network, torch.randn(1, 4, 13, 18).double())
+    assert how in model.info["capture"]
+
+
 def test_a_graph_that_depends_on_the_batch_holds_for_that_of_the_example():
     class Counts(nn.Module):
         def __init__(self):
