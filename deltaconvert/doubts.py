@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, fx
 
 from deltaconvert.nodes import sparsify
-from deltaconvert.passes.place_thresholds import is_of_frame
+from deltaconvert.passes.place_thresholds import frame_of
 from deltaconvert.thresholds import Thresholds
 
 
@@ -20,9 +20,9 @@ def doubts(rules: Thresholds, planned: fx.Graph, frames: Sequence[Tensor]) -> It
         )
     inputs = dict(zip((node for node in planned.nodes if node.op == "placeholder"), frames, strict=False))
     for node in planned.nodes:
-        if node.target is sparsify and is_of_frame(node.args[0]):
-            frame = inputs[_frame_of(node)]
-            low, high = (float(end) for end in frame.aminmax())
+        read = frame_of(node.args[0]) if node.target is sparsify else None
+        if read is not None:
+            low, high = (float(end) for end in inputs[read].aminmax())
             # A blank example, or NaN in it, says nothing.
             if node.meta.get("threshold", 0.0) > (high - low) / 2 > 0:
                 yield (
@@ -31,9 +31,3 @@ def doubts(rules: Thresholds, planned: fx.Graph, frames: Sequence[Tensor]) -> It
                     "It is in the units of the input, 10/255 where pixels are 0 to 1; or a share of the mean "
                     "magnitude, 10%"
                 )
-
-
-def _frame_of(node: fx.Node) -> fx.Node:
-    while node.op != "placeholder":
-        node = node.all_input_nodes[0]
-    return node

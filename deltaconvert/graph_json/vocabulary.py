@@ -86,8 +86,7 @@ _NN = _listed(
 
 _LINALG = _listed(
     """
-    cholesky cross det diagonal eigh inv matmul matrix_norm matrix_power multi_dot norm pinv qr
-    slogdet solve svd
+    cholesky cross det diagonal eigh inv matmul matrix_norm matrix_power multi_dot norm pinv qr slogdet solve svd
     vecdot vector_norm
     """
 )
@@ -126,10 +125,8 @@ _METHODS = _listed(
 
 _WORDS = _listed(
     """
-    area avg backward batch bicubic bilinear border ceil circular constant edge floor forward fro
-    ij inf linear lower
-    max mean midpoint min nearest nearest-exact none nuc ortho reflect reflection replicate same
-    sum tanh trilinear
+    area avg backward batch bicubic bilinear border ceil circular constant edge floor forward fro ij inf linear lower
+    max mean midpoint min nearest nearest-exact none nuc ortho reflect reflection replicate same sum tanh trilinear
     trunc upper valid xy zeros higher indices value values stable sigmoid relu
     use_mm_for_euclid_dist use_mm_for_euclid_dist_if_necessary donot_use_mm_for_euclid_dist
     """

@@ -13,7 +13,6 @@ from deltaconvert.ops.base import Operator
 from deltaconvert.ops.channels import ChannelIndex
 from deltaconvert.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from deltaconvert.ops.rearrange import MapOf, Rearrange
-from deltaconvert.ops.resample import OverPlane
 from deltaconvert.passes.adopt_operators import adopt
 from deltaconvert.passes.decide import Seen, seen, why_dense
 from deltaconvert.passes.views import kind_of, order_of, place_taken, places_taken
@@ -133,17 +132,16 @@ class _Walk:
         if any(matches(pattern, names_of(node)) for pattern in self.keep_dense):
             return False
         given = [seen(source)._replace(shape=each.shape) for source, each in zip(maps, layouts, strict=True)]
+        found = operator.on_maps(layouts)
         if why_dense(operator, given, seen(node), self.streams) is None:
             # It can be a delta node where it is. Moving it pays only if a layout change lies between it and a delta
             # node, or if it reads a dense value in a layout whose rows are no rows of pixels.
             stays = all(_as_operators(layout) is not None for layout in layouts)
             dense = any(self._held(source) is None for source in node.args)
-            found = operator.on_maps(layouts)
-            # A mean of N H W C's last dimension is one of width in its own eyes, and one of channels in truth.
-            other = found is not None and type(found[0]) is not type(operator) and isinstance(operator, OverPlane)
-            if not other and (stays or not (dense or any(map(self._is_delta, maps)))):
+            # A mean of N H W C's last dimension is one of width where it is, and one of channels on the map.
+            is_same = found is None or type(found[0]) is type(operator)
+            if is_same and (stays or not (dense or any(map(self._is_delta, maps)))):
                 return False
-        found = operator.on_maps(layouts)
         if found is None:
             return len(sources) == 1 and self._gather(node.args[0]) and self._move(node)
         moved, layout = found

@@ -94,14 +94,18 @@ def may_be_named(node: fx.Node) -> bool:
     return bool(chained) and kind_of(node) is None and node.meta["dtype"].is_floating_point
 
 
-def is_of_frame(node: fx.Node) -> bool:
-    """A frame, possibly cast or permuted: x.permute(0, 3, 1, 2).float()."""
+def frame_of(node: fx.Node) -> fx.Node | None:
+    """The frame that a value is, possibly cast or permuted: x of x.permute(0, 3, 1, 2).float()."""
     while node.op != "placeholder":
         cast = getattr(operator_of(node), "function", None) == "cast"
         if not cast and not (node.op == "call_method" and node.target in _TURNS):
-            return False
+            return None
         node = node.all_input_nodes[0]
-    return True
+    return node
+
+
+def is_of_frame(node: fx.Node) -> bool:
+    return frame_of(node) is not None
 
 
 def _is_gate(node: fx.Node) -> bool:

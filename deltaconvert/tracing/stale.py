@@ -80,7 +80,18 @@ def _computed(*_: Any, **__: Any) -> StaleNumber:
     return StaleNumber("nan")
 
 
-for _name in "add sub mul truediv floordiv mod pow".split():
+_ARITHMETIC = "add sub mul truediv floordiv mod pow".split()
+_SIGNS = "neg pos abs".split()
+# What asks for a number, for a value of any kind, and for what is in a list.
+_OF_NUMBERS = "bool int index round trunc floor ceil divmod eq ne lt le gt ge hash format str repr".split()
+_OF_ANY = (
+    "getattr call len iter next contains getitem setitem add radd mul rmul enter float invert and or".split()
+)
+_OF_LISTS = (
+    "bool len iter contains getitem setitem eq ne lt le gt ge add radd mul rmul reversed str repr".split()
+)
+
+for _name in _ARITHMETIC:
     _plain = getattr(float, f"__{_name}__")
 
     def _method(self: float, other: Any, _plain: Any = _plain) -> Any:
@@ -89,16 +100,11 @@ for _name in "add sub mul truediv floordiv mod pow".split():
 
     setattr(StaleNumber, f"__{_name}__", _method)
     setattr(StaleNumber, f"__r{_name}__", _method)
-for _name in "neg pos abs".split():
-    setattr(StaleNumber, f"__{_name}__", _computed)
-for _name in "bool int index round trunc floor ceil divmod eq ne lt le gt ge hash format str repr".split():
-    setattr(StaleNumber, f"__{_name}__", _read)
-    setattr(Stale, f"__{_name}__", _read)
-for _name in (
-    "getattr call len iter next contains getitem setitem add radd mul rmul enter float invert and or".split()
+for _kind, _names, _answer in (
+    (StaleNumber, _SIGNS, _computed),
+    (StaleNumber, _OF_NUMBERS, _read),
+    (Stale, _OF_NUMBERS + _OF_ANY, _read),
+    (StaleList, _OF_LISTS, _read),
 ):
-    setattr(Stale, f"__{_name}__", _read)
-for (
-    _name
-) in "bool len iter contains getitem setitem eq ne lt le gt ge add radd mul rmul reversed str repr".split():
-    setattr(StaleList, f"__{_name}__", _read)
+    for _name in _names:
+        setattr(_kind, f"__{_name}__", _answer)
