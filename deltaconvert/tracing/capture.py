@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +17,14 @@ from torch.utils import _pytree as pytree
 from deltaconvert.errors import InputError, UnsupportedModel, first_line
 from deltaconvert.signature import tensors_of
 from deltaconvert.tracing.exported import export, export_any_batch, is_dynamic, read
-from deltaconvert.tracing.remembers import Watched, remembers
+from deltaconvert.tracing.remembers import Watched, holds_for_other_sizes, remembers
+from deltaconvert.tracing.steps import same_steps
 from deltaconvert.tracing.trace import Traced, trace
+from deltaconvert.tracing.tracer import one_more
 from deltaconvert.tracing.twin import is_exported, twin
 
+# How a network is captured, and of a frame another: see trace.trace.
+Way = Callable[[nn.Module, Callable[[Tensor], Tensor]], Traced]
 # torch.fx and torch.export patch torch for the whole process while they trace: one network at a time.
 ONE_AT_A_TIME = threading.RLock()
 DIFFERS = (
@@ -43,33 +49,43 @@ def capture(
     leaves: as in trace.trace; torch.export knows nothing of modules that stay whole, so it is not asked then.
     """
     network = model.module() if isinstance(model, ExportedProgram) else model
-    expected = _answer(network, args, kwargs)
+    expected, later = _answer(network, args, kwargs)
     if isinstance(model, ExportedProgram):
         traced = _checked(network, lambda: _of_program(model, args, kwargs, expected), args, kwargs, expected)
         traced.how = f"read from a program of torch.export, for this size alone{_and_batch(traced)}"
         return traced
-    ways: list[Callable[[], Traced]] = [lambda: trace(model, args, kwargs, leaves, may_stay=is_light)]
+    ways: list[Way] = [lambda network, another: trace(network, args, kwargs, leaves, is_light, another)]
     reasons: list[UnsupportedModel] = []
     if is_exported(model):
         ways.clear()
         reasons.append(UnsupportedModel("it is the module of a program of torch.export"))
     if not leaves:
-        ways.append(lambda: _exported(model, args, kwargs, expected))
-    ways.append(lambda: trace(model, args, kwargs, leaves))
+        ways.append(lambda network, _: _exported(network, args, kwargs, expected))
+    ways.append(lambda network, another: trace(network, args, kwargs, leaves, another=another))
     for way in ways:
         try:
-            traced = _checked(network, way, args, kwargs, expected)
+            traced = _checked(network, partial(way, network, one_more), args, kwargs, expected)
+            if later is not None:
+                # For its number of images alone: it may compare sizes with those that it keeps.
+                after = _checked(network, partial(way, later, lambda frame: frame), args, kwargs, expected)
+                _check_the_same(network, traced, after)
         except UnsupportedModel as reason:
             reasons.append(reason)
             continue
-        return _explained(traced, reasons)
+        traced = _explained(traced, reasons)
+        if later is None or traced.signature.sizes or holds_for_other_sizes(network, later, (args, kwargs)):
+            return traced
+        return _for_this_size(traced, tensors_of((args, kwargs)))
     # The last reason says most. The first is left out: its way is the last one's, with less allowed to stay whole.
     told = dict.fromkeys(str(reason) for reason in reversed(reasons[1:]))
     raise UnsupportedModel("\n  ".join(told)) from reasons[-1]
 
 
-def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a copy of the network gives for the example. UnsupportedModel if its next answer could differ."""
+def _answer(
+    network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, nn.Module | None]:
+    """What a copy of the network gives for the example, and the copy, where its next call may compute otherwise.
+    UnsupportedModel if its next answer could differ."""
     used = Watched(_copy_of(network))
     try:
         expected = used((args, kwargs), network)
@@ -79,7 +95,8 @@ def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         raise InputError(
             f"the network does not run on the example{_likely_mistake(network, args, kwargs)}: {first_line(error)}"
         ) from error
-    written = remembers(network, used, args, kwargs)
+    memories = remembers(network, used, args, kwargs)
+    written = memories.read
     outside = [name for name in used.put_back(network) if name in written]
     who = type(network).__name__
     if outside:
@@ -92,7 +109,7 @@ def _answer(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             f"{who} remembers: what a call writes to {', '.join(written[:4])} is read by later ones. Make it an input "
             "and an output of forward, or convert the parts that do not remember"
         )
-    return expected
+    return expected, memories.later
 
 
 _CHANNELS_FIRST = {3: "frame.permute(2, 0, 1)[None]", 4: "frame.permute(0, 3, 1, 2)"}
@@ -194,6 +211,25 @@ def _checked(network: nn.Module, way: Callable[[], Traced], args: Any, kwargs: A
     except RuntimeError as error:
         raise UnsupportedModel(f"its captured graph does not run: {first_line(error)}") from error
     raise UnsupportedModel(f"{type(network).__name__} {DIFFERS}")
+
+
+def _check_the_same(network: nn.Module, traced: Traced, after: Traced) -> None:
+    """UnsupportedModel where the network after its first call does other things with a frame than in it, by a flag that
+    the first call sets (self.ready = True), or what it keeps of the first frame."""
+    if not same_steps(traced.graph, after.graph):
+        raise UnsupportedModel(
+            f"{type(network).__name__} computes something else after its first call than in it, by what that wrote "
+            "to its attributes: call it once before you convert it"
+        )
+
+
+def _for_this_size(traced: Traced, frames: Sequence[Tensor]) -> Traced:
+    sizes = tuple(tuple(frame.shape) for frame in frames)
+    traced.signature = dataclasses.replace(traced.signature, sizes=sizes)
+    traced.how += (
+        ", for this size alone: what it keeps of its first frame's size it does not make anew for another"
+    )
+    return traced
 
 
 def _equal(a: Any, b: Any) -> bool:

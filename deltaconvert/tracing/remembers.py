@@ -6,12 +6,16 @@ network would equal its graph on the first frame, and on others until something 
 What one frame writes decides nothing by itself: networks also keep grids of a size, count their calls, and hand out
 maps in attributes. So a later call gets stand-ins (stale.py) for what calls before it wrote. If it asks for one, or its
 answer is another, the network remembers.
+
+What the first call alone wrote may be read: a grid, a flag. Then the network after that call says what its graph is
+good for: capture.py traces it as well, and it is called with frames of other sizes.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +25,7 @@ from torch.utils import _pytree as pytree
 from deltaconvert.signature import tensors_of
 from deltaconvert.tracing.keeps import Itself, Memory, Slot, kept_by
 from deltaconvert.tracing.stale import Read, Stale, StaleTensor, stale
+from deltaconvert.tracing.tracer import one_more
 from deltaconvert.tracing.twin import twin
 
 ROUNDING = 1e-6  # of the largest value of an output
@@ -65,7 +70,16 @@ def _is_written(name: str, before: Slots, after: Slots, values: Slots) -> bool:
     return name in values and not _same(values[name].value, after[name].value)
 
 
-def remembers(network: nn.Module, used: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+@dataclass
+class Memories:
+    """read: what calls write and later ones read. later: the network after its first call, where that wrote what stays
+    as it is and may be read: the grid of a size."""
+
+    read: list[str] = field(default_factory=list)
+    later: nn.Module | None = None
+
+
+def remembers(network: nn.Module, used: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Memories:
     """What calls write and later ones read; nothing for most networks.
 
     used: a copy of `network` after the call on (args, kwargs). Where that wrote anything, it answers another frame, and
@@ -74,7 +88,7 @@ def remembers(network: nn.Module, used: Watched, args: tuple[Any, ...], kwargs: 
     """
     first = used.written
     if not first:
-        return []
+        return Memories()
     for change in (_other, _mirrored, lambda leaf: leaf):
         call = pytree.tree_map_only(Tensor, change, (args, kwargs))
         kept, fresh = twin(used.network), twin(network)
@@ -85,17 +99,43 @@ def remembers(network: nn.Module, used: Watched, args: tuple[Any, ...], kwargs: 
         except Exception:  # it takes no such frame
             continue
         if not _equal(expected, answer):
-            return first
+            return Memories(first)
         ones, others = kept_by(kept), kept_by(fresh)
         of_the_frame = (name for name in first if _differs(ones.get(name), others.get(name)))
         doubted = list(dict.fromkeys((*used.written, *of_the_frame)))
         # What is new in a list or dict is seen by what that was before.
         doubted = [name for name in doubted if name in ones or not name.endswith("]")]
+        stays = any(name not in doubted for name in first)
         stand_ins = {name: _stand_in(ones.get(name), used.kept.get(name)) for name in doubted}
         if not doubted or not _reads(kept, stand_ins, call, answer):
-            return []
-        return [name for name in doubted if _reads(kept, {name: stand_ins[name]}, call, answer)] or doubted
-    return first
+            return Memories(later=kept if stays else None)
+        read = [name for name in doubted if _reads(kept, {name: stand_ins[name]}, call, answer)]
+        return Memories(read or doubted)
+    return Memories(first)
+
+
+def holds_for_other_sizes(network: nn.Module, later: nn.Module, call: Any) -> bool:
+    """Whether frames of other sizes, and more of them, get the answer of `network` from it as `later`, and those of
+    `call` again after them: what it keeps of a size is made anew for another."""
+    expected = _call(twin(network), call)
+    for changes in ((_halved, _doubled), (one_more,)):
+        for change in changes:
+            other = pytree.tree_map_only(Tensor, change, call)
+            try:
+                answer = _call(twin(network), other)
+            except Exception:  # it takes no such frame, or there is no memory for it
+                continue
+            used = twin(later)
+            try:
+                if not _equal(answer, _call(used, other)) or not _equal(expected, _call(used, call)):
+                    return False
+            except Exception:
+                return False
+            break
+        else:
+            if _halved in changes:
+                return False  # no size was found to ask it with
+    return True
 
 
 def _stand_in(kept: Slot | None, later: Slot | None) -> Any:
@@ -141,6 +181,14 @@ def _other(frame: Tensor) -> Tensor:
     return frame.flip(-1) * torch.linspace(
         0.25, 0.75, frame.shape[-1], dtype=frame.dtype, device=frame.device
     )
+
+
+def _halved(frame: Tensor) -> Tensor:
+    return frame[..., : frame.shape[2] // 2, : frame.shape[3] // 2] if frame.dim() == 4 else frame
+
+
+def _doubled(frame: Tensor) -> Tensor:
+    return frame.repeat(1, 1, 2, 2) if frame.dim() == 4 else frame
 
 
 def _differs(a: Slot | None, b: Slot | None) -> bool:

@@ -18,7 +18,7 @@ from deltaconvert.passes import run_passes
 from deltaconvert.passes.functionalise import WriteToView, functionalise, says_in_place
 from deltaconvert.signature import Signature
 from deltaconvert.tracing.lines import is_the_networks
-from deltaconvert.tracing.tracer import Tracer
+from deltaconvert.tracing.tracer import Tracer, one_more
 from deltaconvert.tracing.twin import twin, with_plain_weights
 from deltaconvert.tracing.writes import (
     is_island,
@@ -49,12 +49,13 @@ def trace(
     kwargs: dict[str, Any],
     leaves: Sequence[Any] = (),
     may_stay: Callable[[nn.Module], bool] = lambda module: True,
+    another: Callable[[Tensor], Tensor] = one_more,
 ) -> Traced:
     """Trace `model` for the call model(*args, **kwargs).
 
     leaves: module classes or paths to keep whole; they run as they are, as dense islands. A module whose forward
     cannot be traced becomes one by itself, with the reason. UnsupportedModel if the network's own forward cannot be,
-    or that of a module that may not stay whole.
+    or that of a module that may not stay whole. another: as in Tracer; the graph holds for its number of images.
     """
     opaque: dict[str, str] = {}
     closed: set[Any] = set()
@@ -65,7 +66,7 @@ def trace(
     while True:
         # forward may write to its module; a failed attempt must leave no trace
         root = with_plain_weights(twin(model))
-        tracer = Tracer(tuple(args), kwargs, leaves, opaque, closed)
+        tracer = Tracer(tuple(args), kwargs, leaves, opaque, closed, another)
         try:
             module = fx.GraphModule(root, tracer.trace(root), type(model).__name__)
             watch_augmented(module, args, kwargs)

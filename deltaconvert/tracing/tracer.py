@@ -119,10 +119,19 @@ class Tracer(fx.Tracer):
     torch.fx patches modules for the whole process: calls that other threads make meanwhile run as they are.
     """
 
-    def __init__(self, args: Any, kwargs: Any, keep: Sequence[Any], opaque: dict[str, str], closed: set[Any]):
-        """closed: functions of torch.fx.wrap that cannot be traced into."""
+    def __init__(
+        self,
+        args: Any,
+        kwargs: Any,
+        keep: Sequence[Any],
+        opaque: dict[str, str],
+        closed: set[Any],
+        another: Callable[[Tensor], Tensor],
+    ):
+        """closed: functions of torch.fx.wrap that cannot be traced into. another: of a frame, one that a number that
+        decides what is computed must be the same for."""
         super().__init__()
-        self._call = args, kwargs
+        self._call, self._another = (args, kwargs), another
         self._keep, self._opaque, self._closed = tuple(keep), opaque, closed
         self._thread = threading.get_ident()
         self.failed_at: str | None = None
@@ -312,7 +321,7 @@ class Tracer(fx.Tracer):
         return self._values(node)[0]
 
     def _values(self, node: fx.Node) -> tuple[Any, Any]:
-        """The values on the example, and with one more image."""
+        """The values on the example, and on another frame: with one more image."""
         self._asks = True
         with self._stand_ins.resting():
             value, other = (ranks.value(node) for ranks in self._ranks)
@@ -336,7 +345,7 @@ class Tracer(fx.Tracer):
                 proxies.append(leaf)
         args, kwargs = pytree.tree_unflatten(proxies, spec)
         frames = tensors_of(leaves)
-        self._ranks = [Ranks(self.root, frames), Ranks(self.root, [_one_more(frame) for frame in frames])]
+        self._ranks = [Ranks(self.root, frames), Ranks(self.root, [self._another(frame) for frame in frames])]
 
         def run(root: nn.Module) -> tuple[Any, ...]:
             # Not root_fn, which is its class's: model.forward = model.features is common.
@@ -347,7 +356,7 @@ class Tracer(fx.Tracer):
         return run, [self.root]
 
 
-def _one_more(frame: Tensor) -> Tensor:
+def one_more(frame: Tensor) -> Tensor:
     """The frame with one more image in the batch."""
     return torch.cat((frame, frame[-1:])) if frame.dim() else frame
 

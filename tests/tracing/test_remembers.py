@@ -268,6 +268,75 @@ def test_what_a_later_call_reads_is_not_lost(name):
         assert "remembers: what a call writes to" in model.info["capture"]
 
 
+# ---- what the first call alone writes
+
+
+class Doubles(nn.Module):
+    """Bright maps."""
+
+    def forward(self, y):
+        return y * 2 if y.max() > 0.9 else y
+
+
+@pytest.fixture(params=["if", "item", "module", "limit", "another limit", "torch.export"])
+def ready(request):
+    """After its first call each does something with bright frames."""
+
+    def between(self, y, x):
+        was_ready, limit, self.ready, self.limit = self.ready, self.limit, True, 1.5
+        if request.param == "if" and was_ready and is_bright(x):
+            self.seen.copy_(mean(y))
+        if request.param == "item" and was_ready and x.max().item() > 0.9:
+            y = y * 2
+        if request.param == "module" and was_ready:
+            y = self.part(y)
+        if request.param == "limit" and was_ready:
+            y = y.clamp(max=1.5)
+        if request.param == "another limit":
+            y = y.clamp(max=limit)
+        if request.param == "torch.export":
+            y = torch.cat(list(y.chunk(2, 1)) if len(x) else [], 1)
+            y = y.clamp(max=1.5) if was_ready else y
+        return y + self.seen
+
+    return network(between, ready=False, limit=100.0, part=Doubles())
+
+
+def test_a_flag_of_the_first_call(ready):
+    """The graph of the first call is not that of later ones."""
+    assert check(ready).info["capture"].startswith("runs as it was, around its parts")
+
+
+def keeps_a_grid(self, y, x):
+    if self.grid is None:
+        self.grid = torch.linspace(0, 1, x.shape[3], dtype=x.dtype)
+    return y * self.grid.mean() + self.grid.shape[0]
+
+
+def keeps_a_count(self, y, x):
+    if self.grid is None:
+        self.grid = x.shape[0]
+    return y * self.grid
+
+
+def keeps_the_largest(self, y, x):
+    if self.grid is None or self.grid.shape[0] < x.shape[3]:
+        self.grid = torch.linspace(0, 1, x.shape[3], dtype=x.dtype)
+    return y * self.grid[: x.shape[3]]
+
+
+@pytest.mark.parametrize("between", [keeps_a_grid, keeps_a_count, keeps_the_largest])
+def test_a_grid_that_is_not_made_anew_holds_for_its_size(between):
+    dense = network(between, grid=None)
+    model = check(dense)
+    wide = torch.rand(1, 3, 13, 15, dtype=torch.float64)
+    with pytest.raises(InputError, match="convert it once for each size"):
+        model(wide)
+    assert "for this size alone" in model.info["capture"]
+    with torch.no_grad():
+        assert_close(convert(dense, [wide])(wide), twin(dense)(wide))
+
+
 class Hidden(nn.Module):
     """A convolutional LSTM that keeps its state."""
 
@@ -438,6 +507,28 @@ def grids_by_size(self, y, x):
     if size not in self.grids:
         self.grids[size] = torch.linspace(0, 1, x.shape[3], dtype=x.dtype)
     return y * self.grids[size]
+
+
+@harmless(size=None, row=None)
+def grids_of_a_map(self, y, x):
+    if self.size != x.shape:
+        self.row, self.size = torch.ones_like(y[0, 0]).cumsum(0), x.shape
+    return y[..., : self.size[3]] + self.row
+
+
+@harmless(row=None)
+def grids_of_a_module(self, y, x):
+    if self.row is None or self.row.shape[3] != x.shape[3]:
+        line = torch.linspace(0, 1, x.shape[3], dtype=x.dtype)
+        self.row = self.norm(line.expand(1, 4, 1, -1))
+    return y + self.row
+
+
+@harmless(ready=False)
+def warns_once(self, y, x):
+    if not self.ready:
+        self.ready = True
+    return y
 
 
 @harmless(mean=torch.ones(1, 4, 1, 1))
