@@ -8,5 +8,5 @@ parts.py     neither sees the whole network: its largest modules that convert
 twin.py      copies of a network, so that nothing of this changes it
 remembers.py networks that read what an earlier call wrote, which no graph can; keeps.py lists what they may write to,
              stale.py has stand-ins for it. What the first call alone writes may be read, if steps.py finds that
-             later ones do the same with a frame
+             later ones do the same with a frame; unseen.py reads off code what the example does not show
 """

@@ -8,9 +8,10 @@ alone: a network may hold its trainer, and that everything else.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -48,16 +49,47 @@ class Slot:
             setattr(self.holder, self.key, value)
 
 
-def kept_by(network: nn.Module) -> dict[str, Slot]:
-    """The slots by their names: layer1.0.seen, state['h'][0]. The network must outlive them."""
-    modules = [*network.modules()]
-    stores = [
-        vars(module).get(name, {}) for module in modules for name in ("_forward_hooks", "_forward_pre_hooks")
-    ]
-    hooks = [hook for store in stores for hook in store.values()]
-    walk = _Walk({_home(each) for each in (*map(type, modules), *map(type, hooks), *hooks)} - _NOT_ITS_OWN)
+def kept_by(network: nn.Module, without: Sequence[nn.Module] = ()) -> dict[str, Slot]:
+    """The slots by their names: layer1.0.seen, state['h'][0]. The network must outlive them.
+
+    without: modules that are not looked into.
+    """
+    return _walk(network, without).found
+
+
+def code_of(network: nn.Module) -> list[CodeType]:
+    """The code of its own functions that a call may run: of forward and hooks, and of what is named in such code."""
+    functions = _walk(network).functions
+    names = {"forward", "__call__", "hook"}
+    found: dict[int, CodeType] = {}
+    while True:
+        more = {
+            id(f): f.__code__
+            for f, known_as in functions
+            if id(f) not in found and names.intersection(known_as)
+        }
+        if not more:
+            return list(found.values())
+        found |= more
+        names.update(name for code in more.values() for name in names_in(code))
+
+
+def _walk(network: nn.Module, without: Sequence[nn.Module] = ()) -> _Walk:
+    hooks = _hooks(network)
+    kinds = (*map(type, network.modules()), *map(type, hooks), *hooks)
+    walk = _Walk({_home(each) for each in kinds} - _NOT_ITS_OWN, without)
     walk.into(network, "")
-    return walk.found
+    return walk
+
+
+def _hooks(network: nn.Module) -> list[Any]:
+    stores = ("_forward_hooks", "_forward_pre_hooks")
+    return [
+        hook
+        for module in network.modules()
+        for name in stores
+        for hook in vars(module).get(name, {}).values()
+    ]
 
 
 class Itself:
@@ -116,10 +148,13 @@ def _reduced(value: Any) -> str:
 class _Walk:
     """homes: the packages of the network's classes and hooks."""
 
-    def __init__(self, homes: set[str]) -> None:
+    def __init__(self, homes: set[str], without: Sequence[nn.Module]) -> None:
         self.homes, self.objects, self.depth = homes, 0, 0
         self.found: dict[str, Slot] = {}
-        self._seen: dict[int, Any] = {}
+        self.functions: list[
+            tuple[FunctionType, list[str]]
+        ] = []  # with its names: self.act is a function, too
+        self._seen: dict[int, Any] = {id(module): module for module in without}
 
     def into(self, value: Any, path: str) -> None:
         """Slots of what `value` holds."""
@@ -216,6 +251,7 @@ class _Walk:
         if not _is_own(function):
             return
         name = function.__name__
+        self.functions.append((function, [name, *re.findall(r"[^\W\d]\w*", path.rpartition(".")[2])]))
         self.into((function.__defaults__, function.__kwdefaults__), name)
         for key, value in vars(function).items():
             self._slot(vars(function), key, value, f"{name}.{key}")
@@ -224,7 +260,7 @@ class _Walk:
                 self._slot(cell, "cell_contents", cell.cell_contents, f"{name}: {key}")
             except ValueError:  # it is empty
                 continue
-        named = set(_named(function.__code__))
+        named = set(names_in(function.__code__))
         for key in named & function.__globals__.keys():
             value = function.__globals__[key]
             if isinstance(value, ModuleType):
@@ -239,11 +275,11 @@ def _names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _named(code: CodeType) -> Iterator[str]:
+def names_in(code: CodeType) -> Iterator[str]:
     yield from code.co_names
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _named(inner)
+            yield from names_in(inner)
 
 
 def _home(what: Any) -> str:

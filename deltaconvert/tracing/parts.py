@@ -22,22 +22,26 @@ from deltaconvert.signature import Signature, tensors_of
 from deltaconvert.tracing.capture import capture, is_light
 from deltaconvert.tracing.trace import Traced
 from deltaconvert.tracing.twin import twin
+from deltaconvert.tracing.unseen import are_named, uncounted
 
 if TYPE_CHECKING:
     from deltaconvert.model import DeltaModel
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Build = Callable[[Traced, list[Tensor], str], "DeltaModel"]  # its last input: the path of what was traced
+_LONG = 1_000  # a list of more is data
 WHOLE = "network"  # the path of a network that is an island as a whole
 
 
 class Part(nn.Module):
     """Stands in a dense network for one of its modules: converted, and dense for calls that it was not converted
-    for. Dense for good once the module is another: the network around it wrote to it, or such a call did."""
+    for. Dense for good once the module is another: the network around it wrote to it, or such a call did.
 
-    def __init__(self, dense: nn.Module, delta: DeltaModel):
+    uncounted: as in Stamp."""
+
+    def __init__(self, dense: nn.Module, delta: DeltaModel, uncounted: frozenset[str] = frozenset()):
         super().__init__()
-        self.dense, self.delta, self.stamp = dense, delta, Stamp(dense)
+        self.dense, self.delta, self.stamp = dense, delta, Stamp(dense, uncounted)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -68,34 +72,60 @@ class Part(nn.Module):
 
 class Stamp:
     """Tells whether a module still is what it was converted from: its tensors and modules, and attributes of classes
-    that are not torch's. Looked at in every frame, so it takes no more than a look at each."""
+    that are not torch's, with what is in their lists, dicts and objects. Looked at in every frame, so it takes no more
+    than a look at each.
 
-    def __init__(self, module: nn.Module):
-        self._broken = False
+    uncounted: names in code that writes where torch does not count it. Tensors of such a name are compared.
+    """
+
+    def __init__(self, module: nn.Module, uncounted: frozenset[str] = frozenset()):
+        self._broken, self._uncounted = False, uncounted
         self.renew(module)
 
     def renew(self, module: nn.Module) -> None:
         """Takes what is there, unless it did not hold."""
         modules = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        stores = [store for m in modules for store in (m._parameters, m._buffers, m._modules)]
+        stores: list[dict[str, Any]] = [
+            store for m in modules for store in (m._parameters, m._buffers, m._modules)
+        ]
         stores += [vars(m) for m in modules if not type(m).__module__.startswith("torch.")]
-        self._stores = [store for store in stores if store]
+        held = [value for store in stores for value in store.values()]
+        dicts = [value for value in held if isinstance(value, dict) and len(value) <= _LONG]
+        dicts += [vars(value) for value in held if _is_object(value)]
+        self._stores = [store for store in stores if store] + dicts
+        self._lists = [value for value in held if isinstance(value, list) and len(value) <= _LONG]
         tensors = [x for m in modules for x in (*m._parameters.values(), *m._buffers.values())]
         self._tensors = [x for x in tensors if x is not None and not x.is_inference()]
+        named = [
+            x
+            for m in modules
+            for name, x in (*m._parameters.items(), *m._buffers.items())
+            if x is not None and are_named(name, self._uncounted)
+        ]
+        self._compared = [(x, x.detach().clone()) for x in named]
         self._was = self._look()
 
     def holds(self) -> bool:
         self._broken = self._broken or not _same(self._was, self._look())
+        self._broken = self._broken or not all(torch.equal(x, was) for x, was in self._compared)
         return not self._broken
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stamp:
-        copied = Stamp(nn.Module())  # whoever copies the module renews it
+        copied = Stamp(nn.Module(), self._uncounted)  # whoever copies the module renews it
         copied._broken = not self.holds()
         return copied
 
     def _look(self) -> tuple[list[Any], list[int]]:
         values = [value for store in self._stores for value in store.values()]
+        values += [value for each in self._lists for value in each]
         return values, [x._version for x in self._tensors]
+
+
+def _is_object(value: Any) -> bool:
+    """A config, say: not what torch looks after."""
+    if isinstance(value, Tensor | nn.Module | type) or type(value).__module__.startswith("torch."):
+        return False
+    return hasattr(value, "__dict__")
 
 
 def _same(a: tuple[list[Any], list[int]], b: tuple[list[Any], list[int]]) -> bool:
@@ -220,8 +250,9 @@ def parts_of(gm: nn.Module) -> dict[str, Part]:
 
 def install(gm: nn.Module, parts: Mapping[str, DeltaModel]) -> None:
     """Put each converted module in the place of its dense one; path -> module as `gm` names it."""
+    names = uncounted(gm) if parts else frozenset()
     for path, delta in parts.items():
-        _put(gm, path, Part(gm.get_submodule(path), delta))
+        _put(gm, path, Part(gm.get_submodule(path), delta, names))
 
 
 @contextmanager

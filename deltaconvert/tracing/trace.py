@@ -23,6 +23,7 @@ from deltaconvert.tracing.twin import twin, with_plain_weights
 from deltaconvert.tracing.writes import (
     is_island,
     refuse_shared_memories,
+    refuse_shared_places,
     refuse_writes_to_constants,
     watch_augmented,
     watch_islands,
@@ -75,6 +76,7 @@ def trace(
             module = run_passes(module, [functionalise])
             watch_islands(module, args, kwargs)
             refuse_shared_memories(module)
+            refuse_shared_places(module, root)
             break
         except WriteToView as error:
             if is_stuck(error.path):

@@ -26,6 +26,7 @@ from deltaconvert.passes.functionalise import (
 from deltaconvert.passes.loose import is_foreign
 from deltaconvert.signature import tensors_of
 from deltaconvert.tracing.keeps import kept_by
+from deltaconvert.tracing.unseen import written_by
 
 # Modules that hand their input on, or lay it out anew.
 _VIEWING = (
@@ -114,6 +115,18 @@ def refuse_shared_memories(module: fx.GraphModule) -> None:
                 raise WriteToView(
                     _around(node), node, f"to {name}, for all that is known, and others read that"
                 )
+
+
+def refuse_shared_places(module: fx.GraphModule, root: nn.Module) -> None:
+    """WriteToView, naming the module around it, where a module that stays whole may write to a dict, a list, an object
+    or a weight that others in the network have as well: the graph has what was there while it was traced."""
+    calls = [node for node in module.graph.nodes if is_island(node)]
+    wholes = [module.get_submodule(str(node.target)) for node in calls]
+    others = kept_by(root, without=wholes) if wholes else {}
+    for node, whole in zip(calls, wholes, strict=True):
+        name = written_by(whole, others, root)
+        if name is not None:
+            raise WriteToView(_around(node), node, f"to {name}, for all that is known, and others have that")
 
 
 class _AugmentedWatch(fx.Interpreter):

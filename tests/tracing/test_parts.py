@@ -166,18 +166,27 @@ def test_nothing_to_convert_is_refused():
         deltaconvert.convert(Nothing().eval(), torch.zeros(1, 3, 4, 4))
 
 
+class Settings:
+    gain = 0
+
+    def __init__(self):
+        self.name = "text"
+
+
 class Keeps(nn.Module):
     """Keeps the mean of wide maps."""
 
     def __init__(self):
         super().__init__()
         self.inner, self.gain = nn.Conv2d(4, 4, 3, padding=1), 1
+        self.facts, self.log, self.settings = {}, [], Settings()
         self.register_buffer("seen", torch.zeros(1, 4, 1, 1))
 
     def forward(self, x):
         if x.shape[3] > 11:
             self.seen.copy_(x.mean((2, 3), keepdim=True))
-        return self.inner(x) * self.gain + self.seen
+        gain = self.gain + self.facts.get("gain", 0) + len(self.log) + self.settings.gain
+        return self.inner(x) * gain + self.seen
 
 
 def writes_a_weight(self):
@@ -190,6 +199,27 @@ def sets_an_attribute(self):
 
 def swaps_a_module(self):
     self.part.inner = self.other
+
+
+def scales_uncounted(self):
+    self.part.inner.weight.data.mul_(0.5)
+
+
+def scales_all_uncounted(self):
+    for weight in self.part.inner.parameters():
+        weight.detach().numpy()[:] *= 0.5
+
+
+def sets_an_item(self):
+    self.part.facts["gain"] = 2
+
+
+def appends(self):
+    self.part.log.append(2)
+
+
+def changes_settings(self):
+    self.part.settings.gain = 2
 
 
 def writes_nothing(self):
@@ -215,7 +245,20 @@ def around(write):
     return Around(write).eval().double(), torch.rand(1, 3, 13, 11).double()
 
 
-@pytest.mark.parametrize("write", [writes_a_weight, sets_an_attribute, swaps_a_module, writes_nothing])
+WRITES = [
+    writes_a_weight,
+    sets_an_attribute,
+    swaps_a_module,
+    scales_uncounted,
+    scales_all_uncounted,
+    sets_an_item,
+    appends,
+    changes_settings,
+    writes_nothing,
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
 def test_a_part_that_is_written_to_stays_dense(write):
     dense, frame = around(write)
     model = deltaconvert.convert(dense, frame * 0.5, backend="reference")

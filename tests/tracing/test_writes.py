@@ -199,3 +199,101 @@ def test_a_memory_that_others_read_stays_in_one_island(shared, backend):
     for t, frame in enumerate(frames):
         with torch.no_grad():
             assert_close(model(frame), apart(frame), f"frame {t}")
+
+
+class Settings:
+    def __init__(self):
+        self.gain = 1
+
+
+def appends(self):
+    self.log.append(1)
+
+
+def updates(self):
+    self.facts.update(gain=3)
+
+
+def sets_an_item(self):
+    facts = self.facts
+    facts["gain"] = 3
+
+
+def sets_an_attribute(self):
+    self.settings.gain = 3
+
+
+def sets_one_of_the_network(self):
+    self.network[0].gain = 3
+
+
+def scales_a_weight(self):
+    with torch.no_grad():
+        self.network[0].last.weight.mul_(0.5)
+
+
+def scales_uncounted(self):
+    self.network[0].last.weight.data.mul_(0.5)
+
+
+class WritesAtTimes(nn.Module):
+    def __init__(self, write, network):
+        super().__init__()
+        self.write, self.network = write, [network]
+        self.log, self.facts, self.settings = network.log, network.facts, network.settings
+
+    def forward(self, y):
+        if y.max() > 0.9:
+            self.write(self)
+        return y
+
+
+def gain_of(self):
+    return self.gain + len(self.log) + self.facts.get("gain", 0) + self.settings.gain
+
+
+def with_shared_places(write):
+    torch.manual_seed(0)
+    dense = Call(
+        lambda self, x: self.last(self.part(self.first(x))) * gain_of(self),
+        first=nn.Conv2d(4, 4, 3, padding=1),
+        last=nn.Conv2d(4, 2, 3, padding=1),
+    )
+    dense.gain, dense.log, dense.facts, dense.settings = 1, [], {}, Settings()
+    dense.part = WritesAtTimes(write, dense)
+    return dense.eval().double()
+
+
+def play(dense, backend):
+    frames = [frame * (2 if t in (2, 3) else 0.1) for t, frame in enumerate(scripted_video(SHAPE)[:5])]
+    apart = copy.deepcopy(dense)
+    model = deltaconvert.convert(dense, frames[0], backend=backend)
+    for t, frame in enumerate(frames):
+        with torch.no_grad():
+            assert_close(model(frame), apart(frame), f"frame {t}")
+    return model
+
+
+PLACES = [
+    appends,
+    updates,
+    sets_an_item,
+    sets_an_attribute,
+    sets_one_of_the_network,
+    scales_a_weight,
+    scales_uncounted,
+]
+
+
+@pytest.mark.parametrize("write", PLACES)
+def test_a_place_that_others_have_stays_in_one_island(write):
+    assert "and others have that" in play(with_shared_places(write), "reference").info["capture"]
+
+
+def only_reads(self):
+    return self.facts.get("gain", 0) + self.settings.gain
+
+
+def test_settings_that_all_share_may_be_read():
+    model = play(with_shared_places(only_reads), "reference")
+    assert model.info["capture"].startswith("traced symbolically, around part")
