@@ -167,7 +167,7 @@ class Tracer(fx.Tracer):
             return path
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if not self._is_tracing():
+        if not self._is_tracing() or m is self.root:
             return forward(*args, **kwargs)
         try:
             if isinstance(m, torch.jit.ScriptModule) and not self.is_leaf_module(m, self.path_of_module(m)):
@@ -348,8 +348,10 @@ class Tracer(fx.Tracer):
         self._ranks = [Ranks(self.root, frames), Ranks(self.root, [self._another(frame) for frame in frames])]
 
         def run(root: nn.Module) -> tuple[Any, ...]:
-            # Not root_fn, which is its class's: model.forward = model.features is common.
-            outputs, out_spec = pytree.tree_flatten(root.forward(*args, **kwargs))
+            # Not root_fn, which is its class's: model.forward = model.features is common. Its hooks run, too; a
+            # GraphModule's own __call__ prints what fails.
+            call = root._call_impl if isinstance(root, fx.GraphModule) else root
+            outputs, out_spec = pytree.tree_flatten(call(*args, **kwargs))
             self.outputs = outputs, out_spec
             return tuple(o for o in outputs if isinstance(o, fx.Proxy | Tensor))
 

@@ -122,3 +122,32 @@ def test_what_is_set_as_data_is_seen():
 def convs():
     torch.manual_seed(0)
     return {"conv": nn.Conv2d(3, 6, 3, padding=1), "last": nn.Conv2d(6, 2, 3, padding=1)}
+
+
+def brightens(module, inputs):
+    return (torch.where(inputs[0].max() > 0.9, 2 * inputs[0], inputs[0]),)
+
+
+def shifts(module, inputs, output):
+    return output + 1
+
+
+class Calls(nn.Conv2d):
+    def __call__(self, x):
+        return super().__call__(torch.where(x.max() > 0.9, 2 * x, x))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Calls])
+def test_hooks_and_the_call_of_the_network_itself(kind):
+    """The example is dark, and the network's forward alone would equal it."""
+    dense = nn.Sequential(nn.Conv2d(3, 3, 1)) if kind is nn.Conv2d else kind(3, 3, 1)
+    if kind is nn.Conv2d:
+        dense.register_forward_pre_hook(brightens)
+        dense.register_forward_hook(shifts)
+    dense.eval().double()
+    model = deltaconvert.convert(dense, torch.full((1, 3, 6, 6), 0.1).double(), backend="reference")
+    assert model.info["capture"] == "traced symbolically"
+    for bright in (0.1, 2.0, 0.5):
+        frame = torch.full((1, 3, 6, 6), bright).double()
+        with torch.no_grad():
+            assert_close(model(frame), dense(frame))
