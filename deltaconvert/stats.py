@@ -42,7 +42,7 @@ class Stats:
     """What the frames so far did.
 
     gates: by path of each gated input; "held": pixels with NaN or infinity that were kept out so far, "cuts": full
-        frames after a cut so far, "waiting": tiles that wait for their turn now.
+        frames by `cut` so far, the first one of each stream among them, "waiting": tiles that wait for their turn now.
     observed: what the monitor found, if there is one.
     """
 

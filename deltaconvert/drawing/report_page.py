@@ -42,6 +42,7 @@ class Page:
 
     layers: of each frame. pictures: density, number, frame and mask of the stills.
     often: in how many frames each pixel changed, H W.
+    before: full frames of each gated input up to the first frame, which counts as one: every pixel of it is new.
     """
 
     model: DeltaModel
@@ -50,6 +51,7 @@ class Page:
     layers: list[list[LayerStats]] = field(default_factory=list)
     pictures: list[tuple[float, int, Tensor, Tensor]] = field(default_factory=list)
     often: Tensor | None = None
+    before: dict[str, int] = field(default_factory=dict)
 
     def follow(self, run: Iterable[Seen]) -> None:
         require()
@@ -64,6 +66,7 @@ class Page:
             if number == 0:
                 self.often = torch.zeros(seen.mask.shape)
                 self._first = seen.frame
+                self.before = {path: counts["cuts"] for path, counts in self.model.stats().gates.items()}
                 continue
             assert self.often is not None
             self.often += seen.mask
@@ -114,7 +117,10 @@ class Page:
                 for density, number, frame, mask in sorted(self.pictures, key=lambda picture: picture[1])
             ],
             "gate": str(self.model.gate),
-            "gates": self.model.stats().gates,
+            "gates": {
+                path: {**counts, "cuts": counts["cuts"] - self.before[path]}
+                for path, counts in self.model.stats().gates.items()
+            },
             "rows": self._rows(),
             "said": self._said(counted),
         }

@@ -34,7 +34,11 @@ def run(frames: int, compare: bool = True, **options) -> Page:
         return frame.permute(2, 0, 1)[None].float() / 255
 
     model = deltaconvert.convert(
-        network, prepare(video[0]), threshold={"activation": 0.05}, gate={"refresh": 50}, **options
+        network,
+        prepare(video[0]),
+        threshold={"activation": 0.05},
+        gate={"refresh": 50, "cut": 0.9},
+        **options,
     )
     page = Page(model, "a <small> network")
     page.follow(watch(model, video, prepare, dense=Dense(model) if compare else None))
