@@ -181,6 +181,16 @@ class Bright(nn.Module):
         return y
 
 
+def play(dense, backend):
+    frames = [frame * (2 if t in (2, 3) else 0.1) for t, frame in enumerate(scripted_video(SHAPE)[:5])]
+    apart = copy.deepcopy(dense)
+    model = deltaconvert.convert(dense, frames[0], backend=backend)
+    for t, frame in enumerate(frames):
+        with torch.no_grad():
+            assert_close(model(frame), apart(frame), f"frame {t}")
+    return model
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_memory_that_others_read_stays_in_one_island(shared, backend):
     torch.manual_seed(0)
@@ -192,13 +202,7 @@ def test_a_memory_that_others_read_stays_in_one_island(shared, backend):
         norm=norm,
         last=nn.Conv2d(4, 2, 3, padding=1),
     )
-    dense.eval().double()
-    frames = [frame * (2 if t in (2, 3) else 0.1) for t, frame in enumerate(scripted_video(SHAPE)[:5])]
-    apart = copy.deepcopy(dense)
-    model = deltaconvert.convert(dense, frames[0], backend=backend)
-    for t, frame in enumerate(frames):
-        with torch.no_grad():
-            assert_close(model(frame), apart(frame), f"frame {t}")
+    play(dense.eval().double(), backend)
 
 
 class Settings:
@@ -262,16 +266,6 @@ def with_shared_places(write):
     dense.gain, dense.log, dense.facts, dense.settings = 1, [], {}, Settings()
     dense.part = WritesAtTimes(write, dense)
     return dense.eval().double()
-
-
-def play(dense, backend):
-    frames = [frame * (2 if t in (2, 3) else 0.1) for t, frame in enumerate(scripted_video(SHAPE)[:5])]
-    apart = copy.deepcopy(dense)
-    model = deltaconvert.convert(dense, frames[0], backend=backend)
-    for t, frame in enumerate(frames):
-        with torch.no_grad():
-            assert_close(model(frame), apart(frame), f"frame {t}")
-    return model
 
 
 PLACES = [
