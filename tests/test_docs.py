@@ -65,8 +65,6 @@ def test_the_readme_runs(tmp_path):
     _run([str(script)], tmp_path, ROOT)
 
 
-# Slow, and so not in CI: it plans every network of the zoo for the CPU, two minutes of one core.
-@pytest.mark.slow
 def test_the_table_of_networks_is_current():
     """To update it, put the output of deltaconvert zoo --input 1x3x128x128 below the introduction of docs/zoo.md."""
     table = call("zoo", "--input", "1x3x128x128").stdout.strip()

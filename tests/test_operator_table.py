@@ -4,13 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
-# Slow, and so not in CI: it converts all that tests/ops converts, two minutes of one core.
-@pytest.mark.slow
 def test_the_table_of_operators_is_current():
     """To update the table, run docs/operators.py."""
     command = [sys.executable, str(ROOT / "docs" / "operators.py"), "--check"]
