@@ -151,9 +151,8 @@ class _Walk:
     def __init__(self, homes: set[str], without: Sequence[nn.Module]) -> None:
         self.homes, self.objects, self.depth = homes, 0, 0
         self.found: dict[str, Slot] = {}
-        self.functions: list[
-            tuple[FunctionType, list[str]]
-        ] = []  # with its names: self.act is a function, too
+        # With their names: self.act is a function, too.
+        self.functions: list[tuple[FunctionType, list[str]]] = []
         self._seen: dict[int, Any] = {id(module): module for module in without}
 
     def into(self, value: Any, path: str) -> None:

@@ -14,7 +14,7 @@ good for: capture.py traces it as well, and it is called with frames of other si
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,25 +117,30 @@ def remembers(network: nn.Module, used: Watched, args: tuple[Any, ...], kwargs: 
 def holds_for_other_sizes(network: nn.Module, later: nn.Module, call: Any) -> bool:
     """Whether frames of other sizes, and more of them, get the answer of `network` from it as `later`, and those of
     `call` again after them: what it keeps of a size is made anew for another."""
-    expected = _call(twin(network), call)
-    for changes in ((_halved, _doubled), (one_more,)):
-        for change in changes:
-            other = pytree.tree_map_only(Tensor, change, call)
-            try:
-                answer = _call(twin(network), other)
-            except Exception:  # it takes no such frame, or there is no memory for it
-                continue
-            used = twin(later)
-            try:
-                if not _equal(answer, _call(used, other)) or not _equal(expected, _call(used, call)):
-                    return False
-            except Exception:
-                return False
-            break
-        else:
-            if _halved in changes:
-                return False  # no size was found to ask it with
-    return True
+    size = _answered(network, call, _halved) or _answered(network, call, _doubled)
+    if size is None:  # there is none to ask it with
+        return False
+    asked = [each for each in (size, _answered(network, call, one_more)) if each is not None]
+    again = (call, _call(twin(network), call))
+    return all(_gives(twin(later), (other, again)) for other in asked)
+
+
+def _answered(network: nn.Module, call: Any, change: Any) -> tuple[Any, Any] | None:
+    """The call with changed frames and its answer; None where the network takes no such frame, or there is no memory
+    for it."""
+    other = pytree.tree_map_only(Tensor, change, call)
+    try:
+        return other, _call(twin(network), other)
+    except Exception:
+        return None
+
+
+def _gives(used: nn.Module, calls: Sequence[tuple[Any, Any]]) -> bool:
+    """These answers to these calls, in turn."""
+    try:
+        return all(_equal(answer, _call(used, call)) for call, answer in calls)
+    except Exception:
+        return False
 
 
 def _stand_in(kept: Slot | None, later: Slot | None) -> Any:
