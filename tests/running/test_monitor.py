@@ -152,7 +152,6 @@ def test_another_size_has_its_own_tiles():
     assert delta.stats().observed.looks == 6
 
 
-@pytest.mark.skipif(not CAR_PARK.exists(), reason="needs ../shared/data")
 def test_a_broken_frame_leaves_no_trace():
     """A NaN that comes out as the dense network has it is no error, of this look or of all."""
     from deltaconvert.watching.measure import Difference
@@ -170,6 +169,7 @@ def test_a_broken_frame_leaves_no_trace():
     assert observed.each[1] == 0 and 0 < observed.maximum < 1
 
 
+@pytest.mark.skipif(not CAR_PARK.exists(), reason="needs ../shared/data")
 def test_the_creeping_car_park():
     """The clip moves by 12.5 pixels, each step below the threshold: what is frozen shows, and a refresh mends it."""
     from deltaconvert import video as videos
