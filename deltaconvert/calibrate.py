@@ -156,7 +156,9 @@ def calibrate(
         example, which may take half the time of the eager network that is timed by default.
     method: "allocate" or "front_to_back".
     gates, rounds: what `allocate` tries at the input, each as convert(gate=...) takes it; how often it allocates.
-    seconds: after these it takes the best so far, which is the exact network if nothing better was found yet.
+    seconds: after these it takes the best so far, which is the exact network if nothing better was found yet; a trial
+        that is under way is broken off. The dense outputs and one trial take the time that they take, whatever it says,
+        and so do `check` and the clock of by="time", which come after it.
     check: other frames, or a longer part of the same file: up to four times `limit`. Thresholds are lowered until they
         are within the budget there as well. A few frames alone make thresholds look better than they are.
     check_parts: divides the frames of `check` into so many consecutive parts, each of which has to keep the budget by
@@ -254,7 +256,8 @@ def _timed(
 def _calibration(search: Search, found: _Found, held: Held | None, metric: str, method: str) -> Calibration:
     """The network with what was found, or with what is left of it where it was held to other frames."""
     trials, setting = search.trials, found.setting if held is None else held.setting
-    outcome, thresholds = trials(setting), trials.thresholds(setting)
+    search.until = math.inf  # the exact network was perhaps not tried yet
+    outcome, thresholds = search.look(setting), trials.thresholds(setting)
     args, kwargs = trials.model.signature.call(trials.frames[0])
     with warnings.catch_warnings():
         # That a clip needs nothing at all is told by the work; nobody gave this threshold.

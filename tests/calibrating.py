@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import torch
@@ -47,5 +48,8 @@ class Made:
     def alike(self):
         return (1.0,) * len(self.sites)
 
-    def many(self, settings):
-        return [Outcome(loss, loss, work) for loss, work in map(self.rule, settings)]
+    def done_by(self, until, settings):
+        if time.monotonic() > until:
+            return {}
+        outcomes = [Outcome(loss, loss, work) for loss, work in map(self.rule, settings)]
+        return dict(zip(settings, outcomes, strict=True))

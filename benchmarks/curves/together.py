@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -34,6 +35,16 @@ class Together:
             if self._error is not None:
                 raise self._error
             return [self._known[setting] for setting in settings]
+
+    def done_by(self, until: float, settings: Sequence[Setting]) -> dict[Setting, Outcome]:
+        """Some at a time, since what several searches try together is not broken off."""
+        done: dict[Setting, Outcome] = {}
+        for first in range(0, len(settings), 2 * self.at_once):
+            if time.monotonic() > until:
+                break
+            some = settings[first : first + 2 * self.at_once]
+            done.update(zip(some, self.many(some), strict=True))
+        return done
 
     @contextmanager
     def leaving(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ GATES = (
 class Search:
     """Searches among settings; `tried` holds all that were tried, with their outcomes.
 
-    until: the time.monotonic() after which nothing more is tried.
+    until: the time.monotonic() after which nothing more is tried; a trial that is under way is broken off.
     """
 
     def __init__(self, trials: Trials, budget: float, until: float = math.inf):
@@ -73,13 +73,12 @@ class Search:
         return outcome
 
     def look_at(self, settings: Sequence[Setting]) -> list[Outcome]:
-        """The outcome of each, several at a time if the trials can. TimeoutError when the time is over."""
-        part = len(settings) if self.until == math.inf else 2 * self.trials.at_once
-        for first in range(0, len(settings), part or 1):
-            some = settings[first : first + part]
-            if time.monotonic() > self.until and not self.tried.keys() >= set(some):
-                raise TimeoutError("the time for the search is over")
-            self.tried.update(zip(some, self.trials.many(some), strict=True))
+        """The outcome of each, several at a time if the trials can. TimeoutError when the time is over: those that were
+        done by then are among `tried`."""
+        fresh = [setting for setting in dict.fromkeys(settings) if setting not in self.tried]
+        self.tried.update(self.trials.done_by(self.until, fresh))
+        if not self.tried.keys() >= set(settings):
+            raise TimeoutError("the time for the search is over")
         return [self.tried[setting] for setting in settings]
 
     def fits(self, setting: Setting) -> bool:
@@ -122,6 +121,8 @@ class Search:
     def _beginning(self, gates: Sequence[Gate]) -> Setting:
         """The best of four kinds of settings, so never worse than the paper's: layers whose errors are equally large at
         the output, the paper's setting, crosses of both, and no thresholds in the layers."""
+        if time.monotonic() > self.until:
+            raise TimeoutError("the time for the search is over")
         shares = self.trials.alike()
         starts = self._starts([Setting(shares, gate=gate) for gate in gates])
         paper = self.front_to_back()
@@ -183,8 +184,9 @@ class Search:
 
     def spent(self, tries: int = 2 * TRIES, start: float = 1.2) -> Setting:
         """The best so far, scaled as a whole to spend what is left of the budget."""
-        with suppress(TimeoutError):
-            self.scaled([self.best()], tries, start=start)
+        if any(self.best().shares):  # a factor changes nothing about the exact network
+            with suppress(TimeoutError):
+                self.scaled([self.best()], tries, start=start)
         return self.best()
 
     def settled(self, leading: list[Setting], gates: Sequence[Gate], rounds: int) -> None:

@@ -6,8 +6,10 @@ import copy
 import hashlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +115,22 @@ class Trials:
 
     def many(self, settings: Sequence[Setting]) -> list[Outcome]:
         """The outcome of each; those that are not known yet are tried side by side."""
+        done = self.done_by(math.inf, settings)
+        return [done[setting] for setting in settings]
+
+    def done_by(self, until: float, settings: Sequence[Setting]) -> dict[Setting, Outcome]:
+        """The outcomes that are known at `until`, a time.monotonic(). A trial that is under way then is broken off."""
         fresh = {self._known.key(setting): setting for setting in settings}
         fresh = {key: setting for key, setting in fresh.items() if key not in self._known}
         keys = list(fresh)
         groups = [keys[first : first + self.streams] for first in range(0, len(keys), self.streams)]
-        tried = side_by_side(self._try, [[fresh[key] for key in group] for group in groups], self._workers)
-        for place, outcomes in tried:
-            for key, outcome in zip(groups[place], outcomes, strict=True):
+        items = [[fresh[key] for key in group] for group in groups]
+        for place, outcomes in side_by_side(partial(self._try, until=until), items, self._workers):
+            for key, outcome in zip(groups[place], outcomes, strict=bool(outcomes)):
                 self._known.add(key, outcome)
                 self.told(fresh[key], outcome)
-        return [self._known[self._known.key(setting)] for setting in settings]
+        keys = [self._known.key(setting) for setting in settings]
+        return {s: self._known[key] for s, key in zip(settings, keys, strict=True) if key in self._known}
 
     def afresh(self, settings: Sequence[Setting]) -> list[Outcome]:
         """The outcome of each, tried again without recorded graphs; at most as many as run at a time."""
@@ -206,13 +214,16 @@ class Trials:
         """A few frames from all over the clip."""
         return self.frames[:: max(1, len(self.frames) // 4)][:4]
 
-    def _try(self, settings: Sequence[Setting]) -> list[Outcome]:
+    def _try(self, settings: Sequence[Setting], until: float = math.inf) -> list[Outcome]:
+        """The outcome of each, or none of them if it is later than `until` before the last frame."""
         self.place(settings)
         differences = [Difference() for _ in settings]
         seen: list[list[Any]] = [[] for _ in settings]
         outputs: list[list[Any]] = [[] for _ in settings]
         work = []
         for place, frame in enumerate(self.frames):
+            if time.monotonic() > until:
+                return []
             dense, (found, done) = _tensors(self.dense[place]), self._run(frame)
             work += [done] if place else []
             for stream, output in zip(range(len(settings)), found, strict=False):

@@ -81,7 +81,8 @@ Seconds = Annotated[
     float | None,
     typer.Option(
         min=1,
-        help="Then take the best so far. A whole search plays the frames some 1000 times.",
+        help="Then take the best so far; what it needs at least, the dense outputs and one trial, takes its time, and "
+        "--check comes on top. A whole search plays the frames some 1000 times.",
         show_default="as long as it takes",
     ),
 ]
@@ -223,6 +224,11 @@ def _warn_of(found: Calibration, again: str) -> None:
 
     if found.cut_off:
         note(f"cut off by --seconds after {counted(found.trials, 'trial')}: {again}")
+        if not any(found.setting.shares):
+            note(
+                "nothing better was found in that time than no thresholds: give more --seconds, fewer --frames or a "
+                "smaller --size"
+            )
     if found.work < STILL:
         note(
             "within the budget nothing has to be computed in these frames, which says little of others: give frames in "

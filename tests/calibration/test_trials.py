@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from calibrating import clip, network
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert.calibration.search import Search
 from deltaconvert.calibration.setting import Setting
 from deltaconvert.calibration.trials import Trials
 from deltaconvert.errors import DeltaConvertError
@@ -132,6 +135,30 @@ def test_replayed_trials_are_those_one_by_one(gpu):
     for one, other in zip(ours.many(settings), theirs.many(settings), strict=True):
         assert vars(one) == pytest.approx(vars(other), rel=1e-4, abs=1e-6)
     assert ours.replay is not None and not ours.replay.why_not and theirs.replay is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_under_way_is_broken_off(delta, workers, tmp_path, monkeypatch):
+    """The time is over within the second one: the first counts, in the search and in the file."""
+    now, played = 0, []
+
+    class Slow(Trials):
+        def _run(self, frame):
+            nonlocal now
+            now += 1
+            played.append(frame)
+            return super()._run(frame)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    frames, settings = [[x] for x in clip()], [Setting((s,) * 3) for s in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    trials = Slow(delta, frames, relative_l2, file=tmp_path / "kept", workers=workers)
+    search = Search(trials, 0.05, until=7)  # by the clock of each process
+    with pytest.raises(TimeoutError):
+        search.look_at(settings)
+    assert list(search.tried) == settings[:workers] and trials.count == workers
+    assert len((tmp_path / "kept").read_text().splitlines()) == workers
+    assert len(played) == (8 if workers == 1 else 0)  # in this process
+    assert search.look(settings[0]).loss > 0  # what is known takes no time
 
 
 def test_the_work_of_a_batch_is_that_of_all_its_images(delta):

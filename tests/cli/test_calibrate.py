@@ -78,7 +78,9 @@ def test_calibrate_that_is_cut_off_says_so(small, clip, monkeypatch):
         deltaconvert, "calibrate", lambda *args, **named: whole(*args, **{**named, "seconds": 1e-9})
     )
     args = ("calibrate", small, "--video", clip, "--frames", 3)
-    assert "cut off by --seconds after 0 trials: with --resume it could go on" in said(call(*args))
+    told = said(call(*args))
+    assert "cut off by --seconds after 1 trial: with --resume it could go on" in told
+    assert "nothing better was found in that time than no thresholds: give more --seconds" in told
     result = call(*args, "--resume", "trials.jsonl")
     assert "goes on from trials.jsonl" in said(result) and "cut off)" in result.stdout
 
