@@ -10,6 +10,7 @@ VENV    ?= .venv
 WORKERS ?= 2
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL ?= $(PIP) install
 SHELL   := /bin/bash
 comma   := ,
 
@@ -79,9 +80,9 @@ $(BIN)/python:
 # Frozen after torch is in, so that nothing the package asks for can replace it; by the version that pip knows: PyPI's
 # build for CUDA is 2.13.0 there and 2.13.0+cu130 in torch.__version__, which pip finds nowhere.
 define install
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH_FROM) '$(TORCH)'
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(INSTALL) $(TORCH_FROM) '$(TORCH)'
 	$(BIN)/python -c 'import importlib.metadata as had; print("torch==" + had.version("torch"))' > $(VENV)/constraints.txt
-	$(PIP) install -c $(VENV)/constraints.txt -e '.[$(1)]'
+	$(INSTALL) -c $(VENV)/constraints.txt -e '.[$(1)]'
 	@$(BIN)/python -c 'import torch; gpu = torch.cuda.is_available(); print("torch", torch.__version__, "with a GPU" if gpu else "on the CPU")'
 	@touch $@
 endef

@@ -186,6 +186,18 @@ def test_setup_freezes_torch_at_the_version_that_pip_knows(tmp_path):
     assert (venv / "constraints.txt").read_text() == "torch==2.13.0\n"
 
 
+def test_uv_looks_where_pip_does():
+    listed = """:env:.find-links='/wheels /more'
+:env:.timeout='180'
+global.extra-index-url='file:///a\\nhttps://b/simple'
+global.find-links='/others'"""
+    assert _tool("setup").settings(listed) == {
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_INDEX": "file:///a https://b/simple",
+        "UV_FIND_LINKS": "/wheels,/more",
+    }
+
+
 def test_the_lock_pins_what_the_package_asks_for_with_hashes():
     """For every Python, each dependency has a version that the package accepts, and every file has a hash."""
     requirements = pytest.importorskip("packaging.requirements")
