@@ -67,6 +67,11 @@ class Program:
         far."""
         return self._backend.count(list(self.edges.values()))
 
+    def nonfinite(self) -> list[int]:
+        """The pixels of each stream's frames that were stored with NaN or infinity so far. It waits for the device."""
+        counts = [edge.nonfinite.tolist() for edge in self._frame_edges]
+        return [sum(of_stream) for of_stream in zip(*counts, strict=True)] or [0] * self.plan.streams
+
     def reset(self, streams: slice = slice(None)) -> None:
         """Forget what `streams` have seen: their next frame is computed in full. All streams wake."""
         self.sleep(())

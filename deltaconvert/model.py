@@ -177,6 +177,11 @@ class DeltaModel(Running):
         return found.with_parts({path: part.stats() for path, part in self._parts.items()})
 
     @in_turn
+    def nonfinite(self) -> list[int]:
+        """Of each stream, the pixels of its frames that came in with NaN or infinity so far; see stats().nonfinite."""
+        return self._program.nonfinite()
+
+    @in_turn
     def monitor(self, every: int = 100, *, tile: int = 64, seed: int = 0) -> None:
         """From now on compute a random tile of every `every`th frame again, dense, and keep the difference; 0 stops.
 

@@ -43,6 +43,9 @@ class Stats:
 
     gates: by path of each gated input; "held": pixels with NaN or infinity that were kept out so far, "cuts": full
         frames by `cut` so far, the first one of each stream among them, "waiting": tiles that wait for their turn now.
+    nonfinite: by path of each place where frames, or dense values, become deltas: pixels that came in as changed with
+        NaN or infinity in a channel so far, if there were any. They were computed as by the dense network. "held" ones
+        are not among them.
     observed: what the monitor found, if there is one.
     """
 
@@ -50,6 +53,7 @@ class Stats:
     layers: list[LayerStats]
     gates: dict[str, dict[str, int]] = field(default_factory=dict)
     observed: Observed | None = None
+    nonfinite: dict[str, int] = field(default_factory=dict)
 
     @property
     def macs_done(self) -> int:
@@ -92,7 +96,8 @@ class Stats:
             total = sum(each.total_macs_done + each.total_macs_skipped for each in inner)
             done, all_done = max(layer.macs_done - dense, 0), max(layer.total_macs_done - total, 0)
             layers += [*inner, replace(layer, macs_done=done, total_macs_done=all_done)]
-        return replace(self, layers=layers)
+        nonfinite = {path: count for part in parts.values() for path, count in part.nonfinite.items()}
+        return replace(self, layers=layers, nonfinite={**self.nonfinite, **nonfinite})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -101,6 +106,7 @@ class Stats:
             "mean_work": self.mean_work,
             "state_bytes": self.state_bytes,
             "gates": self.gates,
+            "nonfinite": self.nonfinite,
             "observed": None if self.observed is None else self.observed.to_json(),
             "layers": [asdict(layer) for layer in self.layers],
         }
@@ -126,9 +132,19 @@ class Stats:
         )
         for path, counts in self.gates.items():
             tail += f"\ngate of {path}: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+        tail += "".join(f"\n{said}" for said in nonfinite_text(self.nonfinite))
         if self.observed is not None:
             tail += f"\n{self.observed}"
         return table(head, body) + "\n" + tail
+
+
+def nonfinite_text(counts: Mapping[str, int]) -> list[str]:
+    """A sentence for each path of Stats.nonfinite, with the way out."""
+    way_out = "in a frame, the gate's nonfinite=\"hold\" keeps a pixel's last value instead"
+    return [
+        f"{path}: {count} pixel{'s' * (count != 1)} came in with NaN or infinity; {way_out}"
+        for path, count in counts.items()
+    ]
 
 
 @dataclass
@@ -147,7 +163,7 @@ class Tally:
             self.ran[name] = self.ran.get(name, 0) + island.ran
 
     def stats(self, program: Program) -> Stats:
-        layers, gates = [], {}
+        layers, gates, nonfinite = [], {}, {}
         none = [(0, 0)] * len(program.edges)
         last, total = (none, none) if self.counted is None else self.counted.tolist()
         counts = dict(zip(program.edges, zip(last, total, strict=True), strict=True))
@@ -158,12 +174,14 @@ class Tally:
                 macs = 0 if node.target is sparsify else macs
                 kept = program.edges[node.name].state_bytes()
                 layers.append(self._layer(node, macs, streams * height * width, *counts[node.name], kept))
+                if node.target is sparsify and (count := sum(program.edges[node.name].nonfinite.tolist())):
+                    nonfinite[path_of(node)] = count
                 if "gate" in node.meta:
                     gates[path_of(node)] = program.watches[node.name].report()
             elif macs and is_call(node):  # a dense node runs or not, like a map of one pixel
                 ran, runs = int(program.islands[node.name].ran), self.ran.get(node.name, 0)
                 layers.append(self._layer(node, macs, 1, (ran, ran), (runs, runs)))
-        return Stats(self.frames, layers, gates)
+        return Stats(self.frames, layers, gates, nonfinite=nonfinite)
 
     def _layer(
         self,

@@ -23,3 +23,12 @@ __device__ __forceinline__ const seen* found(const seen* frame, const u64* at) {
 }
 
 __device__ __forceinline__ int words_of(int width) { return (width + 31) / 32; }
+
+__device__ __forceinline__ bool is_finite(number v) { return v - v == 0; }
+
+// Adds the pixels with NaN or infinity that the threads of a warp stored. There are hardly ever any: a vote comes first.
+__device__ __forceinline__ void add_nonfinite(u64* nonfinite, int of_thread) {
+    if (!__any_sync(~0u, of_thread != 0)) return;
+    const int of_warp = sum_of_warp(of_thread);
+    if ((threadIdx.x & 31) == 0) atomicAdd(nonfinite, (u64)of_warp);
+}

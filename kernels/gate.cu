@@ -155,12 +155,14 @@ extern "C" __global__ void decide(const int* awake, const u32* moved, const u32*
 #define AT_ONCE (RECENT > 1 ? 2 : 4)  // words whose pixels a warp of `take` reads before it stores them
 
 // Store what changed; all of it where that is a share of `cut` or more. A mean of few frames is noise: until it is one of
-// RECENT, `then` follows it. With CEILING of what changed only what `choice`, a byte a tile, lets go.
-extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, long long sc, long long sh,
-                                long long sw, value* stored, int pitch, const int* awake, u32* mask, int* changed,
-                                int* computed, long long* ticks, u64* cuts, const number* mean, number* then,
-                                const number* frames, int C, int H, int W, float cut, const u32* other,
-                                const u8* choice) {
+// RECENT, `then` follows it. With CEILING of what changed only what `choice`, a byte a tile, lets go. nonfinite: the pixels
+// of each stream that were stored with NaN or infinity so far; to count them let the compiler take 80 to 96 registers where
+// it took 69, and two blocks fit where three did.
+extern "C" __global__ void __launch_bounds__(256, 3)
+    take(const seen* frame, const u64* at, long long sn, long long sc, long long sh, long long sw, value* stored, int pitch,
+         const int* awake, u32* mask, int* changed, int* computed, u64* nonfinite, long long* ticks, u64* cuts,
+         const number* mean, number* then, const number* frames, int C, int H, int W, float cut, const u32* other,
+         const u8* choice) {
     wait_for_predecessor();
     frame = found(frame, at);
     const int n = blockIdx.y, words = words_of(W), lane = threadIdx.x & 31;
@@ -173,6 +175,7 @@ extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, 
         if (full) atomicAdd(cuts, (u64)1), changed[n] = H * W;  // others that read it now see a full frame as well
     }
     const int warps = gridDim.x * blockDim.x >> 5, warp = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    int broken = 0;  // pixels that are not finite
     for (int first = warp * 32; first < H * words; first += warps * 32) {
         const int mine = first + lane;
         u32 word = mine < H * words ? mask[(size_t)n * H * words + mine] : 0;
@@ -200,6 +203,7 @@ extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, 
                 is_new[q] = left && bits >> lane & 1, is_kept[q] = RECENT > 1 && left && x[q] < W && (is_new[q] || young);
                 left &= left - 1;
             }
+            u32 odd = 0;  // a bit of each word's pixel: it is not finite
             for (int c = 0; c < C; c += 4) {
                 number means[AT_ONCE][4];
                 Stored fresh[AT_ONCE] = {};
@@ -222,11 +226,14 @@ extern "C" __global__ void take(const seen* frame, const u64* at, long long sn, 
 #pragma unroll
                     for (int k = 0; k < 4; k++) {
                         if (c + k >= C) break;
+                        if (!BYTES && !HOLD) odd |= (u32)!is_finite(get(fresh[q].of[k])) << q;  // 0 where none is new
                         if (is_kept[q]) then[place + k * plane] = means[q][k];
                         if (!PACKED && is_new[q]) to[k] = fresh[q].of[k];
                     }
                 }
             }
+            broken += __popc(odd);
         }
     }
+    if (!BYTES && !HOLD) add_nonfinite(nonfinite + n, broken);
 }

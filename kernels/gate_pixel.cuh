@@ -52,7 +52,6 @@ __device__ __forceinline__ float at_rank(Rank rank) { return __uint_as_float(ran
 #define ROUNDING 6e-8f
 #endif
 
-__device__ __forceinline__ bool is_finite(number v) { return v - v == 0; }
 __device__ __forceinline__ number magnitude(number v) { return v < 0 ? -v : v; }
 __device__ __forceinline__ number larger(number a, number b) { return b > a || b != b ? b : a; }  // NaN wins
 

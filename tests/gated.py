@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
-from oracle import Call, generator, scripted_video
+from oracle import Call, assert_same_bits, generator, scripted_video
 from torch import Tensor, nn
 
 import deltaconvert
@@ -28,6 +29,18 @@ CEILINGS = [
     {"max_density": 0.1, "smooth": 3, "dilate": 3, "weak": 0.3, "refresh": 12, "cut": 0.2},
     {"max_density": 0.6, "recent": 3, "noise": 1.0, "nonfinite": "hold", "cut": 0.5},
     {"max_density": 0.001, "peak": 2.0},
+]
+NONFINITE = [
+    (None, (9, 40), torch.float32, 0.0),  # runs of four pixels
+    (None, (7, 37), torch.float32, 0.1),
+    (None, (1, 1), torch.float64, 0.1),
+    (None, (6, 35), torch.bfloat16, 0.1),
+    (None, (6, 32), torch.float16, 0.0),
+    ({"smooth": 3, "dilate": 1, "weak": 0.3}, (21, 40), torch.float32, 0.1),
+    ({"smooth": 3, "recent": 2, "noise": 2.0, "cut": 0.5}, (9, 37), torch.float32, 0.1),
+    ({"max_density": 0.5, "refresh": 4}, (21, 70), torch.float32, 0.1),
+    ({"refresh": 4}, (9, 33), torch.float32, 0.0),
+    ({"nonfinite": "hold"}, (9, 37), torch.float32, 0.1),
 ]
 SHORT_GATES = [None, {"dilate": 1, "weak": 0.3, "peak": 3.3}, {"smooth": 3, "weak": 0.3}]
 
@@ -101,6 +114,40 @@ def check_gate(backend: str, gate: object, size: tuple[int, int], dtype: torch.d
         values = next(iter(model._program.edges.values())).values
         assert torch.equal(values.nan_to_num(7), alone.stored.nan_to_num(7)), f"frame {t}"
     assert model.stats().gates["input_0"] == alone.watch.report()
+
+
+def check_nonfinite(
+    backend: str, gate: object, size: tuple[int, int], dtype: torch.dtype, threshold: float
+) -> None:
+    """Three streams: one has a NaN in one channel of one pixel, one is left alone, one has both infinities. What was
+    stored of them is counted, in every frame and after a reset; behind them all is as if they had not been."""
+    calm = torch.rand(3, 3, *size).to(dtype)
+    broken, more = calm.clone(), calm.clone()
+    broken[0, 1, -1, -1] = math.nan
+    broken[2, 2, 0, 0], broken[2, 0, -1, 0] = math.inf, -math.inf
+    more[2, :, :, 0] = math.inf
+    model = convert(calm, gate, threshold, backend)
+    clean = copy.deepcopy(model)
+    counted = torch.zeros(3, dtype=torch.int64, device=calm.device)
+    for t, frame in enumerate((calm, broken, broken, calm, more, calm, broken, calm)):
+        if t == 6:
+            model.reset(0)
+            model.sleep([2])
+            frame[2] = calm[2]
+        out, clean_out = model(frame), clean(calm)
+        stored = next(iter(model._program.edges.values())).values
+        counted += (model.masks()["input_0"] & ~stored.isfinite().all(1, keepdim=True)).sum((1, 2, 3))
+        assert model.nonfinite() == counted.tolist(), f"frame {t}"
+        total = int(counted.sum())
+        assert model.stats().nonfinite == ({"input_0": total} if total else {}), f"frame {t}"
+        if frame is calm:
+            assert_same_bits(out, clean_out, f"frame {t}")
+    holds = "hold" in Gate.of(gate).nonfinite
+    assert counted.tolist() == [0, 0, 0] if holds else counted[0] >= 2 and counted[1] == 0 and counted[2] >= 3
+    if not holds and gate is None and threshold == 0:
+        rows = len({0, size[0] - 1})
+        assert counted.tolist() == [2, 0, rows + size[0]], "in frame 1 and 6; and in 1 and 4"
+    assert clean.stats().nonfinite == {} and clean.nonfinite() == [0, 0, 0]
 
 
 def at_the_limit() -> Iterator[Tensor]:

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from gated import (
     CEILINGS,
     GATES,
+    NONFINITE,
     SHORT_GATES,
     at_the_limit,
     check_ceiling,
     check_gate,
     check_masks,
+    check_nonfinite,
     check_types,
     faint_patches,
 )
@@ -105,6 +107,11 @@ def test_gates(shape, gate):
     network = nn.Conv2d(shape[1], 4, 3, padding=1).eval()
     model = check(network, shape, threshold={"input": 0.1}, gate=gate)
     assert next(iter(model._program.edges.values()))._looks is not None
+
+
+@pytest.mark.parametrize(("gate", "size", "dtype", "threshold"), [NONFINITE[i] for i in (0, 3, 7)], ids=str)
+def test_nonfinite_pixels_are_counted(gate, size, dtype, threshold):
+    check_nonfinite("cuda", gate, size, dtype, threshold)
 
 
 @pytest.mark.parametrize("gate", [gate for gate in GATES if "recent" in gate], ids=str)

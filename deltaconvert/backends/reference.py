@@ -89,6 +89,11 @@ def differs(new: Tensor, stored: Tensor, threshold: Amount) -> Tensor:
     return ~((new - stored).abs() <= threshold).all(1, keepdim=True)
 
 
+def nonfinite_of(new: Tensor, mask: Tensor) -> Tensor:
+    """int64 (N): of the pixels in `mask` (N, 1, H, W) those that have NaN or infinity in a channel of `new`."""
+    return (mask & ~new.isfinite().all(1, keepdim=True)).sum((1, 2, 3))
+
+
 class Backend(StepByStep):
     takes_bytes = False
 
@@ -113,11 +118,15 @@ class Backend(StepByStep):
 
 
 class FrameEdge(Edge):
-    """A delta that is made from dense values. watch: the gate that decides what is new, if there is one."""
+    """A delta that is made from dense values. watch: the gate that decides what is new, if there is one.
+
+    nonfinite: int64 (N), of each stream the pixels that were stored with NaN or infinity so far; a reset keeps it.
+    """
 
     def __init__(self, kept: Map, watch: Watch | None):
         self.watch = watch
         super().__init__(kept)
+        self.nonfinite = torch.zeros(kept.shape[0], dtype=torch.int64, device=kept.device)
 
     def sleep(self, streams: Collection[int]) -> None:
         """The images of these streams are those of the frame before; without a gate they are compared anyway."""
@@ -128,9 +137,10 @@ class FrameEdge(Edge):
         every = torch.ones_like(self.mask)
         if self.watch is None:
             self.commit(frame, every)
-            return
-        frame, self.mask = self.watch.look(frame, self.values)
-        self.values, self.candidates = torch.where(self.mask, frame, self.values), every
+        else:
+            frame, self.mask = self.watch.look(frame, self.values)
+            self.values, self.candidates = torch.where(self.mask, frame, self.values), every
+        self.nonfinite.add_(nonfinite_of(frame, self.mask))
 
 
 class Step:

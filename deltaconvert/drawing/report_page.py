@@ -16,7 +16,7 @@ from deltaconvert.drawing.charts import chart, picture, ramp, shaded
 from deltaconvert.drawing.overlay import heatmap, overlay
 from deltaconvert.errors import DeltaConvertError
 from deltaconvert.model import DeltaModel
-from deltaconvert.stats import LayerStats
+from deltaconvert.stats import LayerStats, nonfinite_text
 from deltaconvert.watching.measure import BASELINE, Difference, environment
 from deltaconvert.watching.watch import Seen
 
@@ -121,6 +121,7 @@ class Page:
                 path: {**counts, "cuts": counts["cuts"] - self.before[path]}
                 for path, counts in self.model.stats().gates.items()
             },
+            "nonfinite": nonfinite_text(self.model.stats().nonfinite),
             "rows": self._rows(),
             "said": self._said(counted),
         }

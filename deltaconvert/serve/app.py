@@ -275,6 +275,7 @@ class _Metrics(Collector):
             "frames": "Frames computed",
             "dropped": "Frames replaced by a newer one before they were computed",
             "failed": "Frames that the network raised on",
+            "nonfinite": "Pixels that came in with NaN or infinity",
         }
         families: list[Any] = []
         for kind, found in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):

@@ -176,7 +176,7 @@ class Worker:
         return camera.result.get("frame", 0), camera.picture
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """For each stream: frames, dropped, failed, density, state_bytes, latency and its percentiles in seconds."""
+        """For each stream: its StreamStats, percentiles of the latency in seconds, and its source."""
         found = {}
         for stream, stats in self._pool.stats().items():
             camera = self._cameras.get(str(stream))

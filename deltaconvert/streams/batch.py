@@ -34,6 +34,8 @@ class Batch:
             self._rows = [frames.split(1) for frames in self._frames]
         self._forms = [(place, rows[0].shape, rows[0].dtype) for place, rows in enumerate(self._rows)]
         self._places = frozenset(range(streams))
+        # Of each place, what the model had counted when its stream began.
+        self._counted_before = [0] * streams
         # Of each flat output, by its number, what it was in the last frame, and views of its rows.
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Sequence[Tensor]]] = {}
 
@@ -62,6 +64,16 @@ class Batch:
         for wide, narrow in zip(self._frames, before._frames, strict=True):
             wide[: len(narrow)] = narrow
         self.model.take_over(before.model)
+        for place, count in enumerate(before.nonfinite()):
+            self._counted_before[place] -= count
+
+    def begin(self, place: int) -> None:
+        """A stream has come to this place: what the model counted of the one before is not its own."""
+        self._counted_before[place] += self.nonfinite()[place]
+
+    def nonfinite(self) -> list[int]:
+        """Of the stream at each place, the pixels that came in with NaN or infinity so far."""
+        return [now - then for now, then in zip(self.model.nonfinite(), self._counted_before, strict=True)]
 
     def check(self, stream: Hashable, frames: Sequence[Tensor]) -> None:
         """InputError for a frame, as the network's inputs in their order, that does not fit."""

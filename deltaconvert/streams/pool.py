@@ -56,7 +56,8 @@ class StreamStats:
     """frames: computed so far; dropped: replaced by a newer one before a step took them; failed: that raised.
 
     latency: as Result has it, of the last frame. density: share of the pixels of the input that changed in the last
-    step. state_bytes: what is kept for the stream.
+    step. state_bytes: what is kept for the stream. nonfinite: pixels of its frames that came in with NaN or infinity so
+    far, as Stats has them.
     """
 
     frames: int
@@ -65,6 +66,7 @@ class StreamStats:
     latency: float
     density: float
     state_bytes: int
+    nonfinite: int
 
 
 class Result(NamedTuple):
@@ -145,6 +147,7 @@ class StreamPool:
             index = min(set(range(self.capacity)) - {slot.index for slot in self._slots.values()})
             if snapshot is not None:  # refused here if it does not fit; used with the first frame
                 self._batch.model.restore(index, snapshot)
+            self._batch.begin(index)
             with self._book:
                 self._slots[stream] = _Slot(index, snapshot)
 
@@ -232,9 +235,16 @@ class StreamPool:
             slots, model = dict(self._slots), self._batch.model
             state = model.state_bytes // self.capacity
             density = model.input_masks().flatten(1).float().mean(1).tolist()
+            nonfinite = self._batch.nonfinite()
             return {
                 stream: StreamStats(
-                    slot.frames, slot.dropped, slot.failed, slot.latency, density[slot.index], state
+                    slot.frames,
+                    slot.dropped,
+                    slot.failed,
+                    slot.latency,
+                    density[slot.index],
+                    state,
+                    nonfinite[slot.index],
                 )
                 for stream, slot in slots.items()
             }

@@ -18,6 +18,7 @@ from deltaconvert.drawing.overlay import heatmap, overlay
 from deltaconvert.errors import InputError
 from deltaconvert.model import DeltaModel
 from deltaconvert.running.monitor import Observed
+from deltaconvert.stats import nonfinite_text
 from deltaconvert.video import VideoReader, VideoWriter
 from deltaconvert.watching.measure import BASELINE, Dense, Difference, quantile, timed
 
@@ -57,6 +58,7 @@ class Summary:
     delta_ms: list[float] = field(default_factory=list)
     dense_ms: list[float] = field(default_factory=list)
     observed: Observed | None = None  # what the model's monitor saw
+    nonfinite: dict[str, int] = field(default_factory=dict)  # see stats.Stats
 
     def add(self, seen: Seen) -> None:
         self.frames += 1
@@ -86,6 +88,8 @@ class Summary:
             out["baseline"] = BASELINE
         if self.observed is not None:
             out["observed"] = self.observed.to_json()
+        if self.nonfinite:
+            out["nonfinite"] = self.nonfinite
         return out
 
     def __str__(self) -> str:
@@ -105,6 +109,7 @@ class Summary:
             lines.append(f"  difference to dense: at most {maximum:.3g}, relative L2 {relative:.3g}")
         if self.observed is not None:
             lines.append(f"  {self.observed}")
+        lines += [f"  {said}" for said in nonfinite_text(self.nonfinite)]
         return "\n".join(lines)
 
 
@@ -178,7 +183,8 @@ def watch_video(
                 if summary.frames > 1:  # the first frame is full: it would warm all of the map
                     heat = heat * COOLING + seen.mask * (1 - COOLING)
                 writer.write(heatmap(seen.frame, heat, label=label))
-    summary.observed = model.stats().observed
+    stats = model.stats()
+    summary.observed, summary.nonfinite = stats.observed, stats.nonfinite
     return summary
 
 
@@ -186,7 +192,9 @@ def resize(frame: Tensor, size: tuple[int, int] | None) -> Tensor:
     """uint8 (H, W, 3) to (height, width, 3) by bilinear interpolation, to one grey level; size is (width, height)."""
     if size is None or (frame.shape[1], frame.shape[0]) == size:
         return frame
-    image = frame.permute(2, 0, 1).unsqueeze(0)  # of bytes: from 1080p to 320x240 in 2 ms, of floats in 18 to 25
+    image = frame.permute(2, 0, 1).unsqueeze(
+        0
+    )  # of bytes: from 1080p to 320x240 in 2 ms, of floats in 18 to 25
     image = F.interpolate(image, (size[1], size[0]), mode="bilinear", align_corners=False, antialias=True)
     return image[0].permute(1, 2, 0).contiguous()
 

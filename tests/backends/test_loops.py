@@ -80,7 +80,8 @@ def test_where_frames_differ(dtype, limit, judged, shape):
     for share in (0.0, 0.02, 0.2, 1.0):
         frame = torch.where(torch.rand(shape) < share, torch.randn(shape).to(dtype), stored)
         if share:
-            frame[0, 0, 0, 0] = float("nan")
+            frame[0, 0, 0, 0] = frame[-1, 1 % shape[1], -1, -1] = float("nan")
+            frame[-1, 0, -1, 0], frame[-1, -1, -1, 0] = float("inf"), -float("inf")
         bits = INTEGER[dtype.itemsize]
         differs = frame.view(bits) != stored.view(bits)
         if limit is not None:
@@ -89,7 +90,10 @@ def test_where_frames_differ(dtype, limit, judged, shape):
         expected[[stream for stream in range(shape[0]) if stream not in streams]] = False
         mask = expected.clone() if judged else torch.zeros_like(expected)
         kept = torch.where(expected, frame, stored)
-        count, pixels = differences.look(frame, stored, rows, mask, streams, limit, judged=judged)
+        broken = torch.arange(shape[0]) if share < 1 else None
+        wanted = (expected & ~frame.isfinite().all(1, keepdim=True)).sum((1, 2, 3)) + torch.arange(shape[0])
+        count, pixels = differences.look(frame, stored, rows, mask, streams, limit, broken, judged=judged)
+        assert broken is None or torch.equal(broken, wanted)
         assert torch.equal(mask, expected) and count == expected.sum()
         assert (pixels is not None) == (0 < 4 * count <= len(rows))
         assert pixels is None or torch.equal(pixels, listed(expected))

@@ -68,6 +68,20 @@ def test_a_page_needs_nothing_beside_it(tmp_path, compare):
     assert ("dense is the same network dense" in text) == compare
 
 
+def test_pixels_that_are_not_finite_are_told(tmp_path):
+    page = run(3, compare=False)
+    frame = torch.rand(1, 3, 40, 56)
+    frame[0, 1, 3, 4:6] = math.nan
+    page.write(tmp_path / "page.html")
+    assert "NaN" not in (tmp_path / "page.html").read_text()
+    page.model(frame)
+    page.write(tmp_path / "page.html")
+    assert (
+        "<p>input_0: 2 pixels came in with NaN or infinity; in a frame"
+        in (tmp_path / "page.html").read_text()
+    )
+
+
 def test_a_frame_far_above_the_others_does_not_flatten_the_chart():
     values = [2.0, 900.0, *[3.0] * 40]
     drawn = chart("Milliseconds", {"delta": (values, "red")}, "{:.1f} ms")

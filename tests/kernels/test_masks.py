@@ -202,19 +202,24 @@ def test_sparsify(shape, threshold):
     stored = torch.rand(n, height, width, pitch)
     before = stored[..., :channels].permute(0, 3, 1, 2).clone()
     frame = before + 0.5 * torch.rand(shape) * (torch.rand(n, 1, height, width) < 0.3)
+    frame[-1, 0, -1, -1], frame[0, -1, 0, 0], frame[0, 0, 0, 0] = torch.nan, torch.inf, -torch.inf
     marks, computed = _empty_marks(n, (height, width)), torch.zeros(1, dtype=torch.int32)
+    nonfinite = torch.full((n,), 2**32)
     awake = torch.ones(n, dtype=torch.int32)
     awake[1:2] = 0
     marks.bits[:] = -1
     _call(
         "run_sparsify", frame, *_longs(frame.stride()), stored, pitch, awake, marks.bits, marks.changed, computed,
-        n, channels, height, width, ctypes.c_float(threshold),
+        nonfinite, n, channels, height, width, ctypes.c_float(threshold),
     )  # fmt: skip
     expected = differs(frame, before, threshold) & awake.view(-1, 1, 1, 1).bool()
     assert torch.equal(marks.bits, _marks(expected).bits)
     assert torch.equal(marks.changed, expected.flatten(1).sum(1).int())
     assert int(computed) == int(awake.sum()) * height * width
-    assert torch.equal(stored[..., :channels].permute(0, 3, 1, 2), torch.where(expected, frame, before))
+    assert torch.equal(nonfinite - 2**32, (expected & ~frame.isfinite().all(1, keepdim=True)).sum((1, 2, 3)))
+    assert int(nonfinite[0]) > 2**32
+    kept = stored[..., :channels].permute(0, 3, 1, 2)
+    assert torch.equal(kept.nan_to_num(7), torch.where(expected, frame, before).nan_to_num(7))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3])

@@ -110,7 +110,7 @@ def test_streams_stats_and_metrics(serving):
     families = {f.name: f for f in text_string_to_metric_families(client.get("/metrics").text)}
     samples = {s.labels["stream"]: s.value for s in families["deltaconvert_stream_frames"].samples}
     assert samples == {"a": 2.0, "b": 1.0, "c": 1.0}
-    for name in ("density", "latency", "latency_p99", "dropped", "failed", "state_bytes"):
+    for name in ("density", "latency", "latency_p99", "dropped", "failed", "nonfinite", "state_bytes"):
         assert len(families[f"deltaconvert_stream_{name}"].samples) == 3
     assert client.get("/healthz").json() == {"workers": [True]}
     assert client.post("/streams/b/reset").status_code == 204

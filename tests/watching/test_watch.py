@@ -11,7 +11,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.watching.measure import Dense
-from deltaconvert.watching.watch import Summary, resize, watch
+from deltaconvert.watching.watch import Summary, resize, watch, watch_video
 
 HEIGHT, WIDTH = 40, 56
 
@@ -41,6 +41,24 @@ def test_beside_the_dense_network(backend):
     assert summary.frames == 6 and summary.difference.relative < 1e-5
     assert all(math.isclose(density, 60 / (HEIGHT * WIDTH), rel_tol=1e-5) for density in summary.densities)
     assert "times as fast" in str(summary)
+
+
+class Clip(list):
+    width, height = WIDTH, HEIGHT
+
+
+def test_pixels_that_are_not_finite_are_told():
+    def broken(frame):
+        x = prepare(frame)
+        x[:, 1, 3, 4] = math.nan
+        return x
+
+    model = deltaconvert.convert(nn.Conv2d(3, 2, 3).eval(), prepare(next(camera(1))), backend="reference")
+    plain = watch_video(model, Clip(camera(2)), prepare)
+    assert "nonfinite" not in plain.to_json() and "NaN" not in str(plain)
+    summary = watch_video(model, Clip(camera(3)), broken)
+    assert summary.to_json()["nonfinite"] == {"input_0": 1}, "it was the same in all frames"
+    assert "\n  input_0: 1 pixel came in with NaN or infinity; in a frame, the gate's" in str(summary)
 
 
 @pytest.mark.parametrize("size", [(45, 60), (20, 28), (19, 11), (1, 1), (301, 3)])

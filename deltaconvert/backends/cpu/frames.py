@@ -12,7 +12,7 @@ from deltaconvert.backends.cpu import gates
 from deltaconvert.backends.cpu.edges import Edge, any_set, listed, planar
 from deltaconvert.backends.cpu.native import loops
 from deltaconvert.backends.cpu.native.differences import MANY, look
-from deltaconvert.backends.reference import INTEGER, fill_unseen
+from deltaconvert.backends.reference import INTEGER, fill_unseen, nonfinite_of
 from deltaconvert.gate import Watch
 
 
@@ -20,13 +20,14 @@ class FrameEdge(Edge):
     """A delta that is made from dense values. It also keeps the last values in the layout of the frame, so that both
     can be compared from end to end, and only changed pixels are converted to rows.
 
-    watch: the gate that decides what is new, if there is one."""
+    watch: the gate that decides what is new, if there is one. nonfinite: see backends/reference.py."""
 
     threshold: float
 
     def __init__(self, kept: Map, watch: Watch | None):
         self.stored, self.watch = torch.empty(kept.shape, dtype=kept.dtype), watch
         super().__init__(kept)
+        self.nonfinite = torch.zeros(kept.shape[0], dtype=torch.int64)
         self._asleep: Collection[int] = ()
         self._frame: Tensor | None = None  # the newest frame, if it had to be converted
         self._integer = INTEGER[kept.dtype.itemsize]
@@ -50,12 +51,13 @@ class FrameEdge(Edge):
             self.watch.sleep(streams)
 
     def run(self, frame: Tensor) -> None:
+        is_checked = frame.is_floating_point()  # bytes are finite
         frame = self._in_form(frame)
         changed = None
         if self.watch is not None:
             frame, changed = self._seen_by(self.watch, frame)
         if loops.FOUND and (self.threshold == 0 or changed is not None or frame.dtype in loops.DTYPES):
-            self._look(frame, changed)
+            self._look(frame, changed, is_checked)
             return
         changed = self._changed(frame) if changed is None else changed
         count = int(changed.count_nonzero()) if any_set(changed) else 0
@@ -66,9 +68,11 @@ class FrameEdge(Edge):
             self.stored = frame.clone() if everything else torch.where(changed, frame, self.stored)
             self.values.copy_(self.stored)
             self.mark(changed, self.pixel_count, count)
+            if is_checked:
+                self.nonfinite += nonfinite_of(frame, changed)
         else:
             pixels = listed(changed)
-            self._store(frame, pixels)
+            self._store(frame, pixels, is_checked)
             self.mark(changed, self.pixel_count, count, pixels)
 
     def _in_form(self, frame: Tensor) -> Tensor:
@@ -82,7 +86,7 @@ class FrameEdge(Edge):
             self._frame[stream].copy_(frame[stream])
         return self._frame
 
-    def _look(self, frame: Tensor, changed: Tensor | None) -> None:
+    def _look(self, frame: Tensor, changed: Tensor | None, is_checked: bool) -> None:
         """Compare, list, mark and store in one walk through the frame. changed: the mask, if a gate has judged the
         frame."""
         awake = torch.tensor(sorted(self._awake), dtype=torch.int64)
@@ -90,17 +94,24 @@ class FrameEdge(Edge):
         if mask is None:
             mask = torch.empty_like(self._none) if not self._asleep else torch.zeros_like(self._none)
         limit = None if changed is not None else self.threshold or None
-        count, pixels = look(frame, self.stored, self.rows, mask, awake, limit, judged=changed is not None)
+        nonfinite = self.nonfinite if is_checked else None
+        count, pixels = look(
+            frame, self.stored, self.rows, mask, awake, limit, nonfinite, judged=changed is not None
+        )
         if count:
             self.mark(mask, self.pixel_count, count, pixels)
         else:
             self.stand_still()
 
-    def _store(self, frame: Tensor, pixels: Tensor) -> None:
+    def _store(self, frame: Tensor, pixels: Tensor, is_checked: bool) -> None:
         places = planar(pixels, frame.shape)
         new = frame.view(-1).index_select(0, places)
         self.stored.view(-1).index_copy_(0, places, new)
-        self.rows.index_copy_(0, pixels, new.view(len(pixels), -1))
+        rows = new.view(len(pixels), -1)
+        self.rows.index_copy_(0, pixels, rows)
+        if is_checked:
+            broken = pixels[~rows.isfinite().all(1)] // self._none[0].numel()
+            self.nonfinite += torch.bincount(broken, minlength=len(self.nonfinite))
 
     def _seen_by(self, watch: Watch, frame: Tensor) -> tuple[Tensor, Tensor]:
         """As Watch.look, stream by stream, without those that sleep."""

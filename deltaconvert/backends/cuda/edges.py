@@ -18,7 +18,7 @@ from deltaconvert.backends.cuda.launches import THREADS, blocks_of
 from deltaconvert.backends.cuda.layout import pitch_of, runs_begin, vector_of
 from deltaconvert.backends.cuda.marks import Listed, Marks
 from deltaconvert.backends.cuda.tuning import boxes
-from deltaconvert.backends.reference import fill_unseen
+from deltaconvert.backends.reference import fill_unseen, nonfinite_of
 from deltaconvert.gate import Watch, awake_but
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Planes:
 class FrameEdge(Edge):
     """A delta that is made from dense values, or from bytes that become such values on the way.
 
-    watch: the gate that decides what is new, if there is one.
+    watch: the gate that decides what is new, if there is one. nonfinite: see backends/reference.py.
     """
 
     threshold: float
@@ -156,6 +156,7 @@ class FrameEdge(Edge):
     def __init__(self, backend: Backend, kept: Map, watch: Watch | None):
         self.watch = watch
         super().__init__(kept)
+        self.nonfinite = torch.zeros(kept.shape[0], dtype=torch.int64, device=kept.device)
         self._awake = torch.ones(kept.shape[0], dtype=torch.int32, device=kept.device)
         self.expected = boxes(kept.shape[2:], kept.device)
         self.marks = backend.marks(kept.shape, kept.device, backend.place)
@@ -205,6 +206,7 @@ class FrameEdge(Edge):
             self.marks.bits,
             self.marks.changed,
             self.computed,
+            self.nonfinite,
             np.int32(channels),
             np.int32(height),
             np.int32(width),
@@ -215,5 +217,6 @@ class FrameEdge(Edge):
         """Compare a frame by a gate, with torch, inside the graph."""
         frame, mask = watch.look(frame.to(self.values.dtype), self.values)
         self.values.copy_(torch.where(mask, frame, self.values))
+        self.nonfinite.add_(nonfinite_of(frame, mask))
         self.marks.put(mask)
         self.computed.fill_(mask.numel())

@@ -136,6 +136,7 @@ class Looks:
             edge.marks.bits,
             edge.marks.changed,
             edge.computed,
+            edge.nonfinite,
             watch.ticks,
             watch.counts[1:],
             watch.mean,

@@ -22,6 +22,7 @@ def look(
     mask: Tensor,
     streams: Tensor,
     limit: float | None,
+    nonfinite: Tensor | None,
     *,
     judged: bool,
 ) -> tuple[int, Tensor | None]:
@@ -29,8 +30,11 @@ def look(
     and copy them to `stored` and to rows (N * H * W, C). Returns how many there are, and their list if they are few.
 
     streams: those to look at. limit: the largest difference that does not count; None for any difference of bits. A NaN
-    differs from everything. judged: whether the mask is already given.
+    differs from everything. nonfinite: int64 (N), to which the pixels stored with NaN or infinity are added; None where
+    all are finite. judged: whether the mask is already given.
     """
+    bits = frame.view(INTEGER[frame.itemsize]).view(*frame.shape[:2], -1).numpy()
+    infinity = bits.dtype.type(torch.tensor(torch.inf, dtype=frame.dtype).view(INTEGER[frame.itemsize]))
     if limit is None:
         integer = INTEGER[frame.itemsize]
         frame, stored, rows = (x.view(integer) for x in (frame, stored, rows))
@@ -40,7 +44,13 @@ def look(
     found, counts = np.empty(len(rows), dtype=np.int64), np.zeros(pieces, dtype=np.int64)
     at_most = None if limit is None else new.dtype.type(limit)
     flags = mask.view(len(frame), plane).view(torch.uint8).numpy()
-    _look(pieces, 1, new, old, rows.numpy(), flags, streams.numpy(), at_most, judged, found, counts)
+    broken = np.zeros(pieces, dtype=np.int64)
+    _look(
+        pieces, 1, new, old, rows.numpy(), flags, streams.numpy(), at_most, judged, found, counts,
+        nonfinite is not None, bits, infinity, broken,
+    )  # fmt: skip
+    if nonfinite is not None and broken.any():
+        nonfinite[streams] += torch.from_numpy(broken).view(len(streams), -1).sum(1)
     count = int(counts.sum())
     if not 0 < count <= MANY * len(rows):
         return count, None
@@ -63,8 +73,16 @@ def _look(
     judged: bool,
     found: Any,
     counts: Any,
+    checked: bool,
+    bits: Any,
+    infinity: Any,
+    broken: Any,
 ) -> None:
-    """Do pieces `first` to `last` of the streams. The pixels of a piece are listed in its own part of `found`."""
+    """Do pieces `first` to `last` of the streams. The pixels of a piece are listed in its own part of `found`.
+
+    checked: whether to count in `broken` what has NaN or infinity: bits (the frame as whole numbers) that have all of
+    those of `infinity`.
+    """
     channels, plane = frame.shape[1], frame.shape[2]
     pieces = -(-plane // PIECE)
     for piece in range(first, last):
@@ -90,12 +108,20 @@ def _look(
             listed[count] = stream * plane + start + i  # overwritten by the next one, unless it is counted
             count += own[i]
         counts[piece] = count
+        odd = False  # there are hardly ever any: each pixel by itself is asked only then
         for c in range(channels):
             new, old = frame[stream, c], stored[stream, c]
             for pixel in listed[:count]:
                 value = new[pixel - stream * plane]
                 old[pixel - stream * plane] = value
                 rows[pixel, c] = value
+                odd |= checked and bits[stream, c, pixel - stream * plane] & infinity == infinity
+        if odd:
+            for pixel in listed[:count]:
+                one = False
+                for c in range(channels):
+                    one |= bits[stream, c, pixel - stream * plane] & infinity == infinity
+                broken[piece] += one
 
 
 @compiled
