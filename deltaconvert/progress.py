@@ -28,10 +28,10 @@ class Lines:
 class Told:
     """Called with each trial; makes a line of its result, the count, the time of one, and the best so far.
 
-    show: takes the line, the number of trials and how many are expected.
+    show: takes how far it is, what the trial came to, the number of trials and how many are expected.
     """
 
-    def __init__(self, budget: float, show: Callable[[str, int, int], None]):
+    def __init__(self, budget: float, show: Callable[[str, str, int, int], None]):
         self._budget, self._show = budget, show
         self._count, self._about, self._fresh = 0, 0, 0
         self._least, self._begin = math.inf, time.monotonic()
@@ -49,25 +49,33 @@ class Told:
         each = (time.monotonic() - self._begin) / self._fresh
         of = f" of some {self._about}" if self._about else ""
         come_to = f"loss {outcome.loss:.4g}, work {outcome.work:.1%}; {best}"
-        self._show(f"trial {self._count}{of}, {each:.2g} s each: {come_to}", self._count, self._about)
+        self._show(f"trial {self._count}{of}, {each:.2g} s each", come_to, self._count, self._about)
 
 
 @contextmanager
 def trials_told(wanted: bool, budget: float) -> Iterator[Told]:
-    """A bar on a terminal, and lines elsewhere, if wanted."""
-    from rich.console import Console
+    """A bar on a terminal, with the last trial below it, and lines elsewhere, if wanted."""
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
-    shown = wanted and console.is_terminal and sys.stderr is not None
-    columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-        task, lines = bar.add_task("calibrating", total=None), Lines()
+    console, lines = Console(stderr=True), Lines()
+    if not (wanted and console.is_terminal and sys.stderr is not None):
 
-        def show(text: str, count: int, about: int) -> None:
+        def tell(far: str, came_to: str, *_: int) -> None:
+            if wanted:
+                lines.tell(f"calibrating: {far}: {came_to}")
+
+        yield Told(budget, tell)
+        return
+    bar = Progress(TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+    task = bar.add_task("calibrating", total=None)
+    with Live(bar, console=console, transient=True) as live:
+
+        def show(far: str, came_to: str, count: int, about: int) -> None:
             # `about` is an estimate: beyond it the bar stays full.
-            bar.update(task, description=text, completed=count, total=max(count, about) if about else None)
-            if wanted and not shown:
-                lines.tell(f"calibrating: {text}")
+            total = max(count, about) if about else None
+            bar.update(task, description=f"calibrating: {far}", completed=count, total=total)
+            live.update(Group(bar, came_to))  # of two lines, since 80 columns do not hold both
 
         yield Told(budget, show)

@@ -69,6 +69,18 @@ def test_it_tells_how_far_it_is(capsys, monkeypatch):
     )
 
 
+def test_a_terminal_of_80_columns_holds_the_bar(capsys, monkeypatch):
+    """The bar, the time and all that is told of a trial: nothing is cut off."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "80"), ("LINES", "24")):
+        monkeypatch.setenv(name, value)
+    with trials_told(True, budget=0.1) as tell:
+        tell.expect(known=1230, about=1400)
+        tell(Setting(()), Outcome(0.09876, 0.09876, 0.3))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert re.search(r"calibrating: trial 1231 of some 1400, [\d.e-]+ s each ━+.*0:00:00", text)
+    assert "loss 0.09876, work 30.0%; least so far 30.0%" in text
+
+
 @pytest.mark.parametrize("method", ["allocate", "front_to_back"])
 def test_it_takes_as_long_as_it_may(delta, method):
     """Where the time is over it has the best so far, or the exact network."""
