@@ -21,7 +21,7 @@ from deltaconvert.cli.options import (
     size_of,
     writable,
 )
-from deltaconvert.cli.show import progress_bar, until_interrupted, working
+from deltaconvert.cli.show import UntilBroken, progress_bar, until_interrupted, working
 
 
 def report(
@@ -55,13 +55,16 @@ def report(
         model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
     model.monitor(every=monitor)
-    written = report_page.Page(model, f"{file.name} on {Path(video).name}")
+    written, whole = report_page.Page(model, f"{file.name} on {Path(video).name}"), UntilBroken()
     with (
         videos.read(video, limit=limit) as reader,
         progress_bar(video, reader.frames) as progress,
         until_interrupted() as until,
     ):
-        frames = (resize(frame, pixels) for frame in progress(until(reader)))
+        frames = (resize(frame, pixels) for frame in progress(until(whole(reader))))
         written.follow(watch(model, frames, recipe.prepare, dense=Dense(model) if compare else None))
+    if len(written.frames) < 2:
+        whole.tell()
     written.write(out)
     typer.echo(f"{out}: {len(written.frames)} frames")
+    whole.tell()

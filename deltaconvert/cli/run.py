@@ -27,7 +27,7 @@ from deltaconvert.cli.options import (
     size_of,
     writable,
 )
-from deltaconvert.cli.show import note, print_json, progress_bar, until_interrupted, working
+from deltaconvert.cli.show import UntilBroken, note, print_json, progress_bar, until_interrupted, working
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +81,7 @@ def run(
     with working(f"loading {file}"):
         model = container.load(file, backend=backend, device=device)
     recipe, pixels = feed.from_json(model.info.get("recipe")), pixels_of(model, pixels)
+    whole = UntilBroken()
     with (
         videos.read(video, limit=limit) as reader,
         progress_bar(f"{video}", reader.frames) as progress,
@@ -97,13 +98,15 @@ def run(
             size=pixels,
             out=out,
             marks=marks,
-            progress=lambda frames: progress(until(frames)),
+            progress=lambda frames: progress(until(whole(frames))),
         )
     if json_output:
-        return print_json({"file": str(file), "video": video, **_facts(model, summary)})
+        print_json({"file": str(file), "video": video, **_facts(model, summary)})
+        return whole.tell()
     typer.echo(str(summary))
     if out is not None:
         typer.echo(f"  {out}: changed pixels marked")
+    whole.tell()
     if not any(model.rules.values()):
         note(
             "nothing is dropped: what the noise of the camera and the codec changes is computed, too; --threshold "

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import typer
 
+from deltaconvert.errors import VideoError
+
 T = TypeVar("T")
 
 
@@ -115,6 +117,29 @@ def until_interrupted() -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
         yield follow
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class UntilBroken:
+    """Wraps frames: a video that breaks off after its first frame, or a camera that is lost, ends there, so that what
+    was seen is told. `tell` then raises the error."""
+
+    def __init__(self) -> None:
+        self.error: VideoError | None = None
+
+    def __call__(self, frames: Iterable[T]) -> Iterator[T]:
+        seen = False
+        try:
+            for frame in frames:
+                seen = True
+                yield frame
+        except VideoError as error:
+            if not seen:
+                raise
+            self.error = error
+
+    def tell(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 @contextmanager

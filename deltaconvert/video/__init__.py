@@ -8,7 +8,7 @@ Nothing ends quietly: a broken frame is a VideoError that names it, fewer frames
 """
 
 from deltaconvert.video.reader import VideoReader, read
-from deltaconvert.video.sources import is_address
+from deltaconvert.video.sources import is_address, is_live
 from deltaconvert.video.writer import VideoWriter
 
-__all__ = ["VideoReader", "VideoWriter", "is_address", "read"]
+__all__ = ["VideoReader", "VideoWriter", "is_address", "is_live", "read"]

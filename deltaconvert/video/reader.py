@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaconvert.errors import VideoError
 from deltaconvert.video.ffmpeg import import_av, reason_of
-from deltaconvert.video.sources import is_address, locate, why_not_open
+from deltaconvert.video.sources import is_address, is_live, locate, why_not_open
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -141,6 +141,11 @@ class VideoReader(Iterator[Tensor]):
         try:
             frame = next(self._decoded, None)
         except import_av().FFmpegError as error:
+            if is_live(self.source):
+                raise VideoError(
+                    f"camera {self.source}: lost at frame {number} ({reason_of(error)}); "
+                    "check its cable, its power and the network"
+                ) from error
             good = f"the {number} before it are good: read them with limit={number}, or " if number else ""
             raise VideoError(
                 f"{self.source}: frame {number} cannot be decoded ({reason_of(error)}); "

@@ -18,6 +18,11 @@ def is_address(source: str | Path | int) -> bool:
     return str(source).startswith(URL_PREFIXES)
 
 
+def is_live(source: str | Path | int) -> bool:
+    """Whether `source` is a camera, whose frames come once: one on this machine or one over the network."""
+    return is_address(source) or str(source).isdecimal()
+
+
 def locate(source: str | Path | int) -> tuple[str, dict[str, Any]]:
     """The arguments of av.open for a source."""
     text = str(source)

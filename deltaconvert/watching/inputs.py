@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltaconvert import feed, video
-from deltaconvert.errors import InputError
+from deltaconvert.errors import InputError, VideoError
 from deltaconvert.model import DeltaModel
 from deltaconvert.running.intake import sizes_of, sizes_text
 from deltaconvert.watching.watch import resize
@@ -53,8 +54,23 @@ def images_of(source: str | os.PathLike[str] | int) -> Iterator[Tensor]:
             with video.read(file, limit=1) as reader:
                 yield next(reader)
         return
-    with video.read(source if isinstance(source, int) else str(source)) as reader:
-        yield from reader
+    source = source if isinstance(source, int) else str(source)
+    with video.read(source) as reader:
+        yield from _until_lost(reader) if video.is_live(source) else reader
+
+
+def _until_lost(camera: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Frames of a camera. If it is lost after two of them, which is enough for a run, they are all there is: they do
+    not come again."""
+    seen = 0
+    try:
+        for image in camera:
+            seen += 1
+            yield image
+    except VideoError as error:
+        if seen < 2:
+            raise
+        warnings.warn(f"{error}; going on with the {seen} frames before it", RuntimeWarning, stacklevel=2)
 
 
 def _call(model: DeltaModel, frame: Any) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,7 +23,7 @@ from deltaconvert.calibration.asked import gates_of
 from deltaconvert.calibration.search import Search
 from deltaconvert.calibration.setting import Outcome, Setting
 from deltaconvert.calibration.trials import Trials
-from deltaconvert.errors import InputError
+from deltaconvert.errors import InputError, VideoError
 from deltaconvert.gate import Gate
 from deltaconvert.metrics import detection, nrmse, relative_l2
 from deltaconvert.progress import trials_told
@@ -255,6 +256,34 @@ def test_frames_from_files(delta, tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no images"):
         inputs_of(delta, tmp_path / "none")
+
+
+@pytest.mark.parametrize(("good", "kept"), [(3, True), (1, False)])
+def test_frames_of_a_camera_that_is_lost(delta, good, kept, monkeypatch):
+    """They do not come again: two of them are a clip. Of a file, an error says how to go on."""
+    from deltaconvert import feed, video
+    from deltaconvert.watching.inputs import inputs_of
+
+    @contextlib.contextmanager
+    def broken(source, **_):
+        def frames():
+            yield from pictures
+            raise VideoError("lost")
+
+        yield frames()
+
+    pictures = [torch.zeros(32, 48, 3, dtype=torch.uint8)] * good
+    delta.info["recipe"] = feed.to_json(feed.recipe_for("plain", (1, 3, 32, 48)))
+    monkeypatch.setattr(video, "read", broken)
+    for camera in (0, "0", "rtsp://door"):
+        if kept:
+            with pytest.warns(RuntimeWarning, match="lost; going on with the 3 frames before it"):
+                assert len(inputs_of(delta, camera, limit=40)) == 3
+        else:
+            with pytest.raises(VideoError, match="lost"):
+                inputs_of(delta, camera)
+    with pytest.raises(VideoError, match="lost"):
+        inputs_of(delta, "street.mp4")
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,34 @@ def test_ctrl_c_ends_a_video_with_what_was_seen(converted, clip, tmp_path, monke
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("source", ["damaged.mp4", "0"])
+def test_what_was_seen_before_a_video_breaks_is_told(source, converted, tmp_path, monkeypatch):
+    """A damaged file, and a camera that is lost: then comes the error."""
+    pytest.importorskip("jinja2")
+    from deltaconvert import video
+    from deltaconvert.video import reader
+
+    noise, path = torch.Generator().manual_seed(0), tmp_path / "damaged.mp4"
+    with video.VideoWriter(path, 10, (96, 64)) as out:
+        for _ in range(12):
+            out.write(torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8, generator=noise))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 8000] = b"\xff" * 8000
+    path.write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reader, "locate", lambda name: (str(path), {}))
+    result = call("run", converted, "--video", source, "--out", "seen.mp4", *BACKEND, code=1)
+    frames = int(result.stdout.split()[0])
+    assert 2 < frames < 12 and "frames of 96x64\n  changed pixels" in result.stdout
+    with video.read(str(path), limit=frames) as read:
+        assert len(list(read)) == frames
+    why = f"camera 0: lost at frame {frames}" if source == "0" else f"frame {frames} cannot be decoded"
+    assert said(result).count(why) == 1
+    report = call("report", converted, "--video", source, "-o", "seen.html", *BACKEND, code=1)
+    assert f"seen.html: {frames} frames" in report.stdout and why in said(report)
+    assert f"<b>{frames}</b>frames" in (tmp_path / "seen.html").read_text()
+
+
 def test_run_on_what_is_no_video(converted, clip, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(clip.read_bytes()[:200])
