@@ -41,8 +41,12 @@ setup: $(VENV)/.ready ## make the virtual environment, with the CPU build of tor
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo) ## convert a network, run it on a video, show what was saved (writes demo/)
 	$(BIN)/deltaconvert demo --folder demo
 
+# A file's tests run in one process, which compiles, exports and starts Ray once for all of them; in the order of the
+# files, whose longest are not the last. Maps of 1 MB and more go back to the system: glibc would keep gigabytes.
+BY_FILE := --dist loadfile --no-loadscope-reorder
+
 test: setup ## run the tests, but for the slow ones and those that need a GPU
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu"
+	MALLOC_MMAP_THRESHOLD_=1000000 $(BIN)/python -m pytest -q -n $(WORKERS) $(BY_FILE) -m "not slow and not gpu"
 
 test-cuda: setup ## run the tests that need a GPU; without one this fails
 	DELTACONVERT_NEEDS_GPU=1 $(BIN)/python -m pytest -q -m gpu
