@@ -23,6 +23,7 @@ from deltaconvert.watching.watch import Seen
 TEMPLATE = Path(__file__).with_name("report_page.html")
 DELTA, DENSE = "#c8500a", "#1f4e9c"
 NAMED = 14  # rows of the picture of all layers
+LINE = 16  # pixels of a name beside it
 
 
 class Frame(NamedTuple):
@@ -94,6 +95,7 @@ class Page:
         assert self.often is not None
         counted = self.frames[1:]
         strip = torch.tensor([[layer.density for layer in layers] for layers in self.layers[1:]]).T
+        names = self._strip_names()
         top = float(self.often.max())
         return {
             "title": self.title,
@@ -102,8 +104,8 @@ class Page:
             "last": len(counted),
             "strip": picture(shaded(strip), "PNG"),
             "strip_bar": picture(shaded(ramp()), "PNG"),
-            "strip_height": max(60, min(600, 5 * strip.shape[0])),
-            "strip_names": self._strip_names(),
+            "strip_height": max(LINE * len(names), min(600, 5 * strip.shape[0])),
+            "strip_names": names,
             "heat": picture(heatmap(self._first, self.often / max(1.0, top))),
             "heat_bar": picture(heatmap(torch.zeros(1, 101, 3, dtype=torch.uint8), ramp()), "PNG"),
             "heat_top": f"{top / len(counted):.0%} of the frames",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from html.parser import HTMLParser
@@ -43,6 +44,18 @@ def run(frames: int, compare: bool = True, **options) -> Page:
     page = Page(model, "a <small> network")
     page.follow(watch(model, video, prepare, dense=Dense(model) if compare else None))
     return page
+
+
+@pytest.mark.parametrize("times", [1, 3, 30])
+def test_names_of_layers_do_not_lie_on_each_other(tmp_path, times):
+    page = run(3)
+    page.layers = [layers * times for layers in page.layers]
+    page.write(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    tops = [float(top) for top in re.findall(r'<span style="top: ([\d.]+)%', text)]
+    height = int(re.search(r"height: (\d+)px", text)[1])
+    assert len(tops) == min(14, len(page.layers[0]))
+    assert all((after - top) / 100 * height > 15.9 for top, after in itertools.pairwise(tops))
 
 
 @pytest.mark.parametrize("compare", [True, False])
