@@ -21,7 +21,9 @@ class LayerStats:
     """One node over the frames so far. Pixels are those of all streams together.
 
     density: share of the node's pixels that changed; computed: share that was computed (candidates, and what a
-    backend computes along with them); both of the last frame and, as mean_..., over all frames.
+    backend computes along with them); both of the last frame and, as mean_..., over all frames. The CPU computes whole
+    maps where so many pixels are candidates that a list of them is no faster: then more work is done there than on the
+    reference backend, by whose masks `calibrate` counts it.
     macs_done and macs_skipped: multiply-accumulates of the last frame; total_... over all frames.
     """
 
