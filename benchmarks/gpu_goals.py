@@ -98,11 +98,10 @@ GOALS = (
 )
 
 
-def table(facts: dict[str, Any]) -> str:
+def table(facts: dict[str, Any], sets: Sequence[str] = (FIRST, SECOND)) -> str:
     units = by_unit(facts)
-    return markdown(
-        ("goals", "goal", "met by", "missed by", "not measured"), [_line(goal, units) for goal in GOALS]
-    )
+    lines = [_line(goal, units) for goal in GOALS if goal.set in sets]
+    return markdown(("goals", "goal", "met by", "missed by", "not measured"), lines)
 
 
 def _line(goal: Goal, units: dict[Unit, list[Row]]) -> tuple[str, ...]:

@@ -30,11 +30,13 @@ def main() -> None:
 
 def rewritten(text: str) -> str:
     """A page with its tables written anew from the records."""
-    record, profiles = _read("gpu"), _read("gpu_profile")
+    record, h200, profiles = _read("gpu"), _read("gpu_h200"), _read("gpu_profile")
     tables = {
         "networks": gpu_record.readme(record),
         "milliseconds": gpu_record.milliseconds(record),
         "goals": gpu_goals.table(record),
+        "goals on h200": gpu_goals.table(h200, [gpu_goals.SECOND]),
+        "cost law on h200": cost_law.table(h200),
         "cost law": cost_law.table(record),
         "clips": gpu_record.clips(record),
         "memory": gpu_record.beside_the_ratio(record),
@@ -45,7 +47,7 @@ def rewritten(text: str) -> str:
     def table(found: re.Match[str]) -> str:
         return f"<!-- gpu: {found[1]} -->\n\n{tables[found[1]]}\n\n<!-- gpu: end -->"
 
-    return re.sub(r"<!-- gpu: ([a-z ]+) -->\n.*?<!-- gpu: end -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- gpu: ([a-z0-9 ]+) -->\n.*?<!-- gpu: end -->", table, text, flags=re.DOTALL)
 
 
 def measured(record: dict[str, Any]) -> str:
