@@ -29,7 +29,8 @@ def inputs_of(model: DeltaModel, frames: Any, limit: int | None = None) -> list[
     """
     source = images_of(frames) if isinstance(frames, str | os.PathLike | int) else frames
     if isinstance(source, Tensor) or not isinstance(source, Iterable):
-        raise InputError("frames are one tensor: give a list of frames, or where to read them")
+        what = "one tensor" if isinstance(source, Tensor) else f"a {type(source).__name__}"
+        raise InputError(f"frames are {what}: give a list of frames, or where to read them")
     calls = [_call(model, frame) for frame in itertools.islice(source, limit)]
     for number, call in enumerate(calls):
         try:

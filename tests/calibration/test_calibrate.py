@@ -352,6 +352,8 @@ def test_bad_frames(delta):
         deltaconvert.calibrate(delta, clip(1))
     with pytest.raises(InputError, match="one tensor"):
         deltaconvert.calibrate(delta, clip(1)[0])
+    with pytest.raises(InputError, match="frames are a NoneType: give a list"):
+        deltaconvert.calibrate(delta, None)
     with pytest.raises(InputError, match=r"frame 1: input 0 has shape \(3, 32, 48\).*frame\[None\]"):
         deltaconvert.calibrate(delta, [clip(1)[0], clip(1)[0][0]])
     with pytest.raises(InputError, match="frame 1 has the size 1x3x16x48, those before it 1x3x32x48"):
