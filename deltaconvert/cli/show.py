@@ -76,10 +76,13 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[Iterable[T
     """Gives a function that wraps an iterable: on a terminal a bar on stderr follows it, elsewhere lines."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     from deltaconvert.progress import Lines
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # A long path leaves room for the bar on 80 columns.
+    name = TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=36))
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 

@@ -1,6 +1,7 @@
 """deltaconvert run: a network on a video, beside the dense one."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -112,6 +113,17 @@ def test_ctrl_c_ends_a_video_with_what_was_seen(converted, clip, tmp_path, monke
     with pytest.raises(KeyboardInterrupt), until_interrupted():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_long_path_leaves_room_for_the_bar(capsys, monkeypatch):
+    from deltaconvert.cli.show import progress_bar
+
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "80"), ("LINES", "24")):
+        monkeypatch.setenv(name, value)
+    with progress_bar("/recordings" * 9, 50) as follow:
+        assert list(follow(range(50))) == list(range(50))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert re.search(r"/recordings.*… ━+ 50/50 ", text)
 
 
 @pytest.mark.parametrize("source", ["damaged.mp4", "0"])
