@@ -120,7 +120,8 @@ extern "C" __global__ void __launch_bounds__(256, 5)
                 *before = pixel.fresh(c);
             }
             const number off = sum / C / (number)1.128;  // the mean difference of two values with noise of deviation 1
-            if (!passes && is_finite(off)) noise[place] = learnt + (off - learnt) / 16;
+            const number step = (off - learnt) / 16, rise = limit / 64;  // NOISE_RISE of gate.py
+            if (most <= peak && is_finite(off)) noise[place] = learnt + (passes && step > rise ? rise : step);
 #endif
         }
 #endif

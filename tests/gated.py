@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
-from oracle import Call, assert_same_bits, generator, scripted_video
+from oracle import Call, assert_close, assert_same_bits, generator, scripted_video
 from torch import Tensor, nn
 
 import deltaconvert
@@ -91,7 +91,7 @@ def check_masks(backend: str, gate: object, video: Iterable[Tensor]) -> None:
 
 
 def check_gate(backend: str, gate: object, size: tuple[int, int], dtype: torch.dtype) -> None:
-    """Masks, stored frames and counts are those of a Watch by itself, also with sleeping streams and NaN."""
+    """Masks, stored frames, noise and counts are those of a Watch by itself, also with sleeping streams and NaN."""
     draw = generator(5)
     video = [
         x + torch.randn(x.shape, generator=draw) * 0.02 for x in scripted_video((2, 3, *size), torch.float32)
@@ -113,6 +113,8 @@ def check_gate(backend: str, gate: object, size: tuple[int, int], dtype: torch.d
         assert torch.equal(model.masks()["input_0"], alone.look(frame)), f"frame {t}"
         values = next(iter(model._program.edges.values())).values
         assert torch.equal(values.nan_to_num(7), alone.stored.nan_to_num(7)), f"frame {t}"
+        (watch,) = model._program.watches.values()
+        assert_close(watch.noise, alone.watch.noise, f"noise, frame {t}")
     assert model.stats().gates["input_0"] == alone.watch.report()
 
 

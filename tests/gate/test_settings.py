@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gated import Input, convert
+from gated import Alone, Input, convert
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_close, dense, edges
@@ -15,7 +15,7 @@ from torch import nn
 
 import deltaconvert
 from deltaconvert.errors import InputError
-from deltaconvert.gate import TILE, Gate, Watch, grown, guarded, largest
+from deltaconvert.gate import NOISE_RISE, TILE, Gate, Watch, grown, guarded, largest
 
 CAR_PARK = Path(__file__).resolve().parents[3] / "shared/data/videos/intel_car-detection.mp4"
 
@@ -46,6 +46,33 @@ def test_noise_is_smoothed_away_and_motion_is_not():
             changed.setdefault(smooth, []).append(density(model))
         assert model.masks()["input_0"][0, 0, 22:28, 14:18].float().mean() > 0.6  # where it moves
     assert max(changed[5]) < 0.05 < 0.1 < min(changed[1])
+
+
+@pytest.mark.parametrize("times", [1.5, 3.0])
+def test_noise_above_the_threshold_is_learnt_soon(backend, times):
+    """Though at first it counts as a change nearly everywhere."""
+    scene = torch.rand(1, 3, 20, 24)
+    model = convert(scene, {"noise": 4, "peak": 16}, threshold=0.04, backend=backend)
+    for t in range(110):
+        model(scene + torch.randn(scene.shape) * 0.04 * times)
+        if t == 10:
+            assert density(model) > 0.4
+    assert density(model) < 0.1
+
+
+@pytest.mark.parametrize(("times", "rise"), [(2.0, NOISE_RISE), (6.0, 0.0)])
+def test_what_passes_hardly_raises_the_noise(times, rise):
+    """Half the frame flickers for a while: faintly, or beyond the peak, from which nothing is learnt."""
+    scene = torch.zeros(1, 3, 16, 32)
+    flicker = scene.clone()
+    flicker[..., :16] = 0.1 * times
+    alone = Alone({"noise": 4}, scene, 0.1)
+    for frame in (scene, *(flicker, scene) * 8):
+        moved = alone.look(frame)
+    assert moved[..., :16].all() and not moved[..., 16:].any()
+    noise = alone.watch.noise[0, 0]
+    assert_close(noise[:, :16], torch.full((16, 16), 16 * rise * 0.1))
+    assert not noise[:, 16:].any()
 
 
 def test_noise_is_learnt_for_each_pixel():
