@@ -176,7 +176,8 @@ def _amount(rule: Rule, scale: float, name: str = "threshold") -> float:
         amount = float(str(number)[:-1]) / 100 * scale if relative else float(number)
     except (TypeError, ValueError):
         raise InputError(
-            f'{name}={rule!r} is no threshold: give a number such as 0.05, or a share such as "10%"'
+            f'{name}={rule!r} is no threshold: give a number such as 0.05, or a share such as "10%"; {WEIGHTED} and '
+            f"{NARROW} may follow"
         ) from None
     if not math.isfinite(amount) or amount < 0:
         raise InputError(f"{name}={rule!r} is no threshold: it must be finite and not negative")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +21,8 @@ def side_by_side(
 ) -> Iterator[tuple[int, Result]]:
     """(place, function(item)) of each item as they come, from up to `workers` processes of one thread each.
 
-    The processes are forked: each has its own copy of all that the function reads, and nothing is sent there.
+    The processes are forked: each has its own copy of all that the function reads, and nothing is sent there. They end
+    with the one that asks, Ctrl-C included.
     """
     crew = min(workers, len(items))
     if crew < 2:
@@ -29,16 +31,29 @@ def side_by_side(
     context = multiprocessing.get_context("fork")
 
     def work(first: int, out: Connection) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the one that asks ends the others
         torch.set_num_threads(1)  # a forked process has none of its parent's threads
         for place in range(first, len(items), crew):
             out.send((place, function(items[place])))
 
     left: dict[Connection, int] = {}  # items that each process still owes
-    for first in range(crew):
-        end, out = context.Pipe(duplex=False)
-        context.Process(target=work, args=(first, out), daemon=True).start()
-        out.close()
-        left[end] = len(range(first, len(items), crew))
+    processes = []
+    try:
+        for first in range(crew):
+            end, out = context.Pipe(duplex=False)
+            processes.append(context.Process(target=work, args=(first, out), daemon=True))
+            processes[-1].start()
+            out.close()
+            left[end] = len(range(first, len(items), crew))
+        yield from _received(left)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _received(left: dict[Connection, int]) -> Iterator[Any]:
+    """What comes out of these ends, as it comes, so many from each."""
     while left:
         ready = wait(list(left))
         for end in [end for end in left if end in ready]:

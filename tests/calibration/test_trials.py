@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import time
 
 import pytest
@@ -10,6 +13,7 @@ from calibrating import clip, network
 from torch import Tensor, nn
 
 import deltaconvert
+from deltaconvert.calibration.crew import side_by_side
 from deltaconvert.calibration.search import Search
 from deltaconvert.calibration.setting import Setting
 from deltaconvert.calibration.trials import Trials
@@ -170,6 +174,21 @@ def test_the_work_of_a_batch_is_that_of_all_its_images(delta):
     )
     everywhere = Setting((0.0,) * len(half.sites))
     assert half(everywhere).work == pytest.approx(whole(everywhere).work / 2, rel=1e-6) != 0
+
+
+def test_workers_end_with_the_one_that_asks():
+    """Ctrl-C reaches them as well: they leave it to the first process, and are gone after it."""
+
+    def work(item: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(item)
+        return item
+
+    results = side_by_side(work, [0, 0, 60, 60], workers=2)
+    assert sorted([next(results), next(results)]) == [(0, 0), (1, 0)]
+    assert len(multiprocessing.active_children()) == 2
+    results.close()
+    assert not multiprocessing.active_children()
 
 
 def test_a_worker_that_fails_is_told(delta):
