@@ -105,8 +105,17 @@ def build(arch: str) -> nn.Module:
     arch: a name of model_zoo, or "package.module:factory", called without arguments or with literal values, as
     "resnet18(classes=10)" or "package.module:factory(classes=10, width=0.5)". InputError for what is neither.
     """
+    return builder(arch)()
+
+
+def builder(arch: str) -> Callable[[], nn.Module]:
+    """What `build(arch)` calls: that arch names nothing is an InputError here already, at no cost."""
     text = arch.strip()
     factory = function_of(text) if _NAMED.fullmatch(text) else _of_zoo(text)
+    return partial(_built, factory, arch)
+
+
+def _built(factory: Callable[[], Any], arch: str) -> nn.Module:
     try:
         model = factory()
     except Exception as error:

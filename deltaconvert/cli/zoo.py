@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -24,14 +25,14 @@ def zoo(
     """
     shape = None if input is None else shape_of(input)
     import model_zoo
-    from deltaconvert.checkpoint import build
+    from deltaconvert.checkpoint import builder
 
     if not names and shape is None:
         return _listed(json_output)
     with as_usage("NAMES"):
-        networks = [(name, build(name)) for name in names or model_zoo.names()]
-    with progress_bar("converting", len(networks)) as progress:
-        rows = [_converted(name, network, shape) for name, network in progress(networks)]
+        builders = [(name, builder(name)) for name in names or model_zoo.names()]
+    with progress_bar("converting", len(builders)) as progress:
+        rows = [_converted(name, build, shape) for name, build in progress(builders)]
     if json_output:
         return print_json(rows)
     _print(rows)
@@ -51,10 +52,12 @@ def _listed(json_output: bool) -> None:
     print_table(head, [(*_facts(row), row["summary"]) for row in rows])
 
 
-def _converted(name: str, network: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
+def _converted(name: str, build: Callable[[], Any], shape: tuple[int, ...] | None) -> dict[str, Any]:
     import deltaconvert
     import model_zoo
 
+    with as_usage("NAMES"):
+        network = build()
     recipe = model_zoo.recipe(name)
     size = (1, *recipe.input_size) if shape is None else (shape[0], recipe.input_size[0], *shape[2:])
     frame = example_frame(recipe, size, None)

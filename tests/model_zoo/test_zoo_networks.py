@@ -1,7 +1,7 @@
 """Every network of the zoo: public key names, any size, traceable, alive on random weights, converted."""
 
 import hashlib
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 
 import pytest
@@ -234,7 +234,7 @@ CONVERTED = [
 every_network = pytest.mark.parametrize("name", model_zoo.names())
 
 
-@cache
+@lru_cache(maxsize=1)  # conftest.py puts the tests of a network together
 def built(name: str) -> nn.Module:
     return model_zoo.create(name, seed=0)
 
