@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,17 @@ def _options(arch: str) -> tuple[str, ...]:
     )
 
 
+def _told(source: Path, macros: Sequence[str]) -> tuple[str, ...]:
+    """Those macros that a source, or a header of its own, names; all others leave it as it is."""
+    files, texts = [source], []
+    for file in files:  # it grows
+        texts.append(file.read_text())
+        included = (file.parent / name for name in re.findall(r'#include "([^"]+)"', texts[-1]))
+        files += [path for path in included if path.is_file() and path not in files]
+    words = set(re.findall(r"\w+", " ".join(texts)))
+    return tuple(macro for macro in macros if macro.partition("=")[0] in words)
+
+
 def _defines(macros: Sequence[str]) -> list[str]:
     return [f"-D{macro}" for macro in macros]
 
@@ -168,7 +180,8 @@ def main(arguments: list[str]) -> int:
     if ARCHITECTURE_OF_VARIANTS.rstrip("a") in compiler.architectures:
         todo += [(ARCHITECTURE_OF_VARIANTS, macros) for macros in VARIANTS]
     todo += [(compiler.architectures[0], ("TYPE=2",))]  # the oldest one lacks instructions for halves
-    every = [(source, arch, macros) for source in sources for arch, macros in todo]
+    every = [(source, arch, _told(source, macros)) for source in sources for arch, macros in todo]
+    every = list(dict.fromkeys(every))
     with ThreadPoolExecutor(compiler.at_once) as pool:
         results = pool.map(lambda job: compiler.compile(*job), every)
         for (source, arch, macros), (log, seconds) in zip(every, results, strict=True):
