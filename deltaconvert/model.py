@@ -178,7 +178,8 @@ class DeltaModel(Running):
 
     @in_turn
     def nonfinite(self) -> list[int]:
-        """Of each stream, the pixels of its frames that came in with NaN or infinity so far; see stats().nonfinite."""
+        """Of each stream, the pixels of its frames that came in with NaN or infinity so far. Those that enter behind a
+        dense part, or inside of one, stats().nonfinite has alone, by path."""
         return self._program.nonfinite()
 
     @in_turn

@@ -94,6 +94,17 @@ def test_still_frames_and_reset_reach_the_parts(backend, network):
     assert all(mask.all() for mask in model.masks().values())
 
 
+def test_parts_report_nan(backend, network):
+    frames = torch.randn(SHAPE).double()
+    model = deltaconvert.convert(network, (list(frames),), backend=backend)
+    model(list(frames))
+    assert model.stats().nonfinite == {}
+    frames[0, 1, 3, 4] = torch.nan
+    model(list(frames))
+    found = model.stats().nonfinite
+    assert found["backbone.input_0"] == 1 and found["heads.shared.input_0"] > 1, "its windows read it"
+
+
 def test_thresholds_by_the_networks_own_names(backend, network):
     frames = list(torch.randn(SHAPE).double())
     model = deltaconvert.convert(network, (frames,), threshold={"heads.shared.*": 0.5}, backend=backend)
