@@ -98,10 +98,11 @@ GOALS = (
 )
 
 
-def table(facts: dict[str, Any], sets: Sequence[str] = (FIRST, SECOND)) -> str:
+def table(facts: dict[str, Any]) -> str:
     units = by_unit(facts)
-    lines = [_line(goal, units) for goal in GOALS if goal.set in sets]
-    return markdown(("goals", "goal", "met by", "missed by", "not measured"), lines)
+    return markdown(
+        ("goals", "goal", "met by", "missed by", "not measured"), [_line(goal, units) for goal in GOALS]
+    )
 
 
 def _line(goal: Goal, units: dict[Unit, list[Row]]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def rewritten(text: str) -> str:
         "networks": gpu_record.readme(record),
         "milliseconds": gpu_record.milliseconds(record),
         "goals": gpu_goals.table(record),
-        "goals on h200": gpu_goals.table(h200, [gpu_goals.SECOND]),
+        "goals on h200": gpu_goals.table(h200),
         "cost law on h200": cost_law.table(h200),
         "cost law": cost_law.table(record),
         "clips": gpu_record.clips(record),
