@@ -95,7 +95,7 @@ class Page:
         assert self.often is not None
         counted = self.frames[1:]
         strip = torch.tensor([[layer.density for layer in layers] for layers in self.layers[1:]]).T
-        names = self._strip_names()
+        names, stats = self._strip_names(), self.model.stats()
         top = float(self.often.max())
         return {
             "title": self.title,
@@ -121,9 +121,9 @@ class Page:
             "gate": str(self.model.gate),
             "gates": {
                 path: {**counts, "cuts": counts["cuts"] - self.before[path]}
-                for path, counts in self.model.stats().gates.items()
+                for path, counts in stats.gates.items()
             },
-            "nonfinite": nonfinite_text(self.model.stats().nonfinite),
+            "nonfinite": nonfinite_text(stats.nonfinite),
             "rows": self._rows(),
             "said": self._said(counted),
         }

@@ -33,10 +33,10 @@ def look(
     differs from everything. nonfinite: int64 (N), to which the pixels stored with NaN or infinity are added; None where
     all are finite. judged: whether the mask is already given.
     """
-    bits = frame.view(INTEGER[frame.itemsize]).view(*frame.shape[:2], -1).numpy()
-    infinity = bits.dtype.type(torch.tensor(torch.inf, dtype=frame.dtype).view(INTEGER[frame.itemsize]))
+    integer = INTEGER[frame.itemsize]
+    bits = frame.view(integer).view(*frame.shape[:2], -1).numpy()
+    infinity = bits.dtype.type(torch.tensor(torch.inf, dtype=frame.dtype).view(integer))
     if limit is None:
-        integer = INTEGER[frame.itemsize]
         frame, stored, rows = (x.view(integer) for x in (frame, stored, rows))
     new, old = (x.view(*x.shape[:2], -1).numpy() for x in (frame, stored))
     plane = new.shape[2]
